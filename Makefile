@@ -1,0 +1,74 @@
+# make serve    two small real models on http://127.0.0.1:8000, from nothing but python3 and make
+# make test     the test suite                       make check    lint, format and types
+# make setup    only .venv, with what `test` and `check` need
+# make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
+# make clean    remove what these made
+#
+# PYTHON=python3.11 and VENV=.venv311 choose another Python and folder; HOST and PORT are for `serve`,
+# PYTEST_ARGS for `test` (e.g. PYTEST_ARGS="tests/muxjax -k config").
+
+VENV ?= .venv
+PYTHON ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+# What an environment holds, by stamp file: the run-time dependencies alone, so that `make serve` is
+# quick on a new machine, and everything.
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check lint types format bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+setup: $(DEV)
+
+$(BIN)/python:
+	@python=$$(scripts/find-python $(PYTHON)) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
+
+$(RUN): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax and what it needs to run"
+	@scripts/pip-install $(VENV) -e .
+	@touch $@
+
+$(DEV): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax and what its tests and checks need"
+	@scripts/pip-install $(VENV) -e '.[dev]'
+	@touch $(RUN) $@
+
+serve: $(RUN)
+	@$(BIN)/muxjax fetch smollm2-135m gemma3-270m
+	@exec $(BIN)/muxjax serve examples/demo.yaml --host $(HOST) --port $(PORT)
+
+test: $(DEV)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy sees the package as it is installed from a wheel: the folders at the top become sub-packages
+# only there. `build` holds setuptools' leftovers, which would put removed modules into the wheel.
+types: $(DEV)
+	@rm -rf build $(VENV)/installed
+	@$(BIN)/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation --target $(VENV)/installed .
+	@rm -rf build
+	cd $(VENV)/installed && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p muxjax
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(RUN)
+	$(BIN)/python benchmarks/decode.py $(BENCH_ARGS)
+
+clean:
+	rm -rf .venv .venv311 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

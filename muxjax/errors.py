@@ -1,0 +1,39 @@
+"""Every error that MuxJAX raises on purpose."""
+
+from __future__ import annotations
+
+
+class MuxError(Exception):
+    """The base of all errors that MuxJAX raises on purpose."""
+
+
+class InvalidRequest(MuxError, ValueError):
+    """A request that cannot be served as asked; `field` names the argument at fault."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModel(InvalidRequest):
+    """A request for a model that the fleet does not hold."""
+
+
+class FleetConfigError(MuxError, ValueError):
+    """A fleet file that is not valid; the message names the key's path in the file."""
+
+
+class CheckpointError(MuxError):
+    """A checkpoint that cannot be loaded: unknown architecture, missing or misshapen tensor, ..."""
+
+
+class DownloadError(MuxError):
+    """A file that could not be fetched, or that is not what was asked for."""
+
+
+class PoolTooSmall(MuxError):
+    """A pool or quota that cannot hold even one request of a model's full length."""
+
+
+class EngineDead(MuxError):
+    """The engine's loop has ended, by `close()` or by an error that the message names."""

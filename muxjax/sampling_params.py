@@ -1,0 +1,124 @@
+"""How the tokens of a request are chosen and when it ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from muxjax.errors import InvalidRequest
+
+MAX_LOGPROBS = 20
+"""Most alternatives that `SamplingParams.logprobs` may ask for (OpenAI's limit for chat)."""
+MAX_STOP_TOKEN_IDS = 8
+"""Most stop token ids a request may hold on the device, the model's own included."""
+MAX_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling settings of one request. None of them causes a compilation.
+
+    Attributes:
+      max_tokens: the most tokens to make; the model's length limit may end a request earlier.
+      temperature: 0 takes the most likely token (greedy); otherwise logits are divided by it.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: keep the fewest most likely tokens whose probability reaches this (nucleus).
+      min_p: drop tokens less likely than this times the most likely one.
+      repetition_penalty: divides positive logits, and multiplies negative ones, of every token
+        seen in prompt or output (CTRL, Keskar et al. 2019).
+      presence_penalty: subtracted from the logits of tokens already in the output.
+      frequency_penalty: subtracted once for each time a token is already in the output.
+      seed: the same seed gives the same tokens, whatever the request is batched with. None draws
+        a fresh one.
+      stop: strings that end the output; not included in the text.
+      stop_token_ids: tokens that end the output, besides the model's own.
+      ignore_eos: do not end at the model's own end token.
+      logprobs: how many alternatives to report for each token (0: only the chosen token's
+        log-probability; None: none). Taken from the raw logits, before temperature and penalties.
+
+    Raises:
+      InvalidRequest: a value out of its range; `field` names it.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for field in ("stop", "stop_token_ids"):
+            value = getattr(self, field)
+            if not isinstance(value, (list, tuple)):
+                raise InvalidRequest(f"{field} must be a list, not {value!r}", field=field)
+            object.__setattr__(self, field, tuple(value))
+        self._whole("max_tokens", 1, 2**31 - 1)
+        self._whole("top_k", 0, 2**31 - 1)
+        self._real("temperature", 0.0, 100.0)
+        self._real("top_p", 0.0, 1.0, open_low=True)
+        self._real("min_p", 0.0, 1.0)
+        self._real("repetition_penalty", 0.0, 100.0, open_low=True)
+        self._real("presence_penalty", -2.0, 2.0)
+        self._real("frequency_penalty", -2.0, 2.0)
+        if self.seed is not None:
+            self._whole("seed", -(2**63), 2**64 - 1)
+        if self.logprobs is not None:
+            self._whole("logprobs", 0, MAX_LOGPROBS)
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest(
+                f"ignore_eos must be true or false, not {self.ignore_eos!r}", field="ignore_eos"
+            )
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(
+                f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}", field="stop"
+            )
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise InvalidRequest(
+                    f"stop must hold non-empty strings, not {text!r}", field="stop"
+                )
+        for token in self.stop_token_ids:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < 2**31:
+                raise InvalidRequest(
+                    f"stop_token_ids must hold token ids, not {token!r}", field="stop_token_ids"
+                )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether any penalty changes the logits."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    def _whole(self, field: str, low: int, high: int) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InvalidRequest(
+                f"{field} must be a whole number from {low} to {high}, not {value!r}", field=field
+            )
+
+    def _real(self, field: str, low: float, high: float, *, open_low: bool = False) -> None:
+        value = getattr(self, field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise InvalidRequest(
+                f"{field} must be a number from {low} to {high}, not {value!r}", field=field
+            )
+        if open_low and value == low:
+            raise InvalidRequest(f"{field} must be above {low}", field=field)

@@ -1,0 +1,150 @@
+"""Every way to install MuxJAX imports every sub-package, from any working folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Top-level folder of the checkout -> package.
+PACKAGES = {
+    "muxjax": "muxjax",
+    "models": "muxjax.models",
+    "pallas_kernels": "muxjax.pallas_kernels",
+    "placement": "muxjax.placement",
+    "serve": "muxjax.serve",
+}
+IMPORTS = (
+    "import muxjax, muxjax.cli, muxjax.config, muxjax.scheduling.steps, muxjax.models.config,"
+    " muxjax.pallas_kernels.layout, muxjax.placement, muxjax.serve.body as b, sys;"
+    " print(muxjax.__file__, b.__file__, sep='\\n')"
+)
+GENERIC = ("models", "serve", "placement", "pallas_kernels")
+
+
+def source_modules() -> set[str]:
+    """Every module of the checkout by the path it has when installed."""
+    modules = set()
+    for folder, package in PACKAGES.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inner = path.relative_to(ROOT / folder).as_posix()
+            modules.add(f"{package.replace('.', '/')}/{inner}")
+    return modules
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy, because setuptools writes beside the sources."""
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("pyproject.toml", "README.md", "LICENSE", *PACKAGES):
+        (copy / name).symlink_to(ROOT / name)
+    out = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(copy))
+    (built,) = out.iterdir()
+    return built
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    done = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        # The checkout's own folders must not be found by what pip runs.
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imported(folder: Path, *search: Path) -> list[Path]:
+    """Where `muxjax` and `muxjax.serve.body` come from in a Python started in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search))}
+    # -P would hide what is tested: that Python finds the checkout's `muxjax` first.
+    environment.pop("PYTHONSAFEPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Path(line) for line in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's files, as in a site-packages folder."""
+    target = tmp_path_factory.mktemp("site")
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", str(target), str(wheel))
+    return target
+
+
+def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == source_modules()
+    assert "muxjax/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"muxjax"}
+
+
+def test_every_folder_is_a_listed_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {module.rsplit("/", 1)[0].replace("/", ".") for module in source_modules()}
+    assert set(listed) == folders
+
+
+def test_a_wheel_imports_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    paths = imported(tmp_path, installed)
+    assert paths == [installed / "muxjax/__init__.py", installed / "muxjax/serve/body.py"]
+
+
+def test_a_users_folders_of_the_same_names_are_not_in_the_way(
+    installed: Path, tmp_path: Path
+) -> None:
+    for name in GENERIC:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise AssertionError('not this one')")
+    assert imported(tmp_path, installed)[1] == installed / "muxjax/serve/body.py"
+
+
+def test_python_started_in_the_checkout_uses_the_checkout(installed: Path) -> None:
+    assert imported(ROOT, installed) == [ROOT / "muxjax/__init__.py", ROOT / "serve/body.py"]
+
+
+def test_the_checkout_on_the_path_is_enough(tmp_path: Path) -> None:
+    assert imported(tmp_path, ROOT) == [ROOT / "muxjax/__init__.py", ROOT / "serve/body.py"]
+
+
+def test_an_editable_install_imports_from_any_folder(tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", *PACKAGES):
+        (copy / name).symlink_to(ROOT / name)
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--target", str(target))
+    pip("install", *options, "--editable", str(copy))
+    # A `.pth` file counts only in a folder that is known as a site folder.
+    program = f"import site; site.addsitedir({str(target)!r}); {IMPORTS}"
+    for folder in (tmp_path, ROOT):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        paths = [Path(line).resolve() for line in done.stdout.split()]
+        assert paths == [ROOT / "muxjax/__init__.py", ROOT / "serve/body.py"]
