@@ -1,0 +1,199 @@
+"""The one entry to paged attention, and the ordered list of what may carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from muxjax.pallas_kernels.layout import LANES, KVLayout
+from muxjax.pallas_kernels.reference import paged_attention_reference
+from muxjax.pallas_kernels.xla import paged_attention_xla
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute paged attention.
+
+    Attributes:
+      name: what `paged_attention(implementation=...)` calls it.
+      platforms: where it is taken by itself; elsewhere it must be asked for by name.
+      run: the function, with the arguments of `paged_attention`.
+    """
+
+    name: str
+    platforms: tuple[str, ...]
+    run: Callable[..., Array]
+
+    def refusal(self, platform: str) -> str | None:
+        """Why it is not taken by itself on a platform, or None."""
+        if platform in self.platforms:
+            return None
+        return f"{self.name}: made for {' and '.join(self.platforms) or 'tests'}, not {platform}"
+
+
+def _reference(
+    q: Array,
+    kv: Array,
+    block_tables: Array,
+    kv_lens: Array,
+    query_starts: Array,
+    layer: Array | int,
+    *,
+    layout: KVLayout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    decode: bool,
+) -> Array:
+    """The numpy reference, called back to the host."""
+    del decode
+
+    def host(*args: Any) -> Any:
+        *arrays, layer = [np.asarray(a) for a in args]
+        q, kv, block_tables, kv_lens, query_starts = arrays
+        out = paged_attention_reference(
+            q,
+            kv,
+            block_tables,
+            kv_lens,
+            query_starts,
+            int(layer),
+            layout=layout,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+        return out.astype(q.dtype)
+
+    return jax.pure_callback(
+        host,
+        jax.ShapeDtypeStruct(q.shape, q.dtype),
+        q,
+        kv,
+        block_tables,
+        kv_lens,
+        query_starts,
+        jnp.asarray(layer),
+    )
+
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Implementation("xla", ("cpu", "gpu", "cuda", "rocm", "tpu"), paged_attention_xla),
+    Implementation("reference", (), _reference),
+)
+"""In order of preference. The first that does not refuse the platform is taken."""
+
+
+def choose(implementation: str | None, platform: str) -> Implementation:
+    """The named implementation, or the first that accepts the platform.
+
+    Raises:
+      ValueError: an unknown name, or no implementation for the platform; says why each refused.
+    """
+    if implementation is not None:
+        for candidate in IMPLEMENTATIONS:
+            if candidate.name == implementation:
+                return candidate
+        names = ", ".join(c.name for c in IMPLEMENTATIONS)
+        raise ValueError(f"no paged attention called {implementation!r}; there are: {names}")
+    refusals = []
+    for candidate in IMPLEMENTATIONS:
+        refusal = candidate.refusal(platform)
+        if refusal is None:
+            return candidate
+        refusals.append(refusal)
+    raise ValueError(f"no paged attention for {platform}: " + "; ".join(refusals))
+
+
+def paged_attention(
+    q: Float[Array, "T N H"],
+    kv: Float[Array, "P rows 128"],
+    block_tables: Int[Array, "S B"],
+    kv_lens: Int[Array, " S"],
+    query_starts: Int[Array, " S+1"],
+    layer: Int[Array, ""] | int,
+    *,
+    layout: KVLayout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    decode: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "T N H"]:
+    """Causal attention of ragged queries over contexts kept in the pool's pages.
+
+    The queries of sequence `s` are `q[query_starts[s] : query_starts[s + 1]]`. They are the last
+    tokens of its context, whose keys and values are in the pool already: of `n` queries the `i`-th
+    stands at position `kv_lens[s] - n + i` and sees the positions up to its own.
+
+    Args:
+      q: queries of all sequences, packed; rotated already.
+      kv: the pool, not donated here (`write_kv` is what writes it).
+      block_tables: first page of each block of each sequence; layer `l` reads page `first + l`.
+        Entries past a sequence's length may be any page that exists.
+      kv_lens: tokens in each context, the queries included; 0 for an empty row.
+      query_starts: cumulative counts of queries. `q` past the last is padding: it gives zeros.
+      layer: which layer's pages to read; may be traced.
+      layout: the model's geometry in the pool.
+      scale: multiplies the scores.
+      window: a query sees this many positions at most, its own included.
+      softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2).
+      decode: one query a sequence: `T == S` and row `s` is sequence `s`'s query.
+      implementation: a name from `IMPLEMENTATIONS`; by default the first that takes the platform.
+
+    Returns:
+      Attention outputs in `q`'s type; softmax and sums are in float32.
+
+    Raises:
+      ValueError: shapes that do not fit each other, or no implementation.
+    """
+    _validate(q, kv, block_tables, kv_lens, query_starts, layout, window, decode)
+    chosen = choose(implementation, jax.default_backend())
+    return chosen.run(
+        q,
+        kv,
+        block_tables,
+        kv_lens,
+        query_starts,
+        layer,
+        layout=layout,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        decode=decode,
+    )
+
+
+def _validate(
+    q: Array,
+    kv: Array,
+    block_tables: Array,
+    kv_lens: Array,
+    query_starts: Array,
+    layout: KVLayout,
+    window: int | None,
+    decode: bool,
+) -> None:
+    num_tokens, num_heads, head_dim = q.shape
+    num_seqs = block_tables.shape[0]
+    if kv.shape[1:] != (layout.rows, LANES):
+        raise ValueError(
+            f"pool of shape {kv.shape}; {layout} wants [pages, {layout.rows}, {LANES}]"
+        )
+    if head_dim != layout.head_dim or num_heads % layout.num_kv_heads:
+        raise ValueError(f"queries of shape {q.shape} do not fit {layout}")
+    if kv_lens.shape != (num_seqs,) or query_starts.shape != (num_seqs + 1,):
+        raise ValueError(
+            f"{num_seqs} block tables, but kv_lens {kv_lens.shape} and query_starts "
+            f"{query_starts.shape}"
+        )
+    if decode and num_tokens != num_seqs:
+        raise ValueError(f"decode takes one query a sequence: {num_tokens} for {num_seqs}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
