@@ -1,0 +1,136 @@
+"""Downloads that can be interrupted: kept in a `.part` file, resumed, and checked at the end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muxjax.errors import DownloadError
+
+_ATTEMPTS = 4
+_TIMEOUT_S = 60.0
+_CHUNK = 1 << 20
+
+Report = Callable[[int], None]
+"""Called with the number of bytes that are there so far."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a file can be had: its URL (http, https or file) and, if any, a bundle of extra CAs."""
+
+    url: str
+    ca_file: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without user name and password."""
+        parts = urllib.parse.urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(location: Location, target: Path, sha256: str, report: Report) -> None:
+    """Fetches a file to `target`, which appears only when it is complete and right.
+
+    What an earlier, interrupted call left in `target.part` is continued where the server can do
+    that. A broken connection is tried again up to three times, going on from where it broke.
+
+    Raises:
+      DownloadError: the file cannot be had (what is there stays, for the next call), or it is not
+        the file with this checksum (it is deleted).
+    """
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(_ATTEMPTS):
+        try:
+            _fetch(location, part, report)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code not in (408, 416, 429):
+                raise DownloadError(
+                    f"{location.shown}: HTTP {error.code} {error.reason}"
+                ) from error
+            if error.code == 416:  # the part is longer than the file, or complete
+                if sha256_of(part) == sha256:
+                    break
+                part.unlink()
+            failure: Exception = error
+        except (OSError, http.client.HTTPException) as error:
+            failure = error
+        if attempt == _ATTEMPTS - 1:
+            raise DownloadError(
+                f"{location.shown}: {failure}; {_size(part)} bytes are kept, run again to go on"
+            ) from failure
+        time.sleep(2.0**attempt)
+    found = sha256_of(part)
+    if found != sha256:
+        part.unlink()
+        raise DownloadError(f"{location.shown}: SHA-256 is {found}, expected {sha256}; deleted")
+    part.replace(target)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fetch(location: Location, part: Path, report: Report) -> None:
+    have = _size(part)
+    with contextlib.closing(_open(location, have)) as response:
+        resumed = response.status == 206 and _range_start(response) == have
+        length = response.headers.get("Content-Length")
+        done = have if resumed else 0
+        wanted = done + int(length) if length is not None else None
+        with part.open("ab" if resumed else "wb") as file:
+            report(done)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                report(done)
+    if wanted is not None and done < wanted:
+        raise ConnectionError(f"the connection ended after {done} of {wanted} bytes")
+
+
+def _range_start(response: http.client.HTTPResponse) -> int | None:
+    unit, _, span = response.headers.get("Content-Range", "").partition(" ")
+    start = span.partition("-")[0]
+    return int(start) if unit == "bytes" and start.isdigit() else None
+
+
+def _open(location: Location, have: int) -> Any:
+    """Opens a URL: an HTTPResponse, or the like of it for local files."""
+    parts = urllib.parse.urlsplit(location.url)
+    credentials, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host, fragment="").geturl())
+    request.add_header("Accept-Encoding", "identity")
+    request.add_header("User-Agent", "muxjax")
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    if credentials:
+        token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    context = None
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        if location.ca_file:
+            context.load_verify_locations(location.ca_file)
+    elif parts.scheme not in ("http", "file"):
+        raise DownloadError(f"{location.shown}: cannot fetch from {parts.scheme!r} addresses")
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context)

