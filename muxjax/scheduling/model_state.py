@@ -1,0 +1,114 @@
+"""The requests of one model of a unit, by where they are, and the model's counters."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from muxjax.scheduling.requests import Request, RequestState
+from muxjax.scheduling.specs import ModelSpec
+
+
+class ModelState:
+    """The requests of one model, and its counters.
+
+    All three groups are in the order of arrival, so the oldest comes first.
+
+    Attributes:
+      spec: the model.
+      waiting: requests without pages, in the order in which they are admitted.
+      prefilling: requests with pages whose prefix is not wholly dispatched.
+      running: requests with pages whose prefix is.
+      free_slots: device slots that nobody holds.
+      preemptions: requests that lost their pages.
+      prompt_tokens: tokens of all prompts so far.
+      output_tokens: tokens emitted so far.
+      finished: requests that have ended.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.waiting: OrderedDict[int, Request] = OrderedDict()
+        self.prefilling: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
+        self.free_slots = list(range(spec.limits.max_seqs - 1, -1, -1))
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.finished = 0
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether there is a prefix to work on, if pages and slots allow."""
+        return bool(self.prefilling or self.waiting)
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether there is a sequence to decode, unless all its tokens are in flight."""
+        return bool(self.running)
+
+    def holders(self) -> list[Request]:
+        """Requests that hold pages, oldest first."""
+        requests = [*self.prefilling.values(), *self.running.values()]
+        return sorted(requests, key=lambda request: request.order)
+
+    def start_prefill(self, request: Request) -> None:
+        """Files a request that was admitted."""
+        request.state = RequestState.PREFILL
+        _insert(self.prefilling, request)
+
+    def start_decode(self, request: Request) -> None:
+        """Files a request whose prefix is dispatched."""
+        del self.prefilling[request.id]
+        request.state = RequestState.RUNNING
+        _insert(self.running, request)
+
+    def remove(self, request: Request) -> None:
+        """Takes a request out of the group that it is in."""
+        groups = {
+            RequestState.WAITING: self.waiting,
+            RequestState.PREFILL: self.prefilling,
+            RequestState.RUNNING: self.running,
+        }
+        del groups[request.state][request.id]
+
+    def requeue(self, request: Request) -> None:
+        """Puts a preempted request back in line: before all who came after it."""
+        request.state = RequestState.WAITING
+        older: list[Request] = []
+        for other in self.waiting.values():
+            if other.order > request.order:
+                break
+            older.append(other)
+        for other in (request, *reversed(older)):
+            self.waiting[other.id] = other
+            self.waiting.move_to_end(other.id, last=False)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if groups, slots and the requests' own fields do not agree."""
+        name = self.spec.name
+        slots = [request.slot for request in self.holders()]
+        assert sorted(slots + self.free_slots) == list(range(self.spec.limits.max_seqs))
+        for group, state in (
+            (self.waiting, RequestState.WAITING),
+            (self.prefilling, RequestState.PREFILL),
+            (self.running, RequestState.RUNNING),
+        ):
+            orders = [request.order for request in group.values()]
+            assert orders == sorted(orders), f"{name} is out of order"
+            for request in group.values():
+                assert request.state is state
+                assert 0 <= request.expected_tokens <= request.max_new_tokens
+                assert request.steps_in_flight >= 0
+                assert bool(request.blocks) == (state is not RequestState.WAITING)
+        assert all(request.slot == -1 for request in self.waiting.values())
+        assert all(r.dispatched < r.prefix_tokens for r in self.prefilling.values())
+
+
+def _insert(group: dict[int, Request], request: Request) -> None:
+    """Adds a request to a group in the order of arrival; nearly always it is the youngest."""
+    youngest = next(reversed(group.values()), None)
+    group[request.id] = request
+    if youngest is not None and youngest.order > request.order:
+        ordered = sorted(group.values(), key=lambda member: member.order)
+        group.clear()
+        group.update((member.id, member) for member in ordered)

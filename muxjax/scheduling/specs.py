@@ -1,0 +1,89 @@
+"""What the scheduler knows of a model: shape in the pool, limits, expected load and need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BucketLimits:
+    """The largest steps that are compiled for a model.
+
+    Attributes:
+      max_seqs: device slots, so the most sequences of the model at once.
+      max_prefill_tokens: tokens in one prefill step, all chunks together.
+      max_prefill_seqs: chunks in one prefill step.
+      max_decode_tokens: the most tokens (`k`) that one decode step makes for a sequence.
+    """
+
+    max_seqs: int = 16
+    max_prefill_tokens: int = 512
+    max_prefill_seqs: int = 8
+    max_decode_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("max_seqs", "max_prefill_tokens", "max_prefill_seqs", "max_decode_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of a unit as the scheduler sees it.
+
+    Attributes:
+      name: unique in the unit.
+      num_layers: `L`, pages in a block.
+      tokens_per_page: tokens that a page, and so a block, holds.
+      max_model_len: the most tokens of prompt and output together.
+      limits: the largest compiled steps.
+      rate: expected requests per second.
+      prompt_tokens: expected tokens of a prompt.
+      output_tokens: expected tokens of an output.
+      kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
+    """
+
+    name: str
+    num_layers: int
+    tokens_per_page: int
+    max_model_len: int
+    limits: BucketLimits = field(default_factory=BucketLimits)
+    rate: float = 1.0
+    prompt_tokens: float = 161.0
+    output_tokens: float = 338.0
+    kv_floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1 or self.tokens_per_page < 1:
+            raise ValueError(f"{self.name}: num_layers and tokens_per_page must be at least 1")
+        if self.max_model_len < 2:
+            raise ValueError(
+                f"{self.name}: max_model_len must hold a prompt token and an output token, "
+                f"not {self.max_model_len}"
+            )
+        for name in ("rate", "prompt_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{self.name}: {name} must not be negative, not {value}")
+        if self.kv_floor is not None and not 0 <= self.kv_floor <= 1:
+            raise ValueError(f"{self.name}: kv_floor must be from 0 to 1, not {self.kv_floor}")
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-num_tokens // self.tokens_per_page)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a model is expected to need; `placement.demand` computes it.
+
+    Attributes:
+      kv: need of pages, in any unit that is the same for all models: initial KV quotas follow it.
+      prefill_seconds: device seconds of prefill per second.
+      decode_seconds: device seconds of decode per second.
+    """
+
+    kv: float
+    prefill_seconds: float
+    decode_seconds: float

@@ -1,0 +1,176 @@
+"""The seam between the scheduler and what runs the compiled steps.
+
+The scheduler makes `Step`s, an `Executor` runs them and gives back `StepResult`s. Steps run in the
+order in which they were submitted, so pages that are freed may be handed to a later step while an
+older step that still names them is in flight.
+
+What an executor keeps on the device, per model and slot (`0 <= slot < BucketLimits.max_seqs`): last
+token, position, remaining token count, stop ids, sampling parameters, counts of tokens seen.
+
+- A chunk with `start == 0` takes the slot over from whoever had it, and everything kept for the
+  slot (block table, token counts) starts anew. Chunks of one request follow each other in order.
+- The last chunk of a request (`chunk.last`) samples one token. The pool then holds the
+  `chunk.end` tokens of the prefix; the sampled token is written by the decode that follows. The
+  slot is done at once if that token is a stop id or `remaining_tokens` was 1.
+- A decode of `k` tokens runs each live slot for at most `k` tokens: it writes the last token at the
+  next position, samples, and so on. A slot that samples a stop id or uses up its count is done: it
+  yields nothing more, also in steps submitted before the host knew, and its writes go to the dummy
+  block. A live slot yields exactly `min(k, remaining)` tokens unless it meets a stop id.
+- A request that was preempted comes back as a prefill of prompt and emitted tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from muxjax.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Consecutive tokens of one request's prefix, to be written to the pool.
+
+    Attributes:
+      request_id: whose tokens these are.
+      slot: the device slot that the request holds.
+      tokens: the tokens of this chunk, at positions `start` to `end - 1`.
+      start: the position of `tokens[0]`; 0 in a request's first chunk.
+      num_prompt_tokens: where the prompt ends and the output begins; tokens from there on were
+        emitted before the request was preempted.
+      blocks: first page of each block. The request's own list, not a copy: only the first
+        `num_blocks` entries are this step's. The list may grow later, its entries never change.
+      num_blocks: how many entries of `blocks` cover positions 0 to `end - 1`.
+      sampling: set only in the last chunk, where the first token is sampled and the slot filled.
+      max_new_tokens: the most tokens that the request makes in all, those emitted before a
+        preemption included.
+      stop_ids: tokens that end the request (the last one emitted is the stop id itself).
+    """
+
+    request_id: int
+    slot: int
+    tokens: tuple[int, ...]
+    start: int
+    num_prompt_tokens: int
+    blocks: Sequence[int]
+    num_blocks: int
+    sampling: SamplingParams | None = None
+    max_new_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Tokens of the request in the pool once this chunk has run."""
+        return self.start + len(self.tokens)
+
+    @property
+    def last(self) -> bool:
+        """Whether this chunk ends the prefix, so that a token is sampled after it."""
+        return self.sampling is not None
+
+    @property
+    def remaining_tokens(self) -> int:
+        """In the last chunk: tokens that may still be made, the one sampled here included."""
+        return self.max_new_tokens - (self.end - self.num_prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Chunks of one model's prompts, packed (ragged) into one compiled call."""
+
+    model: str
+    chunks: Sequence[PrefillChunk]
+
+    @property
+    def num_tokens(self) -> int:
+        """`T`: tokens of all chunks, at most `BucketLimits.max_prefill_tokens`."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSequence:
+    """One sequence of a decode step.
+
+    Attributes:
+      request_id: whose sequence this is.
+      slot: the device slot that the request holds.
+      blocks: as in `PrefillChunk`.
+      num_blocks: how many entries of `blocks` are this step's: they cover all that the sequence may
+        hold after it (known, in flight, and this step's tokens).
+      num_tokens: the most tokens that this sequence can yield in this step: the step's `k`, or what
+        the request has left when all that is in flight has arrived.
+    """
+
+    request_id: int
+    slot: int
+    blocks: Sequence[int]
+    num_blocks: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Up to `num_tokens` (`k`) tokens for each of one model's sequences."""
+
+    model: str
+    sequences: Sequence[DecodeSequence]
+    num_tokens: int
+
+
+Step: TypeAlias = Prefill | Decode
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The log-probability of one emitted token, and of the most likely ones, best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+      tokens: for each chunk or sequence, in the step's order, the tokens it emitted: none for a
+        chunk that is not its request's last, 0 to k for a sequence.
+      logprobs: for each chunk or sequence one entry a token, or None if they were not asked for.
+      started: when the device began the step, in seconds on the executor's clock.
+      seconds: how long the device was busy with it.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[TokenLogprobs] | None]
+    started: float
+    seconds: float
+
+
+Handle: TypeAlias = Any
+"""What `Executor.submit` returns; only its own executor looks inside."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs steps in order. Real, simulated and mock executors look the same to the scheduler."""
+
+    def submit(self, step: Step) -> Handle:
+        """Queues a step and returns without waiting for it.
+
+        Everything in `step` is read before this returns; the executor keeps no reference to its
+        block lists.
+        """
+        ...
+
+    def result(self, handle: Handle) -> StepResult:
+        """Waits for a step and returns what it gave. Each handle is asked for once, in order."""
+        ...
+
+    def poison(self, pages: Sequence[int]) -> None:
+        """Test mode: fills freed pages with NaN, after all steps submitted so far."""
+        ...
+
+    def close(self) -> None:
+        """Frees the device's memory; nothing may be submitted afterwards."""
+        ...

@@ -1,0 +1,80 @@
+"""Shares of device time, where one program at a time owns the chip.
+
+MuxServe gives prefill and decode of each model a share of the streaming multiprocessors; programs
+of XLA run in turn, so here each (model, phase) has a share of the time. Shares follow the expected
+need, with a part that is the same for all so that nobody's is tiny. Use is measured, and what
+counts is virtual time, use divided by share (fair queueing: Demers, Keshav and Shenker, SIGCOMM
+1989). Credit and debt, in seconds, are the distance from the mean of all that have work, as the
+deficit of deficit round-robin is.
+
+- Whoever is furthest behind is next, so nobody starves, and over time each gets its share.
+- Who has no work earns nothing: its time goes to the others, and it comes back without credit.
+- Who used more than its share stays in debt until the others have caught up, or all are idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+Phase = Literal["prefill", "decode"]
+Turn: TypeAlias = tuple[str, Phase]
+"""A model's name and the phase: what has a share."""
+
+EVEN_PART = 0.2
+"""The part of the time that is shared evenly, whatever the expected needs."""
+MAX_CREDIT = 1.0
+"""Seconds that one who is held back, for want of pages say, may be behind its share."""
+
+
+class TimeQuotas:
+    """Shares, use and credit of every (model, phase) of a unit."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        phases: tuple[Phase, ...] = ("prefill", "decode")
+        turns: list[Turn] = [(model, phase) for model in models for phase in phases]
+        self.shares: dict[Turn, float] = dict.fromkeys(turns, 1.0 / len(turns))
+        self.used: dict[Turn, float] = dict.fromkeys(turns, 0.0)
+        self._virtual = dict.fromkeys(turns, 0.0)
+        self._mean = 0.0
+        self._active: frozenset[Turn] = frozenset()
+
+    def set_needs(self, needs: Mapping[Turn, float]) -> None:
+        """Sets the shares from expected needs, in seconds of device time per second."""
+        total = sum(max(0.0, needs[turn]) for turn in self.shares)
+        even = 1.0 / len(self.shares)
+        for turn in self.shares:
+            part = max(0.0, needs[turn]) / total if total > 0 else even
+            self.shares[turn] = EVEN_PART * even + (1 - EVEN_PART) * part
+
+    def begin(self, active: Sequence[Turn]) -> None:
+        """Says who has work now. To be called before credits are compared."""
+        before, self._active = self._active, frozenset(active)
+        virtual, shares = self._virtual, self.shares
+        if not active:
+            for turn, value in virtual.items():
+                virtual[turn] = min(value, self._mean)
+            return
+        stayed = [turn for turn in active if turn in before]
+        if stayed:
+            weight = sum([shares[turn] for turn in stayed])
+            self._mean = sum([shares[turn] * virtual[turn] for turn in stayed]) / weight
+        for turn in active:
+            floor = self._mean
+            if turn in before:
+                floor -= MAX_CREDIT / shares[turn]
+            if virtual[turn] < floor:
+                virtual[turn] = floor
+
+    def credit(self, turn: Turn) -> float:
+        """Seconds that it is behind (above 0) or ahead of (below 0) its share."""
+        return self.shares[turn] * (self._mean - self._virtual[turn])
+
+    def virtual(self, turn: Turn) -> float:
+        """Its virtual time: the least is next."""
+        return self._virtual[turn]
+
+    def charge(self, turn: Turn, seconds: float) -> None:
+        """Books device time; negative to correct an estimate."""
+        self.used[turn] += seconds
+        self._virtual[turn] += seconds / self.shares[turn]

@@ -1,0 +1,470 @@
+"""A unit's state: what waits, what runs, and who holds which pages.
+
+A `Unit` makes steps and takes in their results; what comes next is up to its `Policy`. The loop
+around it, in the engine, the simulator and the tests, runs one step ahead of the device:
+
+    step = unit.next_step(now)              # uses upper bounds for what is in flight
+    executor.poison(unit.take_freed_pages())  # test mode only
+    handle = executor.submit(step)
+    updates = unit.apply(previous_step, executor.result(previous_handle), now)
+
+Between `next_step` and `submit` nothing else may be called on the unit. Results are applied in the
+order of submission. `next_step` returns None if nothing can be done before the next result.
+
+Rules that hold throughout:
+- requests of a model are admitted in order of arrival; one that was preempted keeps its place;
+- pages are given and taken by `residency.py`, within the quotas of `quotas.py`;
+- a request's pages are freed at once when it ends or is preempted, also while steps with it are in
+  flight (the device runs steps in order); it is prefilled again only when none is;
+- tokens that arrive for a preempted request are emitted, those for an ended one are dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
+from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.model_state import ModelState
+from muxjax.scheduling.quotas import KVQuotas
+from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
+from muxjax.scheduling.residency import Residency
+from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeSequence,
+    Prefill,
+    PrefillChunk,
+    Step,
+    StepResult,
+    TokenLogprobs,
+)
+from muxjax.scheduling.time_quotas import TimeQuotas, Turn
+
+SHARES_PERIOD = 3.0
+"""Seconds between computations of the time shares from newer step estimates."""
+
+
+def equal_demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:
+    """The same for every model, whatever its rate and lengths."""
+    del spec, estimates
+    return Demand(1.0, 1.0, 1.0)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Picks steps: calls `unit.make_prefill` and `unit.make_decode` and returns what they made."""
+
+    @property
+    def name(self) -> str:
+        """The policy's name in the fleet file."""
+        ...
+
+    def next_step(self, unit: Unit, now: float) -> Step | None:
+        """The next step, or None if no model has one that can be made now."""
+        ...
+
+
+class Unit:
+    """Scheduler state of one mesh and the models on it.
+
+    Args:
+      specs: the models.
+      num_pages: pages of the pool.
+      policy: what picks the steps; see `policies.make_policy`.
+      demand: expected needs, asked again every few seconds with the estimates of that time.
+      estimates: step durations; measured ones are added to it.
+      record_freed: keep freed pages for `take_freed_pages` (test mode).
+
+    Raises:
+      PoolTooSmall: the pool cannot hold one request of full length of each model.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[ModelSpec],
+        num_pages: int,
+        policy: Policy,
+        *,
+        demand: Callable[[ModelSpec, StepEstimates], Demand] = equal_demand,
+        estimates: StepEstimates | None = None,
+        record_freed: bool = False,
+    ) -> None:
+        specs = list(specs)
+        names = [spec.name for spec in specs]
+        if not specs or len(set(names)) != len(names):
+            raise ValueError(f"a unit needs at least one model and unlike names, not {names}")
+        self.models = {spec.name: ModelState(spec) for spec in specs}
+        self.policy = policy
+        self.estimates = estimates or StepEstimates(names)
+        self.allocator = _make_allocator(specs, num_pages, record_freed)
+        self._demand = demand
+        demands = {spec.name: demand(spec, self.estimates) for spec in specs}
+        self.quotas = KVQuotas(specs, self.allocator, {name: demands[name].kv for name in names})
+        self.time = TimeQuotas(names)
+        self._set_shares(demands)
+        self._next_shares: float | None = None
+        self._residency = Residency(self.models, self.allocator, self.quotas)
+        self._requests: dict[int, Request] = {}
+        self._added = 0
+        self._in_flight: deque[tuple[Step, Turn, float]] = deque()
+
+    # Requests in and out
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+          UnknownModel: the unit does not have the model.
+          InvalidRequest: an empty prompt, or one that leaves no room for an output token.
+          ValueError: an id that is in use.
+        """
+        state = self.models.get(request.model)
+        if state is None:
+            raise UnknownModel(
+                f"no model {request.model!r}; there are {', '.join(self.models)}", field="model"
+            )
+        if request.id in self._requests:
+            raise ValueError(f"request id {request.id} is in use")
+        length, limit = len(request.prompt), state.spec.max_model_len
+        if length == 0:
+            raise InvalidRequest("the prompt is empty", field="prompt")
+        if length >= limit:
+            raise InvalidRequest(
+                f"the prompt has {length} tokens; {request.model} takes at most {limit - 1}, "
+                f"which leaves one for the output",
+                field="prompt",
+            )
+        request.max_new_tokens = min(request.params.max_tokens, limit - length)
+        request.order = self._added
+        self._added += 1
+        self._requests[request.id] = request
+        state.waiting[request.id] = request
+        state.prompt_tokens += length
+
+    def cancel(self, request_id: int) -> bool:
+        """Ends a request that is not wanted any more; False if it has ended already."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        self.finish(request, "cancelled")
+        return True
+
+    def finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
+        """Ends a request now, for a stop string say; what is in flight for it will be dropped.
+
+        Does nothing if the request has ended already.
+        """
+        if request.finished:
+            return
+        self._residency.release(request)
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        request.finished_at = now
+        self.models[request.model].finished += 1
+        del self._requests[request.id]
+
+    def request(self, request_id: int) -> Request | None:
+        """A request that has not ended."""
+        return self._requests.get(request_id)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps made and not applied."""
+        return len(self._in_flight)
+
+    # The loop
+
+    def next_step(self, now: float) -> Step | None:
+        """The next step to submit, or None if none can be made before the next result arrives."""
+        if self.quotas.due(now):
+            self.quotas.move(now, [name for name, state in self.models.items() if state.waiting])
+        if self._next_shares is None:
+            self._next_shares = now + SHARES_PERIOD
+        elif now >= self._next_shares:
+            self._next_shares = now + SHARES_PERIOD
+            self._set_shares(
+                {
+                    name: self._demand(state.spec, self.estimates)
+                    for name, state in self.models.items()
+                }
+            )
+        step = self.policy.next_step(self, now)
+        if step is not None:
+            turn, seconds = self._expected_time(step)
+            self.time.charge(turn, seconds)
+            self._in_flight.append((step, turn, seconds))
+        return step
+
+    def apply(self, step: Step, result: StepResult, now: float) -> list[RequestUpdate]:
+        """Takes in what a step gave.
+
+        Args:
+          step: the oldest step that was not applied yet.
+          result: its result.
+          now: seconds; the time at which its tokens count as emitted.
+
+        Returns:
+          One update for each request that got tokens.
+
+        Raises:
+          ValueError: a step out of order.
+        """
+        if not self._in_flight or self._in_flight[0][0] is not step:
+            raise ValueError("steps must be applied in the order in which they were made")
+        _, turn, expected = self._in_flight.popleft()
+        self.time.charge(turn, result.seconds - expected)
+        state = self.models[step.model]
+        updates: list[RequestUpdate] = []
+        if isinstance(step, Prefill):
+            self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
+            for chunk, tokens, logprobs in zip(
+                step.chunks, result.tokens, result.logprobs, strict=True
+            ):
+                self._take(state, chunk.request_id, int(chunk.last), tokens, logprobs, now, updates)
+        else:
+            made = max(map(len, result.tokens), default=0)
+            if made:
+                size = len(step.sequences)
+                self.estimates.observe_decode(step.model, size, made, result.seconds)
+            for sequence, tokens, logprobs in zip(
+                step.sequences, result.tokens, result.logprobs, strict=True
+            ):
+                self._take(
+                    state,
+                    sequence.request_id,
+                    sequence.num_tokens,
+                    tokens,
+                    logprobs,
+                    now,
+                    updates,
+                )
+        return updates
+
+    def take_freed_pages(self) -> list[int]:
+        """Pages freed since the last call (test mode), to be poisoned before the next step."""
+        return self.allocator.take_freed_pages()
+
+    # Steps, for policies
+
+    def make_prefill(self, model: str, max_tokens: int | None = None) -> Prefill | None:
+        """Makes a prefill of a model's unfinished prefixes and of as many new ones as fit.
+
+        The step counts as submitted: a policy returns what it made.
+
+        Args:
+          model: name.
+          max_tokens: a limit below that of the model's buckets.
+
+        Returns:
+          The step, or None if no prefix can be worked on (none waits, no slot, no pages).
+        """
+        state = self.models[model]
+        limits = state.spec.limits
+        budget = limits.max_prefill_tokens
+        if max_tokens is not None:
+            budget = min(budget, max(1, max_tokens))
+        chunks: list[PrefillChunk] = []
+        for request in list(state.prefilling.values()):
+            if budget == 0 or len(chunks) == limits.max_prefill_seqs:
+                break
+            chunks.append(self._next_chunk(state, request, budget))
+            budget -= len(chunks[-1].tokens)
+        while budget > 0 and len(chunks) < limits.max_prefill_seqs:
+            admitted = self._residency.admit(state)
+            if admitted is None:
+                break
+            chunks.append(self._next_chunk(state, admitted, budget))
+            budget -= len(chunks[-1].tokens)
+        return Prefill(model, chunks) if chunks else None
+
+    def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
+        """Makes a decode of all of a model's sequences that may have tokens left to make.
+
+        The step counts as submitted: a policy returns what it made. If pages are short, fewer
+        tokens are made; if they are short for one token, requests are preempted; a sequence that
+        gets no page nevertheless is left out.
+
+        Args:
+          model: name.
+          max_tokens: a limit below that of the model's buckets.
+
+        Returns:
+          The step, or None if there is no such sequence.
+        """
+        state = self.models[model]
+        most = state.spec.limits.max_decode_tokens
+        if max_tokens is not None:
+            most = min(most, max(1, max_tokens))
+        live: list[tuple[Request, int]] = []
+        longest = 0
+        for request in state.running.values():
+            left = request.max_new_tokens - len(request.output) - request.pending
+            if left > 0:
+                live.append((request, left))
+                if left > longest:
+                    longest = left
+        if not live:
+            return None
+        live, k = self._residency.grow(state, live, min(most, longest))
+        if not live:
+            return None
+        sequences: list[DecodeSequence] = []
+        per_block = state.spec.tokens_per_page
+        for request, left in live:
+            count = left if left < k else k
+            tokens = len(request.prompt) + len(request.output) + request.pending - 1 + count
+            request.pending += count
+            request.steps_in_flight += 1
+            blocks = -(-tokens // per_block)
+            sequences.append(
+                DecodeSequence(request.id, request.slot, request.blocks, blocks, count)
+            )
+        return Decode(model, sequences, k)
+
+    # Parts of steps and results
+
+    def _next_chunk(self, state: ModelState, request: Request, budget: int) -> PrefillChunk:
+        start = request.dispatched
+        end = min(request.prefix_tokens, start + budget)
+        last = end == request.prefix_tokens
+        request.dispatched = end
+        request.steps_in_flight += 1
+        if last:
+            request.pending += 1
+            state.start_decode(request)
+        return PrefillChunk(
+            request_id=request.id,
+            slot=request.slot,
+            tokens=request.tokens_between(start, end),
+            start=start,
+            num_prompt_tokens=len(request.prompt),
+            blocks=request.blocks,
+            num_blocks=state.spec.blocks_for(end),
+            sampling=request.params if last else None,
+            max_new_tokens=request.max_new_tokens,
+            stop_ids=request.stop_ids,
+        )
+
+    def _take(
+        self,
+        state: ModelState,
+        request_id: int,
+        expected: int,
+        tokens: list[int],
+        logprobs: list[TokenLogprobs] | None,
+        now: float,
+        updates: list[RequestUpdate],
+    ) -> None:
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        request.steps_in_flight -= 1
+        request.pending -= expected
+        if not tokens:
+            return
+        if request.first_token_at is None:
+            request.first_token_at = now
+        reason: FinishReason | None = None
+        room = request.max_new_tokens - len(request.output)
+        stop_ids = request.stop_ids
+        for index, token in enumerate(tokens, start=1):
+            if token in stop_ids:
+                reason = "stop"
+            elif index == room:
+                reason = "length"
+            else:
+                continue
+            if index < len(tokens):
+                raise ValueError(f"request {request_id} got tokens after its end: {tokens}")
+        request.output.extend(tokens)
+        state.output_tokens += len(tokens)
+        updates.append(RequestUpdate(request, tokens, logprobs, reason))
+        if reason is not None:
+            self.finish(request, reason, now)
+
+    def _expected_time(self, step: Step) -> tuple[Turn, float]:
+        name = step.model
+        if isinstance(step, Prefill):
+            return (name, "prefill"), self.estimates.prefill(name, step.num_tokens)
+        seconds = self.estimates.decode(name, len(step.sequences), step.num_tokens)
+        return (name, "decode"), seconds
+
+    def _set_shares(self, demands: Mapping[str, Demand]) -> None:
+        needs: dict[Turn, float] = {}
+        for name, demand in demands.items():
+            needs[name, "prefill"] = demand.prefill_seconds
+            needs[name, "decode"] = demand.decode_seconds
+        self.time.set_needs(needs)
+
+    # What is shown
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the unit and of each model; pages of quotas are those of leased slabs."""
+        allocator, quotas = self.allocator, self.quotas
+        pages = allocator.slab_pages
+        models: dict[str, Any] = {}
+        for name, state in self.models.items():
+            models[name] = {
+                "waiting": len(state.waiting),
+                "running": len(state.prefilling) + len(state.running),
+                "finished": state.finished,
+                "preemptions": state.preemptions,
+                "prompt_tokens": state.prompt_tokens,
+                "output_tokens": state.output_tokens,
+                "kv_pages_used": allocator.used_pages(name),
+                "kv_pages_leased": allocator.leased_pages(name),
+                "kv_pages_quota": quotas.quotas[name] * pages,
+                "kv_pages_floor": quotas.floors[name] * pages,
+                "kv_pages_borrowed": max(0, quotas.over_quota(name)) * pages,
+                "prefill_seconds": self.time.used[name, "prefill"],
+                "decode_seconds": self.time.used[name, "decode"],
+                "prefill_share": self.time.shares[name, "prefill"],
+                "decode_share": self.time.shares[name, "decode"],
+            }
+        return {
+            "policy": self.policy.name,
+            "requests": self.num_requests,
+            "pool_pages": allocator.num_pages,
+            "usable_pages": allocator.usable_pages,
+            "free_pages": allocator.free_slabs * pages,
+            "slab_pages": pages,
+            "slab_waste": allocator.waste,
+            "quota_moves": [
+                {"at": move.at, "from": move.giver, "to": move.taker, "pages": move.pages}
+                for move in quotas.moves
+            ],
+            "models": models,
+        }
+
+    # Tests
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if pages, slots, queues or quotas do not agree."""
+        self.allocator.check_invariants()
+        self.quotas.check_invariants()
+        self._residency.check_invariants()
+        queued = 0
+        for state in self.models.values():
+            state.check_invariants()
+            queued += len(state.waiting) + len(state.prefilling) + len(state.running)
+        assert queued == len(self._requests)
+
+
+def _make_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) -> SlabAllocator:
+    largest = max(specs, key=lambda spec: spec.num_layers)
+    if num_pages < 2 * largest.num_layers:
+        raise PoolTooSmall(
+            f"pool too small: {largest.name} needs {largest.num_layers} pages for one block and as "
+            f"many for the dummy block, and there are {num_pages}; raise `pool.memory`"
+        )
+    layers = {spec.name: spec.num_layers for spec in specs}
+    return SlabAllocator(num_pages, layers, record_freed=record_freed)

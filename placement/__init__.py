@@ -1,0 +1,1 @@
+"""Which model gets what: expected needs, cost models, plans. Imports no JAX."""

@@ -1,0 +1,125 @@
+"""The loop around a unit as the engine has it, with the mock executor and one step ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from muxjax.mock_executor import MockExecutor, mock_tokens
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.specs import BucketLimits, ModelSpec
+from muxjax.scheduling.steps import Step
+from muxjax.scheduling.unit import Unit
+
+
+def spec(
+    name: str = "a",
+    layers: int = 2,
+    tokens_per_page: int = 4,
+    max_model_len: int = 64,
+    *,
+    max_seqs: int = 4,
+    prefill_tokens: int = 16,
+    prefill_seqs: int = 4,
+    decode_tokens: int = 4,
+    **more: float | None,
+) -> ModelSpec:
+    limits = BucketLimits(max_seqs, prefill_tokens, prefill_seqs, decode_tokens)
+    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, **more)
+
+
+def request(
+    number: int,
+    model: str = "a",
+    prompt_tokens: int = 5,
+    max_tokens: int = 6,
+    *,
+    stop_ids: Sequence[int] = (),
+    **params: float | None,
+) -> Request:
+    """A request whose prompt follows from its number, so that no two are alike."""
+    prompt = [(number * 37 + i * i * 11 + 3) % 1009 for i in range(prompt_tokens)]
+    settings = SamplingParams(max_tokens=max_tokens, temperature=0.0, **params)
+    return Request(number, model, prompt, settings, tuple(stop_ids))
+
+
+def solo_tokens(unit: Unit, wanted: Request) -> list[int]:
+    """What the request gets when nothing else runs."""
+    limit = unit.models[wanted.model].spec.max_model_len
+    return mock_tokens(
+        wanted.model,
+        wanted.prompt,
+        wanted.params,
+        max_new_tokens=min(wanted.params.max_tokens, limit - len(wanted.prompt)),
+        stop_ids=wanted.stop_ids,
+    )
+
+
+@dataclass
+class Loop:
+    """Drives a unit, checking its invariants at every turn.
+
+    Attributes:
+      depth: steps in flight while the next is chosen; the engine has 1.
+      steps: all steps made.
+      updates: all updates.
+    """
+
+    unit: Unit
+    executor: MockExecutor
+    depth: int = 1
+    steps: list[Step] = field(default_factory=list)
+    updates: list[RequestUpdate] = field(default_factory=list)
+    on_update: Callable[[RequestUpdate], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._pending: list[tuple[Step, object]] = []
+
+    @classmethod
+    def of(
+        cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **unit: object
+    ) -> Loop:
+        return cls(
+            Unit(specs, num_pages, make_policy(policy), record_freed=True, **unit),
+            MockExecutor(specs, num_pages),
+        )
+
+    def turn(self) -> bool:
+        """Submits a step if there is one, then applies the oldest in flight; False if neither."""
+        step = self.unit.next_step(self.executor.now)
+        self.unit.check_invariants()
+        self.executor.poison(self.unit.take_freed_pages())
+        if step is not None:
+            self.steps.append(step)
+            self._pending.append((step, self.executor.submit(step)))
+        if self._pending and (step is None or len(self._pending) > self.depth):
+            oldest, handle = self._pending.pop(0)
+            result = self.executor.result(handle)
+            for update in self.unit.apply(oldest, result, self.executor.now):
+                self.updates.append(update)
+                if self.on_update is not None:
+                    self.on_update(update)
+            self.unit.check_invariants()
+            return True
+        return step is not None
+
+    def run(self, max_turns: int = 10_000) -> None:
+        """Turns until nothing is left to do."""
+        for _ in range(max_turns):
+            if not self.turn():
+                assert self.unit.num_requests == 0, "requests wait and nothing can be done"
+                return
+        raise AssertionError(f"not done after {max_turns} turns")
+
+    def assert_empty(self) -> None:
+        """All pages and slots are back."""
+        unit = self.unit
+        assert unit.num_requests == 0
+        assert unit.num_in_flight == 0
+        assert unit.allocator.free_slabs == unit.allocator.num_slabs
+        for state in unit.models.values():
+            assert not state.has_prefill
+            assert not state.has_decode
+            assert len(state.free_slots) == state.spec.limits.max_seqs

@@ -1,0 +1,18 @@
+"""The scheduler, the mock executor and the demand formulas import no JAX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_host_part_imports_no_jax() -> None:
+    program = (
+        "import sys, muxjax.scheduling.unit, muxjax.mock_executor, muxjax.placement.demand\n"
+        "heavy = {'jax', 'jaxlib', 'flax', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -1,0 +1,165 @@
+"""Random workloads on small pools: all requests end, with the tokens that they get alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muxjax.errors import PoolTooSmall
+from muxjax.mock_executor import MockLatency
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.policies import POLICIES, make_policy
+from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.specs import ModelSpec
+from muxjax.scheduling.steps import Prefill
+from muxjax.scheduling.unit import Unit
+from tests.muxjax.scheduling.harness import Loop, solo_tokens, spec
+
+
+@dataclass
+class Arrival:
+    """A request, when it comes and how it is ended from outside, if it is."""
+
+    model: str
+    prompt: list[int]
+    params: dict[str, float | int | None]
+    stops: bool
+    turn: int
+    cancel_after: int | None
+    stop_string_after: int | None
+
+    def request(self, number: int) -> Request:
+        # One token in ten ends the request, if any does.
+        stop_ids = tuple(range(number % 10, 1009, 10)) if self.stops else ()
+        return Request(number, self.model, self.prompt, SamplingParams(**self.params), stop_ids)
+
+
+def models(burst: int, floors: list[float | None]) -> list[ModelSpec]:
+    """Three of unlike depth, page capacity, length and limits."""
+    a = spec("a", 2, 4, 24, decode_tokens=burst, kv_floor=floors[0])
+    b = spec("b", 3, 2, 16, max_seqs=3, decode_tokens=4, kv_floor=floors[1])
+    c = spec("c", 5, 7, 40, prefill_tokens=8, prefill_seqs=2, kv_floor=floors[2])
+    return [a, b, c]
+
+
+def smallest_pool(specs: list[ModelSpec]) -> int:
+    """Pages of the least pool that these models accept."""
+    for pages in range(10, 400):
+        try:
+            Unit(specs, pages, make_policy("adbs"))
+        except PoolTooSmall:
+            continue
+        return pages
+    raise AssertionError("no pool is large enough")
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> Arrival:
+    model, limit = draw(st.sampled_from([("a", 24), ("b", 16), ("c", 40)]))
+    first, length = draw(st.integers(0, 1008)), draw(st.integers(1, limit - 1))
+    return Arrival(
+        model,
+        prompt=[(first + i * i) % 1009 for i in range(length)],
+        params={
+            "max_tokens": draw(st.integers(1, limit)),
+            "temperature": draw(st.sampled_from([0.0, 1.0])),
+            "seed": draw(st.integers(0, 99)),
+            "presence_penalty": draw(st.sampled_from([0.0, 0.5])),
+            "logprobs": draw(st.sampled_from([None, 1])),
+        },
+        stops=draw(st.sampled_from([False, False, True])),
+        turn=draw(st.integers(0, 30)),
+        cancel_after=draw(st.none() | st.none() | st.integers(0, 20)),
+        stop_string_after=draw(st.none() | st.none() | st.integers(1, 10)),
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_workloads(policy: str, data: st.DataObject) -> None:
+    floors = data.draw(
+        st.sampled_from([[None] * 3, [0.0] * 3, [0.3, None, 0.2], [None, 0.5, None]]), "floors"
+    )
+    specs = models(data.draw(st.sampled_from([1, 4, 8]), "burst"), floors)
+    pages = smallest_pool(specs) + data.draw(st.integers(0, 60), "more pages")
+    loop = Loop.of(specs, pages, policy)
+    loop.depth = data.draw(st.sampled_from([1, 1, 0, 2]), "depth")
+    if data.draw(st.booleans(), "slow"):  # so that quotas move while it runs
+        loop.executor.latency = MockLatency(prefill=0.5, decode=0.2)
+    drawn = data.draw(st.lists(arrivals(), min_size=1, max_size=16), "arrivals")
+    drawn.sort(key=lambda arrival: arrival.turn)
+    todo = [(arrival, arrival.request(number)) for number, arrival in enumerate(drawn)]
+
+    def stop_strings(update: RequestUpdate) -> None:
+        wanted = drawn[update.request.id].stop_string_after
+        if wanted is not None and len(update.request.output) >= wanted:
+            loop.unit.finish(update.request, "stop")
+
+    loop.on_update = stop_strings
+    # Nobody starves: an upper bound of all steps, with those that preemption repeats.
+    work = sum(len(one.prompt) + one.params.max_tokens for _, one in todo)
+    most_turns = 60 + 4 * work
+    waiting, turn = list(todo), 0
+    while True:
+        assert turn < most_turns
+        while waiting and waiting[0][0].turn <= turn:
+            loop.unit.add(waiting.pop(0)[1])
+        for arrival, one in todo:
+            if arrival.cancel_after is not None and turn == arrival.turn + arrival.cancel_after:
+                loop.unit.cancel(one.id)
+        if not loop.turn() and not waiting:
+            break
+        turn += 1
+
+    loop.assert_empty()
+    for arrival, one in todo:
+        tokens = solo_tokens(loop.unit, one)
+        updates = [update for update in loop.updates if update.request is one]
+        assert one.finished
+        assert [token for update in updates for token in update.tokens] == one.output
+        assert one.output == tokens[: len(one.output)]
+        for update in updates:
+            assert (update.logprobs is None) == (one.params.logprobs is None)
+        if len(one.output) == len(tokens):
+            continue
+        by_string = arrival.stop_string_after
+        if one.finish_reason == "stop":
+            assert by_string is not None
+            assert len(one.output) >= by_string
+        else:
+            assert one.finish_reason == "cancelled"
+            assert arrival.cancel_after is not None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
+    specs = models(4, [None, None, None])
+    loop = Loop.of(specs, smallest_pool(specs), policy)
+    requests = []
+    for number in range(60):
+        model = specs[number % 3]
+        prompt = [
+            (number * 13 + i) % 1009 for i in range(1 + number * 7 % (model.max_model_len - 1))
+        ]
+        requests.append(Request(number, model.name, prompt, SamplingParams(max_tokens=40)))
+        loop.unit.add(requests[-1])
+    loop.run()
+    loop.assert_empty()
+    for one in requests:
+        assert one.output == solo_tokens(loop.unit, one)
+    assert sum(one.preemptions for one in requests) > 0
+    # First admissions of a model follow the order of arrival.
+    for model in specs:
+        seen = list(
+            dict.fromkeys(
+                chunk.request_id
+                for step in loop.steps
+                if isinstance(step, Prefill) and step.model == model.name
+                for chunk in step.chunks
+            )
+        )
+        assert seen == sorted(seen)
