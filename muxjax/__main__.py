@@ -1,0 +1,5 @@
+"""`python -m muxjax`."""
+
+from muxjax.cli import main
+
+main()

@@ -1,0 +1,216 @@
+"""The loop of a unit: one thread that makes steps, runs them, and hands out what they gave.
+
+It stays one step ahead of the device: step n+1 is submitted before the tokens of step n are read,
+so the device does not wait for the host. All state of the unit is touched by this thread only;
+others leave commands in an inbox.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol, runtime_checkable
+
+from muxjax.errors import EngineDead, InvalidRequest
+from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.steps import Executor, Handle, Step
+from muxjax.scheduling.unit import Unit
+
+_AHEAD = 2
+"""Steps in flight at most: the one that runs and the next."""
+_STUCK_SECONDS = 0.05
+"""How long to wait where requests exist and no step can be made: time moves quotas."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where the updates of one request go. Called in the engine's thread; must not wait."""
+
+    def update(self, update: RequestUpdate) -> bool:
+        """Takes new tokens; True ends the request (a stop string was met)."""
+        ...
+
+    def cancelled(self) -> None:
+        """The request was cancelled; nothing follows."""
+        ...
+
+    def failed(self, error: BaseException) -> None:
+        """The engine has ended, and the request with it; nothing follows."""
+        ...
+
+
+class Engine:
+    """Runs a unit on an executor until closed.
+
+    Args:
+      unit: its requests come from `submit` only.
+      executor: closed with the engine.
+      poison: test mode: pages that are freed are filled with NaN.
+    """
+
+    def __init__(self, unit: Unit, executor: Executor, *, poison: bool = False) -> None:
+        self._unit = unit
+        self._executor = executor
+        self._poison = poison
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._sinks: dict[int, Sink] = {}
+        self._calls: set[Future[Any]] = set()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._steps = {"prefill": 0, "decode": 0}
+        self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queues a request whose fit was checked by the caller.
+
+        Raises:
+          EngineDead: the engine has ended.
+        """
+
+        def add() -> None:
+            try:
+                self._unit.add(request)
+            except InvalidRequest as error:
+                del self._sinks[request.id]
+                sink.failed(error)
+
+        with self._wake:
+            self._check_alive()
+            self._sinks[request.id] = sink  # at once, so that an ending engine reaches it
+            self._inbox.append(add)
+            self._wake.notify()
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request and frees its pages; does nothing if it, or the engine, has ended."""
+
+        def drop() -> None:
+            sink = self._sinks.pop(request_id, None)
+            if sink is not None:
+                self._unit.cancel(request_id)
+                sink.cancelled()
+
+        with self._wake:
+            if self.alive:
+                self._inbox.append(drop)
+                self._wake.notify()
+
+    def call(self, function: Callable[[Unit], Any]) -> Any:
+        """Runs a function of the unit in the engine's thread, between two steps.
+
+        Raises:
+          EngineDead: the engine has ended.
+        """
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._unit))
+            except Exception as error:  # noqa: BLE001  the caller's function: its error is the caller's
+                future.set_exception(error)
+
+        with self._wake:
+            self._check_alive()
+            self._calls.add(future)
+            self._inbox.append(run)
+            self._wake.notify()
+        try:
+            return future.result()
+        finally:
+            self._calls.discard(future)
+
+    def stats(self) -> dict[str, Any]:
+        """The unit's counters and how many steps were run.
+
+        Raises:
+          EngineDead: the engine has ended.
+        """
+        return self.call(lambda unit: {**unit.stats(), "steps": dict(self._steps)})
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still served."""
+        return self._error is None and not self._closing
+
+    def close(self) -> None:
+        """Ends running requests as failed, waits for the device, and closes the executor."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise EngineDead(self._epitaph()) from self._error
+
+    def _epitaph(self) -> str:
+        if self._error is None:
+            return "the engine is closed"
+        return f"the engine has ended: {type(self._error).__name__}: {self._error}"
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001  reported to every caller, now and later
+            with self._wake:
+                self._error = error
+        finally:
+            self._end()
+
+    def _loop(self) -> None:
+        in_flight: deque[tuple[Step, Handle]] = deque()
+        while True:
+            with self._wake:
+                while not (self._inbox or self._closing or in_flight or self._unit.num_requests):
+                    self._wake.wait()
+                commands = list(self._inbox)
+                self._inbox.clear()
+                if self._closing:
+                    break
+            for command in commands:
+                command()
+            step = self._unit.next_step(time.perf_counter())
+            if step is not None:
+                if self._poison:
+                    self._executor.poison(self._unit.take_freed_pages())
+                in_flight.append((step, self._executor.submit(step)))
+                self._steps[type(step).__name__.lower()] += 1
+            if in_flight and (step is None or len(in_flight) >= _AHEAD):
+                done, handle = in_flight.popleft()
+                result = self._executor.result(handle)
+                self._deliver(self._unit.apply(done, result, time.perf_counter()))
+            elif step is None and self._unit.num_requests:
+                with self._wake:
+                    if not self._inbox and not self._closing:
+                        self._wake.wait(_STUCK_SECONDS)
+        while in_flight:
+            self._executor.result(in_flight.popleft()[1])
+
+    def _deliver(self, updates: list[RequestUpdate]) -> None:
+        for update in updates:
+            request = update.request
+            sink = self._sinks.get(request.id)
+            if sink is None:
+                continue
+            stopped = sink.update(update)
+            if stopped and not request.finished:
+                self._unit.finish(request, "stop", time.perf_counter())
+            if request.finished:
+                del self._sinks[request.id]
+
+    def _end(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._inbox.clear()
+            calls = [future for future in self._calls if not future.done()]
+        error = EngineDead(self._epitaph())
+        for sink in self._sinks.values():
+            sink.failed(error)
+        self._sinks.clear()
+        for future in calls:
+            future.set_exception(error)
+        self._executor.close()

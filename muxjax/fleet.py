@@ -1,0 +1,345 @@
+"""The Python face of MuxJAX: load a fleet, ask its models for text."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from muxjax import loading
+from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.engine import Engine
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.jax_executor import JaxExecutor
+from muxjax.loading import LoadedModel
+from muxjax.output import Delta, Output
+from muxjax.programs import Program
+from muxjax.progress import Bars
+from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+from muxjax.scheduling.requests import FinishReason, Request
+from muxjax.scheduling.steps import TokenLogprobs
+from muxjax.stream import Stream
+
+__all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model made of a prompt.
+
+    Attributes:
+      text: without stop tokens and stop strings; empty for a model that has no tokenizer.
+      token_ids: all tokens made, a stop token that ended it included.
+      finish_reason: 'stop' (a stop token or string), 'length', or 'cancelled'.
+      logprobs: one entry a token, or None if they were not asked for.
+      num_prompt_tokens: length of the prompt.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs] | None
+    num_prompt_tokens: int
+
+
+class Fleet:
+    """Several models on one pool, served by one engine. Made by `Fleet.load`.
+
+    Safe to use from any number of threads and event loops.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        plan: loading.Plan,
+        programs: Sequence[Program],
+        engine: Engine | None,
+        executor: JaxExecutor | None,
+    ) -> None:
+        self.models = dict(models)
+        self._plan = plan
+        self._programs = list(programs)
+        self._engine = engine
+        self._executor = executor
+        self._ids = itertools.count()
+
+    @classmethod
+    def load(
+        cls,
+        source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        progress: bool = True,
+        warm_up: bool = True,
+        poison: bool = False,
+    ) -> Fleet:
+        """Loads the models of a fleet file and compiles all that serving will need.
+
+        Args:
+          source: path of a fleet file, or the same as a dict.
+          progress: show progress on standard error, where that is a terminal.
+          warm_up: False only looks: checkpoints are opened and the pool is planned, but no weights
+            are loaded, nothing is compiled, and nothing can be generated.
+          poison: test mode: pages hold NaN whenever they are not a running request's.
+
+        Raises:
+          FleetConfigError: the fleet file is not valid.
+          CheckpointError, DownloadError: a model cannot be had.
+          PoolTooSmall: the pool cannot hold one request of each model.
+        """
+        config = load_fleet_config(source)
+        loading.enable_compilation_cache()
+        plan = loading.make_plan(config, progress=progress, poison=poison)
+        if not warm_up:
+            return cls(plan.models, plan, [], None, None)
+        programs = loading.make_programs(plan)
+        totals = {
+            "compiling": sum(len(model.wanted()) for model in programs.values()),
+            "loading weights": sum(model.param_bytes for model in plan.models.values()),
+        }
+        with Bars(totals, show=progress) as bars:
+            loading.load_and_compile(
+                plan,
+                programs,
+                loaded=lambda name, size: bars.advance("loading weights", size, name),
+                compiled=lambda program: bars.advance("compiling", 1, program.title),
+            )
+        executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison)
+        done = [program for model in programs.values() for program in model.programs()]
+        return cls(plan.models, plan, done, Engine(plan.unit, executor, poison=poison), executor)
+
+    def generate(
+        self,
+        model: str,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Completes prompts, all at once, and waits for them.
+
+        Args:
+          model: its name in the fleet file.
+          prompts: one prompt or several; a prompt is a text or a list of token ids.
+          params: for all prompts, or one for each.
+
+        Raises:
+          UnknownModel, InvalidRequest: nothing was generated.
+          EngineDead: the fleet is closed or has failed.
+        """
+        streams = self._open_all(model, prompts, params)
+        try:
+            return [_complete(stream, list(stream)) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    async def agenerate(
+        self,
+        model: str,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """As `generate`, without blocking the event loop."""
+        streams = self._open_all(model, prompts, params)
+        try:
+            return [_complete(stream, [delta async for delta in stream]) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    def stream(
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Iterator[Delta]:
+        """Completes one prompt, token by token. Closing the iterator cancels the request.
+
+        Raises:
+          UnknownModel, InvalidRequest: at once, before the first delta is asked for.
+        """
+        opened = self.open_stream(model, prompt, params)
+
+        def deltas() -> Iterator[Delta]:
+            with opened:
+                yield from opened
+
+        return deltas()
+
+    def astream(
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncIterator[Delta]:
+        """As `stream`, for `async for`."""
+        opened = self.open_stream(model, prompt, params)
+
+        async def deltas() -> AsyncIterator[Delta]:
+            with opened:
+                async for delta in opened:
+                    yield delta
+
+        return deltas()
+
+    def open_stream(
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Stream:
+        """Checks a request and queues it; what `stream` and the others are made of.
+
+        Raises:
+          UnknownModel, InvalidRequest: the request cannot be served; nothing was queued.
+          EngineDead: the fleet is closed or has failed.
+        """
+        request, output = self._request(model, prompt, params or SamplingParams())
+        engine = self._running_engine()
+        stream = Stream(request.id, len(request.prompt), output, engine.cancel)
+        engine.submit(request, stream)
+        return stream
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges: pool, quotas, queues, and the compiled programs.
+
+        Raises:
+          EngineDead: the fleet is closed or has failed.
+        """
+        found = self._plan.unit.stats() if self._engine is None else self._engine.stats()
+        found["pool_bytes"] = self._plan.pool_bytes
+        found["page_rows"] = self._plan.kv.shape[1]
+        found["pool_address"] = None if self._executor is None else self._executor.pool_address
+        found["programs"] = [
+            {
+                "model": program.model,
+                "kind": program.kind,
+                "size": program.size,
+                "compile_seconds": program.compile_seconds,
+                "temp_bytes": program.temp_bytes,
+                "argument_bytes": program.argument_bytes,
+            }
+            for program in self._programs
+        ]
+        return found
+
+    def close(self) -> None:
+        """Ends running requests and frees the pool. May be called more than once."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineDead("the fleet was loaded with warm_up=False: it cannot generate")
+        return self._engine
+
+    def _open_all(
+        self,
+        model: str,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[Stream]:
+        single = isinstance(prompts, str) or (
+            len(prompts) > 0 and all(isinstance(token, int) for token in prompts)
+        )
+        many: Sequence[Any] = [prompts] if single else prompts
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or SamplingParams()] * len(many)
+        else:
+            each = list(params)
+        if len(each) != len(many):
+            raise InvalidRequest(
+                f"{len(each)} sampling parameters for {len(many)} prompts", field="params"
+            )
+        # All are checked before any is queued.
+        for prompt, one in zip(many, each, strict=True):
+            self._request(model, prompt, one)
+        streams: list[Stream] = []
+        try:
+            for prompt, one in zip(many, each, strict=True):
+                streams.append(self.open_stream(model, prompt, one))
+        except MuxError:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
+
+    def _request(self, name: str, prompt: Prompt, params: SamplingParams) -> tuple[Request, Output]:
+        model = self.models.get(name)
+        if model is None:
+            raise UnknownModel(
+                f"no model {name!r}; there are {', '.join(self.models)}", field="model"
+            )
+        tokens = _tokens(model, prompt)
+        if len(tokens) >= model.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {len(tokens)} tokens; {name} takes at most "
+                f"{model.max_model_len - 1}, which leaves one for the output",
+                field="prompt",
+            )
+        if params.stop and model.tokenizer is None:
+            raise InvalidRequest(
+                f"{name} has no tokenizer, so stop strings cannot be found", field="stop"
+            )
+        own = () if params.ignore_eos else model.eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*own, *params.stop_token_ids)))
+        if len(stop_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequest(
+                f"{len(stop_ids)} stop tokens, {name}'s own {len(own)} included; at most "
+                f"{MAX_STOP_TOKEN_IDS}",
+                field="stop_token_ids",
+            )
+        if params.seed is None:
+            # Drawn once a request: one that is preempted goes on with the same.
+            params = dataclasses.replace(params, seed=secrets.randbits(64))
+        request = Request(
+            id=next(self._ids),
+            model=name,
+            prompt=tokens,
+            params=params,
+            stop_ids=stop_ids,
+            arrival=time.perf_counter(),
+        )
+        return request, Output(model.tokenizer, params.stop)
+
+
+def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:
+    """The prompt's token ids, checked."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", field="prompt")
+        if model.tokenizer is None:
+            raise InvalidRequest(
+                f"{model.name} has no tokenizer: give the prompt as token ids", field="prompt"
+            )
+        tokens = model.tokenizer.encode(prompt)
+    else:
+        tokens = list(prompt)
+    if not tokens:
+        raise InvalidRequest("the prompt is empty", field="prompt")
+    vocab = model.config.vocab_size
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+            raise InvalidRequest(
+                f"{token!r} is not a token id of {model.name}: they are 0 to {vocab - 1}",
+                field="prompt",
+            )
+    return tokens
+
+
+def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:
+    logprobs: list[TokenLogprobs] | None = None
+    for delta in deltas:
+        if delta.logprobs is not None:
+            logprobs = (logprobs or []) + delta.logprobs
+    reason = deltas[-1].finish_reason
+    assert reason is not None, "a stream ends with its finish reason"
+    return Completion(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        finish_reason=reason,
+        logprobs=logprobs,
+        num_prompt_tokens=stream.num_prompt_tokens,
+    )

@@ -1,0 +1,82 @@
+"""From the tokens of a request to the text its caller gets, with stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muxjax.models.tokenizer import Tokenizer
+from muxjax.scheduling.requests import FinishReason, RequestUpdate
+from muxjax.scheduling.steps import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a request has made since the last one.
+
+    Attributes:
+      text: may lag behind the tokens: half characters, and what may begin a stop string, wait.
+      token_ids: new tokens; a stop token that ended the request is the last, with no text.
+      logprobs: one entry for each of `token_ids`, or None if they were not asked for.
+      finish_reason: 'stop', 'length' or 'cancelled' in the last delta, None before.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+
+
+class Output:
+    """Turns the updates of one request into deltas.
+
+    Args:
+      tokenizer: None for a model without one: the text stays empty.
+      stop: strings that end the output, and are not part of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self._stream = None if tokenizer is None else tokenizer.decode_stream()
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, update: RequestUpdate) -> Delta:
+        """The delta of an update. If its `finish_reason` is set and the update's is not, a stop
+        string has ended the request, and the tokens after it are left out.
+        """
+        texts: list[str] = []
+        for count, token in enumerate(update.tokens, start=1):
+            ending = update.finish_reason == "stop" and count == len(update.tokens)
+            if self._stream is None or ending:
+                continue
+            text, stopped = self._advance(self._stream.push([token]))
+            texts.append(text)
+            if stopped:
+                logprobs = None if update.logprobs is None else update.logprobs[:count]
+                return Delta("".join(texts), update.tokens[:count], logprobs, "stop")
+        reason = update.finish_reason
+        if reason is not None and self._stream is not None:
+            text, stopped = self._advance(self._stream.flush())
+            texts.append(text)
+            if stopped:
+                reason = "stop"
+            else:
+                texts.append(self._held)
+        return Delta("".join(texts), update.tokens, update.logprobs, reason)
+
+    def _advance(self, text: str) -> tuple[str, bool]:
+        """Adds text; returns what may be given out, and whether a stop string was met."""
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        self._held = ""
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            return text[: min(found)], True
+        # Hold back the longest end that some stop string begins with.
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        for size in range(longest, 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop):
+                self._held = text[-size:]
+                return text[:-size], False
+        return text, False

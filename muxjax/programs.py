@@ -1,0 +1,191 @@
+"""The one owner of compiled programs: their buckets, their compilation, and what they need.
+
+Everything is compiled ahead of time, at warm-up; serving only looks programs up, so nothing can
+compile later. JAX's persistent cache makes the next start quick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from muxjax.device_state import SlotState
+from muxjax.models.decoder import Decoder
+from muxjax.step_inputs import Column
+from muxjax.steps import Emitted, StepFunctions
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that a model's programs are compiled for; each list ascends.
+
+    Attributes:
+      prefill_tokens: tokens of a prefill, of all chunks together.
+      prefill_seqs: chunks of a prefill.
+      decode_seqs: sequences of a decode; the last is the most that run at once.
+      blocks: blocks of the longest sequence.
+    """
+
+    prefill_tokens: tuple[int, ...]
+    prefill_seqs: int
+    decode_seqs: tuple[int, ...]
+    blocks: int
+
+    def __post_init__(self) -> None:
+        for sizes in (self.prefill_tokens, self.decode_seqs):
+            if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+                raise ValueError(f"buckets must ascend from 1 or more: {sizes}")
+
+    @property
+    def max_seqs(self) -> int:
+        return self.decode_seqs[-1]
+
+
+def bucket(size: int, buckets: Sequence[int]) -> int:
+    """The least bucket that holds `size`.
+
+    Raises:
+      ValueError: it is larger than the largest bucket.
+    """
+    for candidate in buckets:
+        if size <= candidate:
+            return candidate
+    raise ValueError(f"{size} is beyond the largest bucket, {buckets[-1]}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step and what compiling it said.
+
+    Attributes:
+      model, kind, size: which one: 'prefill' by tokens, 'decode' by sequences.
+      compiled: the executable.
+      compile_seconds: tracing, and compiling or reading from the cache.
+      temp_bytes: memory it needs besides its arguments and results.
+      argument_bytes: its arguments, parameters and pool included.
+    """
+
+    model: str
+    kind: str
+    size: int
+    compiled: Callable[..., Any]
+    compile_seconds: float
+    temp_bytes: int
+    argument_bytes: int
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.model} {self.kind} {self.size}"
+
+
+class ModelPrograms:
+    """The programs of one model.
+
+    Args:
+      name: the model's.
+      decoder: its parameters may be shapes only; `set_parameters` brings the arrays.
+      functions: the steps.
+      buckets: the sizes.
+      kv: the pool's shape and type.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        decoder: Decoder,
+        functions: StepFunctions,
+        buckets: Buckets,
+        kv: jax.ShapeDtypeStruct,
+    ) -> None:
+        self.name = name
+        self.buckets = buckets
+        self._functions = functions
+        self._kv = kv
+        self.vocab_size = decoder.config.vocab_size
+        self._graph, parameters = nnx.split(decoder)
+        leaves, self._tree = jax.tree.flatten(parameters)
+        self._shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        self.parameters: tuple[jax.Array, ...] = ()
+        self._programs: dict[tuple[str, int], Program] = {}
+
+    def set_parameters(self, decoder: Decoder) -> None:
+        """Takes the arrays that the programs are called with.
+
+        Raises:
+          ValueError: they are not of the shapes that the programs are compiled for.
+        """
+        leaves, tree = jax.tree.flatten(nnx.split(decoder)[1])
+        found = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        if tree != self._tree or found != self._shapes:  # type: ignore[operator]
+            raise ValueError(f"{self.name}: these parameters are not those of its programs")
+        self.parameters = tuple(leaves)
+
+    def wanted(self) -> list[tuple[str, int]]:
+        """Kind and size of every program."""
+        return [("prefill", size) for size in self.buckets.prefill_tokens] + [
+            ("decode", size) for size in self.buckets.decode_seqs
+        ]
+
+    def compile(self, kind: str, size: int) -> Program:
+        """Compiles one program and keeps it."""
+        began = time.perf_counter()
+        compiled = self._lower(kind, size).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None, "every backend that compiles ahead of time says what it needs"
+        program = Program(
+            model=self.name,
+            kind=kind,
+            size=size,
+            compiled=compiled,
+            compile_seconds=time.perf_counter() - began,
+            temp_bytes=memory.temp_size_in_bytes,
+            argument_bytes=memory.argument_size_in_bytes,
+        )
+        self._programs[kind, size] = program
+        return program
+
+    def programs(self) -> list[Program]:
+        """All that are compiled."""
+        return list(self._programs.values())
+
+    def prefill(self, size: int) -> Callable[..., Any]:
+        """`(parameters, kv, state, tokens [size], packed [seqs, ...])`; donates kv, state."""
+        return self._programs["prefill", size].compiled
+
+    def decode(self, size: int) -> Callable[..., Any]:
+        """`(parameters, kv, state, packed [size, 1 + blocks], num_tokens)`; donates kv, state."""
+        return self._programs["decode", size].compiled
+
+    @cached_property
+    def _state(self) -> SlotState:
+        return jax.eval_shape(lambda: SlotState.create(self.buckets.max_seqs, self.vocab_size))
+
+    def _lower(self, kind: str, size: int) -> jax.stages.Lowered:
+        def int32(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        blocks = self.buckets.blocks
+        shapes = {
+            "prefill": (int32(size), int32(self.buckets.prefill_seqs, Column.BLOCKS + blocks)),
+            "decode": (int32(size, 1 + blocks), int32()),
+        }
+        step = getattr(self._functions, kind)
+
+        def run(
+            parameters: tuple[jax.Array, ...], kv: jax.Array, state: SlotState, *inputs: jax.Array
+        ) -> tuple[jax.Array, SlotState, Emitted]:
+            tree = jax.tree.unflatten(self._tree, parameters)
+            return step(nnx.merge(self._graph, tree), kv, state, *inputs)
+
+        # A name of its own in profiles, and in the compilation cache's file names.
+        run.__name__ = f"{kind}_{size}"
+        jitted = jax.jit(run, donate_argnums=(1, 2))
+        return jitted.lower(self._shapes, self._kv, self._state, *shapes[kind])

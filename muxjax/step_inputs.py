@@ -1,0 +1,120 @@
+"""What the host sends with a step: one packed array of int32, so one transfer.
+
+Floats travel as their bits. `Column` names the columns of a prefill's rows; the block table
+follows.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from muxjax.sampler import Settings
+from muxjax.sampling_params import MAX_STOP_TOKEN_IDS
+from muxjax.scheduling.steps import PrefillChunk
+
+_FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+class Column(enum.IntEnum):
+    """Columns of a prefill's row before its block table."""
+
+    SLOT = 0
+    LENGTH = 1
+    START = 2
+    PROMPT = 3
+    LAST = 4
+    REMAINING = 5
+    TOP_K = 6
+    LOGPROBS = 7
+    SEED = 8  # 2 columns
+    FLOATS = 10
+    STOP_IDS = 10 + len(_FLOATS)
+    BLOCKS = 10 + len(_FLOATS) + MAX_STOP_TOKEN_IDS
+
+
+@struct.dataclass
+class PrefillRows:
+    """A prefill's rows, unpacked on the device."""
+
+    slot: Int[Array, " S"]
+    length: Int[Array, " S"]
+    start: Int[Array, " S"]
+    num_prompt: Int[Array, " S"]
+    last: Bool[Array, " S"]
+    remaining: Int[Array, " S"]
+    stop_ids: Int[Array, "S 8"]
+    settings: Settings
+    block_tables: Int[Array, "S B"]
+
+
+def seed_words(seed: int | None) -> tuple[int, int]:
+    """The two words of a request's key; a request without a seed must be greedy."""
+    bits = (seed or 0) % 2**64
+    return bits >> 32, bits & 0xFFFFFFFF
+
+
+def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
+    """Fills the columns of one prefill row, all but the block table.
+
+    Args:
+      row: int32, at least `Column.BLOCKS` wide.
+      chunk: what to prefill.
+    """
+    row[Column.SLOT] = chunk.slot
+    row[Column.LENGTH] = len(chunk.tokens)
+    row[Column.START] = chunk.start
+    row[Column.PROMPT] = chunk.num_prompt_tokens
+    row[Column.LAST] = chunk.last
+    params = chunk.sampling
+    if params is None:
+        return
+    row[Column.REMAINING] = chunk.remaining_tokens
+    row[Column.TOP_K] = params.top_k
+    row[Column.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
+    words = np.array(seed_words(params.seed), np.uint32)
+    row[Column.SEED : Column.FLOATS] = words.view(np.int32)
+    floats = np.array([getattr(params, name) for name in _FLOATS], np.float32)
+    row[Column.FLOATS : Column.STOP_IDS] = floats.view(np.int32)
+    row[Column.STOP_IDS : Column.BLOCKS] = _stop_row(chunk.stop_ids)
+
+
+def _stop_row(stop_ids: Sequence[int]) -> np.ndarray:
+    row = np.full(MAX_STOP_TOKEN_IDS, -1, np.int32)
+    row[: len(stop_ids)] = stop_ids
+    return row
+
+
+def unpack_prefill(rows: Int[Array, "S columns"]) -> PrefillRows:
+    """Undoes `pack_chunk` on the device."""
+    floats = lax.bitcast_convert_type(rows[:, Column.FLOATS : Column.STOP_IDS], jnp.float32)
+    settings = Settings(
+        **{name: floats[:, i] for i, name in enumerate(_FLOATS)},
+        top_k=rows[:, Column.TOP_K],
+        seed=lax.bitcast_convert_type(rows[:, Column.SEED : Column.FLOATS], jnp.uint32),
+        logprobs=rows[:, Column.LOGPROBS],
+    )
+    return PrefillRows(
+        slot=rows[:, Column.SLOT],
+        length=rows[:, Column.LENGTH],
+        start=rows[:, Column.START],
+        num_prompt=rows[:, Column.PROMPT],
+        last=rows[:, Column.LAST] != 0,
+        remaining=rows[:, Column.REMAINING],
+        stop_ids=rows[:, Column.STOP_IDS : Column.BLOCKS],
+        settings=settings,
+        block_tables=rows[:, Column.BLOCKS :],
+    )
