@@ -1,0 +1,1 @@
+"""HTTP in OpenAI's schema over a fleet of models."""

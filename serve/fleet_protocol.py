@@ -1,0 +1,114 @@
+"""What the server needs of a fleet; `muxjax.fleet.Fleet` has it, and so has the tests' fake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.steps import TokenLogprobs
+
+
+@runtime_checkable
+class TokenizerLike(Protocol):
+    """The part of `muxjax.models.tokenizer.Tokenizer` that requests and answers need."""
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of a text; False for what a chat template made, which has its own begin."""
+        ...
+
+    def apply_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt text of a conversation."""
+        ...
+
+    def token_text(self, token: int) -> str:
+        """One token for people."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        ...
+
+
+@runtime_checkable
+class ModelLike(Protocol):
+    """A loaded model."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        ...
+
+    @property
+    def tokenizer(self) -> TokenizerLike | None:
+        """None for a model that takes token ids only."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        ...
+
+
+@runtime_checkable
+class DeltaLike(Protocol):
+    """What a request has made since the last one. `text` may lag behind `token_ids`."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs] | None: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
+@runtime_checkable
+class StreamLike(Protocol):
+    """A running request. `cancel` frees its pages; after the end it does nothing."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[DeltaLike]: ...
+
+    def cancel(self) -> None:
+        """Ends the request. May be called from any thread and more than once."""
+        ...
+
+
+@runtime_checkable
+class FleetLike(Protocol):
+    """Models that answer."""
+
+    @property
+    def models(self) -> Mapping[str, ModelLike]:
+        """By name."""
+        ...
+
+    def open_stream(
+        self, model: str, prompt: str | list[int], params: SamplingParams | None = None
+    ) -> StreamLike:
+        """Queues a request.
+
+        Raises:
+          InvalidRequest: the request cannot be served as asked; nothing was queued.
+          EngineDead: the engine has ended.
+        """
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges.
+
+        Raises:
+          EngineDead: the engine has ended.
+        """
+        ...

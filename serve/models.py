@@ -1,0 +1,36 @@
+"""`/v1/models`: what is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from muxjax.serve.errors import ApiError
+from muxjax.serve.fleet_protocol import FleetLike, ModelLike
+
+
+def find_model(fleet: FleetLike, name: str) -> ModelLike:
+    """The model that a request names.
+
+    Raises:
+      ApiError: 404, with the names that there are.
+    """
+    model = fleet.models.get(name)
+    if model is None:
+        raise ApiError(
+            f"no model {name!r} is served here; there are {', '.join(fleet.models)}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+    return model
+
+
+def describe(model: ModelLike, created: int) -> dict[str, Any]:
+    """A model in OpenAI's form, and its length limit as vLLM gives it."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "muxjax",
+        "max_model_len": model.max_model_len,
+    }

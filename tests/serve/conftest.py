@@ -1,0 +1,62 @@
+"""A live server on a loopback port, around a fake fleet."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvicorn
+
+from muxjax.serve.app import create_app
+from muxjax.serve.server import bind, url_of
+from tests.serve.fake_fleet import FakeFleet
+
+
+@contextlib.contextmanager
+def running_server(fleet: FakeFleet) -> Iterator[str]:
+    """Its address."""
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(fleet), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    url = url_of(bound)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Fails when `true()` has not become so in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[tuple[FakeFleet, str]]:
+    """One server for all tests, because starting one takes longer than most of them."""
+    fleet = FakeFleet()
+    with running_server(fleet) as url:
+        yield fleet, url
+
+
+@pytest.fixture
+def fleet(shared: tuple[FakeFleet, str]) -> FakeFleet:
+    """The shared server's fleet, as new."""
+    fleet, _ = shared
+    fleet.__init__()  # type: ignore[misc]
+    return fleet
+
+
+@pytest.fixture
+def server(shared: tuple[FakeFleet, str], fleet: FakeFleet) -> str:
+    """The shared server's address."""
+    return shared[1]

@@ -1,0 +1,165 @@
+"""A fleet without models: the same interface as `muxjax.fleet.Fleet`, answers known beforehand.
+
+A token is a byte; 256 begins a prompt and 257 ends an output. To any prompt the fleet answers with
+the prompt's own bytes in turn, over and over (`ab` -> `ababab...`), until `max_tokens`, or `text`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from muxjax.errors import EngineDead, InvalidRequest, UnknownModel
+from muxjax.models.tokenizer import Tokenizer
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.steps import TokenLogprobs
+
+BOS, EOS = 256, 257
+_NUMBERS = itertools.count()
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def fake_tokenizer(chat_template: str | None) -> Tokenizer:
+    """Bytes as tokens, with a begin token that encoding adds."""
+
+    def encode(text: str, add_special: bool) -> list[int]:
+        return [BOS] * add_special + list(text.encode())
+
+    pieces = [bytes([byte]) for byte in range(256)] + [b"<bos>", b"<eos>"]
+    return Tokenizer(
+        encode_text=encode,
+        pieces=pieces,
+        special_ids=frozenset({BOS, EOS}),
+        bos_token_id=BOS,
+        eos_token_ids=(EOS,),
+        chat_template=chat_template,
+    )
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    name: str
+    tokenizer: Tokenizer | None
+    max_model_len: int = 256
+
+
+@dataclass(frozen=True)
+class FakeDelta:
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+
+
+@dataclass
+class FakeFleet:
+    """Answers at `delay` seconds a token; `active` holds the requests that have not ended."""
+
+    delay: float = 0.0
+    text: str | None = None
+    dead: str | None = None
+    die_after: int | None = None
+    models: Mapping[str, FakeModel] = field(
+        default_factory=lambda: {
+            "chat": FakeModel("chat", fake_tokenizer(TEMPLATE)),
+            "plain/base": FakeModel("plain/base", fake_tokenizer(None)),
+            "ids": FakeModel("ids", None),
+        }
+    )
+    asked: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
+    active: set[int] = field(default_factory=set)
+    closed: bool = False
+
+    def open_stream(
+        self, model: str, prompt: str | list[int], params: SamplingParams | None = None
+    ) -> FakeStream:
+        if self.dead:
+            raise EngineDead(self.dead)
+        if model not in self.models:
+            raise UnknownModel(f"no model {model!r}", field="model")
+        assert isinstance(prompt, list)
+        params = params or SamplingParams()
+        limit = self.models[model].max_model_len
+        if len(prompt) >= limit:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens; {model} takes {limit - 1}", field="prompt"
+            )
+        if any(not 0 <= token <= EOS for token in prompt):
+            raise InvalidRequest("the prompt has a token id out of range", field="prompt")
+        self.asked.append((model, prompt, params))
+        number = next(_NUMBERS)
+        self.active.add(number)
+        return FakeStream(self, model, number, prompt, params)
+
+    def __enter__(self) -> FakeFleet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+    def stats(self) -> dict[str, Any]:
+        if self.dead:
+            raise EngineDead(self.dead)
+        return {"running": len(self.active)}
+
+
+class FakeStream:
+    def __init__(
+        self,
+        fleet: FakeFleet,
+        model: str,
+        number: int,
+        prompt: list[int],
+        params: SamplingParams,
+    ) -> None:
+        self._fleet = fleet
+        self._number = number
+        self._prompt = prompt
+        self._params = params
+        self._model = fleet.models[model]
+        self._cancelled = threading.Event()
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self._prompt)
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        self._fleet.active.discard(self._number)
+
+    def __aiter__(self) -> AsyncIterator[FakeDelta]:
+        return self._deltas()
+
+    def _output(self) -> tuple[list[int], str]:
+        if self._fleet.text is not None:
+            return [*self._fleet.text.encode(), EOS], "stop"
+        own = [token for token in self._prompt if token < BOS]
+        room = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
+        return [own[index % len(own)] for index in range(room)], "length"
+
+    async def _deltas(self) -> AsyncIterator[FakeDelta]:
+        tokens, reason = self._output()
+        decoder = None if self._model.tokenizer is None else self._model.tokenizer.decode_stream()
+        for count, token in enumerate(tokens, start=1):
+            await asyncio.sleep(self._fleet.delay)
+            if self._fleet.die_after is not None and count > self._fleet.die_after:
+                raise EngineDead("the engine's loop has ended: out of memory")
+            last = count == len(tokens)
+            text = "" if decoder is None else decoder.push([token])
+            if last:
+                self._fleet.active.discard(self._number)
+            yield FakeDelta(text, [token], self._logprobs(token), reason if last else None)
+
+    def _logprobs(self, token: int) -> list[TokenLogprobs] | None:
+        asked = self._params.logprobs
+        if asked is None:
+            return None
+        top: Sequence[tuple[int, float]] = [(token, -0.5), (token ^ 1, -1.5), (0, float("-inf"))]
+        return [TokenLogprobs(-0.5, list(top[:asked]))]

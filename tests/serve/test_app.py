@@ -1,0 +1,358 @@
+"""What the server says to bad requests, and that it survives them and clients that leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serve.conftest import wait_until
+from tests.serve.fake_fleet import FakeFleet
+
+COMPLETION = {"model": "chat", "prompt": "ab"}
+CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=20) as client:
+        yield client
+
+
+def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error of an answer, which must have OpenAI's form."""
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"prompt": ""}, "prompt", "must not be empty"),
+        ({"prompt": []}, "prompt", "must not be empty"),
+        ({"prompt": [[]]}, "prompt", "must not be empty"),
+        ({"prompt": ["a", ""]}, "prompt", "must not be empty"),
+        ({"prompt": None}, "prompt", "must be a string, a list of strings"),
+        ({"prompt": 3}, "prompt", "must be a string"),
+        ({"prompt": ["a", 3]}, "prompt", "must be a string"),
+        ({"prompt": [1.5]}, "prompt", "must be a string"),
+        ({"prompt": [True]}, "prompt", "must be a string"),
+        ({"prompt": [-1]}, "prompt", "out of range"),
+        ({"prompt": [258]}, "prompt", "out of range"),
+        ({"prompt": [10**30]}, "prompt", ""),
+        ({"prompt": "x" * 300}, "prompt", "the prompt has 301 tokens"),
+        ({"model": 3}, "model", "must be the name of a model"),
+        ({"model": None}, "model", "must be the name of a model"),
+        ({"temperature": -1}, "temperature", "must be a number"),
+        ({"temperature": "0.5"}, "temperature", "must be a number"),
+        ({"temperature": True}, "temperature", "must be a number"),
+        ({"temperature": [1]}, "temperature", "must be a number"),
+        ({"top_p": 0}, "top_p", "must be above 0"),
+        ({"top_p": 1.5}, "top_p", "must be a number"),
+        ({"top_k": -2}, "top_k", "must be a whole number"),
+        ({"top_k": 1.0}, "top_k", "must be a whole number"),
+        ({"max_tokens": 0}, "max_tokens", "must be a whole number"),
+        ({"max_tokens": 1.5}, "max_tokens", "must be a whole number"),
+        ({"max_tokens": "5"}, "max_tokens", "must be a whole number"),
+        ({"max_tokens": 10**20}, "max_tokens", "must be a whole number"),
+        ({"seed": 1.5}, "seed", "must be a whole number"),
+        ({"seed": 2**70}, "seed", "must be a whole number"),
+        ({"n": 0}, "n", "must be a whole number from 1"),
+        ({"n": 129}, "n", "must be a whole number from 1"),
+        ({"n": 100, "prompt": ["a", "b"]}, "n", "at most 128 outputs"),
+        ({"presence_penalty": 3}, "presence_penalty", "must be a number from -2"),
+        ({"stop": [""]}, "stop", "non-empty"),
+        ({"stop": 3}, "stop", "must be a string or a list of strings"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids", "must be a list of token ids"),
+        ({"stream": "yes"}, "stream", "must be true or false"),
+        ({"stream": 1}, "stream", "must be true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only for stream"),
+        (
+            {"stream": True, "stream_options": {"include_usage": 1}},
+            "stream_options.include_usage",
+            "must be true or false",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "not supported",
+        ),
+        ({"logprobs": 21}, "logprobs", "must be a whole number from 0 to 20"),
+        ({"logprobs": True}, "logprobs", "is a number in completions"),
+        ({"user": 3}, "user", "must be a string"),
+        ({"echo": True}, "echo", "echo is not supported"),
+        ({"best_of": 2}, "best_of", "best_of is not supported"),
+        ({"best_of": True}, "best_of", "best_of is not supported"),
+        ({"suffix": "x"}, "suffix", "suffix is not supported"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias", "logit_bias is not supported"),
+        ({"tools": []}, "tools", "unknown field 'tools'"),
+        ({"temperatur": 1}, "temperatur", "unknown field 'temperatur'"),
+    ],
+)
+def test_bad_completions(
+    http: httpx.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
+) -> None:
+    error = refusal(http.post("/v1/completions", json={**COMPLETION, **change}))
+    assert error["param"] == param
+    assert message in error["message"]
+    assert not fleet.asked
+    assert not fleet.active
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"messages": []}, "messages", "must be a list of messages"),
+        ({"messages": "hi"}, "messages", "must be a list of messages"),
+        ({"messages": ["hi"]}, "messages[0]", "must be an object"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].role",
+            "must be system, developer, user or assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "messages[0].content",
+            "must be a string or a list of text parts",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content",
+            "must be a string or a list of text parts",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "name": "joe"}]},
+            "messages[0].name",
+            "not supported",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+            "messages[0].tool_calls",
+            "not supported",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"logprobs": 3}, "logprobs", "true or false in chat"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            "top_logprobs",
+            "top_logprobs must be a whole number from 0 to 20",
+        ),
+        (
+            {"max_completion_tokens": 0},
+            "max_completion_tokens",
+            "max_completion_tokens must be a whole number",
+        ),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number"),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_completion_tokens", "not both"),
+        ({"prompt": "x"}, "prompt", "unknown field"),
+        ({"model": "plain/base"}, "messages", "no chat template"),
+        ({"model": "ids"}, "model", "has no tokenizer"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "the prompt has"),
+    ],
+)
+def test_bad_chats(
+    http: httpx.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
+) -> None:
+    error = refusal(http.post("/v1/chat/completions", json={**CHAT, **change}))
+    assert error["param"] == param
+    assert message in error["message"]
+    assert not fleet.active
+
+
+def test_what_clients_send_out_of_habit_is_accepted(http: httpx.Client) -> None:
+    idle = {
+        "logit_bias": None,
+        "metadata": {},
+        "service_tier": "auto",
+        "store": False,
+        "user": None,
+    }
+    nulls = dict.fromkeys(["temperature", "top_p", "n", "seed", "stop", "stream", "max_tokens"])
+    completion = {"echo": False, "best_of": 1, "suffix": None, "logprobs": None, "n": 1}
+    chat = {
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "parallel_tool_calls": True,
+        "functions": None,
+    }
+    answer = http.post("/v1/completions", json={**COMPLETION, **idle, **nulls, **completion})
+    assert answer.status_code == 200, answer.text
+    answer = http.post("/v1/chat/completions", json={**CHAT, **idle, **nulls, **chat})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("missing", ["model", "prompt"])
+def test_missing_fields(http: httpx.Client, missing: str) -> None:
+    body = {name: value for name, value in COMPLETION.items() if name != missing}
+    error = refusal(http.post("/v1/completions", json=body))
+    assert error["message"] == f"{missing} is missing"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON: Expecting property name"),
+        (b"[]", "must be a JSON object"),
+        (b'"x"', "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b'{"model": "chat", "prompt": "\xff"}', "not valid UTF-8 (byte 29)"),
+        (b'{"model": "chat", "prompt": "\\ud800"}', "half a surrogate pair"),
+        (b'{"model": "\\ud800", "prompt": "x"}', "half a surrogate pair"),
+        (b'{"model": "chat", "prompt": "x", "temperature": NaN}', "NaN is not a JSON value"),
+        (b'{"model": "chat", "prompt": "x", "temperature": -Infinity}', "not a JSON value"),
+        (b'{"model": "chat", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * 40 + b"]" * 40, "nested too deeply"),
+        (b'{"model": "chat", "prompt": "x"} x', "not valid JSON: Extra data"),
+        (b"\xef\xbb\xbf{}", "not valid JSON"),
+    ],
+)
+def test_bad_bodies(http: httpx.Client, body: bytes, message: str) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert message in refusal(http.post(path, content=body))["message"]
+    assert http.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_an_overflowing_number_is_refused(http: httpx.Client) -> None:
+    body = b'{"model": "chat", "prompt": "x", "temperature": 1e999}'
+    assert refusal(http.post("/v1/completions", content=body))["param"] == "temperature"
+
+
+def test_unknown_model_and_paths(http: httpx.Client) -> None:
+    error = refusal(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
+    assert error["message"] == "no model 'gpt' is served here; there are chat, plain/base, ids"
+    assert refusal(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
+    assert "POST /v1/embeddings" in refusal(http.post("/v1/embeddings", json={}), 404)["message"]
+    refusal(http.get("/v1/completions"), 405)
+
+
+def test_a_large_body_is_refused_unread(server: str, http: httpx.Client) -> None:
+    large = {"model": "chat", "prompt": "x" * 10_000_000}
+    error = refusal(http.post("/v1/completions", json=large), 413)
+    assert error["code"] == "request_too_large"
+    # Only the head is sent here: the answer does not wait for the body.
+    with connected(server) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+    # Without a declared length the limit ends the reading.
+    parts = (b" " * 65536 for _ in range(200))
+    refusal(http.post("/v1/completions", content=parts), 413)
+    assert http.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_a_body_of_just_under_the_limit_is_read(http: httpx.Client) -> None:
+    error = refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
+    assert "the prompt has 4000001 tokens" in error["message"]
+
+
+def connected(server: str) -> socket.socket:
+    address = urlsplit(server)
+    assert address.hostname
+    assert address.port
+    return socket.create_connection((address.hostname, address.port), timeout=20)
+
+
+def post_bytes(path: str, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("abrupt", [True, False])
+def test_a_client_that_leaves_frees_its_requests(
+    server: str, fleet: FakeFleet, stream: bool, n: int, abrupt: bool
+) -> None:
+    fleet.delay = 0.05
+    body = {**CHAT, "stream": stream, "n": n, "max_tokens": 200}
+    with connected(server) as client:
+        client.sendall(post_bytes("/v1/chat/completions", body))
+        wait_until(lambda: len(fleet.active) == n)
+        if stream:
+            client.recv(100)
+        if abrupt:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: not fleet.active, seconds=5)
+    fleet.delay = 0.0
+    assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_a_client_that_leaves_amid_its_body(server: str, fleet: FakeFleet) -> None:
+    with connected(server) as client:
+        client.sendall(post_bytes("/v1/completions", COMPLETION)[:-5])
+    assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
+    assert len(fleet.asked) == 1
+
+
+def test_one_prompt_of_several_that_fails_queues_none(http: httpx.Client, fleet: FakeFleet) -> None:
+    refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
+    assert len(fleet.asked) == 1
+    assert not fleet.active
+
+
+def test_health(http: httpx.Client, fleet: FakeFleet) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+    fleet.dead = "the engine's loop has ended: out of memory"
+    answer = http.get("/health")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "dead", "reason": fleet.dead}
+    error = refusal(http.post("/v1/completions", json=COMPLETION), 503)
+    assert error["code"] == "engine_dead"
+    refusal(http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 503)
+
+
+def test_request_ids(http: httpx.Client) -> None:
+    ids = {http.get("/health").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    own = http.get("/health", headers={"x-request-id": "mine-1"})
+    assert own.headers["x-request-id"] == "mine-1"
+    odd = http.get("/health", headers={"x-request-id": "x" * 500})
+    assert odd.headers["x-request-id"].startswith("req-")
+
+
+def test_the_event_stream_itself(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={**COMPLETION, "max_tokens": 2, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = answer.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert [event["choices"][0]["text"] for event in events] == ["a", "b"]
+    assert all(event["object"] == "text_completion" for event in events)
+
+
+def test_the_openapi_document_resolves(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/health",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/completions",
+        "/v1/chat/completions",
+    }
+    schemas = document["components"]["schemas"]
+    text = json.dumps(document)
+    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert name in schemas
+    assert "prompt" in schemas["CompletionRequest"]["required"]
