@@ -168,7 +168,7 @@ class EngineConfig(_Section):
         default=16, description="Most sequences of a model that run at once."
     )
     prefill_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
-        default=512,
+        default=256,
         description="Most prompt tokens in one prefill step; longer prompts are chunked.",
     )
     decode_tokens: Annotated[int, Field(ge=1, le=256)] = Field(

@@ -326,10 +326,11 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
 
 
 def _buckets(spec: ModelSpec) -> Buckets:
-    """Few, as each is compiled: sizes grow eightfold (sequences) and fourfold (tokens).
+    """Few, as each takes seconds to compile.
 
-    One sequence has a bucket of its own: it is what a quiet server decodes. Eight cost a CPU hardly
-    more than one.
+    One sequence has a bucket of its own: it is what a quiet server decodes. Eight cost a CPU less
+    than twice that. Short prompts have a bucket too: compute is what a prefill takes, padding
+    included.
     """
     limits = spec.limits
     seqs = {1, limits.max_seqs}
@@ -337,11 +338,7 @@ def _buckets(spec: ModelSpec) -> Buckets:
     while size < limits.max_seqs:
         seqs.add(size)
         size *= 4
-    tokens = {limits.max_prefill_tokens}
-    size = limits.max_prefill_tokens // 4
-    while size >= 16 and len(tokens) < 3:
-        tokens.add(size)
-        size //= 4
+    tokens = {max(16, limits.max_prefill_tokens // 4), limits.max_prefill_tokens}
     return Buckets(
         prefill_tokens=tuple(sorted(tokens)),
         prefill_seqs=limits.max_prefill_seqs,

@@ -11,6 +11,8 @@ The order is: penalties, temperature, top-k, top-p (of what top-k left), min-p.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -157,7 +159,10 @@ def _draw(
     return _invert(weights, _uniform(settings.seed, positions))
 
 
-def _keep(weights: Float[Array, "S V"], enough: object) -> Float[Array, "S V"]:
+def _keep(
+    weights: Float[Array, "S V"],
+    enough: Callable[[Bool[Array, "S V"]], Bool[Array, " S"]],
+) -> Float[Array, "S V"]:
     """Zeroes all weights under the highest threshold at which what is kept is still `enough`.
 
     `enough` takes a mask of kept weights, `[S, V]`, and says for each row whether they suffice; it
@@ -167,10 +172,10 @@ def _keep(weights: Float[Array, "S V"], enough: object) -> Float[Array, "S V"]:
     def threshold(bits: Int[Array, " S"]) -> Float[Array, "S 1"]:
         return lax.bitcast_convert_type(bits, jnp.float32)[:, None]
 
-    def body(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # low suffices, high is the first that may not
         middle = low + (high - low) // 2
-        holds = enough(weights >= threshold(middle))  # type: ignore[operator]
+        holds = enough(weights >= threshold(middle))
         return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
 
     zero = jnp.zeros(weights.shape[0], jnp.int32)

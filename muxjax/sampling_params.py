@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muxjax.errors import InvalidRequest
@@ -30,7 +31,7 @@ class SamplingParams:
       frequency_penalty: subtracted once for each time a token is already in the output.
       seed: the same seed gives the same tokens, whatever the request is batched with. None draws
         a fresh one.
-      stop: strings that end the output; not included in the text.
+      stop: a string, or strings, that end the output; not included in the text.
       stop_token_ids: tokens that end the output, besides the model's own.
       ignore_eos: do not end at the model's own end token.
       logprobs: how many alternatives to report for each token (0: only the chosen token's
@@ -49,8 +50,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
 
