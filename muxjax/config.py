@@ -167,9 +167,10 @@ class EngineConfig(_Section):
     max_seqs: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=16, description="Most sequences of a model that run at once."
     )
-    prefill_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
-        default=256,
-        description="Most prompt tokens in one prefill step; longer prompts are chunked.",
+    prefill_tokens: Annotated[int, Field(ge=16, le=65536)] | None = Field(
+        default=None,
+        description="Most prompt tokens in one prefill step; longer prompts are chunked. By default "
+        "128 on a CPU and 2048 elsewhere.",
     )
     decode_tokens: Annotated[int, Field(ge=1, le=256)] = Field(
         default=8, description="Most tokens that a decode step makes for each sequence."

@@ -7,6 +7,7 @@ others leave commands in an inbox.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.steps import Executor, Handle, Step
 from muxjax.scheduling.unit import Unit
+
+log = logging.getLogger(__name__)
 
 _AHEAD = 2
 """Steps in flight at most: the one that runs and the next."""
@@ -156,6 +159,7 @@ class Engine:
         try:
             self._loop()
         except BaseException as error:  # noqa: BLE001  reported to every caller, now and later
+            log.exception("the engine has ended")
             with self._wake:
                 self._error = error
         finally:

@@ -294,6 +294,12 @@ def _kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
     return jnp.dtype("bfloat16")
 
 
+def _default_prefill() -> int:
+    """Enough tokens to be bound by compute: on a CPU 128 reach its peak, and hold up decoding for
+    a fifth of a second."""
+    return 128 if jax.default_backend() == "cpu" else 2048
+
+
 def _default_pool(weights: int) -> int:
     if jax.default_backend() == "cpu":
         return _CPU_POOL_BYTES
@@ -314,7 +320,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         max_model_len=model.max_model_len,
         limits=BucketLimits(
             max_seqs=engine.max_seqs,
-            max_prefill_tokens=engine.prefill_tokens,
+            max_prefill_tokens=engine.prefill_tokens or _default_prefill(),
             max_prefill_seqs=min(_PREFILL_SEQS, engine.max_seqs),
             max_decode_tokens=engine.decode_tokens,
         ),

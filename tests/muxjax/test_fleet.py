@@ -70,9 +70,10 @@ def test_logprobs(loaded):
         assert entry_.top[0] == (token, entry_.logprob)  # greedy takes the most likely
         assert [p for _, p in entry_.top] == sorted((p for _, p in entry_.top), reverse=True)
         assert len(entry_.top) == 3
-    assert loaded.generate("llama", "abc", dataclasses.replace(GREEDY, logprobs=0))[0].logprobs[
-        0
-    ].top == []
+    assert (
+        loaded.generate("llama", "abc", dataclasses.replace(GREEDY, logprobs=0))[0].logprobs[0].top
+        == []
+    )
     assert loaded.generate("llama", "abc", GREEDY)[0].logprobs is None
 
 

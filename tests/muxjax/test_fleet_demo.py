@@ -127,7 +127,7 @@ def test_a_seed_gives_the_same_alone_and_in_any_batch(fleet):
 
 def test_a_pool_so_small_that_requests_are_preempted():
     """Pages of three models' requests are taken and given; emitted tokens stay."""
-    with Fleet.load(fleet_config("72MB", decode_tokens=4)) as small:
+    with Fleet.load(fleet_config("26MB", max_seqs=4, decode_tokens=4)) as small:
         cases = [(name, case) for name in golden.DEMO_NAMES for case in golden.greedy(name)]
         for seed in range(2):
             random.Random(seed).shuffle(cases)
