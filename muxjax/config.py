@@ -169,8 +169,8 @@ class EngineConfig(_Section):
     )
     prefill_tokens: Annotated[int, Field(ge=16, le=65536)] | None = Field(
         default=None,
-        description="Most prompt tokens in one prefill step; longer prompts are chunked. By default "
-        "128 on a CPU and 2048 elsewhere.",
+        description="Most prompt tokens in one prefill step; longer prompts are chunked. By "
+        "default 128 on a CPU and 2048 elsewhere.",
     )
     decode_tokens: Annotated[int, Field(ge=1, le=256)] = Field(
         default=8, description="Most tokens that a decode step makes for each sequence."

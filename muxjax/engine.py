@@ -158,7 +158,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._loop()
-        except BaseException as error:  # noqa: BLE001  reported to every caller, now and later
+        except BaseException as error:
             log.exception("the engine has ended")
             with self._wake:
                 self._error = error

@@ -296,7 +296,8 @@ def _kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
 
 def _default_prefill() -> int:
     """Enough tokens to be bound by compute: on a CPU 128 reach its peak, and hold up decoding for
-    a fifth of a second."""
+    a fifth of a second.
+    """
     return 128 if jax.default_backend() == "cpu" else 2048
 
 

@@ -1,0 +1,109 @@
+"""Requests at the same time, prompts included, and the time to a first token.
+
+    python benchmarks/concurrent.py
+    python benchmarks/concurrent.py --requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
+
+All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
+submission to the last token. `roofline` is the rate that the machine allows, measured in the same
+run: reading the weights once for each decode step at the bandwidth of a plain sum, and the products
+of the prompts' tokens at the rate of one large product of the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+import jax
+from _common import (
+    DTYPES,
+    Loaded,
+    Machine,
+    load,
+    print_json,
+    random_prompts,
+    run_requests,
+    show,
+    step_bytes,
+    surroundings,
+    token_operations,
+)
+
+FIRST_TOKEN_PROMPT = 20
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Measure requests at the same time.")
+    parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
+    parser.add_argument("--runs", type=int, default=5, help="of which the median is shown")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+
+    machine = Machine()
+    rows = [measure(dtype, machine, arguments) for dtype in arguments.dtype or DTYPES]
+    bandwidth = machine.bandwidth / 1e9
+    if arguments.json:
+        print_json(
+            {"model": arguments.model, **surroundings(), "read_GB/s": bandwidth, "rows": rows}
+        )
+        return
+    title = (
+        f"{arguments.model}: {arguments.requests} requests, "
+        f"{arguments.prompt} tokens in, {arguments.output} out"
+    )
+    notes = {"JAX": jax.__version__, "read bandwidth in GB/s": bandwidth}
+    show(title, tuple(rows[0]), rows, **notes)
+
+
+def measure(dtype: str, machine: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    loaded = load(
+        arguments.model,
+        dtype,
+        max_seqs=arguments.requests,
+        max_model_len=max(256, arguments.prompt + arguments.output),
+    )
+    runs, firsts = [], []
+    with loaded.fleet() as fleet:
+        for seed in range(arguments.runs + 1):
+            machine.measure(dtype)
+            prompts = random_prompts(loaded.model, arguments.requests, arguments.prompt, seed)
+            run = run_requests(fleet, prompts, arguments.output)
+            (prompt,) = random_prompts(loaded.model, 1, FIRST_TOKEN_PROMPT, seed)
+            first = run_requests(fleet, [prompt], 2).first_token
+            if seed > 0:  # the first run warms up
+                runs.append(run)
+                firsts.append(first)
+    seconds = median(run.seconds for run in runs)
+    made = arguments.requests * arguments.output
+    least = roofline_seconds(loaded, machine, arguments)
+    return {
+        "dtype": dtype,
+        "output_tokens/s": made / seconds,
+        "lowest": made / max(run.seconds for run in runs),
+        "highest": made / min(run.seconds for run in runs),
+        "all_tokens/s": (made + arguments.requests * arguments.prompt) / seconds,
+        "first_token_ms": 1e3 * median(firsts),
+        "GFLOP/s": machine.matmul_rate(dtype) / 1e9,
+        "roofline": made / least,
+        "ratio": least / seconds,
+    }
+
+
+def roofline_seconds(loaded: Loaded, machine: Machine, arguments: argparse.Namespace) -> float:
+    """The least time that the machine could take."""
+    # The first token of each request comes from its prefill.
+    decode = (arguments.output - 1) * step_bytes(loaded.model) / machine.bandwidth
+    tokens = arguments.requests * arguments.prompt
+    prefill = tokens * token_operations(loaded.model) / machine.matmul_rate(loaded.model.dtype)
+    return decode + prefill
+
+
+if __name__ == "__main__":
+    main()

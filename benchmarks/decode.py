@@ -1,0 +1,143 @@
+"""Decode speed against what the memory allows, per precision and batch.
+
+    python benchmarks/decode.py
+    python benchmarks/decode.py --model demo:gemma3-270m --dtype float32 --batch 1 --batch 8 --json
+
+A decode step reads every weight once, so at small batches `bytes of weights / read bandwidth` is
+the least time that it can take. `engine` is what requests get through `Fleet`, `bare` the compiled
+step called in a loop with no scheduler around it. The bandwidth is that of a sum over 512 MiB,
+measured between the other measurements. `ratio` compares with the time for the weights alone: the
+keys and values that attention reads as well are few here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+import jax
+from _common import (
+    DTYPES,
+    Loaded,
+    Machine,
+    load,
+    print_json,
+    random_prompts,
+    run_requests,
+    show,
+    step_bytes,
+    surroundings,
+)
+
+from muxjax import Fleet, SamplingParams
+from muxjax.jax_executor import JaxExecutor
+from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
+
+PROMPT = 16
+"""Tokens of each prompt."""
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Measure decode speed.")
+    parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
+    parser.add_argument("--batch", action="append", type=int, help="default: 1, 2, 4, 8, 16")
+    parser.add_argument("--tokens", type=int, default=64, help="made by each request")
+    parser.add_argument("--runs", type=int, default=3, help="of which the median is shown")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    batches = arguments.batch or [1, 2, 4, 8, 16]
+
+    machine = Machine()
+    found = []
+    for dtype in arguments.dtype or DTYPES:
+        loaded = load(arguments.model, dtype, max_seqs=max(batches))
+        rates: dict[tuple[str, int], list[float]] = {}
+        with loaded.executor() as executor:
+            for _ in range(arguments.runs):
+                for batch in batches:
+                    machine.measure()
+                    rate = bare_rate(loaded, executor, batch, arguments.tokens)
+                    rates.setdefault(("bare", batch), []).append(rate)
+        with loaded.fleet() as fleet:
+            for run in range(arguments.runs):
+                for batch in batches:
+                    machine.measure()
+                    rate = engine_rate(loaded, fleet, batch, arguments.tokens, seed=run)
+                    rates.setdefault(("engine", batch), []).append(rate)
+        machine.measure()
+        for (kind, batch), values in rates.items():
+            found.append(
+                {
+                    "dtype": dtype,
+                    "kind": kind,
+                    "batch": batch,
+                    "tokens/s": median(values),
+                    "ms/step": 1e3 * batch / median(values),
+                    "GB/s": median(values) / batch * step_bytes(loaded.model) / 1e9,
+                }
+            )
+    for row in found:
+        row["ratio"] = row["GB/s"] * 1e9 / machine.bandwidth
+    report(arguments.model, found, machine, as_json=arguments.json)
+
+
+def engine_rate(loaded: Loaded, fleet: Fleet, batch: int, tokens: int, seed: int) -> float:
+    """Tokens a second of requests through the whole engine, while all of them decode."""
+    prompts = random_prompts(loaded.model, batch, PROMPT, seed)
+    return run_requests(fleet, prompts, tokens).steady_rate
+
+
+def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) -> float:
+    """Tokens a second of the compiled decode step, called one after another."""
+    name, layers = loaded.model.name, loaded.model.config.num_layers
+    per_block = loaded.model.layout.tokens_per_page
+    per_step = loaded.plan.unit.models[name].spec.limits.max_decode_tokens
+    blocks = -(-(PROMPT + 1 + tokens) // per_block)
+    first = loaded.plan.dummy_pages
+    params = SamplingParams(max_tokens=tokens + 1, temperature=0)
+    tables = [
+        [first + (slot * blocks + block) * layers for block in range(blocks)]
+        for slot in range(batch)
+    ]
+    for slot, prompt in enumerate(random_prompts(loaded.model, batch, PROMPT, seed=0)):
+        chunk = PrefillChunk(
+            request_id=slot,
+            slot=slot,
+            tokens=tuple(prompt),
+            start=0,
+            num_prompt_tokens=PROMPT,
+            blocks=tables[slot],
+            num_blocks=blocks,
+            sampling=params,
+            max_new_tokens=tokens + 1,
+        )
+        executor.result(executor.submit(Prefill(name, [chunk])))
+    sequences = [
+        DecodeSequence(slot, slot, tables[slot], blocks, per_step) for slot in range(batch)
+    ]
+    step = Decode(name, sequences, per_step)
+    seconds, made = 0.0, 0
+    for index in range(tokens // per_step):
+        result = executor.result(executor.submit(step))
+        if index > 0:  # the first brings the weights into place
+            seconds += result.seconds
+            made += sum(map(len, result.tokens))
+    return made / seconds
+
+
+def report(model: str, rows: list[dict[str, Any]], machine: Machine, *, as_json: bool) -> None:
+    """Prints what was found."""
+    bandwidth = machine.bandwidth / 1e9
+    notes = {"JAX": jax.__version__, "read bandwidth in GB/s": bandwidth}
+    if as_json:
+        print_json({"model": model, **surroundings(), "read_GB/s": bandwidth, "rows": rows})
+        return
+    columns = ("dtype", "kind", "batch", "tokens/s", "ms/step", "GB/s", "ratio")
+    show(f"decode, {model}", columns, rows, **notes)
+
+
+if __name__ == "__main__":
+    main()
