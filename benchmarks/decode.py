@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
     parser.add_argument("--batch", action="append", type=int, help="default: 1, 2, 4, 8, 16")
-    parser.add_argument("--tokens", type=int, default=64, help="made by each request")
+    parser.add_argument("--tokens", type=int, default=64, help="made by each request; 24 at least")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is shown")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
@@ -55,19 +55,15 @@ def main() -> None:
     for dtype in arguments.dtype or DTYPES:
         loaded = load(arguments.model, dtype, max_seqs=max(batches))
         rates: dict[tuple[str, int], list[float]] = {}
-        with loaded.executor() as executor:
-            for _ in range(arguments.runs):
+        with loaded.executor() as executor, loaded.fleet() as fleet:
+            for run in range(arguments.runs):
                 for batch in batches:
                     machine.measure()
                     rate = bare_rate(loaded, executor, batch, arguments.tokens)
                     rates.setdefault(("bare", batch), []).append(rate)
-        with loaded.fleet() as fleet:
-            for run in range(arguments.runs):
-                for batch in batches:
-                    machine.measure()
                     rate = engine_rate(loaded, fleet, batch, arguments.tokens, seed=run)
                     rates.setdefault(("engine", batch), []).append(rate)
-        machine.measure()
+            machine.measure()
         for (kind, batch), values in rates.items():
             found.append(
                 {
@@ -119,13 +115,11 @@ def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) ->
         DecodeSequence(slot, slot, tables[slot], blocks, per_step) for slot in range(batch)
     ]
     step = Decode(name, sequences, per_step)
-    seconds, made = 0.0, 0
-    for index in range(tokens // per_step):
-        result = executor.result(executor.submit(step))
-        if index > 0:  # the first brings the weights into place
-            seconds += result.seconds
-            made += sum(map(len, result.tokens))
-    return made / seconds
+    handles = [executor.submit(step) for _ in range(tokens // per_step)]
+    results = [executor.result(handle) for handle in handles]
+    counted = results[1:]  # the first waits for what was before it
+    made = sum(len(found) for result in counted for found in result.tokens)
+    return made / sum(result.seconds for result in counted)
 
 
 def report(model: str, rows: list[dict[str, Any]], machine: Machine, *, as_json: bool) -> None:

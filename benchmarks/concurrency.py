@@ -1,7 +1,7 @@
 """Requests at the same time, prompts included, and the time to a first token.
 
-    python benchmarks/concurrent.py
-    python benchmarks/concurrent.py --requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
+    python benchmarks/concurrency.py
+    python benchmarks/concurrency.py--requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
 
 All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
 submission to the last token. `roofline` is the rate that the machine allows, measured in the same
