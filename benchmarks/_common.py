@@ -114,11 +114,18 @@ class Loaded:
             yield fleet
 
 
-def load(source: str, dtype: str, *, max_seqs: int, max_model_len: int = 512) -> Loaded:
+def load(
+    source: str, dtype: str, *, max_seqs: int, max_model_len: int = 512, policy: str = "adbs"
+) -> Loaded:
     """Loads and compiles one model, with progress on standard error."""
     entry = {"name": "model", "source": source, "dtype": dtype, "max_model_len": max_model_len}
     config = load_fleet_config(
-        {"models": [entry], "pool": {"memory": "512MiB"}, "engine": {"max_seqs": max_seqs}}
+        {
+            "models": [entry],
+            "pool": {"memory": "512MiB"},
+            "policy": policy,
+            "engine": {"max_seqs": max_seqs},
+        }
     )
     loading.enable_compilation_cache()
     plan = loading.make_plan(config)

@@ -1,7 +1,7 @@
 """Requests at the same time, prompts included, and the time to a first token.
 
     python benchmarks/concurrency.py
-    python benchmarks/concurrency.py--requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
+    python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
 
 All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
 submission to the last token. `roofline` is the rate that the machine allows, measured in the same
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
     parser.add_argument("--runs", type=int, default=5, help="of which the median is shown")
+    parser.add_argument("--policy", default="adbs", help="as in a fleet file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
 
@@ -68,6 +69,7 @@ def measure(dtype: str, machine: Machine, arguments: argparse.Namespace) -> dict
         dtype,
         max_seqs=arguments.requests,
         max_model_len=max(256, arguments.prompt + arguments.output),
+        policy=arguments.policy,
     )
     runs, firsts = [], []
     with loaded.fleet() as fleet:
