@@ -8,8 +8,9 @@ into it by `hf_config.from_hf` and `gguf_config.from_gguf`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -198,3 +199,21 @@ class ModelConfig:
         if self.local_rope is not None and self.layer_is_sliding[layer]:
             return self.local_rope
         return self.rope
+
+
+def config_from_dict(described: Mapping[str, Any]) -> ModelConfig:
+    """Undoes `dataclasses.asdict`, also after a round trip through JSON.
+
+    Raises:
+      KeyError, TypeError: it is no such dict.
+      CheckpointError: the values make no model.
+    """
+    values = dict(described)
+    for name in ("rope", "local_rope"):
+        if values.get(name) is not None:
+            rope = dict(values[name])
+            rope["divisors"] = tuple(rope["divisors"])
+            values[name] = RopeConfig(**rope)
+    for name in ("layer_is_sliding", "eos_token_ids"):
+        values[name] = tuple(values[name])
+    return ModelConfig(**values)

@@ -37,3 +37,15 @@ class PoolTooSmall(MuxError):
 
 class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
+
+
+class WorkloadError(MuxError, ValueError):
+    """A trace or workload that cannot be used: what is wrong, where, and what to do."""
+
+
+class ProfileError(MuxError, ValueError):
+    """A profile of step times that cannot be used; the message says where it is at fault."""
+
+
+class PlanError(MuxError, ValueError):
+    """A fleet that cannot be placed on a cluster, or a plan that is not valid."""

@@ -179,6 +179,31 @@ class KVQuotas:
             assert 0 <= floor <= self.quotas[model]
 
 
+class OpenPool(KVQuotas):
+    """No quotas: whoever comes first takes what is free, as in a server without quotas.
+
+    A baseline. Each model's quota is the whole pool and stays so.
+    """
+
+    def __init__(
+        self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
+    ) -> None:
+        specs = list(specs)
+        super().__init__(specs, allocator, needs)
+        self.floors = dict.fromkeys(self.floors, 0)
+        self.quotas = dict.fromkeys(self.quotas, allocator.num_slabs)
+
+    def due(self, now: float) -> bool:
+        """Never: nothing moves."""
+        del now
+        return False
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if the pool is divided after all."""
+        assert set(self.quotas.values()) == {self._allocator.num_slabs}
+        assert not any(self.floors.values())
+
+
 def slabs_for_request(spec: ModelSpec, allocator: SlabAllocator, num_tokens: int) -> int:
     """Slabs that one request takes when it has grown to so many tokens, packed."""
     return allocator.slabs_for(spec.name, spec.blocks_for(num_tokens))

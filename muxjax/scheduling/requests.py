@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
@@ -99,9 +99,8 @@ class Request:
         return head + tuple(self.output[max(0, start - boundary) : end - boundary])
 
 
-@dataclass(frozen=True, slots=True)
-class RequestUpdate:
-    """What one step brought for one request.
+class RequestUpdate(NamedTuple):
+    """What one step brought for one request. A tuple, since many are made.
 
     Attributes:
       request: the request, already brought up to date.

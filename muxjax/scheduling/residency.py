@@ -13,6 +13,7 @@ one gets its turn.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.model_state import ModelState
@@ -20,6 +21,10 @@ from muxjax.scheduling.preemption import plan_preemption
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.specs import ModelSpec
+
+Live: TypeAlias = tuple[Request, int, int]
+"""A running sequence, how many tokens it may still make, and how many it has in the pool once all
+steps in flight have run."""
 
 
 class Residency:
@@ -59,16 +64,14 @@ class Residency:
         state.start_prefill(request)
         return request
 
-    def grow(
-        self, state: ModelState, live: list[tuple[Request, int]], num_tokens: int
-    ) -> tuple[list[tuple[Request, int]], int]:
+    def grow(self, state: ModelState, live: list[Live], num_tokens: int) -> tuple[list[Live], int]:
         """Gives running sequences the blocks for their next tokens.
 
         If pages are short, for fewer tokens; if they are short for one token, others are preempted.
 
         Args:
           state: their model.
-          live: the sequences, oldest first, and how many tokens each may still make.
+          live: the sequences, oldest first.
           num_tokens: how many are wanted for each.
 
         Returns:
@@ -127,19 +130,16 @@ class Residency:
 
     # Growth
 
-    def _grow_all(
-        self, state: ModelState, live: list[tuple[Request, int]], num_tokens: int
-    ) -> bool:
+    def _grow_all(self, state: ModelState, live: list[Live], num_tokens: int) -> bool:
         """Gives all sequences the blocks for so many tokens, or none of them any."""
         per_block = state.spec.tokens_per_page
         short: list[tuple[Request, int]] = []
         total = 0
-        for request, left in live:
-            # The last token is not in the pool yet: it is written first.
-            held = len(request.prompt) + len(request.output) + request.pending - 1
+        for request, left, held in live:
             tokens = held + (left if left < num_tokens else num_tokens)
-            blocks = -(-tokens // per_block) - len(request.blocks)
-            if blocks > 0:
+            missing = tokens - per_block * len(request.blocks)
+            if missing > 0:
+                blocks = -(-missing // per_block)
                 short.append((request, blocks))
                 total += blocks
         if not total:
@@ -154,15 +154,13 @@ class Residency:
             del new[-blocks:]
         return True
 
-    def _grow_each(
-        self, state: ModelState, live: list[tuple[Request, int]]
-    ) -> list[tuple[Request, int]]:
+    def _grow_each(self, state: ModelState, live: list[Live]) -> list[Live]:
         """Gives sequences the blocks for one token more, oldest first, preempting where it must."""
-        grown: list[tuple[Request, int]] = []
-        for request, left in live:
+        grown: list[Live] = []
+        for request, left, held in live:
             if request.state is not RequestState.RUNNING:
                 continue  # preempted for an older one
-            one = [(request, left)]
+            one = [(request, left, held)]
             if self._grow_all(state, one, 1) or (
                 self._preempt_for(state.spec.name, 1, request) and self._grow_all(state, one, 1)
             ):

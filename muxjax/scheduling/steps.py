@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from muxjax.sampling_params import SamplingParams
 
@@ -88,9 +88,8 @@ class Prefill:
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeSequence:
-    """One sequence of a decode step.
+class DecodeSequence(NamedTuple):
+    """One sequence of a decode step. A tuple, since many are made.
 
     Attributes:
       request_id: whose sequence this is.

@@ -23,8 +23,10 @@ Turn: TypeAlias = tuple[str, Phase]
 
 EVEN_PART = 0.2
 """The part of the time that is shared evenly, whatever the expected needs."""
-MAX_CREDIT = 1.0
-"""Seconds that one who is held back, for want of pages say, may be behind its share."""
+MAX_CREDIT = 4.0
+"""Seconds that one who is held back, for want of pages say, may be behind its share. More than
+prefills may be ahead (`policies.PREFILL_OVERDRAFT`): what decodes are owed is not to be forgotten.
+"""
 
 
 class TimeQuotas:

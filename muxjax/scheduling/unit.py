@@ -31,7 +31,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
-from muxjax.scheduling.residency import Residency
+from muxjax.scheduling.residency import Live, Residency
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.scheduling.steps import (
     Decode,
@@ -77,6 +77,9 @@ class Unit:
       policy: what picks the steps; see `policies.make_policy`.
       demand: expected needs, asked again every few seconds with the estimates of that time.
       estimates: step durations; measured ones are added to it.
+      kv_quotas: how the pool is divided; `quotas.OpenPool` does not divide it.
+      side_by_side: steps may end in any order (in simulations of chips that run several at once);
+        the policy then puts no request into two steps in flight.
       record_freed: keep freed pages for `take_freed_pages` (test mode).
 
     Raises:
@@ -91,6 +94,8 @@ class Unit:
         *,
         demand: Callable[[ModelSpec, StepEstimates], Demand] = equal_demand,
         estimates: StepEstimates | None = None,
+        kv_quotas: type[KVQuotas] = KVQuotas,
+        side_by_side: bool = False,
         record_freed: bool = False,
     ) -> None:
         specs = list(specs)
@@ -101,9 +106,10 @@ class Unit:
         self.policy = policy
         self.estimates = estimates or StepEstimates(names)
         self.allocator = _make_allocator(specs, num_pages, record_freed)
+        self._side_by_side = side_by_side
         self._demand = demand
         demands = {spec.name: demand(spec, self.estimates) for spec in specs}
-        self.quotas = KVQuotas(specs, self.allocator, {name: demands[name].kv for name in names})
+        self.quotas = kv_quotas(specs, self.allocator, {name: demands[name].kv for name in names})
         self.time = TimeQuotas(names)
         self._set_shares(demands)
         self._next_shares: float | None = None
@@ -181,6 +187,10 @@ class Unit:
         """Steps made and not applied."""
         return len(self._in_flight)
 
+    def in_flight(self) -> list[Turn]:
+        """The model and phase of each step made and not applied, in the order of making."""
+        return [turn for _, turn, _ in self._in_flight]
+
     # The loop
 
     def next_step(self, now: float) -> Step | None:
@@ -208,7 +218,7 @@ class Unit:
         """Takes in what a step gave.
 
         Args:
-          step: the oldest step that was not applied yet.
+          step: the oldest step that was not applied yet; any such step if `side_by_side`.
           result: its result.
           now: seconds; the time at which its tokens count as emitted.
 
@@ -218,9 +228,7 @@ class Unit:
         Raises:
           ValueError: a step out of order.
         """
-        if not self._in_flight or self._in_flight[0][0] is not step:
-            raise ValueError("steps must be applied in the order in which they were made")
-        _, turn, expected = self._in_flight.popleft()
+        turn, expected = self._take_from_flight(step)
         self.time.charge(turn, result.seconds - expected)
         state = self.models[step.model]
         updates: list[RequestUpdate] = []
@@ -248,6 +256,15 @@ class Unit:
                     updates,
                 )
         return updates
+
+    def _take_from_flight(self, step: Step) -> tuple[Turn, float]:
+        for index, (made, turn, expected) in enumerate(self._in_flight):
+            if made is step:
+                del self._in_flight[index]
+                return turn, expected
+            if not self._side_by_side:
+                break
+        raise ValueError("steps must be applied in the order in which they were made")
 
     def take_freed_pages(self) -> list[int]:
         """Pages freed since the last call (test mode), to be poisoned before the next step."""
@@ -286,7 +303,9 @@ class Unit:
             budget -= len(chunks[-1].tokens)
         return Prefill(model, chunks) if chunks else None
 
-    def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
+    def make_decode(
+        self, model: str, max_tokens: int | None = None, *, settled: bool = False
+    ) -> Decode | None:
         """Makes a decode of all of a model's sequences that may have tokens left to make.
 
         The step counts as submitted: a policy returns what it made. If pages are short, fewer
@@ -296,6 +315,8 @@ class Unit:
         Args:
           model: name.
           max_tokens: a limit below that of the model's buckets.
+          settled: leave out sequences that a step in flight works on; for devices that run steps
+            side by side and not in order.
 
         Returns:
           The step, or None if there is no such sequence.
@@ -304,12 +325,16 @@ class Unit:
         most = state.spec.limits.max_decode_tokens
         if max_tokens is not None:
             most = min(most, max(1, max_tokens))
-        live: list[tuple[Request, int]] = []
+        live: list[Live] = []
         longest = 0
         for request in state.running.values():
-            left = request.max_new_tokens - len(request.output) - request.pending
+            if settled and request.steps_in_flight:
+                continue
+            made = len(request.output) + request.pending
+            left = request.max_new_tokens - made
             if left > 0:
-                live.append((request, left))
+                # The last token is not in the pool yet: it is written first.
+                live.append((request, left, len(request.prompt) + made - 1))
                 if left > longest:
                     longest = left
         if not live:
@@ -319,12 +344,11 @@ class Unit:
             return None
         sequences: list[DecodeSequence] = []
         per_block = state.spec.tokens_per_page
-        for request, left in live:
+        for request, left, held in live:
             count = left if left < k else k
-            tokens = len(request.prompt) + len(request.output) + request.pending - 1 + count
             request.pending += count
             request.steps_in_flight += 1
-            blocks = -(-tokens // per_block)
+            blocks = -(-(held + count) // per_block)
             sequences.append(
                 DecodeSequence(request.id, request.slot, request.blocks, blocks, count)
             )
@@ -376,15 +400,16 @@ class Unit:
         reason: FinishReason | None = None
         room = request.max_new_tokens - len(request.output)
         stop_ids = request.stop_ids
-        for index, token in enumerate(tokens, start=1):
-            if token in stop_ids:
-                reason = "stop"
-            elif index == room:
-                reason = "length"
-            else:
-                continue
-            if index < len(tokens):
-                raise ValueError(f"request {request_id} got tokens after its end: {tokens}")
+        if stop_ids or len(tokens) >= room:
+            for index, token in enumerate(tokens, start=1):
+                if token in stop_ids:
+                    reason = "stop"
+                elif index == room:
+                    reason = "length"
+                else:
+                    continue
+                if index < len(tokens):
+                    raise ValueError(f"request {request_id} got tokens after its end: {tokens}")
         request.output.extend(tokens)
         state.output_tokens += len(tokens)
         updates.append(RequestUpdate(request, tokens, logprobs, reason))

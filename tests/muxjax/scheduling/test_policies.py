@@ -93,7 +93,7 @@ def test_adbs_gives_decodes_their_share_when_prefills_flood() -> None:
     loop.turn()
     for i in range(200):
         loop.unit.add(request(1 + i, "a", prompt_tokens=500, max_tokens=1))
-    for _ in range(100):
+    for _ in range(150):
         loop.turn()
     used, shares = loop.unit.time.used, loop.unit.time.shares
     assert shares["a", "prefill"] == shares["b", "decode"]

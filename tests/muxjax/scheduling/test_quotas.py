@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.allocator import SlabAllocator
-from muxjax.scheduling.quotas import QUOTA_PERIOD, KVQuotas, apportion, compute_floors
+from muxjax.scheduling.quotas import (
+    QUOTA_PERIOD,
+    KVQuotas,
+    OpenPool,
+    apportion,
+    compute_floors,
+)
 from muxjax.scheduling.specs import ModelSpec
 from tests.muxjax.scheduling.harness import spec
 
@@ -31,6 +37,18 @@ def one_layer(name: str, kv_floor: float | None = None, max_model_len: int = 40)
 def test_default_floors_are_equal_parts_of_a_quarter() -> None:
     _, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     assert quotas.floors == {"a": 5, "b": 5}
+
+
+def test_an_open_pool_goes_to_who_comes_first() -> None:
+    specs = [one_layer("a"), one_layer("b", kv_floor=0.5)]
+    allocator = SlabAllocator(41, {one.name: 1 for one in specs})
+    pool = OpenPool(specs, allocator, {"a": 1.0, "b": 9.0})
+    assert pool.leasable("a") == 40
+    allocator.allocate("b", 30)
+    assert pool.leasable("a") == 10
+    assert pool.over_quota("b") < 0
+    assert not pool.due(1e9)
+    pool.check_invariants()
 
 
 def test_default_floors_are_at_most_one_full_request() -> None:
