@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.config import ModelConfig, RopeConfig
+from muxjax.models.config import ModelConfig, config_from_dict
 from muxjax.models.hf_tokenizer import read_tokenizer
 from muxjax.models.json_files import read_json
 from muxjax.models.params import Part, Shape, param_shapes
@@ -87,7 +87,7 @@ def open_orbax(folder: Path) -> Checkpoint:
             f"{folder}: format {described.get('format')!r}; this version reads {FORMAT}"
         )
     try:
-        config = _config(described["config"])
+        config = config_from_dict(described["config"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a config: {error}") from error
     shapes = param_shapes(config)
@@ -98,18 +98,6 @@ def open_orbax(folder: Path) -> Checkpoint:
         mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
         make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
     )
-
-
-def _config(described: dict[str, Any]) -> ModelConfig:
-    values = dict(described)
-    for name in ("rope", "local_rope"):
-        if values.get(name) is not None:
-            rope = dict(values[name])
-            rope["divisors"] = tuple(rope["divisors"])
-            values[name] = RopeConfig(**rope)
-    for name in ("layer_is_sliding", "eos_token_ids"):
-        values[name] = tuple(values[name])
-    return ModelConfig(**values)
 
 
 class _OrbaxTensors:

@@ -11,6 +11,11 @@ _ROW_STEP = 16
 """Pages are whole tiles of a TPU's memory: 16 rows of 128 in bfloat16 (8 in float32)."""
 _FEWEST_TOKENS = 8
 """A page with fewer tokens costs more in tables and page copies than a coarser one wastes."""
+GPU_TOKEN_GROUP = 8
+"""Tokens that a GPU's copy engine moves as one piece into the tiles that its tensor cores read."""
+_UNGROUPED = 0.25
+"""What a page that is no whole number of such groups costs a model, beside the waste of memory: the
+kernel then rewrites every tile (docs/kernels-gpu.md). An estimate: no GPU was at hand."""
 DEFAULT_LONGEST = 8192
 """`max_model_len` where neither the fleet file nor the model's own context length is shorter."""
 
@@ -32,12 +37,17 @@ class KVShape:
     mean_tokens: float
 
 
-def choose_page_rows(models: Sequence[KVShape]) -> int:
+def choose_page_rows(models: Sequence[KVShape], *, token_group: int = 1) -> int:
     """Rows in a page: what wastes least of the pool, over all models.
 
     Each model wastes the rows of a page that no whole token fits in, and half a page of every
     sequence's last block; and a page of few tokens makes long tables. A size is judged by its worst
     model, so that none pays for another's convenience.
+
+    Args:
+      models: of the unit.
+      token_group: pages of whole groups of so many tokens, and no rows left over, are preferred:
+        `GPU_TOKEN_GROUP` on a GPU.
     """
 
     def cost(rows: int) -> float:
@@ -47,7 +57,9 @@ def choose_page_rows(models: Sequence[KVShape]) -> int:
             tokens = layout.tokens_per_page
             unused = 1 - tokens * layout.rows_per_token / rows
             last_block = tokens / 2 / max(model.mean_tokens, 1.0)
-            worst = max(worst, unused + last_block + 1 / tokens)
+            grouped = token_group == 1 or not (unused or tokens % token_group)
+            penalty = 0.0 if grouped else _UNGROUPED
+            worst = max(worst, unused + last_block + 1 / tokens + penalty)
         return worst
 
     widest = max(KVLayout(10**9, m.num_kv_heads, m.head_dim).rows_per_token for m in models)

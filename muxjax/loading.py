@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,15 +15,24 @@ import numpy as np
 
 from muxjax.config import EngineConfig, FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
-from muxjax.geometry import KVShape, choose_page_rows, longest_sequence, pages_in
+from muxjax.geometry import (
+    GPU_TOKEN_GROUP,
+    KVShape,
+    choose_page_rows,
+    longest_sequence,
+    pages_in,
+)
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
 from muxjax.models.decoder import Decoder
 from muxjax.models.demo import cache_folder
+from muxjax.models.linear import tiled, tiled_shape
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.params import param_shapes
+from muxjax.models.stacks import Stacks
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.target import current_target
 from muxjax.placement.demand import expected_demand
 from muxjax.programs import Buckets, ModelPrograms, Program
 from muxjax.scheduling.policies import make_policy
@@ -114,13 +124,20 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def make_plan(config: FleetConfig, *, progress: bool = True, poison: bool = False) -> Plan:
+def make_plan(
+    config: FleetConfig,
+    *,
+    progress: bool = True,
+    poison: bool = False,
+    memory_bytes: int | None = None,
+) -> Plan:
     """Opens the checkpoints and cuts the pool.
 
     Args:
       config: the fleet file.
       progress: show bars while something is fetched.
       poison: test mode, see `Fleet.load`.
+      memory_bytes: free memory of the device; by default the device is asked.
 
     Raises:
       CheckpointError, DownloadError: a checkpoint that cannot be had.
@@ -144,12 +161,13 @@ def make_plan(config: FleetConfig, *, progress: bool = True, poison: bool = Fals
                 entry.prompt_tokens + entry.output_tokens,
             )
             for entry in config.models
-        ]
+        ],
+        token_group=GPU_TOKEN_GROUP if current_target().platform == "gpu" else 1,
     )
     weights = sum(
         _param_bytes(c, dtype) for c, dtype in zip(configs.values(), dtypes.values(), strict=True)
     )
-    memory = config.pool.memory or _default_pool(weights)
+    memory = config.pool.memory or _default_pool(weights, memory_bytes)
     num_pages = pages_in(memory, rows, kv_dtype.itemsize)
 
     models, buckets, functions, specs = {}, {}, {}, []
@@ -196,19 +214,32 @@ def make_plan(config: FleetConfig, *, progress: bool = True, poison: bool = Fals
     return Plan(models, checkpoints, buckets, functions, kv, unit)
 
 
-def make_programs(plan: Plan) -> dict[str, ModelPrograms]:
-    """The programs of a plan, with parameters that are shapes only: enough to compile."""
+def make_programs(
+    plan: Plan, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, ModelPrograms]:
+    """The programs of a plan, with parameters that are shapes only: enough to compile.
+
+    Args:
+      plan: the unit.
+      sharding: of all arguments, for a device that is only described; by default JAX's own.
+    """
     programs = {}
     for name, model in plan.models.items():
+        stacks = _stacks(model.config)
+        shapes = param_shapes(model.config) if stacks is None else stacks.shapes(model.config)
         decoder = Decoder(
             model.config,
             {
-                parameter: jax.ShapeDtypeStruct(shape, _param_dtype(parameter, model.dtype))
-                for parameter, shape in param_shapes(model.config).items()
+                parameter: jax.ShapeDtypeStruct(
+                    tiled_shape(shape) if _in_products(model.config, parameter) else shape,
+                    _param_dtype(parameter, model.dtype),
+                )
+                for parameter, shape in shapes.items()
             },
+            stacks,
         )
         programs[name] = ModelPrograms(
-            name, decoder, plan.functions[name], plan.buckets[name], plan.kv
+            name, decoder, plan.functions[name], plan.buckets[name], plan.kv, sharding
         )
     return programs
 
@@ -234,11 +265,19 @@ def load_and_compile(
 
     def load(name: str) -> None:
         model = plan.models[name]
-        weights = {}
+        stacks = _stacks(model.config)
+        weights: dict[str, jax.Array] = {}
         for parameter, array in plan.checkpoints[name].weights():
-            weights[parameter] = _on_device(array, _param_dtype(parameter, model.dtype))
-            loaded(name, weights[parameter].nbytes)
-        programs[name].set_parameters(Decoder(model.config, weights))
+            arrived = _on_device(array, _param_dtype(parameter, model.dtype))
+            loaded(name, arrived.nbytes)
+            kept, index = (parameter, None) if stacks is None else stacks.place(parameter)
+            if stacks is None or index is None:
+                weights[kept] = tiled(arrived) if _in_products(model.config, kept) else arrived
+                continue
+            if kept not in weights:
+                weights[kept] = jnp.zeros((stacks.repeats, *arrived.shape), arrived.dtype)
+            weights[kept] = _put(weights[kept], arrived, index)
+        programs[name].set_parameters(Decoder(model.config, weights, stacks))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
         # Weights first: reading them is short, and frees its worker for compiling.
@@ -258,9 +297,25 @@ def load_and_compile(
                 future.cancel()
 
 
+def _stacks(config: ModelConfig) -> Stacks | None:
+    """How the layers of a model are kept on the device that is traced for."""
+    return Stacks.of(config) if current_target().platform == "tpu" else None
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    """Puts a layer's parameter into its stack, in place."""
+    return stack.at[index].set(layer)
+
+
 def _on_device(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
     # A copy: JAX may otherwise share memory that a checkpoint still maps or reuses.
     return jnp.array(array.astype(dtype, copy=False), copy=True)
+
+
+def _in_products(config: ModelConfig, name: str) -> bool:
+    """Whether a parameter is multiplied with: an embedding that is no head is only looked up."""
+    return name != "embed" or config.tie_embeddings
 
 
 def _param_dtype(name: str, dtype: str) -> jnp.dtype:
@@ -282,35 +337,41 @@ def _dtype(entry: ModelEntry) -> Literal["float32", "bfloat16"]:
     """
     if entry.dtype != "auto":
         return entry.dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if current_target().platform == "cpu" else "bfloat16"
 
 
 def _kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
     """float32 on the CPU, where attention computes in it and where a bfloat16 scatter copies the
     whole pool on JAX 0.10; elsewhere the widest of the models'.
     """
-    if jax.default_backend() == "cpu" or "float32" in dtypes:
+    if current_target().platform == "cpu" or "float32" in dtypes:
         return jnp.dtype("float32")
     return jnp.dtype("bfloat16")
 
 
 def _default_prefill() -> int:
     """Enough tokens to be bound by compute: on a CPU 128 reach its peak, and hold up decoding for
-    a fifth of a second.
+    a fifth of a second. A TPU v6e or an H200 needs 560 or 200 (FLOP/s over bytes/s); twice as many
+    would only hold up decoding longer, and take twice the memory for activations.
     """
-    return 128 if jax.default_backend() == "cpu" else 2048
+    return 128 if current_target().platform == "cpu" else 1024
 
 
-def _default_pool(weights: int) -> int:
-    if jax.default_backend() == "cpu":
+def _default_pool(weights: int, memory_bytes: int | None) -> int:
+    if current_target().platform == "cpu":
         return _CPU_POOL_BYTES
+    if memory_bytes is None:
+        memory_bytes = _free_memory()
+    return max(1, int((memory_bytes - weights) * _ACCELERATOR_POOL_SHARE))
+
+
+def _free_memory() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats is None or "bytes_limit" not in stats:
         raise FleetConfigError(
             f"pool.memory must be given: the memory of {jax.devices()[0]} is not known"
         )
-    left = stats["bytes_limit"] - stats.get("bytes_in_use", 0) - weights
-    return max(1, int(left * _ACCELERATOR_POOL_SHARE))
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
 def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelSpec:

@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from muxjax.pallas_kernels import mosaic_gpu, mosaic_tpu
 from muxjax.pallas_kernels.layout import LANES, KVLayout
+from muxjax.pallas_kernels.mosaic_gpu import paged_attention_mosaic_gpu
+from muxjax.pallas_kernels.mosaic_tpu import paged_attention_mosaic_tpu
 from muxjax.pallas_kernels.reference import paged_attention_reference
+from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels.target import current_target
 from muxjax.pallas_kernels.xla import paged_attention_xla
 
 
@@ -24,17 +29,22 @@ class Implementation:
       name: what `paged_attention(implementation=...)` calls it.
       platforms: where it is taken by itself; elsewhere it must be asked for by name.
       run: the function, with the arguments of `paged_attention`.
+      unable: why it cannot carry out a request on any of its platforms, or None if it can.
     """
 
     name: str
     platforms: tuple[str, ...]
     run: Callable[..., Array]
+    unable: Callable[[Request], str | None] = lambda request: None
 
-    def refusal(self, platform: str) -> str | None:
-        """Why it is not taken by itself on a platform, or None."""
-        if platform in self.platforms:
-            return None
-        return f"{self.name}: made for {' and '.join(self.platforms) or 'tests'}, not {platform}"
+    def refusal(self, request: Request) -> str | None:
+        """Why it is not taken by itself for a request, or None."""
+        platform = request.target.platform
+        if platform not in self.platforms:
+            made_for = " and ".join(self.platforms) or "tests"
+            return f"{self.name}: made for {made_for}, not {platform}"
+        reason = self.unable(request)
+        return None if reason is None else f"{self.name}: {reason}"
 
 
 def _reference(
@@ -84,31 +94,36 @@ def _reference(
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
-    Implementation("xla", ("cpu", "gpu", "cuda", "rocm", "tpu"), paged_attention_xla),
+    Implementation("mosaic_tpu", ("tpu",), paged_attention_mosaic_tpu, mosaic_tpu.unable),
+    Implementation("mosaic_gpu", ("gpu",), paged_attention_mosaic_gpu, mosaic_gpu.unable),
+    Implementation("xla", ("cpu", "gpu", "tpu"), paged_attention_xla),
     Implementation("reference", (), _reference),
 )
-"""In order of preference. The first that does not refuse the platform is taken."""
+"""In order of preference. The first that does not refuse the request is taken."""
 
 
-def choose(implementation: str | None, platform: str) -> Implementation:
-    """The named implementation, or the first that accepts the platform.
+def choose(implementation: str | None, request: Request) -> Implementation:
+    """The named implementation, or the first that does not refuse the request.
 
     Raises:
-      ValueError: an unknown name, or no implementation for the platform; says why each refused.
+      ValueError: an unknown name, or one that is unable to do this; or, with no name, nothing that
+        takes the request. Says why each refused.
     """
     if implementation is not None:
         for candidate in IMPLEMENTATIONS:
             if candidate.name == implementation:
+                if reason := candidate.unable(request):
+                    raise ValueError(f"paged attention by {candidate.name}: {reason}")
                 return candidate
         names = ", ".join(c.name for c in IMPLEMENTATIONS)
         raise ValueError(f"no paged attention called {implementation!r}; there are: {names}")
     refusals = []
     for candidate in IMPLEMENTATIONS:
-        refusal = candidate.refusal(platform)
+        refusal = candidate.refusal(request)
         if refusal is None:
             return candidate
         refusals.append(refusal)
-    raise ValueError(f"no paged attention for {platform}: " + "; ".join(refusals))
+    raise ValueError(f"no paged attention for {request.target}: " + "; ".join(refusals))
 
 
 def paged_attention(
@@ -145,7 +160,9 @@ def paged_attention(
       window: a query sees this many positions at most, its own included.
       softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2).
       decode: one query a sequence: `T == S` and row `s` is sequence `s`'s query.
-      implementation: a name from `IMPLEMENTATIONS`; by default the first that takes the platform.
+      implementation: a name from `IMPLEMENTATIONS`; by default the first that takes the request
+        on the device that is traced for. A Pallas kernel named where it cannot be compiled runs
+        only inside Pallas's interpreter (`pltpu.force_tpu_interpret_mode`).
 
     Returns:
       Attention outputs in `q`'s type; softmax and sums are in float32.
@@ -154,7 +171,8 @@ def paged_attention(
       ValueError: shapes that do not fit each other, or no implementation.
     """
     _validate(q, kv, block_tables, kv_lens, query_starts, layout, window, decode)
-    chosen = choose(implementation, jax.default_backend())
+    request = Request(current_target(), layout, q.shape[1], q.dtype, kv.dtype, decode)
+    chosen = choose(implementation, request)
     return chosen.run(
         q,
         kv,

@@ -22,7 +22,7 @@ from muxjax.pallas_kernels.layout import KVLayout
 
 DECODE_BLOCK = 128
 """Tokens of each sequence gathered at a time in decode: those of 8 sequences stay in the cache."""
-PREFILL_BLOCK = 256
+PREFILL_BLOCK = 128
 """Tokens gathered at a time in prefill."""
 QUERY_BLOCK = 128
 """Queries of one sequence handled together in prefill."""

@@ -1,6 +1,13 @@
 import pytest
 
-from muxjax.geometry import DEFAULT_LONGEST, KVShape, choose_page_rows, longest_sequence, pages_in
+from muxjax.geometry import (
+    DEFAULT_LONGEST,
+    GPU_TOKEN_GROUP,
+    KVShape,
+    choose_page_rows,
+    longest_sequence,
+    pages_in,
+)
 from muxjax.pallas_kernels import KVLayout
 
 
@@ -27,6 +34,17 @@ def test_every_model_gets_a_few_tokens_a_page(widest):
 def test_short_requests_get_short_pages():
     long, short = (choose_page_rows([KVShape("a", 2, 1, 64, mean)]) for mean in (5000, 40))
     assert short < long
+
+
+def test_on_a_gpu_pages_are_whole_groups_of_tokens():
+    # Llama 3 8B, SmolLM2 135M, Gemma 3 4B.
+    geometries = [(32, 8, 128), (30, 3, 64), (34, 4, 256)]
+    shapes = [KVShape(str(g), *g, 256) for g in geometries]
+    rows = choose_page_rows(shapes, token_group=GPU_TOKEN_GROUP)
+    for _, num_kv, head_dim in geometries:
+        layout = KVLayout(rows, num_kv, head_dim)
+        assert layout.tokens_per_page % GPU_TOKEN_GROUP == 0
+        assert layout.tokens_per_page * layout.rows_per_token == rows
 
 
 def test_pages_in():

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.reference import gather_tokens
 
-GEOMETRIES = [(32, 8, 128), (32, 32, 128), (14, 2, 64), (9, 3, 64), (4, 1, 256), (6, 6, 48)]
+GEOMETRIES = [
+    (32, 8, 128),
+    (32, 32, 128),
+    (14, 2, 64),
+    (9, 3, 64),
+    (4, 1, 256),
+    (64, 8, 128),
+    (6, 6, 48),  # heads are padded to 64
+    (8, 4, 80),  # heads lie across rows
+]
+
+
+_TOKENS = 16
+"""Tokens of a page, about."""
+
+
+def layout_of(geometry: tuple[int, int, int]) -> KVLayout:
+    """A page of whole tiles (16 rows), with rows after the last whole token where that can be."""
+    _, num_kv, head_dim = geometry
+    r = KVLayout(10**6, num_kv, head_dim).rows_per_token
+    rows = r * _TOKENS
+    return KVLayout(rows + 16 if 16 % r else rows, num_kv, head_dim)
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,11 @@ class Case:
     layer: int
     layout: KVLayout
 
+    def rounded(self) -> Case:
+        """With queries and pool as bfloat16 holds them: rounding them is no implementation's."""
+        q, kv = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (self.q, self.kv))
+        return replace(self, q=q, kv=kv)
+
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         return self.q, self.kv, self.block_tables, self.kv_lens, self.query_starts
@@ -34,8 +61,8 @@ def make_case(
     kv_lens: list[int],
     query_lens: list[int],
     *,
-    tokens_per_page: int = 16,
     padding: int = 0,
+    layout: KVLayout | None = None,
     seed: int = 0,
 ) -> Case:
     """Random sequences of two layers; every pool row that must not be read holds NaN.
@@ -44,11 +71,12 @@ def make_case(
       geometry: (N, K, H).
       kv_lens: tokens of each context.
       query_lens: queries of each sequence; the rest of `q` (`padding` more) is NaN as well.
+      layout: of the pool; by default `layout_of` the geometry.
     """
-    num_heads, num_kv, head_dim = geometry
+    num_heads, _, head_dim = geometry
     rng = np.random.default_rng(seed)
-    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens_per_page + 1
-    layout = KVLayout(rows, num_kv, head_dim)
+    layout = layout_of(geometry) if layout is None else layout
+    rows, tokens_per_page = layout.rows, layout.tokens_per_page
     layers, layer = 2, 1
     blocks = [-(-length // tokens_per_page) for length in kv_lens]
     width = max(1, *blocks) + 1
@@ -76,7 +104,7 @@ def dense(case: Case, scale: float, window: int | None, softcap: float | None) -
     group = case.q.shape[1] // case.layout.num_kv_heads
     for s, length in enumerate(case.kv_lens.tolist()):
         start, end = case.query_starts[s], case.query_starts[s + 1]
-        if start == end:
+        if start == end or length == 0:
             continue
         k, v = gather_tokens(
             case.kv.astype(np.float64), case.block_tables[s], length, case.layer, case.layout

@@ -1,0 +1,227 @@
+"""Paged attention: how near to the device's limits, and beside what others offer.
+
+Decode is bound by memory: the figure is the fraction of the bandwidth of a plain copy, measured in
+the same run. Prefill is bound by arithmetic: the fraction of the rate of a large matrix product.
+Before anything is timed its output is compared with the `xla` implementation's.
+
+    python benchmarks/attention.py                  # a table; under ten minutes on an H200
+    python benchmarks/attention.py --json > benchmarks/results/attention-h200.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Before JAX starts: room for torch beside it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import _attention as bench
+import jax
+import jax.numpy as jnp
+from _attention import LAYERS, Geometry, Workload
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+LLAMA = Geometry(32, 8, 128)
+WORKLOADS = [
+    *(Workload(LLAMA, s, length, True) for s, length in [(1, 2048), (1, 32768), (8, 2048)]),
+    *(Workload(LLAMA, s, 2048, True) for s in (32, 64, 128)),
+    Workload(LLAMA, 32, 512, True),
+    Workload(LLAMA, 32, 8192, True),
+    Workload(Geometry(32, 32, 128), 32, 2048, True),
+    Workload(Geometry(64, 8, 128), 32, 2048, True),
+    Workload(Geometry(14, 2, 64), 64, 2048, True),
+    Workload(Geometry(9, 3, 64), 64, 2048, True),
+    Workload(Geometry(4, 1, 256), 64, 2048, True),
+    Workload(LLAMA, 4, 2048, False),
+    Workload(LLAMA, 1, 8192, False),
+    Workload(Geometry(9, 3, 64), 4, 2048, False),
+    Workload(Geometry(4, 1, 256), 4, 2048, False),
+]
+TOLERANCE = 2e-2
+
+Timed = Callable[[], float]
+"""Seconds of one layer."""
+
+
+def ours(workload: Workload, implementation: str | None) -> tuple[Timed, jax.Array]:
+    """An implementation of `paged_attention`: how to time it, and its output for layer 1."""
+    q, *rest = workload.arrays()
+    attend = workload.attend(implementation)
+    layers = bench.all_layers(lambda q, layer, *rest: attend(q, *rest, jnp.int32(layer)))
+    once = jax.jit(attend)(q, *rest, jnp.int32(1))
+    return lambda: bench.seconds(lambda: layers(q, *rest)) / LAYERS, once
+
+
+def shipped_paged(workload: Workload) -> Timed:
+    """JAX's own `paged_attention` for GPUs: pages by head, an array for each layer."""
+    from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
+
+    q, _, _, lens, _ = workload.arrays()
+    _, num_kv, head_dim = workload.geometry
+    blocks = workload.length // 16
+    shape = (num_kv, workload.num_seqs * blocks, 16, head_dim)
+    pages = [_random(shape, workload.dtype, i) for i in range(2 * LAYERS)]
+    tables = jnp.arange(workload.num_seqs * blocks, dtype=jnp.int32)
+    tables = jax.random.permutation(jax.random.key(0), tables).reshape(workload.num_seqs, blocks)
+    splits = max(n for n in (1, 2, 4, 8, 16) if blocks % n == 0)
+
+    def attend(q: jax.Array, layer: int, *pages: jax.Array) -> jax.Array:
+        k, v = pages[2 * layer : 2 * layer + 2]
+        q = q * head_dim**-0.5
+        return paged_attention(q.astype(k.dtype), k, v, tables, lens, k_splits=splits)
+
+    layers = bench.all_layers(attend)
+    return lambda: bench.seconds(lambda: layers(q, *pages)) / LAYERS
+
+
+def dense(workload: Workload, implementation: str) -> Timed:
+    """`jax.nn.dot_product_attention` over a dense cache `[S, length, K, H]`."""
+    num_heads, num_kv, head_dim = workload.geometry
+    queries = 1 if workload.decode else workload.length
+    q = _random((workload.num_seqs, queries, num_heads, head_dim), workload.dtype, 99)
+    shape = (workload.num_seqs, workload.length, num_kv, head_dim)
+    caches = [_random(shape, workload.dtype, i) for i in range(2 * LAYERS)]
+
+    def attend(q: jax.Array, layer: int, *caches: jax.Array) -> jax.Array:
+        k, v = caches[2 * layer : 2 * layer + 2]
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=not workload.decode, implementation=implementation
+        )
+
+    layers = bench.all_layers(attend)
+    return lambda: bench.seconds(lambda: layers(q, *caches)) / LAYERS
+
+
+def torch_sdpa(workload: Workload) -> Timed:
+    """PyTorch's `scaled_dot_product_attention` over a dense cache `[S, K, length, H]`."""
+    import torch
+
+    num_heads, num_kv, head_dim = workload.geometry
+    queries = 1 if workload.decode else workload.length
+    dtype = getattr(torch, workload.dtype)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(shape, device="cuda", dtype=dtype)
+
+    q = random(workload.num_seqs, num_heads, queries, head_dim)
+    shape = (workload.num_seqs, num_kv, workload.length, head_dim)
+    caches = [(random(*shape), random(*shape)) for _ in range(LAYERS)]
+
+    def layers() -> None:
+        x = q
+        for k, v in caches:
+            x = torch.nn.functional.scaled_dot_product_attention(
+                x, k, v, is_causal=not workload.decode, enable_gqa=num_heads != num_kv
+            )
+
+    def call() -> None:
+        layers()
+        torch.cuda.synchronize()
+
+    return lambda: bench.seconds(call) / LAYERS
+
+
+def _random(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def contenders(workload: Workload) -> Iterator[tuple[str, Callable[[], Timed]]]:
+    """What is timed beside ours, by name."""
+    if jax.default_backend() == "gpu":
+        if workload.decode:
+            yield "jax paged", lambda: shipped_paged(workload)
+        yield "jax cudnn", lambda: dense(workload, "cudnn")
+        yield "torch sdpa", lambda: torch_sdpa(workload)
+    yield "jax dense", lambda: dense(workload, "xla")
+
+
+def measure(workload: Workload, bandwidth: float, rate: float, peers: bool) -> dict[str, Any]:
+    """One workload's line of the table."""
+    timed, found = ours(workload, None)
+    _, wanted = ours(workload, "xla")
+    error = bench.relative_error(found, wanted)
+    if not error < TOLERANCE:
+        raise SystemExit(f"{workload}: wrong by {error:.1e} of the output's norm; nothing is timed")
+    taken = timed()
+    limit = max(workload.bytes / bandwidth, workload.operations / rate)
+    line: dict[str, Any] = {
+        "geometry": list(workload.geometry),
+        "kind": workload.kind,
+        "num_seqs": workload.num_seqs,
+        "length": workload.length,
+        "bytes": workload.bytes,
+        "operations": workload.operations,
+        "error": error,
+        "seconds": taken,
+        "fraction_of_copy": workload.bytes / taken / bandwidth,
+        "fraction_of_matmul": workload.operations / taken / rate,
+        "fraction_of_limit": limit / taken,
+        "peers": {},
+    }
+    for name, make in contenders(workload) if peers else ():
+        try:
+            line["peers"][name] = make()()
+        except Exception as refusal:  # noqa: BLE001 - a peer that cannot is no fault of ours
+            line["peers"][name] = None
+            print(f"{name} on {workload}: {str(refusal).splitlines()[0][:200]}", file=sys.stderr)
+    return line
+
+
+def table(lines: list[dict[str, Any]]) -> Table:
+    """For people."""
+    names = sorted({name for line in lines for name in line["peers"]})
+    columns = ["N, K, H", "", "sequences", "MB", "us", "of copy", "of matmul", *names]
+    found = Table(*columns, title="one layer; peers: how many times our time they take")
+    for line in lines:
+        peers = [line["peers"].get(name) for name in names]
+        found.add_row(
+            ", ".join(map(str, line["geometry"])),
+            line["kind"],
+            f"{line['num_seqs']} x {line['length']}",
+            f"{line['bytes'] / 1e6:.0f}",
+            f"{line['seconds'] * 1e6:.1f}",
+            f"{line['fraction_of_copy']:.0%}",
+            f"{line['fraction_of_matmul']:.0%}",
+            *("-" if peer is None else f"{peer / line['seconds']:.2f}" for peer in peers),
+        )
+    return found
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=("decode", "prefill"), help="only these")
+    parser.add_argument("--no-peers", action="store_true", help="only ours")
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    options = parser.parse_args()
+    if jax.default_backend() == "cpu":
+        sys.exit("no accelerator here: these kernels are for GPUs and TPUs")
+    workloads = [w for w in WORKLOADS if options.kind in (None, w.kind)]
+    bandwidth, rate = bench.copy_bandwidth(), bench.matmul_rate("bfloat16")
+    stderr = Console(stderr=True)
+    lines = [
+        measure(workload, bandwidth, rate, not options.no_peers)
+        for workload in track(workloads, "measuring", console=stderr)
+    ]
+    if options.json:
+        rates = {"copy_bytes_per_second": bandwidth, "matmul_operations_per_second": rate}
+        print(json.dumps(bench.described(lines) | rates, indent=1))
+    else:
+        console = Console()
+        device = jax.devices()[0].device_kind
+        console.print(
+            f"{device}, JAX {jax.__version__}: copy {bandwidth / 1e12:.2f} TB/s (read + written), "
+            f"matmul {rate / 1e12:.0f} TFLOP/s (bfloat16)"
+        )
+        console.print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Finds the fastest block sizes of the attention kernels on this device, and fills their table.
+
+    python benchmarks/tune_attention.py             # print what was found
+    python benchmarks/tune_attention.py --write     # and write it to mosaic_gpu_tuned.py (GPU)
+
+All geometries take about half an hour, most of it compiling; `--kind` and `--geometry` take part
+of them. Sizes that are no faster than the default's by 2 % are left to the default. On a TPU the
+lines are for `TUNED` in `mosaic_tpu_blocks.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import _attention as bench
+import jax
+import jax.numpy as jnp
+from _attention import LAYERS, Geometry, Workload
+from rich.console import Console
+from rich.progress import track
+
+from muxjax.pallas_kernels import mosaic_gpu_tiles, mosaic_gpu_tuned
+
+GEOMETRIES = [
+    Geometry(32, 8, 128),
+    Geometry(32, 32, 128),
+    Geometry(14, 2, 64),
+    Geometry(9, 3, 64),
+    Geometry(4, 1, 256),
+]
+WORTH = 0.98
+_TABLE = Path(mosaic_gpu_tuned.__file__)
+
+
+def geometry(text: str) -> Geometry:
+    """Of `N,K,H`."""
+    return Geometry(*(int(part) for part in text.split(",")))
+
+
+def workload(geometry: Geometry, decode: bool) -> Workload:
+    """What sizes are tuned for: the issue's target sizes."""
+    return Workload(geometry, 32 if decode else 4, 2048, decode)
+
+
+def gpu_candidates(work: Workload) -> Iterator[tuple[int, int, int, int]]:
+    """Warpgroups, tokens, stages and waves that fit shared memory."""
+    warpgroups = (1,) if work.decode else (1, 2)
+    waves = (1, 2, 3, 4, 6) if work.decode else (3,)
+    for sizes in itertools.product(warpgroups, (32, 64, 128), (1, 2, 3, 4, 6), waves):
+        tiles = mosaic_gpu_tiles.Tiles(work.layout, jnp.dtype(work.dtype), *sizes)
+        if tiles.shared_memory <= mosaic_gpu_tiles.SHARED_MEMORY:
+            yield sizes
+
+
+def taken(work: Workload, arrays: tuple[jax.Array, ...]) -> float:
+    """Seconds of one layer with the sizes that the table now gives."""
+    q, *rest = arrays
+    attend = work.attend(None)
+    layers = bench.all_layers(lambda q, layer, *rest: attend(q, *rest, jnp.int32(layer)))
+    return bench.seconds(lambda: layers(q, *rest), budget=0.1) / LAYERS
+
+
+def tune(
+    work: Workload, table: dict[Any, Any], key: Any, candidates: list[Any], console: Console
+) -> Any | None:
+    """The candidate that is faster than the default, or None."""
+    arrays = work.arrays()
+    table.pop(key, None)
+    default = taken(work, arrays)
+    times = {}
+    for sizes in track(candidates, f"{work.geometry} {work.kind}", console=console):
+        table[key] = sizes
+        try:
+            times[sizes] = taken(work, arrays)
+        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            console.print(f"  {sizes}: {str(error).splitlines()[0][:120]}")
+        finally:
+            del table[key]
+    if not times:
+        return None
+    best = min(times, key=lambda sizes: times[sizes])
+    gain = times[best] / default
+    console.print(
+        f"{work.geometry} {work.kind}: default {default * 1e6:.1f} us, best {best} "
+        f"{times[best] * 1e6:.1f} us"
+    )
+    return best if gain < WORTH else None
+
+
+def tune_gpu(works: list[Workload], console: Console) -> dict[Any, Any]:
+    """Lines for `mosaic_gpu_tuned.TUNED`."""
+    kind = jax.devices()[0].device_kind
+    found = {}
+    for work in works:
+        key = (kind, work.layout.num_kv_heads, work.layout.padded_head_dim, work.decode)
+        best = tune(work, mosaic_gpu_tuned.TUNED, key, list(gpu_candidates(work)), console)
+        if best is not None:
+            found[key] = best
+    return found
+
+
+def tune_tpu(works: list[Workload], console: Console) -> dict[Any, Any]:
+    """Lines for `mosaic_tpu_blocks.TUNED`."""
+    from muxjax.pallas_kernels import mosaic_tpu_blocks as blocks
+
+    kind = jax.devices()[0].device_kind
+    found = {}
+    for work in works:
+        key = blocks.Geometry(kind, work.kind, *work.geometry, work.layout.rows, work.dtype)
+        queries = (1,) if work.decode else (32, 64, 128, 256)
+        candidates = list(itertools.product((1, 2, 4, 8, 16, 32), queries))
+        best = tune(work, blocks.TUNED, key, candidates, console)
+        if best is not None:
+            found[key] = best
+    return found
+
+
+def write(found: dict[Any, Any]) -> None:
+    """Adds what was found to the table, in place of what it had for the same."""
+    rows = mosaic_gpu_tuned.TUNED | found
+    lines = [f'    ("{k}", {n}, {h}, {d}): {v},' for (k, n, h, d), v in rows.items()]
+    body = "\n".join(["= {", *lines, "}"]) if lines else "= {}"
+    text = _TABLE.read_text()
+    _TABLE.write_text(re.sub(r"(?<=\]\] )= \{.*?\}$", body, text, flags=re.DOTALL | re.MULTILINE))
+
+
+def main() -> None:
+    """Measures, prints, and writes if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=("decode", "prefill"), help="only these")
+    parser.add_argument("--geometry", metavar="N,K,H", type=geometry, help="only this one")
+    parser.add_argument("--write", action="store_true", help="write the table (GPU only)")
+    options = parser.parse_args()
+    backend = jax.default_backend()
+    if backend == "cpu":
+        sys.exit("no accelerator here: these kernels are for GPUs and TPUs")
+    if options.write and backend != "gpu":
+        sys.exit("--write is for GPUs; paste the printed lines into mosaic_tpu_blocks.py")
+    geometries = GEOMETRIES if options.geometry is None else [options.geometry]
+    works = [
+        workload(geometry, decode)
+        for geometry, decode in itertools.product(geometries, (True, False))
+        if options.kind in (None, "decode" if decode else "prefill")
+    ]
+    found = (tune_gpu if backend == "gpu" else tune_tpu)(works, Console(stderr=True))
+    for key, sizes in found.items():
+        print(f"{key!r}: {sizes!r},")
+    if options.write:
+        write(found)
+        print(f"written to {_TABLE}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

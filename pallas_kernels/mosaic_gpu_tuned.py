@@ -1,0 +1,7 @@
+"""Tile sizes measured on GPUs; written by `python benchmarks/tune_attention.py --write`."""
+
+from __future__ import annotations
+
+TUNED: dict[tuple[str, int, int, bool], tuple[int, int, int, int]] = {}
+"""(device kind, KV heads, head size, decode) -> (warpgroups, tokens, stages, waves) of
+`mosaic_gpu_tiles.Tiles`, for 16-bit pools. Empty as yet: no GPU was at hand."""

@@ -1,0 +1,95 @@
+"""Compiles the Hopper kernels with the real compiler, for a GPU that is not here.
+
+Run by `test_mosaic_gpu_aot` in a process of its own, since JAX looks for its plugins only once.
+Prints one JSON object a line: a kernel, what it takes, and what ptxas says of it.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from muxjax import aot
+
+CASES = [
+    # N, K, H, tokens of a page, rows left over, dtype, window, softcap
+    (32, 8, 128, 16, 0, "bfloat16", None, None),  # Llama 3 8B
+    (32, 32, 128, 16, 0, "bfloat16", None, None),
+    (64, 8, 128, 16, 0, "bfloat16", None, None),
+    (9, 3, 64, 32, 0, "bfloat16", None, None),  # SmolLM2
+    (14, 2, 64, 16, 0, "bfloat16", 512, 30.0),
+    (4, 1, 256, 24, 0, "bfloat16", 512, None),  # Gemma 3
+    (6, 6, 48, 16, 0, "float16", None, None),
+    (8, 4, 80, 16, 0, "bfloat16", None, None),
+    (9, 3, 64, 21, 1, "bfloat16", None, None),  # no whole number of tokens in a page
+    (4, 1, 256, 5, 0, "bfloat16", None, None),
+    (32, 8, 128, 16, 0, "float32", None, None),
+    (9, 3, 64, 16, 0, "float32", None, None),
+    (4, 1, 256, 24, 0, "float32", 512, 30.0),
+]
+SEQUENCES, CONTEXT, PREFILL_TOKENS, PAGES = 32, 2048, 512, 4096
+
+
+def compile_case(
+    described: aot.DescribedDevice, case: tuple[Any, ...], decode: bool
+) -> dict[str, Any]:
+    """What compiling one kernel gave."""
+    import jax
+    import jax.numpy as jnp
+
+    from muxjax.pallas_kernels import LANES, KVLayout, paged_attention
+    from muxjax.pallas_kernels.mosaic_gpu_tiles import choose_tiles
+
+    num_heads, num_kv, head_dim, tokens, left_over, name, window, softcap = case
+    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over
+    layout, dtype = KVLayout(rows, num_kv, head_dim), jnp.dtype(name)
+    count = SEQUENCES if decode else PREFILL_TOKENS
+    shapes = [
+        ((count, num_heads, head_dim), dtype),
+        ((PAGES, rows, LANES), dtype),
+        ((SEQUENCES, -(-CONTEXT // layout.tokens_per_page)), jnp.int32),
+        ((SEQUENCES,), jnp.int32),
+        ((SEQUENCES + 1,), jnp.int32),
+        ((), jnp.int32),
+    ]
+
+    def attend(*args: Any) -> jax.Array:
+        return paged_attention(
+            *args,
+            layout=layout,
+            scale=head_dim**-0.5,
+            window=window,
+            softcap=softcap,
+            decode=decode,
+        )
+
+    args = [jax.ShapeDtypeStruct(*s, sharding=described.sharding) for s in shapes]
+    with described.tracing():
+        compiled = jax.jit(attend).trace(*args).lower(lowering_platforms=("cuda",)).compile()
+    kind = described.device.device_kind
+    tiles = choose_tiles(layout, dtype, decode=decode, device_kind=kind)
+    return {
+        "case": list(case),
+        "decode": decode,
+        "kernel": "muxjax_decode" if decode else "muxjax_prefill",
+        "hlo_has_kernel": "mosaic_gpu" in compiled.as_text(),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "pool_bytes": PAGES * rows * LANES * dtype.itemsize,
+        "shared_memory": tiles.shared_memory,
+        "direct": tiles.direct,
+    }
+
+
+def main() -> None:
+    target = sys.argv[1]
+    aot.set_environment(target)
+    os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+    described = aot.describe(target)
+    for case in CASES:
+        for decode in (True, False):
+            # ptxas writes straight to the process's standard output; this keeps the order.
+            print(json.dumps(compile_case(described, case, decode)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Compiles the TPU kernels with the real compiler, for a TPU that is not here.
+
+Run by `test_mosaic_tpu` in a process of its own, since libtpu reads its environment only once.
+Prints one JSON object a line.
+"""
+
+import json
+import sys
+import time
+
+from muxjax import aot
+from tests.pallas_kernels.cases import GEOMETRIES, layout_of
+
+SEQUENCES, CHUNKS, BLOCKS, PREFILL_TOKENS, POOL_BYTES = 32, 8, 128, 512, 4 << 30
+
+
+def main() -> None:
+    target = sys.argv[1]
+    aot.set_environment(target)
+    import jax
+    import jax.numpy as jnp
+
+    from muxjax.hlo import copies_of, kernels
+    from muxjax.pallas_kernels import paged_attention
+
+    described = aot.describe(target)
+
+    def shape(dtype: str, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=described.sharding)
+
+    for geometry in GEOMETRIES:
+        for dtype in ("bfloat16", "float32"):
+            for decode in (True, False):
+                num_heads, _, head_dim = geometry
+                layout = layout_of(geometry)
+                page_bytes = layout.rows * 128 * jnp.dtype(dtype).itemsize
+                kv = shape(dtype, POOL_BYTES // page_bytes, layout.rows, 128)
+                # Window and soft cap in prefill, neither in decode: all of the code, half the time.
+                options = {"window": None, "softcap": None} if decode else _OPTIONS
+
+                def attend(*args, layout=layout, decode=decode, options=options):
+                    scale = layout.head_dim**-0.5
+                    return paged_attention(
+                        *args, layout=layout, scale=scale, decode=decode, **options
+                    )
+
+                began = time.perf_counter()
+                with described.tracing():
+                    tokens, seqs = (SEQUENCES,) * 2 if decode else (PREFILL_TOKENS, CHUNKS)
+                    lowered = jax.jit(attend).lower(
+                        shape("float32", tokens, num_heads, head_dim),
+                        kv,
+                        shape("int32", seqs, BLOCKS),
+                        shape("int32", seqs),
+                        shape("int32", seqs + 1),
+                        shape("int32"),
+                    )
+                compiled = lowered.compile()
+                hlo = compiled.as_text()
+                record = {
+                    "case": [*geometry, dtype, "decode" if decode else "prefill"],
+                    "seconds": time.perf_counter() - began,
+                    "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                    "pool_bytes": POOL_BYTES,
+                    "pool_copies": len(copies_of(hlo, kv)),
+                    "kernels": kernels(hlo),
+                }
+                print(json.dumps(record), flush=True)
+
+
+_OPTIONS = {"window": 300, "softcap": 30.0}
+
+if __name__ == "__main__":
+    main()
