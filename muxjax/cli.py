@@ -1,4 +1,4 @@
-"""The command line: `muxjax generate | serve | models | fetch | schema`.
+"""The command line: `muxjax generate | serve | models | plan | simulate | compile-check | ...`.
 
 Nothing heavy is imported before a command needs it, so that help and mistakes in arguments answer
 at once; a fleet file is checked before JAX is imported.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from muxjax import __version__
+from muxjax import __version__, cli_plan, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -159,6 +160,53 @@ def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
     Console().print(table_of(rows))
 
 
+@app.command("compile-check")
+def compile_check(
+    fleet_file: FleetFile,
+    target: Annotated[
+        str,
+        typer.Option(help="What to compile for: v5e:2x2, v6e:2x2, tpu7x:2x2x1, ..., h100, h200."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Compile a fleet's steps for a device that is not here: does it compile, does it fit?
+
+    One device of the target holds the whole fleet. Exit status 1 if something does not compile or
+    does not fit.
+    """
+    from muxjax.aot import describe, set_environment
+    from muxjax.config import load_fleet_config
+
+    config = load_fleet_config(fleet_file)
+    set_environment(target)
+    device = describe(target)
+
+    from muxjax.compile_check import CheckedProgram, faults_of, table_of
+    from muxjax.compile_check import compile_check as check_fleet
+    from muxjax.progress import Bars
+
+    with ExitStack() as shown:
+        bars: list[Bars] = []
+
+        def started(total: int) -> None:
+            bars.append(shown.enter_context(Bars({"compiling": total}, show=True)))
+
+        def compiled(program: CheckedProgram) -> None:
+            bars[0].advance("compiling", 1, program.name)
+
+        check = check_fleet(config, device, started=started, compiled=compiled)
+    if as_json:
+        print(json.dumps(check.as_json(), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(table_of(check))
+        for fault in faults_of(check):
+            print(f"muxjax: {fault}", file=sys.stderr)
+    if not check.passed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def fetch(
     names: Annotated[
@@ -182,6 +230,10 @@ def schema() -> None:
     from muxjax.config import fleet_json_schema
 
     print(json.dumps(fleet_json_schema(), indent=2))
+
+
+cli_plan.register(app)
+cli_simulate.register(app)
 
 
 def _chosen(names: list[str], model: str | None) -> str:

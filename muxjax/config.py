@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,7 +35,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from muxjax.errors import FleetConfigError
+from muxjax.errors import FleetConfigError, PlanError
+from muxjax.placement.cluster import parse_cluster
 from muxjax.yaml_lines import parse_yaml
 
 _UNITS = {
@@ -97,8 +99,31 @@ Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _cluster(value: str) -> str:
+    try:
+        parse_cluster(value)
+    except PlanError as error:
+        raise PydanticCustomError("cluster", "{reason}", {"reason": str(error)}) from error
+    return value
+
+
+Cluster = Annotated[str, AfterValidator(_cluster)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SloConfig(_Section):
+    """Latency targets of a model, in seconds."""
+
+    ttft: Positive | None = Field(
+        default=None, description="To the first token, on average; by default no target."
+    )
+    tpot: Positive | None = Field(
+        default=None,
+        description="For each token after the first, on average; by default no target.",
+    )
 
 
 class ModelEntry(_Section):
@@ -133,6 +158,13 @@ class ModelEntry(_Section):
         default=None,
         description="Fraction of the pool that is always this model's; by default computed from "
         "the rates and lengths.",
+    )
+    slo: Annotated[SloConfig, _absent_is_empty] = Field(
+        default_factory=SloConfig, description="Latency targets, which planning counts with."
+    )
+    profile: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="What a profile of step times calls this model; by default its name.",
     )
 
     @model_validator(mode="after")
@@ -170,7 +202,7 @@ class EngineConfig(_Section):
     prefill_tokens: Annotated[int, Field(ge=16, le=65536)] | None = Field(
         default=None,
         description="Most prompt tokens in one prefill step; longer prompts are chunked. By "
-        "default 128 on a CPU and 2048 elsewhere.",
+        "default 128 on a CPU and 1024 elsewhere.",
     )
     decode_tokens: Annotated[int, Field(ge=1, le=256)] = Field(
         default=8, description="Most tokens that a decode step makes for each sequence."
@@ -193,6 +225,11 @@ class FleetConfig(_Section):
     )
     engine: Annotated[EngineConfig, _absent_is_empty] = Field(
         default_factory=EngineConfig, description="Sizes of the compiled steps."
+    )
+    cluster: Cluster | None = Field(
+        default=None,
+        description="What `muxjax plan` places the models on: NODESxDEVICES:DEVICE, as in "
+        "4x8:a100-80gb; several separated by commas.",
     )
 
     @model_validator(mode="after")
@@ -307,7 +344,7 @@ def _fault(details: ErrorDetails, where: str, lines: Mapping[str, int]) -> str:
     elif kind == "literal_error":
         choices = re.sub("'", "", str(context["expected"]))
         text = f"{key}: unknown value; got {_shown(details['input'])}, choose {choices}"
-    elif kind in ("missing_config", "surplus_config"):
+    elif kind in ("missing_config", "surplus_config", "cluster"):
         text = f"{key}: {message}"
     elif kind in ("duplicate_name", "floors"):
         key, text = message.split(":", 1)[0], message
@@ -349,6 +386,8 @@ def _key_path(location: Iterable[int | str]) -> str:
 
 def _keys_beside(location: list[int | str]) -> list[str]:
     """The keys that are known where the last part of `location` stands."""
+    if "slo" in location[:-1]:
+        return list(SloConfig.model_fields)
     sections: dict[str, type[BaseModel]] = {
         "models": ModelEntry,
         "pool": PoolConfig,

@@ -1,0 +1,189 @@
+"""Planning: quality against MuxServe's optimiser and the bound, and time against size.
+
+    python benchmarks/placement.py [--json] [--plot FILE.svg]
+
+1. The three ChatLMSYS fleets (16 models, 32 A100s; `../shared/data`, or `MUXJAX_SHARED_DATA`), with
+   the lengths that MuxServe's optimiser plans with: scores by MuxServe's estimator and by ours, of
+   its plan and of ours, and the time.
+2. Fleets by a power law on 1 to 128 nodes of 8 H100s: time, memory, gap to the bound.
+
+MuxServe's own optimiser took 8.8, 7.1 and 3.9 s on two quiet cores; the limit is a tenth. What is
+compared is the processor's time: planning has one thread, so that on a quiet machine it is the same
+as the time by the clock, which is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from muxjax.placement.cluster import parse_cluster
+from muxjax.placement.load import ModelLoad
+from muxjax.placement.model_shape import LLAMA_SHAPES, ModelShape
+from muxjax.placement.planner import Options, make_plan
+from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.roofline import Roofline
+
+CASES = {
+    "condense500": (5.2096, 8.8),
+    "condense1200": (9.5086, 7.1),
+    "condense1600": (10.5986, 3.9),
+}
+"""MuxServe's own score and seconds."""
+REPEATS = 3
+SIZES = ((1, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 240), (128, 400))
+SHAPES = {
+    **LLAMA_SHAPES,
+    "llama3-8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, small_params=65 * 4096),
+    "llama3-70b": ModelShape(80, 8192, 28672, 64, 8, 128, 128256, small_params=161 * 8192),
+    "llama3-1b": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, True, small_params=33 * 2048),
+}
+
+
+def chatlmsys(data: Path, case: str) -> dict[str, Any]:
+    """One of the three fleets, planned by MuxServe's search and by ours."""
+    upstream, seconds = CASES[case]
+    models = yaml.safe_load((data / "chatlmsys" / f"{case}.yaml").read_text())["models"]
+    loads = [ModelLoad(m["name"], m["model"], m["rate"], 161.0, 337.0) for m in models]
+    cluster = parse_cluster("4x8:a100-80gb")
+
+    def planned(as_upstream: bool) -> tuple[Any, float]:
+        taken, found = [], None
+        for _ in range(REPEATS):
+            began, used = time.perf_counter(), time.process_time()
+            table = ProfileTable(data / "muxserve_a100_profile.json")
+            options = Options("concurrent", as_upstream=as_upstream)
+            found = make_plan(loads, cluster, [table], options, began=began)
+            taken.append(time.process_time() - used)
+        return found, sorted(taken)[len(taken) // 2]
+
+    theirs, their_seconds = planned(True)
+    ours, our_seconds = planned(False)
+    return {
+        "case": case,
+        "upstream_score": ours.upstream_score,
+        "upstream_score_of_upstream": upstream,
+        "upstream_score_as_reproduced": theirs.upstream_score,
+        "score": ours.score,
+        "score_of_upstream": theirs.score,
+        "bound": ours.bound,
+        "seconds": ours.seconds,
+        "cpu_seconds": our_seconds,
+        "cpu_seconds_as_reproduced": their_seconds,
+        "seconds_of_upstream": seconds,
+        "faster": seconds / our_seconds,
+        "passes": ours.upstream_score >= upstream
+        and ours.score > theirs.score
+        and our_seconds <= seconds / 10,
+    }
+
+
+def scaled(nodes: int, models: int) -> dict[str, Any]:
+    """A fleet by a power law, about as much load as the nodes serve."""
+    rand = random.Random(0)
+    rates = [rand.paretovariate(1.1) for _ in range(models)]
+    scale = 12 * nodes * 8 / sum(rates)
+    kinds = list(SHAPES)
+    loads = [
+        ModelLoad(f"model-{index}", rand.choice(kinds), rate * scale)
+        for index, rate in enumerate(rates)
+    ]
+    cluster = parse_cluster(f"{nodes}x8:h100")
+    used = time.process_time()
+    plan = make_plan(loads, cluster, [Roofline(SHAPES, cluster.groups[0].device)])
+    used = time.process_time() - used
+    return {
+        "nodes": nodes,
+        "models": models,
+        "seconds": plan.seconds,
+        "cpu_seconds": used,
+        "gap": plan.gap,
+        "units": len(plan.units),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "limit_seconds": 20.0,
+        "passes": used < 20 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1e6,
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time against size, both logarithmic, as an SVG drawing."""
+    from math import log10
+
+    left, bottom, width, height = 60, 260, 400, 220
+    xs = [log10(row["models"]) for row in rows]
+    ys = [log10(max(row["cpu_seconds"], 1e-3)) for row in rows]
+    low, high = -2.0, 2.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - xs[0]) / (xs[-1] - xs[0])
+        return left + width * across, bottom - height * (y - low) / (high - low)
+
+    points = [place(x, y) for x, y in zip(xs, ys, strict=True)]
+    svg = 'xmlns="http://www.w3.org/2000/svg" width="500" height="310"'
+    parts = [
+        f'<svg {svg} font-family="sans-serif" font-size="11">',
+        '<rect width="500" height="310" fill="white"/>',
+        '<text x="60" y="20">Seconds to plan against models (nodes of 8 H100s)</text>',
+    ]
+    for power in range(int(low), int(high) + 1):
+        _, y = place(xs[0], power)
+        parts.append(f'<path d="M{left} {y:.0f}h{width}" stroke="#ddd"/>')
+        parts.append(f'<text x="10" y="{y + 4:.0f}">{10.0**power:g} s</text>')
+    _, limit = place(xs[0], log10(20))
+    parts.append(f'<path d="M{left} {limit:.0f}h{width}" stroke="red" stroke-dasharray="4"/>')
+    line = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="#06c" stroke-width="2"/>')
+    for (x, y), row in zip(points, rows, strict=True):
+        parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="#06c"/>')
+        label = f"{row['models']} ({row['nodes']})"
+        parts.append(f'<text x="{x - 15:.0f}" y="{bottom + 18}">{label}</text>')
+    parts.append("</svg>")
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints rows as a table."""
+    table = Table(title=title)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(width=170).print(table)
+
+
+def main() -> None:
+    """Runs everything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--plot", type=Path, help="draw time against size (SVG)")
+    options = parser.parse_args()
+    default = Path(__file__).parents[2] / "shared" / "data"
+    data = Path(os.environ.get("MUXJAX_SHARED_DATA") or default)
+    found: dict[str, Any] = {}
+    if data.is_dir():
+        found["chatlmsys"] = [chatlmsys(data, case) for case in CASES]
+    else:
+        print(f"no shared data at {data}: the ChatLMSYS fleets are skipped", file=sys.stderr)
+    found["scale"] = [scaled(nodes, models) for nodes, models in SIZES]
+    if options.plot:
+        plot(found["scale"], options.plot)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for title, rows in found.items():
+        show(title, rows)
+
+
+if __name__ == "__main__":
+    main()

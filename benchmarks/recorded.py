@@ -1,0 +1,357 @@
+"""MuxServe's own runs, simulated: are the ratios between its systems what was recorded?
+
+    python benchmarks/recorded.py DIR [--profile FILE] [--json]
+
+`DIR` holds `recorded.json` and a fleet `CASE.yaml` for each of its cases (as in
+`../shared/data/chatlmsys`). For each case the three systems that were run are simulated on the
+recorded meshes and shares of the multiprocessors, with the measured A100 profile:
+
+- muxserve: Algorithm 3, programs side by side, pool divided by quotas;
+- spatial: each model alone on its mesh, prefill and decode by turns;
+- temporal: MuxServe's meshes, one program at a time, first come first served, pool not divided.
+
+The trace itself is not public. Its shape is taken from the case: as many requests of each model as
+were recorded, spread evenly at random over `requests / rate` seconds, with log-normal lengths whose
+mean is what each model's recorded tokens/s over requests/s says, split into prompt and output as
+the fleet's averages are. What is random is averaged over seeds.
+
+What is not in the case are facts about MuxServe's set-up, from its repository
+(hao-ai-lab/MuxServe): steps of up to 2,048 prompt tokens and of one decode token, 256 sequences of
+a model unless quotas say otherwise, and the memory of the pool (`PROCESSES`, `SPATIAL_POOL`). No
+number here was chosen by looking at the recorded throughputs.
+
+Then the fairness experiment (Duan et al., ICML 2024, section 4.4, figure 9b): LLaMA 65B with long
+requests beside LLaMA 30B with short ones, lengths 4:1, rates 1:8, on four devices; `adbs` against
+`round_robin` and `fcfs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from muxjax.placement.devices import find_device
+from muxjax.placement.lengths import LogNormal, Uniform
+from muxjax.placement.metrics import Metrics, Target
+from muxjax.placement.plan import Execution, PlannedModel, PlannedUnit
+from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.simulated_units import PolicyName, StepSizes, System, make_unit
+from muxjax.placement.simulator import Simulation
+from muxjax.placement.trace import TraceRequest
+from muxjax.placement.workload import Synthetic, Traffic
+from muxjax.progress import Bars
+
+SystemName = Literal["muxserve", "spatial", "temporal"]
+SYSTEMS: Mapping[SystemName, System] = {
+    "muxserve": System("adbs", "concurrent"),
+    "spatial": System("adbs", "concurrent"),
+    "temporal": System("temporal", "time_sliced", StepSizes(decode_tokens=1)),
+}
+MEASURES = {
+    "total": ("total_throughput", "total_throughput"),
+    "weighted": ("request_weighted_throughput", "rate_weighted_throughput"),
+}
+SEEDS = 2
+
+DEVICE = find_device("a100-80gb")
+MAX_PROMPT, MAX_OUTPUT = 1024, 1024
+"""MuxServe dropped prompts of more than 1,024 tokens and requests of more than 2,048
+(benchmark/chatlmsys/chatlmsys_translation.py)."""
+MAX_SEQS = 256
+"""`max_num_seqs` where quotas do not take its place."""
+NO_LIMIT = 2048
+
+PROCESSES = 2 * 0.8e9 + 6e9
+"""Bytes that MuxServe sets aside for each model of a mesh: two processes and the activations
+(muxserve/muxsched/placement.py, update_utilization); the rest beside the weights is the pool."""
+SPATIAL_POOL = {"7b": 0.65, "13b": 0.5, "30b": 0.375, "65b": 0.375}
+"""The part of the memory that is the pool in the spatial runs (benchmark/chatlmsys/
+muxserve2spatial.py)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded case.
+
+    Attributes:
+      name: in recorded.json.
+      recorded: each system's recorded run.
+      kinds, rates: of each model.
+      prompts, outputs: mean tokens of each model.
+    """
+
+    name: str
+    recorded: Mapping[SystemName, Any]
+    kinds: Mapping[str, str]
+    rates: Mapping[str, float]
+    prompts: Mapping[str, float]
+    outputs: Mapping[str, float]
+
+    def requests(self, system: SystemName, seed: int) -> list[TraceRequest]:
+        """The trace: the same for each system, which all recorded as many requests."""
+        found: list[TraceRequest] = []
+        for index, name in enumerate(self.kinds):
+            count = self.recorded[system]["models"][name]["requests"]
+            rng = np.random.default_rng([seed, index])
+            times = np.sort(rng.uniform(0, count / self.rates[name], count)).tolist()
+            lengths = LogNormal(
+                self.prompts[name],
+                self.outputs[name],
+                max_prompt=MAX_PROMPT,
+                max_output=MAX_OUTPUT,
+            ).draw(rng)
+            for time, (prompt, output) in zip(times, lengths, strict=False):
+                found.append(TraceRequest(time, name, prompt, output))
+        return sorted(found, key=lambda request: request.arrival)
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """All cases of a folder."""
+    recorded = json.loads((folder / "recorded.json").read_text())
+    cases = []
+    for name, systems in recorded.items():
+        fleet = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        runs = systems["muxserve"]["models"]
+        prompt, output = fleet["avg_prompt_len"], fleet["avg_output_len"]
+        tokens = {m: runs[m]["tokens_per_s"] / runs[m]["throughput"] for m in runs}
+        cases.append(
+            Case(
+                name,
+                {system: systems[system] for system in SYSTEMS},
+                {model["name"]: runs[model["name"]]["model"] for model in fleet["models"]},
+                {model["name"]: model["rate"] for model in fleet["models"]},
+                {m: t * prompt / (prompt + output) for m, t in tokens.items()},
+                {m: t * output / (prompt + output) for m, t in tokens.items()},
+            )
+        )
+    return cases
+
+
+def planned_units(case: Case, system: SystemName, costs: ProfileTable) -> Iterator[PlannedUnit]:
+    """The recorded meshes of a system."""
+    runs = case.recorded[system]["models"]
+    meshes: dict[str, list[str]] = defaultdict(list)
+    for name in case.kinds:
+        meshes[runs[name]["mesh"]].append(name)
+    for mesh, names in meshes.items():
+        tp = int(mesh.split("x")[0])
+        weights = sum(costs.weight_bytes(case.kinds[name], tp=tp) for name in names)
+        if system == "spatial":
+            pool = SPATIAL_POOL[case.kinds[names[0]].split("-")[1]] * DEVICE.memory
+        else:
+            pool = DEVICE.memory - weights - PROCESSES * len(names)
+        models = [
+            PlannedModel(
+                name=name,
+                kind=case.kinds[name],
+                rate=case.rates[name],
+                prompt_tokens=case.prompts[name],
+                output_tokens=case.outputs[name],
+                tp=tp,
+                prefill_share=runs[name]["sm_percent"][0] / 100,
+                decode_share=runs[name]["sm_percent"][1] / 100,
+                max_batch=NO_LIMIT if system == "muxserve" else MAX_SEQS,
+            )
+            for name in names
+        ]
+        yield unit(mesh, tp, weights, pool, models)
+
+
+def unit(
+    name: str, size: int, weights: float, pool: float, models: Sequence[PlannedModel]
+) -> PlannedUnit:
+    """A unit of one node's first devices: where it is does not matter to the simulator."""
+    return PlannedUnit(
+        name=name,
+        node=0,
+        device=DEVICE.name,
+        devices=tuple(range(size)),
+        weight_bytes=weights,
+        reserved_bytes=DEVICE.memory - weights - pool,
+        kv_bytes=pool,
+        throughput=0.0,
+        models=tuple(models),
+    )
+
+
+def simulate(
+    units: Sequence[PlannedUnit],
+    system: System,
+    requests: Sequence[TraceRequest] | Synthetic,
+    costs: ProfileTable,
+) -> dict[str, Any]:
+    """The metrics of one run."""
+    shapes = {kind: costs.shape(kind) for kind in costs.models}
+    made = [make_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units]
+    metrics = Metrics({m.name: Target() for u in units for m in u.models}, costs)
+    Simulation(made).run(requests, metrics.add)
+    return metrics.summary()
+
+
+def compare(case: Case, costs: ProfileTable, bars: Bars) -> dict[str, Any]:
+    """Recorded and simulated throughputs of a case, and their ratios."""
+    simulated: dict[str, dict[str, float]] = {}
+    for name, system in SYSTEMS.items():
+        runs = []
+        for seed in range(SEEDS):
+            units = list(planned_units(case, name, costs))
+            runs.append(simulate(units, system, case.requests(name, seed), costs))
+            bars.advance("simulating", 1, f"{case.name} {name}")
+        simulated[name] = {
+            measure: statistics.mean(run[key] for run in runs)
+            for measure, (_, key) in MEASURES.items()
+        }
+    found: dict[str, Any] = {"simulated": simulated, "recorded": {}, "ratios": {}}
+    for name in SYSTEMS:
+        found["recorded"][name] = {
+            measure: case.recorded[name][key] for measure, (key, _) in MEASURES.items()
+        }
+    for other in ("spatial", "temporal"):
+        for measure in MEASURES:
+            recorded, ours = (
+                found[source]["muxserve"][measure] / found[source][other][measure]
+                for source in ("recorded", "simulated")
+            )
+            found["ratios"][f"muxserve/{other} {measure}"] = {
+                "recorded": recorded,
+                "simulated": ours,
+                "error": ours / recorded - 1,
+            }
+    return found
+
+
+# Fairness
+
+PAPER_RATIOS = {"round_robin": 1.43, "fcfs": 1.85}
+"""What `adbs` is over each, in section 4.4: the means over figures 9a and 9b."""
+FAIR_RATES = {"llama-65b": 1.0, "llama-30b": 8.0}
+FAIR_REQUESTS = 200
+"""Of the most popular model, as in MuxServe's generator (muxserve/muxsched/workload_utils.py)."""
+LONG_TOKENS, SHORT_TOKENS = 1024, 256
+"""Tokens of a request. The paper gives the ratio, 4:1; MuxServe's generator has 1,024 as its
+default."""
+PROMPT_PARTS = (0.33, 0.5, 0.75)
+"""Parts of a request that are its prompt. The paper does not say; the first is ShareGPT's (161 of
+499), the last is the generator's default (768 of 1,024)."""
+FAIR_DEVICES = 4
+
+
+def fairness(costs: ProfileTable, execution: Execution, bars: Bars) -> dict[str, Any]:
+    """The ratios of `adbs` to the others, for each split of requests and on average."""
+    policies: tuple[PolicyName, ...] = ("adbs", "round_robin", "fcfs")
+    found: dict[str, Any] = {"splits": {}}
+    for part in PROMPT_PARTS:
+        throughputs: dict[str, list[float]] = {policy: [] for policy in policies}
+        for seed in range(SEEDS):
+            for policy in policies:
+                workload = _fair_workload(part, seed)
+                system = System(policy, execution)
+                run = simulate([_fair_unit(part, costs)], system, workload, costs)
+                throughputs[policy].append(run["rate_weighted_throughput"])
+                bars.advance("simulating", 1, f"fairness {policy} {execution}")
+        means = {policy: statistics.mean(values) for policy, values in throughputs.items()}
+        found["splits"][f"{part:.2f} prompt"] = {
+            "throughput": means,
+            "ratios": {other: means["adbs"] / means[other] for other in PAPER_RATIOS},
+        }
+    found["ratios"] = {
+        other: {
+            "paper": paper,
+            "simulated": (
+                ours := statistics.mean(s["ratios"][other] for s in found["splits"].values())
+            ),
+            "error": ours / paper - 1,
+        }
+        for other, paper in PAPER_RATIOS.items()
+    }
+    return found
+
+
+def _fair_lengths(part: float) -> dict[str, tuple[float, float]]:
+    tokens = {"llama-65b": LONG_TOKENS, "llama-30b": SHORT_TOKENS}
+    return {kind: (part * total, (1 - part) * total) for kind, total in tokens.items()}
+
+
+def _fair_workload(part: float, seed: int) -> Synthetic:
+    loads = [
+        Traffic(kind, FAIR_RATES[kind], Uniform(*lengths))
+        for kind, lengths in _fair_lengths(part).items()
+    ]
+    return Synthetic(loads, seconds=FAIR_REQUESTS / max(FAIR_RATES.values()), seed=seed)
+
+
+def _fair_unit(part: float, costs: ProfileTable) -> PlannedUnit:
+    lengths = _fair_lengths(part)
+    weights = sum(costs.weight_bytes(kind, tp=FAIR_DEVICES) for kind in lengths)
+    models = [
+        PlannedModel(
+            name=kind,
+            kind=kind,
+            rate=FAIR_RATES[kind],
+            prompt_tokens=prompt,
+            output_tokens=output,
+            tp=FAIR_DEVICES,
+            decode_share=0.5,
+            max_batch=MAX_SEQS,
+        )
+        for kind, (prompt, output) in lengths.items()
+    ]
+    pool = DEVICE.memory - weights - PROCESSES * len(models)
+    return unit("fairness", FAIR_DEVICES, weights, pool, models)
+
+
+def main() -> None:
+    """Prints the comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dir", type=Path, help="recorded.json and CASE.yaml files")
+    parser.add_argument(
+        "--profile", type=Path, help="step times; by default muxserve_a100_profile.json beside DIR"
+    )
+    parser.add_argument("--json", action="store_true", help="only JSON on standard output")
+    arguments = parser.parse_args()
+    profile = arguments.profile or arguments.dir.resolve().parent / "muxserve_a100_profile.json"
+    costs = ProfileTable(profile)
+    cases = read_cases(arguments.dir)
+    executions: tuple[Execution, ...] = ("time_sliced", "concurrent")
+    total = len(cases) * len(SYSTEMS) * SEEDS
+    total += len(executions) * len(PROMPT_PARTS) * SEEDS * (1 + len(PAPER_RATIOS))
+    with Bars({"simulating": total}, show=True) as bars:
+        report = {
+            "cases": {case.name: compare(case, costs, bars) for case in cases},
+            "fairness": {execution: fairness(costs, execution, bars) for execution in executions},
+        }
+    if not arguments.json:
+        show(report)
+    print(json.dumps(report, indent=2))
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Prints the ratios as a table on standard error."""
+    table = Table("case", "ratio", "recorded", "simulated", "error")
+    rows = [(name, case["ratios"]) for name, case in report["cases"].items()]
+    for execution, found in report["fairness"].items():
+        ratios = {
+            f"adbs/{other}": {**ratio, "recorded": ratio["paper"]}
+            for other, ratio in found["ratios"].items()
+        }
+        rows.append((f"fairness, {execution}", ratios))
+    for name, ratios in rows:
+        for label, ratio in ratios.items():
+            figures = (f"{ratio[key]:.3f}" for key in ("recorded", "simulated"))
+            table.add_row(name, label, *figures, f"{ratio['error']:+.1%}")
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

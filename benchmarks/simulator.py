@@ -1,0 +1,168 @@
+"""The simulator's own speed and memory.
+
+    python benchmarks/simulator.py [--requests N] [--json]
+
+- A run of 4,089 requests to 17 models on 32 devices, ShareGPT's lengths: seconds against the limit
+  of 10, for one program at a time and for programs side by side (a decode step makes one token
+  there, so it has eight times the steps).
+- The same fleet with more requests: time for each generated token, which should not grow.
+- A trace of many requests of few tokens: how much memory a tenth of it takes, and all of it.
+
+No device is used and nothing is read: costs are the roofline's. Times are of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import tracemalloc
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muxjax.placement.arrivals import power_law_rates
+from muxjax.placement.cluster import parse_cluster
+from muxjax.placement.lengths import LogNormal
+from muxjax.placement.load import ModelLoad
+from muxjax.placement.metrics import DEFAULT_SCALE, Target
+from muxjax.placement.model_shape import LLAMA_SHAPES
+from muxjax.placement.plan import Execution, Plan
+from muxjax.placement.plan_costs import plan_costs, plan_targets
+from muxjax.placement.planned_workload import planned_traffic
+from muxjax.placement.planner import Options, make_plan
+from muxjax.placement.roofline import Roofline
+from muxjax.placement.simulated_units import System
+from muxjax.placement.simulation import Setup, run
+from muxjax.placement.workload import Synthetic, Traffic
+from muxjax.progress import Bars
+
+REQUESTS = 4089
+LIMIT_SECONDS = 10.0
+KINDS = ["llama-7b"] * 8 + ["llama-13b"] * 5 + ["llama-30b"] * 2 + ["llama-65b"] * 2
+TOTAL_RATE = 40.0
+MULTIPLES = (1, 2, 4)
+_MB = 1e6
+
+
+def fleet_plan(execution: Execution) -> Plan:
+    """17 models of MuxServe's sizes on 32 devices, popularity by a power law."""
+    cluster = parse_cluster("4x8:a100-80gb")
+    rates = power_law_rates(len(KINDS), 0.9, total=TOTAL_RATE)
+    loads = [
+        ModelLoad(f"model-{index}", kind, rate)
+        for index, (kind, rate) in enumerate(zip(KINDS, rates, strict=True))
+    ]
+    costs = [Roofline(LLAMA_SHAPES, group.device) for group in cluster.groups]
+    return make_plan(loads, cluster, costs, Options(execution=execution))
+
+
+def timed(setup: Setup, system: System, workload: Synthetic) -> tuple[float, dict[str, Any]]:
+    """Processor seconds of a run, and its metrics."""
+    began = time.process_time()
+    result = run(setup, system, workload)
+    return time.process_time() - began, result
+
+
+def set_up(plan: Plan) -> Setup:
+    """A plan with its costs, and eight times the latency alone as the target."""
+    costs = plan_costs(plan)
+    return Setup(plan, costs, plan_targets(plan, costs, Target(scale=DEFAULT_SCALE)))
+
+
+def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
+    """The run of 4,089 requests, and longer ones."""
+    setup = set_up(fleet_plan(execution))
+    system = System("adbs", execution)
+    runs = []
+    for multiple in MULTIPLES:
+        workload = Synthetic(planned_traffic(setup.plan), count=multiple * REQUESTS)
+        seconds, result = timed(setup, system, workload)
+        tokens = result["output_tokens_per_s"] * result["seconds"]
+        runs.append(
+            {
+                "requests": result["requests"],
+                "generated_tokens": round(tokens),
+                "seconds": seconds,
+                "us_per_token": seconds / tokens * 1e6,
+            }
+        )
+        bars.advance("simulating", 1, f"{result['requests']} requests, {execution}")
+    return {
+        "runs": runs,
+        "seconds": runs[0]["seconds"],
+        "limit_seconds": LIMIT_SECONDS,
+        "part_of_limit": runs[0]["seconds"] / LIMIT_SECONDS,
+        "growth_per_token": runs[-1]["us_per_token"] / runs[0]["us_per_token"],
+    }
+
+
+def memory(requests: int, bars: Bars) -> dict[str, Any]:
+    """Peak memory of Python's objects for a tenth of a long trace, and for all of it."""
+    cluster = parse_cluster("1x1:h200")
+    loads = [ModelLoad(name, "llama-7b", 40.0, 16.0, 8.0) for name in ("a", "b")]
+    plan = make_plan(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
+    setup = set_up(plan)
+    lengths = LogNormal(16.0, 8.0, max_prompt=512, max_output=256)
+    traffic = [Traffic(load.name, load.rate, lengths) for load in loads]
+    peaks = []
+    for count in (requests // 10, requests):
+        tracemalloc.start()
+        result = run(setup, System("adbs"), Synthetic(traffic, count=count))
+        peaks.append(tracemalloc.get_traced_memory()[1] / _MB)
+        tracemalloc.stop()
+        assert result["finished"] == count
+        bars.advance("simulating", 1, f"{count} requests, memory")
+    return {
+        "requests": requests,
+        "peak_mb_tenth": peaks[0],
+        "peak_mb": peaks[1],
+        "growth": peaks[1] / peaks[0],
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=100_000, help="of the long trace")
+    parser.add_argument("--json", action="store_true", help="only JSON")
+    arguments = parser.parse_args()
+    executions: tuple[Execution, ...] = ("time_sliced", "concurrent")
+    total = len(executions) * len(MULTIPLES) + 2
+    with Bars({"simulating": total}, show=True) as bars:
+        report: dict[str, Any] = {
+            "speed": {execution: speed(execution, bars) for execution in executions},
+            "memory": memory(arguments.requests, bars),
+        }
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Prints tables."""
+    table = Table("execution", "requests", "tokens", "seconds", "of the limit", "us a token")
+    for execution, found in report["speed"].items():
+        for index, one in enumerate(found["runs"]):
+            table.add_row(
+                execution,
+                str(one["requests"]),
+                str(one["generated_tokens"]),
+                f"{one['seconds']:.2f}",
+                f"{found['part_of_limit']:.2f}" if index == 0 else "",
+                f"{one['us_per_token']:.2f}",
+            )
+    console = Console()
+    console.print(table)
+    found = report["memory"]
+    console.print(
+        f"memory: {found['peak_mb_tenth']:.1f} MB for {found['requests'] // 10} requests, "
+        f"{found['peak_mb']:.1f} MB for {found['requests']}: {found['growth']:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The best placement of a tiny fleet by trying everything, to hold the planner against.
+
+Shares the estimator with the planner and nothing else: all partitions of the models, all mesh sizes
+for the parts, packed on the nodes by trying all ways, and all degrees of tensor parallelism.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from muxjax.errors import PlanError
+from muxjax.placement.cluster import Cluster
+from muxjax.placement.cost_model import PlanningCosts
+from muxjax.placement.estimator import make_curve, settle
+from muxjax.placement.exact import solve
+from muxjax.placement.load import ModelLoad
+from muxjax.placement.planner import make_plan
+from muxjax.placement.roofline import Roofline
+from muxjax.placement.scorer import Scorer
+from muxjax.placement.search import Placement, Search
+from tests.placement.fleets import SHAPES, tiny_fleet
+
+
+def best_throughput(
+    loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
+) -> float | None:
+    """Requests a second of the best placement where time is sliced; None where nothing fits."""
+    (group,) = cluster.groups
+    sizes = [size for size in (1, 2, 4, 8) if size <= group.devices]
+    worth: dict[tuple[tuple[int, ...], int], float | None] = {}
+
+    def unit(part: tuple[int, ...], size: int) -> float | None:
+        if (part, size) not in worth:
+            worth[part, size] = _unit(
+                [loads[model] for model in part], size, group.device.memory, costs
+            )
+        return worth[part, size]
+
+    best: float | None = None
+    for parts in partitions(list(range(len(loads)))):
+        for chosen in itertools.product(sizes, repeat=len(parts)):
+            values = [unit(tuple(part), size) for part, size in zip(parts, chosen, strict=True)]
+            if any(value is None for value in values):
+                continue
+            total = sum(value for value in values if value is not None)
+            if (best is None or total > best) and packs(chosen, [group.devices] * group.nodes):
+                best = total
+    return best
+
+
+def _unit(
+    loads: Sequence[ModelLoad], size: int, memory: float, costs: PlanningCosts
+) -> float | None:
+    options = [
+        [tp for tp in costs.tp_degrees(load.kind) if tp <= size and size % tp == 0]
+        for load in loads
+    ]
+    best: float | None = None
+    for degrees in itertools.product(*options):
+        curves = [
+            make_curve(load, costs, size=size, tp=tp)
+            for load, tp in zip(loads, degrees, strict=True)
+        ]
+        point = settle(curves, memory, "time_sliced")
+        if point is not None:
+            served = sum(
+                load.rate * fraction for load, fraction in zip(loads, point.fractions, strict=True)
+            )
+            best = served if best is None else max(best, served)
+    return best
+
+
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    """All ways to cut a list into unordered parts."""
+    if not items:
+        yield []
+        return
+    first, rest = items[0], items[1:]
+    for parts in partitions(rest):
+        yield [[first], *parts]
+        for index in range(len(parts)):
+            yield [*parts[:index], [first, *parts[index]], *parts[index + 1 :]]
+
+
+def packs(sizes: Sequence[int], nodes: list[int]) -> bool:
+    """Whether meshes of these sizes fit on nodes with so many free devices."""
+    if not sizes:
+        return True
+    return any(
+        left >= sizes[0]
+        and packs(sizes[1:], [*nodes[:index], left - sizes[0], *nodes[index + 1 :]])
+        for index, left in enumerate(nodes)
+    )
+
+
+def compare(cases: int) -> dict[str, float]:
+    """Gaps of the planner to the best, over random tiny fleets, and of the search alone."""
+    gaps: list[float] = []
+    search_gaps: list[float] = []
+    seed = 0
+    while len(gaps) < cases:
+        loads, cluster = tiny_fleet(seed)
+        seed += 1
+        costs = Roofline(SHAPES, cluster.groups[0].device)
+        best = best_throughput(loads, cluster, costs)
+        if best is None:
+            try:
+                make_plan(loads, cluster, [costs])
+            except PlanError:
+                continue
+            raise AssertionError(f"seed {seed}: a plan for a fleet that does not fit")
+        gaps.append(max(0.0, 1 - make_plan(loads, cluster, [costs]).throughput / best))
+        if len(gaps) % 5 == 0:
+            scorer = Scorer(loads, cluster, [costs], "time_sliced")
+            exact = solve(scorer)
+            found = Search(scorer).run([], 400)
+            assert found is not None
+            if exact is not None:
+                search_gaps.append(max(0.0, 1 - found.value / Placement(scorer, exact).value))
+    return {
+        "cases": len(gaps),
+        "mean_gap": sum(gaps) / len(gaps),
+        "worst_gap": max(gaps),
+        "mean_gap_of_search": sum(search_gaps) / len(search_gaps),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare(int(sys.argv[1]))))

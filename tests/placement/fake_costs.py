@@ -1,0 +1,54 @@
+"""Costs that can be worked out on paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muxjax.placement.model_shape import ModelShape
+
+SHAPE = ModelShape(1, 8, 8, 8, 8, 8, 8)
+
+
+@dataclass
+class FakeCosts:
+    """A prefill token takes `prefill` seconds; a decode step `decode`, and `more` a sequence.
+
+    Weights and KV of a token take so many bytes in all. A share of compute slows in proportion.
+    """
+
+    prefill: float = 0.001
+    decode: float = 0.01
+    more: float = 0.0
+    weights: float = 100.0
+    kv: float = 1.0
+    degrees: tuple[int, ...] = (1, 2, 4)
+    kinds: tuple[str, ...] = ("m",)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.kinds
+
+    def shape(self, model: str) -> ModelShape:
+        return SHAPE
+
+    def tp_degrees(self, model: str) -> tuple[int, ...]:
+        return self.degrees
+
+    def shares(self, model: str, tp: int) -> tuple[float, ...]:
+        return (0.25, 0.5, 0.75, 1.0)
+
+    def prefill_seconds(
+        self, model: str, num_tokens: float, length: float, *, tp: int = 1, share: float = 1.0
+    ) -> float:
+        return self.prefill * num_tokens / tp / share
+
+    def decode_seconds(
+        self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
+    ) -> float:
+        return (self.decode + self.more * max(1.0, batch)) / tp / share
+
+    def weight_bytes(self, model: str, *, tp: int = 1) -> float:
+        return self.weights / tp
+
+    def kv_bytes_per_token(self, model: str, *, tp: int = 1) -> float:
+        return self.kv / tp
