@@ -3,6 +3,7 @@
 # make setup    only .venv, with what `test` and `check` need
 # make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
 # make clean    remove what these made
+# make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
 #
 # PYTHON=python3.11 and VENV=.venv311 choose another Python and folder; HOST and PORT are for `serve`,
 # PYTEST_ARGS for `test` (e.g. PYTEST_ARGS="tests/muxjax -k config").
@@ -11,7 +12,7 @@ VENV ?= .venv
 PYTHON ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -19,9 +20,10 @@ BIN := $(VENV)/bin
 # quick on a new machine, and everything.
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+AOT := $(VENV)/.installed-aot
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check lint types format bench clean
+.PHONY: help setup serve test aot check lint types format bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -41,12 +43,21 @@ $(DEV): pyproject.toml scripts/pip-install | $(BIN)/python
 	@scripts/pip-install $(VENV) -e '.[dev]'
 	@touch $(RUN) $@
 
+$(AOT): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax, what its tests need, and the compilers for TPUs and GPUs"
+	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]'
+	@touch $(RUN) $(DEV) $@
+
 serve: $(RUN)
 	@$(BIN)/muxjax fetch smollm2-135m gemma3-270m
 	@exec $(BIN)/muxjax serve examples/demo.yaml --host $(HOST) --port $(PORT)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# In an environment of its own (VENV=.venv-aot), since JAX looks for a TPU wherever libtpu is.
+aot: $(AOT)
+	@$(BIN)/python -m pytest -s -m "aot_tpu or aot_cuda" $(PYTEST_ARGS) -n 0
 
 check: lint types
 

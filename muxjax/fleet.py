@@ -203,9 +203,14 @@ class Fleet:
           EngineDead: the fleet is closed or has failed.
         """
         found = self._plan.unit.stats() if self._engine is None else self._engine.stats()
+        found["pool_address"] = None
+        if self._engine is not None and self._executor is not None:
+            executor = self._executor
+            # On the loop's thread: between steps, as each step takes the pool's array and gives
+            # another for the same memory.
+            found["pool_address"] = self._engine.call(lambda unit: executor.pool_address)
         found["pool_bytes"] = self._plan.pool_bytes
         found["page_rows"] = self._plan.kv.shape[1]
-        found["pool_address"] = None if self._executor is None else self._executor.pool_address
         found["programs"] = [
             {
                 "model": program.model,

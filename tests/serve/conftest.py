@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvicorn
 
+from muxjax import Fleet
 from muxjax.serve.app import create_app
 from muxjax.serve.server import bind, url_of
 from tests.serve.fake_fleet import FakeFleet
 
 
 @contextlib.contextmanager
-def running_server(fleet: FakeFleet) -> Iterator[str]:
+def running_server(fleet: Fleet | FakeFleet) -> Iterator[str]:
     """Its address."""
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(fleet), log_level="error"))

@@ -1,0 +1,112 @@
+"""Bad requests and clients that leave, against a real engine: nothing leaks, and it serves on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from muxjax import Fleet
+from tests.muxjax.tiny_fleets import fleet as tiny_fleet
+from tests.serve.conftest import running_server, wait_until
+
+GOOD = {"model": "llama", "prompt": "hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Fleet]:
+    with Fleet.load(tiny_fleet()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(loaded: Fleet) -> Iterator[str]:
+    with running_server(loaded) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def answer(url: str) -> dict[str, Any]:
+    """What a good request gets before anything bad came."""
+    return complete(url)
+
+
+@pytest.fixture(autouse=True)
+def serves_on(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[None]:
+    """After every test: no request, no page in use, and the same answer as at first."""
+    yield
+    wait_until(lambda: idle(loaded), seconds=20)
+    assert complete(url) == answer
+    wait_until(lambda: idle(loaded), seconds=20)
+
+
+def complete(url: str) -> dict[str, Any]:
+    found = httpx.post(f"{url}/v1/completions", json=GOOD, timeout=30)
+    assert found.status_code == 200, found.text
+    return found.json()["choices"][0]
+
+
+def idle(fleet: Fleet) -> bool:
+    stats = fleet.stats()
+    used = sum(model["kv_pages_used"] for model in stats["models"].values())
+    return stats["requests"] == 0 and used == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({"prompt": ""}, 400, "empty"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"prompt": [1, 10**6]}, 400, "token"),
+        ({"prompt": [-1]}, 400, "not a token id"),
+        ({"prompt": "x" * 100_000}, 400, "tokens"),
+        ({"prompt": ["good", "x" * 100_000]}, 400, "tokens"),
+        ({"model": "nobody"}, 404, "no model 'nobody'"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"frobnicate": 1}, 400, "frobnicate"),
+    ],
+)
+def test_bad_fields(url: str, change: dict[str, Any], status: int, message: str) -> None:
+    found = httpx.post(f"{url}/v1/completions", json={**GOOD, **change})
+    assert found.status_code == status, found.text
+    assert message in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model": "llama", "prompt": "\xff"}', 400),
+        (b'{"model": "llama", "prompt": "x', 400),
+        (b" " * 10_000_000, 413),
+    ],
+)
+def test_bad_bodies(url: str, body: bytes, status: int) -> None:
+    assert httpx.post(f"{url}/v1/completions", content=body).status_code == status
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("abrupt", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_frees_its_pages(
+    url: str, loaded: Fleet, stream: bool, abrupt: bool, n: int
+) -> None:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    body = json.dumps({**GOOD, "max_tokens": 100, "stream": stream, "n": n}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+        client.sendall(head.encode() + body)
+        if stream:
+            assert client.recv(100)
+        else:
+            wait_until(lambda: not idle(loaded))
+        if abrupt:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
