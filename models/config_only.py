@@ -5,7 +5,6 @@ For planning: reads a `config.json` or a file's header, and fetches no weights. 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from muxjax.errors import CheckpointError, DownloadError
 from muxjax.models.config import Family, ModelConfig, config_from_dict
 from muxjax.models.hf_config import from_family, from_hf
 from muxjax.models.json_files import read_json
+from muxjax.models.sources import is_hub_id, own_config
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 DEMO_SHAPES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
     "smollm2-135m": (
         "llama",
@@ -85,14 +84,15 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
     Raises:
       CheckpointError: it cannot be read, or is of an unknown architecture.
       DownloadError: a Hub id whose config cannot be fetched, or an unknown demo model.
+      FleetConfigError: as from `open_checkpoint`.
     """
-    if source.startswith("config:"):
-        mapping = {key: value for key, value in (config_mapping or {}).items() if key != "seed"}
-        return _from_mapping(mapping, source.removeprefix("config:"))
+    own = own_config(source, config_mapping)
+    if own is not None:
+        return ShapeOnly(own[0])
     if source.startswith("demo:"):
         return _from_demo(source.removeprefix("demo:"))
     path = Path(source).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(source):
+    if not path.exists() and is_hub_id(source):
         path = _fetch_config(source)
     if path.is_file() and path.name == "config.json":
         path = path.parent
@@ -124,11 +124,10 @@ def _from_folder(path: Path) -> ShapeOnly:
     raise CheckpointError(f"{path}: neither config.json nor muxjax.json in this folder")
 
 
-def _from_mapping(mapping: Mapping[str, Any], family: str | None = None) -> ShapeOnly:
+def _from_mapping(mapping: Mapping[str, Any]) -> ShapeOnly:
     plain = {key: value for key, value in mapping.items() if key != "quantization_config"}
-    config = from_hf(plain) if family is None else from_family(family, plain)
     quantization = mapping.get("quantization_config")
-    return ShapeOnly(config, _bits(quantization) if quantization else None)
+    return ShapeOnly(from_hf(plain), _bits(quantization) if quantization else None)
 
 
 def _bits(quantization: object) -> float:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxjax.errors import CheckpointError, FleetConfigError
+from muxjax.errors import CheckpointError
 from muxjax.models.checkpoint import Checkpoint
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+from muxjax.models.sources import is_hub_id, own_config
 
 
 def open_checkpoint(
@@ -35,40 +33,22 @@ def open_checkpoint(
         config.
     """
     text = str(source)
-    if text.startswith("config:"):
-        return _open_config(text, dict(config_mapping or {}))
-    if config_mapping:
-        raise FleetConfigError(f"`config` goes with a source `config:FAMILY`, not with {text}")
+    own = own_config(text, config_mapping)
+    if own is not None:
+        from muxjax.models.random_weights import open_random
+
+        config, seed = own
+        return open_random(config, text, seed)
     if text.startswith("demo:"):
         from muxjax.models.demo import fetch_demo
 
         return _open_path(fetch_demo(text.removeprefix("demo:"), progress=progress))
     path = Path(source).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(text):
+    if not path.exists() and is_hub_id(text):
         from muxjax.models.hub import fetch_from_hub
 
         path = fetch_from_hub(text, progress=progress)
     return _open_path(path)
-
-
-def _open_config(source: str, mapping: dict[str, Any]) -> Checkpoint:
-    from muxjax.models.hf_config import DEFAULTS, OTHER_KEYS, from_family
-    from muxjax.models.random_weights import open_random
-
-    family = source.removeprefix("config:")
-    seed = mapping.pop("seed", 0)
-    if not isinstance(seed, int):
-        raise FleetConfigError(f"config.seed must be a whole number, not {seed!r}")
-    config = from_family(family, mapping)
-    # Unlike a config.json, which is full of keys for others, this mapping is for us alone.
-    known = {*DEFAULTS[config.family], *OTHER_KEYS}
-    unknown = sorted(mapping.keys() - known)
-    if unknown:
-        raise FleetConfigError(
-            f"config.{unknown[0]} is no key of {family}; there are "
-            f"{', '.join(sorted(known | {'seed'}))}"
-        )
-    return open_random(config, source, seed)
 
 
 def _open_path(path: Path) -> Checkpoint:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from muxjax.errors import CheckpointError, DownloadError
+from muxjax.errors import CheckpointError, DownloadError, FleetConfigError
 from muxjax.models.config_only import DEMO_SHAPES, read_shape
-from muxjax.models.demo import DEMO_MODELS, cache_folder
+from muxjax.models.demo import DEMO_MODELS, fetch_demo
+from muxjax.models.loading import open_checkpoint
 from tests import golden
 from tests.models.gguf_files import write_gguf
 
@@ -65,10 +66,7 @@ def test_a_config_source() -> None:
 def test_demo_models_are_as_they_are_described(name: str) -> None:
     assert set(DEMO_SHAPES) == set(DEMO_MODELS)
     described = read_shape(f"demo:{name}").config
-    path = cache_folder() / "demo" / name / DEMO_MODELS[name].files[0].name
-    if not path.is_file():
-        pytest.skip(f"demo:{name} is not in the cache")
-    found = read_shape(str(path)).config
+    found = read_shape(str(fetch_demo(name, progress=False))).config
     for field in (
         "vocab_size", "num_layers", "hidden_size", "intermediate_size", "num_heads",
         "num_kv_heads", "head_dim", "max_position", "tie_embeddings", "qk_norm", "post_norms",
@@ -89,6 +87,23 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     found = read_shape(str(tmp_path / "tiny.gguf")).config
     assert found.num_layers == case.config.num_layers
     assert found.num_kv_heads == case.config.num_kv_heads
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "message"),
+    [
+        ("config:llama", {"hiden_size": 64}, r"config\.hiden_size is no key of llama"),
+        ("config:llama", {"seed": "one"}, r"config\.seed must be a whole number, not 'one'"),
+        ("demo:stories15m", {"hidden_size": 64}, "`config` goes with a source `config:FAMILY`"),
+    ],
+)
+def test_a_config_is_refused_as_in_loading(
+    source: str, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FleetConfigError, match=message):
+        read_shape(source, config)
+    with pytest.raises(FleetConfigError, match=message):
+        open_checkpoint(source, config_mapping=config)
 
 
 def test_faults(tmp_path: Path) -> None:
