@@ -37,7 +37,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.cluster import parse_cluster
-from muxjax.yaml_lines import parse_yaml
+from muxjax.yaml_lines import read_yaml
 
 _UNITS = {
     "": 1,
@@ -269,13 +269,7 @@ def load_fleet_config(
     if isinstance(source, Mapping):
         return _checked(source, folder=Path.cwd(), where="", lines={})
     path = Path(source).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FleetConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise FleetConfigError(f"{path}: {error.strerror or error}") from error
-    data, lines = parse_yaml(text, str(path))
+    data, lines = read_yaml(path)
     if not isinstance(data, dict):
         raise FleetConfigError(
             f"{path}: a fleet file is a mapping with `models:`, not {_shown(data)}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from muxjax.errors import FleetConfigError
 from muxjax.placement.model_shape import LLAMA_SHAPES
-from muxjax.yaml_lines import parse_yaml
+from muxjax.yaml_lines import read_yaml
 
 DEVICE = "a100-80gb"
 
@@ -31,13 +31,7 @@ def read_muxserve(path: Path) -> dict[str, Any]:
     Raises:
       FleetConfigError: it cannot be read, or is not such a file; the message names line and key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FleetConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise FleetConfigError(f"{path}: {error.strerror or error}") from error
-    data, lines = parse_yaml(text, str(path))
+    data, lines = read_yaml(path)
     return _Reader(str(path), lines).fleet(data)
 
 

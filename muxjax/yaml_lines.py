@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,21 @@ from muxjax.errors import FleetConfigError
 
 _DEEPEST = 8
 """Levels whose lines are noted; a fleet file has four, and an alias may lead back to its parent."""
+
+
+def read_yaml(path: Path) -> tuple[object, dict[str, int]]:
+    """The document of a file, as `parse_yaml` gives it.
+
+    Raises:
+      FleetConfigError: it cannot be read, or is not valid YAML in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FleetConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise FleetConfigError(f"{path}: {error.strerror or error}") from error
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> tuple[object, dict[str, int]]:
