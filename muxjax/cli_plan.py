@@ -14,6 +14,9 @@ from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
     from muxjax.config import FleetConfig
+    from muxjax.placement.plan import Plan
+    from muxjax.placement.planner import Options
+    from muxjax.planning import PlanInputs
 
 Fleet = Annotated[Path | None, typer.Argument(metavar="[FLEET]", help="The fleet file (YAML).")]
 MuxServe = Annotated[
@@ -73,9 +76,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find which models share which devices, and say what that will deliver. Starts nothing."""
-    from muxjax.placement.planner import Options, make_plan
+    from muxjax.placement.planner import Options
     from muxjax.planning import plan_inputs
-    from muxjax.progress import Bars
 
     began = time.perf_counter()
     config = read_fleet(fleet_file, muxserve)
@@ -87,23 +89,7 @@ def plan(
         seed=seed,
         as_upstream=upstream_compatible,
     )
-    with Bars({"planning": 1000}, show=not as_json) as bars:
-        shown = 0
-
-        def report(done: float, value: float) -> None:
-            nonlocal shown
-            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
-            shown = round(1000 * done)
-
-        found = make_plan(
-            inputs.loads,
-            inputs.cluster,
-            inputs.costs,
-            options,
-            profile=inputs.profile,
-            began=began,
-            report=report,
-        )
+    found = search_plan(inputs, options, began=began)
     if output is not None:
         try:
             found.save(output)
@@ -121,6 +107,39 @@ def plan(
     show_plan(found, Console(width=120) if not sys.stdout.isatty() else console)
     if output is not None:
         console.print(f"written to {output}", highlight=False)
+
+
+def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = None) -> Plan:
+    """A plan, with a bar on standard error while it is searched for.
+
+    Args:
+      inputs: what to plan.
+      options: how.
+      began: when the work began, on `time.perf_counter`'s clock, for the plan's own account.
+
+    Raises:
+      PlanError: nothing fits.
+    """
+    from muxjax.placement.planner import make_plan
+    from muxjax.progress import Bars
+
+    with Bars({"planning": 1000}, show=True) as bars:
+        shown = 0
+
+        def report(done: float, value: float) -> None:
+            nonlocal shown
+            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
+            shown = round(1000 * done)
+
+        return make_plan(
+            inputs.loads,
+            inputs.cluster,
+            inputs.costs,
+            options,
+            profile=inputs.profile,
+            began=began,
+            report=report,
+        )
 
 
 def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:

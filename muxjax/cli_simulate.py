@@ -227,7 +227,7 @@ def _plan(
 ) -> tuple[Plan, dict[str, Slo]]:
     """The plan, read or made, and the latency targets that the fleet file has."""
     from muxjax.placement.plan import load_plan
-    from muxjax.placement.planner import Options, make_plan
+    from muxjax.placement.planner import Options
 
     if file is not None and file.suffix.lower() == ".json":
         for option, value in (
@@ -239,29 +239,13 @@ def _plan(
                 raise PlanError(f"{option} is for making a plan; {file} is one already")
         return load_plan(file), {}
 
-    from muxjax.cli_plan import read_fleet
+    from muxjax.cli_plan import read_fleet, search_plan
     from muxjax.placement.load import Slo
     from muxjax.planning import plan_inputs
-    from muxjax.progress import Bars
 
     inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
     chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked
-    with Bars({"planning": 1000}, show=True) as bars:
-        shown = 0
-
-        def report(done: float, value: float) -> None:
-            nonlocal shown
-            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
-            shown = round(1000 * done)
-
-        plan = make_plan(
-            inputs.loads,
-            inputs.cluster,
-            inputs.costs,
-            Options(execution=chosen, seed=seed),
-            profile=inputs.profile,
-            report=report,
-        )
+    plan = search_plan(inputs, Options(execution=chosen, seed=seed))
     slos = {load.name: load.slo for load in inputs.loads if load.slo != Slo()}
     return plan, slos
 
