@@ -187,19 +187,7 @@ def _kernel(
             start_following(0)
 
     def step(index: jax.Array, carry: None) -> None:
-        at = turn[0]
-        last = (length + block.tokens - 1) // block.tokens - 1
-
-        @pl.when(index < last)
-        def _() -> None:
-            copies.start(table, index + 1, low, length, 1 - at)
-
-        @pl.when(index == last)
-        def _() -> None:
-            start_following(1 - at)
-
-        copies.wait(index, low, length, at)
-        turn[0] = 1 - at
+        at = copies.take(table, index, low, length, turn, start_following)
 
         for page in range(block.pages):
             first, end = copies.valid_rows(page, index, low, length)

@@ -7,11 +7,12 @@ each is waited for.
 
 Rows that must not be read (beyond the context, before the window, after a page's last whole token,
 and pages that were not copied at all) hold anything, NaN included, and 0 x NaN would reach the
-output: `clean` makes them zero before they are used.
+output: `keep_rows` makes them zero before they are used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,43 @@ class Copies:
             self._copy(0, at, turn).wait()  # only the size matters
 
         lax.fori_loop(*self._pages(index, lowest, length), page, None)
+
+    def take(
+        self,
+        table: Any,
+        index: Any,
+        lowest: Any,
+        length: Any,
+        turn: Any,
+        start_following: Callable[[Any], None],
+    ) -> Any:
+        """Waits for block `index`, with the block after it on its way to the other buffer.
+
+        Args:
+          table: as for `start`.
+          index: likewise.
+          lowest: likewise.
+          length: likewise.
+          turn: ref `[1]` of the buffer that the block is in; flipped.
+          start_following: starts the first block of what comes after this context.
+
+        Returns:
+          The buffer that the block is in.
+        """
+        at = turn[0]
+        last = (length + self._block.tokens - 1) // self._block.tokens - 1
+
+        @pl.when(index < last)
+        def _() -> None:
+            self.start(table, index + 1, lowest, length, 1 - at)
+
+        @pl.when(index == last)
+        def _() -> None:
+            start_following(1 - at)
+
+        self.wait(index, lowest, length, at)
+        turn[0] = 1 - at
+        return at
 
     def valid_rows(self, page: int, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
         """The rows of a page of the block, from and to, that may be read."""
