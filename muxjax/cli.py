@@ -212,7 +212,7 @@ def compile_check(
 @app.command()
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Demo models; all by default.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Demo models; all by default.")
     ] = None,
 ) -> None:
     """Fetch demo models into the cache, with their licences. What is there is not fetched again."""
