@@ -273,19 +273,19 @@ class Residency:
         Returns:
           The slots of those that can make a token.
         """
-        table = state.table
-        without: set[int] = set()
-        may_preempt = True
-        for request in sorted(table.requests[slots[short]], key=lambda one: one.order):
-            if request.state is not RequestState.RUNNING:
-                continue  # preempted for an older one
-            slot, one = np.array([request.slot]), np.ones(1, np.int64)
-            if self._give(state, slot, one):
-                continue
+        name, table = state.spec.name, state.table
+        queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
+        while queue:
+            room = self._quotas.leasable(name) * self._allocator.blocks_per_slab(name)
+            room += self._allocator.free_blocks(name)
+            lucky = np.array([request.slot for request in queue[:room]], np.int64)
+            self._give(state, lucky, np.ones(len(lucky), np.int64))
+            del queue[:room]
             # What an older one may not take, a younger one of the same model may not either.
-            may_preempt = may_preempt and self._preempt_for(state.spec.name, 1, request, "growth")
-            if not (may_preempt and self._give(state, slot, one)):
-                without.add(request.slot)
+            if not queue or not self._preempt_for(name, 1, queue[0], "growth"):
+                break
+            queue = [request for request in queue if request.state is RequestState.RUNNING]
+        without = {request.slot for request in queue}
         kept = [
             slot
             for slot in slots.tolist()
