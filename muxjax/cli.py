@@ -1,4 +1,4 @@
-"""The command line: `muxjax generate | serve | models | plan | simulate | compile-check | ...`.
+"""The command line: `muxjax generate | serve | models | plan | simulate | bench | ...`.
 
 Nothing heavy is imported before a command needs it, so that help and mistakes in arguments answer
 at once; a fleet file is checked before JAX is imported.
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_plan, cli_simulate
+from muxjax import __version__, cli_bench, cli_plan, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -236,6 +236,7 @@ def schema() -> None:
 
 cli_plan.register(app)
 cli_simulate.register(app)
+cli_bench.register(app)
 
 
 def _chosen(names: list[str], model: str | None) -> str:
