@@ -27,6 +27,7 @@ from muxjax.models.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
+_TYPES = ("float32", "bfloat16")
 
 
 def save(
@@ -44,13 +45,18 @@ def save(
       tokenizer: written beside them.
 
     Raises:
-      CheckpointError: a parameter is missing or misshapen.
+      CheckpointError: a parameter is missing, misshapen or quantised.
     """
     nested: dict[str, Any] = {}
     for name, shape in param_shapes(config).items():
         if name not in params or tuple(params[name].shape) != shape:
             found = list(params[name].shape) if name in params else "nothing"
             raise CheckpointError(f"{name}: found {found}, wanted {list(shape)}")
+        if params[name].dtype.name not in _TYPES:
+            raise CheckpointError(
+                f"{name} is {params[name].dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
+                "unquantised weights and set `quantization: int8` where they are served"
+            )
         *path, last = name.split(".")
         inner = nested
         for key in path:

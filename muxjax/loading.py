@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,13 @@ from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
 from muxjax.models.decoder import Decoder
 from muxjax.models.demo import cache_folder
-from muxjax.models.linear import tiled, tiled_shape
+from muxjax.models.kept import (
+    Dtype,
+    Quantization,
+    kept_bytes,
+    kept_params,
+    put_on_device,
+)
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.params import param_shapes
 from muxjax.models.stacks import Stacks
@@ -60,7 +66,8 @@ class LoadedModel:
       tokenizer: None for a model that takes token ids only.
       max_model_len: the most tokens of prompt and output together.
       origin: where it was loaded from.
-      dtype: of its matrices.
+      dtype: of its matrices, where they are not quantised.
+      quantization: of its matrices.
       param_count: number of parameters.
       param_bytes: bytes of all parameters on the device.
       layout: its geometry in the pool.
@@ -71,10 +78,16 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     max_model_len: int
     origin: str
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
+    quantization: Quantization
     param_count: int
     param_bytes: int
     layout: KVLayout
+
+    @property
+    def precision(self) -> str:
+        """What its matrices are, for people: a type, or a quantisation."""
+        return self.dtype if self.quantization == "none" else self.quantization
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -164,10 +177,11 @@ def make_plan(
         ],
         token_group=GPU_TOKEN_GROUP if current_target().platform == "gpu" else 1,
     )
-    weights = sum(
-        _param_bytes(c, dtype) for c, dtype in zip(configs.values(), dtypes.values(), strict=True)
-    )
-    memory = config.pool.memory or _default_pool(weights, memory_bytes)
+    weights = {
+        entry.name: kept_bytes(configs[entry.name], dtypes[entry.name], entry.quantization)
+        for entry in config.models
+    }
+    memory = config.pool.memory or _default_pool(sum(weights.values()), memory_bytes)
     num_pages = pages_in(memory, rows, kv_dtype.itemsize)
 
     models, buckets, functions, specs = {}, {}, {}, []
@@ -195,8 +209,9 @@ def make_plan(
             max_model_len=length,
             origin=checkpoints[name].origin,
             dtype=dtypes[name],
+            quantization=entry.quantization,
             param_count=sum(int(np.prod(s)) for s in param_shapes(model).values()),
-            param_bytes=_param_bytes(model, dtypes[name]),
+            param_bytes=weights[name],
             layout=layout,
         )
         spec = _spec(entry, models[name], config.engine)
@@ -226,18 +241,8 @@ def make_programs(
     programs = {}
     for name, model in plan.models.items():
         stacks = _stacks(model.config)
-        shapes = param_shapes(model.config) if stacks is None else stacks.shapes(model.config)
-        decoder = Decoder(
-            model.config,
-            {
-                parameter: jax.ShapeDtypeStruct(
-                    tiled_shape(shape) if _in_products(model.config, parameter) else shape,
-                    _param_dtype(parameter, model.dtype),
-                )
-                for parameter, shape in shapes.items()
-            },
-            stacks,
-        )
+        kept = kept_params(model.config, model.dtype, model.quantization, stacks)
+        decoder = Decoder(model.config, kept, stacks)
         programs[name] = ModelPrograms(
             name, decoder, plan.functions[name], plan.buckets[name], plan.kv, sharding
         )
@@ -268,15 +273,18 @@ def load_and_compile(
         stacks = _stacks(model.config)
         weights: dict[str, jax.Array] = {}
         for parameter, array in plan.checkpoints[name].weights():
-            arrived = _on_device(array, _param_dtype(parameter, model.dtype))
-            loaded(name, arrived.nbytes)
-            kept, index = (parameter, None) if stacks is None else stacks.place(parameter)
-            if stacks is None or index is None:
-                weights[kept] = tiled(arrived) if _in_products(model.config, kept) else arrived
-                continue
-            if kept not in weights:
-                weights[kept] = jnp.zeros((stacks.repeats, *arrived.shape), arrived.dtype)
-            weights[kept] = _put(weights[kept], arrived, index)
+            for part, arrived in put_on_device(
+                model.config, parameter, array, model.dtype, model.quantization
+            ):
+                loaded(name, arrived.nbytes)
+                kept, index = (part, None) if stacks is None else stacks.place(part)
+                if index is None:
+                    weights[kept] = arrived
+                    continue
+                if kept not in weights:
+                    assert stacks is not None, "only a stack has an index"
+                    weights[kept] = jnp.zeros((stacks.repeats, *arrived.shape), arrived.dtype)
+                weights[kept] = _put(weights[kept], arrived, index)
         programs[name].set_parameters(Decoder(model.config, weights, stacks))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
@@ -308,30 +316,7 @@ def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return stack.at[index].set(layer)
 
 
-def _on_device(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
-    # A copy: JAX may otherwise share memory that a checkpoint still maps or reuses.
-    return jnp.array(array.astype(dtype, copy=False), copy=True)
-
-
-def _in_products(config: ModelConfig, name: str) -> bool:
-    """Whether a parameter is multiplied with: an embedding that is no head is only looked up."""
-    return name != "embed" or config.tie_embeddings
-
-
-def _param_dtype(name: str, dtype: str) -> jnp.dtype:
-    """Norms and biases stay in float32: they are small, and are added to float32 activations."""
-    small = name.endswith(("norm", "bias"))
-    return jnp.dtype("float32" if small else dtype)
-
-
-def _param_bytes(config: ModelConfig, dtype: str) -> int:
-    return sum(
-        int(np.prod(shape)) * _param_dtype(name, dtype).itemsize
-        for name, shape in param_shapes(config).items()
-    )
-
-
-def _dtype(entry: ModelEntry) -> Literal["float32", "bfloat16"]:
+def _dtype(entry: ModelEntry) -> Dtype:
     """float32 on the CPU unless asked otherwise: as exact as the reference, and at small batches as
     fast; bfloat16 elsewhere.
     """
