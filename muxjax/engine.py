@@ -65,6 +65,7 @@ class Engine:
         self._closing = False
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
+        self._moved = time.monotonic()  # when a step was last made or read, or work came
         self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
         self._thread.start()
 
@@ -135,6 +136,35 @@ class Engine:
         return self.call(lambda unit: {**unit.stats(), "steps": dict(self._steps)})
 
     @property
+    def error(self) -> BaseException | None:
+        """What ended the loop, other than `close`."""
+        return self._error
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step; 0 for one that is idle. From any thread."""
+        return time.monotonic() - self._moved if self._sinks or self._calls else 0.0
+
+    def abandon(self, reason: str) -> None:
+        """Gives up a loop that has ended or hangs: every request fails now, and nothing that the
+        loop may do later reaches anyone. Its thread is not waited for.
+        """
+        with self._wake:
+            self._closing = True
+            if self._error is None:
+                self._error = EngineDead(reason)
+            # The loop looks sinks up here, so what it still delivers finds nobody.
+            sinks, self._sinks = self._sinks, {}
+            calls = [future for future in self._calls if not future.done()]
+            self._wake.notify()
+        error = EngineDead(self._epitaph())
+        for sink in sinks.values():
+            sink.failed(error)
+        for future in calls:
+            future.set_exception(error)
+        self._executor.close()
+
+    @property
     def alive(self) -> bool:
         """Whether requests are still served."""
         return self._error is None and not self._closing
@@ -171,6 +201,7 @@ class Engine:
             with self._wake:
                 while not (self._inbox or self._closing or in_flight or self._unit.num_requests):
                     self._wake.wait()
+                    self._moved = time.monotonic()
                 commands = list(self._inbox)
                 self._inbox.clear()
                 if self._closing:
@@ -182,11 +213,13 @@ class Engine:
                 if self._poison:
                     self._executor.poison(self._unit.take_freed_pages())
                 in_flight.append((step, self._executor.submit(step)))
+                self._moved = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1
             if in_flight and (step is None or len(in_flight) >= _AHEAD):
                 done, handle = in_flight.popleft()
                 result = self._executor.result(handle)
                 self._deliver(self._unit.apply(done, result, time.perf_counter()))
+                self._moved = time.monotonic()
             elif step is None and self._unit.num_requests:
                 with self._wake:
                     if not self._inbox and not self._closing:
@@ -204,7 +237,7 @@ class Engine:
             if stopped and not request.finished:
                 self._unit.finish(request, "stop", time.perf_counter())
             if request.finished:
-                del self._sinks[request.id]
+                self._sinks.pop(request.id, None)
 
     def _end(self) -> None:
         with self._wake:

@@ -49,3 +49,7 @@ class ProfileError(MuxError, ValueError):
 
 class PlanError(MuxError, ValueError):
     """A fleet that cannot be placed on a cluster, or a plan that is not valid."""
+
+
+class KeyFileError(MuxError, ValueError):
+    """A file of API keys that is not valid; the message has a line for each fault."""
