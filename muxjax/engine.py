@@ -7,12 +7,13 @@ others leave commands in an inbox.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest
@@ -65,7 +66,7 @@ class Engine:
         self._closing = False
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
-        self._moved = time.monotonic()  # when a step was last made or read, or work came
+        self._moved = time.monotonic()  # when work came to an idle loop, or a step was made or read
         self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
         self._thread.start()
 
@@ -80,11 +81,12 @@ class Engine:
             try:
                 self._unit.add(request)
             except InvalidRequest as error:
-                del self._sinks[request.id]
+                self._sinks.pop(request.id, None)
                 sink.failed(error)
 
         with self._wake:
             self._check_alive()
+            self._note_work()
             self._sinks[request.id] = sink  # at once, so that an ending engine reaches it
             self._inbox.append(add)
             self._wake.notify()
@@ -119,6 +121,7 @@ class Engine:
 
         with self._wake:
             self._check_alive()
+            self._note_work()
             self._calls.add(future)
             self._inbox.append(run)
             self._wake.notify()
@@ -161,8 +164,14 @@ class Engine:
         for sink in sinks.values():
             sink.failed(error)
         for future in calls:
-            future.set_exception(error)
+            with contextlib.suppress(InvalidStateError):  # the loop was quicker
+                future.set_exception(error)
         self._executor.close()
+
+    def _note_work(self) -> None:
+        """The time without a step begins when work comes to an idle loop."""
+        if not (self._sinks or self._calls):
+            self._moved = time.monotonic()
 
     @property
     def alive(self) -> bool:
@@ -201,7 +210,6 @@ class Engine:
             with self._wake:
                 while not (self._inbox or self._closing or in_flight or self._unit.num_requests):
                     self._wake.wait()
-                    self._moved = time.monotonic()
                 commands = list(self._inbox)
                 self._inbox.clear()
                 if self._closing:

@@ -58,11 +58,16 @@ class Stream:
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`."""
         with self._ready:
+            if self._ended:
+                return
+            self._ended = True
             self._error = error
             self._wake()
 
     def _put(self, delta: Delta) -> None:
         with self._ready:
+            if self._ended:
+                return
             self._deltas.append(delta)
             self._ended = delta.finish_reason is not None
             self._wake()
@@ -78,6 +83,19 @@ class Stream:
         """Ends the request and frees its pages; does nothing if it has ended. From any thread."""
         if not self._ended:
             self._cancel(self.request_id)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the request for its reader at once, even if the engine hangs. From any thread.
+
+        Args:
+          error: raised to the reader after what has been made; without one, the last delta's
+            reason is 'abort'.
+        """
+        self.cancel()
+        if error is None:
+            self._put(Delta("", [], None, "abort"))
+        else:
+            self.failed(error)
 
     def __enter__(self) -> Self:
         return self

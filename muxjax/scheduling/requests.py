@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "abort"]
 
 
 class RequestState(enum.Enum):
