@@ -39,6 +39,10 @@ class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
 
 
+class TimedOut(MuxError):
+    """A request took longer than it may, and was ended."""
+
+
 class WorkloadError(MuxError, ValueError):
     """A trace or workload that cannot be used: what is wrong, where, and what to do."""
 

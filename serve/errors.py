@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, TimedOut, UnknownModel
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CLIENT_CLOSED_REQUEST = 499
@@ -67,7 +67,9 @@ def api_error(error: MuxError) -> ApiError:
     if isinstance(error, InvalidRequest):
         return ApiError(str(error), param=error.field)
     if isinstance(error, EngineDead):
-        return ApiError(str(error), status=503, code="engine_dead")
+        return ApiError(str(error), status=503, code="engine_dead", headers={"retry-after": "5"})
+    if isinstance(error, TimedOut):
+        return ApiError(str(error), status=504, code="timeout")
     return ApiError(str(error), status=500)
 
 

@@ -21,9 +21,9 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -84,8 +84,8 @@ class Keys:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Any:
-        return (key for _, key in self._entries)
+    def __iter__(self) -> Iterator[Key]:
+        return iter([key for _, key in self._entries])
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, compared with all keys and in the same time for each."""
@@ -105,6 +105,22 @@ def digest_of(secret: str) -> bytes:
 def new_secret() -> str:
     """A secret that nobody can guess."""
     return f"mux-{secrets.token_urlsafe(32)}"
+
+
+def new_entry(name: str) -> tuple[str, str]:
+    """A new secret, and the entry of the key file for it.
+
+    Raises:
+      KeyFileError: a name that the key file does not take.
+    """
+    secret = new_secret()
+    try:
+        key = Key(name=name, sha256=digest_of(secret).hex())
+    except ValidationError as error:
+        raise KeyFileError(
+            f"{name!r} is no name for a key: 1 to 64 letters, digits and ._@- are"
+        ) from error
+    return secret, f"  - name: {key.name}\n    sha256: {key.sha256}"
 
 
 def load_keys(
