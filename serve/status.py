@@ -157,6 +157,7 @@ class Status:
                         "unit": None if unit is None else unit.unit,
                         "max_model_len": model.max_model_len,
                         "chat": getattr(model.tokenizer, "chat_template", None) is not None,
+                        "text": model.tokenizer is not None,
                         "queue": self._admission.waiting(name),
                         "slo": self._metrics.slo_counts(name),
                         "latency": self._recent.latency(name),
