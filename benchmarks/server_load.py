@@ -39,6 +39,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 PROMPT = list(range(40, 48))
+_INSTANT = 1e-5
+"""Seconds of a step that takes no time; the scheduler divides by what steps took."""
 LIMIT = 5000.0
 """Tokens a second that two cores have to carry."""
 
@@ -89,10 +91,10 @@ class PacedExecutor:
 
         if isinstance(step, Decode):
             tokens = [[97] * sequence.num_tokens for sequence in step.sequences]
-            seconds = self._seconds * max(map(len, tokens))
+            seconds = max(self._seconds * max(map(len, tokens)), _INSTANT)
         else:
             tokens = [[97] if chunk.last else [] for chunk in step.chunks]
-            seconds = 0.0
+            seconds = _INSTANT
         started = max(time.perf_counter(), self._busy_until)
         self._busy_until = started + seconds
         return StepResult(tokens, [None] * len(tokens), started, seconds)

@@ -79,22 +79,24 @@ class Keys:
     """All keys of a server."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        self._entries = [(bytes.fromhex(key.sha256), key) for key in keys]
+        self._keys = list(keys)
+        self._found = [None, *self._keys]
+        self._digests = [bytes.fromhex(key.sha256) for key in self._keys]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([key for _, key in self._entries])
+        return iter(self._keys)
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, compared with all keys and in the same time for each."""
         presented = digest_of(secret)
-        found: Key | None = None
-        for digest, key in self._entries:
-            # Chosen without a branch, which took 17 ns more for the right one.
-            found = (found, key)[hmac.compare_digest(digest, presented)]
-        return found
+        place = 0
+        for number, digest in enumerate(self._digests, start=1):
+            # Arithmetic, for a branch takes longer when it is taken.
+            place += number * hmac.compare_digest(digest, presented)
+        return self._found[place]
 
 
 def digest_of(secret: str) -> bytes:
