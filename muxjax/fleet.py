@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import os
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.health import UnitHealth
 from muxjax.jax_executor import JaxExecutor
 from muxjax.loading import LoadedModel
 from muxjax.output import Delta, Output
@@ -23,6 +25,7 @@ from muxjax.progress import Bars
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import FinishReason, Request
 from muxjax.scheduling.steps import TokenLogprobs
+from muxjax.scheduling.unit import Unit
 from muxjax.stream import Stream
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
@@ -62,12 +65,18 @@ class Fleet:
         programs: Sequence[Program],
         engine: Engine | None,
         executor: JaxExecutor | None,
+        start: Callable[[Unit], tuple[Engine, JaxExecutor]] | None = None,
     ) -> None:
         self.models = dict(models)
         self._plan = plan
         self._programs = list(programs)
         self._engine = engine
         self._executor = executor
+        self._start = start
+        self._unit = plan.unit
+        self._restarts = 0
+        self._closed = False
+        self._changing = threading.Lock()
         self._ids = itertools.count()
 
     @classmethod
@@ -110,9 +119,13 @@ class Fleet:
                 loaded=lambda name, size: bars.advance("loading weights", size, name),
                 compiled=lambda program: bars.advance("compiling", 1, program.title),
             )
-        executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison)
+
+        def start(unit: Unit) -> tuple[Engine, JaxExecutor]:
+            executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison)
+            return Engine(unit, executor, poison=poison), executor
+
         done = [program for model in programs.values() for program in model.programs()]
-        return cls(plan.models, plan, done, Engine(plan.unit, executor, poison=poison), executor)
+        return cls(plan.models, plan, done, *start(plan.unit), start)
 
     def generate(
         self,
@@ -202,7 +215,7 @@ class Fleet:
         Raises:
           EngineDead: the fleet is closed or has failed.
         """
-        found = self._plan.unit.stats() if self._engine is None else self._engine.stats()
+        found = self._unit.stats() if self._engine is None else self._engine.stats()
         found["pool_address"] = None
         if self._engine is not None and self._executor is not None:
             executor = self._executor
@@ -224,10 +237,54 @@ class Fleet:
         ]
         return found
 
+    def health(self) -> list[UnitHealth]:
+        """Whether each unit works. Asks no engine, so it answers when one hangs."""
+        engine = self._engine
+        return [
+            UnitHealth(
+                unit="0",
+                models=tuple(self.models),
+                alive=engine is not None and engine.alive,
+                stalled_seconds=0.0 if engine is None else engine.stalled_seconds,
+                reason=None if engine is None or engine.error is None else str(engine.error),
+                restarts=self._restarts,
+            )
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """The counters, read without asking the engine: for a look at one that hangs.
+
+        They may not agree with each other, as the engine may be changing them.
+        """
+        return self._unit.stats()
+
+    def restart(self, unit: str, reason: str) -> None:
+        """Starts a unit anew: a new pool and queue, the same weights and programs.
+
+        Its requests end with `EngineDead`; an engine that hangs is left to itself, and the memory
+        of its pool is free only when it lets go of it.
+
+        Args:
+          unit: its name.
+          reason: told to whoever waits.
+
+        Raises:
+          EngineDead: the fleet is closed, or was loaded without an engine.
+        """
+        with self._changing:
+            if self._start is None or self._engine is None or self._closed or unit != "0":
+                raise EngineDead(f"unit {unit} cannot be restarted: it is closed or does not exist")
+            self._engine.abandon(reason)
+            self._unit = self._plan.make_unit()
+            self._engine, self._executor = self._start(self._unit)
+            self._restarts += 1
+
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""
-        if self._engine is not None:
-            self._engine.close()
+        with self._changing:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.close()
 
     def __enter__(self) -> Self:
         return self

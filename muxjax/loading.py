@@ -105,7 +105,8 @@ class Plan:
       checkpoints: where their weights come from.
       buckets: what is compiled for each.
       kv: the pool's shape `[P, rows, 128]` and type.
-      unit: the scheduler's state.
+      make_unit: makes the scheduler's state, again for a unit that is restarted.
+      unit: the first of them.
     """
 
     models: dict[str, LoadedModel]
@@ -113,6 +114,7 @@ class Plan:
     buckets: dict[str, Buckets]
     functions: dict[str, StepFunctions]
     kv: jax.ShapeDtypeStruct
+    make_unit: Callable[[], Unit]
     unit: Unit
 
     @property
@@ -218,15 +220,18 @@ def make_plan(
         specs.append(spec)
         buckets[name] = _buckets(spec)
         functions[name] = StepFunctions(layout, spec.limits.max_decode_tokens)
-    unit = Unit(
-        specs,
-        num_pages,
-        make_policy(config.policy),
-        demand=expected_demand,
-        record_freed=poison,
-    )
+
+    def make_unit() -> Unit:
+        return Unit(
+            specs,
+            num_pages,
+            make_policy(config.policy),
+            demand=expected_demand,
+            record_freed=poison,
+        )
+
     kv = jax.ShapeDtypeStruct((num_pages, rows, 128), kv_dtype)
-    return Plan(models, checkpoints, buckets, functions, kv, unit)
+    return Plan(models, checkpoints, buckets, functions, kv, make_unit, make_unit())
 
 
 def make_programs(
