@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,9 +21,23 @@ from muxjax.serve.body import DEFAULT_BODY_LIMIT, read_json
 from muxjax.serve.chat import chat
 from muxjax.serve.completions import complete
 from muxjax.serve.errors import install_error_handlers
+from muxjax.serve.fields import CompletionRequest
 from muxjax.serve.fleet_protocol import FleetLike
 from muxjax.serve.models import describe, find_model
-from muxjax.serve.requests import ChatRequest, CompletionRequest
+from muxjax.serve.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
+from muxjax.serve.schemas import (
+    BODY_ERRORS,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Detokenized,
+    Health,
+    ModelCard,
+    ModelList,
+    Tokens,
+    error_responses,
+)
+from muxjax.serve.tokens import detokenize, tokenize
 
 
 def create_app(fleet: FleetLike, *, body_limit: int = DEFAULT_BODY_LIMIT) -> FastAPI:
@@ -59,13 +73,29 @@ def create_app(fleet: FleetLike, *, body_limit: int = DEFAULT_BODY_LIMIT) -> Fas
     async def chat_completions(request: Request) -> Response:
         return await chat(fleet, request, await read_json(request, body_limit))
 
-    _add(app, "GET", "/v1/models", list_models, "The models that are served")
-    _add(app, "GET", "/v1/models/{name:path}", get_model, "One model")
-    _add(app, "GET", "/health", health, "200 while the engine runs, else 503")
-    _add(app, "POST", "/v1/completions", completions, "Continue a prompt", CompletionRequest)
-    _add(
-        app, "POST", "/v1/chat/completions", chat_completions, "Answer a conversation", ChatRequest
+    async def to_tokens(request: Request) -> Response:
+        return await tokenize(fleet, await read_json(request, body_limit))
+
+    async def to_text(request: Request) -> Response:
+        return await detokenize(fleet, await read_json(request, body_limit))
+
+    _add(app, "GET", "/v1/models", list_models, "The models that are served", ModelList)
+    _add(app, "GET", "/v1/models/{name:path}", get_model, "One model", ModelCard, (404,))
+    _add(app, "GET", "/health", health, "200 while the engine runs, else 503", Health)
+    posts = (
+        ("/v1/completions", completions, "Continue a prompt", CompletionRequest, Completion),
+        (
+            "/v1/chat/completions",
+            chat_completions,
+            "Answer a conversation",
+            ChatRequest,
+            ChatCompletion,
+        ),
+        ("/tokenize", to_tokens, "The token ids of a text", TokenizeRequest, Tokens),
+        ("/detokenize", to_text, "The text of token ids", DetokenizeRequest, Detokenized),
     )
+    for path, handler, summary, body, answer in posts:
+        _add(app, "POST", path, handler, summary, answer, BODY_ERRORS, body)
     _describe_bodies(app)
     return app
 
@@ -92,45 +122,68 @@ class RequestId:
         await self._app(scope, receive, send_with_id)
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "A field that is wrong or not supported"},
-    404: {"description": "No such model"},
-    413: {"description": "The body is too large"},
-    503: {"description": "The engine has ended"},
-}
-
-
 def _add(
     app: FastAPI,
     method: str,
     path: str,
     handler: Callable[..., Awaitable[Response]],
     summary: str,
+    answer: type[BaseModel],
+    errors: Sequence[int] = (),
     body: type[BaseModel] | None = None,
 ) -> None:
     """Adds a route. Bodies are read and checked by hand, as their size, their depth and unknown
-    fields have answers of their own; FastAPI learns of them for its OpenAPI document only.
+    fields have answers of their own, and answers are made as plain dicts; FastAPI learns of both
+    for its OpenAPI document only.
     """
-    extra = None
+    extra: dict[str, Any] = {}
     if body is not None:
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         content = {"application/json": {"schema": schema}}
-        extra = {"requestBody": {"required": True, "content": content}}
+        extra["requestBody"] = {"required": True, "content": content}
+    responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
+    if path in _EVENTS:
+        responses[200] |= _EVENTS[path]
+    responses |= error_responses(errors)
     app.add_api_route(
         path,
         handler,
         methods=[method],
         summary=summary,
         response_model=None,
-        responses=_REFUSALS if body else None,
+        responses=responses,
         openapi_extra=extra,
     )
 
 
+_EVENTS = {
+    path: {
+        "description": "The answer; with `stream: true` server-sent events, each of "
+        f"the schema {event}, and at the end `[DONE]`",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    for path, event in (
+        ("/v1/completions", "Completion"),
+        ("/v1/chat/completions", "ChatCompletionChunk"),
+    )
+}
+
+
 def _describe_bodies(app: FastAPI) -> None:
+    """Adds the bodies and the events; takes out FastAPI's own form of errors, which is not ours."""
+    bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     _, definitions = models_json_schema(
-        [(CompletionRequest, "validation"), (ChatRequest, "validation")],
+        [
+            *((body, "validation") for body in bodies),
+            (ChatCompletionChunk, "serialization"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
-    schemas = app.openapi().setdefault("components", {}).setdefault("schemas", {})
+    document = app.openapi()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)

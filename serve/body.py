@@ -14,7 +14,7 @@ DEFAULT_BODY_LIMIT = 4 * 2**20
 """Bytes; some forty times a prompt of 32,768 tokens."""
 _LARGE = 64 * 2**10
 """Bytes from which parsing leaves the event loop, which other requests' streams run on."""
-_DEEPEST = 32
+_DEEPEST = 64
 
 
 async def read_json(request: Request, limit: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,6 +58,16 @@ def api_error(error: MuxError) -> ApiError:
     if isinstance(error, EngineDead):
         return ApiError(str(error), status=503, code="engine_dead")
     return ApiError(str(error), status=500)
+
+
+def in_words_of(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """The engine's message with the name that the field has in this endpoint's requests."""
+    own = error.field or ""
+    field = names.get(own, own)
+    message = str(error)
+    if own and message.startswith(own):
+        message = field + message.removeprefix(own)
+    return InvalidRequest(message, field=field or None)
 
 
 def install_error_handlers(app: FastAPI) -> None:
