@@ -22,14 +22,28 @@ from muxjax.scheduling.steps import (
     Decode,
     DecodeBatch,
     Prefill,
+    PrefillChunk,
     Step,
     StepResult,
     TokenLogprobs,
 )
-from muxjax.step_inputs import Column, pack_chunk
+from muxjax.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
 from muxjax.steps import Emitted
 
 _POISON_BATCH = 64
+_ALL = np.uint32(2**32 - 1)
+"""A word of a mask that allows all of its tokens."""
+
+
+class _Nothing:
+    """Inputs that ask for nothing, kept on the device: given where no request of a step asks."""
+
+    def __init__(self, programs: ModelPrograms) -> None:
+        buckets, words = programs.buckets, mask_words(programs.vocab_size)
+        sizes = {*buckets.decode_seqs, buckets.prefill_seqs}
+        self.masks = {rows: jnp.full((rows, words), _ALL, jnp.uint32) for rows in sizes}
+        self.targets = {size: jnp.full(size, -1, jnp.int32) for size in buckets.prefill_tokens}
+        self.bias = jnp.asarray(no_bias(buckets.prefill_seqs))
 
 
 @dataclass
@@ -41,6 +55,7 @@ class _Model:
     rows: np.ndarray  # int32, max_seqs + 1: slot and block table; the last is the dummy's
     known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
+    nothing: _Nothing
 
     @property
     def dummy(self) -> int:
@@ -96,6 +111,7 @@ class JaxExecutor:
             rows=rows,
             known=np.zeros(slots, np.int64),
             logprobs=[None] * slots,
+            nothing=_Nothing(programs),
         )
 
     @property
@@ -138,7 +154,8 @@ class JaxExecutor:
                         _token_logprobs(found, index, row, want)
                         for index in range(len(columns[row]))
                     ]
-        return StepResult(columns, logprobs, started, ended - started)
+        prompt = _prompt_logprobs(handle) if isinstance(handle.step, Prefill) else ()
+        return StepResult(columns, logprobs, started, ended - started, prompt)
 
     def poison(self, pages: Sequence[int]) -> None:
         """Fills pages with NaN; see `Executor.poison`.
@@ -186,8 +203,16 @@ class JaxExecutor:
                 model.logprobs[chunk.slot] = params.logprobs
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
+        nothing = model.nothing
         self._kv, model.state, emitted = programs.prefill(size)(
-            programs.parameters, self._pool, model.state, tokens, packed
+            programs.parameters,
+            self._pool,
+            model.state,
+            tokens,
+            packed,
+            _targets(step.chunks, size, nothing),
+            _biases(step.chunks, len(packed), nothing),
+            _masks([chunk.mask for chunk in step.chunks], len(packed), nothing),
         )
         return emitted, wanted
 
@@ -203,7 +228,12 @@ class JaxExecutor:
         which[: len(slots)] = slots
         packed = model.rows[which]
         self._kv, model.state, emitted = programs.decode(size)(
-            programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
+            programs.parameters,
+            self._pool,
+            model.state,
+            packed,
+            _masks(batch.masks or (), size, model.nothing),
+            np.int32(step.num_tokens),
         )
         return emitted, [model.logprobs[slot] for slot in slots.tolist()]
 
@@ -213,6 +243,62 @@ def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
     known = int(model.known[slot])
     model.rows[slot, 1 + known : 1 + count] = blocks[known:count]
     model.known[slot] = count
+
+
+def _masks(
+    masks: Sequence[np.ndarray | None], rows: int, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    """A mask for each row of a step."""
+    if all(mask is None for mask in masks):
+        return nothing.masks[rows]
+    packed = np.full(nothing.masks[rows].shape, _ALL, np.uint32)
+    for row, mask in zip(packed, masks, strict=False):
+        if mask is not None:
+            row[:] = mask
+    return packed
+
+
+def _biases(chunks: Sequence[PrefillChunk], rows: int, nothing: _Nothing) -> np.ndarray | jax.Array:
+    if not any(chunk.sampling is not None and chunk.sampling.logit_bias for chunk in chunks):
+        return nothing.bias
+    packed = no_bias(rows)
+    for row, chunk in zip(packed, chunks, strict=False):
+        if chunk.sampling is not None:
+            pack_bias(row, chunk.sampling.logit_bias)
+    return packed
+
+
+def _targets(
+    chunks: Sequence[PrefillChunk], size: int, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    if not any(chunk.following for chunk in chunks):
+        return nothing.targets[size]
+    packed = np.full(size, -1, np.int32)
+    at = 0
+    for chunk in chunks:
+        packed[at : at + len(chunk.following)] = chunk.following
+        at += len(chunk.tokens)
+    return packed
+
+
+def _prompt_logprobs(handle: _Handle) -> list[list[TokenLogprobs]]:
+    """For each chunk of a prefill, what its `following` have; nothing is read if none has any."""
+    assert isinstance(handle.step, Prefill)
+    chunks = handle.step.chunks
+    if not any(chunk.following for chunk in chunks):
+        return []
+    found = jax.tree.map(lambda x: np.asarray(x)[None], handle.emitted.prompt)
+    all_found: list[list[TokenLogprobs]] = []
+    at = 0
+    for chunk in chunks:
+        all_found.append(
+            [
+                _token_logprobs(found, 0, at + index, chunk.prompt_logprobs)
+                for index in range(len(chunk.following))
+            ]
+        )
+        at += len(chunk.tokens)
+    return all_found
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:
