@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.constraints import Constraints
 from muxjax.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
 from muxjax.health import UnitHealth
@@ -43,6 +44,7 @@ class Completion:
       finish_reason: 'stop' (a stop token or string), 'length', or 'cancelled'.
       logprobs: one entry a token, or None if they were not asked for.
       num_prompt_tokens: length of the prompt.
+      prompt_logprobs: one entry for each token of the prompt but the first, or None.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None
     num_prompt_tokens: int
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Fleet:
@@ -78,6 +81,8 @@ class Fleet:
         self._closed = False
         self._changing = threading.Lock()
         self._ids = itertools.count()
+        self._vocabularies: dict[str, Constraints] = {}
+        self._constraints_lock = threading.Lock()
 
     @classmethod
     def load(
@@ -356,6 +361,10 @@ class Fleet:
         if params.seed is None:
             # Drawn once a request: one that is preempted goes on with the same.
             params = dataclasses.replace(params, seed=secrets.randbits(64))
+        _check_bias(model, params)
+        constraint = None
+        if params.grammar is not None:
+            constraint = self._constraints(model).start(params.grammar, own)
         request = Request(
             id=next(self._ids),
             model=name,
@@ -363,8 +372,32 @@ class Fleet:
             params=params,
             stop_ids=stop_ids,
             arrival=time.perf_counter(),
+            constraint=constraint,
         )
-        return request, Output(model.tokenizer, params.stop)
+        return request, Output(model.tokenizer, params.stop, params.min_tokens)
+
+    def _constraints(self, model: LoadedModel) -> Constraints:
+        if model.tokenizer is None:
+            raise InvalidRequest(
+                f"{model.name} has no tokenizer, so its output cannot follow a grammar",
+                field="grammar",
+            )
+        with self._constraints_lock:
+            if model.name not in self._vocabularies:
+                self._vocabularies[model.name] = Constraints(
+                    model.tokenizer, model.config.vocab_size
+                )
+            return self._vocabularies[model.name]
+
+
+def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
+    vocab = model.config.vocab_size
+    unknown = [token for token in params.logit_bias if token >= vocab]
+    if unknown:
+        raise InvalidRequest(
+            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab - 1}",
+            field="logit_bias",
+        )
 
 
 def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:
@@ -404,4 +437,5 @@ def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:
         finish_reason=reason,
         logprobs=logprobs,
         num_prompt_tokens=stream.num_prompt_tokens,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

@@ -18,11 +18,31 @@ from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
-from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult, TokenLogprobs
-from muxjax.step_inputs import Column, pack_chunk
+from muxjax.scheduling.steps import (
+    Decode,
+    Prefill,
+    PrefillChunk,
+    Step,
+    StepResult,
+    TokenLogprobs,
+)
+from muxjax.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
 from muxjax.steps import Emitted
 
 _POISON_BATCH = 64
+_ALL = np.uint32(2**32 - 1)
+"""A word of a mask that allows all of its tokens."""
+
+
+class _Nothing:
+    """Inputs that ask for nothing, kept on the device: given where no request of a step asks."""
+
+    def __init__(self, programs: ModelPrograms) -> None:
+        buckets, words = programs.buckets, mask_words(programs.vocab_size)
+        sizes = {*buckets.decode_seqs, buckets.prefill_seqs}
+        self.masks = {rows: jnp.full((rows, words), _ALL, jnp.uint32) for rows in sizes}
+        self.targets = {size: jnp.full(size, -1, jnp.int32) for size in buckets.prefill_tokens}
+        self.bias = jnp.asarray(no_bias(buckets.prefill_seqs))
 
 
 @dataclass
@@ -34,6 +54,7 @@ class _Model:
     tables: np.ndarray  # max_seqs + 1, blocks: the last row is the dummy's
     known: list[int]  # entries of each table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
+    nothing: _Nothing
 
     @property
     def dummy(self) -> int:
@@ -87,6 +108,7 @@ class JaxExecutor:
             tables=np.zeros((slots + 1, programs.buckets.blocks), np.int32),
             known=[0] * slots,
             logprobs=[None] * slots,
+            nothing=_Nothing(programs),
         )
 
     @property
@@ -127,7 +149,8 @@ class JaxExecutor:
                         _token_logprobs(found, index, row, want)
                         for index in range(len(columns[row]))
                     ]
-        return StepResult(columns, logprobs, started, ended - started)
+        prompt = _prompt_logprobs(handle) if isinstance(handle.step, Prefill) else ()
+        return StepResult(columns, logprobs, started, ended - started, prompt)
 
     def poison(self, pages: Sequence[int]) -> None:
         """Fills pages with NaN; see `Executor.poison`.
@@ -173,8 +196,16 @@ class JaxExecutor:
                 model.logprobs[chunk.slot] = params.logprobs
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
+        nothing = model.nothing
         self._kv, model.state, emitted = programs.prefill(size)(
-            programs.parameters, self._pool, model.state, tokens, packed
+            programs.parameters,
+            self._pool,
+            model.state,
+            tokens,
+            packed,
+            _targets(step.chunks, size, nothing),
+            _biases(step.chunks, len(packed), nothing),
+            _masks([chunk.mask for chunk in step.chunks], len(packed), nothing),
         )
         return emitted, wanted
 
@@ -187,7 +218,12 @@ class JaxExecutor:
             row[0] = sequence.slot
             row[1:] = _table(model, sequence.slot, sequence.blocks, sequence.num_blocks)
         self._kv, model.state, emitted = programs.decode(size)(
-            programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
+            programs.parameters,
+            self._pool,
+            model.state,
+            packed,
+            _masks([sequence.mask for sequence in step.sequences], size, model.nothing),
+            np.int32(step.num_tokens),
         )
         return emitted, [model.logprobs[sequence.slot] for sequence in step.sequences]
 
@@ -199,6 +235,60 @@ def _table(model: _Model, slot: int, blocks: Sequence[int], count: int) -> np.nd
         table[known:count] = blocks[known:count]
         model.known[slot] = count
     return table
+
+
+def _masks(masks: list[np.ndarray | None], rows: int, nothing: _Nothing) -> np.ndarray | jax.Array:
+    """A mask for each row of a step."""
+    if all(mask is None for mask in masks):
+        return nothing.masks[rows]
+    packed = np.full(nothing.masks[rows].shape, _ALL, np.uint32)
+    for row, mask in zip(packed, masks, strict=False):
+        if mask is not None:
+            row[:] = mask
+    return packed
+
+
+def _biases(chunks: Sequence[PrefillChunk], rows: int, nothing: _Nothing) -> np.ndarray | jax.Array:
+    if not any(chunk.sampling is not None and chunk.sampling.logit_bias for chunk in chunks):
+        return nothing.bias
+    packed = no_bias(rows)
+    for row, chunk in zip(packed, chunks, strict=False):
+        if chunk.sampling is not None:
+            pack_bias(row, chunk.sampling.logit_bias)
+    return packed
+
+
+def _targets(
+    chunks: Sequence[PrefillChunk], size: int, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    if not any(chunk.following for chunk in chunks):
+        return nothing.targets[size]
+    packed = np.full(size, -1, np.int32)
+    at = 0
+    for chunk in chunks:
+        packed[at : at + len(chunk.following)] = chunk.following
+        at += len(chunk.tokens)
+    return packed
+
+
+def _prompt_logprobs(handle: _Handle) -> list[list[TokenLogprobs]]:
+    """For each chunk of a prefill, what its `following` have; nothing is read if none has any."""
+    assert isinstance(handle.step, Prefill)
+    chunks = handle.step.chunks
+    if not any(chunk.following for chunk in chunks):
+        return []
+    found = jax.tree.map(lambda x: np.asarray(x)[None], handle.emitted.prompt)
+    all_found: list[list[TokenLogprobs]] = []
+    at = 0
+    for chunk in chunks:
+        all_found.append(
+            [
+                _token_logprobs(found, 0, at + index, chunk.prompt_logprobs)
+                for index in range(len(chunk.following))
+            ]
+        )
+        at += len(chunk.tokens)
+    return all_found
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:

@@ -21,7 +21,8 @@ from jax.sharding import SingleDeviceSharding
 from muxjax.device_state import SlotState
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
-from muxjax.step_inputs import Column
+from muxjax.sampling_params import MAX_LOGIT_BIAS
+from muxjax.step_inputs import Column, mask_words
 from muxjax.steps import Emitted, StepFunctions
 
 
@@ -171,11 +172,15 @@ class ModelPrograms:
         return list(self._programs.values())
 
     def prefill(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, tokens [size], packed [seqs, ...])`; donates kv, state."""
+        """`(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
+        bias [seqs, 2, 300], mask [seqs, W])`; donates kv, state.
+        """
         return self._programs["prefill", size].compiled
 
     def decode(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, packed [size, 1 + blocks], num_tokens)`; donates kv, state."""
+        """`(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens)`;
+        donates kv, state.
+        """
         return self._programs["decode", size].compiled
 
     @cached_property
@@ -186,10 +191,19 @@ class ModelPrograms:
         def int32(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-        blocks = self.buckets.blocks
+        def mask(rows: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.uint32)
+
+        blocks, chunks = self.buckets.blocks, self.buckets.prefill_seqs
         shapes = {
-            "prefill": (int32(size), int32(self.buckets.prefill_seqs, Column.BLOCKS + blocks)),
-            "decode": (int32(size, 1 + blocks), int32()),
+            "prefill": (
+                int32(size),
+                int32(chunks, Column.BLOCKS + blocks),
+                int32(size),
+                int32(chunks, 2, MAX_LOGIT_BIAS),
+                mask(chunks),
+            ),
+            "decode": (int32(size, 1 + blocks), mask(size), int32()),
         }
         step = getattr(self._functions, kind)
 

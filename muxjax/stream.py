@@ -47,6 +47,9 @@ class Stream:
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
+        if update.request.error is not None:
+            self.failed(update.request.error)
+            return True
         delta = self._output.push(update)
         self._put(delta)
         return delta.finish_reason is not None

@@ -17,6 +17,8 @@ token, position, remaining token count, stop ids, sampling parameters, counts of
   yields nothing more, also in steps submitted before the host knew, and its writes go to the dummy
   block. A live slot yields exactly `min(k, remaining)` tokens unless it meets a stop id.
 - A request that was preempted comes back as a prefill of prompt and emitted tokens.
+- A token is one that the `mask` of its chunk or sequence allows. A mask says what may come next and
+  no more, so a decode with a mask is of one token.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
 
 from muxjax.sampling_params import SamplingParams
 
@@ -46,6 +50,10 @@ class PrefillChunk:
       max_new_tokens: the most tokens that the request makes in all, those emitted before a
         preemption included.
       stop_ids: tokens that end the request (the last one emitted is the stop id itself).
+      mask: in the last chunk, which tokens may be sampled (`constraint.py`); None allows all.
+      following: the prompt's tokens after each of `tokens`, where their log-probabilities are
+        wanted; one shorter than `tokens` in a chunk that ends the prompt.
+      prompt_logprobs: how many alternatives to report for each of `following`.
     """
 
     request_id: int
@@ -58,6 +66,9 @@ class PrefillChunk:
     sampling: SamplingParams | None = None
     max_new_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    mask: np.ndarray | None = None
+    following: tuple[int, ...] = ()
+    prompt_logprobs: int = 0
 
     @property
     def end(self) -> int:
@@ -99,6 +110,7 @@ class DecodeSequence(NamedTuple):
         hold after it (known, in flight, and this step's tokens).
       num_tokens: the most tokens that this sequence can yield in this step: the step's `k`, or what
         the request has left when all that is in flight has arrived.
+      mask: which tokens may be sampled; None allows all.
     """
 
     request_id: int
@@ -106,6 +118,7 @@ class DecodeSequence(NamedTuple):
     blocks: Sequence[int]
     num_blocks: int
     num_tokens: int
+    mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +151,15 @@ class StepResult:
       logprobs: for each chunk or sequence one entry a token, or None if they were not asked for.
       started: when the device began the step, in seconds on the executor's clock.
       seconds: how long the device was busy with it.
+      prompt_logprobs: for each chunk one entry for each of its `following`; empty where no chunk
+        has any.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprobs] | None]
     started: float
     seconds: float
+    prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
 
 
 Handle: TypeAlias = Any

@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.quotas import KVQuotas
@@ -234,6 +235,8 @@ class Unit:
         updates: list[RequestUpdate] = []
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
+            if result.prompt_logprobs:
+                self._take_prompt_logprobs(step, result)
             for chunk, tokens, logprobs in zip(
                 step.chunks, result.tokens, result.logprobs, strict=True
             ):
@@ -312,6 +315,10 @@ class Unit:
         tokens are made; if they are short for one token, requests are preempted; a sequence that
         gets no page nevertheless is left out.
 
+        A sequence that must follow a grammar is left out while a step in flight works on it, since
+        what it may choose next is known only then. While there is one, steps are of one token for
+        all, so that it gets its turn soon.
+
         Args:
           model: name.
           max_tokens: a limit below that of the model's buckets.
@@ -328,7 +335,10 @@ class Unit:
         live: list[Live] = []
         longest = 0
         for request in state.running.values():
-            if settled and request.steps_in_flight:
+            constrained = request.constraint is not None
+            if constrained:
+                most = 1
+            if request.steps_in_flight and (settled or constrained):
                 continue
             made = len(request.output) + request.pending
             left = request.max_new_tokens - made
@@ -349,8 +359,9 @@ class Unit:
             request.pending += count
             request.steps_in_flight += 1
             blocks = -(-(held + count) // per_block)
+            mask = None if request.constraint is None else request.constraint.mask
             sequences.append(
-                DecodeSequence(request.id, request.slot, request.blocks, blocks, count)
+                DecodeSequence(request.id, request.slot, request.blocks, blocks, count, mask)
             )
         return Decode(model, sequences, k)
 
@@ -365,6 +376,13 @@ class Unit:
         if last:
             request.pending += 1
             state.start_decode(request)
+        mask = None
+        if last and request.constraint is not None:
+            mask = request.constraint.mask
+        following: tuple[int, ...] = ()
+        wanted = request.params.prompt_logprobs
+        if wanted is not None and len(request.prompt_logprobs) < len(request.prompt) - 1:
+            following = tuple(request.prompt[start + 1 : end + 1])
         return PrefillChunk(
             request_id=request.id,
             slot=request.slot,
@@ -376,7 +394,26 @@ class Unit:
             sampling=request.params if last else None,
             max_new_tokens=request.max_new_tokens,
             stop_ids=request.stop_ids,
+            mask=mask,
+            following=following,
+            prompt_logprobs=wanted or 0,
         )
+
+    def _take_prompt_logprobs(self, step: Prefill, result: StepResult) -> None:
+        for chunk, found in zip(step.chunks, result.prompt_logprobs, strict=True):
+            request = self._requests.get(chunk.request_id)
+            if request is not None and chunk.following:
+                # A request that was preempted on the way begins anew.
+                request.prompt_logprobs[chunk.start :] = found
+
+    @staticmethod
+    def _follow(constraint: Constraint, request: Request, token: int) -> FinishReason | None:
+        """Advances a constraint; how the request ends, if it does."""
+        try:
+            return "stop" if constraint.advance(token) else None
+        except InvalidRequest as error:
+            request.error = error
+            return "error"
 
     def _take(
         self,
@@ -410,6 +447,8 @@ class Unit:
                     continue
                 if index < len(tokens):
                     raise ValueError(f"request {request_id} got tokens after its end: {tokens}")
+        if request.constraint is not None and reason != "stop":
+            reason = self._follow(request.constraint, request, tokens[-1]) or reason
         request.output.extend(tokens)
         state.output_tokens += len(tokens)
         updates.append(RequestUpdate(request, tokens, logprobs, reason))
