@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from muxjax import __version__
 from muxjax.serve.admission import Admission, View
@@ -29,7 +29,7 @@ from muxjax.serve.recent import Recent
 from muxjax.serve.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from muxjax.serve.schemas import (
     BODY_ERRORS,
-    CALL_ERRORS,
+    LOOK_ERRORS,
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -37,6 +37,7 @@ from muxjax.serve.schemas import (
     Health,
     ModelCard,
     ModelList,
+    Stats,
     Tokens,
     error_responses,
 )
@@ -112,23 +113,28 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
     async def to_text(request: Request) -> Response:
         return await detokenize(_view(request), await read_json(request, config.max_body))
 
-    one = (*CALL_ERRORS, 404)
-    _add(app, "GET", "/v1/models", list_models, "The models that are served", ModelList)
-    _add(app, "GET", "/v1/models/{name:path}", get_model, "One model", ModelCard, one)
-    _add(app, "GET", "/health", status.health, "200 while the process is of use", Health, ())
-    _add(app, "GET", "/health/ready", status.ready, "200 while requests are welcome", Health, ())
-    _add(
-        app,
-        "GET",
-        "/health/{name:path}",
-        status.model_health,
-        "200 while a model answers",
-        Health,
-        one,
+    looks: tuple[tuple[str, Callable[..., Awaitable[Response]], str, type[BaseModel]], ...] = (
+        ("/v1/models", list_models, "The models that are served", ModelList),
+        ("/v1/models/{name:path}", get_model, "One model", ModelCard),
+        ("/health", status.health, "200 while the process is of use", Health),
+        ("/health/ready", status.ready, "200 while requests are welcome", Health),
+        ("/health/{name:path}", status.model_health, "200 while a model answers", Health),
+        ("/stats", status.stats, "Counters of units and models", Stats),
     )
-    _add(app, "GET", "/metrics", status.metrics, "Prometheus metrics")
-    _add(app, "GET", "/stats", status.stats, "Counters of units and models")
-    _add(app, "GET", "/stats/stream", status.stream, "The same as server-sent events")
+    for path, handler, summary, answer in looks:
+        _add(app, "GET", path, handler, summary, answer, LOOK_ERRORS)
+    app.add_api_route(
+        "/metrics",
+        status.metrics,
+        methods=["GET"],
+        summary="Prometheus metrics",
+        response_model=None,
+        response_class=PlainTextResponse,
+        responses=error_responses(LOOK_ERRORS),
+    )
+    # Endless, which OpenAPI has no words for.
+    app.add_api_route("/stats/stream", status.stream, methods=["GET"], include_in_schema=False)
+    add_page(app)
     posts = (
         ("/v1/completions", completions, "Continue a prompt", CompletionRequest, Completion),
         (
@@ -143,7 +149,6 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
     )
     for path, handler, summary, body, answer in posts:
         _add(app, "POST", path, handler, summary, answer, BODY_ERRORS, body)
-    add_page(app)
     _describe_bodies(app)
     return app
 
@@ -161,8 +166,8 @@ def _add(
     path: str,
     handler: Callable[..., Awaitable[Response]],
     summary: str,
-    answer: type[BaseModel] | None = None,
-    errors: Sequence[int] = CALL_ERRORS,
+    answer: type[BaseModel],
+    errors: Sequence[int] = (),
     body: type[BaseModel] | None = None,
 ) -> None:
     """Adds a route. Bodies are read and checked by hand, as their size, their depth and unknown
@@ -174,12 +179,12 @@ def _add(
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         content = {"application/json": {"schema": schema}}
         extra["requestBody"] = {"required": True, "content": content}
-    responses = error_responses(errors)
-    responses[200] = {"description": "The answer"} if answer is None else {"model": answer}
+    responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
     if path in _EVENTS:
         responses[200] |= _EVENTS[path]
+    responses |= error_responses(errors)
     if answer is Health:
-        responses[503] = {"description": "Not so, and why", "model": Health}
+        responses[503] = {"description": "It does not, and why", "model": Health}
     app.add_api_route(
         path,
         handler,

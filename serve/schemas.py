@@ -216,12 +216,23 @@ class Detokenized(_Answer):
 
 
 class Health(_Answer):
-    """The answer of `/health`."""
-
-    model_config = ConfigDict(extra="allow")
+    """The answer of `/health` and of the paths under it, whatever its status."""
 
     status: str
     reason: str | None = None
+    unit: str | None = None
+
+
+class Stats(_Answer):
+    """The answer of `/stats`: what the live page shows. `models` has all counters of each."""
+
+    time: float
+    stopping: bool
+    stale: bool
+    policy: str | None
+    pool: dict[str, int]
+    units: list[dict[str, Any]]
+    models: list[dict[str, Any]]
 
 
 _ERRORS = {
@@ -231,15 +242,15 @@ _ERRORS = {
     404: "No such model",
     408: "The body did not arrive in time",
     413: "The body is too large",
-    429: "A limit is reached; see Retry-After",
+    429: "A limit is reached; Retry-After says for how long",
     500: "A fault of the server",
     503: "The engine has ended, or the server is stopping",
-    504: "The request took too long",
+    504: "The request took longer than it may",
 }
 BODY_ERRORS = tuple(_ERRORS)
 """The statuses with which an endpoint that takes a body may refuse it."""
-CALL_ERRORS = (401, 403, 503)
-"""Those with which the others may."""
+LOOK_ERRORS = (401, 403, 404, 500, 503)
+"""Those of one that does not."""
 
 
 def error_responses(statuses: Sequence[int]) -> dict[int | str, dict[str, Any]]:

@@ -430,6 +430,10 @@ def test_the_openapi_document_resolves(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/health",
+        "/health/ready",
+        "/health/{name}",
+        "/metrics",
+        "/stats",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/completions",
