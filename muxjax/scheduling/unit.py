@@ -315,6 +315,8 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
+        if not state.prefilling and not (state.waiting and state.free_slots):
+            return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
         if max_tokens is not None:
@@ -369,7 +371,7 @@ class Unit:
             numbers = [flight.number for flight in self._in_flight]
             busy = np.isin(table.last_step, numbers)
             left[busy if settled else busy & table.constrained] = 0
-        slots = np.flatnonzero(left)
+        slots = left.nonzero()[0]
         if not slots.size:
             return None
         slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))
