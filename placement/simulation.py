@@ -6,8 +6,6 @@ long it took is not in it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +17,7 @@ from muxjax.placement.cost_model import PlanningCosts
 from muxjax.placement.metrics import Metrics, Target
 from muxjax.placement.model_shape import ModelShape
 from muxjax.placement.plan import Plan, PlannedUnit
+from muxjax.placement.plan_hash import config_hash
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_units import System, make_unit
 from muxjax.placement.simulator import Simulation
@@ -74,8 +73,7 @@ class Setup:
             "system": asdict(system),
             "version": __version__,
         }
-        text = json.dumps(config, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return config_hash(config)
 
 
 def run(

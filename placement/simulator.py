@@ -15,17 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
-from muxjax.placement.plan import Execution
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_executor import Job, SimulatedExecutor
 from muxjax.placement.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step
 from muxjax.scheduling.unit import Unit
 
-AHEAD = 2
-"""Steps in flight at most where one program runs at a time, as in the engine."""
 STUCK_SECONDS = 0.05
 """How long the loop waits where requests exist and no step can be made: time moves quotas."""
 _MOST_STUCK = 10_000
@@ -44,16 +41,13 @@ class UnitSimulation:
       name: of the unit.
       unit: its scheduler.
       executor: its device.
-      execution: as the executor's.
     """
 
-    def __init__(
-        self, name: str, unit: Unit, executor: SimulatedExecutor, execution: Execution
-    ) -> None:
+    def __init__(self, name: str, unit: Unit, executor: SimulatedExecutor) -> None:
         self.name = name
         self.unit = unit
         self.executor = executor
-        self._side_by_side = execution == "concurrent"
+        self._side_by_side = executor.side_by_side
         self._in_flight: deque[Job] = deque()
         self._stuck = 0
         self.steps = {"prefill": 0, "decode": 0}
@@ -106,11 +100,11 @@ class UnitSimulation:
 
     def _fill(self) -> None:
         """Submits steps as long as the loop of the engine would."""
-        while self._side_by_side or len(self._in_flight) < AHEAD:
+        while self._side_by_side or len(self._in_flight) < STEPS_AHEAD:
             step: Step | None = self.unit.next_step(self.executor.now)
             if step is None:
                 return
-            self.steps["prefill" if hasattr(step, "chunks") else "decode"] += 1
+            self.steps["prefill" if isinstance(step, Prefill) else "decode"] += 1
             self._in_flight.append(self.executor.submit(step))
 
     def _describe(self) -> str:

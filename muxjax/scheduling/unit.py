@@ -303,20 +303,17 @@ class Unit:
             budget -= len(chunks[-1].tokens)
         return Prefill(model, chunks) if chunks else None
 
-    def make_decode(
-        self, model: str, max_tokens: int | None = None, *, settled: bool = False
-    ) -> Decode | None:
+    def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
         """Makes a decode of all of a model's sequences that may have tokens left to make.
 
         The step counts as submitted: a policy returns what it made. If pages are short, fewer
         tokens are made; if they are short for one token, requests are preempted; a sequence that
-        gets no page nevertheless is left out.
+        gets no page nevertheless is left out. Where steps run side by side, so are sequences that
+        a step in flight works on.
 
         Args:
           model: name.
           max_tokens: a limit below that of the model's buckets.
-          settled: leave out sequences that a step in flight works on; for devices that run steps
-            side by side and not in order.
 
         Returns:
           The step, or None if there is no such sequence.
@@ -325,10 +322,11 @@ class Unit:
         most = state.spec.limits.max_decode_tokens
         if max_tokens is not None:
             most = min(most, max(1, max_tokens))
+        side_by_side = self._side_by_side
         live: list[Live] = []
         longest = 0
         for request in state.running.values():
-            if settled and request.steps_in_flight:
+            if side_by_side and request.steps_in_flight:
                 continue
             made = len(request.output) + request.pending
             left = request.max_new_tokens - made
