@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from muxjax import __version__, cli_bench, cli_plan, cli_simulate
+from muxjax.cli_trace import recorded
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -123,6 +124,12 @@ def serve(
         typer.Option(help="Address to serve on. Others than this machine: no password is asked."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write who ran when (Chrome trace, JSON) at the end: the latest 100,000 steps."
+        ),
+    ] = None,
 ) -> None:
     """Serve a fleet over HTTP in OpenAI's schema."""
     from muxjax.config import load_fleet_config
@@ -135,7 +142,9 @@ def serve(
     with sigterm_interrupts(), bind(host, port) as bound:
         from muxjax.fleet import Fleet
 
-        with Fleet.load(config) as fleet:
+        with recorded(trace) as timeline, Fleet.load(config) as fleet:
+            if timeline is not None:
+                fleet.observe(timeline.observer("fleet"))
             serve_fleet(fleet, bound, say=lambda text: print(text, flush=True))
 
 

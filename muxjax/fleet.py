@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
-from muxjax.engine import Engine
+from muxjax.engine import Engine, Observer
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
 from muxjax.jax_executor import JaxExecutor
 from muxjax.loading import LoadedModel
@@ -223,6 +223,14 @@ class Fleet:
             for program in self._programs
         ]
         return found
+
+    def observe(self, observer: Observer | None) -> None:
+        """Shows every step from now on to a function, or to none; see `engine.Observer`.
+
+        Raises:
+          EngineDead: the fleet was loaded with `warm_up=False`.
+        """
+        self._running_engine().observe(observer)
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""

@@ -172,10 +172,10 @@ def at(curve: Curve, context: float) -> float:
         return curve[0][1]
     index = min(bisect_left(curve, (context, 0.0)), len(curve) - 1)
     (left, low), (right, high) = curve[index - 1], curve[index]
+    slope = (high - low) / (right - left)
     if context > right:
-        high = max(low, high)
-    found = low + (high - low) * (context - left) / (right - left)
-    return max(found, curve[-1][1]) if context > right else found
+        return high + max(0.0, slope) * (context - right)
+    return low + slope * (context - left)
 
 
 def bucket_of(buckets: Mapping[int, Any], size: int) -> int:
