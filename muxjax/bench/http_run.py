@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,7 +163,7 @@ class HttpBench:
             "num_prompts": self.prompts.count,
             "seed": self.prompts.seed,
             "alpha": self.alpha,
-            "request_rate": "inf" if self.pace == Pace() else self.pace.rate,
+            "request_rate": "inf" if math.isinf(self.pace.rate) else self.pace.rate,
             "burstiness": self.pace.burstiness,
             "max_concurrency": self.max_concurrency,
             **(
