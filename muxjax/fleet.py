@@ -15,7 +15,7 @@ from typing import Any, Self
 from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.constraints import Constraints
-from muxjax.engine import Engine
+from muxjax.engine import Engine, Observer
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
 from muxjax.health import UnitHealth
 from muxjax.jax_executor import JaxExecutor
@@ -77,6 +77,7 @@ class Fleet:
         self._executor = executor
         self._start = start
         self._unit = plan.unit
+        self._observer: Observer | None = None
         self._restarts = 0
         self._closed = False
         self._changing = threading.Lock()
@@ -282,7 +283,17 @@ class Fleet:
             self._engine.abandon(reason)
             self._unit = self._plan.make_unit()
             self._engine, self._executor = self._start(self._unit)
+            self._engine.observe(self._observer)
             self._restarts += 1
+
+    def observe(self, observer: Observer | None) -> None:
+        """Shows every step from now on to a function, or to none; see `engine.Observer`.
+
+        Raises:
+          EngineDead: the fleet was loaded with `warm_up=False`.
+        """
+        self._observer = observer
+        self._running_engine().observe(observer)
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""

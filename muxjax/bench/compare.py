@@ -92,11 +92,7 @@ def compare(
             with opened as take, rig.engine(unit) as engine:
                 if timeline is not None:
                     name = policy if rounds == 1 else f"{policy}, round {index + 1}"
-                    engine.observe(
-                        lambda unit, step, result, name=name: timeline.record(  # type: ignore[misc]
-                            unit, step, result, name
-                        )
-                    )
+                    engine.observe(timeline.observer(name))
                 told = None
                 if progress is not None:
                     told = lambda more, policy=policy, index=index: progress(  # type: ignore[misc]  # noqa: E731
