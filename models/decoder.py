@@ -55,7 +55,8 @@ def rotate(x: Float[Array, "T heads H"], by: Rotation) -> Float[Array, "T heads 
 class Layer(nnx.Module):
     """Attention and MLP, each around a residual sum.
 
-    Holds the canonical parameters `layers.{l}.*` (see `params`) under their short names.
+    Holds the canonical parameters `layers.{l}.*` (see `params`) under their short names; those of
+    one device where the model is cut, and `axis` is then what its two sums go over.
     """
 
     attn_norm: nnx.Param
@@ -69,7 +70,8 @@ class Layer(nnx.Module):
     down: nnx.Param
     post_mlp_norm: nnx.Param
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
+    def __init__(self, weights: Mapping[str, Weight], axis: str | None = None) -> None:
+        self.axis = axis
         for name, value in weights.items():
             setattr(self, name, nnx.Param(value))
 
@@ -103,9 +105,8 @@ class Layer(nnx.Module):
             window=config.sliding_window if sliding else None,
             softcap=config.attn_softcap,
         )
-        out = linear(
-            out.reshape(num_tokens, num_q * head_dim), self.o[...], _optional(self, "o_bias")
-        )
+        out = linear(out.reshape(num_tokens, num_q * head_dim), self.o[...])
+        out = _summed(out, self.axis, _optional(self, "o_bias"))
         if config.post_norms:
             out = norm(out, self.post_attn_norm[...])
         x = x + out
@@ -120,10 +121,20 @@ class Layer(nnx.Module):
             gate = jax.nn.silu(gate)
         else:
             gate = jax.nn.gelu(gate, approximate=True)
-        out = linear(gate * up, self.down[...], _optional(self, "down_bias"))
+        out = linear(gate * up, self.down[...])
+        out = _summed(out, self.axis, _optional(self, "down_bias"))
         if config.post_norms:
             out = norm(out, self.post_mlp_norm[...])
         return x + out, cache
+
+
+def _summed(
+    x: Float[Array, "T D"], axis: str | None, bias: Float[Array, " D"] | None
+) -> Float[Array, "T D"]:
+    """The sum over the devices that the model is cut for, and then the bias."""
+    if axis is not None:
+        x = jax.lax.psum(x, axis)
+    return x if bias is None else x + bias
 
 
 def _optional(layer: Layer, name: str) -> Array | None:
@@ -153,6 +164,10 @@ class Decoder(nnx.Module):
       weights: every canonical parameter of `param_shapes(config)`, in those shapes or tiled
         (`linear`); or those of `stacks.shapes(config)`.
       stacks: which layers are stacked and run under `lax.scan`; by default none.
+      vocab_size: of the whole model, where this is one device's part (`shards.Shards`): `config` is
+        then that of the part.
+      axis: the mesh axis that the model is cut over: what is called runs inside a `shard_map` that
+        has it. None where the model is whole.
 
     Raises:
       ValueError: a parameter is missing, unknown or misshapen.
@@ -163,6 +178,9 @@ class Decoder(nnx.Module):
         config: ModelConfig,
         weights: Mapping[str, Weight],
         stacks: Stacks | None = None,
+        *,
+        vocab_size: int | None = None,
+        axis: str | None = None,
     ) -> None:
         shapes = param_shapes(config) if stacks is None else stacks.shapes(config)
         if unlike := set(shapes) ^ set(weights):
@@ -171,6 +189,8 @@ class Decoder(nnx.Module):
             if tuple(weights[name].shape) not in (shape, tiled_shape(shape)):
                 raise ValueError(f"{name} has shape {weights[name].shape}, wanted {shape}")
         self.config = config
+        self.vocab_size = config.vocab_size if vocab_size is None else vocab_size
+        self.axis = axis
         self.embed = nnx.Param(weights["embed"])
         self.final_norm = nnx.Param(weights["final_norm"])
         if not config.tie_embeddings:
@@ -178,7 +198,7 @@ class Decoder(nnx.Module):
 
         def layer(prefix: str) -> Layer:
             own = {n[len(prefix) :]: w for n, w in weights.items() if n.startswith(prefix)}
-            return Layer(own)
+            return Layer(own, axis)
 
         # The first layers, by kind and stacked, then the others.
         self.repeats = 0 if stacks is None else stacks.repeats
@@ -221,7 +241,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "T D"], Cache]:
         """The last hidden states, normed, and the cache with the step's keys and values in it."""
         config = self.config
-        x = rows_of(self.embed[...], tokens).astype(jnp.float32) * config.embed_scale
+        x = self._embedded(tokens) * config.embed_scale
         angles = rotation(config.rope, config.head_dim, positions)
         local = config.local_rope
         local_angles = angles if local is None else rotation(local, config.head_dim, positions)
@@ -253,10 +273,23 @@ class Decoder(nnx.Module):
             x, cache = run(graph, state, index, index, x, cache)
         return rms_norm(x, self.final_norm[...], config.norm_eps), cache
 
+    def _embedded(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
+        if self.axis is None:
+            return rows_of(self.embed[...], tokens).astype(jnp.float32)
+        # Each device looks up the tokens of its rows, the others give zeros.
+        here = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
+        own = (here >= 0) & (here < self.config.vocab_size)
+        x = rows_of(self.embed[...], jnp.where(own, here, 0)).astype(jnp.float32)
+        return jax.lax.psum(jnp.where(own[:, None], x, 0.0), self.axis)
+
     def logits(self, hidden: Float[Array, "T D"]) -> Float[Array, "T V"]:
         """Logits of the next token, from hidden states as `__call__` returns them."""
         head = self.embed if self.config.tie_embeddings else self.head
         logits = linear(hidden, head[...])
+        if self.axis is not None:
+            # Each device has the logits of its rows of the vocabulary; the last may have filling.
+            logits = jax.lax.all_gather(logits, self.axis, axis=1, tiled=True)
+            logits = logits[:, : self.vocab_size]
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -123,6 +123,10 @@ def serve(
         typer.Option(help="Address to serve on. Others than this machine: no password is asked."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Serve the units of this plan (`muxjax plan --output`), not one unit."),
+    ] = None,
 ) -> None:
     """Serve a fleet over HTTP in OpenAI's schema."""
     from muxjax.config import load_fleet_config
@@ -135,7 +139,7 @@ def serve(
     with sigterm_interrupts(), bind(host, port) as bound:
         from muxjax.fleet import Fleet
 
-        with Fleet.load(config) as fleet:
+        with Fleet.load(config, plan=plan) as fleet:
             serve_fleet(fleet, bound, say=lambda text: print(text, flush=True))
 
 
@@ -165,21 +169,21 @@ def compile_check(
     fleet_file: FleetFile,
     target: Annotated[
         str,
-        typer.Option(help="What to compile for: v5e:2x2, v6e:2x2, tpu7x:2x2x1, ..., h100, h200."),
+        typer.Option(help="What to compile for: v5e:2x4, v6e:2x2, tpu7x:2x2x1, ..., h100, 8xh200."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compile a fleet's steps for a device that is not here: does it compile, does it fit?
+    """Compile a fleet's steps for devices that are not here: does it compile, does it fit?
 
-    One device of the target holds the whole fleet. Exit status 1 if something does not compile or
-    does not fit.
+    The fleet is cut for as many devices of the target as its `tensor_parallel` says. Exit status 1
+    if something does not compile or does not fit.
     """
     from muxjax.aot import describe, set_environment
     from muxjax.config import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     set_environment(target)
-    device = describe(target)
+    devices = describe(target)
 
     from muxjax.compile_check import CheckedProgram, faults_of, table_of
     from muxjax.compile_check import compile_check as check_fleet
@@ -194,7 +198,7 @@ def compile_check(
         def compiled(program: CheckedProgram) -> None:
             bars[0].advance("compiling", 1, program.name)
 
-        check = check_fleet(config, device, started=started, compiled=compiled)
+        check = check_fleet(config, devices, started=started, compiled=compiled)
     if as_json:
         print(json.dumps(check.as_json(), indent=2, ensure_ascii=False))
     else:

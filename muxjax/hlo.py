@@ -1,9 +1,13 @@
-"""What the optimised HLO of a compiled program says: copies of an array, Pallas kernels."""
+"""What the optimised HLO of a compiled program says: copies of an array, Pallas kernels,
+collectives.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections import Counter
 
 import jax
 import numpy as np
@@ -15,6 +19,12 @@ _KERNEL = re.compile(
     r"^\s*(?:ROOT )?%?([\w.-]+) = .*custom_call_target=\"(?:tpu_custom_call|mosaic_gpu_v2)\""
 )
 _VMEM = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1",[^}]*"size":"(\d+)"')
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(|\{).*\{\s*$")
+_COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%?[\w.-]+|\{[^}]*\})")
 
 
 def copies_of(hlo: str, array: jax.ShapeDtypeStruct) -> list[str]:
@@ -44,3 +54,36 @@ def kernels(hlo: str) -> dict[str, int | None]:
             name = op[1] if op else re.sub(r"\.\d+$", "", match[1])
             found[name] = int(used[1]) if used else found.get(name)
     return found
+
+
+def collectives(hlo: str) -> dict[str, int]:
+    """How often each kind of collective runs: those in a loop as often as its trip count says, and
+    once where that is not known, as in the loop over a decode's tokens; of a condition's branches,
+    all.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
+            bodies[name] = []
+            entry = name if match[1] else entry
+        elif name:
+            bodies[name].append(line)
+
+    @functools.cache
+    def count(computation: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for line in bodies.get(computation, ()):
+            if match := _COLLECTIVE.search(line):
+                found[match[1]] += 1
+            times = 1
+            if trips := _TRIPS.search(line):
+                times = int(trips[1])
+            for called in _CALLED.findall(line):
+                for one in re.findall(r"%?([\w.-]+)", called):
+                    for kind, number in count(one).items():
+                        found[kind] += times * number
+        return found
+
+    return dict(sorted(count(entry).items()))

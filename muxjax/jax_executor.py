@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from muxjax import mesh as meshes
 from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
+from muxjax.mesh import ModelMesh
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
 from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult, TokenLogprobs
@@ -27,24 +29,34 @@ _POISON_BATCH = 64
 
 @dataclass
 class _Model:
-    """One model's device state, and what the host remembers of its slots."""
+    """One model's device state, and what the host remembers of its slots.
+
+    Slots are dealt to the model's copies in turn: of slot `s`, copy `s % copies` has it as its own
+    slot `s // copies`. A step has the rows of the first copy, then those of the second, and so on.
+    """
 
     programs: ModelPrograms
     state: SlotState
-    tables: np.ndarray  # max_seqs + 1, blocks: the last row is the dummy's
+    tables: np.ndarray  # slots of all copies, blocks
     known: list[int]  # entries of each table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
 
     @property
+    def copies(self) -> int:
+        return self.programs.mesh.copies
+
+    @property
     def dummy(self) -> int:
-        return len(self.known)
+        """The slot, of each copy, that padding names."""
+        return self.programs.buckets.max_seqs
 
 
 @dataclass(frozen=True)
 class _Handle:
     step: Step
     emitted: Emitted
-    wanted: list[int | None]  # for each row, how many alternatives to report
+    rows: list[int]  # where each chunk or sequence of the step stands
+    wanted: list[int | None]  # for each, how many alternatives to report
     submitted: float
 
 
@@ -53,7 +65,7 @@ class JaxExecutor:
 
     Args:
       models: compiled programs by model name, parameters included.
-      kv: the pool's shape `[P, rows, 128]` and type.
+      kv: the pool's shape `[P, rows, 128]` and type on one device.
       dummy_pages: pages at the start that padding is written to.
       poison: test mode: all other pages hold NaN until a step writes them, and `poison` works.
     """
@@ -66,25 +78,28 @@ class JaxExecutor:
         dummy_pages: int,
         poison: bool = False,
     ) -> None:
-        self._kv: jax.Array | None = jnp.zeros(kv.shape, kv.dtype)
+        self._mesh = ModelMesh(next(iter(models.values())).mesh.devices)
+        whole = self._mesh.whole(kv, meshes.POOL)
+        self._num_pages = kv.shape[0]
+        self._kv: jax.Array | None = jnp.zeros(whole.shape, whole.dtype, device=whole.sharding)
         self._poison = None
         if poison:
-            fill = jax.jit(
-                lambda kv, pages: kv.at[pages].set(jnp.nan, mode="drop"), donate_argnums=0
-            )
-            ids = jax.ShapeDtypeStruct((_POISON_BATCH,), jnp.int32)
-            self._poison = fill.lower(kv, ids).compile()
+            self._poison = _compile_poison(self._mesh, kv)
             self.poison(range(dummy_pages, kv.shape[0]))
         self._models = {name: self._start(programs) for name, programs in models.items()}
         self._free_at = 0.0
 
     @staticmethod
     def _start(programs: ModelPrograms) -> _Model:
-        slots = programs.buckets.max_seqs
+        mesh, each = programs.mesh, programs.buckets.max_seqs
+        slots = mesh.copies * each
+        created = SlotState.create(each, programs.vocab_size)
+        if mesh.copies > 1:
+            created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
         return _Model(
             programs=programs,
-            state=SlotState.create(slots, programs.vocab_size),
-            tables=np.zeros((slots + 1, programs.buckets.blocks), np.int32),
+            state=jax.device_put(created, mesh.sharding(meshes.SLOTS)),
+            tables=np.zeros((slots, programs.buckets.blocks), np.int32),
             known=[0] * slots,
             logprobs=[None] * slots,
         )
@@ -105,10 +120,10 @@ class JaxExecutor:
         submitted = time.perf_counter()
         model = self._models[step.model]
         if isinstance(step, Prefill):
-            emitted, wanted = self._prefill(model, step)
+            emitted, rows, wanted = self._prefill(model, step)
         else:
-            emitted, wanted = self._decode(model, step)
-        return _Handle(step, emitted, wanted, submitted)
+            emitted, rows, wanted = self._decode(model, step)
+        return _Handle(step, emitted, rows, wanted, submitted)
 
     def result(self, handle: _Handle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
@@ -116,16 +131,15 @@ class JaxExecutor:
         ended = time.perf_counter()
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
-        rows = len(handle.wanted)
-        columns = [[int(t) for t in tokens[:, row] if t >= 0] for row in range(rows)]
-        logprobs: list[list[TokenLogprobs] | None] = [None] * rows
+        columns = [[int(t) for t in tokens[:, row] if t >= 0] for row in handle.rows]
+        logprobs: list[list[TokenLogprobs] | None] = [None] * len(columns)
         if any(want is not None for want in handle.wanted):
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
-            for row, want in enumerate(handle.wanted):
+            for at, (row, want) in enumerate(zip(handle.rows, handle.wanted, strict=True)):
                 if want is not None:
-                    logprobs[row] = [
+                    logprobs[at] = [
                         _token_logprobs(found, index, row, want)
-                        for index in range(len(columns[row]))
+                        for index in range(len(columns[at]))
                     ]
         return StepResult(columns, logprobs, started, ended - started)
 
@@ -139,7 +153,7 @@ class JaxExecutor:
             raise ValueError("this executor was not made to poison pages")
         pages = list(pages)
         for start in range(0, len(pages), _POISON_BATCH):
-            batch = np.full(_POISON_BATCH, self._pool.shape[0], np.int32)  # beyond: dropped
+            batch = np.full(_POISON_BATCH, self._num_pages, np.int32)  # beyond: dropped
             some = pages[start : start + _POISON_BATCH]
             batch[: len(some)] = some
             self._kv = self._poison(self._pool, batch)
@@ -151,20 +165,25 @@ class JaxExecutor:
             self._kv = None
         self._models.clear()
 
-    def _prefill(self, model: _Model, step: Prefill) -> tuple[Emitted, list[int | None]]:
-        programs = model.programs
-        size = bucket(step.num_tokens, programs.buckets.prefill_tokens)
-        tokens = np.zeros(size, np.int32)
-        packed = np.zeros(
-            (programs.buckets.prefill_seqs, Column.BLOCKS + programs.buckets.blocks), np.int32
-        )
+    def _prefill(self, model: _Model, step: Prefill) -> tuple[Emitted, list[int], list[int | None]]:
+        programs, copies = model.programs, model.copies
+        filled = [0] * copies  # tokens
+        for chunk in step.chunks:
+            filled[chunk.slot % copies] += len(chunk.tokens)
+        size = bucket(max(filled), programs.buckets.prefill_tokens)
+        tokens = np.zeros((copies, size), np.int32)
+        width = Column.BLOCKS + programs.buckets.blocks
+        packed = np.zeros((copies * programs.buckets.prefill_seqs, width), np.int32)
         packed[:, Column.SLOT] = model.dummy
         packed[:, Column.STOP_IDS : Column.BLOCKS] = -1
+        rows = _rows([chunk.slot for chunk in step.chunks], copies, programs.buckets.prefill_seqs)
         wanted: list[int | None] = []
-        at = 0
-        for row, chunk in zip(packed, step.chunks, strict=False):
-            tokens[at : at + len(chunk.tokens)] = chunk.tokens
-            at += len(chunk.tokens)
+        ends = [0] * copies
+        for index, chunk in zip(rows, step.chunks, strict=True):
+            row, copy = packed[index], chunk.slot % copies
+            end = ends[copy] + len(chunk.tokens)
+            tokens[copy, ends[copy] : end] = chunk.tokens
+            ends[copy] = end
             if chunk.start == 0:
                 model.known[chunk.slot] = 0
             row[Column.BLOCKS :] = _table(model, chunk.slot, chunk.blocks, chunk.num_blocks)
@@ -173,23 +192,54 @@ class JaxExecutor:
                 model.logprobs[chunk.slot] = params.logprobs
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
+            row[Column.SLOT] = chunk.slot // copies
         self._kv, model.state, emitted = programs.prefill(size)(
-            programs.parameters, self._pool, model.state, tokens, packed
+            programs.parameters, self._pool, model.state, tokens.reshape(-1), packed
         )
-        return emitted, wanted
+        return emitted, rows, wanted
 
-    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, list[int | None]]:
-        programs = model.programs
-        size = bucket(len(step.sequences), programs.buckets.decode_seqs)
-        packed = np.zeros((size, 1 + programs.buckets.blocks), np.int32)
+    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, list[int], list[int | None]]:
+        programs, copies = model.programs, model.copies
+        slots = [sequence.slot for sequence in step.sequences]
+        each = [0] * copies
+        for slot in slots:
+            each[slot % copies] += 1
+        size = bucket(max(each), programs.buckets.decode_seqs)
+        packed = np.zeros((copies * size, 1 + programs.buckets.blocks), np.int32)
         packed[:, 0] = model.dummy
-        for row, sequence in zip(packed, step.sequences, strict=False):
-            row[0] = sequence.slot
+        rows = _rows(slots, copies, size)
+        for index, sequence in zip(rows, step.sequences, strict=True):
+            row = packed[index]
+            row[0] = sequence.slot // copies
             row[1:] = _table(model, sequence.slot, sequence.blocks, sequence.num_blocks)
         self._kv, model.state, emitted = programs.decode(size)(
             programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
         )
-        return emitted, [model.logprobs[sequence.slot] for sequence in step.sequences]
+        return emitted, rows, [model.logprobs[slot] for slot in slots]
+
+
+def _rows(slots: Sequence[int], copies: int, size: int) -> list[int]:
+    """The row of each slot in a step that has `size` rows for each copy."""
+    if copies == 1:
+        return list(range(len(slots)))
+    taken = [0] * copies
+    rows = []
+    for slot in slots:
+        copy = slot % copies
+        rows.append(copy * size + taken[copy])
+        taken[copy] += 1
+    return rows
+
+
+def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
+    """`(kv, pages [_POISON_BATCH]) -> kv`, with NaN in the pages of every device; donates kv."""
+
+    def fill(kv: jax.Array, pages: jax.Array) -> jax.Array:
+        return kv.at[pages].set(jnp.nan, mode="drop")
+
+    ids = mesh.whole(jax.ShapeDtypeStruct((_POISON_BATCH,), jnp.int32), meshes.SAME)
+    mapped = mesh.mapped(fill, (meshes.POOL, meshes.SAME), meshes.POOL)
+    return jax.jit(mapped, donate_argnums=0).lower(mesh.whole(kv, meshes.POOL), ids).compile()
 
 
 def _table(model: _Model, slot: int, blocks: Sequence[int], count: int) -> np.ndarray:

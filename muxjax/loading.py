@@ -22,21 +22,24 @@ from muxjax.geometry import (
     longest_sequence,
     pages_in,
 )
+from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
-from muxjax.models.decoder import Decoder
+from muxjax.models.decoder import Decoder, Weight
 from muxjax.models.demo import cache_folder
 from muxjax.models.linear import tiled, tiled_shape
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.params import param_shapes
+from muxjax.models.shards import Shards
 from muxjax.models.stacks import Stacks
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.target import current_target
 from muxjax.placement.demand import expected_demand
 from muxjax.programs import Buckets, ModelPrograms, Program
+from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.specs import BucketLimits, ModelSpec
+from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
 
@@ -62,8 +65,10 @@ class LoadedModel:
       origin: where it was loaded from.
       dtype: of its matrices.
       param_count: number of parameters.
-      param_bytes: bytes of all parameters on the device.
-      layout: its geometry in the pool.
+      param_bytes: bytes of all parameters on one device.
+      layout: its geometry in the pool, on one device.
+      tensor_parallel: devices that one copy of it is cut for.
+      copies: copies of it side by side on the unit's devices.
     """
 
     name: str
@@ -75,6 +80,8 @@ class LoadedModel:
     param_count: int
     param_bytes: int
     layout: KVLayout
+    tensor_parallel: int = 1
+    copies: int = 1
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -91,20 +98,30 @@ class Plan:
       models: as they will be, in the fleet file's order.
       checkpoints: where their weights come from.
       buckets: what is compiled for each.
-      kv: the pool's shape `[P, rows, 128]` and type.
-      unit: the scheduler's state.
+      functions: the steps of each, as one device runs them.
+      shards: how each is cut.
+      meshes: the unit's devices as each uses them.
+      kv: the pool's shape `[P, rows, 128]` and type, on one device.
+      make_unit: makes the scheduler's state, without any request.
     """
 
     models: dict[str, LoadedModel]
     checkpoints: dict[str, Checkpoint]
     buckets: dict[str, Buckets]
     functions: dict[str, StepFunctions]
+    shards: dict[str, Shards]
+    meshes: dict[str, ModelMesh]
     kv: jax.ShapeDtypeStruct
-    unit: Unit
+    make_unit: Callable[[], Unit]
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """The unit's."""
+        return next(iter(self.meshes.values())).devices
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of the pool."""
+        """Bytes of the pool on one device."""
         return int(np.prod(self.kv.shape)) * self.kv.dtype.itemsize
 
     @property
@@ -130,6 +147,8 @@ def make_plan(
     progress: bool = True,
     poison: bool = False,
     memory_bytes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
 ) -> Plan:
     """Opens the checkpoints and cuts the pool.
 
@@ -137,20 +156,28 @@ def make_plan(
       config: the fleet file.
       progress: show bars while something is fetched.
       poison: test mode, see `Fleet.load`.
-      memory_bytes: free memory of the device; by default the device is asked.
+      memory_bytes: free memory of a device; by default the first is asked.
+      devices: of the unit; by default the first of JAX's, as many as `tensor_parallel` says.
+      demand: what the models are expected to need.
 
     Raises:
       CheckpointError, DownloadError: a checkpoint that cannot be had.
       PoolTooSmall: the pool cannot hold the fleet.
       FleetConfigError: a length beyond the model's own.
     """
+    devices = unit_devices(config) if devices is None else tuple(devices)
     checkpoints = {
         entry.name: open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
         for entry in config.models
     }
     dtypes = {entry.name: _dtype(entry) for entry in config.models}
     kv_dtype = _kv_dtype(list(dtypes.values()))
-    configs = {name: checkpoint.config for name, checkpoint in checkpoints.items()}
+    meshes = {entry.name: _mesh(config, entry, devices) for entry in config.models}
+    shards = {
+        name: Shards(checkpoint.config, meshes[name].degree)
+        for name, checkpoint in checkpoints.items()
+    }
+    configs = {name: shard.local for name, shard in shards.items()}  # of one device
     rows = choose_page_rows(
         [
             KVShape(
@@ -167,7 +194,10 @@ def make_plan(
     weights = sum(
         _param_bytes(c, dtype) for c, dtype in zip(configs.values(), dtypes.values(), strict=True)
     )
-    memory = config.pool.memory or _default_pool(weights, memory_bytes)
+    if config.pool.memory is None:
+        memory = _default_pool(weights, memory_bytes, devices)
+    else:
+        memory = config.pool.memory // len(devices)
     num_pages = pages_in(memory, rows, kv_dtype.itemsize)
 
     models, buckets, functions, specs = {}, {}, {}, []
@@ -190,58 +220,98 @@ def make_plan(
         )
         models[name] = LoadedModel(
             name=name,
-            config=model,
+            config=shards[name].config,
             tokenizer=checkpoints[name].tokenizer,
             max_model_len=length,
             origin=checkpoints[name].origin,
             dtype=dtypes[name],
-            param_count=sum(int(np.prod(s)) for s in param_shapes(model).values()),
+            param_count=sum(int(np.prod(s)) for s in param_shapes(shards[name].config).values()),
             param_bytes=_param_bytes(model, dtypes[name]),
             layout=layout,
+            tensor_parallel=meshes[name].degree,
+            copies=meshes[name].copies,
         )
         spec = _spec(entry, models[name], config.engine)
         specs.append(spec)
-        buckets[name] = _buckets(spec)
+        buckets[name] = _buckets(spec, meshes[name].copies)
         functions[name] = StepFunctions(layout, spec.limits.max_decode_tokens)
-    unit = Unit(
-        specs,
-        num_pages,
-        make_policy(config.policy),
-        demand=expected_demand,
-        record_freed=poison,
-    )
+
+    def make_unit() -> Unit:
+        return Unit(
+            specs, num_pages, make_policy(config.policy), demand=demand, record_freed=poison
+        )
+
+    make_unit()  # refuses a pool that is too small
     kv = jax.ShapeDtypeStruct((num_pages, rows, 128), kv_dtype)
-    return Plan(models, checkpoints, buckets, functions, kv, unit)
+    return Plan(models, checkpoints, buckets, functions, shards, meshes, kv, make_unit)
 
 
-def make_programs(
-    plan: Plan, sharding: jax.sharding.Sharding | None = None
-) -> dict[str, ModelPrograms]:
-    """The programs of a plan, with parameters that are shapes only: enough to compile.
+def unit_devices(config: FleetConfig) -> tuple[jax.Device, ...]:
+    """The devices of a fleet that is one unit: the first of JAX's.
 
-    Args:
-      plan: the unit.
-      sharding: of all arguments, for a device that is only described; by default JAX's own.
+    Raises:
+      FleetConfigError: there are fewer than `tensor_parallel` asks for.
     """
+    found = jax.devices()
+    if config.tensor_parallel > len(found):
+        hint = ""
+        if found[0].platform == "cpu":
+            hint = (
+                "; to split a CPU, set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={config.tensor_parallel}"
+            )
+        raise FleetConfigError(
+            f"tensor_parallel is {config.tensor_parallel}, and JAX sees {len(found)} "
+            f"device{'s' if len(found) > 1 else ''} ({found[0].device_kind}){hint}"
+        )
+    return tuple(found[: config.tensor_parallel])
+
+
+def _mesh(config: FleetConfig, entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh:
+    degree = entry.tensor_parallel or len(devices)
+    if len(devices) % degree:
+        raise FleetConfigError(
+            f"tensor_parallel of {entry.name} is {degree}, which does not divide the "
+            f"{len(devices)} devices of its unit"
+        )
+    return ModelMesh(devices, degree)
+
+
+def make_programs(plan: Plan) -> dict[str, ModelPrograms]:
+    """The programs of a plan, with parameters that are shapes only: enough to compile."""
     programs = {}
     for name, model in plan.models.items():
-        stacks = _stacks(model.config)
-        shapes = param_shapes(model.config) if stacks is None else stacks.shapes(model.config)
-        decoder = Decoder(
-            model.config,
-            {
-                parameter: jax.ShapeDtypeStruct(
-                    tiled_shape(shape) if _in_products(model.config, parameter) else shape,
-                    _param_dtype(parameter, model.dtype),
-                )
-                for parameter, shape in shapes.items()
-            },
-            stacks,
-        )
+        local = plan.shards[name].local
+        stacks = _stacks(local)
+        shapes = param_shapes(local) if stacks is None else stacks.shapes(local)
+        weights: dict[str, Weight] = {
+            parameter: jax.ShapeDtypeStruct(
+                tiled_shape(shape) if _in_products(local, parameter) else shape,
+                _param_dtype(parameter, model.dtype),
+            )
+            for parameter, shape in shapes.items()
+        }
         programs[name] = ModelPrograms(
-            name, decoder, plan.functions[name], plan.buckets[name], plan.kv, sharding
+            name,
+            _decoder(plan, name, weights),
+            plan.functions[name],
+            plan.buckets[name],
+            plan.kv,
+            plan.meshes[name],
         )
     return programs
+
+
+def _decoder(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:
+    """What one device has of a model."""
+    shards = plan.shards[name]
+    return Decoder(
+        shards.local,
+        weights,
+        _stacks(shards.local),
+        vocab_size=shards.config.vocab_size,
+        axis=plan.meshes[name].axis,
+    )
 
 
 def load_and_compile(
@@ -264,20 +334,12 @@ def load_and_compile(
     """
 
     def load(name: str) -> None:
-        model = plan.models[name]
-        stacks = _stacks(model.config)
-        weights: dict[str, jax.Array] = {}
+        devices = [_DeviceWeights(plan, name, index) for index in range(len(plan.devices))]
         for parameter, array in plan.checkpoints[name].weights():
-            arrived = _on_device(array, _param_dtype(parameter, model.dtype))
-            loaded(name, arrived.nbytes)
-            kept, index = (parameter, None) if stacks is None else stacks.place(parameter)
-            if stacks is None or index is None:
-                weights[kept] = tiled(arrived) if _in_products(model.config, kept) else arrived
-                continue
-            if kept not in weights:
-                weights[kept] = jnp.zeros((stacks.repeats, *arrived.shape), arrived.dtype)
-            weights[kept] = _put(weights[kept], arrived, index)
-        programs[name].set_parameters(Decoder(model.config, weights, stacks))
+            for device in devices:
+                device.take(parameter, array)
+            loaded(name, devices[0].last_bytes)
+        programs[name].set_parameters([device.decoder() for device in devices])
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
         # Weights first: reading them is short, and frees its worker for compiling.
@@ -297,6 +359,45 @@ def load_and_compile(
                 future.cancel()
 
 
+class _DeviceWeights:
+    """What one device has of a model, as its parameters arrive.
+
+    Args:
+      plan: the unit.
+      name: the model.
+      index: of the device in the unit.
+    """
+
+    def __init__(self, plan: Plan, name: str, index: int) -> None:
+        self._plan = plan
+        self._name = name
+        self._device = plan.devices[index]
+        self._shard = index % plan.meshes[name].degree
+        self._stacks = _stacks(plan.shards[name].local)
+        self._weights: dict[str, jax.Array] = {}
+        self.last_bytes = 0
+
+    def take(self, parameter: str, array: np.ndarray) -> None:
+        """Puts the device's part of a parameter straight there, as it is kept."""
+        shards = self._plan.shards[self._name]
+        part = shards.cut(parameter, array, self._shard)
+        dtype = _param_dtype(parameter, self._plan.models[self._name].dtype)
+        arrived = _on_device(part, dtype, self._device)
+        self.last_bytes = arrived.nbytes
+        kept, index = (parameter, None) if self._stacks is None else self._stacks.place(parameter)
+        if self._stacks is None or index is None:
+            in_products = _in_products(shards.local, kept)
+            self._weights[kept] = tiled(arrived) if in_products else arrived
+            return
+        if kept not in self._weights:
+            shape = (self._stacks.repeats, *arrived.shape)
+            self._weights[kept] = jnp.zeros(shape, arrived.dtype, device=self._device)
+        self._weights[kept] = _put(self._weights[kept], arrived, index)
+
+    def decoder(self) -> Decoder:
+        return _decoder(self._plan, self._name, self._weights)
+
+
 def _stacks(config: ModelConfig) -> Stacks | None:
     """How the layers of a model are kept on the device that is traced for."""
     return Stacks.of(config) if current_target().platform == "tpu" else None
@@ -308,9 +409,9 @@ def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return stack.at[index].set(layer)
 
 
-def _on_device(array: np.ndarray, dtype: jnp.dtype) -> jax.Array:
+def _on_device(array: np.ndarray, dtype: jnp.dtype, device: jax.Device) -> jax.Array:
     # A copy: JAX may otherwise share memory that a checkpoint still maps or reuses.
-    return jnp.array(array.astype(dtype, copy=False), copy=True)
+    return jnp.array(array.astype(dtype, copy=False), copy=True, device=device)
 
 
 def _in_products(config: ModelConfig, name: str) -> bool:
@@ -357,20 +458,19 @@ def _default_prefill() -> int:
     return 128 if current_target().platform == "cpu" else 1024
 
 
-def _default_pool(weights: int, memory_bytes: int | None) -> int:
+def _default_pool(weights: int, memory_bytes: int | None, devices: Sequence[jax.Device]) -> int:
+    """Bytes on each device."""
     if current_target().platform == "cpu":
-        return _CPU_POOL_BYTES
+        return _CPU_POOL_BYTES // len(devices)
     if memory_bytes is None:
-        memory_bytes = _free_memory()
+        memory_bytes = _free_memory(devices[0])
     return max(1, int((memory_bytes - weights) * _ACCELERATOR_POOL_SHARE))
 
 
-def _free_memory() -> int:
-    stats = jax.devices()[0].memory_stats()
+def _free_memory(device: jax.Device) -> int:
+    stats = device.memory_stats()
     if stats is None or "bytes_limit" not in stats:
-        raise FleetConfigError(
-            f"pool.memory must be given: the memory of {jax.devices()[0]} is not known"
-        )
+        raise FleetConfigError(f"pool.memory must be given: the memory of {device} is not known")
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
@@ -381,7 +481,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         tokens_per_page=model.layout.tokens_per_page,
         max_model_len=model.max_model_len,
         limits=BucketLimits(
-            max_seqs=engine.max_seqs,
+            max_seqs=-(-engine.max_seqs // model.copies) * model.copies,
             max_prefill_tokens=engine.prefill_tokens or _default_prefill(),
             max_prefill_seqs=min(_PREFILL_SEQS, engine.max_seqs),
             max_decode_tokens=engine.decode_tokens,
@@ -393,17 +493,18 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
     )
 
 
-def _buckets(spec: ModelSpec) -> Buckets:
-    """Few, as each takes seconds to compile.
+def _buckets(spec: ModelSpec, copies: int) -> Buckets:
+    """Few, as each takes seconds to compile. Of one copy.
 
     One sequence has a bucket of its own: it is what a quiet server decodes. Eight cost a CPU less
     than twice that. Short prompts have a bucket too: compute is what a prefill takes, padding
     included.
     """
     limits = spec.limits
-    seqs = {1, limits.max_seqs}
+    max_seqs = limits.max_seqs // copies
+    seqs = {1, max_seqs}
     size = 8
-    while size < limits.max_seqs:
+    while size < max_seqs:
         seqs.add(size)
         size *= 4
     tokens = {max(16, limits.max_prefill_tokens // 4), limits.max_prefill_tokens}

@@ -141,7 +141,7 @@ def test_the_table_says_what_is_wrong(capsys):
         fits=True,
     )
     bad = program(fits=False, error="RESOURCE_EXHAUSTED: out of memory")
-    check = CompileCheck("v5e:2x2", "TPU v5 lite", 16 << 30, 10**9, 4 * 10**9, [good, bad])
+    check = CompileCheck("v5e:2x2", "TPU v5 lite", 1, 16 << 30, 10**9, 4 * 10**9, [good, bad])
     assert not check.passed
     assert check.as_json()["programs"][0]["temp_bytes"] == 2 * 10**6
     assert faults_of(check) == ["chat decode 8 does not compile: RESOURCE_EXHAUSTED: out of memory"]
@@ -151,4 +151,4 @@ def test_the_table_says_what_is_wrong(capsys):
     shown = capsys.readouterr().out
     for text in ("TPU v5 lite", "3.2 s", "2.0 MB", "paged_decode_9_3_64 1.4 MB", "yes", "no"):
         assert text in shown
-    assert compile_check.CompileCheck("", "", None, 1, 1, [good]).passed
+    assert compile_check.CompileCheck("", "", 1, None, 1, 1, [good]).passed

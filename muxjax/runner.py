@@ -1,0 +1,78 @@
+"""Keeps an engine running: the engine of a unit, which may be started anew."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from muxjax.engine import Engine
+from muxjax.errors import EngineDead
+
+
+class Runner:
+    """A unit as the router sees it.
+
+    Args:
+      name: of the unit, unique in the fleet.
+      models: names of the models on it.
+      start: makes an engine with an empty pool and queue; None for a unit that is only looked at.
+      seconds: of each model: device time that a token of a request is expected to take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        models: Iterable[str],
+        start: Callable[[], Engine] | None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.name = name
+        self.model_names = frozenset(models)
+        self.restarts = 0
+        self._start = start
+        self._seconds = dict(seconds or {})
+        self._changing = threading.Lock()
+        self._closed = False
+        self._engine = None if start is None else start()
+
+    @property
+    def engine(self) -> Engine:
+        """Its loop, which may have ended.
+
+        Raises:
+          EngineDead: it was never started.
+        """
+        if self._engine is None:
+            raise EngineDead("the fleet was loaded with warm_up=False: it cannot generate")
+        return self._engine
+
+    @property
+    def alive(self) -> bool:
+        """Whether its loop takes requests."""
+        return self._engine is not None and self._engine.alive
+
+    def seconds(self, model: str, num_tokens: int) -> float:
+        """What a request of so many tokens, output included, is expected to take of the devices."""
+        return self._seconds.get(model, 1.0) * num_tokens
+
+    def restart(self) -> None:
+        """Starts the loop anew if it has ended.
+
+        Raises:
+          EngineDead: the unit is closed.
+        """
+        with self._changing:
+            if self._closed or self._start is None:
+                raise EngineDead(f"unit {self.name} is closed")
+            if self.alive:
+                return
+            self.engine.close()  # waits for its thread and frees its pool
+            self._engine = self._start()
+            self.restarts += 1
+
+    def close(self) -> None:
+        """Ends running requests and frees the pool. May be called more than once."""
+        with self._changing:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.close()
