@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,24 @@ from muxjax.config import load_fleet_config
 from muxjax.jax_executor import JaxExecutor
 from muxjax.live_unit import LiveUnit
 from muxjax.loading import LoadedModel, Plan
+from muxjax.models.kept import Dtype, Quantization, kept_params
 from muxjax.programs import ModelPrograms, Program
 from muxjax.progress import Bars
 
-DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model's matrices are kept and multiplied, as in a fleet file."""
+
+    dtype: Dtype
+    quantization: Quantization = "none"
+
+
+PRECISIONS = {
+    "float32": Precision("float32"),
+    "bfloat16": Precision("bfloat16"),
+    "int8": Precision("float32", "int8"),
+}
 _READ_BYTES = 512 * 2**20
 _MATMUL = (512, 2048, 2048)  # rows of activations, inputs, outputs
 
@@ -50,27 +64,30 @@ class Machine:
         self._dot = jax.jit(
             # As `muxjax.models.linear` has it: the weight to the left.
             lambda w, x: jax.lax.dot_general(
-                w, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+                w,
+                x,
+                (((1,), (1,)), ((), ())),
+                preferred_element_type=jnp.int32 if w.dtype == jnp.int8 else jnp.float32,
             )
         )
 
-    def measure(self, dtype: str | None = None) -> None:
-        """Takes a sample of the read bandwidth, and of the rate of products in a type."""
+    def measure(self, precision: str | None = None) -> None:
+        """Takes a sample of the read bandwidth, and of the rate of products in a precision."""
         self.reads.append(_READ_BYTES / _seconds(lambda: self._sum(self._big)))
-        if dtype is not None:
+        if precision is not None:
             rows, inputs, outputs = _MATMUL
-            w, x = jnp.ones((outputs, inputs), dtype), jnp.ones((rows, inputs), dtype)
+            w, x = jnp.ones((outputs, inputs), precision), jnp.ones((rows, inputs), precision)
             seconds = _seconds(lambda: self._dot(w, x))
-            self.matmuls.setdefault(dtype, []).append(2 * rows * inputs * outputs / seconds)
+            self.matmuls.setdefault(precision, []).append(2 * rows * inputs * outputs / seconds)
 
     @property
     def bandwidth(self) -> float:
         """Bytes a second that a sum over 512 MiB reads."""
         return median(self.reads)
 
-    def matmul_rate(self, dtype: str) -> float:
+    def matmul_rate(self, precision: str) -> float:
         """Operations a second of a product [512, 2048] x [2048, 2048]."""
-        return median(self.matmuls[dtype])
+        return median(self.matmuls[precision])
 
 
 def _seconds(call: Callable[[], jax.Array], repeats: int = 5) -> float:
@@ -111,10 +128,17 @@ class Loaded:
 
 
 def load(
-    source: str, dtype: str, *, max_seqs: int, max_model_len: int = 512, policy: str = "adbs"
+    source: str, precision: str, *, max_seqs: int, max_model_len: int = 512, policy: str = "adbs"
 ) -> Loaded:
     """Loads and compiles one model, with progress on standard error."""
-    entry = {"name": "model", "source": source, "dtype": dtype, "max_model_len": max_model_len}
+    kind = PRECISIONS[precision]
+    entry = {
+        "name": "model",
+        "source": source,
+        "dtype": kind.dtype,
+        "quantization": kind.quantization,
+        "max_model_len": max_model_len,
+    }
     config = load_fleet_config(
         {
             "models": [entry],
@@ -131,7 +155,7 @@ def load(
     with Bars(totals, show=True) as bars:
 
         def loaded(name: str, size: int) -> None:
-            bars.advance("loading weights", size, f"{name} {dtype}")
+            bars.advance("loading weights", size, f"{name} {precision}")
 
         def compiled(program: Program) -> None:
             bars.advance("compiling", 1, program.title)
@@ -212,8 +236,10 @@ def step_bytes(model: LoadedModel) -> int:
     config = model.config
     if config.tie_embeddings:
         return model.param_bytes
-    item = jnp.dtype(model.dtype).itemsize
-    return model.param_bytes - config.vocab_size * config.hidden_size * item
+    kept = kept_params(config, model.dtype, model.quantization)
+    looked_up = [kept[name] for name in ("embed", "embed_scales") if name in kept]
+    sizes = (int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in looked_up)
+    return model.param_bytes - sum(sizes)
 
 
 def token_operations(model: LoadedModel) -> int:

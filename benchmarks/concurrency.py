@@ -1,7 +1,7 @@
 """Requests at the same time, prompts included, and the time to a first token.
 
     python benchmarks/concurrency.py
-    python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --dtype bfloat16 --json
+    python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --precision int8
 
 All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
 submission to the last token. `roofline` is the rate that the machine allows, measured in the same
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 from _common import (
-    DTYPES,
+    PRECISIONS,
     Loaded,
     Machine,
     load,
@@ -37,7 +37,9 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Measure requests at the same time.")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
+    parser.add_argument(
+        "--precision", action="append", choices=list(PRECISIONS), help="default: all"
+    )
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
@@ -47,7 +49,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     machine = Machine()
-    rows = [measure(dtype, machine, arguments) for dtype in arguments.dtype or DTYPES]
+    rows = [
+        measure(precision, machine, arguments) for precision in arguments.precision or PRECISIONS
+    ]
     bandwidth = machine.bandwidth / 1e9
     if arguments.json:
         print_json(
@@ -62,11 +66,11 @@ def main() -> None:
     show(title, tuple(rows[0]), rows, **notes)
 
 
-def measure(dtype: str, machine: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(precision: str, machine: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     loaded = load(
         arguments.model,
-        dtype,
+        precision,
         max_seqs=arguments.requests,
         max_model_len=max(256, arguments.prompt + arguments.output),
         policy=arguments.policy,
@@ -74,7 +78,7 @@ def measure(dtype: str, machine: Machine, arguments: argparse.Namespace) -> dict
     runs, firsts = [], []
     with loaded.fleet() as fleet:
         for seed in range(arguments.runs + 1):
-            machine.measure(dtype)
+            machine.measure(precision)
             prompts = random_prompts(loaded.model, arguments.requests, arguments.prompt, seed)
             run = run_requests(fleet, prompts, arguments.output)
             (prompt,) = random_prompts(loaded.model, 1, FIRST_TOKEN_PROMPT, seed)
@@ -86,13 +90,13 @@ def measure(dtype: str, machine: Machine, arguments: argparse.Namespace) -> dict
     made = arguments.requests * arguments.output
     least = roofline_seconds(loaded, machine, arguments)
     return {
-        "dtype": dtype,
+        "precision": precision,
         "output_tokens/s": made / seconds,
         "lowest": made / max(run.seconds for run in runs),
         "highest": made / min(run.seconds for run in runs),
         "all_tokens/s": (made + arguments.requests * arguments.prompt) / seconds,
         "first_token_ms": 1e3 * median(firsts),
-        "GFLOP/s": machine.matmul_rate(dtype) / 1e9,
+        "GFLOP/s": machine.matmul_rate(precision) / 1e9,
         "roofline": made / least,
         "ratio": least / seconds,
     }
@@ -103,7 +107,7 @@ def roofline_seconds(loaded: Loaded, machine: Machine, arguments: argparse.Names
     # The first token of each request comes from its prefill.
     decode = (arguments.output - 1) * step_bytes(loaded.model) / machine.bandwidth
     tokens = arguments.requests * arguments.prompt
-    prefill = tokens * token_operations(loaded.model) / machine.matmul_rate(loaded.model.dtype)
+    prefill = tokens * token_operations(loaded.model) / machine.matmul_rate(loaded.model.precision)
     return decode + prefill
 
 

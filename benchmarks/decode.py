@@ -1,7 +1,7 @@
 """Decode speed against what the memory allows, per precision and batch.
 
     python benchmarks/decode.py
-    python benchmarks/decode.py --model demo:gemma3-270m --dtype float32 --batch 1 --batch 8 --json
+    python benchmarks/decode.py --model demo:gemma3-270m --precision int8 --batch 1 --batch 8
 
 A decode step reads every weight once, so at small batches `bytes of weights / read bandwidth` is
 the least time that it can take. `engine` is what requests get through `Fleet`, `bare` the compiled
@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 from _common import (
-    DTYPES,
+    PRECISIONS,
     Loaded,
     Machine,
     load,
@@ -42,7 +42,9 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Measure decode speed.")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
+    parser.add_argument(
+        "--precision", action="append", choices=list(PRECISIONS), help="default: all"
+    )
     parser.add_argument("--batch", action="append", type=int, help="default: 1, 2, 4, 8, 16")
     parser.add_argument("--tokens", type=int, default=64, help="made by each request; 24 at least")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is shown")
@@ -52,8 +54,8 @@ def main() -> None:
 
     machine = Machine()
     found = []
-    for dtype in arguments.dtype or DTYPES:
-        loaded = load(arguments.model, dtype, max_seqs=max(batches))
+    for precision in arguments.precision or PRECISIONS:
+        loaded = load(arguments.model, precision, max_seqs=max(batches))
         rates: dict[tuple[str, int], list[float]] = {}
         with loaded.executor() as executor, loaded.fleet() as fleet:
             for run in range(arguments.runs):
@@ -67,7 +69,7 @@ def main() -> None:
         for (kind, batch), values in rates.items():
             found.append(
                 {
-                    "dtype": dtype,
+                    "precision": precision,
                     "kind": kind,
                     "batch": batch,
                     "tokens/s": median(values),
@@ -129,7 +131,7 @@ def report(model: str, rows: list[dict[str, Any]], machine: Machine, *, as_json:
     if as_json:
         print_json({"model": model, **surroundings(), "read_GB/s": bandwidth, "rows": rows})
         return
-    columns = ("dtype", "kind", "batch", "tokens/s", "ms/step", "GB/s", "ratio")
+    columns = ("precision", "kind", "batch", "tokens/s", "ms/step", "GB/s", "ratio")
     show(f"decode, {model}", columns, rows, **notes)
 
 

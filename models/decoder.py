@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from muxjax.models.attention import Attend, Cache, DenseAttend
 from muxjax.models.config import ModelConfig, RopeConfig, rope_frequencies
+from muxjax.models.int8 import linear_int8, rows_of_int8
 from muxjax.models.linear import linear, rows_of, tiled_shape
 from muxjax.models.params import param_shapes
 from muxjax.models.stacks import Stacks
@@ -90,7 +91,7 @@ class Layer(nnx.Module):
         num_q, num_kv = config.num_heads, config.num_kv_heads
 
         h = norm(x, self.attn_norm[...])
-        qkv = linear(h, self.qkv[...], _optional(self, "qkv_bias"))  # T (N+2K)*H
+        qkv = self._product("qkv", h)  # T (N+2K)*H
         qkv = qkv.reshape(num_tokens, num_q + 2 * num_kv, head_dim)
         q, k, v = jnp.split(qkv, [num_q, num_q + num_kv], axis=1)
         if config.qk_norm:
@@ -105,8 +106,7 @@ class Layer(nnx.Module):
             window=config.sliding_window if sliding else None,
             softcap=config.attn_softcap,
         )
-        out = linear(out.reshape(num_tokens, num_q * head_dim), self.o[...])
-        out = _summed(out, self.axis, _optional(self, "o_bias"))
+        out = self._product("o", out.reshape(num_tokens, num_q * head_dim), summed=True)
         if config.post_norms:
             out = norm(out, self.post_attn_norm[...])
         x = x + out
@@ -114,31 +114,45 @@ class Layer(nnx.Module):
         h = norm(x, self.mlp_norm[...])
         # By far the largest activation: in float32 it is 117 MB for 1024 tokens of Llama 3 8B. The
         # product that follows rounds to the weights' type anyway.
-        bias = _optional(self, "gate_up_bias")
-        gate_up = linear(h, self.gate_up[...], bias, rounded=True)  # T 2F
+        gate_up = self._product("gate_up", h, rounded=True)  # T 2F
         gate, up = jnp.split(gate_up, 2, axis=1)
         if config.activation == "silu":
             gate = jax.nn.silu(gate)
         else:
             gate = jax.nn.gelu(gate, approximate=True)
-        out = linear(gate * up, self.down[...])
-        out = _summed(out, self.axis, _optional(self, "down_bias"))
+        out = self._product("down", gate * up, summed=True)
         if config.post_norms:
             out = norm(out, self.post_mlp_norm[...])
         return x + out, cache
 
+    def _product(
+        self, name: str, x: Float[Array, "T I"], *, rounded: bool = False, summed: bool = False
+    ) -> Float[Array, "T O"]:
+        """With the layer's matrix of that name; `summed` over the devices that have its columns."""
+        weight, scales = getattr(self, name)[...], _optional(self, f"{name}_scales")
+        bias = _optional(self, f"{name}_bias")
+        if not summed or self.axis is None:
+            return _product(x, weight, scales, bias, rounded=rounded)
+        out = jax.lax.psum(_product(x, weight, scales), self.axis)
+        return out if bias is None else out + bias
 
-def _summed(
-    x: Float[Array, "T D"], axis: str | None, bias: Float[Array, " D"] | None
-) -> Float[Array, "T D"]:
-    """The sum over the devices that the model is cut for, and then the bias."""
-    if axis is not None:
-        x = jax.lax.psum(x, axis)
-    return x if bias is None else x + bias
+
+def _optional(module: nnx.Module, name: str) -> Array | None:
+    return getattr(module, name)[...] if hasattr(module, name) else None
 
 
-def _optional(layer: Layer, name: str) -> Array | None:
-    return getattr(layer, name)[...] if hasattr(layer, name) else None
+def _product(
+    x: Float[Array, "T I"],
+    weight: Array,
+    scales: Float[Array, " O"] | None,
+    bias: Float[Array, " O"] | None = None,
+    *,
+    rounded: bool = False,
+) -> Float[Array, "T O"]:
+    """With a matrix of any form; `scales` come with one of int8."""
+    if scales is None:
+        return linear(x, weight, bias, rounded=rounded)
+    return linear_int8(x, weight, scales, bias, rounded=rounded)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -162,7 +176,8 @@ class Decoder(nnx.Module):
     Args:
       config: sizes and options.
       weights: every canonical parameter of `param_shapes(config)`, in those shapes or tiled
-        (`linear`); or those of `stacks.shapes(config)`.
+        (`linear`), or int8 with its `NAME_scales` (`int8`, `kept`); or those of
+        `stacks.shapes(config)`.
       stacks: which layers are stacked and run under `lax.scan`; by default none.
       vocab_size: of the whole model, where this is one device's part (`shards.Shards`): `config` is
         then that of the part.
@@ -183,6 +198,9 @@ class Decoder(nnx.Module):
         axis: str | None = None,
     ) -> None:
         shapes = param_shapes(config) if stacks is None else stacks.shapes(config)
+        for name in [name for name in shapes if name in weights]:
+            if weights[name].dtype == jnp.int8:
+                shapes[f"{name}_scales"] = shapes[name][:-1]
         if unlike := set(shapes) ^ set(weights):
             raise ValueError(f"parameters missing or unknown: {', '.join(sorted(unlike)[:5])}")
         for name, shape in shapes.items():
@@ -191,10 +209,9 @@ class Decoder(nnx.Module):
         self.config = config
         self.vocab_size = config.vocab_size if vocab_size is None else vocab_size
         self.axis = axis
-        self.embed = nnx.Param(weights["embed"])
-        self.final_norm = nnx.Param(weights["final_norm"])
-        if not config.tie_embeddings:
-            self.head = nnx.Param(weights["head"])
+        for name, value in weights.items():
+            if "." not in name:  # embed, final_norm, head, and what scales they have
+                setattr(self, name, nnx.Param(value))
 
         def layer(prefix: str) -> Layer:
             own = {n[len(prefix) :]: w for n, w in weights.items() if n.startswith(prefix)}
@@ -221,7 +238,13 @@ class Decoder(nnx.Module):
         return Decoder(config, weights)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The canonical parameters, on the host; of a decoder without stacks."""
+        """The canonical parameters, on the host; of a decoder without stacks.
+
+        Raises:
+          ValueError: they are quantised.
+        """
+        if hasattr(self, "embed_scales"):
+            raise ValueError("a quantised decoder has no canonical parameters; load it unquantised")
         found = {}
         for name in param_shapes(self.config):
             owner: nnx.Module = self
@@ -275,17 +298,23 @@ class Decoder(nnx.Module):
 
     def _embedded(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
         if self.axis is None:
-            return rows_of(self.embed[...], tokens).astype(jnp.float32)
+            return self._rows(tokens)
         # Each device looks up the tokens of its rows, the others give zeros.
         here = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
         own = (here >= 0) & (here < self.config.vocab_size)
-        x = rows_of(self.embed[...], jnp.where(own, here, 0)).astype(jnp.float32)
+        x = self._rows(jnp.where(own, here, 0))
         return jax.lax.psum(jnp.where(own[:, None], x, 0.0), self.axis)
+
+    def _rows(self, rows: Int[Array, " T"]) -> Float[Array, "T D"]:
+        scales = _optional(self, "embed_scales")
+        if scales is None:
+            return rows_of(self.embed[...], rows).astype(jnp.float32)
+        return rows_of_int8(self.embed[...], scales, rows)
 
     def logits(self, hidden: Float[Array, "T D"]) -> Float[Array, "T V"]:
         """Logits of the next token, from hidden states as `__call__` returns them."""
-        head = self.embed if self.config.tie_embeddings else self.head
-        logits = linear(hidden, head[...])
+        head = "embed" if self.config.tie_embeddings else "head"
+        logits = _product(hidden, getattr(self, head)[...], _optional(self, f"{head}_scales"))
         if self.axis is not None:
             # Each device has the logits of its rows of the vocabulary; the last may have filling.
             logits = jax.lax.all_gather(logits, self.axis, axis=1, tiled=True)

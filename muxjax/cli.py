@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_plan, cli_simulate
+from muxjax import __version__, cli_convert, cli_plan, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -236,6 +236,7 @@ def schema() -> None:
     print(json.dumps(fleet_json_schema(), indent=2))
 
 
+cli_convert.register(app)
 cli_plan.register(app)
 cli_simulate.register(app)
 

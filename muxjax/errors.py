@@ -49,3 +49,7 @@ class ProfileError(MuxError, ValueError):
 
 class PlanError(MuxError, ValueError):
     """A fleet that cannot be placed on a cluster, or a plan that is not valid."""
+
+
+class BenchError(MuxError, ValueError):
+    """A benchmark that cannot be run as asked: what was asked, what was found, what to do."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,11 @@ from muxjax.geometry import (
 from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
-from muxjax.models.decoder import Decoder, Weight
 from muxjax.models.demo import cache_folder
-from muxjax.models.linear import tiled, tiled_shape
+from muxjax.models.kept import Dtype, Quantization, kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.params import param_shapes
 from muxjax.models.shards import Shards
-from muxjax.models.stacks import Stacks
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.target import current_target
@@ -42,6 +40,7 @@ from muxjax.scheduling.policies import make_policy
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
+from muxjax.weights import decoder_of, load_weights, stacks_of
 
 log = logging.getLogger("muxjax")
 
@@ -63,7 +62,8 @@ class LoadedModel:
       tokenizer: None for a model that takes token ids only.
       max_model_len: the most tokens of prompt and output together.
       origin: where it was loaded from.
-      dtype: of its matrices.
+      dtype: of its matrices, where they are not quantised.
+      quantization: of its matrices.
       param_count: number of parameters.
       param_bytes: bytes of all parameters on one device.
       layout: its geometry in the pool, on one device.
@@ -76,12 +76,18 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     max_model_len: int
     origin: str
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
+    quantization: Quantization
     param_count: int
     param_bytes: int
     layout: KVLayout
     tensor_parallel: int = 1
     copies: int = 1
+
+    @property
+    def precision(self) -> str:
+        """What its matrices are, for people: a type, or a quantisation."""
+        return self.dtype if self.quantization == "none" else self.quantization
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -191,11 +197,12 @@ def make_plan(
         ],
         token_group=GPU_TOKEN_GROUP if current_target().platform == "gpu" else 1,
     )
-    weights = sum(
-        _param_bytes(c, dtype) for c, dtype in zip(configs.values(), dtypes.values(), strict=True)
-    )
+    weights = {
+        entry.name: kept_bytes(configs[entry.name], dtypes[entry.name], entry.quantization)
+        for entry in config.models
+    }
     if config.pool.memory is None:
-        memory = _default_pool(weights, memory_bytes, devices)
+        memory = _default_pool(sum(weights.values()), memory_bytes, devices)
     else:
         memory = config.pool.memory // len(devices)
     num_pages = pages_in(memory, rows, kv_dtype.itemsize)
@@ -225,8 +232,9 @@ def make_plan(
             max_model_len=length,
             origin=checkpoints[name].origin,
             dtype=dtypes[name],
+            quantization=entry.quantization,
             param_count=sum(int(np.prod(s)) for s in param_shapes(shards[name].config).values()),
-            param_bytes=_param_bytes(model, dtypes[name]),
+            param_bytes=weights[name],
             layout=layout,
             tensor_parallel=meshes[name].degree,
             copies=meshes[name].copies,
@@ -282,36 +290,16 @@ def make_programs(plan: Plan) -> dict[str, ModelPrograms]:
     programs = {}
     for name, model in plan.models.items():
         local = plan.shards[name].local
-        stacks = _stacks(local)
-        shapes = param_shapes(local) if stacks is None else stacks.shapes(local)
-        weights: dict[str, Weight] = {
-            parameter: jax.ShapeDtypeStruct(
-                tiled_shape(shape) if _in_products(local, parameter) else shape,
-                _param_dtype(parameter, model.dtype),
-            )
-            for parameter, shape in shapes.items()
-        }
+        kept = kept_params(local, model.dtype, model.quantization, stacks_of(local))
         programs[name] = ModelPrograms(
             name,
-            _decoder(plan, name, weights),
+            decoder_of(plan, name, kept),
             plan.functions[name],
             plan.buckets[name],
             plan.kv,
             plan.meshes[name],
         )
     return programs
-
-
-def _decoder(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:
-    """What one device has of a model."""
-    shards = plan.shards[name]
-    return Decoder(
-        shards.local,
-        weights,
-        _stacks(shards.local),
-        vocab_size=shards.config.vocab_size,
-        axis=plan.meshes[name].axis,
-    )
 
 
 def load_and_compile(
@@ -334,12 +322,7 @@ def load_and_compile(
     """
 
     def load(name: str) -> None:
-        devices = [_DeviceWeights(plan, name, index) for index in range(len(plan.devices))]
-        for parameter, array in plan.checkpoints[name].weights():
-            for device in devices:
-                device.take(parameter, array)
-            loaded(name, devices[0].last_bytes)
-        programs[name].set_parameters([device.decoder() for device in devices])
+        programs[name].set_parameters(load_weights(plan, name, partial(loaded, name)))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
         # Weights first: reading them is short, and frees its worker for compiling.
@@ -359,80 +342,7 @@ def load_and_compile(
                 future.cancel()
 
 
-class _DeviceWeights:
-    """What one device has of a model, as its parameters arrive.
-
-    Args:
-      plan: the unit.
-      name: the model.
-      index: of the device in the unit.
-    """
-
-    def __init__(self, plan: Plan, name: str, index: int) -> None:
-        self._plan = plan
-        self._name = name
-        self._device = plan.devices[index]
-        self._shard = index % plan.meshes[name].degree
-        self._stacks = _stacks(plan.shards[name].local)
-        self._weights: dict[str, jax.Array] = {}
-        self.last_bytes = 0
-
-    def take(self, parameter: str, array: np.ndarray) -> None:
-        """Puts the device's part of a parameter straight there, as it is kept."""
-        shards = self._plan.shards[self._name]
-        part = shards.cut(parameter, array, self._shard)
-        dtype = _param_dtype(parameter, self._plan.models[self._name].dtype)
-        arrived = _on_device(part, dtype, self._device)
-        self.last_bytes = arrived.nbytes
-        kept, index = (parameter, None) if self._stacks is None else self._stacks.place(parameter)
-        if self._stacks is None or index is None:
-            in_products = _in_products(shards.local, kept)
-            self._weights[kept] = tiled(arrived) if in_products else arrived
-            return
-        if kept not in self._weights:
-            shape = (self._stacks.repeats, *arrived.shape)
-            self._weights[kept] = jnp.zeros(shape, arrived.dtype, device=self._device)
-        self._weights[kept] = _put(self._weights[kept], arrived, index)
-
-    def decoder(self) -> Decoder:
-        return _decoder(self._plan, self._name, self._weights)
-
-
-def _stacks(config: ModelConfig) -> Stacks | None:
-    """How the layers of a model are kept on the device that is traced for."""
-    return Stacks.of(config) if current_target().platform == "tpu" else None
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    """Puts a layer's parameter into its stack, in place."""
-    return stack.at[index].set(layer)
-
-
-def _on_device(array: np.ndarray, dtype: jnp.dtype, device: jax.Device) -> jax.Array:
-    # A copy: JAX may otherwise share memory that a checkpoint still maps or reuses.
-    return jnp.array(array.astype(dtype, copy=False), copy=True, device=device)
-
-
-def _in_products(config: ModelConfig, name: str) -> bool:
-    """Whether a parameter is multiplied with: an embedding that is no head is only looked up."""
-    return name != "embed" or config.tie_embeddings
-
-
-def _param_dtype(name: str, dtype: str) -> jnp.dtype:
-    """Norms and biases stay in float32: they are small, and are added to float32 activations."""
-    small = name.endswith(("norm", "bias"))
-    return jnp.dtype("float32" if small else dtype)
-
-
-def _param_bytes(config: ModelConfig, dtype: str) -> int:
-    return sum(
-        int(np.prod(shape)) * _param_dtype(name, dtype).itemsize
-        for name, shape in param_shapes(config).items()
-    )
-
-
-def _dtype(entry: ModelEntry) -> Literal["float32", "bfloat16"]:
+def _dtype(entry: ModelEntry) -> Dtype:
     """float32 on the CPU unless asked otherwise: as exact as the reference, and at small batches as
     fast; bfloat16 elsewhere.
     """

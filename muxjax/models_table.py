@@ -44,7 +44,7 @@ def describe_models(fleet: Any) -> list[dict[str, Any]]:
                 "head_dim": config.head_dim,
                 "num_params": sum(math.prod(shape) for shape in param_shapes(config).values()),
                 "param_bytes": model.param_bytes,
-                "dtype": str(model.dtype),
+                "dtype": model.precision,
                 "max_model_len": model.max_model_len,
                 "tokens_per_page": model.layout.tokens_per_page,
                 "kv_pages_quota": quotas[name]["kv_pages_quota"],

@@ -122,10 +122,11 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     found = read_shape(entry.source, entry.config)
     wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)
     bits = 32.0 if wide else 16.0
+    int8 = entry.quantization == "int8"
     return shape_of(
         found.config,
-        weight_bits=found.weight_bits or bits,
-        embed_bits=bits,
+        weight_bits=8.0 if int8 else found.weight_bits or bits,
+        embed_bits=8.0 if int8 else bits,
         kv_bits=32.0 if on_cpu or entry.dtype == "float32" else 16.0,
     )
 

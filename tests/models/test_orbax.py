@@ -50,6 +50,13 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     np.testing.assert_array_equal(params["embed"], case.params["embed"])
 
 
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    case = golden.tiny("llama")
+    params = case.params | {"layers.0.qkv": case.params["layers.0.qkv"].astype(np.int8)}
+    with pytest.raises(CheckpointError, match="qkv is int8: checkpoints hold float32 or bfloat16"):
+        orbax.save(tmp_path, case.config, params)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     with pytest.raises(CheckpointError, match="final_norm: found nothing"):

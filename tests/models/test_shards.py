@@ -1,8 +1,13 @@
+import dataclasses
+
+import ml_dtypes
 import numpy as np
 import pytest
 
 from muxjax.models.config import ModelConfig
+from muxjax.models.hf import open_hf, save_hf
 from muxjax.models.params import param_shapes
+from muxjax.models.random_weights import open_random
 from muxjax.models.shards import Shards
 
 HEADS = [(9, 3), (4, 1), (32, 8), (12, 4), (15, 5), (7, 7), (64, 8)]
@@ -90,3 +95,30 @@ def test_heads_of_known_models():
 def test_a_degree_of_none_is_refused():
     with pytest.raises(ValueError, match="at least one device"):
         Shards(config(4, 1), 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("heads", [(9, 3), (4, 1)])
+def test_a_part_is_read_as_it_is_cut(tmp_path, heads, dtype):
+    """From safetensors, where only the part is read, and from a source that is read whole."""
+    random = open_random(dataclasses.replace(config(*heads), qk_norm=False, o_bias=False), "random")
+    whole = dataclasses.replace(random.config, mlp_bias=False, family="qwen2")
+    params = {
+        name: array.astype(dtype) for name, array in random.weights() if name in param_shapes(whole)
+    }
+    save_hf(tmp_path, whole, params)
+    stored = open_hf(tmp_path)
+    assert stored.config == whole
+    for degree in (1, 2, 8):
+        shards, own = Shards(whole, degree), Shards(random.config, degree)
+        for device in range(degree):
+            for name, array in params.items():
+                wanted = shards.cut(name, array, device)
+                found = stored.part(name, shards, device)
+                assert found.shape == wanted.shape
+                np.testing.assert_array_equal(found, wanted)
+            name = "layers.0.qkv"
+            np.testing.assert_array_equal(
+                random.part(name, own, device),
+                own.cut(name, dict(random.weights())[name], device),
+            )

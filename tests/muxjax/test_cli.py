@@ -47,7 +47,7 @@ class LoadedFake:
     tokenizer: Any
     layout: KVLayout
     param_bytes: int = 1_234_567
-    dtype: str = "float32"
+    precision: str = "float32"
     max_model_len: int = 512
     origin: str = "/somewhere/model.gguf"
 

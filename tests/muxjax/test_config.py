@@ -89,6 +89,10 @@ def test_every_key_is_read(tmp_path):
             {"dtype": "fp8"},
             "models[0].dtype: unknown value; got 'fp8', choose auto, float32 or bfloat16",
         ),
+        (
+            {"quantization": "int4"},
+            "models[0].quantization: unknown value; got 'int4', choose none or int8",
+        ),
         ({"dtyp": "auto"}, "models[0].dtyp: unknown key; did you mean dtype?"),
         ({"zzz": 1}, "models[0].zzz: unknown key; known are name, source, config, dtype"),
         (

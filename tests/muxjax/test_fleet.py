@@ -221,6 +221,19 @@ def test_bfloat16_models_run(loaded):
         assert len(found.generate("llama", ["abc", "d"], GREEDY)[0].token_ids) == 10
 
 
+def test_int8_models_run_beside_others(loaded):
+    config = fleet()
+    config["models"] = [entry("gemma3", quantization="int8"), entry("llama")]
+    with Fleet.load(config) as found:
+        model = found.models["gemma3"]
+        assert model.precision == "int8"
+        assert model.param_bytes < loaded.models["gemma3"].param_bytes / 2
+        alone = [found.generate("gemma3", [text], GREEDY)[0].token_ids for text in ("abc", "d")]
+        assert [c.token_ids for c in found.generate("gemma3", ["abc", "d"], GREEDY)] == alone
+        exact = loaded.generate("llama", ["abc"], GREEDY)[0].token_ids
+        assert found.generate("llama", ["abc"], GREEDY)[0].token_ids == exact
+
+
 def test_the_package_gives_its_names_lazily():
     assert muxjax.Fleet is Fleet
     with pytest.raises(AttributeError, match="Flet"):

@@ -1,0 +1,241 @@
+"""MuxJAX against other servers of the same machine: two models at once, one asked far more.
+
+    python benchmarks/peers.py --ours int8=fleet.yaml --peer vllm=http://127.0.0.1:8001,http://127.0.0.1:8002
+    python benchmarks/peers.py --ours-url float32=http://127.0.0.1:8000 --peer llama=http://127.0.0.1:8003
+
+A server is whatever speaks OpenAI's `/v1/completions` and takes token ids. A peer that serves one
+model a process has an address for each model, in the order of `--model`; with one address it serves
+all. Servers of `--ours FLEET` are started here (`muxjax serve`) and stopped again.
+
+In a round all requests go to one server at once, and the next server has its turn when all are
+answered; the rounds go through the servers again and again, so that a change of the machine's speed
+meets all alike. Shown are medians over the rounds of the output tokens a second of all models
+together, and the ratio to the best peer. Every answer must have all its tokens, or nothing is
+compared. README.md says how to start vLLM's CPU build and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muxjax.bench.http_client import Ask, Server
+from muxjax.bench.http_load import Load, run_load
+from muxjax.errors import BenchError
+
+LARGEST_ID = 40_000
+"""Token ids of prompts are under this, which all vocabularies of the two models hold."""
+Servers = Mapping[str, Server]
+"""The server of each model."""
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = _arguments()
+    counts = [int(count) for count in arguments.requests.split(",")]
+    models = arguments.model or ["chat", "base"]
+    if len(counts) != len(models):
+        sys.exit(f"--requests has {len(counts)} numbers for {len(models)} models")
+    with ExitStack() as started:
+        ours = {}
+        for name, fleet in map(_pair, arguments.ours):
+            url = started.enter_context(our_server(fleet, arguments.patience))
+            ours[name] = _servers(name, url, models)
+        ours |= {name: _servers(name, url, models) for name, url in map(_pair, arguments.ours_url)}
+        peers = {name: _servers(name, urls, models) for name, urls in map(_pair, arguments.peer)}
+        everyone = {**ours, **peers}
+        if not everyone or len(everyone) < len(ours) + len(peers):
+            sys.exit("name some servers, each once: --ours, --ours-url, --peer")
+        try:
+            rounds = measure(everyone, dict(zip(models, counts, strict=True)), arguments)
+        except BenchError as error:
+            sys.exit(str(error))
+    rows = rows_of(rounds, list(peers))
+    if arguments.json:
+        import json
+
+        settings = {name: getattr(arguments, name) for name in ("requests", "prompt", "output")}
+        print(json.dumps({**settings, "models": models, "rows": rows}, indent=2))
+        return
+    show(rows, f"{arguments.requests} requests, {arguments.prompt} in, {arguments.output} out")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure servers against each other.")
+    parser.add_argument(
+        "--ours", action="append", default=[], metavar="NAME=FLEET", help="a fleet file to serve"
+    )
+    parser.add_argument(
+        "--ours-url", action="append", default=[], metavar="NAME=URL", help="served already"
+    )
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=URL[,URL...]", help="another server"
+    )
+    parser.add_argument("--model", action="append", help="as servers call it; default: chat, base")
+    parser.add_argument("--requests", default="13,3", help="for each model")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
+    parser.add_argument("--rounds", type=int, default=5, help="that are counted; one goes before")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for a server to start")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        sys.exit(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _servers(name: str, urls: str, models: list[str]) -> Servers:
+    addresses = urls.split(",")
+    if len(addresses) not in (1, len(models)):
+        sys.exit(f"{name} has {len(addresses)} addresses for {len(models)} models: give one or all")
+    body = {"temperature": 0, "ignore_eos": True}
+    try:
+        found = [Server(url, body=body) for url in addresses]
+    except BenchError as error:
+        sys.exit(str(error))
+    return dict(zip(models, found * (len(models) // len(found)), strict=True))
+
+
+@contextmanager
+def our_server(fleet: str, patience: float) -> Iterator[str]:
+    """`muxjax serve` on a free port of this machine; gives its address once it is ready."""
+    command = [sys.executable, "-m", "muxjax", "serve", fleet, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield _address(process, patience)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[str], patience: float) -> str:
+    import threading
+
+    watch = threading.Timer(patience, process.terminate)
+    watch.start()
+    try:
+        assert process.stdout is not None, "it was asked for"
+        for line in process.stdout:
+            if found := re.search(r"http://\S+", line):
+                return found[0]
+    finally:
+        watch.cancel()
+    sys.exit(f"`{' '.join(map(str, process.args))}` ended before it served")  # type: ignore[arg-type]
+
+
+def measure(
+    everyone: Mapping[str, Servers], counts: Mapping[str, int], arguments: argparse.Namespace
+) -> dict[str, list[Load]]:
+    """The rounds of each server.
+
+    Raises:
+      BenchError: an answer failed or is short.
+    """
+    rounds: dict[str, list[Load]] = {name: [] for name in everyone}
+    for turn in range(arguments.rounds + 1):
+        for name, servers in everyone.items():
+            asks = make_asks(counts, arguments.prompt, arguments.output, seed=turn)
+            load = run_load(servers, asks)
+            check(name, load)
+            if turn > 0:  # the first round warms up
+                rounds[name].append(load)
+                print(f"round {turn}, {name}: {rate(load):.0f} tokens/s", file=sys.stderr)
+    return rounds
+
+
+def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) -> list[Ask]:
+    """A round's requests, all due at once; prompts of random ids, new in every round."""
+    ids = random.Random(seed)
+    return [
+        Ask(model, tuple(ids.randrange(3, LARGEST_ID) for _ in range(prompt)), prompt, output)
+        for model, count in counts.items()
+        for _ in range(count)
+    ]
+
+
+def check(name: str, load: Load) -> None:
+    """Refuses what would make a rate mean nothing.
+
+    Raises:
+      BenchError: an answer failed, or has not all its tokens.
+    """
+    if load.interrupted:
+        raise BenchError("interrupted")
+    for outcome in load.outcomes:
+        if not outcome.success:
+            raise BenchError(f"{name}, model {outcome.ask.model}: {outcome.error}")
+        if outcome.output_tokens != outcome.ask.output_tokens:
+            raise BenchError(
+                f"{name}, model {outcome.ask.model}: {outcome.output_tokens} tokens where "
+                f"{outcome.ask.output_tokens} were asked for; does it know `ignore_eos`?"
+            )
+
+
+def rate(load: Load, model: str | None = None) -> float:
+    """Output tokens a second, from the first request to the last answer (of one model)."""
+    chosen = [o for o in load.outcomes if model is None or o.ask.model == model]
+    end = max(outcome.end or 0.0 for outcome in chosen)
+    return sum(outcome.output_tokens for outcome in chosen) / end
+
+
+def rows_of(rounds: Mapping[str, list[Load]], peers: list[str]) -> list[dict[str, Any]]:
+    """A row for each server; `ratio` to the peer with the best median."""
+    medians = {name: median(map(rate, loads)) for name, loads in rounds.items()}
+    best = max((medians[name] for name in peers), default=None)
+    rows = []
+    for name, loads in rounds.items():
+        rates = [rate(load) for load in loads]
+        models = dict.fromkeys(o.ask.model for o in loads[0].outcomes)
+        first = [o.ttft for load in loads for o in load.outcomes]
+        rows.append(
+            {
+                "server": name,
+                "tokens/s": medians[name],
+                "lowest": min(rates),
+                "highest": max(rates),
+                "median_ttft_s": median(first),
+                "models": {m: median(rate(load, m) for load in loads) for m in models},
+                "ratio": None if best is None else medians[name] / best,
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Prints the rows for people."""
+    table = Table(title=title)
+    columns = ("server", "tokens/s", "lowest", "highest", "each model", "TTFT s", "to best peer")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        each = ", ".join(f"{name} {value:.0f}" for name, value in row["models"].items())
+        table.add_row(
+            row["server"],
+            *(f"{row[key]:.0f}" for key in ("tokens/s", "lowest", "highest")),
+            each,
+            f"{row['median_ttft_s']:.2f}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        )
+    Console(width=max(100, Console().width)).print(table)
+
+
+if __name__ == "__main__":
+    main()

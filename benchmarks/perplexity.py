@@ -1,0 +1,116 @@
+"""What a precision costs: perplexity on a bundled text.
+
+    python benchmarks/perplexity.py
+    python benchmarks/perplexity.py --model demo:gemma3-270m --precision int8 --json
+
+The text (data/README.md) is cut into pieces that the model sees whole, each after the begin token
+where the model has one. The steps' own products are used, with attention inside the piece. `loss`
+is how far the perplexity is above that of float32, `+-` its standard error over the text's tokens,
+which are the same for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _common import PRECISIONS, Precision, print_json, show, surroundings
+from flax import nnx
+
+from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.decoder import Decoder
+from muxjax.models.kept import kept_bytes, put_on_device
+from muxjax.models.loading import open_checkpoint
+from muxjax.progress import Bars
+
+TEXT = Path(__file__).parent / "data" / "wells.txt"
+MODELS = ("demo:smollm2-135m", "demo:gemma3-270m")
+PIECE = 256
+"""Tokens of a piece: 256 rows of logits are 268 MB with Gemma's vocabulary."""
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Measure perplexity by precision.")
+    parser.add_argument("--model", action="append", help="a source; default: both demo models")
+    parser.add_argument(
+        "--precision", action="append", choices=list(PRECISIONS), help="default: all"
+    )
+    parser.add_argument("--text", type=Path, default=TEXT, help="a file of text in UTF-8")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    wanted = dict.fromkeys(["float32", *(arguments.precision or PRECISIONS)])
+    text = arguments.text.read_text("utf-8")
+    models = arguments.model or MODELS
+    rows: list[dict[str, Any]] = []
+    with Bars({"measuring": len(models) * len(wanted)}, show=True) as bars:
+        for model in models:
+            checkpoint = open_checkpoint(model)
+            if checkpoint.tokenizer is None:
+                parser.error(f"{model} has no tokenizer, so it cannot read a text")
+            pieces = cut(checkpoint.tokenizer.encode(text, False), checkpoint.config.bos_token_id)
+            if not len(pieces):
+                parser.error(f"{arguments.text} has fewer than {PIECE} tokens of {model}")
+            exact: np.ndarray | None = None
+            for name in wanted:
+                losses = measure(checkpoint, PRECISIONS[name], pieces)
+                exact = losses if exact is None else exact
+                rows.append(row(model, name, checkpoint, losses, exact))
+                bars.advance("measuring", 1, f"{model} {name}")
+    if arguments.json:
+        print_json({"text": arguments.text.name, **surroundings(), "rows": rows})
+        return
+    show(f"perplexity, {arguments.text.name}", tuple(rows[0]), rows, JAX=jax.__version__)
+
+
+def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
+    """Whole pieces of the text, `[pieces, PIECE]`, each led by the begin token."""
+    first = [] if bos is None else [bos]
+    length = PIECE - len(first)
+    count = len(ids) // length
+    return np.array([[*first, *ids[i * length : (i + 1) * length]] for i in range(count)], np.int32)
+
+
+def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) -> np.ndarray:
+    """Minus the log-probability of each token but the first of each piece."""
+    weights: dict[str, Any] = {}
+    for name, array in checkpoint.weights():
+        kept = put_on_device(
+            checkpoint.config, name, array, precision.dtype, precision.quantization
+        )
+        weights.update(kept)
+    graph, state = nnx.split(Decoder(checkpoint.config, weights))
+
+    @jax.jit
+    def losses(state: Any, tokens: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, state).dense_logits(tokens[None])[0, :-1]
+        chosen = jnp.take_along_axis(logits, tokens[1:, None], axis=1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=1) - chosen
+
+    return np.concatenate([losses(state, piece) for piece in pieces])
+
+
+def row(
+    model: str, precision: str, checkpoint: Checkpoint, losses: np.ndarray, exact: np.ndarray
+) -> dict[str, Any]:
+    """One row of the table."""
+    kind = PRECISIONS[precision]
+    more = losses - exact
+    return {
+        "model": model,
+        "precision": precision,
+        "weights_MB": kept_bytes(checkpoint.config, kind.dtype, kind.quantization) / 1e6,
+        "tokens": len(losses),
+        "perplexity": float(np.exp(losses.mean())),
+        "loss_%": float(100 * np.expm1(more.mean())),
+        "+-": float(100 * more.std() / len(more) ** 0.5),
+    }
+
+
+if __name__ == "__main__":
+    main()

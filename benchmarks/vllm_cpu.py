@@ -1,0 +1,134 @@
+"""vLLM's CPU build with the requests of concurrency.py: what MuxJAX is compared with.
+
+Runs in vLLM's own environment (README.md says how to make one), without MuxJAX:
+
+    python benchmarks/vllm_cpu.py
+    python benchmarks/vllm_cpu.py --dtype bfloat16 --threads 0 --json
+
+The model has SmolLM2-135M's shape and random weights: what they are makes no difference to the time
+of a step. Each type runs in a process of its own, a first round warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+DTYPES = ("float32", "bfloat16")
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def main() -> None:
+    """Measures each type in turn, and prints."""
+    parser = argparse.ArgumentParser(description="Measure vLLM's CPU build.")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
+    parser.add_argument("--runs", type=int, default=5, help="of which the median is shown")
+    parser.add_argument("--threads", help="cores to use, as VLLM_CPU_OMP_THREADS_BIND has them")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    dtypes = arguments.dtype or list(DTYPES)
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, dtypes[0], arguments)))
+        return
+    rows = [apart(dtype, arguments) for dtype in dtypes]
+    if arguments.json:
+        print(json.dumps({"rows": rows}, indent=2))
+        return
+    for row in rows:
+        print(
+            f"vLLM {row['vllm']}, {row['dtype']}: {row['output_tokens/s']:.0f} output tokens/s "
+            f"(median of {arguments.runs}; {row['lowest']:.0f} to {row['highest']:.0f})"
+        )
+
+
+def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """One row of the table, from a process of its own."""
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
+    if arguments.threads:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = arguments.threads
+    sizes = {name: getattr(arguments, name) for name in ("requests", "prompt", "output", "runs")}
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        command = [sys.executable, __file__, "--measure", folder, "--dtype", dtype]
+        command += [f"--{name}={size}" for name, size in sizes.items()]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"vLLM failed with {dtype}; its messages are above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_model(folder: Path) -> None:
+    """A folder that `load_format="dummy"` makes a random model of."""
+    (folder / "config.json").write_text(json.dumps(SHAPE), "utf-8")
+
+
+def measure(folder: str, dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
+    """Runs the requests again and again."""
+    import vllm  # only the process that measures needs it
+
+    llm = vllm.LLM(
+        model=folder,
+        dtype=dtype,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        max_model_len=max(256, arguments.prompt + arguments.output),
+        max_num_seqs=arguments.requests,
+        enable_prefix_caching=False,
+    )
+    params = vllm.SamplingParams(
+        temperature=0, max_tokens=arguments.output, ignore_eos=True, detokenize=False
+    )
+    rates = []
+    for run in range(arguments.runs + 1):
+        ids = random.Random(run)
+        prompts = [
+            {"prompt_token_ids": [ids.randrange(3, 49152) for _ in range(arguments.prompt)]}
+            for _ in range(arguments.requests)
+        ]
+        began = time.perf_counter()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        made = sum(len(output.outputs[0].token_ids) for output in outputs)
+        assert made == arguments.requests * arguments.output, "a request ended early"
+        if run > 0:  # the first run warms up
+            rates.append(made / seconds)
+    return {
+        "vllm": vllm.__version__,
+        "dtype": dtype,
+        "output_tokens/s": median(rates),
+        "lowest": min(rates),
+        "highest": max(rates),
+    }
+
+
+if __name__ == "__main__":
+    main()

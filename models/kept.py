@@ -1,0 +1,82 @@
+"""How a model's parameters are kept on the device: their types, forms and bytes.
+
+Norms and biases stay in float32: they are small, and are added to float32 activations. A matrix has
+the model's type, in tiles where these are faster (`linear`); or, under int8, it is int8 with a
+parameter `NAME_scales` beside it, a float32 number for each row (`int8`). All matrices are int8
+then, output head and embeddings included. Layers may be stacked (`stacks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from muxjax.models import int8
+from muxjax.models.config import ModelConfig
+from muxjax.models.linear import tiled, tiled_shape
+from muxjax.models.params import Shape, param_shapes
+from muxjax.models.stacks import Stacks
+
+Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["none", "int8"]
+SCALES = "_scales"
+
+
+def kept_params(
+    config: ModelConfig, dtype: Dtype, quantization: Quantization, stacks: Stacks | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter as a `Decoder` takes it."""
+    shapes = param_shapes(config) if stacks is None else stacks.shapes(config)
+    kept = {}
+    for name, shape in shapes.items():
+        if quantization == "int8" and _is_matrix(name):
+            kept[name] = jax.ShapeDtypeStruct(shape, jnp.int8)
+            kept[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
+            continue
+        in_products = name != "embed" or config.tie_embeddings
+        form: Shape = tiled_shape(shape) if in_products and _is_matrix(name) else shape
+        kept[name] = jax.ShapeDtypeStruct(form, _type(name, dtype))
+    return kept
+
+
+def kept_bytes(config: ModelConfig, dtype: Dtype, quantization: Quantization) -> int:
+    """Bytes of all parameters on the device."""
+    kept = kept_params(config, dtype, quantization).values()
+    return sum(int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in kept)
+
+
+def put_on_device(
+    config: ModelConfig,
+    name: str,
+    array: np.ndarray,
+    dtype: Dtype,
+    quantization: Quantization,
+    device: jax.Device | None = None,
+) -> Iterator[tuple[str, jax.Array]]:
+    """A canonical parameter as it is kept, not stacked: itself, or its numbers and scales."""
+    if quantization == "int8" and _is_matrix(name):
+        numbers, scales = int8.quantise(array)
+        yield name, _copied(numbers, device)
+        yield name + SCALES, _copied(scales, device)
+        return
+    arrived = _copied(array.astype(_type(name, dtype), copy=False), device)
+    in_products = name != "embed" or config.tie_embeddings
+    # A stack has one axis more, and is nowhere tiled.
+    yield name, tiled(arrived) if in_products and _is_matrix(name) else arrived
+
+
+def _is_matrix(name: str) -> bool:
+    return not name.endswith(("norm", "bias"))
+
+
+def _type(name: str, dtype: Dtype) -> jnp.dtype:
+    return jnp.dtype(dtype if _is_matrix(name) else "float32")
+
+
+def _copied(array: np.ndarray, device: jax.Device | None) -> jax.Array:
+    # JAX may otherwise share memory that a checkpoint still maps or reuses.
+    return jnp.array(array, copy=True, device=device)
