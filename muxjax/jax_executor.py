@@ -20,7 +20,14 @@ from muxjax.errors import EngineDead
 from muxjax.mesh import ModelMesh
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
-from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult, TokenLogprobs
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeBatch,
+    Prefill,
+    Step,
+    StepResult,
+    TokenLogprobs,
+)
 from muxjax.step_inputs import Column, pack_chunk
 from muxjax.steps import Emitted
 
@@ -37,8 +44,8 @@ class _Model:
 
     programs: ModelPrograms
     state: SlotState
-    tables: np.ndarray  # slots of all copies, blocks
-    known: list[int]  # entries of each table that are filled in
+    rows: np.ndarray  # int32, slots of all copies + 1: slot and block table; the last is a dummy's
+    known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
 
     @property
@@ -55,7 +62,7 @@ class _Model:
 class _Handle:
     step: Step
     emitted: Emitted
-    rows: list[int]  # where each chunk or sequence of the step stands
+    rows: np.ndarray  # where each chunk or sequence of the step stands
     wanted: list[int | None]  # for each, how many alternatives to report
     submitted: float
 
@@ -93,14 +100,16 @@ class JaxExecutor:
     def _start(programs: ModelPrograms) -> _Model:
         mesh, each = programs.mesh, programs.buckets.max_seqs
         slots = mesh.copies * each
+        rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
+        rows[:, 0] = np.arange(slots + 1) // mesh.copies
         created = SlotState.create(each, programs.vocab_size)
         if mesh.copies > 1:
             created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
         return _Model(
             programs=programs,
             state=jax.device_put(created, mesh.sharding(meshes.SLOTS)),
-            tables=np.zeros((slots, programs.buckets.blocks), np.int32),
-            known=[0] * slots,
+            rows=rows,
+            known=np.zeros(slots, np.int64),
             logprobs=[None] * slots,
         )
 
@@ -131,11 +140,13 @@ class JaxExecutor:
         ended = time.perf_counter()
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
-        columns = [[int(t) for t in tokens[:, row] if t >= 0] for row in handle.rows]
+        tokens = tokens[:, handle.rows]
+        counts = (tokens >= 0).sum(axis=0).tolist()  # a sequence that is done stays so
+        columns = [row[:count] for row, count in zip(tokens.T.tolist(), counts, strict=True)]
         logprobs: list[list[TokenLogprobs] | None] = [None] * len(columns)
         if any(want is not None for want in handle.wanted):
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
-            for at, (row, want) in enumerate(zip(handle.rows, handle.wanted, strict=True)):
+            for at, (row, want) in enumerate(zip(handle.rows.tolist(), handle.wanted, strict=True)):
                 if want is not None:
                     logprobs[at] = [
                         _token_logprobs(found, index, row, want)
@@ -165,7 +176,9 @@ class JaxExecutor:
             self._kv = None
         self._models.clear()
 
-    def _prefill(self, model: _Model, step: Prefill) -> tuple[Emitted, list[int], list[int | None]]:
+    def _prefill(
+        self, model: _Model, step: Prefill
+    ) -> tuple[Emitted, np.ndarray, list[int | None]]:
         programs, copies = model.programs, model.copies
         filled = [0] * copies  # tokens
         for chunk in step.chunks:
@@ -176,17 +189,20 @@ class JaxExecutor:
         packed = np.zeros((copies * programs.buckets.prefill_seqs, width), np.int32)
         packed[:, Column.SLOT] = model.dummy
         packed[:, Column.STOP_IDS : Column.BLOCKS] = -1
-        rows = _rows([chunk.slot for chunk in step.chunks], copies, programs.buckets.prefill_seqs)
+        slots = np.array([chunk.slot for chunk in step.chunks])
+        rows = slots % copies * programs.buckets.prefill_seqs + _ranks(slots, copies)
         wanted: list[int | None] = []
         ends = [0] * copies
-        for index, chunk in zip(rows, step.chunks, strict=True):
+        for index, chunk in zip(rows.tolist(), step.chunks, strict=True):
             row, copy = packed[index], chunk.slot % copies
             end = ends[copy] + len(chunk.tokens)
             tokens[copy, ends[copy] : end] = chunk.tokens
             ends[copy] = end
             if chunk.start == 0:
                 model.known[chunk.slot] = 0
-            row[Column.BLOCKS :] = _table(model, chunk.slot, chunk.blocks, chunk.num_blocks)
+            if chunk.num_blocks > model.known[chunk.slot]:
+                _fill(model, chunk.slot, chunk.blocks, chunk.num_blocks)
+            row[Column.BLOCKS :] = model.rows[chunk.slot, 1:]
             params = chunk.sampling
             if params is not None:
                 model.logprobs[chunk.slot] = params.logprobs
@@ -198,37 +214,34 @@ class JaxExecutor:
         )
         return emitted, rows, wanted
 
-    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, list[int], list[int | None]]:
+    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, np.ndarray, list[int | None]]:
         programs, copies = model.programs, model.copies
-        slots = [sequence.slot for sequence in step.sequences]
-        each = [0] * copies
-        for slot in slots:
-            each[slot % copies] += 1
-        size = bucket(max(each), programs.buckets.decode_seqs)
-        packed = np.zeros((copies * size, 1 + programs.buckets.blocks), np.int32)
-        packed[:, 0] = model.dummy
-        rows = _rows(slots, copies, size)
-        for index, sequence in zip(rows, step.sequences, strict=True):
-            row = packed[index]
-            row[0] = sequence.slot // copies
-            row[1:] = _table(model, sequence.slot, sequence.blocks, sequence.num_blocks)
+        batch = DecodeBatch.of(step.sequences)
+        slots = batch.slots
+        for index in np.flatnonzero(batch.num_blocks > model.known[slots]).tolist():
+            blocks, count = batch.blocks[index], int(batch.num_blocks[index])
+            _fill(model, int(slots[index]), blocks, count)
+        ranks = _ranks(slots, copies)
+        size = bucket(1 + int(ranks.max()), programs.buckets.decode_seqs)
+        rows = slots % copies * size + ranks
+        which = np.full(copies * size, len(model.known))
+        which[rows] = slots
+        packed = model.rows[which]
         self._kv, model.state, emitted = programs.decode(size)(
             programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
         )
-        return emitted, rows, [model.logprobs[slot] for slot in slots]
+        return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
 
 
-def _rows(slots: Sequence[int], copies: int, size: int) -> list[int]:
-    """The row of each slot in a step that has `size` rows for each copy."""
+def _ranks(slots: np.ndarray, copies: int) -> np.ndarray:
+    """Of each slot, how many before it are of the same copy."""
     if copies == 1:
-        return list(range(len(slots)))
-    taken = [0] * copies
-    rows = []
-    for slot in slots:
-        copy = slot % copies
-        rows.append(copy * size + taken[copy])
-        taken[copy] += 1
-    return rows
+        return np.arange(len(slots))
+    ranks = np.zeros(len(slots), np.int64)
+    for copy in range(copies):
+        own = slots % copies == copy
+        ranks[own] = np.arange(np.count_nonzero(own))
+    return ranks
 
 
 def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
@@ -242,13 +255,11 @@ def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Com
     return jax.jit(mapped, donate_argnums=0).lower(mesh.whole(kv, meshes.POOL), ids).compile()
 
 
-def _table(model: _Model, slot: int, blocks: Sequence[int], count: int) -> np.ndarray:
-    """A slot's block table with the step's blocks in it. Entries beyond may be any page."""
-    table, known = model.tables[slot], model.known[slot]
-    if count > known:
-        table[known:count] = blocks[known:count]
-        model.known[slot] = count
-    return table
+def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
+    """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
+    known = int(model.known[slot])
+    model.rows[slot, 1 + known : 1 + count] = blocks[known:count]
+    model.known[slot] = count
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:

@@ -155,6 +155,10 @@ class SlabAllocator:
         missing = num_blocks - lease.free_blocks
         return -(-missing // lease.blocks_per_slab) if missing > 0 else 0
 
+    def free_blocks(self, model: str) -> int:
+        """Blocks that the model can get without another slab."""
+        return self._leases[model].free_blocks
+
     # Blocks
 
     def allocate(self, model: str, num_blocks: int) -> list[int] | None:
@@ -167,18 +171,19 @@ class SlabAllocator:
         new_slabs = self.slabs_to_lease(model, num_blocks)
         if new_slabs > len(self._free_slabs):
             return None
-        for _ in range(new_slabs):
-            self._lease_slab(model, lease)
         blocks: list[int] = []
-        while len(blocks) < num_blocks:
+        while lease.mask and len(blocks) < num_blocks:
             fullest = (lease.mask & -lease.mask).bit_length() - 1
             index = next(iter(lease.partial[fullest]))
             slab = self._slabs[index]
-            for _ in range(min(fullest, num_blocks - len(blocks))):
-                block = slab.free.pop()
-                slab.used.add(block)
-                blocks.append(block)
-            self._move(lease, index, fullest, len(slab.free))
+            left = max(0, fullest - (num_blocks - len(blocks)))
+            taken = slab.free[left:]
+            del slab.free[left:]
+            slab.used.update(taken)
+            blocks += reversed(taken)
+            self._move(lease, index, fullest, left)
+        for _ in range(new_slabs):
+            self._lease_slab(model, lease, blocks, num_blocks - len(blocks))
         lease.free_blocks -= num_blocks
         lease.used_blocks += num_blocks
         return blocks
@@ -218,17 +223,19 @@ class SlabAllocator:
         freed, self._freed = self._freed, []
         return freed
 
-    def _lease_slab(self, model: str, lease: _Lease) -> None:
+    def _lease_slab(self, model: str, lease: _Lease, blocks: list[int], wanted: int) -> None:
+        """Leases a slab and adds its first blocks, as many as are wanted, to those given out."""
         index = self._free_slabs.pop()
         slab = self._slabs[index]
         slab.model = model
-        pages = range(
-            slab.first_page, slab.first_page + lease.blocks_per_slab * lease.layers, lease.layers
-        )
-        slab.free = list(reversed(pages))
+        end = slab.first_page + lease.blocks_per_slab * lease.layers
+        pages = list(range(slab.first_page, end, lease.layers))
+        blocks += pages[:wanted]
+        slab.used.update(pages[:wanted])
+        slab.free = pages[wanted:][::-1]
         lease.slabs += 1
         lease.free_blocks += lease.blocks_per_slab
-        self._move(lease, index, 0, lease.blocks_per_slab)
+        self._move(lease, index, 0, len(slab.free))
 
     def _return_slab(self, lease: _Lease, index: int) -> None:
         self._move(lease, index, lease.blocks_per_slab, 0)

@@ -126,7 +126,7 @@ def _oldest_settled(unit: Unit) -> Iterator[tuple[int, str]]:
     """For each model the place in line of its oldest sequence that no step in flight works on."""
     for name, state in unit.models.items():
         for request in state.running.values():
-            if not request.steps_in_flight:
+            if unit.settled(request):
                 yield request.order, name
                 break
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from muxjax.scheduling.requests import Request, RequestState
+from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.specs import ModelSpec
 
 
@@ -18,6 +19,7 @@ class ModelState:
       waiting: requests without pages, in the order in which they are admitted.
       prefilling: requests with pages whose prefix is not wholly dispatched.
       running: requests with pages whose prefix is.
+      table: the running requests as columns.
       free_slots: device slots that nobody holds.
       preemptions: requests that lost their pages.
       prompt_tokens: tokens of all prompts so far.
@@ -30,6 +32,7 @@ class ModelState:
         self.waiting: OrderedDict[int, Request] = OrderedDict()
         self.prefilling: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
+        self.table = SlotTable(spec.limits.max_seqs)
         self.free_slots = list(range(spec.limits.max_seqs - 1, -1, -1))
         self.preemptions = 0
         self.prompt_tokens = 0
@@ -48,8 +51,11 @@ class ModelState:
 
     def holders(self) -> list[Request]:
         """Requests that hold pages, oldest first."""
-        requests = [*self.prefilling.values(), *self.running.values()]
-        return sorted(requests, key=lambda request: request.order)
+        running = list(self.running.values())
+        if not self.prefilling:
+            return running
+        # Nearly in order already, which `sorted` makes use of.
+        return sorted([*running, *self.prefilling.values()], key=lambda request: request.order)
 
     def start_prefill(self, request: Request) -> None:
         """Files a request that was admitted."""
@@ -60,10 +66,13 @@ class ModelState:
         """Files a request whose prefix is dispatched."""
         del self.prefilling[request.id]
         request.state = RequestState.RUNNING
+        request.take_row(self.table)
         _insert(self.running, request)
 
     def remove(self, request: Request) -> None:
-        """Takes a request out of the group that it is in."""
+        """Takes a request out of the group that it is in; it still has its slot."""
+        if request.state is RequestState.RUNNING:
+            request.leave_row()
         groups = {
             RequestState.WAITING: self.waiting,
             RequestState.PREFILL: self.prefilling,
@@ -98,10 +107,26 @@ class ModelState:
             for request in group.values():
                 assert request.state is state
                 assert 0 <= request.expected_tokens <= request.max_new_tokens
-                assert request.steps_in_flight >= 0
+                assert request.pending >= 0
                 assert bool(request.blocks) == (state is not RequestState.WAITING)
         assert all(request.slot == -1 for request in self.waiting.values())
         assert all(r.dispatched < r.prefix_tokens for r in self.prefilling.values())
+        self._check_table()
+
+    def _check_table(self) -> None:
+        table = self.table
+        rows = {request.slot for request in self.running.values()}
+        for slot, request in enumerate(table.requests):
+            assert (request is not None) == (slot in rows)
+            if request is None:
+                assert table.limit[slot] == table.made[slot] == 0
+                continue
+            assert request.table is table
+            assert request is self.running[int(table.ids[slot])]
+            assert request.blocks is table.blocks[slot]
+            assert len(request.blocks) == table.num_blocks[slot]
+            assert len(request.prompt) == table.prompt[slot]
+            assert request.max_new_tokens == table.limit[slot]
 
 
 def _insert(group: dict[int, Request], request: Request) -> None:

@@ -4,10 +4,16 @@ Borrowed pages go first (models over their quota, most over first), then those o
 over its floor; within a model the youngest request goes first. Who may claim what:
 
 - A model that stays within its floor may take from any model over its floor.
-- A running sequence of a model that stays within its quota may take from models over their quota.
+- A model that stays within its quota may take from models over their quota, for a running sequence
+  at once and for a request that is to be admitted when it has waited long (`residency.py`).
+- A model that holds nothing, and whose quota cannot hold its first request, may take for that from
+  models over their floor, when it has waited as long.
 - Any other running sequence may take from younger requests only: of its own model, of models over
   their quota, and, if it is the oldest request that holds pages in the unit, of models over their
   floor.
+
+The only request of a model counts as within its quota: it is taken for a floor or for the oldest
+request only. Each model thus goes on with one request, whatever its quota.
 
 Why every request that was admitted ends: the oldest one of the unit that holds pages (the anchor)
 is not preempted while anyone else can be, and may itself take all that others hold beyond their
@@ -48,7 +54,7 @@ def plan_preemption(
       model: who needs slabs.
       slabs: how many must become leasable.
       requester: the running sequence that grows by one block; None for a request that is to be
-        admitted, which may only claim what keeps its model within its floor.
+        admitted. Whether that may have others preempted yet is for the caller to know.
 
     Returns:
       The victims, or None if the rules above do not yield enough. Preempting a request of the
@@ -81,6 +87,9 @@ class _Plan:
         self._gone: Counter[int] = Counter()
         oldest = [requests[0] for requests in self._left.values() if requests]
         self._anchor = min(oldest, key=lambda request: request.order, default=None)
+        self._first_request = (
+            requester is None and not self._leased[model] and slabs > quotas.quotas[model]
+        )
         self.victims: list[Request] = []
 
     def make(self) -> bool:
@@ -126,9 +135,12 @@ class _Plan:
         if name == model:
             return self._requester is not None
         over_floor = self._leased[name] > floors[name]
-        if self._within(floors) or self._requester is self._anchor:
+        anchor = self._requester is not None and self._requester is self._anchor
+        if self._within(floors) or anchor:
             return over_floor
-        return self._leased[name] > quotas[name]
+        if len(self._left[name]) == 1:
+            return False
+        return over_floor if self._first_request else self._leased[name] > quotas[name]
 
     def _within(self, limits: Mapping[str, int]) -> bool:
         return self._leased[self._model] + self._slabs <= limits[self._model]

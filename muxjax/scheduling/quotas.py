@@ -5,11 +5,15 @@ are the whole pool. Both are counted in slabs, the unit that is leased.
 
 - Up to its quota a model may lease whatever is physically free.
 - Above it, it borrows: only what is free beyond the floors that other models have not filled.
-- A model under its floor that needs pages gets them, if need be by preempting others that hold more
-  than their floors (`preemption.py`).
+- What it borrows it gives back when others need it, soon or at once (`residency.py` says when, and
+  `preemption.py` from whom).
 - Every `QUOTA_PERIOD` seconds quota moves from models that used less than `WELL_USED` of theirs to
   models that were refused pages at theirs; where all are short, it moves back towards the initial
   quotas, which are in proportion to the expected need.
+
+Fairness is even use in proportion to need (the paper's `R`): the normalised use of a model is its
+part of the leased pages over its part of the expected need, 1 if it has exactly that, and quota
+moves towards equal ones wherever all could use more.
 
 Floors leave room for a request of full length of any one model: `need(m) + floors of the others <=
 pool`. So a request that is alone with models within their floors can always run to its end.
@@ -20,10 +24,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.quota_records import MoveReason, QuotaMove, Reclaim, ReclaimReason
 from muxjax.scheduling.specs import ModelSpec
 
 QUOTA_PERIOD = 3.0
@@ -32,21 +36,19 @@ WELL_USED = 0.9
 """A model that used less than this part of its quota can give some away (MuxServe's threshold)."""
 DEFAULT_FLOORS = 0.25
 """The part of the pool that is guaranteed to models whose floors are not given, all together."""
-MOVES_KEPT = 32
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaMove:
-    """One transfer of quota, for `stats`."""
-
-    at: float
-    giver: str
-    taker: str
-    pages: int
+RECORDS_KEPT = 32
 
 
 class KVQuotas:
     """Floors and quotas of a unit's models.
+
+    Attributes:
+      reclaims: whether what is borrowed beyond a quota is taken back by preemption.
+      floors, quotas: slabs of each model.
+      initial: the quotas at the start, in proportion to the expected need.
+      changes: how often quotas may have changed.
+      moves, reclaimed: the last transfers of quota, and of pages by preemption.
+      given_back, taken_back: pages that each model lost and got by preemption, in all.
 
     Args:
       specs: the models.
@@ -57,6 +59,8 @@ class KVQuotas:
       PoolTooSmall: a request of full length of some model could never run.
     """
 
+    reclaims = True
+
     def __init__(
         self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
     ) -> None:
@@ -64,14 +68,22 @@ class KVQuotas:
         self._allocator = allocator
         self.floors = compute_floors(specs, allocator)
         names = [spec.name for spec in specs]
-        shares = apportion(
-            allocator.num_slabs,
-            [max(0.0, needs[name]) for name in names],
-            [self.floors[name] for name in names],
-        )
+        weights = [max(0.0, needs[name]) for name in names]
+        total = sum(weights)
+        self._need_shares = {
+            name: weight / total if total else 1.0 / len(names)
+            for name, weight in zip(names, weights, strict=True)
+        }
+        minima = [self.floors[name] for name in names]
+        shares = apportion(allocator.num_slabs, weights, minima)
         self.initial = dict(zip(names, shares, strict=True))
         self.quotas = dict(self.initial)
-        self.moves: deque[QuotaMove] = deque(maxlen=MOVES_KEPT)
+        self.changes = 0
+        self.moves: deque[QuotaMove] = deque(maxlen=RECORDS_KEPT)
+        self.reclaimed: deque[Reclaim] = deque(maxlen=RECORDS_KEPT)
+        self.given_back = dict.fromkeys(names, 0)
+        self.taken_back = dict.fromkeys(names, 0)
+        self._now = 0.0
         self._peaks = dict.fromkeys(names, 0)
         self._short: set[str] = set()
         self._next_move: float | None = None
@@ -107,10 +119,39 @@ class KVQuotas:
         if self._allocator.leased_slabs(model) + slabs > self.quotas[model]:
             self._short.add(model)
 
+    def note_reclaimed(
+        self, giver: str, taker: str, slabs: int, requests: int, reason: ReclaimReason
+    ) -> None:
+        """Records that requests were preempted so that another model gets their slabs."""
+        pages = slabs * self._allocator.slab_pages
+        self.given_back[giver] += pages
+        self.taken_back[taker] += pages
+        self.reclaimed.append(Reclaim(self._now, giver, taker, pages, requests, reason))
+
+    # How it is used
+
+    def peak_use(self, model: str) -> float:
+        """The part of its quota that the model leased at most since the last moves."""
+        peak = self._peaks[model]
+        return peak / self.quotas[model] if self.quotas[model] else float(peak > 0)
+
+    def normalised_use(self, model: str) -> float:
+        """The model's part of what is leased over its part of the expected need.
+
+        1 if each holds what its need is worth; infinite for pages of a model without need.
+        """
+        leased = self._allocator.leased_slabs(model)
+        if not leased:
+            return 0.0
+        in_use = self._allocator.num_slabs - self._allocator.free_slabs
+        need = self._need_shares[model]
+        return leased / in_use / need if need else math.inf
+
     # Moving quota
 
     def due(self, now: float) -> bool:
-        """Whether it is time to `move` quota."""
+        """Whether it is time to `move` quota. To be asked before each step."""
+        self._now = now
         if self._next_move is None:
             self._next_move = now + QUOTA_PERIOD
         return now >= self._next_move
@@ -123,6 +164,7 @@ class KVQuotas:
           queued: models with waiting requests; others need no more, even if they were short.
         """
         self._next_move = now + QUOTA_PERIOD
+        self.changes += 1
         takers = [model for model in queued if model in self._short]
         if takers:
             self._move_to(takers, now)
@@ -132,6 +174,7 @@ class KVQuotas:
 
     def _move_to(self, takers: Sequence[str], now: float) -> None:
         spare: dict[str, int] = {}
+        reason: MoveReason = "unused"
         for model, quota in self.quotas.items():
             peak = self._peaks[model]
             if model not in takers and peak < WELL_USED * quota:
@@ -139,6 +182,7 @@ class KVQuotas:
                 spare[model] = -(-unused // 2)
         if not any(amount > 0 for amount in spare.values()):
             # All are well used: those above their expected need give to those below it.
+            reason = "expected need"
             takers = [model for model in takers if self.quotas[model] < self.initial[model]]
             for model, quota in self.quotas.items():
                 above = quota - max(self.floors[model], self.initial[model])
@@ -149,6 +193,7 @@ class KVQuotas:
             model: self.initial[model] - self.quotas[model] for model in takers
         }  # the most deprived takes first
         takers = sorted(takers, key=lambda model: -below[model])
+        use = {model: self.peak_use(model) for model in self.quotas}
         for giver, amount in spare.items():
             shares = apportion(max(0, amount), [1.0] * len(takers), [0] * len(takers))
             for taker, slabs in zip(takers, shares, strict=True):
@@ -156,7 +201,9 @@ class KVQuotas:
                     self.quotas[giver] -= slabs
                     self.quotas[taker] += slabs
                     pages = slabs * self._allocator.slab_pages
-                    self.moves.append(QuotaMove(now, giver, taker, pages))
+                    self.moves.append(
+                        QuotaMove(now, giver, taker, pages, reason, use[giver], use[taker])
+                    )
 
     def _unfilled_floors(self, model: str) -> int:
         """Slabs that other models are guaranteed and do not hold."""
@@ -185,6 +232,8 @@ class OpenPool(KVQuotas):
     A baseline. Each model's quota is the whole pool and stays so.
     """
 
+    reclaims = False
+
     def __init__(
         self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
     ) -> None:
@@ -195,7 +244,7 @@ class OpenPool(KVQuotas):
 
     def due(self, now: float) -> bool:
         """Never: nothing moves."""
-        del now
+        self._now = now
         return False
 
     def check_invariants(self) -> None:

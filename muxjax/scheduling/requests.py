@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.steps import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -28,7 +29,8 @@ class Request:
 
     Two counts of output tokens matter: `len(output)`, what the host has read, and
     `expected_tokens`, what there may be once all steps in flight have arrived. Decisions about
-    pages and further steps use the second.
+    pages and further steps use the second. It and `last_step` are kept in the model's `SlotTable`
+    while the request runs.
 
     Attributes:
       id: unique among the requests of a unit.
@@ -47,11 +49,11 @@ class Request:
         steps in flight refer to the list.
       prefix_tokens: tokens to prefill in this residency (prompt and what was emitted before it).
       dispatched: how many of them are in steps submitted so far.
-      pending: the most tokens that steps in flight may still bring.
-      steps_in_flight: steps submitted and not yet applied that this request is in.
+      table: where its row is while it runs.
       preemptions: how often it lost its pages.
       first_token_at: when its first token was read, in seconds.
       finished_at: when it ended, in seconds.
+      stop_set: `stop_ids` again, quick to ask; set when the request is added.
     """
 
     id: int
@@ -70,11 +72,13 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     prefix_tokens: int = 0
     dispatched: int = 0
-    pending: int = 0
-    steps_in_flight: int = 0
+    table: SlotTable | None = None
     preemptions: int = 0
     first_token_at: float | None = None
     finished_at: float | None = None
+    stop_set: frozenset[int] = frozenset()
+    _expected: int = field(default=0, init=False)
+    _last_step: int = field(default=0, init=False)
 
     @property
     def num_tokens(self) -> int:
@@ -84,11 +88,51 @@ class Request:
     @property
     def expected_tokens(self) -> int:
         """The most output tokens there may be once all steps in flight have arrived."""
-        return len(self.output) + self.pending
+        return self._expected if self.table is None else int(self.table.made[self.slot])
+
+    @property
+    def pending(self) -> int:
+        """The most tokens that steps in flight may still bring."""
+        return self.expected_tokens - len(self.output)
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step made that it is in; 0 before the first."""
+        return self._last_step if self.table is None else int(self.table.last_step[self.slot])
 
     @property
     def finished(self) -> bool:
         return self.state is RequestState.FINISHED
+
+    def dispatch(self, end: int, step: int) -> None:
+        """Notes that the step of this number brings the prefix up to `end`."""
+        self.dispatched = end
+        self._last_step = step
+        if end == self.prefix_tokens:
+            self._expected = len(self.output) + 1
+
+    def take_row(self, table: SlotTable) -> None:
+        """Fills the row of its slot; from now on the counts are kept there."""
+        slot = self.slot
+        table.ids[slot] = self.id
+        table.prompt[slot] = len(self.prompt)
+        table.limit[slot] = self.max_new_tokens
+        table.made[slot] = self._expected
+        table.num_blocks[slot] = len(self.blocks)
+        table.last_step[slot] = self._last_step
+        table.requests[slot] = self
+        table.blocks[slot] = self.blocks
+        self.table = table
+
+    def leave_row(self) -> None:
+        """Gives the row up and takes the counts back."""
+        table, slot = self.table, self.slot
+        if table is None:
+            raise ValueError(f"request {self.id} has no row")
+        self._expected, self._last_step = self.expected_tokens, self.last_step
+        table.limit[slot] = table.made[slot] = 0
+        table.requests[slot] = table.blocks[slot] = None
+        self.table = None
 
     def tokens_between(self, start: int, end: int) -> tuple[int, ...]:
         """Tokens at positions `start` to `end - 1` of prompt and output."""

@@ -4,58 +4,117 @@ A request is admitted when there are pages for its whole prefix and a first deco
 burst of those of its model that run already, who would else soon preempt it. Running sequences grow
 by blocks; where pages are short, `preemption.py` says who must give.
 
-While the first in line of some model waits for pages, younger requests of other models may not keep
-taking what comes free: admitting them must leave their model within its quota, or within its floor
-if the older one needs more than the quota of its own model. Running requests end, so that the older
-one gets its turn.
+Requests that were refused pages stand in one line over all models: first those whose model has
+been refused for `RECLAIM_STEPS` steps; last those that have to borrow because others of their model
+fill its quota; each part in the order of arrival. While a request stands in it, nobody behind it
+may keep taking what comes free: admitting one must leave its model within its quota, or within its
+floor if the one before it needs more than the quota of its own model. Running requests end, so that
+the first in line gets its turn. Who is not asked for any more, since the policy turned to others,
+stands in nobody's way.
+
+What was borrowed comes back in three ways:
+- to a model that stays within its floor at once, by preemption;
+- to a model that stays within its quota after `RECLAIM_STEPS` steps, from models over theirs;
+- to a model that holds nothing, and whose floor and quota are too small for its first request,
+  after as many steps, from models over their floors. So each model with a floor runs one request
+  at least.
+
+The oldest request of the unit keeps its pages even so; see `preemption.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.preemption import plan_preemption
+from muxjax.scheduling.quota_records import ReclaimReason
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import Request, RequestState
+from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.specs import ModelSpec
 
-Live: TypeAlias = tuple[Request, int, int]
-"""A running sequence, how many tokens it may still make, and how many it has in the pool once all
-steps in flight have run."""
+RECLAIM_STEPS = 12
+"""Steps that borrowers are given to end by themselves before they are preempted for a quota. Few
+enough that a model has its pages within 20 steps, turns of other models included."""
+_CLAIM_AGAIN = 4
+"""Steps before a claim that found nobody to preempt is worked out again, if nothing was freed."""
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """The first waiting request of a model, which was refused pages.
+
+    Attributes:
+      request: the request.
+      since: steps made when its model was first refused.
+      asked: steps made when the policy last asked for it.
+      tried: steps made when it was last worked out that it cannot be admitted.
+      changes: what `Residency._changes` gave then.
+      place: see `Residency._place`, as things were then.
+      over_quota: whether it needs more than its model's quota by itself.
+      claims: whether it may have others preempted.
+    """
+
+    request: Request
+    since: int
+    asked: int
+    tried: int
+    changes: int
+    place: int
+    over_quota: bool
+    claims: bool
 
 
 class Residency:
     """Gives pages and slots to requests and takes them back, within quotas.
 
+    Attributes:
+      steps_made: how many steps the unit has made; the unit counts them.
+
     Args:
       models: state of each model; requests move between its groups here.
       allocator: the pool.
       quotas: floors and quotas.
+      settled: whether no step in flight works on a request.
     """
 
     def __init__(
-        self, models: Mapping[str, ModelState], allocator: SlabAllocator, quotas: KVQuotas
+        self,
+        models: Mapping[str, ModelState],
+        allocator: SlabAllocator,
+        quotas: KVQuotas,
+        settled: Callable[[Request], bool],
     ) -> None:
         self._models = models
         self._allocator = allocator
         self._quotas = quotas
-        self._refused: dict[str, Request] = {}
+        self._settled = settled
+        self._refused: dict[str, _Refusal] = {}
+        self._freed = 0
+        self.steps_made = 0
 
     def admit(self, state: ModelState) -> Request | None:
         """Moves the first waiting request to those being prefilled, if there is room for it."""
-        request = next(iter(state.waiting.values()), None)
-        if request is None or request.steps_in_flight or not state.free_slots:
+        if not state.waiting or not state.free_slots:
+            return None
+        request = next(iter(state.waiting.values()))
+        if request.last_step and not self._settled(request):
             return None
         spec = state.spec
+        refusal = self._refused.get(spec.name)
+        if refusal is not None and not self._worth_trying(refusal, request):
+            return None
         blocks = _blocks_to_admit(spec, request)
         headroom = spec.blocks_for(spec.limits.max_decode_tokens * len(state.running))
         if not self._may_admit(state, request, blocks + headroom):
-            self._refused[spec.name] = request
             return None
-        self.forget(request)
+        if refusal is not None:
+            self._forget(spec.name)
         state.remove(request)
         request.blocks = self._allocate(spec.name, blocks)
         request.slot = state.free_slots.pop()
@@ -64,123 +123,198 @@ class Residency:
         state.start_prefill(request)
         return request
 
-    def grow(self, state: ModelState, live: list[Live], num_tokens: int) -> tuple[list[Live], int]:
+    def grow(
+        self, state: ModelState, slots: np.ndarray, num_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gives running sequences the blocks for their next tokens.
 
         If pages are short, for fewer tokens; if they are short for one token, others are preempted.
 
         Args:
           state: their model.
-          live: the sequences, oldest first.
+          slots: int64 `[S]`, slots of sequences that have tokens left to make.
           num_tokens: how many are wanted for each.
 
         Returns:
-          The sequences that have their blocks, and for how many tokens.
+          Slots of the sequences that have their blocks; tokens for each; blocks that each needs.
         """
-        while not self._grow_all(state, live, num_tokens):
+        table, per_block = state.table, state.spec.tokens_per_page
+        while True:
+            counts, blocks, short = _growth(table, slots, num_tokens, per_block)
+            if self._give(state, slots[short], (blocks - table.num_blocks[slots])[short]):
+                return slots, counts, blocks
             if num_tokens == 1:
-                return self._grow_each(state, live), 1
+                slots = self._grow_each(state, slots, short)
+                counts, blocks, _ = _growth(table, slots, 1, per_block)
+                return slots, counts, blocks
             num_tokens //= 2
-        return live, num_tokens
 
     def release(self, request: Request) -> None:
         """Takes a request out of its model's groups, with its pages and slot if it has any."""
         state = self._models[request.model]
         state.remove(request)
         if request.state is RequestState.WAITING:
-            self.forget(request)
+            refusal = self._refused.get(request.model)
+            if refusal is not None and refusal.request is request:
+                self._forget(request.model)
             return
         self._allocator.free(request.model, request.blocks)
+        self._freed += 1
         request.blocks = []
         state.free_slots.append(request.slot)
         request.slot = -1
 
-    def forget(self, request: Request) -> None:
-        """Drops the record that the request was refused pages, if there is one."""
-        if self._refused.get(request.model) is request:
-            del self._refused[request.model]
-
     # Admission
+
+    @property
+    def _changes(self) -> int:
+        """A count that goes up whenever a request that was refused might no longer be."""
+        return self._freed + self._quotas.changes
+
+    def _forget(self, model: str) -> None:
+        del self._refused[model]
+        self._freed += 1
+
+    def _ripe(self, refusal: _Refusal) -> bool:
+        return self.steps_made - refusal.since >= RECLAIM_STEPS
+
+    def _worth_trying(self, refusal: _Refusal, request: Request) -> bool:
+        """Whether anything has changed since a model's first request was refused."""
+        refusal.asked = self.steps_made
+        if refusal.request is not request or refusal.changes != self._changes:
+            return True
+        if refusal.claims:
+            return self.steps_made - refusal.tried >= _CLAIM_AGAIN
+        return self._ripe(refusal)
 
     def _may_admit(self, state: ModelState, request: Request, blocks: int) -> bool:
         name = state.spec.name
+        quotas = self._quotas
         slabs = self._allocator.slabs_to_lease(name, blocks)
         if not slabs:
             return True
         leased = self._allocator.leased_slabs(name)
-        if slabs <= min(self._quotas.leasable(name), self._reserved_limit(request) - leased):
+        total = leased + slabs
+        refusal = self._refused.get(name)
+        ripe = refusal is not None and self._ripe(refusal)
+        alone = self._allocator.slabs_for(name, _blocks_to_admit(state.spec, request))
+        over_quota = alone > quotas.quotas[name]
+        place = 1 if over_quota or total <= quotas.quotas[name] else 2
+        limit = self._limit_in_line(request, 0 if ripe else place)
+        if total <= limit and slabs <= quotas.leasable(name):
             return True
-        if leased + slabs <= self._quotas.floors[name]:
-            return self._preempt_for(name, slabs, None)
-        self._quotas.note_refused(name, slabs)
+        reason = self._claim(name, leased, total, ripe and total <= limit)
+        if reason is not None and self._preempt_for(name, slabs, None, reason):
+            return True
+        quotas.note_refused(name, slabs)
+        made = self.steps_made
+        since = made if refusal is None else refusal.since
+        self._refused[name] = _Refusal(
+            request, since, made, made, self._changes, place, over_quota, reason is not None
+        )
         return False
 
-    def _reserved_limit(self, request: Request) -> int:
-        """Most slabs that the request's model may come to by admitting it."""
-        quotas = self._quotas.quotas
-        limit = self._allocator.num_slabs
-        for name, older in self._refused.items():
-            if name == request.model or older.order > request.order:
+    def _claim(self, name: str, leased: int, total: int, ripe: bool) -> ReclaimReason | None:
+        """On what grounds a request may have others preempted so as to be admitted."""
+        floor = self._quotas.floors[name]
+        if total <= floor:
+            return "floor"
+        if not ripe or not self._quotas.reclaims:
+            return None
+        if total <= self._quotas.quotas[name]:
+            return "quota"
+        return "first request" if floor and not leased else None
+
+    def _limit_in_line(self, request: Request, place: int) -> int:
+        """Most slabs that the request's model may come to by admitting it.
+
+        Args:
+          request: the first waiting one of its model.
+          place: the part of the line that it stands in: 0, 1 or 2.
+        """
+        allocator, model = self._allocator, request.model
+        limit = allocator.num_slabs
+        if not self._refused or allocator.free_slabs == limit:
+            return limit
+        quota = self._quotas.quotas[model]
+        for name, refusal in self._refused.items():
+            if name == model or self.steps_made - refusal.asked > RECLAIM_STEPS:
                 continue
-            blocks = _blocks_to_admit(self._models[name].spec, older)
-            if self._allocator.slabs_for(name, blocks) > quotas[name]:
-                return self._quotas.floors[request.model]
-            limit = quotas[request.model]
+            other = 0 if self._ripe(refusal) else refusal.place
+            if (other, refusal.request.order) > (place, request.order):
+                continue
+            if refusal.over_quota:
+                return self._quotas.floors[model]
+            limit = quota
         return limit
 
     # Growth
 
-    def _grow_all(self, state: ModelState, live: list[Live], num_tokens: int) -> bool:
-        """Gives all sequences the blocks for so many tokens, or none of them any."""
-        per_block = state.spec.tokens_per_page
-        short: list[tuple[Request, int]] = []
-        total = 0
-        for request, left, held in live:
-            tokens = held + (left if left < num_tokens else num_tokens)
-            missing = tokens - per_block * len(request.blocks)
-            if missing > 0:
-                blocks = -(-missing // per_block)
-                short.append((request, blocks))
-                total += blocks
-        if not total:
+    def _give(self, state: ModelState, slots: np.ndarray, missing: np.ndarray) -> bool:
+        """Gives sequences the blocks that they lack, or none of them any."""
+        if not slots.size:
             return True
-        name = state.spec.name
+        name, table = state.spec.name, state.table
+        total = int(missing.sum())
         slabs = self._allocator.slabs_to_lease(name, total)
         if slabs and slabs > self._quotas.leasable(name):
             return False
         new = self._allocate(name, total)
-        for request, blocks in short:
-            request.blocks.extend(new[-blocks:])
-            del new[-blocks:]
+        at = 0
+        for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
+            blocks += new[at : at + count]
+            at += count
+        table.num_blocks[slots] += missing
         return True
 
-    def _grow_each(self, state: ModelState, live: list[Live]) -> list[Live]:
-        """Gives sequences the blocks for one token more, oldest first, preempting where it must."""
-        grown: list[Live] = []
-        for request, left, held in live:
-            if request.state is not RequestState.RUNNING:
-                continue  # preempted for an older one
-            one = [(request, left, held)]
-            if self._grow_all(state, one, 1) or (
-                self._preempt_for(state.spec.name, 1, request) and self._grow_all(state, one, 1)
-            ):
-                grown += one
-        return grown
+    def _grow_each(self, state: ModelState, slots: np.ndarray, short: np.ndarray) -> np.ndarray:
+        """Gives sequences the block for one token more, oldest first, preempting where it must.
+
+        Returns:
+          The slots of those that can make a token.
+        """
+        name, table = state.spec.name, state.table
+        queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
+        while queue:
+            room = self._quotas.leasable(name) * self._allocator.blocks_per_slab(name)
+            room += self._allocator.free_blocks(name)
+            lucky = np.array([request.slot for request in queue[:room]], np.int64)
+            self._give(state, lucky, np.ones(len(lucky), np.int64))
+            del queue[:room]
+            # What an older one may not take, a younger one of the same model may not either.
+            if not queue or not self._preempt_for(name, 1, queue[0], "growth"):
+                break
+            queue = [request for request in queue if request.state is RequestState.RUNNING]
+        without = {request.slot for request in queue}
+        kept = [
+            slot
+            for slot in slots.tolist()
+            if slot not in without and table.requests[slot] is not None
+        ]
+        return np.array(kept, np.int64)
 
     # Preemption
 
-    def _preempt_for(self, name: str, slabs: int, requester: Request | None) -> bool:
+    def _preempt_for(
+        self, name: str, slabs: int, requester: Request | None, reason: ReclaimReason
+    ) -> bool:
         """Preempts others so that a model can lease slabs, or its requester get a block."""
         holders = {other: state.holders() for other, state in self._models.items()}
         victims = plan_preemption(self._allocator, self._quotas, holders, name, slabs, requester)
         if victims is None:
             return False
+        before = {victim.model: self._allocator.leased_slabs(victim.model) for victim in victims}
         for victim in victims:
             state = self._models[victim.model]
             self.release(victim)
             victim.preemptions += 1
             state.preemptions += 1
             state.requeue(victim)
+        for giver, leased in before.items():
+            if giver != name:
+                freed = leased - self._allocator.leased_slabs(giver)
+                requests = sum(victim.model == giver for victim in victims)
+                self._quotas.note_reclaimed(giver, name, freed, requests, reason)
         return True
 
     def _allocate(self, name: str, num_blocks: int) -> list[int]:
@@ -198,8 +332,21 @@ class Residency:
             blocks = [block for request in state.holders() for block in request.blocks]
             assert len(set(blocks)) == len(blocks)
             assert len(blocks) * state.spec.num_layers == self._allocator.used_pages(name)
-        for name, request in self._refused.items():
-            assert self._models[name].waiting.get(request.id) is request
+        for name, refusal in self._refused.items():
+            assert self._models[name].waiting.get(refusal.request.id) is refusal.request
+
+
+def _growth(
+    table: SlotTable, slots: np.ndarray, num_tokens: int, per_block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens that each sequence makes, blocks that it then needs, and which have too few.
+
+    The last token of a sequence is not in the pool yet: it is written first.
+    """
+    made = table.made[slots]
+    counts = np.minimum(table.limit[slots] - made, num_tokens)
+    blocks = (table.prompt[slots] + made + counts + (per_block - 2)) // per_block
+    return counts, blocks, np.flatnonzero(blocks > table.num_blocks[slots])
 
 
 def _blocks_to_admit(spec: ModelSpec, request: Request) -> int:

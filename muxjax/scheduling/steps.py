@@ -21,9 +21,11 @@ token, position, remaining token count, stop ids, sampling parameters, counts of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
+
+import numpy as np
 
 from muxjax.sampling_params import SamplingParams
 
@@ -106,6 +108,75 @@ class DecodeSequence(NamedTuple):
     blocks: Sequence[int]
     num_blocks: int
     num_tokens: int
+
+
+class DecodeBatch(Sequence[DecodeSequence]):
+    """The sequences of a decode step as columns; read as a sequence, it makes tuples of them.
+
+    Attributes:
+      ids, slots, num_blocks, num_tokens: int64 `[S]`, the fields of each `DecodeSequence`.
+      blocks: the lists of blocks.
+    """
+
+    __slots__ = ("blocks", "ids", "num_blocks", "num_tokens", "slots")
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        slots: np.ndarray,
+        blocks: Sequence[Sequence[int]],
+        num_blocks: np.ndarray,
+        num_tokens: np.ndarray,
+    ) -> None:
+        self.ids = ids
+        self.slots = slots
+        self.blocks = blocks
+        self.num_blocks = num_blocks
+        self.num_tokens = num_tokens
+
+    @classmethod
+    def of(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
+        """The columns of some sequences; a batch itself if it is one."""
+        if isinstance(sequences, DecodeBatch):
+            return sequences
+        ids, slots, blocks, num_blocks, num_tokens = zip(*sequences, strict=True)
+        return cls(
+            np.array(ids, np.int64),
+            np.array(slots, np.int64),
+            blocks,
+            np.array(num_blocks, np.int64),
+            np.array(num_tokens, np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> DecodeSequence: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[DecodeSequence]: ...
+
+    def __getitem__(self, index: int | slice) -> DecodeSequence | list[DecodeSequence]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        return DecodeSequence(
+            int(self.ids[index]),
+            int(self.slots[index]),
+            self.blocks[index],
+            int(self.num_blocks[index]),
+            int(self.num_tokens[index]),
+        )
+
+    def __iter__(self) -> Iterator[DecodeSequence]:
+        return map(
+            DecodeSequence,
+            self.ids.tolist(),
+            self.slots.tolist(),
+            self.blocks,
+            self.num_blocks.tolist(),
+            self.num_tokens.tolist(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.scheduling.allocator import SlabAllocator
@@ -31,11 +34,11 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
-from muxjax.scheduling.residency import Live, Residency
+from muxjax.scheduling.residency import Residency
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.scheduling.steps import (
     Decode,
-    DecodeSequence,
+    DecodeBatch,
     Prefill,
     PrefillChunk,
     Step,
@@ -43,6 +46,7 @@ from muxjax.scheduling.steps import (
     TokenLogprobs,
 )
 from muxjax.scheduling.time_quotas import TimeQuotas, Turn
+from muxjax.scheduling.unit_stats import model_stats, pool_stats
 
 SHARES_PERIOD = 3.0
 """Seconds between computations of the time shares from newer step estimates."""
@@ -66,6 +70,17 @@ class Policy(Protocol):
     def next_step(self, unit: Unit, now: float) -> Step | None:
         """The next step, or None if no model has one that can be made now."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was made and not applied: its number, what was charged for it, who is in it."""
+
+    number: int
+    step: Step
+    turn: Turn
+    seconds: float
+    requests: list[Request]
 
 
 class Unit:
@@ -113,10 +128,12 @@ class Unit:
         self.time = TimeQuotas(names)
         self._set_shares(demands)
         self._next_shares: float | None = None
-        self._residency = Residency(self.models, self.allocator, self.quotas)
+        self._residency = Residency(self.models, self.allocator, self.quotas, self.settled)
         self._requests: dict[int, Request] = {}
         self._added = 0
-        self._in_flight: deque[tuple[Step, Turn, float]] = deque()
+        self._in_flight: deque[_Flight] = deque()
+        self._steps_made = 0
+        self._in_step: list[Request] = []  # those in the step that is being made
 
     # Requests in and out
 
@@ -145,6 +162,7 @@ class Unit:
                 field="prompt",
             )
         request.max_new_tokens = min(request.params.max_tokens, limit - length)
+        request.stop_set = frozenset(request.stop_ids)
         request.order = self._added
         self._added += 1
         self._requests[request.id] = request
@@ -189,7 +207,12 @@ class Unit:
 
     def in_flight(self) -> list[Turn]:
         """The model and phase of each step made and not applied, in the order of making."""
-        return [turn for _, turn, _ in self._in_flight]
+        return [flight.turn for flight in self._in_flight]
+
+    def settled(self, request: Request) -> bool:
+        """Whether no step in flight works on the request."""
+        last = request.last_step
+        return all(flight.number != last for flight in self._in_flight)
 
     # The loop
 
@@ -209,9 +232,12 @@ class Unit:
             )
         step = self.policy.next_step(self, now)
         if step is not None:
+            self._steps_made += 1
             turn, seconds = self._expected_time(step)
             self.time.charge(turn, seconds)
-            self._in_flight.append((step, turn, seconds))
+            made = _Flight(self._steps_made, step, turn, seconds, self._in_step)
+            self._in_flight.append(made)
+            self._residency.steps_made = self._steps_made
         return step
 
     def apply(self, step: Step, result: StepResult, now: float) -> list[RequestUpdate]:
@@ -228,40 +254,40 @@ class Unit:
         Raises:
           ValueError: a step out of order.
         """
-        turn, expected = self._take_from_flight(step)
-        self.time.charge(turn, result.seconds - expected)
+        flight = self._take_from_flight(step)
+        self.time.charge(flight.turn, result.seconds - flight.seconds)
         state = self.models[step.model]
-        updates: list[RequestUpdate] = []
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
-            for chunk, tokens, logprobs in zip(
-                step.chunks, result.tokens, result.logprobs, strict=True
-            ):
-                self._take(state, chunk.request_id, int(chunk.last), tokens, logprobs, now, updates)
         else:
             made = max(map(len, result.tokens), default=0)
             if made:
                 size = len(step.sequences)
                 self.estimates.observe_decode(step.model, size, made, result.seconds)
-            for sequence, tokens, logprobs in zip(
-                step.sequences, result.tokens, result.logprobs, strict=True
+        updates: list[RequestUpdate] = []
+        for request, tokens, logprobs in zip(
+            flight.requests, result.tokens, result.logprobs, strict=True
+        ):
+            if not tokens or request.state is RequestState.FINISHED:
+                continue
+            output = request.output
+            state.output_tokens += len(tokens)
+            if (
+                output
+                and len(output) + len(tokens) < request.max_new_tokens
+                and request.stop_set.isdisjoint(tokens)
             ):
-                self._take(
-                    state,
-                    sequence.request_id,
-                    sequence.num_tokens,
-                    tokens,
-                    logprobs,
-                    now,
-                    updates,
-                )
+                output += tokens
+                updates.append(RequestUpdate(request, tokens, logprobs, None))
+            else:
+                updates.append(self._take_first_or_last(request, tokens, logprobs, now))
         return updates
 
-    def _take_from_flight(self, step: Step) -> tuple[Turn, float]:
-        for index, (made, turn, expected) in enumerate(self._in_flight):
-            if made is step:
+    def _take_from_flight(self, step: Step) -> _Flight:
+        for index, flight in enumerate(self._in_flight):
+            if flight.step is step:
                 del self._in_flight[index]
-                return turn, expected
+                return flight
             if not self._side_by_side:
                 break
         raise ValueError("steps must be applied in the order in which they were made")
@@ -290,6 +316,7 @@ class Unit:
         if max_tokens is not None:
             budget = min(budget, max(1, max_tokens))
         chunks: list[PrefillChunk] = []
+        self._in_step = []
         for request in list(state.prefilling.values()):
             if budget == 0 or len(chunks) == limits.max_prefill_seqs:
                 break
@@ -325,34 +352,22 @@ class Unit:
         most = state.spec.limits.max_decode_tokens
         if max_tokens is not None:
             most = min(most, max(1, max_tokens))
-        live: list[Live] = []
-        longest = 0
-        for request in state.running.values():
-            if settled and request.steps_in_flight:
-                continue
-            made = len(request.output) + request.pending
-            left = request.max_new_tokens - made
-            if left > 0:
-                # The last token is not in the pool yet: it is written first.
-                live.append((request, left, len(request.prompt) + made - 1))
-                if left > longest:
-                    longest = left
-        if not live:
+        table = state.table
+        left = table.limit - table.made
+        if settled and self._in_flight:
+            numbers = [flight.number for flight in self._in_flight]
+            left[np.isin(table.last_step, numbers)] = 0
+        slots = np.flatnonzero(left)
+        if not slots.size:
             return None
-        live, k = self._residency.grow(state, live, min(most, longest))
-        if not live:
+        slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))
+        if not slots.size:
             return None
-        sequences: list[DecodeSequence] = []
-        per_block = state.spec.tokens_per_page
-        for request, left, held in live:
-            count = left if left < k else k
-            request.pending += count
-            request.steps_in_flight += 1
-            blocks = -(-(held + count) // per_block)
-            sequences.append(
-                DecodeSequence(request.id, request.slot, request.blocks, blocks, count)
-            )
-        return Decode(model, sequences, k)
+        table.made[slots] += counts
+        table.last_step[slots] = self._steps_made + 1
+        self._in_step = table.requests[slots].tolist()
+        batch = DecodeBatch(table.ids[slots], slots, table.blocks[slots].tolist(), blocks, counts)
+        return Decode(model, batch, int(counts.max()))
 
     # Parts of steps and results
 
@@ -360,10 +375,9 @@ class Unit:
         start = request.dispatched
         end = min(request.prefix_tokens, start + budget)
         last = end == request.prefix_tokens
-        request.dispatched = end
-        request.steps_in_flight += 1
+        request.dispatch(end, self._steps_made + 1)
+        self._in_step.append(request)
         if last:
-            request.pending += 1
             state.start_decode(request)
         return PrefillChunk(
             request_id=request.id,
@@ -378,43 +392,31 @@ class Unit:
             stop_ids=request.stop_ids,
         )
 
-    def _take(
+    def _take_first_or_last(
         self,
-        state: ModelState,
-        request_id: int,
-        expected: int,
+        request: Request,
         tokens: list[int],
         logprobs: list[TokenLogprobs] | None,
         now: float,
-        updates: list[RequestUpdate],
-    ) -> None:
-        request = self._requests.get(request_id)
-        if request is None:
-            return
-        request.steps_in_flight -= 1
-        request.pending -= expected
-        if not tokens:
-            return
+    ) -> RequestUpdate:
+        """Takes tokens in that are a request's first, or that end it."""
         if request.first_token_at is None:
             request.first_token_at = now
         reason: FinishReason | None = None
         room = request.max_new_tokens - len(request.output)
-        stop_ids = request.stop_ids
-        if stop_ids or len(tokens) >= room:
-            for index, token in enumerate(tokens, start=1):
-                if token in stop_ids:
-                    reason = "stop"
-                elif index == room:
-                    reason = "length"
-                else:
-                    continue
-                if index < len(tokens):
-                    raise ValueError(f"request {request_id} got tokens after its end: {tokens}")
-        request.output.extend(tokens)
-        state.output_tokens += len(tokens)
-        updates.append(RequestUpdate(request, tokens, logprobs, reason))
+        for index, token in enumerate(tokens, start=1):
+            if token in request.stop_set:
+                reason = "stop"
+            elif index == room:
+                reason = "length"
+            else:
+                continue
+            if index < len(tokens):
+                raise ValueError(f"request {request.id} got tokens after its end: {tokens}")
+        request.output += tokens
         if reason is not None:
             self.finish(request, reason, now)
+        return RequestUpdate(request, tokens, logprobs, reason)
 
     def _expected_time(self, step: Step) -> tuple[Turn, float]:
         name = step.model
@@ -433,41 +435,15 @@ class Unit:
     # What is shown
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the unit and of each model; pages of quotas are those of leased slabs."""
-        allocator, quotas = self.allocator, self.quotas
-        pages = allocator.slab_pages
-        models: dict[str, Any] = {}
-        for name, state in self.models.items():
-            models[name] = {
-                "waiting": len(state.waiting),
-                "running": len(state.prefilling) + len(state.running),
-                "finished": state.finished,
-                "preemptions": state.preemptions,
-                "prompt_tokens": state.prompt_tokens,
-                "output_tokens": state.output_tokens,
-                "kv_pages_used": allocator.used_pages(name),
-                "kv_pages_leased": allocator.leased_pages(name),
-                "kv_pages_quota": quotas.quotas[name] * pages,
-                "kv_pages_floor": quotas.floors[name] * pages,
-                "kv_pages_borrowed": max(0, quotas.over_quota(name)) * pages,
-                "prefill_seconds": self.time.used[name, "prefill"],
-                "decode_seconds": self.time.used[name, "decode"],
-                "prefill_share": self.time.shares[name, "prefill"],
-                "decode_share": self.time.shares[name, "decode"],
-            }
+        """Counters of the unit and of each model; see `unit_stats.py`."""
         return {
             "policy": self.policy.name,
             "requests": self.num_requests,
-            "pool_pages": allocator.num_pages,
-            "usable_pages": allocator.usable_pages,
-            "free_pages": allocator.free_slabs * pages,
-            "slab_pages": pages,
-            "slab_waste": allocator.waste,
-            "quota_moves": [
-                {"at": move.at, "from": move.giver, "to": move.taker, "pages": move.pages}
-                for move in quotas.moves
-            ],
-            "models": models,
+            **pool_stats(self.allocator, self.quotas, self.models.values()),
+            "models": {
+                name: model_stats(state, self.allocator, self.quotas, self.time)
+                for name, state in self.models.items()
+            },
         }
 
     # Tests

@@ -96,7 +96,8 @@ def test_growth_over_the_quota_takes_from_younger_borrowers_only() -> None:
     pool = Pool(12, a=0.0, b=0.0, c=0.0)  # quotas 4
     anchor = pool.hold("c", 1)
     old = pool.hold("a", 5)
-    young = pool.hold("b", 6)
+    pool.hold("b", 5)
+    young = pool.hold("b", 1)
     assert pool.plan("a", 1, old) == [young.id]
     assert pool.plan("b", 1, young) is None
     assert pool.plan("c", 1, anchor) == [young.id]
@@ -109,6 +110,24 @@ def test_the_oldest_of_the_unit_may_take_what_others_hold_over_their_floors() ->
     assert pool.plan("a", 3, anchor) == [young.id]
     assert kept.id not in (pool.plan("a", 3, anchor) or [])
     assert pool.plan("a", 4, anchor) is None
+
+
+def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only() -> None:
+    pool = Pool(12, a=0.0, b=0.0, c=0.25)  # quotas 4
+    anchor, old = pool.hold("a", 2), pool.hold("a", 3)
+    only = pool.hold("b", 7)
+    assert pool.plan("a", 1, old) is None
+    assert pool.plan("a", 1, anchor) == [only.id]
+    assert pool.plan("c", 3) == [only.id]
+
+
+def test_a_first_request_larger_than_its_quota_takes_from_who_is_over_a_floor() -> None:
+    pool = Pool(12, a=0.25, b=0.25)  # quotas 6, floors 3
+    for _ in range(4):
+        pool.hold("a", 3)
+    assert pool.plan("b", 8) == [3, 2, 1]
+    pool.hold("b", 0)
+    assert pool.plan("b", 10) is None  # the oldest stays
 
 
 def test_who_frees_no_slab_is_not_preempted() -> None:

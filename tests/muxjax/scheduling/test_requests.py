@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from muxjax.scheduling.requests import Request
+from muxjax.scheduling.slot_table import SlotTable
 
 
 def test_tokens_between_reads_on_from_prompt_to_output() -> None:
@@ -15,7 +18,18 @@ def test_tokens_between_reads_on_from_prompt_to_output() -> None:
 
 
 def test_expected_tokens_count_what_is_in_flight() -> None:
-    request = Request(0, "a", [1, 2, 3])
+    request = Request(0, "a", [1, 2, 3], slot=1, blocks=[7], max_new_tokens=9, prefix_tokens=3)
+    request.dispatch(3, step=5)
+    assert (request.expected_tokens, request.pending, request.last_step) == (1, 1, 5)
+    table = SlotTable(2)
+    request.take_row(table)
+    assert (table.limit[1], table.prompt[1], table.num_blocks[1]) == (9, 3, 1)
     request.output = [4]
-    request.pending = 3
-    assert request.expected_tokens == 4
+    table.made[1] += 3
+    table.last_step[1] = 6
+    assert (request.expected_tokens, request.pending, request.last_step) == (4, 3, 6)
+    request.leave_row()
+    assert (request.expected_tokens, request.pending, request.last_step) == (4, 3, 6)
+    assert table.limit[1] == table.made[1]
+    with pytest.raises(ValueError, match="no row"):
+        request.leave_row()
