@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_convert, cli_plan, cli_simulate
+from muxjax import __version__, cli_convert, cli_plan, cli_serve, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -116,34 +116,6 @@ def generate(
 
 
 @app.command()
-def serve(
-    fleet_file: FleetFile,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to serve on. Others than this machine: no password is asked."),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Serve the units of this plan (`muxjax plan --output`), not one unit."),
-    ] = None,
-) -> None:
-    """Serve a fleet over HTTP in OpenAI's schema."""
-    from muxjax.config import load_fleet_config
-
-    config = load_fleet_config(fleet_file)
-
-    from muxjax.serve.server import bind, sigterm_interrupts
-    from muxjax.serve.server import serve as serve_fleet
-
-    with sigterm_interrupts(), bind(host, port) as bound:
-        from muxjax.fleet import Fleet
-
-        with Fleet.load(config, plan=plan) as fleet:
-            serve_fleet(fleet, bound, say=lambda text: print(text, flush=True))
-
-
-@app.command()
 def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
     """Load a fleet, compile nothing, and say what it holds: shapes, bytes, where from."""
     from muxjax.config import load_fleet_config
@@ -238,6 +210,7 @@ def schema() -> None:
 
 cli_convert.register(app)
 cli_plan.register(app)
+cli_serve.register(app)
 cli_simulate.register(app)
 
 

@@ -30,68 +30,17 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from muxjax.errors import FleetConfigError, PlanError
+from muxjax.memory_size import Memory
 from muxjax.placement.cluster import parse_cluster
+from muxjax.server_config import ServerConfig
 from muxjax.yaml_lines import read_yaml
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
-
-
-def parse_memory(value: object) -> int:
-    """Bytes in a size such as `1GB`, `512MiB`, `1.5 GB` or a whole number of bytes.
-
-    Raises:
-      ValueError: anything else, and sizes under one byte.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    match = _MEMORY.fullmatch(value) if isinstance(value, str) else None
-    unit = _UNITS.get(match[2].lower()) if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
-    if size < 1:
-        raise ValueError("must be a size such as 1GB, 512MiB or a number of bytes")
-    return size
-
-
-def _memory(value: object) -> object:
-    if value is None:
-        return None
-    try:
-        return parse_memory(value)
-    except ValueError as error:
-        raise PydanticCustomError("memory", str(error)) from error
-
-
-Memory = Annotated[
-    int,
-    BeforeValidator(_memory),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$"},
-            ]
-        }
-    ),
-]
 # `pool:` with every line under it commented out is null in YAML.
 _absent_is_empty = BeforeValidator(lambda value: {} if value is None else value)
 
@@ -238,6 +187,9 @@ class FleetConfig(_Section):
     )
     engine: Annotated[EngineConfig, _absent_is_empty] = Field(
         default_factory=EngineConfig, description="Sizes of the compiled steps."
+    )
+    server: Annotated[ServerConfig, _absent_is_empty] = Field(
+        default_factory=ServerConfig, description="Limits and time-outs of `muxjax serve`."
     )
     cluster: Cluster | None = Field(
         default=None,
@@ -399,6 +351,7 @@ def _keys_beside(location: list[int | str]) -> list[str]:
         "models": ModelEntry,
         "pool": PoolConfig,
         "engine": EngineConfig,
+        "server": ServerConfig,
     }
     section = sections.get(str(location[0]), FleetConfig) if len(location) > 1 else FleetConfig
     return list(section.model_fields)

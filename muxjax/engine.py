@@ -7,12 +7,13 @@ others leave commands in an inbox.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest
@@ -65,6 +66,7 @@ class Engine:
         self._closing = False
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
+        self._moved = time.monotonic()  # when work came to an idle loop, or a step was made or read
         self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
         self._thread.start()
 
@@ -79,11 +81,12 @@ class Engine:
             try:
                 self._unit.add(request)
             except InvalidRequest as error:
-                del self._sinks[request.id]
+                self._sinks.pop(request.id, None)
                 sink.failed(error)
 
         with self._wake:
             self._check_alive()
+            self._note_work()
             self._sinks[request.id] = sink  # at once, so that an ending engine reaches it
             self._inbox.append(add)
             self._wake.notify()
@@ -118,6 +121,7 @@ class Engine:
 
         with self._wake:
             self._check_alive()
+            self._note_work()
             self._calls.add(future)
             self._inbox.append(run)
             self._wake.notify()
@@ -133,6 +137,41 @@ class Engine:
           EngineDead: the engine has ended.
         """
         return self.call(lambda unit: {**unit.stats(), "steps": dict(self._steps)})
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the loop, other than `close`."""
+        return self._error
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step; 0 for one that is idle. From any thread."""
+        return time.monotonic() - self._moved if self._sinks or self._calls else 0.0
+
+    def abandon(self, reason: str) -> None:
+        """Gives up a loop that has ended or hangs: every request fails now, and nothing that the
+        loop may do later reaches anyone. Its thread is not waited for.
+        """
+        with self._wake:
+            self._closing = True
+            if self._error is None:
+                self._error = EngineDead(reason)
+            # The loop looks sinks up here, so what it still delivers finds nobody.
+            sinks, self._sinks = self._sinks, {}
+            calls = [future for future in self._calls if not future.done()]
+            self._wake.notify()
+        error = EngineDead(self._epitaph())
+        for sink in sinks.values():
+            sink.failed(error)
+        for future in calls:
+            with contextlib.suppress(InvalidStateError):  # the loop was quicker
+                future.set_exception(error)
+        self._executor.close()
+
+    def _note_work(self) -> None:
+        """The time without a step begins when work comes to an idle loop."""
+        if not (self._sinks or self._calls):
+            self._moved = time.monotonic()
 
     @property
     def alive(self) -> bool:
@@ -182,11 +221,13 @@ class Engine:
                 if self._poison:
                     self._executor.poison(self._unit.take_freed_pages())
                 in_flight.append((step, self._executor.submit(step)))
+                self._moved = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1
             if in_flight and (step is None or len(in_flight) >= _AHEAD):
                 done, handle = in_flight.popleft()
                 result = self._executor.result(handle)
                 self._deliver(self._unit.apply(done, result, time.perf_counter()))
+                self._moved = time.monotonic()
             elif step is None and self._unit.num_requests:
                 with self._wake:
                     if not self._inbox and not self._closing:
@@ -204,7 +245,7 @@ class Engine:
             if stopped and not request.finished:
                 self._unit.finish(request, "stop", time.perf_counter())
             if request.finished:
-                del self._sinks[request.id]
+                self._sinks.pop(request.id, None)
 
     def _end(self) -> None:
         with self._wake:

@@ -39,6 +39,10 @@ class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
 
 
+class TimedOut(MuxError):
+    """A request took longer than it may, and was ended."""
+
+
 class WorkloadError(MuxError, ValueError):
     """A trace or workload that cannot be used: what is wrong, where, and what to do."""
 
@@ -53,3 +57,7 @@ class PlanError(MuxError, ValueError):
 
 class BenchError(MuxError, ValueError):
     """A benchmark that cannot be run as asked: what was asked, what was found, what to do."""
+
+
+class KeyFileError(MuxError, ValueError):
+    """A file of API keys that is not valid; the message has a line for each fault."""

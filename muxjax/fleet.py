@@ -18,6 +18,7 @@ from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
 from muxjax.fleet_stats import merged
+from muxjax.health import UnitHealth
 from muxjax.live_unit import LiveUnit
 from muxjax.loading import LoadedModel
 from muxjax.output import Delta, Output
@@ -234,6 +235,37 @@ class Fleet:
         if len(self.units) == 1:
             return self.units[0].stats()
         return merged({unit.name: unit.stats() for unit in self.units})
+
+    def health(self) -> list[UnitHealth]:
+        """Whether each unit works. Asks no engine, so it answers when one hangs."""
+        return [unit.health() for unit in self.units]
+
+    def state(self) -> dict[str, Any]:
+        """The counters, read without asking the engines: for a look at one that hangs.
+
+        They may not agree with each other, as the engines may be changing them.
+        """
+        if len(self.units) == 1:
+            return self.units[0].state()
+        return {"units": {unit.name: unit.state() for unit in self.units}}
+
+    def restart(self, unit: str, reason: str) -> None:
+        """Starts a unit anew: a new pool and queue, the same weights and programs.
+
+        Its requests go on, in a replica or in the unit; an engine that hangs is left to itself, and
+        the memory of its pool is free only when it lets go of it.
+
+        Args:
+          unit: its name.
+          reason: told to whoever waits.
+
+        Raises:
+          EngineDead: the fleet is closed, or was loaded without an engine.
+        """
+        found = {each.name: each for each in self.units}.get(unit)
+        if found is None:
+            raise EngineDead(f"unit {unit} cannot be restarted: it does not exist")
+        found.restart(reason)
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""

@@ -15,18 +15,23 @@ def merged(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
       units: `LiveUnit.stats` of each, by name.
 
     Returns:
-      `units` as they are; sums of requests and pages; for each model the sums of its counters and
-      the names of its units. What cannot be added, such as shares of a unit's time, is in `units`.
+      `units` as they are; sums of requests and pages; for each model its counters and the names of
+      its units. Of a model with replicas these are sums, and what cannot be added, such as shares
+      of a unit's time, is in `units` only.
     """
     models: dict[str, dict[str, Any]] = {}
     for unit, stats in units.items():
         for name, counters in stats["models"].items():
-            total = models.setdefault(name, {"units": []})
+            if name not in models:
+                models[name] = {**counters, "units": [unit]}
+                continue
+            total = models[name]
             total["units"].append(unit)
+            for key in [key for key in total if key in counters and not _addable(key, total[key])]:
+                del total[key]
             for key, value in counters.items():
-                addable = isinstance(value, int) or key.endswith("_seconds")
-                if addable and not isinstance(value, bool):
-                    total[key] = total.get(key, 0) + value
+                if key in total:
+                    total[key] += value
     return {
         "policy": next(iter(units.values()))["policy"],
         **{key: sum(stats[key] for stats in units.values()) for key in _SUMS},
@@ -36,6 +41,10 @@ def merged(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "models": models,
         "units": dict(units),
     }
+
+
+def _addable(key: str, value: object) -> bool:
+    return key.endswith("_seconds") or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _steps(units: Mapping[str, dict[str, Any]]) -> dict[str, int]:

@@ -39,13 +39,14 @@ class LiveUnit(Runner):
         self.plan = plan
         self._programs = dict(programs)
         self._executor: JaxExecutor | None = None
+        self._unit = plan.make_unit()
 
         def start() -> Engine:
             executor = JaxExecutor(
                 self._programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison
             )
-            self._executor = executor
-            return Engine(plan.make_unit(), executor, poison=poison)
+            self._executor, self._unit = executor, plan.make_unit()
+            return Engine(self._unit, executor, poison=poison)
 
         super().__init__(name, plan.models, start if programs else None, seconds)
 
@@ -54,6 +55,10 @@ class LiveUnit(Runner):
         """What it holds, by name."""
         return self.plan.models
 
+    def state(self) -> dict[str, Any]:
+        """The counters, read without asking the engine, which may be changing them."""
+        return self._unit.stats()
+
     def stats(self) -> dict[str, Any]:
         """Counters and gauges: pool, quotas, queues, and the compiled programs.
 
@@ -61,7 +66,7 @@ class LiveUnit(Runner):
           EngineDead: its loop has ended.
         """
         engine, executor = self._engine, self._executor
-        found = self.plan.make_unit().stats() if engine is None else engine.stats()
+        found = self.state() if engine is None else engine.stats()
         found["pool_address"] = None
         if engine is not None and executor is not None:
             # On the loop's thread: between steps, as each step takes the pool's array and gives

@@ -18,7 +18,7 @@ class Delta:
       text: may lag behind the tokens: half characters, and what may begin a stop string, wait.
       token_ids: new tokens; a stop token that ended the request is the last, with no text.
       logprobs: one entry for each of `token_ids`, or None if they were not asked for.
-      finish_reason: 'stop', 'length' or 'cancelled' in the last delta, None before.
+      finish_reason: 'stop', 'length', 'cancelled' or 'abort' in the last delta, None before.
     """
 
     text: str

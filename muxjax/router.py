@@ -272,7 +272,7 @@ class Router:
             return
         began = time.perf_counter()
         try:
-            unit.restart()
+            unit.revive()
         except (MuxError, RuntimeError) as error:  # JAX's errors are RuntimeErrors
             self._failed[unit.name] = error
             log.exception("unit %s cannot be started again", unit.name)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from muxjax.engine import Engine
 from muxjax.errors import EngineDead
+from muxjax.health import UnitHealth
 
 
 class Runner:
@@ -55,20 +56,43 @@ class Runner:
         """What a request of so many tokens, output included, is expected to take of the devices."""
         return self._seconds.get(model, 1.0) * num_tokens
 
-    def restart(self) -> None:
+    def revive(self) -> None:
         """Starts the loop anew if it has ended.
 
         Raises:
           EngineDead: the unit is closed.
         """
         with self._changing:
-            if self._closed or self._start is None:
-                raise EngineDead(f"unit {self.name} is closed")
-            if self.alive:
-                return
-            self.engine.close()  # waits for its thread and frees its pool
-            self._engine = self._start()
-            self.restarts += 1
+            if not self.alive:
+                self._check_open()
+                self.engine.close()  # waits for its thread and frees its pool
+                self._begin()
+
+    def restart(self, reason: str) -> None:
+        """Starts the loop anew, even if it runs or hangs: that one is left to itself.
+
+        Args:
+          reason: told to whoever waits for it.
+
+        Raises:
+          EngineDead: the unit is closed.
+        """
+        with self._changing:
+            self._check_open()
+            self.engine.abandon(reason)
+            self._begin()
+
+    def health(self) -> UnitHealth:
+        """Whether it works; asks no engine."""
+        engine = self._engine
+        return UnitHealth(
+            unit=self.name,
+            models=tuple(sorted(self.model_names)),
+            alive=self.alive,
+            stalled_seconds=0.0 if engine is None else engine.stalled_seconds,
+            reason=None if engine is None or engine.error is None else str(engine.error),
+            restarts=self.restarts,
+        )
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""
@@ -76,3 +100,12 @@ class Runner:
             self._closed = True
             if self._engine is not None:
                 self._engine.close()
+
+    def _check_open(self) -> None:
+        if self._closed or self._start is None:
+            raise EngineDead(f"unit {self.name} cannot be restarted: it is closed")
+
+    def _begin(self) -> None:
+        assert self._start is not None, "asked by _check_open"
+        self._engine = self._start()
+        self.restarts += 1

@@ -69,11 +69,16 @@ class Stream:
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`."""
         with self._ready:
+            if self._ended:
+                return
+            self._ended = True
             self._error = error
             self._notify()
 
     def _put(self, item: RequestUpdate | Delta, ended: bool) -> None:
         with self._ready:
+            if self._ended:
+                return
             self._queue.append(item)
             self._ended = ended
             self._notify()
@@ -91,6 +96,19 @@ class Stream:
         """Ends the request and frees its pages; does nothing if it has ended. From any thread."""
         if not self._ended:
             self._cancel(self.request_id)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the request for its reader at once, even if the engine hangs. From any thread.
+
+        Args:
+          error: raised to the reader after what has been made; without one, the last delta's
+            reason is 'abort'.
+        """
+        self.cancel()
+        if error is None:
+            self._put(Delta("", [], None, "abort"), True)
+        else:
+            self.failed(error)
 
     def __enter__(self) -> Self:
         return self

@@ -10,8 +10,6 @@ from starlette.requests import Request
 
 from muxjax.serve.errors import ApiError
 
-DEFAULT_BODY_LIMIT = 4 * 2**20
-"""Bytes; some forty times a prompt of 32,768 tokens."""
 _LARGE = 64 * 2**10
 """Bytes from which parsing leaves the event loop, which other requests' streams run on."""
 _DEEPEST = 32

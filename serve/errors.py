@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, TimedOut, UnknownModel
 
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CLIENT_CLOSED_REQUEST = 499
 """Nginx's status for a client that left before the answer; seen by nobody but logs."""
 
@@ -23,21 +25,31 @@ class ApiError(Exception):
       message: what is wrong, for the reader.
       param: the request's field at fault, if one is.
       code: a word for programs.
+      headers: of the answer, besides those that every answer has.
     """
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON answer. What was echoed from the request is made printable."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = _KINDS.get(self.status)
+        if kind is None:
+            kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {
             "error": {
                 "message": _clean(self.message),
@@ -55,17 +67,26 @@ def api_error(error: MuxError) -> ApiError:
     if isinstance(error, InvalidRequest):
         return ApiError(str(error), param=error.field)
     if isinstance(error, EngineDead):
-        return ApiError(str(error), status=503, code="engine_dead")
+        return ApiError(str(error), status=503, code="engine_dead", headers={"retry-after": "5"})
+    if isinstance(error, TimedOut):
+        return ApiError(str(error), status=504, code="timeout")
     return ApiError(str(error), status=500)
+
+
+def error_response(error: ApiError) -> Response:
+    """The answer as it is sent."""
+    headers = dict(error.headers)
+    if error.status in (408, 413):
+        # The body may still be on its way; the connection is not worth waiting for it.
+        headers["connection"] = "close"
+    return JSONResponse(error.body, status_code=error.status, headers=headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Gives every error of `app` OpenAI's form."""
 
     async def on_api_error(request: Request, error: ApiError) -> Response:
-        # A refused body may still be on its way; the connection is not worth waiting for it.
-        headers = {"connection": "close"} if error.status == 413 else None
-        return JSONResponse(error.body, status_code=error.status, headers=headers)
+        return error_response(error)
 
     async def on_mux_error(request: Request, error: MuxError) -> Response:
         return await on_api_error(request, api_error(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from muxjax.health import UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 
@@ -84,6 +85,12 @@ class StreamLike(Protocol):
         """Ends the request. May be called from any thread and more than once."""
         ...
 
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the request for its reader at once, even if the engine hangs: with an error, or with
+        a last delta whose reason is 'abort'.
+        """
+        ...
+
 
 @runtime_checkable
 class FleetLike(Protocol):
@@ -110,5 +117,26 @@ class FleetLike(Protocol):
 
         Raises:
           EngineDead: the engine has ended.
+        """
+        ...
+
+
+@runtime_checkable
+class SupervisedFleet(FleetLike, Protocol):
+    """A fleet whose units can be watched and started anew."""
+
+    def health(self) -> list[UnitHealth]:
+        """Of each unit; answers when an engine hangs."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The counters without asking the engine; they may not agree with each other."""
+        ...
+
+    def restart(self, unit: str, reason: str) -> None:
+        """Ends a unit's requests with `EngineDead` and starts it anew.
+
+        Raises:
+          EngineDead: it cannot be.
         """
         ...

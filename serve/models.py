@@ -1,8 +1,6 @@
-"""`/v1/models`: what is served."""
+"""Finds the model that a request names."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike
@@ -23,14 +21,3 @@ def find_model(fleet: FleetLike, name: str) -> ModelLike:
             code="model_not_found",
         )
     return model
-
-
-def describe(model: ModelLike, created: int) -> dict[str, Any]:
-    """A model in OpenAI's form, and its length limit as vLLM gives it."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "muxjax",
-        "max_model_len": model.max_model_len,
-    }

@@ -99,13 +99,16 @@ class Running:
         outputs = [Output() for _ in self.streams]
         async for index, delta in self.deltas():
             outputs[index].add(delta)
+        if any(output.finish_reason == "abort" for output in outputs):
+            raise EngineDead("the server is stopping; the request was cut")
         return outputs
 
 
 async def _whole(stream: StreamLike) -> AsyncIterator[DeltaLike]:
     """The stream's deltas; an end other than by the model or a limit is an error."""
     async for delta in stream:
-        if delta.finish_reason not in (None, "stop", "length"):
+        # 'abort' is a cut by a server that stops; what was made so far is the caller's.
+        if delta.finish_reason not in (None, "stop", "length", "abort"):
             raise EngineDead(f"the request was ended by the server ({delta.finish_reason})")
         yield delta
 

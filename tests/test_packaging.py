@@ -93,6 +93,8 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
     modules = {name for name in names if name.endswith(".py")}
     assert modules == source_modules()
     assert "muxjax/py.typed" in names
+    page = {f"muxjax/serve/live/{path.name}" for path in (ROOT / "serve" / "live").iterdir()}
+    assert page <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"muxjax"}

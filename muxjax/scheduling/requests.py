@@ -11,7 +11,7 @@ from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.steps import TokenLogprobs
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "abort"]
 
 
 class RequestState(enum.Enum):

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from muxjax.config import FleetConfig, fleet_json_schema, load_fleet_config, parse_memory
+from muxjax.config import FleetConfig, fleet_json_schema, load_fleet_config
 from muxjax.errors import FleetConfigError
 
 CHAT = {"name": "chat", "source": "demo:smollm2-135m"}
@@ -242,30 +240,6 @@ def test_relative_sources_are_found_from_the_file(tmp_path, monkeypatch):
     assert [model.source for model in load_fleet_config({"models": models}).models] == want
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1GB", 10**9),
-        ("1GiB", 2**30),
-        ("512MiB", 512 * 2**20),
-        ("1.5 gb", 1_500_000_000),
-        ("100 kB", 100_000),
-        ("17", 17),
-        (4096, 4096),
-        (" 2 TiB ", 2 * 2**40),
-    ],
-)
-def test_sizes(text, size):
-    assert parse_memory(text) == size
-
-
-@given(st.one_of(st.text(max_size=12), st.integers(max_value=0), st.booleans(), st.floats()))
-def test_what_is_no_size_is_refused(value):
-    assume(not (isinstance(value, str) and value[:1].isspace() | value[:1].isdigit()))
-    with pytest.raises(ValueError, match="must be a size such as 1GB"):
-        parse_memory(value)
-
-
 def test_the_schema_names_every_key():
     schema = fleet_json_schema()
     json.dumps(schema)
@@ -273,3 +247,14 @@ def test_the_schema_names_every_key():
     entry = schema["$defs"]["ModelEntry"]
     assert entry["additionalProperties"] is False
     assert all("description" in key for key in entry["properties"].values())
+    server = schema["$defs"]["ServerConfig"]
+    assert all("description" in key for key in server["properties"].values())
+
+
+def test_the_server_section():
+    fleet = load_fleet_config({"models": [CHAT], "server": {"max_queue": 2, "max_body": "1MiB"}})
+    assert (fleet.server.max_queue, fleet.server.max_body) == (2, 2**20)
+    assert load_fleet_config({"models": [CHAT], "server": None}).server.max_queue == 256
+    found = faults({"models": [CHAT], "server": {"max_queu": 2, "drain_timeout": 0}})
+    assert "server.max_queu: unknown key; did you mean max_queue?" in found
+    assert "server.drain_timeout: must be above 0; got 0" in found

@@ -150,3 +150,64 @@ def test_errors_of_called_functions_are_the_callers():
         engine.call(lambda unit: 1 / 0)
     assert engine.alive
     engine.close()
+
+
+class Hanging(MockExecutor):
+    """Waits at its second result until it is let go."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.reached, self.go_on, self.results = threading.Event(), threading.Event(), 0
+
+    def result(self, handle: object) -> object:
+        self.results += 1
+        if self.results == 2:
+            self.reached.set()
+            assert self.go_on.wait(WAIT)
+        return super().result(handle)
+
+
+def test_a_loop_that_hangs_is_seen_and_given_up():
+    executor = Hanging(SPECS, 60)
+    engine = Engine(Unit(SPECS, 60, make_policy("adbs"), record_freed=True), executor, poison=True)
+    assert engine.stalled_seconds == 0.0
+    collectors = [Collector() for _ in range(2)]
+    engine.submit(request(0, "a", 5, 40), collectors[0])
+    assert executor.reached.wait(WAIT)
+    first = engine.stalled_seconds
+    engine.submit(request(1, "b", 5, 40), collectors[1])  # no step: the time goes on
+    assert engine.stalled_seconds >= first > 0.0
+    told: list[BaseException] = []
+
+    def ask_stats() -> None:
+        try:
+            engine.stats()
+        except EngineDead as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask_stats)
+    asking.start()
+    engine.abandon("no step for a while")
+    for collector in collectors:
+        assert collector.done.is_set()
+        assert "no step for a while" in str(collector.error)
+    asking.join(WAIT)
+    assert len(told) == 1
+    assert not engine.alive
+    assert engine.stalled_seconds == 0.0
+    # What the loop does once it is let go reaches nobody.
+    before = [list(collector.tokens) for collector in collectors]
+    executor.go_on.set()
+    engine.close()
+    assert [collector.tokens for collector in collectors] == before
+
+
+def test_an_idle_time_is_no_stall():
+    engine = make_engine()
+    ask(engine, request(0, "a", 3, 3))
+    engine._moved -= 1000.0  # as if it had been idle for long
+    assert engine.stalled_seconds == 0.0
+    engine.stats()
+    ask(engine, request(1, "a", 3, 3))
+    assert engine.stalled_seconds < 100.0
+    engine.close()

@@ -238,3 +238,41 @@ def test_the_package_gives_its_names_lazily():
     assert muxjax.Fleet is Fleet
     with pytest.raises(AttributeError, match="Flet"):
         _ = muxjax.Flet
+
+
+def test_a_restarted_unit_gives_the_same_answers_from_a_new_pool():
+    with Fleet.load(fleet("llama")) as found:
+        wanted = found.generate("llama", "abc", GREEDY)
+        long = dataclasses.replace(GREEDY, max_tokens=200)
+        (undisturbed,) = found.generate("llama", "hello", long)
+        running = iter(found.stream("llama", "hello", long))
+        tokens = list(next(running).token_ids)
+        (before,) = found.health()
+        assert before.works(60.0)
+        found.restart("0", "it was asked for")
+        tokens += [token for delta in running for token in delta.token_ids]
+        assert tokens == undisturbed.token_ids
+        (after,) = found.health()
+        assert (after.alive, after.restarts, after.reason) == (True, 1, None)
+        assert found.state()["requests"] == 0
+        assert found.generate("llama", "abc", GREEDY) == wanted
+        with pytest.raises(EngineDead, match="does not exist"):
+            found.restart("1", "no such unit")
+    (closed,) = found.health()
+    assert not closed.works(60.0)
+    with pytest.raises(EngineDead, match="closed"):
+        found.restart("0", "too late")
+
+
+def test_a_stream_can_be_ended_from_outside():
+    with Fleet.load(fleet("llama")) as found:
+        long = dataclasses.replace(GREEDY, max_tokens=200)
+        cut = found.open_stream("llama", "hello", long)
+        cut.end()
+        cut.end(ValueError("ends once"))
+        assert [delta.finish_reason for delta in cut][-1] == "abort"
+        failed = found.open_stream("llama", "hello", long)
+        failed.end(TimeoutError("too long"))
+        with pytest.raises(TimeoutError, match="too long"):
+            list(failed)
+        assert found.stats()["requests"] == 0

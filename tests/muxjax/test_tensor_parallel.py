@@ -15,7 +15,8 @@ def found():
 def test_any_degree_gives_the_same_tokens(found):
     one = found[0]
     for other in found[1:]:
-        assert other["answers"] == one["answers"], other["degree"]
+        for name, tokens in other["answers"].items():
+            assert tokens == one["answers"][name], (name, other["degree"])
     for greedy, seeded in one["answers"].values():
         assert greedy != seeded
         assert len({tuple(tokens) for tokens in greedy}) == 3
@@ -36,7 +37,5 @@ def test_what_a_device_holds_falls_with_the_degree(found):
 
 
 def test_a_model_may_use_fewer_ways_than_its_unit_has_devices(found):
-    assert found[4]["copies"] == {"smollm2": 4, "gemma": 2, "llama3": 1}
-    for name, size in found[4]["param_bytes"].items():
-        alike = {"smollm2": 0, "gemma": 1, "llama3": 2}[name]
-        assert size == found[alike]["param_bytes"][name]
+    assert found[4]["copies"] == {"smollm2": 4}
+    assert found[4]["param_bytes"]["smollm2"] == found[0]["param_bytes"]["smollm2"]

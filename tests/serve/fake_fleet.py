@@ -7,6 +7,7 @@ the prompt's own bytes in turn, over and over (`ab` -> `ababab...`), until `max_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muxjax.errors import EngineDead, InvalidRequest, UnknownModel
+from muxjax.health import UnitHealth
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
@@ -76,6 +78,9 @@ class FakeFleet:
     asked: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
     active: set[int] = field(default_factory=set)
     closed: bool = False
+    stalled: float = 0.0
+    restarts: int = 0
+    restartable: bool = False
 
     def open_stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
@@ -107,7 +112,28 @@ class FakeFleet:
     def stats(self) -> dict[str, Any]:
         if self.dead:
             raise EngineDead(self.dead)
-        return {"running": len(self.active)}
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        running = dict.fromkeys(self.models, 0)
+        models = {
+            name: {"waiting": 0, "running": count, "kv_pages_used": 4 * count, "output_tokens": 0}
+            for name, count in running.items()
+        }
+        return {"running": len(self.active), "usable_pages": 100, "models": models}
+
+    def health(self) -> list[UnitHealth]:
+        return [
+            UnitHealth(
+                "0", tuple(self.models), self.dead is None, self.stalled, self.dead, self.restarts
+            )
+        ]
+
+    def restart(self, unit: str, reason: str) -> None:
+        if not self.restartable:
+            raise EngineDead("cannot be restarted")
+        self.dead, self.stalled = None, 0.0
+        self.restarts += 1
 
 
 class FakeStream:
@@ -125,6 +151,8 @@ class FakeStream:
         self._params = params
         self._model = fleet.models[model]
         self._cancelled = threading.Event()
+        self._ended = asyncio.Event()
+        self._error: BaseException | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -133,6 +161,11 @@ class FakeStream:
     def cancel(self) -> None:
         self._cancelled.set()
         self._fleet.active.discard(self._number)
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.cancel()
+        self._error = error
+        self._ended.set()
 
     def __aiter__(self) -> AsyncIterator[FakeDelta]:
         return self._deltas()
@@ -148,7 +181,13 @@ class FakeStream:
         tokens, reason = self._output()
         decoder = None if self._model.tokenizer is None else self._model.tokenizer.decode_stream()
         for count, token in enumerate(tokens, start=1):
-            await asyncio.sleep(self._fleet.delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), self._fleet.delay)
+            if self._ended.is_set():
+                if self._error is not None:
+                    raise self._error
+                yield FakeDelta("", [], None, "abort")
+                return
             if self._fleet.die_after is not None and count > self._fleet.die_after:
                 raise EngineDead("the engine's loop has ended: out of memory")
             last = count == len(tokens)

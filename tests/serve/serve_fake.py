@@ -1,14 +1,24 @@
-"""A program that serves the fake fleet, for tests that send it signals: `serve_fake.py DELAY`."""
+"""A program that serves the fake fleet, for tests that send it signals.
+
+`serve_fake.py DELAY DRAIN_TIMEOUT [CERTIFICATE KEY]`
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from muxjax.serve.server import bind, serve, sigterm_interrupts
+from muxjax.serve.server import Tls, bind, serve, sigterm_interrupts
+from muxjax.serve.settings import Settings
+from muxjax.server_config import ServerConfig
 from tests.serve.fake_fleet import FakeFleet
 
 if __name__ == "__main__":
+    delay, drain_timeout, *files = sys.argv[1:]
+    settings = Settings(ServerConfig(drain_timeout=float(drain_timeout)), local_only=True)
+    tls = Tls(*map(Path, files)) if files else None
     with sigterm_interrupts(), bind("127.0.0.1", 0) as bound:
-        with FakeFleet(delay=float(sys.argv[1])) as fleet:
-            serve(fleet, bound, say=lambda text: print(text, flush=True))
+        with FakeFleet(delay=float(delay)) as fleet:
+            say = lambda text: print(text, flush=True)  # noqa: E731
+            serve(fleet, bound, say=say, settings=settings, tls=tls)
         print("closed" if fleet.closed else "open", flush=True)

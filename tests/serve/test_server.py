@@ -6,29 +6,48 @@ import contextlib
 import json
 import shlex
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
-from muxjax.serve.server import AddressInUse, bind, url_of, welcome
+from muxjax.serve.keys import Key, Keys, digest_of
+from muxjax.serve.server import (
+    AddressInUse,
+    Exposed,
+    Tls,
+    TlsError,
+    bind,
+    check_exposure,
+    is_local,
+    url_of,
+    welcome,
+)
+from muxjax.serve.settings import Settings
+from tests.serve.conftest import wait_until
 from tests.serve.fake_fleet import FakeFleet
 
 ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def serving(delay: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(
+    delay: float, drain_timeout: float = 10.0, tls: tuple[Path, Path] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its address, once it says that it is ready."""
-    command = [sys.executable, "-m", "tests.serve.serve_fake", str(delay)]
+    command = [sys.executable, "-m", "tests.serve.serve_fake", str(delay), str(drain_timeout)]
+    command += [str(path) for path in tls or ()]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             line = process.stdout.readline()
-            assert line.startswith("serving chat, plain/base, ids on http://127.0.0.1:")
+            assert line.startswith("serving chat, plain/base, ids on http")
             yield process, line.split()[-1]
         finally:
             process.kill()
@@ -84,3 +103,100 @@ def test_the_curl_lines_are_real_requests(server: str, fleet: FakeFleet) -> None
         answer = httpx.post(url, content=body, headers=dict([kind.split(": ")]))
         assert answer.status_code == 200, answer.text
         assert json.loads(body)["model"] == answer.json()["model"]
+
+
+def test_while_it_stops_new_requests_are_refused_and_the_rest_is_cut() -> None:
+    body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
+    with (
+        serving(0.02, drain_timeout=0.5) as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: {")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        assert httpx.get(f"{url}/health").status_code == 200
+        refused = httpx.post(f"{url}/v1/completions", json=body)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert refused.json()["error"]["code"] == "server_stopping"
+        events = [line.removeprefix("data: ") for line in lines if line]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"
+        assert 5 < len(events) < 100
+        rest, _ = process.communicate(timeout=20)
+        assert rest.endswith("closed\n")
+        assert process.returncode == 0
+
+
+def test_a_whole_answer_that_is_cut_is_an_error_to_try_again() -> None:
+    body = {"model": "chat", "prompt": "ab", "max_tokens": 200}
+    found: list[httpx.Response] = []
+
+    def ask(url: str) -> None:
+        found.append(httpx.post(f"{url}/v1/completions", json=body, timeout=20))
+
+    with serving(0.02, drain_timeout=0.3) as (process, url):
+        asking = threading.Thread(target=ask, args=(url,))
+        asking.start()
+        wait_until(lambda: 'muxjax:queue{model_name="chat"} 0.0' in metrics(url) and busy(url))
+        process.send_signal(signal.SIGTERM)
+        asking.join(20)
+        (answer,) = found
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        process.communicate(timeout=20)
+
+
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text
+
+
+def busy(url: str) -> bool:
+    return 'vllm:generation_tokens_total{model_name="chat"} 0.0' not in metrics(url)
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
+    with (
+        serving(0.05, drain_timeout=60.0) as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(httpx.HTTPError):
+            list(lines)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+def test_other_machines_need_a_key() -> None:
+    one = Keys([Key(name="a", sha256=digest_of("a secret").hex())])
+    with bind("127.0.0.1", 0) as bound:
+        assert is_local(bound)
+        check_exposure(bound, Settings(local_only=True), insecure=False)
+    with bind("0.0.0.0", 0) as bound:
+        assert not is_local(bound)
+        check_exposure(bound, Settings(keys=one), insecure=False)
+        check_exposure(bound, Settings(), insecure=True)
+        with pytest.raises(Exposed, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
+            check_exposure(bound, Settings(), insecure=False)
+
+
+def test_https(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    certificate, key, trusted = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    own.private_key_pem.write_to_path(key)
+    for blob in own.cert_chain_pems:
+        blob.write_to_path(certificate, append=True)
+    authority.cert_pem.write_to_path(trusted)
+    context = ssl.create_default_context(cafile=trusted)
+    with serving(0.0, tls=(certificate, key)) as (_, url):
+        assert url.startswith("https://127.0.0.1:")
+        assert httpx.get(f"{url}/health", verify=context).status_code == 200
+    with pytest.raises(TlsError, match="cannot be used"):
+        Tls(certificate, certificate).check()
+    with pytest.raises(TlsError, match="No such file"):
+        Tls(tmp_path / "none.pem", key).check()

@@ -1,0 +1,105 @@
+"""Whether the time that a wrong API key takes says anything about the right ones.
+
+    python benchmarks/key_timing.py [--samples 20000] [--json]
+
+Looks up keys among 50, in turns: the right one, wrong ones that share 0, 8, 16 and all but one of
+its characters, and one of another length. If the time depended on how much is right, an attacker
+could find a key piece by piece. Shown are medians, and the difference of each from the right key's
+in standard errors of the median (by bootstrap); `--limit` of them are taken for noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from statistics import median, pstdev
+
+from rich.console import Console
+from rich.table import Table
+
+from muxjax.serve.keys import Key, Keys, digest_of, new_secret
+
+KEYS = 50
+BATCH = 20
+"""Look-ups that are timed together, since a clock's tick is as long as one."""
+
+
+def main() -> None:
+    """Measures and prints; status 1 if a difference shows."""
+    parser = argparse.ArgumentParser(description="Time look-ups of right and wrong API keys.")
+    parser.add_argument("--samples", type=int, default=20_000, help="timings of each kind")
+    parser.add_argument("--limit", type=float, default=4.0, help="standard errors that are noise")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+
+    secrets = [new_secret() for _ in range(KEYS)]
+    keys = Keys(
+        Key(name=f"k{number}", sha256=digest_of(secret).hex())
+        for number, secret in enumerate(secrets)
+    )
+    right = secrets[KEYS // 2]
+    kinds = {"right": right, "another length": "x"}
+    for same in (0, 8, 16, len(right) - 1):
+        kinds[f"{same} characters right"] = right[:same] + "!" * (len(right) - same)
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    order = list(kinds)
+    for _ in range(arguments.samples):
+        random.shuffle(order)
+        for kind in order:
+            secret = kinds[kind]
+            began = time.perf_counter_ns()
+            for _ in range(BATCH):
+                keys.find(secret)
+            times[kind].append((time.perf_counter_ns() - began) / BATCH)
+
+    base, own_error = median(times["right"]), _error(times["right"])
+    rows = []
+    for kind, found in times.items():
+        error = (own_error**2 + _error(found) ** 2) ** 0.5
+        difference = median(found) - base
+        rows.append(
+            {
+                "kind": kind,
+                "median_ns": median(found),
+                "difference_ns": difference,
+                "standard_errors": difference / error if error else 0.0,
+                "ratio": median(found) / base,
+            }
+        )
+    # A shorter text is hashed sooner, which tells its own length only.
+    apart = [
+        row
+        for row in rows
+        if row["kind"] != "another length"
+        and abs(float(row["ratio"]) - 1) > 0.02
+        and abs(float(row["standard_errors"])) > arguments.limit
+    ]
+    if arguments.json:
+        print(json.dumps({"rows": rows, "passed": not apart}, indent=2))
+    else:
+        table = Table(title=f"one look-up among {KEYS} keys", box=None)
+        for name in ("secret", "median ns", "difference ns", "standard errors", "ratio"):
+            table.add_column(name, justify="left" if name == "secret" else "right")
+        for row in rows:
+            table.add_row(
+                str(row["kind"]),
+                f"{row['median_ns']:.0f}",
+                f"{row['difference_ns']:+.1f}",
+                f"{row['standard_errors']:+.1f}",
+                f"{row['ratio']:.4f}",
+            )
+        Console().print(table)
+    sys.exit(1 if apart else 0)
+
+
+def _error(values: list[float]) -> float:
+    """The standard error of the median, by bootstrap."""
+    drawn = [median(random.choices(values, k=len(values))) for _ in range(30)]
+    return pstdev(drawn)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What a server is made with, besides its fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from muxjax.config import FleetConfig, SloConfig
+from muxjax.serve.keys import Keys
+from muxjax.serve.tracing import Tracing
+from muxjax.server_config import ServerConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits, keys and targets of a server.
+
+    Attributes:
+      server: limits and time-outs.
+      keys: who may call; none let everybody.
+      slo: latency targets by model.
+      local_only: it listens on a loopback address, so names of other machines do not mean it.
+      tracing: where traces of calls go, if anywhere.
+    """
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    keys: Keys = field(default_factory=lambda: Keys(()))
+    slo: Mapping[str, SloConfig] = field(default_factory=dict)
+    local_only: bool = False
+    tracing: Tracing | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: FleetConfig,
+        *,
+        keys: Keys,
+        local_only: bool,
+        tracing: Tracing | None = None,
+    ) -> Settings:
+        """Those of a fleet file."""
+        slo = {model.name: model.slo for model in config.models}
+        return cls(config.server, keys, slo, local_only, tracing)

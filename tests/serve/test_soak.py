@@ -1,0 +1,184 @@
+"""Many clients for minutes (marker `soak`): some leave, some send rubbish; nothing may be amiss.
+
+`SOAK_SECONDS` says for how long. Greedy answers are compared with those that the same requests got
+alone, before; at the end no page, file descriptor or task is left over. How memory grew is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from muxjax import Fleet
+from muxjax.serve.settings import Settings
+from muxjax.server_config import ServerConfig
+from tests.muxjax.tiny_fleets import fleet as tiny_fleet
+from tests.serve.conftest import running_server, wait_until
+
+CLIENTS = 50
+SECONDS = float(os.environ.get("SOAK_SECONDS", "150"))
+PROMPTS = ("hello", "a longer prompt that takes several chunks to read", "x", "the end of it all")
+LENGTHS = (1, 7, 24, 60)
+RUBBISH: tuple[Any, ...] = (
+    b"{",
+    b"\xff\xfe",
+    b'{"model": "llama"}',
+    b'{"model": "llama", "prompt": "x", "temperature": -1}',
+    b'{"model": "nobody", "prompt": "x"}',
+    b'{"model": "llama", "prompt": "x", "max_tokens": 100000000000000000000}',
+    b'{"model": "llama", "prompt": [99999]}',
+    b"[" * 100_000,
+)
+
+Asked = tuple[str, str, int]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Fleet]:
+    # A pool that is too small for all of them at once, so that requests are put back.
+    with Fleet.load(tiny_fleet(memory="1MB")) as found:
+        yield found
+
+
+def body_of(asked: Asked, stream: bool) -> dict[str, Any]:
+    model, prompt, tokens = asked
+    return {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+
+
+class Client:
+    """One client: asks, reads, leaves, or sends rubbish, at random."""
+
+    def __init__(self, url: str, number: int, right: dict[Asked, str], counts: Counter) -> None:
+        self._url = url
+        self._random = random.Random(number)
+        self._right = right
+        self._counts = counts
+
+    async def run(self, until: float) -> None:
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(base_url=self._url, timeout=120, limits=limits) as http:
+            while time.monotonic() < until:
+                kind = self._random.choices(("whole", "stream", "leave", "rubbish"), (4, 4, 2, 2))
+                await getattr(self, kind[0])(http)
+                self._counts[kind[0]] += 1
+
+    def _choose(self) -> Asked:
+        return self._random.choice(list(self._right))
+
+    async def whole(self, http: httpx.AsyncClient) -> None:
+        asked = self._choose()
+        answer = await http.post("/v1/completions", json=body_of(asked, False))
+        assert answer.status_code == 200, answer.text
+        self._compare(asked, answer.json()["choices"][0]["text"])
+
+    async def stream(self, http: httpx.AsyncClient) -> None:
+        asked = self._choose()
+        text = ""
+        async with http.stream("POST", "/v1/completions", json=body_of(asked, True)) as answer:
+            assert answer.status_code == 200
+            last = ""
+            async for line in answer.aiter_lines():
+                last = line or last
+                if line.startswith("data: {"):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        assert last == "data: [DONE]"
+        self._compare(asked, text)
+
+    async def leave(self, http: httpx.AsyncClient) -> None:
+        asked = self._choose()
+        streaming = self._random.random() < 0.5
+        doing = asyncio.ensure_future(http.post("/v1/completions", json=body_of(asked, streaming)))
+        await asyncio.sleep(self._random.random() * 0.2)
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+
+    async def rubbish(self, http: httpx.AsyncClient) -> None:
+        answer = await http.post("/v1/completions", content=self._random.choice(RUBBISH))
+        assert answer.status_code in (400, 404), answer.text
+
+    def _compare(self, asked: Asked, text: str) -> None:
+        self._counts["answers"] += 1
+        if text != self._right[asked]:
+            self._counts["wrong"] += 1
+
+
+@pytest.mark.soak
+def test_soak(loaded: Fleet) -> None:
+    config = ServerConfig(max_queue=1000)
+    process = psutil.Process()
+    with running_server(loaded, Settings(config)) as url, httpx.Client(base_url=url) as http:
+        right: dict[Asked, str] = {}
+        for model in loaded.models:
+            for prompt in PROMPTS:
+                for tokens in LENGTHS:
+                    asked = (model, prompt, tokens)
+                    found = http.post("/v1/completions", json=body_of(asked, False), timeout=60)
+                    right[asked] = found.json()["choices"][0]["text"]
+        asyncio.run(_hammer(url, 0, right, Counter(), seconds=min(10.0, SECONDS / 5)))
+        settle(loaded, http)
+        files, threads, tasks = process.num_fds(), process.num_threads(), open_tasks()
+        memory = [(time.monotonic(), process.memory_info().rss)]
+        counts: Counter = Counter()
+        rounds = 6
+        for turn in range(1, rounds + 1):
+            asyncio.run(_hammer(url, turn, right, counts, seconds=SECONDS / rounds))
+            settle(loaded, http)
+            memory.append((time.monotonic(), process.memory_info().rss))
+        print(dict(counts))
+        slope = (memory[-1][1] - memory[1][1]) / (memory[-1][0] - memory[1][0])
+        print(
+            f"memory {memory[1][1] / 1e6:.1f} -> {memory[-1][1] / 1e6:.1f} MB, "
+            f"{slope / 1e3 * 60:.1f} kB a minute"
+        )
+        assert counts["wrong"] == 0
+        assert counts["answers"] > 0
+        wait_until(lambda: process.num_fds() <= files, 20)
+        wait_until(lambda: open_tasks() <= tasks, 20)
+        assert process.num_threads() <= threads + 2
+        metrics = http.get("/metrics").text
+        assert "muxjax:open_calls 1.0\n" in metrics  # this one
+        assert 'muxjax:unit_restarts_total{unit="0"} 0.0' in metrics
+        loaded.units[0].engine.call(lambda unit: unit.check_invariants())
+
+
+def open_tasks() -> int:
+    """Of all event loops of this process, the server's among them."""
+    found = (one for one in gc.get_objects() if isinstance(one, asyncio.Task))
+    return sum(not task.done() for task in found)
+
+
+def settle(fleet: Fleet, http: httpx.Client) -> None:
+    """Waits until no request and no page is in use."""
+
+    def idle() -> bool:
+        stats = fleet.stats()
+        used = sum(model["kv_pages_used"] for model in stats["models"].values())
+        return stats["requests"] == 0 and used == 0
+
+    wait_until(idle, 60)
+
+
+async def _hammer(
+    url: str, turn: int, right: dict[Asked, str], counts: Counter, *, seconds: float
+) -> None:
+    until = time.monotonic() + seconds
+    clients = [Client(url, 1000 * turn + number, right, counts) for number in range(CLIENTS)]
+    await asyncio.gather(*(client.run(until) for client in clients))
