@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from muxjax.placement.planner import Options
     from muxjax.planning import PlanInputs
 
-Fleet = Annotated[Path | None, typer.Argument(metavar="[FLEET]", help="The fleet file (YAML).")]
+Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
 MuxServe = Annotated[
     Path | None,
     typer.Option("--muxserve", metavar="FILE", help="MuxServe's models.yaml, in place of FLEET."),

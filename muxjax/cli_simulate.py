@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def simulate(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[PLAN|FLEET]", help="A plan (JSON), or a fleet to plan first."),
+        typer.Argument(metavar="PLAN|FLEET", help="A plan (JSON), or a fleet to plan first."),
     ] = None,
     muxserve: Annotated[
         Path | None, typer.Option(help="MuxServe's models.yaml, to plan first.")

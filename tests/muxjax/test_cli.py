@@ -261,7 +261,7 @@ def test_serve_needs_a_free_port_before_it_loads(monkeypatch, capsys, one, fake_
 
 
 def test_help_imports_nothing_heavy():
-    heavy = ("jax", "numpy", "fastapi", "uvicorn", "pydantic", "yaml", "tokenizers", "flax")
+    heavy = ("rich", "jax", "numpy", "fastapi", "uvicorn", "pydantic", "yaml", "tokenizers", "flax")
     program = (
         "import sys; sys.argv = ['muxjax', '--help']\n"
         "import muxjax.cli\n"
