@@ -14,6 +14,7 @@ import numpy as np
 
 from muxjax.engine import Engine
 from muxjax.jax_executor import JaxExecutor
+from muxjax.mesh import ModelMesh
 from muxjax.models.byte_tokenizer import byte_tokenizer
 from muxjax.output import Output
 from muxjax.programs import Buckets, ModelPrograms
@@ -76,6 +77,7 @@ class FakePrograms:
         self.name = spec.name
         self.vocab_size = 64
         self.parameters = ()
+        self.mesh = ModelMesh((jax.devices()[0],))
         self.buckets = Buckets(
             prefill_tokens=(limits.max_prefill_tokens,),
             prefill_seqs=limits.max_prefill_seqs,

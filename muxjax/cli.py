@@ -1,4 +1,4 @@
-"""The command line: `muxjax generate | serve | models | plan | simulate | compile-check | ...`.
+"""The command line: `muxjax generate | serve | models | plan | simulate | bench | ...`.
 
 Nothing heavy is imported before a command needs it, so that help and mistakes in arguments answer
 at once; a fleet file is checked before JAX is imported.
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_convert, cli_plan, cli_serve, cli_simulate
+from muxjax import __version__, cli_bench, cli_convert, cli_plan, cli_serve, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -214,6 +214,7 @@ cli_convert.register(app)
 cli_plan.register(app)
 cli_serve.register(app)
 cli_simulate.register(app)
+cli_bench.register(app)
 
 
 def _chosen(names: list[str], model: str | None) -> str:

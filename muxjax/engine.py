@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.scheduling.steps import Executor, Handle, Step
+from muxjax.scheduling.steps import Executor, Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ _AHEAD = 2
 """Steps in flight at most: the one that runs and the next."""
 _STUCK_SECONDS = 0.05
 """How long to wait where requests exist and no step can be made: time moves quotas."""
+
+Observer = Callable[[Unit, Step, StepResult], None]
+"""Is shown each step that has been applied; called in the engine's thread, must not wait."""
 
 
 @runtime_checkable
@@ -64,6 +67,7 @@ class Engine:
         self._sinks: dict[int, Sink] = {}
         self._calls: set[Future[Any]] = set()
         self._closing = False
+        self._observer: Observer | None = None
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
         self._moved = time.monotonic()  # when work came to an idle loop, or a step was made or read
@@ -129,6 +133,10 @@ class Engine:
             return future.result()
         finally:
             self._calls.discard(future)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Shows every step from now on to a function, or to none."""
+        self._observer = observer
 
     def stats(self) -> dict[str, Any]:
         """The unit's counters and how many steps were run.
@@ -228,6 +236,8 @@ class Engine:
                 result = self._executor.result(handle)
                 self._deliver(self._unit.apply(done, result, time.perf_counter()))
                 self._moved = time.monotonic()
+                if self._observer is not None:
+                    self._observer(self._unit, done, result)
             elif step is None and self._unit.num_requests:
                 with self._wake:
                     if not self._inbox and not self._closing:

@@ -11,6 +11,9 @@ so it is at the points what was measured. Outside them:
 - above the largest, and in cells that were not run, it goes on along the line through the last two
   points, in the batch first; never below the last point;
 - below the smallest share it grows as the share shrinks.
+
+A profile of `muxjax bench steps` has, beside its models, what it measured of the engine's own steps
+under `_steps` (`step_times.py`), which simulations take in place of the table.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ from typing import Any, Literal
 
 from muxjax.errors import ProfileError
 from muxjax.placement.model_shape import LLAMA_SHAPES, ModelShape
+from muxjax.placement.step_times import StepTimes
 
 Phase = Literal["prefill", "decoding"]
 _PHASES: tuple[Phase, ...] = ("prefill", "decoding")
+STEPS = "_steps"
+"""The key of what is not a model but the engine's own steps."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,12 @@ class ProfileTable:
         shapes: Mapping[str, ModelShape] | None = None,
     ) -> None:
         shapes = {**LLAMA_SHAPES, **(shapes or {})}
-        data = profile if isinstance(profile, Mapping) else _read(Path(profile))
+        read = profile if isinstance(profile, Mapping) else _read(Path(profile))
+        data = {name: degrees for name, degrees in read.items() if name != STEPS}
         self.raw: Mapping[str, Any] = data
-        """The file's contents, which the estimator of upstream reads in its own way."""
+        """The models' tables, which the estimator of upstream reads in its own way."""
+        self.step_times = _step_times(read.get(STEPS, {}))
+        """The engine's own steps, of models for which they were measured."""
         self._surfaces: dict[tuple[str, int, Phase], dict[float, Surface]] = {}
         self._shapes: dict[str, ModelShape] = {}
         if not data:
@@ -190,6 +199,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ProfileError(f"{path}: not a profile: a mapping from models is needed")
     return data
+
+
+def _step_times(steps: object) -> dict[str, StepTimes]:
+    if not isinstance(steps, Mapping):
+        raise ProfileError(f"profile: {STEPS} must be a mapping from models")
+    return {name: StepTimes.from_json(times, name) for name, times in steps.items()}
 
 
 def _items(mapping: object, where: str) -> list[tuple[float, Any]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from muxjax.placement.cost_model import CostModel
 from muxjax.placement.plan import Execution
+from muxjax.placement.step_times import StepTimes
 from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult
 
 TOKEN = 0
@@ -35,6 +36,8 @@ class SimulatedModel:
       copies: copies that share the batch.
       prefill_share, decode_share: parts of the compute; 1 where time is sliced.
       max_seqs: device slots.
+      times: of the engine's own steps, if they were measured; they are taken in place of the cost
+        model's, where one program runs at a time on a whole device.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class SimulatedModel:
     prefill_share: float = 1.0
     decode_share: float = 1.0
     max_seqs: int = 256
+    times: StepTimes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +176,9 @@ class SimulatedExecutor:
             else:
                 held[chunk.slot] = end
                 tokens.append(_TOKENS[1])
+        if model.times is not None:
+            chunks = [(len(c.tokens), c.end, c.sampling is not None) for c in step.chunks]
+            return self._job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
         length = squares / total
         each = total / model.copies
         costs, tp, share = self._costs, model.tp, model.prefill_share
@@ -183,7 +190,7 @@ class SimulatedExecutor:
     def _decode(self, step: Decode) -> Job:
         model = self._models[step.model]
         held = self._held[step.model]
-        context = made = 0
+        context = made = longest = 0
         tokens: list[list[int]] = []
         for sequence in step.sequences:
             slot, count = sequence.slot, sequence.num_tokens
@@ -191,8 +198,13 @@ class SimulatedExecutor:
             context += before * count + count * (count + 1) // 2
             made += count
             held[slot] = before + count
+            longest = max(longest, before + count)
             tokens.append(_TOKENS[count])
         rounds = step.num_tokens
+        if model.times is not None:
+            halfway = longest - rounds / 2
+            alone = model.times.decode_seconds(len(step.sequences), rounds, halfway)
+            return self._job(step, tokens, alone, 1.0, 0.0)
         # Sequences that are still alive, on average over the rounds.
         batch = max(1.0, made / rounds / model.copies)
         costs, tp, share = self._costs, model.tp, model.decode_share

@@ -1,0 +1,200 @@
+"""Policies against each other on the real engine: what multiplexing brings, and where.
+
+    python benchmarks/policies.py
+    python benchmarks/policies.py --policies adbs,fcfs --alpha 2.1 --load 1 --rounds 2
+    python benchmarks/policies.py --rounds 1 --seed 3 --output rounds.jsonl    # adds a round
+
+Three models (`three.yaml`, or any `--fleet`) get requests whose popularity falls as a power law.
+The rate that saturates is found first, for each `--alpha`: what the reference policy delivers of a
+flood. Then each policy replays the same workload at each `--load` times that rate, policies in
+turn, cell after cell, round after round, on one pool, with the same programs; each round has
+arrivals of its own.
+
+A request counts if its whole latency is at most `--slo-scale` times what it takes alone, measured
+in the same run (MuxServe's measure, scale 8). What is compared is the *rate-weighted goodput*: for
+each model, requests that count over the time to the last arrival, weighted by the model's part of
+all requests, added up. `ratio` is the first policy's over the best of `--against`, in the same
+round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from _common import print_json, show, surroundings
+
+from muxjax.bench.compare import compare
+from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.rig import Rig, check_policies
+from muxjax.bench.solo import Solo, measure_solo
+from muxjax.bench.workloads import Asked, make_workload
+from muxjax.config import load_fleet_config
+from muxjax.placement.metrics import Target
+from muxjax.placement.trace import TraceRequest
+from muxjax.scheduling.policies import POLICIES
+
+HERE = Path(__file__).parent
+WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")
+FLOOD = 120
+"""Requests that the saturating rate is found with."""
+KEYS = ("rate_weighted_goodput", "rate_weighted_throughput", "total_throughput", "slo_attainment")
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = _arguments()
+    rounds: list[dict[str, Any]] = []
+    if arguments.output is not None and arguments.output.exists():
+        rounds += [json.loads(line) for line in arguments.output.read_text().splitlines()]
+    with Rig.load(load_fleet_config(arguments.fleet)) as rig:
+        try:
+            for number in range(arguments.rounds):
+                found = one_round(rig, arguments, arguments.seed + number)
+                rounds.append(found)
+                if arguments.output is not None:
+                    with arguments.output.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(found) + "\n")
+        except KeyboardInterrupt:
+            print("interrupted: what follows are the complete rounds", file=sys.stderr)
+    report(rounds, arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare policies on the real engine.")
+    parser.add_argument("--fleet", type=Path, default=HERE / "three.yaml")
+    there = [name for name in WANTED if name in POLICIES]
+    parser.add_argument("--policies", default=",".join(there[:5]))
+    parser.add_argument(
+        "--against",
+        default=",".join(name for name in ("static", "temporal") if name in there) or "fcfs",
+        help="whose best the first policy is compared with",
+    )
+    parser.add_argument("--reference", default="adbs", help="finds the rate that saturates")
+    parser.add_argument("--alpha", type=float, nargs="+", default=[2.1, 0.7])
+    parser.add_argument("--load", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.25])
+    parser.add_argument("--slo-scale", type=float, default=8.0)
+    parser.add_argument("--duration", type=float, default=10.0, help="seconds of each workload")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="add rounds to this file (JSON lines)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    found = parser.parse_args()
+    found.policies = found.policies.split(",")
+    found.against = found.against.split(",")
+    check_policies([*found.policies, *found.against, found.reference])
+    for name in found.against:
+        if name not in found.policies:
+            parser.error(f"--against {name} is not among --policies")
+    return found
+
+
+def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """All cells, once."""
+    limits = {name: model.max_model_len for name, model in rig.models.items()}
+    targets = {name: Target(scale=arguments.slo_scale, kind=name) for name in rig.models}
+
+    def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
+        asked = Asked(alpha=alpha, rate=rate, seed=seed, **more)
+        return make_workload(rig.config, limits, asked)
+
+    solo = measure_solo(rig, make(1.0, 10.0, requests=50))
+    cells = []
+    for alpha in arguments.alpha:
+        top = saturating_rate(rig, solo, make(alpha, 1e3, requests=FLOOD), arguments.reference)
+        for load in arguments.load:
+            workload = make(alpha, load * top, seconds=arguments.duration)
+            runs = compare(rig, workload, arguments.policies, targets, solo, seed=seed)
+            if runs[-1].replay.interrupted:
+                raise KeyboardInterrupt
+            cells.append(
+                {
+                    "alpha": alpha,
+                    "load": load,
+                    "rate": load * top,
+                    "requests": len(workload),
+                    "policies": {
+                        run.policy: {key: run.metrics[key] for key in KEYS} for run in runs
+                    },
+                }
+            )
+    return {"seed": seed, "slo_scale": arguments.slo_scale, "cells": cells}
+
+
+def saturating_rate(rig: Rig, solo: Solo, flood: list[TraceRequest], policy: str) -> float:
+    """Requests a second that are served when all come at once."""
+    at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]
+    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
+    limits = {name: model.max_model_len for name, model in rig.models.items()}
+    with rig.engine(rig.unit(policy, solo.estimates)) as engine:
+        done = replay(engine, at_once, make_requests(at_once, vocab, limits))
+    if done.interrupted:
+        raise KeyboardInterrupt
+    return len(at_once) / done.seconds
+
+
+def report(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Prints medians and spreads over the rounds."""
+    cells: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for found in rounds:
+        for cell in found["cells"]:
+            cells.setdefault((cell["alpha"], cell["load"]), []).append(cell)
+    first, rows = arguments.policies[0], []
+    ratios: dict[str, float] = {}
+    for (alpha, load), own in cells.items():
+        each = [
+            _ratio(
+                cell["policies"][first]["rate_weighted_goodput"],
+                max(cell["policies"][name]["rate_weighted_goodput"] for name in arguments.against),
+            )
+            for cell in own
+        ]
+        ratios[f"alpha {alpha:g}, load {load:g}"] = median(each)
+        for policy in arguments.policies:
+            row: dict[str, Any] = {"alpha": alpha, "load": load, "policy": policy}
+            row["rate"] = median(cell["rate"] for cell in own)
+            for key in KEYS:
+                values = sorted(cell["policies"][policy][key] for cell in own)
+                row[key] = median(values)
+                row[f"{key}_lowest"], row[f"{key}_highest"] = values[0], values[-1]
+            if policy == first:
+                row["ratio"] = median(each)
+                row["ratio_lowest"], row["ratio_highest"] = min(each), max(each)
+            rows.append(row)
+    if arguments.json:
+        print_json({**surroundings(), "rounds": rounds, "rows": rows, "ratios": ratios})
+        return
+    table = [
+        {
+            "alpha": f"{row['alpha']:g}",
+            "load": f"{row['load']:.0%}",
+            "policy": row["policy"],
+            "weighted goodput/s": _spread(row, "rate_weighted_goodput"),
+            "weighted served/s": _spread(row, "rate_weighted_throughput"),
+            "in target": _spread(row, "slo_attainment"),
+            "ratio": _spread(row, "ratio") if "ratio" in row else "",
+        }
+        for row in rows
+    ]
+    if table:
+        title = f"{len(rounds)} rounds; {first} against the best of {', '.join(arguments.against)}"
+        show(title, tuple(table[0]), table, scale=arguments.slo_scale)
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    """Of two goodputs; infinite where only ours is above 0."""
+    if theirs:
+        return ours / theirs
+    return float("inf") if ours else 1.0
+
+
+def _spread(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.3g} ({row[f'{key}_lowest']:.3g}-{row[f'{key}_highest']:.3g})"
+
+
+if __name__ == "__main__":
+    main()

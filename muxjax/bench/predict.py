@@ -1,0 +1,45 @@
+"""What the simulator says a rig will do: the rig's own scheduler on a simulated clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from muxjax.bench.rig import Rig
+from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.records import RequestRecord
+from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
+from muxjax.placement.simulator import Simulation, UnitSimulation
+from muxjax.placement.trace import TraceRequest
+from muxjax.scheduling.estimates import StepEstimates
+
+
+def simulate_rig(
+    rig: Rig,
+    profile: ProfileTable,
+    workload: Sequence[TraceRequest],
+    policy: str,
+    estimates: StepEstimates | None = None,
+) -> list[RequestRecord]:
+    """Simulates a run of the rig.
+
+    Args:
+      rig: whose scheduler, quotas and pool; its executor is not used.
+      profile: with the steps of all of its models, under their names.
+      workload: in order of arrival.
+      policy: the scheduler's.
+      estimates: step times that it begins with, as in the real run.
+
+    Returns:
+      A record for each request, in the workload's order.
+    """
+    models: Mapping[str, SimulatedModel] = {
+        name: SimulatedModel(
+            name, max_seqs=rig.buckets[name].max_seqs, times=profile.step_times[name]
+        )
+        for name in rig.models
+    }
+    executor = SimulatedExecutor(models, profile, "time_sliced")
+    unit = UnitSimulation("simulated", rig.unit(policy, estimates), executor, "time_sliced")
+    records: list[RequestRecord] = []
+    Simulation([unit]).run(workload, records.append)
+    return sorted(records, key=lambda record: record.id)

@@ -1,0 +1,136 @@
+"""A fleet that is loaded and compiled once, and scheduled anew for each run.
+
+Weights, compiled programs and the pool's array stay; every run has a scheduler of its own, fresh
+quotas and an empty pool, so that policies are compared with nothing else between them. A scheduler
+is made as `Fleet.load` makes it, from the fleet file with another `policy`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+from muxjax import loading
+from muxjax.config import FleetConfig
+from muxjax.engine import Engine
+from muxjax.errors import BenchError
+from muxjax.jax_executor import JaxExecutor
+from muxjax.programs import Buckets
+from muxjax.progress import Bars
+from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.steps import Handle, Step, StepResult
+from muxjax.scheduling.unit import Unit
+
+
+class Rig:
+    """Made by `Rig.load`; closed with `close`, or by leaving `with`.
+
+    Attributes:
+      config: the fleet file.
+      models: as `Fleet.models`.
+      buckets: what is compiled, for each model.
+      specs: the models as the scheduler sees them.
+      executor: runs steps; nothing else may while an engine uses it.
+    """
+
+    def __init__(self, config: FleetConfig, plan: loading.Plan, executor: JaxExecutor) -> None:
+        self.config = config
+        self.models = dict(plan.models)
+        self.buckets: dict[str, Buckets] = dict(plan.buckets)
+        self.executor = executor
+        self.dummy_pages = plan.dummy_pages
+        self.num_pages: int = plan.kv.shape[0]
+        self.pool_bytes = plan.pool_bytes
+        self.specs = {name: state.spec for name, state in plan.make_unit().models.items()}
+        self._kv = plan.kv
+        self._fresh = {config.policy: plan.make_unit()}
+
+    @classmethod
+    def load(cls, config: FleetConfig, *, progress: bool = True) -> Self:
+        """Loads all weights and compiles all programs, as `Fleet.load` does.
+
+        Raises:
+          CheckpointError, DownloadError, PoolTooSmall, FleetConfigError: see `Fleet.load`.
+        """
+        loading.enable_compilation_cache()
+        plan = loading.make_plan(config, progress=progress)
+        programs = loading.make_programs(plan)
+        totals = {
+            "compiling": sum(len(model.wanted()) for model in programs.values()),
+            "loading weights": sum(model.param_bytes for model in plan.models.values()),
+        }
+        with Bars(totals, show=progress) as bars:
+            loading.load_and_compile(
+                plan,
+                programs,
+                loaded=lambda name, size: bars.advance("loading weights", size, name),
+                compiled=lambda program: bars.advance("compiling", 1, program.title),
+            )
+        executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages)
+        return cls(config, plan, executor)
+
+    def unit(self, policy: str, estimates: StepEstimates | None = None) -> Unit:
+        """A new scheduler.
+
+        Args:
+          policy: its policy.
+          estimates: step times that it begins with; copied. By default it has to guess.
+
+        Raises:
+          BenchError: a policy that there is not, or that needs another pool.
+        """
+        if policy not in self._fresh:
+            check_policies([policy])
+            plan = loading.make_plan(
+                self.config.model_copy(update={"policy": policy}), progress=False
+            )
+            if plan.kv != self._kv:
+                raise BenchError(f"{policy} cuts another pool, so it cannot be compared here")
+            self._fresh[policy] = plan.make_unit()
+        unit = copy.deepcopy(self._fresh[policy])
+        if estimates is not None:
+            unit.estimates = copy.deepcopy(estimates)
+        return unit
+
+    @contextmanager
+    def engine(self, unit: Unit) -> Iterator[Engine]:
+        """Runs a unit; when it ends, nothing is left in flight and the pool stays."""
+        engine = Engine(unit, _Kept(self.executor))
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def close(self) -> None:
+        """Frees the pool and the weights."""
+        self.executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def check_policies(names: Sequence[str]) -> None:
+    """Raises BenchError for a policy that there is not."""
+    for name in names:
+        if name not in POLICIES:
+            raise BenchError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+
+
+class _Kept:
+    """An executor that outlives the engines it is given to."""
+
+    def __init__(self, executor: JaxExecutor) -> None:
+        self.submit: Callable[[Step], Handle] = executor.submit
+        self.result: Callable[[Any], StepResult] = executor.result
+
+    def poison(self, pages: Sequence[int]) -> None:
+        raise ValueError("a rig's pool is not poisoned")
+
+    def close(self) -> None:
+        """Nothing: the rig closes it."""

@@ -1,0 +1,342 @@
+"""Times the compiled steps of a fleet on its own executor: what `placement.step_times` says.
+
+Each time is the median of several steps, from submitting a step to having its tokens (which a step
+gives when all of its results are ready), after one that is not counted. Before each step that is
+timed another model makes a token, so that weights are not in a processor's caches that would not be
+there in service: on two cores with 60 MB models a prefill of 128 tokens takes 16 ms after its own
+like and 20 ms after another model. Prompts are arbitrary, contexts are pages of zeros: no step's
+time depends on values.
+
+What cannot be timed on its own follows from differences:
+
+- one chunk of attention, from one chunk of a bucket against several that fill it together;
+- sampling, from a last chunk against one that is not;
+- a decode's fixed part, from a long burst against one of a single token;
+- the engine's own time for each step, from a run of the engine against the times of its steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+from muxjax.bench.rig import Rig
+from muxjax.errors import BenchError
+from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
+
+_GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+_FOREVER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One kind of step, measured.
+
+    Attributes:
+      model, phase: whose.
+      size: the bucket: tokens of a prefill, sequences of a decode.
+      parts: chunks of the prefill, tokens that the decode makes for each sequence.
+      context: tokens at the end of each chunk; of a decode, halfway through.
+      last: whether the prefill samples.
+      seconds: of each repetition.
+    """
+
+    model: str
+    phase: str
+    size: int
+    parts: int
+    context: int
+    last: bool
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Highest less lowest, as a part of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@dataclass
+class Measured:
+    """All of a fleet's steps.
+
+    Attributes:
+      steps: in the order of measuring.
+      host: seconds that the engine adds to a step, by model, phase and bucket; filled by whoever
+        runs the engine.
+    """
+
+    steps: list[Timed] = field(default_factory=list)
+    host: dict[tuple[str, str, int], float] = field(default_factory=dict)
+
+    def times(self, model: str) -> StepTimes:
+        """One model's steps as a cost model takes them.
+
+        Raises:
+          BenchError: the model was not measured to the end.
+        """
+        own = [step for step in self.steps if step.model == model]
+        prefill = {
+            size: replace(
+                _prefill_times([s for s in own if s.size == size and s.phase == "prefill"]),
+                host=self.host.get((model, "prefill", size), 0.0),
+            )
+            for size in sorted({step.size for step in own if step.phase == "prefill"})
+        }
+        decode = {
+            size: replace(
+                _decode_times([s for s in own if s.size == size and s.phase == "decode"]),
+                host=self.host.get((model, "decode", size), 0.0),
+            )
+            for size in sorted({step.size for step in own if step.phase == "decode"})
+        }
+        if not prefill or not decode:
+            raise BenchError(f"{model} was not measured to the end")
+        return StepTimes(prefill, decode)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    model: str
+    phase: str
+    size: int
+    parts: int
+    context: int
+    last: bool = True
+
+
+def contexts_of(longest: int, count: int = 6) -> list[int]:
+    """Contexts to measure: spread evenly from an eighth of the longest to the longest. Attention
+    may walk them in blocks, so that its time grows in stairs: a few points do not show them.
+    """
+    first = max(1, longest // 8)
+    if count < 2 or longest < 4:
+        return [longest]
+    step = (longest - first) / (count - 1)
+    return sorted({round(first + index * step) for index in range(count)})
+
+
+def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[_Kind]:
+    """Every kind of step to measure.
+
+    Args:
+      rig: the fleet.
+      contexts: tokens to measure decodes and long prompts at; by default six for each model, up
+        to its longest sequence.
+
+    Raises:
+      BenchError: a context that no model can hold.
+    """
+    found = []
+    for name, model in rig.models.items():
+        buckets, limit = rig.buckets[name], model.max_model_len
+        burst = rig.config.engine.decode_tokens
+        asked = contexts_of(limit - 1) if contexts is None else sorted(set(contexts))
+        usable = [context for context in asked if 1 <= context < limit]
+        if not usable:
+            raise BenchError(
+                f"--context {', '.join(map(str, asked))}: {name} holds sequences of 1 to "
+                f"{limit - 1} tokens"
+            )
+        for size in buckets.prefill_tokens:
+            size_end = min(size, limit - 1)
+            chunks = min(buckets.prefill_seqs, size)
+            found.append(_Kind(name, "prefill", size, 1, size_end))
+            found.append(_Kind(name, "prefill", size, 1, size_end, last=False))
+            if chunks > 1:
+                found.append(_Kind(name, "prefill", size, chunks, max(1, size // chunks)))
+            for context in usable:
+                if context > size_end:
+                    found.append(_Kind(name, "prefill", size, 1, context))
+        for size in buckets.decode_seqs:
+            bursts = sorted({max(context, burst) for context in usable})
+            found += [_Kind(name, "decode", size, burst, context) for context in bursts]
+            if burst > 1:  # what a step costs besides its tokens is the same at any context
+                found.append(_Kind(name, "decode", size, 1, bursts[0]))
+    return found
+
+
+def measure(
+    rig: Rig,
+    *,
+    repeats: int = 5,
+    contexts: Sequence[int] | None = None,
+    done: Callable[[Timed], None] | None = None,
+    into: Measured | None = None,
+) -> Measured:
+    """Times all kinds of steps.
+
+    Args:
+      rig: whose; nothing else may use its executor.
+      repeats: steps of each kind that count.
+      contexts: see `kinds_of`.
+      done: told each kind as it is measured.
+      into: filled as it goes, so that an interrupt leaves what was measured.
+
+    Raises:
+      BenchError: no repeats, or a context that no model can hold.
+    """
+    if repeats < 1:
+        raise BenchError(f"--repeats must be at least 1, not {repeats}")
+    found = Measured() if into is None else into
+    for kind in kinds_of(rig, contexts):
+        seconds = list(_repeat(rig, kind, repeats))
+        timed = Timed(
+            kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, tuple(seconds)
+        )
+        found.steps.append(timed)
+        if done is not None:
+            done(timed)
+    return found
+
+
+def _repeat(rig: Rig, kind: _Kind, repeats: int) -> Iterator[float]:
+    """Seconds of each repetition."""
+    steps = _Steps(rig, kind.model)
+    run = steps.run
+    names = list(rig.models)
+    other = names[(names.index(kind.model) + 1) % len(names)]
+    between = _Steps(rig, other)
+    for index in range(repeats + 1):
+        if kind.phase == "prefill":
+            step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
+        else:
+            # Sequences go on where the burst before left them: back to where they were.
+            half = kind.parts // 2
+            for arming in steps.arm(kind.size, max(1, kind.context - half)):
+                run(arming)
+            step = steps.decode(kind.size, kind.parts, kind.context + kind.parts)
+        if other != kind.model:
+            between.run(between.prefill(1, 1, 1, last=True))
+        seconds = run(step)
+        if index:
+            yield seconds
+
+
+class _Steps:
+    """Makes steps of one model, on pages that nobody else uses."""
+
+    def __init__(self, rig: Rig, name: str) -> None:
+        self._executor = rig.executor
+        self._name = name
+        self._buckets = rig.buckets[name]
+        layout, layers = rig.models[name].layout, rig.models[name].config.num_layers
+        self._per_block = layout.tokens_per_page
+        self._layers = layers
+        self._first = rig.dummy_pages
+        self._blocks = (rig.num_pages - rig.dummy_pages) // layers
+
+    def run(self, step: Step) -> float:
+        """Seconds until the step's tokens were there."""
+        began = time.perf_counter()
+        self._executor.result(self._executor.submit(step))
+        return time.perf_counter() - began
+
+    def prefill(self, size: int, chunks: int, context: int, last: bool) -> Prefill:
+        """A prefill that fills its bucket, each chunk ending at the context."""
+        tokens = [size // chunks + (index < size % chunks) for index in range(chunks)]
+        return Prefill(
+            self._name,
+            [
+                self._chunk(slot, min(count, context), context, last)
+                for slot, count in enumerate(tokens)
+            ],
+        )
+
+    def arm(self, sequences: int, context: int) -> Iterator[Prefill]:
+        """Prefills after which so many slots are ready to decode at a context."""
+        most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
+        for first in range(0, sequences, most):
+            slots = range(first, min(sequences, first + most))
+            yield Prefill(self._name, [self._chunk(slot, 1, context, True) for slot in slots])
+
+    def decode(self, sequences: int, tokens: int, context: int) -> Decode:
+        blocks = -(-context // self._per_block)
+        return Decode(
+            self._name,
+            [
+                DecodeSequence(slot, slot, self._table(slot, blocks), blocks, tokens)
+                for slot in range(sequences)
+            ],
+            tokens,
+        )
+
+    def _chunk(self, slot: int, tokens: int, end: int, last: bool) -> PrefillChunk:
+        blocks = -(-end // self._per_block)
+        return PrefillChunk(
+            request_id=slot,
+            slot=slot,
+            tokens=(1,) * tokens,
+            start=end - tokens,
+            num_prompt_tokens=end,
+            blocks=self._table(slot, blocks),
+            num_blocks=blocks,
+            sampling=_GREEDY if last else None,
+            max_new_tokens=_FOREVER,
+        )
+
+    def _table(self, slot: int, blocks: int) -> list[int]:
+        """Blocks of a slot, the same ones at any length; slots share some where the pool is small,
+        which changes no step's time.
+        """
+        longest = self._buckets.blocks
+        return [
+            self._first + (slot * longest + index) % self._blocks * self._layers
+            for index in range(blocks)
+        ]
+
+
+def _prefill_times(steps: Sequence[Timed]) -> PrefillTimes:
+    single = {step.context: step.median for step in steps if step.parts == 1 and step.last}
+    shortest = min(single)
+    several = [step for step in steps if step.parts > 1]
+    unsampled = [step.median for step in steps if not step.last]
+    sample = max(0.0, single[shortest] - unsampled[0]) if unsampled else 0.0
+    chunk = 0.0
+    if several:
+        chunk = max(0.0, (several[0].median - single[shortest]) / (several[0].parts - 1))
+    base = max(0.0, single[shortest] - sample - chunk)
+    curve: Curve = tuple(
+        (context, max(0.0, seconds - base - sample)) for context, seconds in sorted(single.items())
+    )
+    return PrefillTimes(base, curve, sample)
+
+
+def _decode_times(steps: Sequence[Timed]) -> DecodeTimes:
+    longest = max(step.parts for step in steps)
+    long = {step.context: step.median for step in steps if step.parts == longest}
+    short = {step.context: step.median for step in steps if step.parts == 1}
+    if longest == 1:
+        return DecodeTimes(0.0, tuple(sorted(long.items())))
+    ((context, one),) = short.items()
+    base = max(0.0, one - (long[context] - one) / (longest - 1))
+    return DecodeTimes(
+        base, tuple(sorted((context, (t - base) / longest) for context, t in long.items()))
+    )
+
+
+def rows_of(measured: Measured) -> list[dict[str, Any]]:
+    """A row for each kind of step, for tables and files."""
+    return [
+        {
+            "model": step.model,
+            "phase": step.phase,
+            "bucket": step.size,
+            "chunks" if step.phase == "prefill" else "tokens": step.parts,
+            "context": step.context,
+            "samples": step.last,
+            "median_ms": 1e3 * step.median,
+            "lowest_ms": 1e3 * min(step.seconds),
+            "highest_ms": 1e3 * max(step.seconds),
+            "repeats": len(step.seconds),
+        }
+        for step in measured.steps
+    ]

@@ -1,0 +1,146 @@
+"""`muxjax bench steps`: the engine's compiled steps, timed, as a profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muxjax.errors import BenchError
+
+if TYPE_CHECKING:
+    from muxjax.bench.rig import Rig
+    from muxjax.bench.steps import Measured, Timed
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(steps)
+
+
+def steps(
+    fleet_file: Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the profile (JSON) here, for `plan --profile` and `simulate`.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Steps of each kind that count.")] = 5,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Tokens that a sequence holds; may be repeated. By default three for each model, "
+            "up to its longest sequence."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time a fleet's compiled steps, each bucket, at several contexts.
+
+    Ctrl-C keeps the models that are finished.
+    """
+    from muxjax.config import load_fleet_config
+
+    if repeats < 1:
+        raise BenchError(f"--repeats must be at least 1, not {repeats}")
+    config = load_fleet_config(fleet_file)
+
+    from muxjax.bench.machine import machine
+    from muxjax.bench.rig import Rig
+    from muxjax.bench.steps import rows_of
+
+    with Rig.load(config) as rig:
+        measured, finished = _measured(rig, repeats, context)
+        profile = _profile(rig, measured, finished)
+    if output is not None:
+        from muxjax.bench.profile_file import write_profile
+
+        write_profile(profile, output)
+    rows = rows_of(measured)
+    if as_json:
+        report = {"kind": "steps", **machine(), "steps": rows, "profile": profile}
+        print(json.dumps(report, indent=2))
+        return
+    _show(rows, measured)
+    if output is not None:
+        print(f"written to {output}")
+
+
+def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> tuple[Measured, list[str]]:
+    """What was measured, and the models that are finished."""
+    from muxjax.bench.host_time import add_host_times
+    from muxjax.bench.steps import Measured, kinds_of, measure
+    from muxjax.progress import Bars
+
+    kinds = kinds_of(rig, contexts)
+    measured = Measured()
+    try:
+        with Bars({"measuring": len(kinds)}, show=True) as bars:
+
+            def done(timed: Timed) -> None:
+                bars.advance("measuring", 1, f"{timed.model} {timed.phase} {timed.size}")
+
+            measure(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
+            add_host_times(rig, measured)
+    except KeyboardInterrupt:
+        wanted = {name: sum(kind.model == name for kind in kinds) for name in rig.models}
+        finished = [
+            name
+            for name, count in wanted.items()
+            if sum(step.model == name for step in measured.steps) == count
+        ]
+        if not finished:
+            raise
+        left = ", ".join(name for name in wanted if name not in finished)
+        what = f"; {left} are left out" if left else "; without the engine's own time"
+        print(f"muxjax: interrupted{what}", file=sys.stderr)
+        return measured, finished
+    return measured, list(rig.models)
+
+
+def _profile(rig: Rig, measured: Measured, finished: list[str]) -> dict[str, Any]:
+    """The profile, under the names that planning looks for."""
+    from muxjax.bench.profile_file import profile_of
+
+    kinds = {entry.name: entry.profile or entry.name for entry in rig.config.models}
+    return profile_of(
+        {kinds[name]: measured.times(name) for name in finished},
+        {kinds[name]: rig.specs[name].limits for name in finished},
+        {kinds[name]: rig.models[name].max_model_len for name in finished},
+    )
+
+
+def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="steps", caption="milliseconds, medians; spread: highest less lowest")
+    for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread"):
+        left = column in ("model", "phase")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        prefill = row["phase"] == "prefill"
+        parts = f"{row['chunks']} chunks" if prefill else f"{row['tokens']} tokens"
+        spread = (row["highest_ms"] - row["lowest_ms"]) / row["median_ms"]
+        table.add_row(
+            row["model"],
+            row["phase"] if row["samples"] else "prefill, not last",
+            str(row["bucket"]),
+            parts,
+            str(row["context"]),
+            f"{row['median_ms']:.3g}",
+            f"{spread:.0%}",
+        )
+    console = Console()
+    console.print(table)
+    for (name, phase, size), seconds in measured.host.items():
+        console.print(
+            f"{name}: the engine adds {1e3 * seconds:.2f} ms to a {phase} of {size}",
+            highlight=False,
+        )

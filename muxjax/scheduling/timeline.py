@@ -1,0 +1,154 @@
+"""Who ran when: the steps of a run as a trace for Perfetto or chrome://tracing.
+
+Each unit is a process of the trace, each model has a track for prefills and one for decodes, and
+counters show pages and requests after every step. Times are microseconds from the first step.
+
+A timeline is a ring: it keeps the latest steps, so a server may record for as long as it runs.
+`dropped` says how many older ones are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from muxjax.scheduling.steps import Prefill, Step, StepResult
+from muxjax.scheduling.unit import Unit
+
+DEFAULT_STEPS = 100_000
+"""Steps that are kept: half an hour at 50 steps a second, some 50 MB of JSON."""
+_COUNTERS = ("pages", "waiting", "running")
+
+
+class _Entry(NamedTuple):
+    unit: str
+    model: str
+    phase: str
+    started: float
+    seconds: float
+    batch: int
+    tokens: int
+    made: int
+    counts: tuple[tuple[int, ...], ...]  # of `_COUNTERS`, for each model
+
+
+class Timeline:
+    """Records steps; `write` makes the file.
+
+    Args:
+      most_steps: of the latest steps so many are kept.
+
+    Raises:
+      ValueError: room for no step.
+    """
+
+    def __init__(self, most_steps: int = DEFAULT_STEPS) -> None:
+        if most_steps < 1:
+            raise ValueError(f"a timeline keeps one step at least, not {most_steps}")
+        self._entries: deque[_Entry] = deque(maxlen=most_steps)
+        self._models: dict[str, tuple[str, ...]] = {}
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def record(self, unit: Unit, step: Step, result: StepResult, name: str = "unit") -> None:
+        """Takes in a step that has been applied.
+
+        Args:
+          unit: whose step it was.
+          step: the step.
+          result: what it gave, its times included.
+          name: of the unit.
+        """
+        self._models.setdefault(name, tuple(unit.models))
+        prefill = isinstance(step, Prefill)
+        parts = step.chunks if isinstance(step, Prefill) else step.sequences
+        made = sum([len(tokens) for tokens in result.tokens])
+        states = unit.models.items()
+        used = unit.allocator.used_pages
+        counts = (
+            tuple([used(model) for model, _ in states]),
+            tuple([len(state.waiting) for _, state in states]),
+            tuple([len(state.prefilling) + len(state.running) for _, state in states]),
+        )
+        if len(self._entries) == self._entries.maxlen:
+            self.dropped += 1
+        self._entries.append(
+            _Entry(
+                name,
+                step.model,
+                "prefill" if prefill else "decode",
+                result.started,
+                result.seconds,
+                len(parts),
+                step.num_tokens,
+                made,
+                counts,
+            )
+        )
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Trace events, as the format's specification has them."""
+        pids = {name: index for index, name in enumerate(self._models, start=1)}
+        tracks: dict[tuple[str, str, str], int] = {}
+        for name, models in self._models.items():
+            yield _named("process_name", pids[name], 0, name)
+            for phase in ("prefill", "decode"):
+                for model in models:
+                    tid = tracks[name, model, phase] = len(tracks) + 1
+                    yield _named("thread_name", pids[name], tid, f"{model} {phase}")
+                    yield {
+                        "ph": "M",
+                        "name": "thread_sort_index",
+                        "pid": pids[name],
+                        "tid": tid,
+                        "args": {"sort_index": 2 * models.index(model) + (phase == "decode")},
+                    }
+        zero = min((entry.started for entry in self._entries), default=0.0)
+        last: dict[tuple[str, str], tuple[int, ...]] = {}
+        for entry in self._entries:
+            pid, start = pids[entry.unit], 1e6 * (entry.started - zero)
+            yield {
+                "ph": "X",
+                "name": f"{entry.model} {entry.phase}",
+                "cat": entry.phase,
+                "pid": pid,
+                "tid": tracks[entry.unit, entry.model, entry.phase],
+                "ts": start,
+                "dur": 1e6 * entry.seconds,
+                "args": {"batch": entry.batch, "tokens": entry.tokens, "made": entry.made},
+            }
+            for counter, values in zip(_COUNTERS, entry.counts, strict=True):
+                if last.get((entry.unit, counter)) == values:
+                    continue
+                last[entry.unit, counter] = values
+                yield {
+                    "ph": "C",
+                    "name": counter,
+                    "pid": pid,
+                    "tid": 0,
+                    "ts": start + 1e6 * entry.seconds,
+                    "args": dict(zip(self._models[entry.unit], values, strict=True)),
+                }
+
+    def write(self, path: Path) -> None:
+        """Writes the trace's JSON; a file that is there is replaced at once or not at all."""
+        part = path.with_name(f"{path.name}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit": "ms", "otherData": ')
+            json.dump({"dropped_steps": self.dropped}, file)
+            file.write(', "traceEvents": [\n')
+            for index, event in enumerate(self.events()):
+                file.write(",\n" if index else "")
+                json.dump(event, file)
+            file.write("\n]}\n")
+        os.replace(part, path)
+
+
+def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}

@@ -1,0 +1,127 @@
+"""Steps of tiny models, measured and made into a profile; the figures by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from muxjax.bench.host_time import add_host_times
+from muxjax.bench.predict import simulate_rig
+from muxjax.bench.profile_file import profile_of, write_profile
+from muxjax.bench.rig import Rig
+from muxjax.bench.solo import measure_solo
+from muxjax.bench.steps import Measured, Timed, contexts_of, kinds_of, measure, rows_of
+from muxjax.errors import BenchError
+from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.trace import TraceRequest
+from muxjax.planning import shape_of
+
+
+def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
+    done: list[Timed] = []
+    measured = measure(rig, repeats=1, contexts=[8, 60], done=done.append)
+    assert done == measured.steps
+    assert len(rows_of(measured)) == len(kinds_of(rig, [8, 60])) == len(done)
+    sizes = {(step.model, step.phase, step.size) for step in measured.steps}
+    for name in ("llama", "qwen3"):
+        buckets = rig.buckets[name]
+        assert {size for n, p, size in sizes if (n, p) == (name, "prefill")} == set(
+            buckets.prefill_tokens
+        )
+        assert {size for n, p, size in sizes if (n, p) == (name, "decode")} == set(
+            buckets.decode_seqs
+        )
+    add_host_times(rig, measured)
+    assert {(name, phase, size) for name, phase, size in measured.host} == sizes
+
+    times = {name: measured.times(name) for name in rig.models}
+    profile = profile_of(
+        times,
+        {name: rig.specs[name].limits for name in rig.models},
+        {name: model.max_model_len for name, model in rig.models.items()},
+    )
+    path = tmp_path / "new" / "profile.json"
+    write_profile(profile, path)
+    shapes = {
+        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+        for name, model in rig.models.items()
+    }
+    table = ProfileTable(path, shapes)
+    assert set(table.models) == set(rig.models)
+    assert set(table.step_times) == set(rig.models)
+
+    workload = [
+        TraceRequest(0.0, "llama", 50, 7),
+        TraceRequest(0.0, "qwen3", 9, 3),
+        TraceRequest(0.001, "llama", 4, 1),
+    ]
+    records = simulate_rig(rig, table, workload, "adbs")
+    assert [(record.id, record.made_tokens) for record in records] == [(0, 7), (1, 3), (2, 1)]
+    assert records == simulate_rig(rig, table, workload, "adbs")
+    assert all(record.ttft is not None and record.ttft > 0 for record in records)
+
+
+def timed(
+    phase: str, size: int, parts: int, context: int, ms: float, *, last: bool = True
+) -> Timed:
+    return Timed("m", phase, size, parts, context, last, (ms / 1e3,) * 3)
+
+
+def test_parts_follow_from_differences() -> None:
+    measured = Measured(
+        [
+            timed("prefill", 32, 1, 32, 10.0),
+            timed("prefill", 32, 1, 32, 8.0, last=False),
+            timed("prefill", 32, 4, 8, 13.0),
+            timed("prefill", 32, 1, 96, 16.0),
+            timed("decode", 4, 1, 50, 3.0),
+            timed("decode", 4, 5, 50, 11.0),
+            timed("decode", 4, 5, 100, 16.0),
+        ],
+        {("m", "prefill", 32): 0.001, ("m", "decode", 4): 0.001},
+    )
+    times = measured.times("m")
+    prefill, decode = times.prefill[32], times.decode[4]
+    assert prefill.sample == pytest.approx(0.002)
+    assert prefill.base == pytest.approx(0.007)  # 10 - 2 - 1
+    assert dict(prefill.chunk) == pytest.approx({32: 0.001, 96: 0.007})
+    assert decode.base == pytest.approx(0.001)
+    assert dict(decode.token) == pytest.approx({50: 0.002, 100: 0.003})
+    # One chunk, 64 tokens behind it: 7 + 4 + 2, and the engine's own.
+    assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.014)
+    assert times.decode_seconds(3, 4, 75) == pytest.approx(0.001 + 4 * 0.0025 + 0.001)
+
+
+def test_what_cannot_be_measured(rig: Rig) -> None:
+    with pytest.raises(BenchError, match="--repeats"):
+        measure(rig, repeats=0)
+    with pytest.raises(BenchError, match=r"--context 10000: llama holds sequences of 1 to 255"):
+        kinds_of(rig, [10_000])
+    with pytest.raises(BenchError, match="not measured to the end"):
+        Measured([timed("decode", 1, 1, 1, 1.0)]).times("m")
+    with pytest.raises(BenchError, match="cannot be written"):
+        write_profile({}, Path("/proc/none/profile.json"))
+
+
+def test_contexts() -> None:
+    assert contexts_of(255, 3) == [31, 143, 255]
+    assert len(contexts_of(255)) == 6
+    assert contexts_of(1) == [1]
+
+
+def test_requests_alone(rig: Rig) -> None:
+    workload = [TraceRequest(0.0, "llama", tokens, 5) for tokens in (4, 9, 30)]
+    steps: list[int] = []
+    solo = measure_solo(rig, workload, repeats=1, done=steps.append)
+    assert [(row["model"], row["prompt_tokens"]) for row in solo.rows] == [
+        ("llama", 4),
+        ("llama", 9),
+        ("llama", 30),
+        ("qwen3", 1),  # nothing is asked of it
+    ]
+    assert all(row["ttft_s"] > 0 and row["tpot_s"] > 0 for row in solo.rows)
+    first = solo.rows[0]
+    assert solo.costs.prefill_seconds("llama", 4, 4) == pytest.approx(first["ttft_s"])
+    assert json.dumps(solo.rows)

@@ -1,0 +1,92 @@
+"""Who ran when, as a Chrome trace."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muxjax.mock_executor import MockExecutor
+from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.timeline import Timeline
+from muxjax.scheduling.unit import Unit
+from tests.muxjax.scheduling.harness import request, spec
+
+SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
+
+
+def run(timeline: Timeline, name: str = "unit") -> int:
+    """Two requests to their end; how many steps that took."""
+    unit, executor = Unit(SPECS, 60, make_policy("adbs")), MockExecutor(SPECS, 60)
+    unit.add(request(1, "a", 6, max_tokens=5))
+    unit.add(request(2, "b", 3, max_tokens=5))
+    steps = 0
+    while (step := unit.next_step(float(steps))) is not None:
+        result = executor.result(executor.submit(step))
+        unit.apply(step, result, float(steps))
+        timeline.record(unit, step, result, name)
+        steps += 1
+    return steps
+
+
+def written(timeline: Timeline, folder: Path) -> list[dict[str, Any]]:
+    path = folder / "trace.json"
+    timeline.write(path)
+    assert [file.name for file in folder.iterdir()] == ["trace.json"]
+    found = json.loads(path.read_text())
+    assert found["otherData"]["dropped_steps"] == timeline.dropped
+    return found["traceEvents"]
+
+
+def test_a_track_for_each_model_and_phase(tmp_path: Path) -> None:
+    timeline = Timeline()
+    steps = run(timeline)
+    events = written(timeline, tmp_path)
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert sorted(names.values()) == ["a decode", "a prefill", "b decode", "b prefill"]
+    boxes = [e for e in events if e["ph"] == "X"]
+    assert len(boxes) == steps == len(timeline)
+    assert all(e["name"] == names[e["tid"]] for e in boxes)
+    first = next(e for e in boxes if e["name"] == "a prefill")
+    assert first["args"] == {"batch": 1, "tokens": 6, "made": 1}
+    assert min(e["ts"] for e in boxes) == 0
+    assert all(e["dur"] > 0 for e in boxes)
+
+
+def test_counters_follow_the_unit(tmp_path: Path) -> None:
+    timeline = Timeline()
+    run(timeline)
+    events = [e for e in written(timeline, tmp_path) if e["ph"] == "C"]
+    pages = [e["args"] for e in events if e["name"] == "pages"]
+    assert max(row["a"] for row in pages) > 0
+    assert pages[-1] == {"a": 0, "b": 0}
+    waiting = [e["args"] for e in events if e["name"] == "waiting"]
+    assert waiting[0]["b"] == 1 or waiting[0]["a"] == 1
+    assert all(one != two for one, two in itertools.pairwise(pages))
+
+
+def test_several_units_are_processes(tmp_path: Path) -> None:
+    timeline = Timeline()
+    run(timeline, "one")
+    run(timeline, "two")
+    events = written(timeline, tmp_path)
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert sorted(names.values()) == ["one", "two"]
+    tracks = [(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"]
+    assert len(tracks) == len({tid for _, tid in tracks}) == 8
+
+
+def test_a_ring_keeps_the_latest(tmp_path: Path) -> None:
+    timeline = Timeline(most_steps=3)
+    steps = run(timeline)
+    assert (len(timeline), timeline.dropped) == (3, steps - 3)
+    assert sum(e["ph"] == "X" for e in written(timeline, tmp_path)) == 3
+    with pytest.raises(ValueError, match="one step at least"):
+        Timeline(0)
+
+
+def test_nothing_recorded_is_a_trace_too(tmp_path: Path) -> None:
+    assert written(Timeline(), tmp_path) == []
