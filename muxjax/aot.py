@@ -81,12 +81,12 @@ class DescribedDevices:
         return SingleDeviceSharding(self.devices[0])
 
     @contextmanager
-    def tracing(self) -> Iterator[None]:
-        """What is traced inside is traced for such a device."""
+    def tracing(self, count: int = 1) -> Iterator[None]:
+        """What is traced inside is traced for such devices, so many of them."""
         import jax
         import numpy as np
 
-        mesh = jax.sharding.Mesh(np.array([self.devices[0]]), ("device",))
+        mesh = jax.sharding.Mesh(np.array(self.devices[:count]), ("device",))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             yield
 

@@ -109,7 +109,7 @@ def compile_check(
       TargetUnavailable: the target has fewer devices.
     """
     devices = target.first(config.tensor_parallel)
-    with target.tracing():
+    with target.tracing(len(devices)):
         plan = loading.make_plan(config, memory_bytes=target.memory_bytes, devices=devices)
         models = loading.make_programs(plan)
         weights = {name: model.param_bytes for name, model in plan.models.items()}
