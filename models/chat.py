@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from muxjax.errors import InvalidRequest
@@ -25,14 +26,16 @@ def render_chat(
     *,
     add_generation_prompt: bool,
     special_tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The prompt text of a conversation.
 
     Args:
       template: Jinja source.
-      messages: each with `role` and `content`.
+      messages: each with `role` and `content`, and perhaps `tool_calls` or `tool_call_id`.
       add_generation_prompt: end with the opening of the assistant's answer.
       special_tokens: texts by the names that templates know (`bos_token`, `eos_token`, ...).
+      tools: functions that the model may call, as OpenAI's `tools`.
 
     Raises:
       InvalidRequest: the template refuses the messages, or cannot be run.
@@ -41,7 +44,7 @@ def render_chat(
         return _compiled(template).render(
             messages=[dict(message) for message in messages],
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=None if tools is None else [dict(tool) for tool in tools],
             documents=None,
             **special_tokens,
         )
@@ -55,14 +58,28 @@ def render_chat(
 
 
 @lru_cache(maxsize=64)
+def knows_tools(template: str) -> bool:
+    """Whether a template has a use for tools; one that cannot be parsed has none."""
+    try:
+        parsed = _environment().parse(template)
+    except jinja2.TemplateError:
+        return False
+    return "tools" in jinja2.meta.find_undeclared_variables(parsed)
+
+
+@lru_cache(maxsize=64)
 def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
-    return environment.from_string(template)
+    return environment
 
 
 def _refuse(message: str) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from muxjax.sampler import Settings
-from muxjax.sampling_params import MAX_STOP_TOKEN_IDS
+from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
 
 @struct.dataclass
@@ -23,6 +23,7 @@ class SlotState:
       remaining: tokens still to be made; 0 when the slot is done.
       stop_ids: tokens that end the sequence, -1 where there are fewer.
       settings: sampling settings.
+      bias_ids, bias: tokens whose logits are changed, -1 where there are fewer, and by how much.
       in_prompt: which tokens the prompt holds, for the repetition penalty.
       counts: how often the output holds each token.
     """
@@ -32,6 +33,8 @@ class SlotState:
     remaining: Int[Array, " M"]
     stop_ids: Int[Array, "M 8"]
     settings: Settings
+    bias_ids: Int[Array, "M 300"]
+    bias: Float[Array, "M 300"]
     in_prompt: Bool[Array, "M V"]
     counts: Int[Array, "M V"]
 
@@ -64,7 +67,10 @@ class SlotState:
                 top_k=ints(slots),
                 seed=jnp.zeros((slots, 2), jnp.uint32),
                 logprobs=ints(slots) - 1,
+                stop_from=ints(slots),
             ),
+            bias_ids=ints(slots, MAX_LOGIT_BIAS) - 1,
+            bias=jnp.zeros((slots, MAX_LOGIT_BIAS), jnp.float32),
             in_prompt=jnp.zeros((slots, vocab_size), bool),
             counts=ints(slots, vocab_size),
         )

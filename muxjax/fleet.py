@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import jax
 
 from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.constraints import Constraints
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
 from muxjax.fleet_stats import merged
 from muxjax.health import UnitHealth
@@ -47,6 +49,7 @@ class Completion:
       finish_reason: 'stop' (a stop token or string), 'length', or 'cancelled'.
       logprobs: one entry a token, or None if they were not asked for.
       num_prompt_tokens: length of the prompt.
+      prompt_logprobs: one entry for each token of the prompt but the first, or None.
     """
 
     text: str
@@ -54,6 +57,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None
     num_prompt_tokens: int
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class Fleet:
@@ -71,6 +75,8 @@ class Fleet:
         self.models = _faces(units)
         self._router = Router(units) if running else None
         self._ids = itertools.count()
+        self._vocabularies: dict[str, Constraints] = {}
+        self._constraints_lock = threading.Lock()
 
     @classmethod
     def load(
@@ -345,6 +351,10 @@ class Fleet:
         # Replicas may have room for unlike lengths; wherever it goes on, it ends at the same.
         longest = min(params.max_tokens, model.max_model_len - len(tokens))
         params = dataclasses.replace(params, max_tokens=longest)
+        _check_bias(model, params)
+        constraint = None
+        if params.grammar is not None:
+            constraint = self._constraints(model).start(params.grammar, own)
         request = Request(
             id=next(self._ids),
             model=name,
@@ -352,8 +362,32 @@ class Fleet:
             params=params,
             stop_ids=stop_ids,
             arrival=time.perf_counter(),
+            constraint=constraint,
         )
-        return request, Output(model.tokenizer, params.stop)
+        return request, Output(model.tokenizer, params.stop, params.min_tokens)
+
+    def _constraints(self, model: LoadedModel) -> Constraints:
+        if model.tokenizer is None:
+            raise InvalidRequest(
+                f"{model.name} has no tokenizer, so its output cannot follow a grammar",
+                field="grammar",
+            )
+        with self._constraints_lock:
+            if model.name not in self._vocabularies:
+                self._vocabularies[model.name] = Constraints(
+                    model.tokenizer, model.config.vocab_size
+                )
+            return self._vocabularies[model.name]
+
+
+def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
+    vocab = model.config.vocab_size
+    unknown = [token for token in params.logit_bias if token >= vocab]
+    if unknown:
+        raise InvalidRequest(
+            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab - 1}",
+            field="logit_bias",
+        )
 
 
 def _parts(
@@ -415,4 +449,5 @@ def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:
         finish_reason=reason,
         logprobs=logprobs,
         num_prompt_tokens=stream.num_prompt_tokens,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

@@ -24,6 +24,9 @@ _COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_CONSTANT = re.compile(r"%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r"ROOT .* compare\(.*%([\w.-]+)\), direction=LT")
 _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%?[\w.-]+|\{[^}]*\})")
 
 
@@ -57,9 +60,9 @@ def kernels(hlo: str) -> dict[str, int | None]:
 
 
 def collectives(hlo: str) -> dict[str, int]:
-    """How often each kind of collective runs: those in a loop as often as its trip count says, and
-    once where that is not known, as in the loop over a decode's tokens; of a condition's branches,
-    all.
+    """How often each kind of collective runs: those in a loop that counts up to a constant so
+    often, and once in any other, such as the loop over a decode's tokens; of a condition's
+    branches, all.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -80,6 +83,8 @@ def collectives(hlo: str) -> dict[str, int]:
             times = 1
             if trips := _TRIPS.search(line):
                 times = int(trips[1])
+            elif condition := _CONDITION.search(line):
+                times = _limit(bodies.get(condition[1], []))
             for called in _CALLED.findall(line):
                 for one in re.findall(r"%?([\w.-]+)", called):
                     for kind, number in count(one).items():
@@ -87,3 +92,12 @@ def collectives(hlo: str) -> dict[str, int]:
         return found
 
     return dict(sorted(count(entry).items()))
+
+
+def _limit(condition: list[str]) -> int:
+    """The constant that a loop's counter is compared with; 1 if there is more to its condition."""
+    constants = dict(match.groups() for line in condition if (match := _CONSTANT.search(line)))
+    for line in condition:
+        if (match := _LESS.search(line)) and match[1] in constants:
+            return int(constants[match[1]])
+    return 1

@@ -24,14 +24,38 @@ from muxjax.scheduling.steps import (
     Decode,
     DecodeBatch,
     Prefill,
+    PrefillChunk,
     Step,
     StepResult,
     TokenLogprobs,
 )
-from muxjax.step_inputs import Column, pack_chunk
+from muxjax.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
 from muxjax.steps import Emitted
 
 _POISON_BATCH = 64
+_ALL = np.uint32(2**32 - 1)
+"""A word of a mask that allows all of its tokens."""
+
+
+class _Nothing:
+    """Inputs that ask for nothing, kept on the devices: given where no request of a step asks."""
+
+    def __init__(self, programs: ModelPrograms) -> None:
+        buckets, words = programs.buckets, mask_words(programs.vocab_size)
+        self.copies = programs.mesh.copies
+        sharding = programs.mesh.sharding(meshes.ROWS)
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.device_put(array, sharding)
+
+        self.masks = {
+            rows: put(np.full((self.copies * rows, words), _ALL, np.uint32))
+            for rows in {*buckets.decode_seqs, buckets.prefill_seqs}
+        }
+        self.targets = {
+            size: put(np.full(self.copies * size, -1, np.int32)) for size in buckets.prefill_tokens
+        }
+        self.bias = put(no_bias(self.copies * buckets.prefill_seqs))
 
 
 @dataclass
@@ -47,6 +71,7 @@ class _Model:
     rows: np.ndarray  # int32, slots of all copies + 1: slot and block table; the last is a dummy's
     known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
+    nothing: _Nothing
 
     @property
     def copies(self) -> int:
@@ -64,6 +89,7 @@ class _Handle:
     emitted: Emitted
     rows: np.ndarray  # where each chunk or sequence of the step stands
     wanted: list[int | None]  # for each, how many alternatives to report
+    starts: list[int]  # where each chunk's tokens begin
     submitted: float
 
 
@@ -111,6 +137,7 @@ class JaxExecutor:
             rows=rows,
             known=np.zeros(slots, np.int64),
             logprobs=[None] * slots,
+            nothing=_Nothing(programs),
         )
 
     @property
@@ -129,10 +156,11 @@ class JaxExecutor:
         submitted = time.perf_counter()
         model = self._models[step.model]
         if isinstance(step, Prefill):
-            emitted, rows, wanted = self._prefill(model, step)
+            emitted, rows, wanted, starts = self._prefill(model, step)
         else:
             emitted, rows, wanted = self._decode(model, step)
-        return _Handle(step, emitted, rows, wanted, submitted)
+            starts = []
+        return _Handle(step, emitted, rows, wanted, starts, submitted)
 
     def result(self, handle: _Handle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
@@ -152,7 +180,8 @@ class JaxExecutor:
                         _token_logprobs(found, index, row, want)
                         for index in range(len(columns[at]))
                     ]
-        return StepResult(columns, logprobs, started, ended - started)
+        prompt = _prompt_logprobs(handle) if isinstance(handle.step, Prefill) else ()
+        return StepResult(columns, logprobs, started, ended - started, prompt)
 
     def poison(self, pages: Sequence[int]) -> None:
         """Fills pages with NaN; see `Executor.poison`.
@@ -178,13 +207,13 @@ class JaxExecutor:
 
     def _prefill(
         self, model: _Model, step: Prefill
-    ) -> tuple[Emitted, np.ndarray, list[int | None]]:
+    ) -> tuple[Emitted, np.ndarray, list[int | None], list[int]]:
         programs, copies = model.programs, model.copies
         filled = [0] * copies  # tokens
         for chunk in step.chunks:
             filled[chunk.slot % copies] += len(chunk.tokens)
         size = bucket(max(filled), programs.buckets.prefill_tokens)
-        tokens = np.zeros((copies, size), np.int32)
+        tokens = np.zeros(copies * size, np.int32)
         width = Column.BLOCKS + programs.buckets.blocks
         packed = np.zeros((copies * programs.buckets.prefill_seqs, width), np.int32)
         packed[:, Column.SLOT] = model.dummy
@@ -192,12 +221,13 @@ class JaxExecutor:
         slots = np.array([chunk.slot for chunk in step.chunks])
         rows = slots % copies * programs.buckets.prefill_seqs + _ranks(slots, copies)
         wanted: list[int | None] = []
-        ends = [0] * copies
+        starts: list[int] = []
+        ends = [copy * size for copy in range(copies)]
         for index, chunk in zip(rows.tolist(), step.chunks, strict=True):
             row, copy = packed[index], chunk.slot % copies
-            end = ends[copy] + len(chunk.tokens)
-            tokens[copy, ends[copy] : end] = chunk.tokens
-            ends[copy] = end
+            starts.append(ends[copy])
+            ends[copy] += len(chunk.tokens)
+            tokens[starts[-1] : ends[copy]] = chunk.tokens
             if chunk.start == 0:
                 model.known[chunk.slot] = 0
             if chunk.num_blocks > model.known[chunk.slot]:
@@ -209,10 +239,20 @@ class JaxExecutor:
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
             row[Column.SLOT] = chunk.slot // copies
+        nothing = model.nothing
         self._kv, model.state, emitted = programs.prefill(size)(
-            programs.parameters, self._pool, model.state, tokens.reshape(-1), packed
+            programs.parameters,
+            self._pool,
+            model.state,
+            tokens,
+            packed,
+            _targets(step.chunks, starts, size, nothing),
+            _biases(step.chunks, rows, nothing),
+            _masks(
+                [chunk.mask for chunk in step.chunks], rows, programs.buckets.prefill_seqs, nothing
+            ),
         )
-        return emitted, rows, wanted
+        return emitted, rows, wanted, starts
 
     def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, np.ndarray, list[int | None]]:
         programs, copies = model.programs, model.copies
@@ -228,7 +268,12 @@ class JaxExecutor:
         which[rows] = slots
         packed = model.rows[which]
         self._kv, model.state, emitted = programs.decode(size)(
-            programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
+            programs.parameters,
+            self._pool,
+            model.state,
+            packed,
+            _masks(batch.masks or (), rows, size, model.nothing),
+            np.int32(step.num_tokens),
         )
         return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
 
@@ -260,6 +305,58 @@ def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
     known = int(model.known[slot])
     model.rows[slot, 1 + known : 1 + count] = blocks[known:count]
     model.known[slot] = count
+
+
+def _masks(
+    masks: Sequence[np.ndarray | None], rows: np.ndarray, size: int, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    """A mask for each row of a step of `size` rows for each copy; `rows` are those of `masks`."""
+    if all(mask is None for mask in masks):
+        return nothing.masks[size]
+    packed = np.full(nothing.masks[size].shape, _ALL, np.uint32)
+    for row, mask in zip(rows.tolist(), masks, strict=True):
+        if mask is not None:
+            packed[row] = mask
+    return packed
+
+
+def _biases(
+    chunks: Sequence[PrefillChunk], rows: np.ndarray, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    if not any(chunk.sampling is not None and chunk.sampling.logit_bias for chunk in chunks):
+        return nothing.bias
+    packed = no_bias(len(nothing.bias))
+    for row, chunk in zip(rows.tolist(), chunks, strict=True):
+        if chunk.sampling is not None:
+            pack_bias(packed[row], chunk.sampling.logit_bias)
+    return packed
+
+
+def _targets(
+    chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int, nothing: _Nothing
+) -> np.ndarray | jax.Array:
+    if not any(chunk.following for chunk in chunks):
+        return nothing.targets[size]
+    packed = np.full(nothing.copies * size, -1, np.int32)
+    for start, chunk in zip(starts, chunks, strict=True):
+        packed[start : start + len(chunk.following)] = chunk.following
+    return packed
+
+
+def _prompt_logprobs(handle: _Handle) -> list[list[TokenLogprobs]]:
+    """For each chunk of a prefill, what its `following` have; nothing is read if none has any."""
+    assert isinstance(handle.step, Prefill)
+    chunks = handle.step.chunks
+    if not any(chunk.following for chunk in chunks):
+        return []
+    found = jax.tree.map(lambda x: np.asarray(x)[None], handle.emitted.prompt)
+    return [
+        [
+            _token_logprobs(found, 0, start + index, chunk.prompt_logprobs)
+            for index in range(len(chunk.following))
+        ]
+        for start, chunk in zip(handle.starts, chunks, strict=True)
+    ]
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:

@@ -6,7 +6,7 @@ that an empty pool takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.engine import Engine
@@ -14,6 +14,7 @@ from muxjax.jax_executor import JaxExecutor
 from muxjax.loading import LoadedModel, Plan
 from muxjax.programs import ModelPrograms
 from muxjax.runner import Runner
+from muxjax.scheduling.steps import Executor
 
 
 class LiveUnit(Runner):
@@ -25,6 +26,7 @@ class LiveUnit(Runner):
       programs: compiled, with their parameters; empty for a unit that is only looked at.
       poison: test mode, see `Fleet.load`.
       seconds: see `Runner`.
+      make_executor: runs the steps instead of the programs, to measure what is around them.
     """
 
     def __init__(
@@ -35,20 +37,26 @@ class LiveUnit(Runner):
         *,
         poison: bool = False,
         seconds: Mapping[str, float] | None = None,
+        make_executor: Callable[[], Executor] | None = None,
     ) -> None:
         self.plan = plan
         self._programs = dict(programs)
-        self._executor: JaxExecutor | None = None
+        self._executor: Executor | None = None
         self._unit = plan.make_unit()
 
         def start() -> Engine:
-            executor = JaxExecutor(
-                self._programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison
-            )
+            executor: Executor
+            if make_executor is not None:
+                executor = make_executor()
+            else:
+                executor = JaxExecutor(
+                    self._programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison
+                )
             self._executor, self._unit = executor, plan.make_unit()
             return Engine(self._unit, executor, poison=poison)
 
-        super().__init__(name, plan.models, start if programs else None, seconds)
+        runs = bool(programs) or make_executor is not None
+        super().__init__(name, plan.models, start if runs else None, seconds)
 
     @property
     def models(self) -> dict[str, LoadedModel]:
@@ -68,7 +76,7 @@ class LiveUnit(Runner):
         engine, executor = self._engine, self._executor
         found = self.state() if engine is None else engine.stats()
         found["pool_address"] = None
-        if engine is not None and executor is not None:
+        if engine is not None and isinstance(executor, JaxExecutor):
             # On the loop's thread: between steps, as each step takes the pool's array and gives
             # another for the same memory.
             found["pool_address"] = engine.call(lambda unit: executor.pool_address)

@@ -5,8 +5,8 @@ The next token of a sequence is
     (31 * sum of all its tokens + 7 * their number + salt + extra) % vocab
 
 where `salt` is the sum of the bytes of the model's name and `extra` is the seed of a request that
-is sampled, plus the number of tokens it has put out if it has a penalty. `mock_tokens` gives what a
-request gets when it is alone.
+is sampled, plus the number of tokens it has put out if it has a penalty. With a mask it is the next
+one, in a circle, that is allowed. `mock_tokens` gives what a request gets when it is alone.
 
 Tokens are written to a simulated pool through the block tables as the step gives them, in all
 layers, and read back through the block tables for each token sampled. A wrong, overlapping or
@@ -19,7 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import (
     Decode,
@@ -89,15 +92,18 @@ def mock_tokens(
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
     vocab: int = VOCAB,
+    constraint: Constraint | None = None,
 ) -> list[int]:
-    """The tokens that a request gets, a stop id that ends it included."""
+    """The tokens that a request gets, a stop id that ends it included. Advances `constraint`."""
     total = sum(prompt)
     output: list[int] = []
     while len(output) < max_new_tokens:
         token = _next_token(model, total, len(prompt) + len(output), len(output), params, vocab)
+        if constraint is not None:
+            token = _allowed(token, constraint.mask, vocab)
         output.append(token)
         total += token
-        if token in stop_ids:
+        if token in stop_ids or (constraint is not None and constraint.advance(token)):
             break
     return output
 
@@ -109,6 +115,12 @@ def _next_token(
     if params.penalised:
         extra += num_output
     return (31 * total + 7 * length + sum(model.encode()) + extra) % vocab
+
+
+def _allowed(token: int, mask: np.ndarray | None, vocab: int) -> int:
+    while mask is not None and not mask[token // 32] >> (token % 32) & 1:
+        token = (token + 1) % vocab
+    return token
 
 
 class MockExecutor:
@@ -154,11 +166,13 @@ class MockExecutor:
         self.steps += 1
         tokens: list[list[int]] = []
         logprobs: list[list[TokenLogprobs] | None] = []
+        prompt: list[list[TokenLogprobs]] = []
         if isinstance(step, Prefill):
             self._check_prefill(step)
             for chunk in step.chunks:
                 tokens.append(self._run_chunk(step.model, chunk))
                 logprobs.append(self._logprobs(step.model, chunk.slot, tokens[-1]))
+                prompt.append(self._each(chunk.following, chunk.prompt_logprobs))
             seconds = self.latency.prefill + self.latency.prefill_token * step.num_tokens
         else:
             self._check_decode(step)
@@ -169,7 +183,7 @@ class MockExecutor:
             seconds = each * max(1, max(map(len, tokens)))
         started = max(self.now, self._busy_until)
         self._busy_until = started + seconds
-        return _Handle(StepResult(tokens, logprobs, started, seconds))
+        return _Handle(StepResult(tokens, logprobs, started, seconds, prompt))
 
     def result(self, handle: _Handle) -> StepResult:
         """What the step gave; the clock moves to its end."""
@@ -200,6 +214,8 @@ class MockExecutor:
         limits = self._specs[step.model].limits
         _require(0 < len(step.sequences) <= limits.max_seqs, f"too many sequences: {step}")
         _require(0 < step.num_tokens <= limits.max_decode_tokens, f"too many tokens: {step}")
+        masked = any(sequence.mask is not None for sequence in step.sequences)
+        _require(not masked or step.num_tokens == 1, f"a mask for more than one token: {step}")
         self._check_apart(step.model, step.sequences)
 
     def _check_apart(
@@ -239,7 +255,7 @@ class MockExecutor:
         slot.remaining = chunk.remaining_tokens
         slot.num_output = chunk.end - chunk.num_prompt_tokens
         _require(slot.remaining > 0, f"nothing left to make: {chunk}")
-        return [self._sample(model, slot, blocks)]
+        return [self._sample(model, slot, blocks, chunk.mask)]
 
     def _run_sequence(self, model: str, sequence: DecodeSequence, num_tokens: int) -> list[int]:
         slot = self._slots[model, sequence.slot]
@@ -248,13 +264,16 @@ class MockExecutor:
         blocks = sequence.blocks[: sequence.num_blocks]
         while slot.remaining and len(made) < num_tokens:
             self._write(model, slot, blocks, slot.last_token)
-            made.append(self._sample(model, slot, blocks))
+            made.append(self._sample(model, slot, blocks, sequence.mask))
         _require(len(made) <= sequence.num_tokens, f"more tokens than the host expects: {sequence}")
         return made
 
-    def _sample(self, model: str, slot: _Slot, blocks: Sequence[int]) -> int:
+    def _sample(
+        self, model: str, slot: _Slot, blocks: Sequence[int], mask: np.ndarray | None
+    ) -> int:
         total = self._read(model, slot, blocks)
         token = _next_token(model, total, slot.written, slot.num_output, slot.sampling, self._vocab)
+        token = _allowed(token, mask, self._vocab)
         slot.last_token = token
         slot.num_output += 1
         slot.remaining = 0 if token in slot.stop_ids else slot.remaining - 1
@@ -295,6 +314,9 @@ class MockExecutor:
         wanted = self._slots[model, slot].sampling.logprobs
         if wanted is None or not tokens:
             return None
+        return self._each(tokens, wanted)
+
+    def _each(self, tokens: Sequence[int], wanted: int) -> list[TokenLogprobs]:
         return [
             TokenLogprobs(
                 -float(token % 10),

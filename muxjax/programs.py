@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Format, Layout
+from jax.sharding import PartitionSpec
 
 from muxjax import mesh as meshes
 from muxjax.device_state import SlotState
 from muxjax.mesh import ModelMesh
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
-from muxjax.step_inputs import Column
+from muxjax.sampling_params import MAX_LOGIT_BIAS
+from muxjax.step_inputs import Column, mask_words
 from muxjax.steps import Emitted, StepFunctions
 
 
@@ -179,14 +181,16 @@ class ModelPrograms:
         return list(self._programs.values())
 
     def prefill(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, tokens [size], packed [seqs, ...])`; donates kv, state.
+        """`(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
+        bias [seqs, 2, 300], mask [seqs, W])`; donates kv, state.
 
         Rows of all copies, one copy after the other.
         """
         return self._programs["prefill", size].compiled
 
     def decode(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, packed [size, 1 + blocks], num_tokens)`; donates kv, state.
+        """`(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens)`;
+        donates kv, state.
 
         Rows of all copies, one copy after the other.
         """
@@ -196,14 +200,20 @@ class ModelPrograms:
         def int32(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-        blocks = self.buckets.blocks
+        def mask(rows: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.uint32)
+
+        blocks, chunks = self.buckets.blocks, self.buckets.prefill_seqs
         rows, same = meshes.ROWS, meshes.SAME
-        inputs = {
+        inputs: tuple[tuple[jax.ShapeDtypeStruct, PartitionSpec], ...] = {
             "prefill": (
                 (int32(size), rows),
-                (int32(self.buckets.prefill_seqs, Column.BLOCKS + blocks), rows),
+                (int32(chunks, Column.BLOCKS + blocks), rows),
+                (int32(size), rows),
+                (int32(chunks, 2, MAX_LOGIT_BIAS), rows),
+                (mask(chunks), rows),
             ),
-            "decode": ((int32(size, 1 + blocks), rows), (int32(), same)),
+            "decode": ((int32(size, 1 + blocks), rows), (mask(size), rows), (int32(), same)),
         }[kind]
         state = jax.eval_shape(lambda: SlotState.create(self.buckets.max_seqs, self.vocab_size))
         local = (
@@ -216,21 +226,27 @@ class ModelPrograms:
 
         def run(
             parameters: tuple[jax.Array, ...], kv: jax.Array, state: SlotState, *inputs: jax.Array
-        ) -> tuple[jax.Array, SlotState, Emitted]:
+        ) -> tuple[jax.Array, SlotState, tuple[Any, ...], Any]:
             tree = jax.tree.unflatten(self._tree, parameters)
-            return step(nnx.merge(self._graph, tree), kv, state, *inputs)
+            kv, state, emitted = step(nnx.merge(self._graph, tree), kv, state, *inputs)
+            return kv, state, (emitted.tokens, emitted.logprobs), emitted.prompt
 
         mapped = self.mesh.mapped(
             run,
             tuple(spec for _, spec in local),
-            (meshes.POOL, meshes.SLOTS, meshes.EMITTED),
+            (meshes.POOL, meshes.SLOTS, meshes.EMITTED, meshes.ROWS),
         )
+
+        def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, Emitted]:
+            kv, state, made, prompt = mapped(*inputs)
+            return kv, state, Emitted(*made, prompt)
+
         arguments = [self.mesh.whole(*argument) for argument in local]
         if current_target().platform == "tpu":
             arguments[0] = tuple(self._row_major(leaf) for leaf in arguments[0])
         # A name of its own in profiles, and in the compilation cache's file names.
-        mapped.__name__ = f"{kind}_{size}"
-        jitted = jax.jit(mapped, donate_argnums=(1, 2))
+        run_everywhere.__name__ = f"{kind}_{size}"
+        jitted = jax.jit(run_everywhere, donate_argnums=(1, 2))
         if self.mesh.size == 1:
             return jitted.lower(*arguments)
         with self.mesh.tracing():

@@ -91,6 +91,7 @@ class _Carried:
             stop_ids=old.stop_ids,
             arrival=old.arrival,
             output=list(self.tokens),
+            constraint=None if old.constraint is None else old.constraint.anew(self.tokens),
         )
 
 
@@ -232,7 +233,10 @@ class Router:
             if carried.moves > MOST_MOVES:
                 carried.give_up(EngineDead(f"given up after {MOST_MOVES} units died: {error}"))
                 continue
-            self._carry_on(carried, error)
+            try:
+                self._carry_on(carried, error)
+            except MuxError as fault:  # its output cannot be gone on with
+                carried.give_up(fault)
 
     def _carry_on(self, carried: _Carried, error: BaseException) -> None:
         """Places an orphan where it can go on; starts its unit anew, too."""

@@ -6,7 +6,8 @@ XLA:CPU takes about 20 ms to sort a row of 262,144 logits. Top-k and top-p are t
 bisection over the bits of the probabilities, and the token is found by inverting the cumulative
 distribution at one uniform number a row.
 
-The order is: penalties, temperature, top-k, top-p (of what top-k left), min-p.
+The order is: bias, penalties, what is not allowed (end tokens too early, a grammar), temperature,
+top-k, top-p (of what top-k left), min-p.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Settings:
     top_k: Int[Array, " S"]
     seed: UInt[Array, "S 2"]
     logprobs: Int[Array, " S"]
+    stop_from: Int[Array, " S"]
+    """The first position where a stop token may stand."""
 
     @property
     def penalised(self) -> Bool[Array, " S"]:
@@ -79,6 +82,37 @@ def penalise(
     return logits - settings.presence_penalty[:, None] * (counts > 0)
 
 
+def add_bias(
+    logits: Float[Array, "S V"], ids: Int[Array, "S E"], values: Float[Array, "S E"]
+) -> Float[Array, "S V"]:
+    """OpenAI's `logit_bias`: `values` added to the tokens `ids`; ids of -1 are none."""
+    return logits.at[_rows_of(ids), _or_none(ids)].add(values, mode="drop")
+
+
+def forbid(
+    logits: Float[Array, "S V"], ids: Int[Array, "S E"], where: Bool[Array, " S"]
+) -> Float[Array, "S V"]:
+    """Takes the tokens `ids` (-1: none) from the rows `where`."""
+    ids = jnp.where(where[:, None], ids, -1)
+    return logits.at[_rows_of(ids), _or_none(ids)].set(-jnp.inf, mode="drop")
+
+
+def allow(logits: Float[Array, "S V"], mask: UInt[Array, "S W"]) -> Float[Array, "S V"]:
+    """Leaves a row the tokens whose bit is set: token `t` is bit `t % 32` of word `t // 32`."""
+    bits = (mask[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1  # S W 32
+    allowed = bits.reshape(mask.shape[0], -1)[:, : logits.shape[1]] != 0
+    return jnp.where(allowed, logits, -jnp.inf)
+
+
+def _rows_of(ids: Int[Array, "S E"]) -> Int[Array, "S 1"]:
+    return jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
+
+
+def _or_none(ids: Int[Array, "S E"]) -> Int[Array, "S E"]:
+    """Beyond every vocabulary where there is no id: negative indices would count from the end."""
+    return jnp.where(ids >= 0, ids, jnp.iinfo(jnp.int32).max)
+
+
 def sample(
     logits: Float[Array, "S V"],
     settings: Settings,
@@ -88,7 +122,7 @@ def sample(
     """One token a row.
 
     Args:
-      logits: after penalties.
+      logits: adjusted by all that stands before temperature.
       settings: temperature 0 takes the most likely token.
       positions: of the token to be chosen, in its sequence: folded into the row's seed.
       live: rows whose token counts; work that only others ask for is left out.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from muxjax.errors import InvalidRequest
+from muxjax.grammar import Grammar
 
 MAX_LOGPROBS = 20
 """Most alternatives that `SamplingParams.logprobs` may ask for (OpenAI's limit for chat)."""
 MAX_STOP_TOKEN_IDS = 8
 """Most stop token ids a request may hold on the device, the model's own included."""
+MAX_LOGIT_BIAS = 300
+"""Most tokens that `SamplingParams.logit_bias` may name."""
 MAX_STOP_STRINGS = 16
 
 
@@ -34,8 +37,12 @@ class SamplingParams:
       stop: a string, or strings, that end the output; not included in the text.
       stop_token_ids: tokens that end the output, besides the model's own.
       ignore_eos: do not end at the model's own end token.
+      min_tokens: end tokens and stop strings do not end the output before it has this many tokens.
+      logit_bias: added to the logits of these tokens, by id, before penalties; from -100 to 100.
       logprobs: how many alternatives to report for each token (0: only the chosen token's
         log-probability; None: none). Taken from the raw logits, before temperature and penalties.
+      prompt_logprobs: the same for the tokens of the prompt, but the first, which nothing precedes.
+      grammar: what the output must be; see `muxjax.grammar`.
 
     Raises:
       InvalidRequest: a value out of its range; `field` names it.
@@ -53,17 +60,22 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for field in ("stop", "stop_token_ids"):
-            value = getattr(self, field)
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
             if not isinstance(value, (list, tuple)):
-                raise InvalidRequest(f"{field} must be a list, not {value!r}", field=field)
-            object.__setattr__(self, field, tuple(value))
+                raise InvalidRequest(f"{name} must be a list, not {value!r}", field=name)
+            object.__setattr__(self, name, tuple(value))
         self._whole("max_tokens", 1, 2**31 - 1)
+        self._whole("min_tokens", 0, 2**31 - 1)
         self._whole("top_k", 0, 2**31 - 1)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
@@ -73,8 +85,9 @@ class SamplingParams:
         self._real("frequency_penalty", -2.0, 2.0)
         if self.seed is not None:
             self._whole("seed", -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            self._whole("logprobs", 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._whole(name, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequest(
                 f"ignore_eos must be true or false, not {self.ignore_eos!r}", field="ignore_eos"
@@ -93,6 +106,15 @@ class SamplingParams:
                 raise InvalidRequest(
                     f"stop_token_ids must hold token ids, not {token!r}", field="stop_token_ids"
                 )
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens must not be above max_tokens ({self.max_tokens}), not "
+                f"{self.min_tokens}",
+                field="min_tokens",
+            )
+        self._check_bias()
+        if self.grammar is not None:
+            self._check_grammar(self.grammar)
 
     @property
     def greedy(self) -> bool:
@@ -107,19 +129,59 @@ class SamplingParams:
             or self.frequency_penalty != 0.0
         )
 
-    def _whole(self, field: str, low: int, high: int) -> None:
-        value = getattr(self, field)
+    def _whole(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InvalidRequest(
-                f"{field} must be a whole number from {low} to {high}, not {value!r}", field=field
+                f"{name} must be a whole number from {low} to {high}, not {value!r}", field=name
             )
 
-    def _real(self, field: str, low: float, high: float, *, open_low: bool = False) -> None:
-        value = getattr(self, field)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
+    def _real(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if not _is_number(value) or not low <= value <= high:
             raise InvalidRequest(
-                f"{field} must be a number from {low} to {high}, not {value!r}", field=field
+                f"{name} must be a number from {low} to {high}, not {value!r}", field=name
             )
         if open_low and value == low:
-            raise InvalidRequest(f"{field} must be above {low}", field=field)
+            raise InvalidRequest(f"{name} must be above {low}", field=name)
+
+    def _check_bias(self) -> None:
+        bias = self.logit_bias
+        if not isinstance(bias, Mapping):
+            raise InvalidRequest(
+                f"logit_bias must map token ids to numbers, not {bias!r}", field="logit_bias"
+            )
+        if len(bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(
+                f"logit_bias names {len(bias)} tokens; at most {MAX_LOGIT_BIAS}",
+                field="logit_bias",
+            )
+        for token, value in bias.items():
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < 2**31:
+                raise InvalidRequest(
+                    f"logit_bias must name token ids, not {token!r}", field="logit_bias"
+                )
+            if not _is_number(value) or not -100.0 <= value <= 100.0:
+                raise InvalidRequest(
+                    f"logit_bias must hold numbers from -100 to 100, not {value!r}",
+                    field="logit_bias",
+                )
+
+    def _check_grammar(self, grammar: Grammar) -> None:
+        if not isinstance(grammar, Grammar):
+            raise InvalidRequest(
+                f"grammar must be a muxjax.grammar.Grammar, not {grammar!r}", field="grammar"
+            )
+        if self.min_tokens:
+            raise InvalidRequest(
+                "min_tokens cannot be had with a grammar, which says itself when the output ends",
+                field="min_tokens",
+            )
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    )

@@ -1,22 +1,24 @@
 """What the host sends with a step: one packed array of int32, so one transfer.
 
 Floats travel as their bits. `Column` names the columns of a prefill's rows; the block table
-follows.
+follows. What few requests need comes in arrays of its own, for which the device keeps empty ones
+that are given when nobody needs it: the tokens that a grammar allows (a bit for each, `W` words a
+row), biases of logits, and the prompt's own tokens where their log-probabilities are asked for.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from muxjax.sampler import Settings
-from muxjax.sampling_params import MAX_STOP_TOKEN_IDS
+from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from muxjax.scheduling.steps import PrefillChunk
 
 _FLOATS = (
@@ -40,10 +42,11 @@ class Column(enum.IntEnum):
     REMAINING = 5
     TOP_K = 6
     LOGPROBS = 7
-    SEED = 8  # 2 columns
-    FLOATS = 10
-    STOP_IDS = 10 + len(_FLOATS)
-    BLOCKS = 10 + len(_FLOATS) + MAX_STOP_TOKEN_IDS
+    MIN_TOKENS = 8
+    SEED = 9  # 2 columns
+    FLOATS = 11
+    STOP_IDS = 11 + len(_FLOATS)
+    BLOCKS = 11 + len(_FLOATS) + MAX_STOP_TOKEN_IDS
 
 
 @struct.dataclass
@@ -85,11 +88,38 @@ def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
     row[Column.REMAINING] = chunk.remaining_tokens
     row[Column.TOP_K] = params.top_k
     row[Column.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
+    row[Column.MIN_TOKENS] = min(params.min_tokens, 2**30)  # added to a position later
     words = np.array(seed_words(params.seed), np.uint32)
     row[Column.SEED : Column.FLOATS] = words.view(np.int32)
     floats = np.array([getattr(params, name) for name in _FLOATS], np.float32)
     row[Column.FLOATS : Column.STOP_IDS] = floats.view(np.int32)
     row[Column.STOP_IDS : Column.BLOCKS] = _stop_row(chunk.stop_ids)
+
+
+def mask_words(vocab_size: int) -> int:
+    """`W`: words of a mask of this many tokens."""
+    return -(-vocab_size // 32)
+
+
+def pack_bias(row: np.ndarray, bias: Mapping[int, float]) -> None:
+    """Fills a row of biases, `[2, 300]`: ids, -1 where there are fewer, and the values' bits."""
+    row[0] = -1
+    row[0, : len(bias)] = list(bias)
+    row[1, : len(bias)] = np.array(list(bias.values()), np.float32).view(np.int32)
+
+
+def unpack_bias(
+    bias: Int[Array, "S 2 300"],
+) -> tuple[Int[Array, "S 300"], Float[Array, "S 300"]]:
+    """Undoes `pack_bias` on the device."""
+    return bias[:, 0], lax.bitcast_convert_type(bias[:, 1], jnp.float32)
+
+
+def no_bias(rows: int) -> np.ndarray:
+    """`pack_bias` of nothing, for so many rows."""
+    packed = np.zeros((rows, 2, MAX_LOGIT_BIAS), np.int32)
+    packed[:, 0] = -1
+    return packed
 
 
 def _stop_row(stop_ids: Sequence[int]) -> np.ndarray:
@@ -106,6 +136,7 @@ def unpack_prefill(rows: Int[Array, "S columns"]) -> PrefillRows:
         top_k=rows[:, Column.TOP_K],
         seed=lax.bitcast_convert_type(rows[:, Column.SEED : Column.FLOATS], jnp.uint32),
         logprobs=rows[:, Column.LOGPROBS],
+        stop_from=rows[:, Column.PROMPT] + rows[:, Column.MIN_TOKENS],
     )
     return PrefillRows(
         slot=rows[:, Column.SLOT],

@@ -7,13 +7,14 @@ does with slots and pages is said in `muxjax.scheduling.steps`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from muxjax import sampler
 from muxjax.device_state import SlotState
@@ -21,15 +22,22 @@ from muxjax.models.attention import PagedAttend
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels import KVLayout
 from muxjax.sampler import Logprobs, Settings
-from muxjax.step_inputs import PrefillRows, unpack_prefill
+from muxjax.step_inputs import PrefillRows, unpack_bias, unpack_prefill
+
+_TILE = 16
+"""Rows of logits that the log-probabilities of a prompt take at a time."""
 
 
 @struct.dataclass
 class Emitted:
-    """What a step gives: for `k` rounds and `S` rows the token, -1 where there is none."""
+    """What a step gives: for `k` rounds and `S` rows the token, -1 where there is none.
+
+    `prompt` has the log-probabilities of a prefill's `targets`; a decode has none.
+    """
 
     tokens: Int[Array, "k S"]
     logprobs: Logprobs
+    prompt: Logprobs
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,9 @@ class StepFunctions:
         state: SlotState,
         tokens: Int[Array, " T"],
         packed: Int[Array, "S columns"],
+        targets: Int[Array, " T"],
+        bias: Int[Array, "S 2 300"],
+        mask: UInt[Array, "S W"],
     ) -> tuple[Float[Array, "P rows 128"], SlotState, Emitted]:
         """Writes chunks of prompts to the pool; samples a token after each request's last.
 
@@ -62,6 +73,9 @@ class StepFunctions:
           state: the model's slots; donated.
           tokens: of all chunks, packed, then padding.
           packed: a row a chunk (`step_inputs`); rows beyond have length 0 and the dummy slot.
+          targets: the token after each of `tokens` whose log-probability is wanted, -1 for none.
+          bias: a row a chunk, for its slot; of any chunk but a last one it is not read.
+          mask: a bit for each token that may be chosen after a chunk.
         """
         rows = unpack_prefill(packed)
         starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(rows.length)])
@@ -87,18 +101,24 @@ class StepFunctions:
 
         def finish() -> tuple[Array, Logprobs]:
             logits = decoder.logits(hidden[jnp.maximum(starts[1:] - 1, 0)])
-            return _choose(
-                logits, rows.settings, state, rows.slot, rows.start + rows.length, rows.last
+            adjust = _Adjustments(
+                rows.settings,
+                *unpack_bias(bias),
+                rows.stop_ids,
+                mask,
+                (~mask != 0).any(),
             )
+            return _choose(logits, adjust, state, rows.slot, rows.start + rows.length, rows.last)
 
         def nothing() -> tuple[Array, Logprobs]:
             return jnp.zeros(rows.slot.shape, jnp.int32), Logprobs.zeros(rows.slot.shape[0])
 
         token, logprobs = lax.cond(rows.last.any(), finish, nothing)
-        state = _fill_slots(state, rows, token)
+        state = _fill_slots(state, rows, bias, token)
         emitted = Emitted(
             jnp.where(rows.last, token, -1)[None],
             jax.tree.map(lambda x: x[None], logprobs),
+            _prompt_logprobs(decoder, hidden, targets),
         )
         return kv, state, emitted
 
@@ -108,6 +128,7 @@ class StepFunctions:
         kv: Float[Array, "P rows 128"],
         state: SlotState,
         packed: Int[Array, "S columns"],
+        mask: UInt[Array, "S W"],
         num_tokens: Int[Array, ""],
     ) -> tuple[Float[Array, "P rows 128"], SlotState, Emitted]:
         """Runs sequences for up to `num_tokens` tokens; stops early when all are done.
@@ -117,12 +138,21 @@ class StepFunctions:
           kv: the pool; donated.
           state: the model's slots; donated.
           packed: a row a sequence: its slot (the dummy slot for padding), then its block table.
+          mask: a bit for each token that may be chosen, in every round; a sequence with a grammar
+            is therefore given one round.
           num_tokens: at most `max_decode_tokens`.
         """
         slots, tables = packed[:, 0], packed[:, 1:]
         num_seqs = slots.shape[0]
-        settings = jax.tree.map(lambda x: x[slots], state.settings)
         stop_ids = state.stop_ids[slots]
+        adjust = _Adjustments(
+            jax.tree.map(lambda x: x[slots], state.settings),
+            state.bias_ids[slots],
+            state.bias[slots],
+            stop_ids,
+            mask,
+            (~mask != 0).any(),
+        )
         last_block = tables.shape[1] - 1
 
         def more(carry: _Burst) -> Bool[Array, ""]:
@@ -144,7 +174,7 @@ class StepFunctions:
             hidden, kv = decoder(carry.token, carry.position, carry.kv, attend)
             logits = decoder.logits(hidden)
             counted = dataclasses.replace(state, counts=carry.counts)
-            token, logprobs = _choose(logits, settings, counted, slots, carry.position + 1, live)
+            token, logprobs = _choose(logits, adjust, counted, slots, carry.position + 1, live)
             stopped = (token[:, None] == stop_ids).any(axis=1)
             return _Burst(
                 round=carry.round + 1,
@@ -153,10 +183,14 @@ class StepFunctions:
                 position=carry.position + live,
                 remaining=jnp.where(live & ~stopped, carry.remaining - 1, 0),
                 counts=carry.counts.at[slots, token].add(live.astype(jnp.int32)),
-                emitted=jax.tree.map(
-                    lambda all_, new: all_.at[carry.round].set(new),
-                    carry.emitted,
-                    Emitted(jnp.where(live, token, -1), logprobs),
+                emitted=Emitted(
+                    carry.emitted.tokens.at[carry.round].set(jnp.where(live, token, -1)),
+                    jax.tree.map(
+                        lambda all_, new: all_.at[carry.round].set(new),
+                        carry.emitted.logprobs,
+                        logprobs,
+                    ),
+                    carry.emitted.prompt,
                 ),
             )
 
@@ -173,6 +207,7 @@ class StepFunctions:
                 emitted=Emitted(
                     jnp.full((self.max_decode_tokens, num_seqs), -1, jnp.int32),
                     Logprobs.zeros(self.max_decode_tokens, num_seqs),
+                    Logprobs.zeros(0),
                 ),
             ),
         )
@@ -206,23 +241,79 @@ class _Burst:
     emitted: Emitted
 
 
+@struct.dataclass
+class _Adjustments:
+    """What changes the logits of a step's rows before a token is drawn."""
+
+    settings: Settings
+    bias_ids: Int[Array, "S 300"]
+    bias: Float[Array, "S 300"]
+    stop_ids: Int[Array, "S 8"]
+    mask: UInt[Array, "S W"]
+    masked: Bool[Array, ""]
+    """Whether `mask` forbids anything."""
+
+
 def _choose(
     logits: Float[Array, "S V"],
-    settings: Settings,
+    adjust: _Adjustments,
     state: SlotState,
     slots: Int[Array, " S"],
     positions: Int[Array, " S"],
     live: Bool[Array, " S"],
 ) -> tuple[Int[Array, " S"], Logprobs]:
-    """A token for each row, and the log-probabilities that live rows ask for."""
-    penalised = lax.cond(
-        (settings.penalised & live).any(),
-        lambda: sampler.penalise(logits, settings, state.in_prompt[slots], state.counts[slots]),
-        lambda: logits,
+    """A token for each row, and the log-probabilities that live rows ask for.
+
+    What no row asks for is not computed.
+    """
+    settings = adjust.settings
+    early = (positions < settings.stop_from) & live
+
+    def when(
+        asked: Bool[Array, ""],
+        logits: Float[Array, "S V"],
+        change: Callable[[Float[Array, "S V"]], Float[Array, "S V"]],
+    ) -> Float[Array, "S V"]:
+        return lax.cond(asked, change, lambda same: same, logits)
+
+    changed = when(
+        ((adjust.bias_ids >= 0).any(axis=1) & live).any(),
+        logits,
+        lambda x: sampler.add_bias(x, adjust.bias_ids, adjust.bias),
     )
-    token = sampler.sample(penalised, settings, positions, live)
+    changed = when(
+        (settings.penalised & live).any(),
+        changed,
+        lambda x: sampler.penalise(x, settings, state.in_prompt[slots], state.counts[slots]),
+    )
+    changed = when(early.any(), changed, lambda x: sampler.forbid(x, adjust.stop_ids, early))
+    changed = when(adjust.masked, changed, lambda x: sampler.allow(x, adjust.mask))
+    token = sampler.sample(changed, settings, positions, live)
     wanted = ((settings.logprobs >= 0) & live).any()
     return token, sampler.logprobs(logits, token, wanted)
+
+
+def _prompt_logprobs(
+    decoder: Decoder, hidden: Float[Array, "T D"], targets: Int[Array, " T"]
+) -> Logprobs:
+    """Log-probabilities of the tokens that follow; zeros, and no work, where nobody asks.
+
+    In tiles, since the logits of a whole prefill would take more memory than anything else.
+    """
+    size = targets.shape[0]
+
+    def tile(rows: tuple[Array, Array]) -> Logprobs:
+        states, following = rows
+        return sampler.logprobs(decoder.logits(states), jnp.maximum(following, 0), jnp.array(True))
+
+    def compute() -> Logprobs:
+        pad = -size % _TILE
+        states = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, _TILE, hidden.shape[1])
+        following = jnp.pad(targets, (0, pad)).reshape(-1, _TILE)
+        found = lax.map(tile, (states, following))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
+
+    return lax.cond((targets >= 0).any(), compute, lambda: Logprobs.zeros(size))
 
 
 def _count_prefix(
@@ -247,7 +338,12 @@ def _count_prefix(
     )
 
 
-def _fill_slots(state: SlotState, rows: PrefillRows, token: Int[Array, " S"]) -> SlotState:
+def _fill_slots(
+    state: SlotState,
+    rows: PrefillRows,
+    bias: Int[Array, "S 2 300"],
+    token: Int[Array, " S"],
+) -> SlotState:
     """Makes the slots of requests whose last chunk this was ready to decode."""
     dummy = state.token.shape[0] - 1
     slot = jnp.where(rows.last, rows.slot, dummy)
@@ -257,6 +353,8 @@ def _fill_slots(state: SlotState, rows: PrefillRows, token: Int[Array, " S"]) ->
     def put(old: Array, new: Array) -> Array:
         return old.at[slot].set(new)
 
+    bias_ids, values = unpack_bias(bias)
+
     return dataclasses.replace(
         state,
         token=put(state.token, token),
@@ -264,5 +362,7 @@ def _fill_slots(state: SlotState, rows: PrefillRows, token: Int[Array, " S"]) ->
         remaining=put(state.remaining, remaining),
         stop_ids=put(state.stop_ids, rows.stop_ids),
         settings=jax.tree.map(put, state.settings, rows.settings),
+        bias_ids=put(state.bias_ids, bias_ids),
+        bias=put(state.bias, values),
         counts=state.counts.at[slot, token].add(1),
     )

@@ -54,6 +54,9 @@ class Stream:
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
+        if update.request.error is not None:
+            self.failed(update.request.error)
+            return True
         if not self._output.may_stop:
             self._put(update, update.finish_reason is not None)
             return False

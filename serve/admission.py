@@ -9,15 +9,18 @@ view is counted, limited and measured here, whatever endpoint it belongs to.
 - A stream that takes longer than it may is ended with `TimedOut`, even if the engine hangs.
 - After `drain` nothing is let in (503), and `cut` ends what still runs.
 
-All of it runs on the server's event loop.
+Streams are read on the server's event loop; they may be opened in another thread, where a grammar
+is compiled first, so what they share is changed under a lock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, TimedOut
@@ -119,11 +122,12 @@ class Admission:
         self.observers = observers
         self.draining = False
         self.streams: set[Watched] = set()
+        self.lock = threading.RLock()
         self._queues = {name: _Queue() for name in fleet.models}
 
     def view(self, key: Key | None, limits: KeyLimits | None) -> View:
-        """The fleet for one call."""
-        return View(self, key, limits)
+        """The fleet for one call; to be made on the event loop."""
+        return View(self, key, limits, asyncio.get_running_loop())
 
     def waiting(self, model: str) -> int:
         """Streams of a model without a first token."""
@@ -155,6 +159,7 @@ class Admission:
         prompt: str | list[int],
         params: SamplingParams | None,
         limits: KeyLimits | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> Watched:
         """Opens a stream of the fleet, if there is room for it.
 
@@ -162,23 +167,51 @@ class Admission:
           ApiError: 429, 503: it is not let in.
           MuxError: as the fleet's `open_stream`.
         """
-        self.check_open()
-        queue = self._queues.setdefault(model, _Queue())
-        if queue.waiting >= self.config.max_queue:
-            raise too_many(
-                f"{queue.waiting} requests for {model} wait already, as many as may",
-                queue.expected_wait(),
-            )
         params = params or SamplingParams()
-        inner = self.fleet.open_stream(model, prompt, params)
+        with self.lock:
+            self.check_open()
+            queue = self._queues.setdefault(model, _Queue())
+            if queue.waiting >= self.config.max_queue:
+                raise too_many(
+                    f"{queue.waiting} requests for {model} wait already, as many as may",
+                    queue.expected_wait(),
+                )
+            queue.waiting += 1
         try:
-            room = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
-            most = min(params.max_tokens, room)
-            reserved = None if limits is None else limits.reserve(inner.num_prompt_tokens + most)
+            inner = self.fleet.open_stream(model, prompt, params)
+            try:
+                room = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
+                most = min(params.max_tokens, room)
+                with self.lock:
+                    tokens = inner.num_prompt_tokens + most
+                    reserved = None if limits is None else limits.reserve(tokens)
+            except BaseException:
+                inner.cancel()
+                raise
         except BaseException:
-            inner.cancel()
+            with self.lock:
+                queue.leave(served=False)
             raise
-        return Watched(self, inner, model, params.max_tokens, queue, limits, reserved, most)
+        return Watched(
+            self, inner, model, params.max_tokens, _Place(queue, limits, reserved, most), loop
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a stream takes of the queue and of its key's tokens, `most` at most."""
+
+    queue: _Queue
+    limits: KeyLimits | None
+    reserved: Reservation | None
+    most: int
+
+    def leave(self, made: int, first: bool) -> None:
+        """Gives back what was not used; `first` if a first token came."""
+        if not first:
+            self.queue.leave(served=False)
+        if self.limits is not None:
+            self.limits.give_back(self.reserved, max(0, self.most - made))
 
 
 class _Queue:
@@ -204,9 +237,16 @@ class _Queue:
 class View:
     """A fleet as one caller may see it; a `FleetLike` for the endpoints."""
 
-    def __init__(self, admission: Admission, key: Key | None, limits: KeyLimits | None) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        key: Key | None,
+        limits: KeyLimits | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._admission = admission
         self._limits = limits
+        self._loop = loop
         self._streams: list[Watched] = []
         models = admission.fleet.models
         self.models: Mapping[str, ModelLike] = (
@@ -217,7 +257,7 @@ class View:
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> Watched:
         """See `FleetLike`; the endpoint has looked the model up in `models`."""
-        stream = self._admission.open(model, prompt, params, self._limits)
+        stream = self._admission.open(model, prompt, params, self._limits, self._loop)
         self._streams.append(stream)
         return stream
 
@@ -249,10 +289,8 @@ class Watched:
         inner: StreamLike,
         model: str,
         max_tokens: int,
-        queue: _Queue,
-        limits: KeyLimits | None,
-        reserved: Reservation | None,
-        most: int,
+        place: _Place,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.model = model
         self.max_tokens = max_tokens
@@ -261,20 +299,14 @@ class Watched:
         self.started = time.monotonic()
         self._admission = admission
         self._inner = inner
-        self._queue = queue
-        self._limits = limits
-        self._reserved = reserved
-        self._most = most
+        self._place = place
+        self._loop = loop
         self._reason: str | None = None
         self._last = self.started
-        config = admission.config
-        self._timers = [self._end_after(config.request_timeout, "the request")]
-        self._first_timer: Timer | None = None
-        if config.queue_timeout is not None:
-            self._first_timer = self._end_after(config.queue_timeout, "its first token")
-            self._timers.append(self._first_timer)
-        queue.waiting += 1
-        admission.streams.add(self)
+        self._timers: list[Timer] = []
+        with admission.lock:
+            admission.streams.add(self)
+        loop.call_soon_threadsafe(self._start_timers)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -315,9 +347,8 @@ class Watched:
         self.made += count
         if self.ttft is None:
             self.ttft = now - self.started
-            self._queue.leave(served=True)
-            if self._first_timer is not None:
-                self._first_timer.cancel()
+            with self._admission.lock:
+                self._place.queue.leave(served=True)
             for observer in observers:
                 observer.first(self.model, self.ttft, self.num_prompt_tokens, count)
         else:
@@ -325,23 +356,34 @@ class Watched:
                 observer.more(self.model, now - self._last, count)
         self._last = now
 
-    def _end_after(self, seconds: float, what: str) -> Timer:
-        def expire() -> None:
-            self.end(TimedOut(f"{what} took longer than {seconds:g} s, the most it may"))
+    def _start_timers(self) -> None:
+        config = self._admission.config
 
-        return asyncio.get_running_loop().call_later(seconds, expire)
+        def expire(what: str, seconds: float) -> None:
+            if what == "the request" or self.ttft is None:
+                self.end(TimedOut(f"{what} took longer than {seconds:g} s, the most it may"))
+
+        limits = {"the request": config.request_timeout, "its first token": config.queue_timeout}
+        if self._reason is None:
+            self._timers = [
+                self._loop.call_later(seconds, expire, what, seconds)
+                for what, seconds in limits.items()
+                if seconds is not None
+            ]
 
     def _close(self, reason: str) -> None:
-        if self._reason is not None:
-            return
-        self._reason = reason
-        for timer in self._timers:
-            timer.cancel()
-        if self.ttft is None:
-            self._queue.leave(served=False)
-        if self._limits is not None:
-            self._limits.give_back(self._reserved, max(0, self._most - self.made))
-        self._admission.streams.discard(self)
+        with self._admission.lock:
+            if self._reason is not None:
+                return
+            self._reason = reason
+            self._place.leave(self.made, first=self.ttft is not None)
+            self._admission.streams.discard(self)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_timers)
         ending = Ending(self, reason, time.monotonic())
         for observer in self._admission.observers:
             observer.ended(ending)
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from muxjax import __version__
@@ -73,10 +73,10 @@ def chat_logprobs(
 def completion_logprobs(
     tokenizer: TokenizerLike | None,
     tokens: list[int],
-    logprobs: list[TokenLogprobs],
+    logprobs: Sequence[TokenLogprobs | None],
     *,
     alternatives: int,
-    offset: int,
+    offsets: list[int],
 ) -> dict[str, Any]:
     """Completions' older form: four lists of equal length.
 
@@ -86,28 +86,48 @@ def completion_logprobs(
     Args:
       tokenizer: for the tokens' texts.
       tokens: the output's, or an event's.
-      logprobs: of each of them.
+      logprobs: of each of them; None for the first of a prompt, which nothing precedes.
       alternatives: how many were asked for; with 0 `top_logprobs` is null.
-      offset: where the first token begins in the output's text, in characters.
+      offsets: where each token begins in the answer's text, in characters.
     """
     texts = [token_text(tokenizer, token) for token in tokens]
-    tops = []
+    tops: list[dict[str, float] | None] = []
     for text, own in zip(texts, logprobs, strict=True):
+        if own is None:
+            tops.append(None)
+            continue
         top: dict[str, float] = {}
         for other, logprob in own.top:
             top.setdefault(token_text(tokenizer, other), _finite(logprob))
         top.setdefault(text, _finite(own.logprob))
         tops.append(top)
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
     return {
         "tokens": texts,
-        "token_logprobs": [_finite(own.logprob) for own in logprobs],
+        "token_logprobs": [None if own is None else _finite(own.logprob) for own in logprobs],
         "top_logprobs": tops if alternatives else None,
         "text_offset": offsets,
     }
+
+
+class Offsets:
+    """Where the tokens of one answer begin in its text, in characters.
+
+    Args:
+      tokenizer: None for a model without one, whose text is empty.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike | None) -> None:
+        self._stream = None if tokenizer is None else tokenizer.decode_stream()
+        self._length = 0
+
+    def of(self, tokens: Sequence[int]) -> list[int]:
+        """The offsets of the next tokens. One that completes a character begins where it does."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._length)
+            if self._stream is not None:
+                self._length += len(self._stream.push([token]))
+        return offsets
 
 
 async def events(
@@ -117,6 +137,7 @@ async def events(
     *,
     first: list[dict[str, Any]],
     include_usage: bool,
+    uncounted: int = 0,
 ) -> AsyncIterator[str]:
     """A call's server-sent events: choices as they come, usage if asked for, `[DONE]`.
 
@@ -128,6 +149,7 @@ async def events(
       choices: makes the choices of an event.
       first: choices sent before anything has been made.
       include_usage: whether a last event without choices carries the token counts.
+      uncounted: tokens of each output that were made and not asked for.
     """
     if include_usage:
         beginning = {**beginning, "usage": None}
@@ -143,7 +165,8 @@ async def events(
         yield _event(api_error(error).body)
         return
     if include_usage:
-        counts = usage(running.num_prompt_tokens, completion_tokens)
+        made = completion_tokens - uncounted * len(running.streams)
+        counts = usage(running.num_prompt_tokens, made)
         yield _event({**beginning, "choices": [], "usage": counts})
     yield "data: [DONE]\n\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from muxjax import __version__
 from muxjax.serve.admission import Admission, View
@@ -19,15 +19,31 @@ from muxjax.serve.body import read_json
 from muxjax.serve.chat import chat
 from muxjax.serve.completions import complete
 from muxjax.serve.errors import install_error_handlers
+from muxjax.serve.fields import CompletionRequest
 from muxjax.serve.fleet_protocol import SupervisedFleet
 from muxjax.serve.front import Front
 from muxjax.serve.metrics import Metrics
 from muxjax.serve.models import find_model
 from muxjax.serve.page import add_page
 from muxjax.serve.recent import Recent
-from muxjax.serve.requests import ChatRequest, CompletionRequest
+from muxjax.serve.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
+from muxjax.serve.schemas import (
+    BODY_ERRORS,
+    LOOK_ERRORS,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Detokenized,
+    Health,
+    ModelCard,
+    ModelList,
+    Stats,
+    Tokens,
+    error_responses,
+)
 from muxjax.serve.settings import Settings
 from muxjax.serve.status import Status
+from muxjax.serve.tokens import detokenize, tokenize
 from muxjax.serve.watchdog import Watchdog
 
 
@@ -91,19 +107,48 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
     async def chat_completions(request: Request) -> Response:
         return await chat(_view(request), request, await read_json(request, config.max_body))
 
-    _add(app, "GET", "/v1/models", list_models, "The models that are served")
-    _add(app, "GET", "/v1/models/{name:path}", get_model, "One model")
-    _add(app, "POST", "/v1/completions", completions, "Continue a prompt", CompletionRequest)
-    _add(
-        app, "POST", "/v1/chat/completions", chat_completions, "Answer a conversation", ChatRequest
+    async def to_tokens(request: Request) -> Response:
+        return await tokenize(_view(request), await read_json(request, config.max_body))
+
+    async def to_text(request: Request) -> Response:
+        return await detokenize(_view(request), await read_json(request, config.max_body))
+
+    looks: tuple[tuple[str, Callable[..., Awaitable[Response]], str, type[BaseModel]], ...] = (
+        ("/v1/models", list_models, "The models that are served", ModelList),
+        ("/v1/models/{name:path}", get_model, "One model", ModelCard),
+        ("/health", status.health, "200 while the process is of use", Health),
+        ("/health/ready", status.ready, "200 while requests are welcome", Health),
+        ("/health/{name:path}", status.model_health, "200 while a model answers", Health),
+        ("/stats", status.stats, "Counters of units and models", Stats),
     )
-    _add(app, "GET", "/health", status.health, "200 while the process is of use, else 503")
-    _add(app, "GET", "/health/ready", status.ready, "200 while requests are welcome, else 503")
-    _add(app, "GET", "/health/{name:path}", status.model_health, "200 while a model answers")
-    _add(app, "GET", "/metrics", status.metrics, "Prometheus metrics")
-    _add(app, "GET", "/stats", status.stats, "Counters of units and models")
-    _add(app, "GET", "/stats/stream", status.stream, "The same as server-sent events")
+    for path, handler, summary, answer in looks:
+        _add(app, "GET", path, handler, summary, answer, LOOK_ERRORS)
+    app.add_api_route(
+        "/metrics",
+        status.metrics,
+        methods=["GET"],
+        summary="Prometheus metrics",
+        response_model=None,
+        response_class=PlainTextResponse,
+        responses=error_responses(LOOK_ERRORS),
+    )
+    # Endless, which OpenAPI has no words for.
+    app.add_api_route("/stats/stream", status.stream, methods=["GET"], include_in_schema=False)
     add_page(app)
+    posts = (
+        ("/v1/completions", completions, "Continue a prompt", CompletionRequest, Completion),
+        (
+            "/v1/chat/completions",
+            chat_completions,
+            "Answer a conversation",
+            ChatRequest,
+            ChatCompletion,
+        ),
+        ("/tokenize", to_tokens, "The token ids of a text", TokenizeRequest, Tokens),
+        ("/detokenize", to_text, "The text of token ids", DetokenizeRequest, Detokenized),
+    )
+    for path, handler, summary, body, answer in posts:
+        _add(app, "POST", path, handler, summary, answer, BODY_ERRORS, body)
     _describe_bodies(app)
     return app
 
@@ -115,50 +160,70 @@ def _view(request: Request) -> View:
     return view
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "A field that is wrong or not supported"},
-    401: {"description": "The API key is missing or not known"},
-    403: {"description": "The API key, or the page's origin, may not"},
-    404: {"description": "No such model"},
-    408: {"description": "The body did not arrive in time"},
-    413: {"description": "The body is too large"},
-    429: {"description": "A limit is reached; see Retry-After"},
-    503: {"description": "The engine has ended, or the server is stopping"},
-    504: {"description": "The request took too long"},
-}
-
-
 def _add(
     app: FastAPI,
     method: str,
     path: str,
     handler: Callable[..., Awaitable[Response]],
     summary: str,
+    answer: type[BaseModel],
+    errors: Sequence[int] = (),
     body: type[BaseModel] | None = None,
 ) -> None:
     """Adds a route. Bodies are read and checked by hand, as their size, their depth and unknown
-    fields have answers of their own; FastAPI learns of them for its OpenAPI document only.
+    fields have answers of their own, and answers are made as plain dicts; FastAPI learns of both
+    for its OpenAPI document only.
     """
-    extra = None
+    extra: dict[str, Any] = {}
     if body is not None:
         schema = {"$ref": f"#/components/schemas/{body.__name__}"}
         content = {"application/json": {"schema": schema}}
-        extra = {"requestBody": {"required": True, "content": content}}
+        extra["requestBody"] = {"required": True, "content": content}
+    responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
+    if path in _EVENTS:
+        responses[200] |= _EVENTS[path]
+    responses |= error_responses(errors)
+    if answer is Health:
+        responses[503] = {"description": "It does not, and why", "model": Health}
     app.add_api_route(
         path,
         handler,
         methods=[method],
         summary=summary,
         response_model=None,
-        responses=_REFUSALS if body else None,
+        responses=responses,
         openapi_extra=extra,
     )
 
 
+_EVENTS = {
+    path: {
+        "description": "The answer; with `stream: true` server-sent events, each of "
+        f"the schema {event}, and at the end `[DONE]`",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    for path, event in (
+        ("/v1/completions", "Completion"),
+        ("/v1/chat/completions", "ChatCompletionChunk"),
+    )
+}
+
+
 def _describe_bodies(app: FastAPI) -> None:
+    """Adds the bodies and the events; takes out FastAPI's own form of errors, which is not ours."""
+    bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     _, definitions = models_json_schema(
-        [(CompletionRequest, "validation"), (ChatRequest, "validation")],
+        [
+            *((body, "validation") for body in bodies),
+            (ChatCompletionChunk, "serialization"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
-    schemas = app.openapi().setdefault("components", {}).setdefault("schemas", {})
+    document = app.openapi()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)

@@ -12,7 +12,7 @@ from muxjax.serve.errors import ApiError
 
 _LARGE = 64 * 2**10
 """Bytes from which parsing leaves the event loop, which other requests' streams run on."""
-_DEEPEST = 32
+_DEEPEST = 64
 
 
 async def read_json(request: Request, limit: int) -> dict[str, Any]:

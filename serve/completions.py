@@ -8,13 +8,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from muxjax.errors import InvalidRequest
 from muxjax.scheduling.steps import TokenLogprobs
-from muxjax.serve.answers import completion_logprobs, events, head, token_text, usage
-from muxjax.serve.errors import ApiError
+from muxjax.serve.answers import Offsets, completion_logprobs, events, head, usage
+from muxjax.serve.errors import ApiError, in_words_of
+from muxjax.serve.fields import CompletionRequest
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, TokenizerLike
 from muxjax.serve.models import find_model
-from muxjax.serve.requests import CompletionRequest, parse_completion
-from muxjax.serve.running import EventStream, Output, Running, start, unless_gone
+from muxjax.serve.requests import parse_completion
+from muxjax.serve.running import EventStream, Output, start, unless_gone
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -28,25 +30,57 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
     """
     asked = parse_completion(data)
     model = find_model(fleet, asked.model)
+    if asked.echo and model.tokenizer is None:
+        raise ApiError(f"{model.name} has no tokenizer, so no text to echo", param="echo")
     prompts = await asyncio.to_thread(_token_ids, model.tokenizer, asked)
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
-    params = [
-        asked.sampling(max_tokens=max_tokens, logprobs=asked.logprobs, choice=choice)
-        for choice in range(asked.n or 1)
+    # With `echo` nothing need be made; the engine makes one token at least, which is dropped.
+    only_echo = bool(asked.echo) and max_tokens == 0
+    try:
+        params = [
+            asked.sampling(
+                max_tokens=1 if only_echo else max_tokens,
+                logprobs=asked.logprobs,
+                choice=choice,
+                prompt_logprobs=asked.logprobs if asked.echo else None,
+            )
+            for choice in range(asked.n or 1)
+        ]
+        running = await start(fleet, model.name, prompts, params)
+    except InvalidRequest as error:
+        raise in_words_of(error, {"grammar": "response_format"}) from error
+    choices = [
+        _Choice(asked, model.tokenizer, index, prompts[index // len(params)], only_echo)
+        for index in range(len(running.streams))
     ]
-    running = start(fleet, model.name, prompts, params)
     beginning = head("cmpl", "text_completion", model.name)
+    uncounted = int(only_echo)
     if asked.stream:
-        choices = _Choices(asked, model.tokenizer, len(running.streams))
         return EventStream(
-            events(running, beginning, choices.of, first=[], include_usage=asked.include_usage),
+            events(
+                running,
+                beginning,
+                lambda index, delta: choices[index].of(delta),
+                first=[],
+                include_usage=asked.include_usage,
+                uncounted=uncounted,
+            ),
             running,
         )
     try:
         outputs = await unless_gone(request, running.outputs())
     finally:
         running.cancel()
-    return JSONResponse(_answer(beginning, asked, model.tokenizer, running, outputs))
+    made = sum(len(output.token_ids) - uncounted for output in outputs)
+    return JSONResponse(
+        {
+            **beginning,
+            "choices": [
+                choice.whole(output) for choice, output in zip(choices, outputs, strict=True)
+            ],
+            "usage": usage(running.num_prompt_tokens, made),
+        }
+    )
 
 
 def _token_ids(tokenizer: TokenizerLike | None, asked: CompletionRequest) -> list[list[int]]:
@@ -61,67 +95,67 @@ def _token_ids(tokenizer: TokenizerLike | None, asked: CompletionRequest) -> lis
     return prompts  # type: ignore[return-value]
 
 
-def _answer(
-    beginning: dict[str, Any],
-    asked: CompletionRequest,
-    tokenizer: TokenizerLike | None,
-    running: Running,
-    outputs: list[Output],
-) -> dict[str, Any]:
-    choices = [
-        _choice(asked, tokenizer, index, output.token_ids, output.logprobs, output)
-        for index, output in enumerate(outputs)
-    ]
-    made = sum(len(output.token_ids) for output in outputs)
-    return {**beginning, "choices": choices, "usage": usage(running.num_prompt_tokens, made)}
-
-
-def _choice(
-    asked: CompletionRequest,
-    tokenizer: TokenizerLike | None,
-    index: int,
-    tokens: list[int],
-    logprobs: list[TokenLogprobs],
-    made: Output | DeltaLike,
-    offset: int = 0,
-) -> dict[str, Any]:
-    reported = None
-    if asked.logprobs is not None:
-        reported = completion_logprobs(
-            tokenizer, tokens, logprobs, alternatives=asked.logprobs, offset=offset
-        )
-    return {
-        "index": index,
-        "text": made.text,
-        "logprobs": reported,
-        "finish_reason": made.finish_reason,
-    }
-
-
-class _Choices:
-    """The choices of a stream's events; remembers where the tokens of each output begin."""
+class _Choice:
+    """One output, whole or in events. With `echo` the prompt is its first part."""
 
     def __init__(
-        self, asked: CompletionRequest, tokenizer: TokenizerLike | None, outputs: int
+        self,
+        asked: CompletionRequest,
+        tokenizer: TokenizerLike | None,
+        index: int,
+        prompt: list[int],
+        only_echo: bool,
     ) -> None:
         self._asked = asked
         self._tokenizer = tokenizer
-        self._offsets = [0] * outputs
+        self._index = index
+        self._only_echo = only_echo
+        self._offsets = Offsets(tokenizer)
+        self._echo = prompt if asked.echo else None
 
-    def of(self, index: int, delta: DeltaLike) -> list[dict[str, Any]]:
-        reporting = self._asked.logprobs is not None
-        if not (delta.text or delta.finish_reason or (reporting and delta.token_ids)):
+    def whole(self, output: Output) -> dict[str, Any]:
+        """The choice of an answer that is not streamed."""
+        return self._choice(output)
+
+    def of(self, delta: DeltaLike) -> list[dict[str, Any]]:
+        """The choices of an event, none if it has nothing to say."""
+        news = delta.text or delta.finish_reason or self._echo is not None
+        if not news and not (self._asked.logprobs is not None and delta.token_ids):
             return []
-        tokens = list(delta.token_ids)
-        choice = _choice(
-            self._asked,
-            self._tokenizer,
-            index,
-            tokens,
-            list(delta.logprobs or ()),
-            delta,
-            self._offsets[index],
-        )
-        if reporting:
-            self._offsets[index] += sum(len(token_text(self._tokenizer, t)) for t in tokens)
-        return [choice]
+        return [self._choice(delta)]
+
+    def _choice(self, made: DeltaLike | Output) -> dict[str, Any]:
+        text, tokens = made.text, list(made.token_ids)
+        logprobs: list[TokenLogprobs | None] = list(made.logprobs or ())
+        if self._only_echo:
+            text, tokens, logprobs = "", [], []
+        if self._echo is not None:
+            text = self._echoed() + text
+            tokens = self._echo + tokens
+            logprobs = [None, *(made.prompt_logprobs or ()), *logprobs]
+            self._echo = None
+        reported = None
+        if self._asked.logprobs is not None:
+            reported = completion_logprobs(
+                self._tokenizer,
+                tokens,
+                logprobs,
+                alternatives=self._asked.logprobs,
+                offsets=self._offsets.of(tokens),
+            )
+        reason = made.finish_reason
+        return {
+            "index": self._index,
+            "text": text,
+            "logprobs": reported,
+            "finish_reason": "length" if reason and self._only_echo else reason,
+        }
+
+    def _echoed(self) -> str:
+        """The prompt as the client gave it; of token ids, their text."""
+        prompts = self._asked.prompts
+        given = prompts[self._index // (self._asked.n or 1)]
+        if isinstance(given, str):
+            return given
+        assert self._tokenizer is not None
+        return self._tokenizer.decode(given)

@@ -82,6 +82,16 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body, status_code=error.status, headers=headers)
 
 
+def in_words_of(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """The engine's message with the name that the field has in this endpoint's requests."""
+    own = error.field or ""
+    field = names.get(own, own)
+    message = str(error)
+    if own and message.startswith(own):
+        message = field + message.removeprefix(own)
+    return InvalidRequest(message, field=field or None)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Gives every error of `app` OpenAI's form."""
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.health import UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
+
+
+@runtime_checkable
+class DecodeStreamLike(Protocol):
+    """Turns tokens into text as they come."""
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these tokens complete; may be empty."""
+        ...
 
 
 @runtime_checkable
@@ -19,9 +28,30 @@ class TokenizerLike(Protocol):
         ...
 
     def apply_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt text of a conversation."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source, or None."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens, without special ones."""
+        ...
+
+    def decode_stream(self) -> DecodeStreamLike:
+        """Decodes a sequence as it grows."""
         ...
 
     def token_text(self, token: int) -> str:
@@ -68,6 +98,9 @@ class DeltaLike(Protocol):
 
     @property
     def finish_reason(self) -> str | None: ...
+
+    @property
+    def prompt_logprobs(self) -> Sequence[TokenLogprobs] | None: ...
 
 
 @runtime_checkable

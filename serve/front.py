@@ -171,7 +171,7 @@ class Front:
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
         if self.local_only and not len(self.keys):
-            name = (urlsplit(f"//{host}").hostname or "").lower()
+            name = _parts(f"//{host}")[0]
             if not (_is_local_name(name) or name in self.config.allowed_hosts):
                 raise ApiError(
                     f"this server answers to localhost only, not to {name!r}; add the name to "
@@ -182,7 +182,7 @@ class Front:
         origin = headers.get("origin")
         if origin is None or origin in self.config.cors_origins or "*" in self.config.cors_origins:
             return
-        if urlsplit(origin).netloc != host:
+        if _parts(origin)[1] != host:
             raise ApiError(
                 f"pages of {origin!r} may not call this server; `server.cors_origins` of the fleet "
                 "file says which may",
@@ -288,6 +288,15 @@ def _in_time(receive: Receive, seconds: float) -> Callable[[], Awaitable[Mutable
         return message
 
     return bounded
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """The host name and the place (name and port) of an address; '?' for one that has none."""
+    try:
+        found = urlsplit(address)
+        return (found.hostname or "").lower(), found.netloc
+    except ValueError:  # brackets that do not match
+        return "?", "?"
 
 
 def _is_local_name(name: str) -> bool:

@@ -59,9 +59,6 @@ class Key(BaseModel):
         default=None, description="Of prompts and outputs together."
     )
     concurrency: Count | None = Field(default=None, description="Calls that may run at once.")
-    priority: Annotated[int, Field(ge=-100, le=100)] = Field(
-        default=0, description="Higher goes first."
-    )
     rights: Annotated[tuple[Right, ...], Field(strict=False, min_length=1)] = ("generate",)
 
     def sees(self, model: str) -> bool:

@@ -129,10 +129,10 @@ class Metrics:
 
     def _prepare(self, model: str) -> None:
         """Shows a model's metrics before anything has happened."""
-        for one in (self._ttft, self._between, self._tpot, self._e2e):
-            one.labels(model)
-        for one in (self._prompt, self._output):
-            one.labels(model)
+        for histogram in (self._ttft, self._between, self._tpot, self._e2e):
+            histogram.labels(model)
+        for counter in (self._prompt, self._output):
+            counter.labels(model)
         for reason in ("stop", "length"):
             self._success.labels(model, reason)
         for target in self._targets(model):

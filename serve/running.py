@@ -30,12 +30,14 @@ class Output:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, delta: DeltaLike) -> None:
         self.text += delta.text
         self.token_ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs or ())
+        self.prompt_logprobs.extend(delta.prompt_logprobs or ())
         self.finish_reason = delta.finish_reason or self.finish_reason
 
 
@@ -113,8 +115,8 @@ async def _whole(stream: StreamLike) -> AsyncIterator[DeltaLike]:
         yield delta
 
 
-def start(
-    fleet: FleetLike, model: str, prompts: Sequence[list[int] | str], params: list[SamplingParams]
+async def start(
+    fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
 ) -> Running:
     """Queues every prompt once for each of `params`, or none of them.
 
@@ -122,6 +124,26 @@ def start(
       InvalidRequest: a prompt or parameter that the model cannot serve.
       EngineDead: the engine has ended.
     """
+    if all(one.grammar is None for one in params):
+        return _start(fleet, model, prompts, params)
+    # Grammars are compiled, which may take long, away from the loop that other streams run on.
+    starting = asyncio.create_task(asyncio.to_thread(_start, fleet, model, prompts, params))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_drop)
+        raise
+
+
+def _drop(starting: asyncio.Task[Running]) -> None:
+    """Ends what was started for a call that is gone."""
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().cancel()
+
+
+def _start(
+    fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
+) -> Running:
     streams: list[StreamLike] = []
     try:
         for prompt in prompts:

@@ -239,6 +239,7 @@ class _Server(uvicorn.Server):
         """The first signal drains, the second ends it at once."""
         if self._loop is None or self._admission.draining:
             super().handle_exit(sig, frame)
+            self.force_exit = self._loop is not None
             return
         self._admission.draining = True
         self._loop.call_soon_threadsafe(self._start_draining)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.steps import TokenLogprobs
 
@@ -25,7 +26,7 @@ class RequestState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A prompt on its way to its output. The first six fields are given, the unit owns the rest.
+    """A prompt on its way to its output. The first seven fields are given, the unit owns the rest.
 
     Two counts of output tokens matter: `len(output)`, what the host has read, and
     `expected_tokens`, what there may be once all steps in flight have arrived. Decisions about
@@ -39,11 +40,14 @@ class Request:
       params: sampling settings.
       stop_ids: tokens that end the request, the model's own included unless they are ignored.
       arrival: when it was asked for, in seconds.
+      constraint: what the output must follow; its own, advanced by the unit.
       max_new_tokens: the most tokens to make; set when the request is added.
       order: place in the order of arrival over all models of the unit.
       output: emitted tokens, a stop id that ended the request included.
       state: see `RequestState`.
       finish_reason: why it ended, None before that.
+      error: what went wrong, with the finish reason 'error'.
+      prompt_logprobs: of the prompt's tokens from the second on, as far as they are known.
       slot: the device slot it holds, -1 for none.
       blocks: first page of each block it holds. Replaced, never cleared, when they are freed:
         steps in flight refer to the list.
@@ -62,12 +66,15 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     stop_ids: tuple[int, ...] = ()
     arrival: float = 0.0
+    constraint: Constraint | None = None
 
     max_new_tokens: int = 0
     order: int = -1
     output: list[int] = field(default_factory=list)
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
     prefix_tokens: int = 0
@@ -120,6 +127,7 @@ class Request:
         table.made[slot] = self._expected
         table.num_blocks[slot] = len(self.blocks)
         table.last_step[slot] = self._last_step
+        table.constrained[slot] = self.constraint is not None
         table.requests[slot] = self
         table.blocks[slot] = self.blocks
         self.table = table
@@ -131,6 +139,7 @@ class Request:
             raise ValueError(f"request {self.id} has no row")
         self._expected, self._last_step = self.expected_tokens, self.last_step
         table.limit[slot] = table.made[slot] = 0
+        table.constrained[slot] = False
         table.requests[slot] = table.blocks[slot] = None
         self.table = None
 
@@ -148,10 +157,10 @@ class RequestUpdate(NamedTuple):
 
     Attributes:
       request: the request, already brought up to date.
-      tokens: the new tokens. If `finish_reason` is 'stop', the last one is the stop id, whose text
-        is not part of the output.
+      tokens: the new tokens. The last one may be a stop id, whose text is not part of the output.
       logprobs: one entry for each of `tokens`, or None if they were not asked for.
-      finish_reason: set in a request's last update.
+      finish_reason: set in a request's last update: 'stop' after a stop id, or when the request's
+        constraint is complete.
     """
 
     request: Request

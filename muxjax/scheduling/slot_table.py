@@ -24,6 +24,7 @@ class SlotTable:
       made: output tokens that there will be once all steps in flight have arrived, at most.
       num_blocks: blocks it holds.
       last_step: the number of the last step that it is in.
+      constrained: whether it must follow a grammar.
       requests: the request itself.
       blocks: its list of blocks.
     """
@@ -31,5 +32,6 @@ class SlotTable:
     def __init__(self, num_slots: int) -> None:
         columns = np.zeros((6, num_slots), np.int64)
         self.ids, self.prompt, self.limit, self.made, self.num_blocks, self.last_step = columns
+        self.constrained = np.zeros(num_slots, bool)
         self.requests = np.full(num_slots, None, object)
         self.blocks = np.full(num_slots, None, object)

@@ -17,12 +17,15 @@ token, position, remaining token count, stop ids, sampling parameters, counts of
   yields nothing more, also in steps submitted before the host knew, and its writes go to the dummy
   block. A live slot yields exactly `min(k, remaining)` tokens unless it meets a stop id.
 - A request that was preempted comes back as a prefill of prompt and emitted tokens.
+- A token is one that the `mask` of its chunk or sequence allows. A mask says what may come next and
+  no more, so a decode with a mask is of one token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
@@ -48,6 +51,10 @@ class PrefillChunk:
       max_new_tokens: the most tokens that the request makes in all, those emitted before a
         preemption included.
       stop_ids: tokens that end the request (the last one emitted is the stop id itself).
+      mask: in the last chunk, which tokens may be sampled (`constraint.py`); None allows all.
+      following: the prompt's tokens after each of `tokens`, where their log-probabilities are
+        wanted; one shorter than `tokens` in a chunk that ends the prompt.
+      prompt_logprobs: how many alternatives to report for each of `following`.
     """
 
     request_id: int
@@ -60,6 +67,9 @@ class PrefillChunk:
     sampling: SamplingParams | None = None
     max_new_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    mask: np.ndarray | None = None
+    following: tuple[int, ...] = ()
+    prompt_logprobs: int = 0
 
     @property
     def end(self) -> int:
@@ -101,6 +111,7 @@ class DecodeSequence(NamedTuple):
         hold after it (known, in flight, and this step's tokens).
       num_tokens: the most tokens that this sequence can yield in this step: the step's `k`, or what
         the request has left when all that is in flight has arrived.
+      mask: which tokens may be sampled; None allows all.
     """
 
     request_id: int
@@ -108,6 +119,7 @@ class DecodeSequence(NamedTuple):
     blocks: Sequence[int]
     num_blocks: int
     num_tokens: int
+    mask: np.ndarray | None = None
 
 
 class DecodeBatch(Sequence[DecodeSequence]):
@@ -116,9 +128,10 @@ class DecodeBatch(Sequence[DecodeSequence]):
     Attributes:
       ids, slots, num_blocks, num_tokens: int64 `[S]`, the fields of each `DecodeSequence`.
       blocks: the lists of blocks.
+      masks: of each sequence; None if none has any.
     """
 
-    __slots__ = ("blocks", "ids", "num_blocks", "num_tokens", "slots")
+    __slots__ = ("blocks", "ids", "masks", "num_blocks", "num_tokens", "slots")
 
     def __init__(
         self,
@@ -127,25 +140,28 @@ class DecodeBatch(Sequence[DecodeSequence]):
         blocks: Sequence[Sequence[int]],
         num_blocks: np.ndarray,
         num_tokens: np.ndarray,
+        masks: Sequence[np.ndarray | None] | None = None,
     ) -> None:
         self.ids = ids
         self.slots = slots
         self.blocks = blocks
         self.num_blocks = num_blocks
         self.num_tokens = num_tokens
+        self.masks = masks
 
     @classmethod
     def of(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
         """The columns of some sequences; a batch itself if it is one."""
         if isinstance(sequences, DecodeBatch):
             return sequences
-        ids, slots, blocks, num_blocks, num_tokens = zip(*sequences, strict=True)
+        ids, slots, blocks, num_blocks, num_tokens, masks = zip(*sequences, strict=True)
         return cls(
             np.array(ids, np.int64),
             np.array(slots, np.int64),
             blocks,
             np.array(num_blocks, np.int64),
             np.array(num_tokens, np.int64),
+            masks,
         )
 
     def __len__(self) -> int:
@@ -166,6 +182,7 @@ class DecodeBatch(Sequence[DecodeSequence]):
             self.blocks[index],
             int(self.num_blocks[index]),
             int(self.num_tokens[index]),
+            None if self.masks is None else self.masks[index],
         )
 
     def __iter__(self) -> Iterator[DecodeSequence]:
@@ -176,6 +193,7 @@ class DecodeBatch(Sequence[DecodeSequence]):
             self.blocks,
             self.num_blocks.tolist(),
             self.num_tokens.tolist(),
+            repeat(None) if self.masks is None else self.masks,
         )
 
 
@@ -209,12 +227,15 @@ class StepResult:
       logprobs: for each chunk or sequence one entry a token, or None if they were not asked for.
       started: when the device began the step, in seconds on the executor's clock.
       seconds: how long the device was busy with it.
+      prompt_logprobs: for each chunk one entry for each of its `following`; empty where no chunk
+        has any.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprobs] | None]
     started: float
     seconds: float
+    prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
 
 
 Handle: TypeAlias = Any

@@ -30,6 +30,7 @@ import numpy as np
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.quotas import KVQuotas
@@ -259,6 +260,8 @@ class Unit:
         state = self.models[step.model]
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
+            if result.prompt_logprobs:
+                self._take_prompt_logprobs(step, result)
         else:
             made = max(map(len, result.tokens), default=0)
             if made:
@@ -274,6 +277,7 @@ class Unit:
             state.output_tokens += len(tokens)
             if (
                 output
+                and request.constraint is None
                 and len(output) + len(tokens) < request.max_new_tokens
                 and request.stop_set.isdisjoint(tokens)
             ):
@@ -339,6 +343,10 @@ class Unit:
         tokens are made; if they are short for one token, requests are preempted; a sequence that
         gets no page nevertheless is left out.
 
+        A sequence that must follow a grammar is left out while a step in flight works on it, since
+        what it may choose next is known only then. While there is one, steps are of one token for
+        all, so that it gets its turn soon.
+
         Args:
           model: name.
           max_tokens: a limit below that of the model's buckets.
@@ -354,9 +362,13 @@ class Unit:
             most = min(most, max(1, max_tokens))
         table = state.table
         left = table.limit - table.made
-        if settled and self._in_flight:
+        constrained = bool(table.constrained.any())
+        if constrained:
+            most = 1
+        if self._in_flight and (settled or constrained):
             numbers = [flight.number for flight in self._in_flight]
-            left[np.isin(table.last_step, numbers)] = 0
+            busy = np.isin(table.last_step, numbers)
+            left[busy if settled else busy & table.constrained] = 0
         slots = np.flatnonzero(left)
         if not slots.size:
             return None
@@ -365,8 +377,11 @@ class Unit:
             return None
         table.made[slots] += counts
         table.last_step[slots] = self._steps_made + 1
-        self._in_step = table.requests[slots].tolist()
-        batch = DecodeBatch(table.ids[slots], slots, table.blocks[slots].tolist(), blocks, counts)
+        self._in_step = requests = table.requests[slots].tolist()
+        masks = [_mask(request) for request in requests] if constrained else None
+        batch = DecodeBatch(
+            table.ids[slots], slots, table.blocks[slots].tolist(), blocks, counts, masks
+        )
         return Decode(model, batch, int(counts.max()))
 
     # Parts of steps and results
@@ -379,6 +394,10 @@ class Unit:
         self._in_step.append(request)
         if last:
             state.start_decode(request)
+        following: tuple[int, ...] = ()
+        wanted = request.params.prompt_logprobs
+        if wanted is not None and len(request.prompt_logprobs) < len(request.prompt) - 1:
+            following = tuple(request.prompt[start + 1 : end + 1])
         return PrefillChunk(
             request_id=request.id,
             slot=request.slot,
@@ -390,7 +409,26 @@ class Unit:
             sampling=request.params if last else None,
             max_new_tokens=request.max_new_tokens,
             stop_ids=request.stop_ids,
+            mask=_mask(request) if last else None,
+            following=following,
+            prompt_logprobs=wanted or 0,
         )
+
+    def _take_prompt_logprobs(self, step: Prefill, result: StepResult) -> None:
+        for chunk, found in zip(step.chunks, result.prompt_logprobs, strict=True):
+            request = self._requests.get(chunk.request_id)
+            if request is not None and chunk.following:
+                # A request that was preempted on the way begins anew.
+                request.prompt_logprobs[chunk.start :] = found
+
+    @staticmethod
+    def _follow(constraint: Constraint, request: Request, token: int) -> FinishReason | None:
+        """Advances a constraint; how the request ends, if it does."""
+        try:
+            return "stop" if constraint.advance(token) else None
+        except InvalidRequest as error:
+            request.error = error
+            return "error"
 
     def _take_first_or_last(
         self,
@@ -399,7 +437,7 @@ class Unit:
         logprobs: list[TokenLogprobs] | None,
         now: float,
     ) -> RequestUpdate:
-        """Takes tokens in that are a request's first, or that end it."""
+        """Takes tokens in that are a request's first, may end it, or must follow a grammar."""
         if request.first_token_at is None:
             request.first_token_at = now
         reason: FinishReason | None = None
@@ -413,6 +451,8 @@ class Unit:
                 continue
             if index < len(tokens):
                 raise ValueError(f"request {request.id} got tokens after its end: {tokens}")
+        if request.constraint is not None and reason != "stop":
+            reason = self._follow(request.constraint, request, tokens[-1]) or reason
         request.output += tokens
         if reason is not None:
             self.finish(request, reason, now)
@@ -458,6 +498,10 @@ class Unit:
             state.check_invariants()
             queued += len(state.waiting) + len(state.prefilling) + len(state.running)
         assert queued == len(self._requests)
+
+
+def _mask(request: Request) -> np.ndarray | None:
+    return None if request.constraint is None else request.constraint.mask
 
 
 def _make_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) -> SlabAllocator:

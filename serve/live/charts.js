@@ -46,7 +46,7 @@ export class Chart {
     const sums = ages.map((_, at) => series.reduce((sum, one) => sum + one[at], 0));
     const peaks = this.stacked ? sums : series.map((one) => Math.max(0, ...one));
     const top = this.top ?? nice(Math.max(0, ...peaks));
-    this.scale.replaceChildren(text(this.format(top)), text(`${seconds} s`));
+    this.scale.replaceChildren(text(this.format(top)), text(`last ${seconds} s`));
     const x = (at) => (WIDTH * (1 - ages[at] / seconds)).toFixed(2);
     const y = (value) => (HEIGHT * (1 - Math.min(1, value / top))).toFixed(2);
     while (this.paths.length < series.length) {

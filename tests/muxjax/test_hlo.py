@@ -47,10 +47,21 @@ HloModule jit_prefill, is_scheduled=true
   ROOT %done = f32[8]{0} all-gather-done(%start)
 }
 
+%fewer (carry: (s32[], f32[4])) -> pred[] {
+  %constant.7 = s32[]{:T(128)} constant(3), metadata={}
+  ROOT %lt.2 = pred[]{:T(512)} compare(%at, %constant.7), direction=LT
+}
+
+%counted (carry: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %all-to-all.3 = f32[4]{0} all-to-all(%x), channel_id=3
+}
+
 ENTRY %main (p: f32[4]) -> f32[8] {
+  %while.2 = (s32[]{:T(128)}, f32[4]) while(%t), condition=%fewer, body=%counted
+  %while.3 = (s32[], f32[4]) while(%t), condition=%sampled, body=%counted
   %while.1 = (s32[], f32[4]) while(%t), condition=%c, body=%layer, \
 backend_config={"known_trip_count":{"n":"16"}}
   ROOT %out = f32[8] conditional(%i, %a, %b), branch_computations={%sampled, %sampled}
 }
 """
-    assert collectives(hlo) == {"all-gather": 2, "all-reduce": 32}
+    assert collectives(hlo) == {"all-gather": 2, "all-reduce": 32, "all-to-all": 4}

@@ -2,15 +2,16 @@ import pytest
 
 from muxjax.models.byte_tokenizer import byte_tokenizer
 from muxjax.output import Output
+from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.steps import TokenLogprobs
 
 TOKENIZER = byte_tokenizer(260)
 
 
-def update(text: str | list[int], reason=None, logprobs=None) -> RequestUpdate:
+def update(text: str | list[int], reason=None, logprobs=None, stop_ids=()) -> RequestUpdate:
     tokens = list(text.encode()) if isinstance(text, str) else text
-    return RequestUpdate(Request(0, "m", [1]), tokens, logprobs, reason)
+    return RequestUpdate(Request(0, "m", [1], stop_ids=stop_ids), tokens, logprobs, reason)
 
 
 def run(stop: list[str], *texts: str, reason="length"):
@@ -40,8 +41,28 @@ def test_half_characters_wait():
 
 
 def test_a_stop_tokens_text_is_left_out():
-    delta = run([], "abX", reason="stop")[-1]
+    delta = Output(TOKENIZER, []).push(update("abX", "stop", stop_ids=(88,)))
     assert (delta.text, delta.token_ids, delta.finish_reason) == ("ab", [97, 98, 88], "stop")
+
+
+def test_the_last_token_of_a_complete_grammar_is_text():
+    delta = Output(TOKENIZER, []).push(update("{}", "stop", stop_ids=(88,)))
+    assert (delta.text, delta.finish_reason) == ("{}", "stop")
+
+
+def test_stop_strings_wait_for_min_tokens():
+    output = Output(TOKENIZER, ["b"], 4)
+    deltas = [output.push(update(text)) for text in "abab"]
+    assert [delta.text for delta in deltas] == ["a", "b", "a", ""]
+    assert [delta.finish_reason for delta in deltas] == [None, None, None, "stop"]
+
+
+def test_prompt_logprobs_come_with_the_first_delta():
+    asked = Request(0, "m", [1, 2], SamplingParams(prompt_logprobs=0))
+    asked.prompt_logprobs = [TokenLogprobs(-1.0, [])]
+    output = Output(TOKENIZER, [])
+    first, second = (output.push(RequestUpdate(asked, [97], None, None)) for _ in range(2))
+    assert (first.prompt_logprobs, second.prompt_logprobs) == (asked.prompt_logprobs, None)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def settings(rows: int, **values) -> Settings:
         top_k=jnp.broadcast_to(jnp.asarray(values.get("top_k", 0), jnp.int32), rows),
         seed=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
         logprobs=jnp.full(rows, -1, jnp.int32),
+        stop_from=jnp.zeros(rows, jnp.int32),
     )
 
 

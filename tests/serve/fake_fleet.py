@@ -58,6 +58,7 @@ class FakeDelta:
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None
     finish_reason: str | None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass
@@ -194,11 +195,18 @@ class FakeStream:
             text = "" if decoder is None else decoder.push([token])
             if last:
                 self._fleet.active.discard(self._number)
-            yield FakeDelta(text, [token], self._logprobs(token), reason if last else None)
+            prompt = None
+            if count == 1 and self._params.prompt_logprobs is not None:
+                prompt = [
+                    self._of(token, self._params.prompt_logprobs) for token in self._prompt[1:]
+                ]
+            end = reason if last else None
+            yield FakeDelta(text, [token], self._logprobs(token), end, prompt)
 
     def _logprobs(self, token: int) -> list[TokenLogprobs] | None:
         asked = self._params.logprobs
-        if asked is None:
-            return None
+        return None if asked is None else [self._of(token, asked)]
+
+    def _of(self, token: int, asked: int) -> TokenLogprobs:
         top: Sequence[tuple[int, float]] = [(token, -0.5), (token ^ 1, -1.5), (0, float("-inf"))]
-        return [TokenLogprobs(-0.5, list(top[:asked]))]
+        return TokenLogprobs(-0.5, list(top[:asked]))

@@ -19,6 +19,14 @@ COMPLETION = {"model": "chat", "prompt": "ab"}
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
+def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def calling(arguments: str) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 @pytest.fixture
 def http(server: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=20) as client:
@@ -91,11 +99,31 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"logprobs": 21}, "logprobs", "must be a whole number from 0 to 20"),
         ({"logprobs": True}, "logprobs", "is a number in completions"),
         ({"user": 3}, "user", "must be a string"),
-        ({"echo": True}, "echo", "echo is not supported"),
+        ({"echo": "yes"}, "echo", "must be true or false"),
+        ({"echo": True, "model": "ids", "prompt": [1]}, "echo", "has no tokenizer"),
+        ({"echo": True, "max_tokens": -1}, "max_tokens", "must be a whole number"),
         ({"best_of": 2}, "best_of", "best_of is not supported"),
         ({"best_of": True}, "best_of", "best_of is not supported"),
+        ({"best_of": 1, "n": 2}, "best_of", "best_of is not supported"),
         ({"suffix": "x"}, "suffix", "suffix is not supported"),
-        ({"logit_bias": {"50256": -100}}, "logit_bias", "logit_bias is not supported"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "must name token ids, not 'a'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "must name token ids"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
+        ({"logit_bias": {"1": None}}, "logit_bias", "an object of numbers by token id"),
+        ({"logit_bias": [1]}, "logit_bias", "an object of numbers by token id"),
+        (
+            {"logit_bias": {str(token): 1 for token in range(301)}},
+            "logit_bias",
+            "names 301 tokens; at most 300",
+        ),
+        ({"min_tokens": 17}, "min_tokens", "must not be above max_tokens"),
+        ({"min_tokens": -1}, "min_tokens", "must be a whole number"),
+        ({"guided_regex": "a"}, "guided_regex", "unknown field"),
+        (
+            {"min_tokens": 1, "response_format": {"type": "json_object"}},
+            "min_tokens",
+            "min_tokens cannot be had",
+        ),
         ({"tools": []}, "tools", "unknown field 'tools'"),
         ({"temperatur": 1}, "temperatur", "unknown field 'temperatur'"),
     ],
@@ -116,12 +144,32 @@ def test_bad_completions(
         ({"messages": []}, "messages", "must be a list of messages"),
         ({"messages": "hi"}, "messages", "must be a list of messages"),
         ({"messages": ["hi"]}, "messages[0]", "must be an object"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "must be a string or a list"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
         (
-            {"messages": [{"role": "tool", "content": "x"}]},
+            {"messages": [{"role": "function", "content": "x"}]},
             "messages[0].role",
-            "must be system, developer, user or assistant",
+            "must be system, developer, user, assistant or tool",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].tool_call_id",
+            "is missing",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
+            "messages[0].tool_call_id",
+            "for the role tool only",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
+            "messages[0].tool_calls",
+            "for the role assistant only",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [calling("{")]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "must be a JSON object in a string",
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -140,11 +188,47 @@ def test_bad_completions(
         ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].id",
+            "is missing",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type", "must be 'function'"),
+        ({"tools": [tool("f g")]}, "tools[0].function.name", "must be 1 to 64 letters"),
+        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name", "of another tool"),
+        (
+            {"tools": [tool("f", {"type": "string"})]},
+            "tools[0].function.parameters",
+            "must be a schema of type object",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required" or'),
+        (
+            {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice",
+            "names 'g', which is not among tools",
+        ),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls", "must be true or false"),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format",
+            "must be an object with the type",
+        ),
+        ({"response_format": "json"}, "response_format", "must be an object with the type"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "is missing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+            "is missing",
+        ),
+        (
+            {"response_format": {"type": "json_object", "more": 1}},
+            "response_format.more",
             "not supported",
         ),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"logprobs": 3}, "logprobs", "true or false in chat"),
         ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
         (
@@ -221,7 +305,7 @@ def test_missing_fields(http: httpx.Client, missing: str) -> None:
         (b'{"model": "chat", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"[" * 40 + b"]" * 40, "nested too deeply"),
+        (b"[" * 70 + b"]" * 70, "nested too deeply"),
         (b'{"model": "chat", "prompt": "x"} x', "not valid JSON: Extra data"),
         (b"\xef\xbb\xbf{}", "not valid JSON"),
     ],
@@ -346,10 +430,16 @@ def test_the_openapi_document_resolves(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/health",
+        "/health/ready",
+        "/health/{name}",
+        "/metrics",
+        "/stats",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/completions",
         "/v1/chat/completions",
+        "/tokenize",
+        "/detokenize",
     }
     schemas = document["components"]["schemas"]
     text = json.dumps(document)

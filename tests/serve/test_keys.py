@@ -64,7 +64,6 @@ keys:
     requests_per_minute: 60
     tokens_per_minute: 1000
     concurrency: 2
-    priority: 5
   - name: watcher
     sha256: {digest_of("a secret of the watcher").hex()}
     rights: [metrics]
@@ -74,7 +73,7 @@ keys:
     assert len(found) == 2
     alice = found.find("a secret of Alice")
     assert alice is not None
-    assert (alice.models, alice.concurrency, alice.priority) == (("chat",), 2, 5)
+    assert (alice.models, alice.concurrency) == (("chat",), 2)
     assert alice.rights == ("generate",)
     assert alice.sees("chat")
     assert not alice.sees("base")

@@ -1,0 +1,61 @@
+"""What an output must look like: a JSON Schema, a regular expression or a grammar.
+
+A grammar is data; `muxjax.constraints` turns it into the tokens that a model may choose next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from muxjax.errors import InvalidRequest
+
+MAX_GRAMMAR_CHARS = 128 * 1024
+"""Longest text of a grammar."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form of an output.
+
+    Attributes:
+      kind: of what `text` is.
+      text: a JSON Schema as JSON, a regular expression, or a grammar in llguidance's Lark syntax.
+
+    Raises:
+      InvalidRequest: the text is too long.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_GRAMMAR_CHARS:
+            raise InvalidRequest(
+                f"the grammar has {len(self.text)} characters; at most {MAX_GRAMMAR_CHARS}",
+                field="grammar",
+            )
+
+    @staticmethod
+    def json_schema(schema: Mapping[str, Any] | bool) -> Grammar:
+        """JSON that is valid under a schema."""
+        if isinstance(schema, bool):
+            schema = {} if schema else {"not": {}}
+        return Grammar("json_schema", json.dumps(schema))
+
+    @staticmethod
+    def json_object() -> Grammar:
+        """Any JSON object."""
+        return Grammar.json_schema({"type": "object"})
+
+    @staticmethod
+    def regex(pattern: str) -> Grammar:
+        """Text that a regular expression (Rust's syntax, without look-around) matches wholly."""
+        return Grammar("regex", pattern)
+
+    @staticmethod
+    def lark(text: str) -> Grammar:
+        """Text of a context-free grammar."""
+        return Grammar("lark", text)

@@ -1,0 +1,178 @@
+"""The fields that completions and chat share, and how they reach the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from muxjax.grammar import Grammar
+from muxjax.sampling_params import MAX_LOGPROBS, SamplingParams
+from muxjax.serve.errors import ApiError
+
+MAX_CHOICES = 128
+"""Most outputs of one call: prompts times `n`."""
+_TOKEN_ID = re.compile("[0-9]{1,10}")
+
+
+def between(low: float | None, high: float | None, **more: Any) -> Any:
+    """A field whose range stands in the OpenAPI document; the engine checks it, and says it."""
+    bounds = {"minimum": low, "maximum": high}
+    extra = {name: bound for name, bound in bounds.items() if bound is not None}
+    return Field(default=None, json_schema_extra=extra, **more)
+
+
+class Strict(BaseModel):
+    """A part of a request: nothing is coerced, and unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StreamOptions(Strict):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+
+
+class TextFormat(Strict):
+    """Plain text: no constraint."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    """A schema and its name. It is always enforced, whatever `strict` says."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON that is valid under a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
+class GenerationRequest(Strict):
+    """The fields of both endpoints. Null means absent."""
+
+    model: str
+    frequency_penalty: float | None = between(-2, 2)
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="By token id, from -100 to 100; at most 300 tokens."
+    )
+    max_tokens: int | None = between(0, 2**31 - 1)
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: float | None = between(-2, 2)
+    response_format: ResponseFormat | None = None
+    seed: int | None = between(-(2**63), 2**64 - 1)
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = between(0, 100)
+    top_p: float | None = between(0, 1)
+    user: str | None = Field(default=None, description="Accepted and not used.")
+    ignore_eos: bool | None = Field(default=None, description="Extension.")
+    min_p: float | None = between(0, 1, description="Extension.")
+    min_tokens: int | None = between(0, 2**31 - 1, description="Extension.")
+    repetition_penalty: float | None = between(0, 100, description="Extension.")
+    stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
+    top_k: int | None = between(-1, 2**31 - 1, description="Extension; 0 and -1 mean off.")
+
+    def sampling(
+        self,
+        *,
+        max_tokens: int,
+        logprobs: int | None,
+        choice: int,
+        prompt_logprobs: int | None = None,
+        grammar: Grammar | None = None,
+    ) -> SamplingParams:
+        """The engine's parameters for the `choice`-th output of a prompt.
+
+        Args:
+          max_tokens: most tokens of the output.
+          logprobs: alternatives for each token, None for none.
+          choice: which of `n` outputs; each has a seed of its own.
+          prompt_logprobs: as `logprobs`, for the prompt.
+          grammar: that of `tools`; otherwise that of `response_format` is taken.
+
+        Raises:
+          InvalidRequest, ApiError: a value out of its range.
+        """
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,
+            top_p=_or(self.top_p, 1.0),
+            min_p=_or(self.min_p, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            seed=None if self.seed is None else self.seed + choice,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            min_tokens=self.min_tokens or 0,
+            logit_bias=_by_token(self.logit_bias or {}),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            grammar=grammar or self.format_grammar,
+        )
+
+    @property
+    def format_grammar(self) -> Grammar | None:
+        """The form that `response_format` asks for."""
+        if isinstance(self.response_format, JsonObjectFormat):
+            return Grammar.json_object()
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return Grammar.json_schema(self.response_format.json_schema.schema_)
+        return None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of `/v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: int | None = between(0, MAX_LOGPROBS)
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One text, or one list of token ids, for each prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt  # type: ignore[return-value]
+
+
+def _by_token(bias: Mapping[str, float]) -> dict[int, float]:
+    for token in bias:
+        if not _TOKEN_ID.fullmatch(token):
+            raise ApiError(f"logit_bias must name token ids, not {token!r}", param="logit_bias")
+    return {int(token): value for token, value in bias.items()}
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,170 @@
+"""OpenAI's client and the fields beyond plain sampling: echo, biases, formats; and tokenizing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from muxjax.grammar import Grammar
+from tests.serve.fake_fleet import BOS, EOS, FakeFleet
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=20) as client:
+        yield client
+
+
+def test_biases_and_min_tokens_reach_the_engine(client: openai.OpenAI, fleet: FakeFleet) -> None:
+    client.completions.create(
+        model="chat",
+        prompt="ab",
+        logit_bias={"97": -100, "5": 2.5},  # type: ignore[dict-item]
+        extra_body={"min_tokens": 3},
+    )
+    params = fleet.asked[0][2]
+    assert params.logit_bias == {97: -100.0, 5: 2.5}
+    assert params.min_tokens == 3
+
+
+def test_echo(client: openai.OpenAI, fleet: FakeFleet) -> None:
+    answer = client.completions.create(
+        model="chat", prompt=["ab", "éz"], echo=True, max_tokens=2, n=2
+    )
+    assert [choice.text for choice in answer.choices] == ["abab", "abab", "ézé", "ézé"]
+    assert fleet.asked[0][2].prompt_logprobs is None
+    by_ids = client.completions.create(model="chat", prompt=[98, 99], echo=True, max_tokens=1)
+    assert by_ids.choices[0].text == "bcb"
+
+
+def test_echo_with_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
+    answer = client.completions.create(
+        model="chat", prompt="éb", echo=True, max_tokens=2, logprobs=1
+    )
+    found = answer.choices[0].logprobs
+    assert found
+    assert fleet.asked[0][2].prompt_logprobs == 1
+    assert answer.choices[0].text == "ébé"
+    assert found.tokens == ["<bos>", "�", "�", "b", "�", "�"]
+    assert found.text_offset == [0, 0, 0, 1, 2, 2]
+    assert found.token_logprobs == [None, -0.5, -0.5, -0.5, -0.5, -0.5]
+    assert found.top_logprobs
+    assert found.top_logprobs[0] is None
+    assert found.top_logprobs[3] == {"b": -0.5}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_scoring_a_prompt_makes_nothing(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "chat", "prompt": "abc", "echo": True, "max_tokens": 0}
+    if stream:
+        options = {"stream_options": {"include_usage": True}}
+        events = list(client.completions.create(**asked, logprobs=0, stream=True, **options))
+        assert len(events) == 2
+        choice, usage = events[0].choices[0], events[1].usage
+    else:
+        answer = client.completions.create(**asked, logprobs=0)
+        choice, usage = answer.choices[0], answer.usage
+    assert (choice.text, choice.finish_reason) == ("abc", "length")
+    assert choice.logprobs
+    assert choice.logprobs.token_logprobs == [None, -0.5, -0.5, -0.5]
+    assert usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (4, 0)
+
+
+def test_echo_streams_the_prompt_first(client: openai.OpenAI) -> None:
+    events = client.completions.create(
+        model="chat", prompt="ab", echo=True, max_tokens=3, logprobs=0, stream=True
+    )
+    choices = [event.choices[0] for event in events]
+    assert [choice.text for choice in choices] == ["aba", "b", "a"]
+    assert all(choice.logprobs for choice in choices)
+    offsets = [at for c in choices if c.logprobs for at in c.logprobs.text_offset or ()]
+    assert offsets == [0, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, Grammar.json_object()),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}},
+            Grammar.json_schema(SCHEMA),
+        ),
+    ],
+)
+def test_response_formats(
+    client: openai.OpenAI, fleet: FakeFleet, given: Any, wanted: Grammar | None
+) -> None:
+    fleet.text = '{"a": 1}'
+    answer = client.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "x"}], response_format=given
+    )
+    assert answer.choices[0].message.content == '{"a": 1}'
+    client.completions.create(model="chat", prompt="x", extra_body={"response_format": given})
+    assert [params.grammar for _, _, params in fleet.asked] == [wanted, wanted]
+
+
+def test_tokenize(http: httpx.Client) -> None:
+    body: dict[str, Any] = {"model": "chat", "prompt": "ab"}
+    answer = http.post("/tokenize", json=body).json()
+    assert answer == {
+        "count": 3,
+        "max_model_len": 256,
+        "tokens": [BOS, 97, 98],
+        "token_strs": None,
+    }
+    body |= {"add_special_tokens": False, "return_token_strs": True}
+    answer = http.post("/tokenize", json=body).json()
+    assert (answer["tokens"], answer["token_strs"]) == ([97, 98], ["a", "b"])
+
+
+def test_tokenize_a_conversation(http: httpx.Client) -> None:
+    body: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+    answer = http.post("/tokenize", json=body).json()
+    assert bytes(answer["tokens"]) == b"<user>hi\n<assistant>"
+    answer = http.post("/tokenize", json={**body, "add_generation_prompt": False}).json()
+    assert bytes(answer["tokens"]) == b"<user>hi\n"
+
+
+def test_detokenize(http: httpx.Client) -> None:
+    tokens = [BOS, *"hé".encode(), EOS]
+    answer = http.post("/detokenize", json={"model": "chat", "tokens": tokens})
+    assert answer.json() == {"prompt": "<bos>hé<eos>"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "tools": []}, "tools"),
+        ("/tokenize", {"prompt": "a", "model": "ids"}, "model"),
+        ("/tokenize", {"prompt": "a", "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": 1}, "return_token_strs"),
+        ("/detokenize", {"tokens": [258]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": "a"}, "tokens"),
+        ("/detokenize", {}, "tokens"),
+    ],
+)
+def test_what_tokenizing_refuses(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    answer = http.post(path, json={"model": "chat", **body})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert json.loads(answer.text)["error"]["type"] == "invalid_request_error"
