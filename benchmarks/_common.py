@@ -22,8 +22,8 @@ from rich.table import Table
 
 from muxjax import Fleet, SamplingParams, loading
 from muxjax.config import load_fleet_config
-from muxjax.engine import Engine
 from muxjax.jax_executor import JaxExecutor
+from muxjax.live_unit import LiveUnit
 from muxjax.loading import LoadedModel, Plan
 from muxjax.models.kept import Dtype, Quantization, kept_params
 from muxjax.programs import ModelPrograms, Program
@@ -121,13 +121,9 @@ class Loaded:
 
     @contextmanager
     def fleet(self) -> Iterator[Fleet]:
-        """The whole engine. Only once: it takes over the plan's unit."""
-        plan = self.plan
-        executor = JaxExecutor(
-            {self.model.name: self.programs}, plan.kv, dummy_pages=plan.dummy_pages
-        )
-        engine = Engine(plan.unit, executor)
-        with Fleet(plan.models, plan, self.programs.programs(), engine, executor) as fleet:
+        """The whole engine."""
+        unit = LiveUnit("0", self.plan, {self.model.name: self.programs})
+        with Fleet([unit]) as fleet:
             yield fleet
 
 

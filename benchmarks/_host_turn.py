@@ -14,6 +14,7 @@ import numpy as np
 
 from muxjax.engine import Engine
 from muxjax.jax_executor import JaxExecutor
+from muxjax.mesh import ModelMesh
 from muxjax.models.byte_tokenizer import byte_tokenizer
 from muxjax.output import Output
 from muxjax.programs import Buckets, ModelPrograms
@@ -76,6 +77,7 @@ class FakePrograms:
         self.name = spec.name
         self.vocab_size = 64
         self.parameters = ()
+        self.mesh = ModelMesh((jax.devices()[0],))
         self.buckets = Buckets(
             prefill_tokens=(limits.max_prefill_tokens,),
             prefill_seqs=limits.max_prefill_seqs,
@@ -90,15 +92,15 @@ class FakePrograms:
     def prefill(self, size: int) -> Callable[..., Any]:
         """A step that samples a token for every row."""
         del size
-        return lambda parameters, kv, state, tokens, packed: self._run(
+        return lambda parameters, kv, state, tokens, packed, *more: self._run(
             kv, state, np.ones((1, len(packed)), np.int32)
         )
 
     def decode(self, size: int) -> Callable[..., Any]:
         """A step that makes `counts` tokens."""
 
-        def run(parameters: Any, kv: Any, state: Any, packed: np.ndarray, k: np.int32) -> Any:
-            del parameters, packed, k
+        def run(parameters: Any, kv: Any, state: Any, *inputs: Any) -> Any:
+            del parameters, inputs
             began = time.perf_counter()
             tokens = np.full((self._longest, size), -1, np.int32)
             rounds = np.arange(self._longest)[:, None]
@@ -110,7 +112,7 @@ class FakePrograms:
 
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()
-        emitted = Emitted(jnp.asarray(tokens), self._logprobs)
+        emitted = Emitted(jnp.asarray(tokens), self._logprobs, self._logprobs)
         self.seconds += time.perf_counter() - began
         return kv, state, emitted
 

@@ -116,8 +116,8 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
     """MuxJAX's application on a fleet without a device."""
     from muxjax import loading
     from muxjax.config import load_fleet_config
-    from muxjax.engine import Engine
     from muxjax.fleet import Fleet
+    from muxjax.live_unit import LiveUnit
     from muxjax.serve.app import create_app
 
     shape = {
@@ -137,8 +137,8 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
         }
     )
     plan = loading.make_plan(config, progress=False)
-    executor: Any = PacedExecutor(step)
-    with Fleet(plan.models, plan, [], Engine(plan.unit, executor), executor) as fleet:
+    unit = LiveUnit("0", plan, {}, make_executor=lambda: PacedExecutor(step))
+    with Fleet([unit]) as fleet:
         yield create_app(fleet)
 
 

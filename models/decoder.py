@@ -56,7 +56,8 @@ def rotate(x: Float[Array, "T heads H"], by: Rotation) -> Float[Array, "T heads 
 class Layer(nnx.Module):
     """Attention and MLP, each around a residual sum.
 
-    Holds the canonical parameters `layers.{l}.*` (see `params`) under their short names.
+    Holds the canonical parameters `layers.{l}.*` (see `params`) under their short names; those of
+    one device where the model is cut, and `axis` is then what its two sums go over.
     """
 
     attn_norm: nnx.Param
@@ -70,7 +71,8 @@ class Layer(nnx.Module):
     down: nnx.Param
     post_mlp_norm: nnx.Param
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
+    def __init__(self, weights: Mapping[str, Weight], axis: str | None = None) -> None:
+        self.axis = axis
         for name, value in weights.items():
             setattr(self, name, nnx.Param(value))
 
@@ -104,7 +106,7 @@ class Layer(nnx.Module):
             window=config.sliding_window if sliding else None,
             softcap=config.attn_softcap,
         )
-        out = self._product("o", out.reshape(num_tokens, num_q * head_dim))
+        out = self._product("o", out.reshape(num_tokens, num_q * head_dim), summed=True)
         if config.post_norms:
             out = norm(out, self.post_attn_norm[...])
         x = x + out
@@ -118,16 +120,21 @@ class Layer(nnx.Module):
             gate = jax.nn.silu(gate)
         else:
             gate = jax.nn.gelu(gate, approximate=True)
-        out = self._product("down", gate * up)
+        out = self._product("down", gate * up, summed=True)
         if config.post_norms:
             out = norm(out, self.post_mlp_norm[...])
         return x + out, cache
 
     def _product(
-        self, name: str, x: Float[Array, "T I"], *, rounded: bool = False
+        self, name: str, x: Float[Array, "T I"], *, rounded: bool = False, summed: bool = False
     ) -> Float[Array, "T O"]:
-        weight, bias = getattr(self, name)[...], _optional(self, f"{name}_bias")
-        return _product(x, weight, _optional(self, f"{name}_scales"), bias, rounded=rounded)
+        """With the layer's matrix of that name; `summed` over the devices that have its columns."""
+        weight, scales = getattr(self, name)[...], _optional(self, f"{name}_scales")
+        bias = _optional(self, f"{name}_bias")
+        if not summed or self.axis is None:
+            return _product(x, weight, scales, bias, rounded=rounded)
+        out = jax.lax.psum(_product(x, weight, scales), self.axis)
+        return out if bias is None else out + bias
 
 
 def _optional(module: nnx.Module, name: str) -> Array | None:
@@ -172,6 +179,10 @@ class Decoder(nnx.Module):
         (`linear`), or int8 with its `NAME_scales` (`int8`, `kept`); or those of
         `stacks.shapes(config)`.
       stacks: which layers are stacked and run under `lax.scan`; by default none.
+      vocab_size: of the whole model, where this is one device's part (`shards.Shards`): `config` is
+        then that of the part.
+      axis: the mesh axis that the model is cut over: what is called runs inside a `shard_map` that
+        has it. None where the model is whole.
 
     Raises:
       ValueError: a parameter is missing, unknown or misshapen.
@@ -182,6 +193,9 @@ class Decoder(nnx.Module):
         config: ModelConfig,
         weights: Mapping[str, Weight],
         stacks: Stacks | None = None,
+        *,
+        vocab_size: int | None = None,
+        axis: str | None = None,
     ) -> None:
         shapes = param_shapes(config) if stacks is None else stacks.shapes(config)
         for name in [name for name in shapes if name in weights]:
@@ -193,13 +207,15 @@ class Decoder(nnx.Module):
             if tuple(weights[name].shape) not in (shape, tiled_shape(shape)):
                 raise ValueError(f"{name} has shape {weights[name].shape}, wanted {shape}")
         self.config = config
+        self.vocab_size = config.vocab_size if vocab_size is None else vocab_size
+        self.axis = axis
         for name, value in weights.items():
             if "." not in name:  # embed, final_norm, head, and what scales they have
                 setattr(self, name, nnx.Param(value))
 
         def layer(prefix: str) -> Layer:
             own = {n[len(prefix) :]: w for n, w in weights.items() if n.startswith(prefix)}
-            return Layer(own)
+            return Layer(own, axis)
 
         # The first layers, by kind and stacked, then the others.
         self.repeats = 0 if stacks is None else stacks.repeats
@@ -248,12 +264,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "T D"], Cache]:
         """The last hidden states, normed, and the cache with the step's keys and values in it."""
         config = self.config
-        scales = _optional(self, "embed_scales")
-        if scales is None:
-            x = rows_of(self.embed[...], tokens).astype(jnp.float32)
-        else:
-            x = rows_of_int8(self.embed[...], scales, tokens)
-        x = x * config.embed_scale
+        x = self._embedded(tokens) * config.embed_scale
         angles = rotation(config.rope, config.head_dim, positions)
         local = config.local_rope
         local_angles = angles if local is None else rotation(local, config.head_dim, positions)
@@ -285,10 +296,29 @@ class Decoder(nnx.Module):
             x, cache = run(graph, state, index, index, x, cache)
         return rms_norm(x, self.final_norm[...], config.norm_eps), cache
 
+    def _embedded(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
+        if self.axis is None:
+            return self._rows(tokens)
+        # Each device looks up the tokens of its rows, the others give zeros.
+        here = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
+        own = (here >= 0) & (here < self.config.vocab_size)
+        x = self._rows(jnp.where(own, here, 0))
+        return jax.lax.psum(jnp.where(own[:, None], x, 0.0), self.axis)
+
+    def _rows(self, rows: Int[Array, " T"]) -> Float[Array, "T D"]:
+        scales = _optional(self, "embed_scales")
+        if scales is None:
+            return rows_of(self.embed[...], rows).astype(jnp.float32)
+        return rows_of_int8(self.embed[...], scales, rows)
+
     def logits(self, hidden: Float[Array, "T D"]) -> Float[Array, "T V"]:
         """Logits of the next token, from hidden states as `__call__` returns them."""
         head = "embed" if self.config.tie_embeddings else "head"
         logits = _product(hidden, getattr(self, head)[...], _optional(self, f"{head}_scales"))
+        if self.axis is not None:
+            # Each device has the logits of its rows of the vocabulary; the last may have filling.
+            logits = jax.lax.all_gather(logits, self.axis, axis=1, tiled=True)
+            logits = logits[:, : self.vocab_size]
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

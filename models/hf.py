@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -130,10 +131,18 @@ class Safetensors:
         return self._shapes
 
     def read(self, name: str) -> np.ndarray:
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """See `checkpoint.PartSource`."""
+        index = (slice(None),) * axis + (slice(start, stop),)
+        return self._read(name, lambda file: file.get_slice(name)[index])
+
+    def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
         try:
             with safe_open(path, "numpy") as file:
-                array = file.get_tensor(name)
+                array = get(file)
         except (OSError, SafetensorError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot read tensor {name}: {error}") from error
         if array.dtype in (np.float32, ml_dtypes.bfloat16):

@@ -50,15 +50,20 @@ def kept_bytes(config: ModelConfig, dtype: Dtype, quantization: Quantization) ->
 
 
 def put_on_device(
-    config: ModelConfig, name: str, array: np.ndarray, dtype: Dtype, quantization: Quantization
+    config: ModelConfig,
+    name: str,
+    array: np.ndarray,
+    dtype: Dtype,
+    quantization: Quantization,
+    device: jax.Device | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """A canonical parameter as it is kept, not stacked: itself, or its numbers and scales."""
     if quantization == "int8" and _is_matrix(name):
         numbers, scales = int8.quantise(array)
-        yield name, _copied(numbers)
-        yield name + SCALES, _copied(scales)
+        yield name, _copied(numbers, device)
+        yield name + SCALES, _copied(scales, device)
         return
-    arrived = _copied(array.astype(_type(name, dtype), copy=False))
+    arrived = _copied(array.astype(_type(name, dtype), copy=False), device)
     in_products = name != "embed" or config.tie_embeddings
     # A stack has one axis more, and is nowhere tiled.
     yield name, tiled(arrived) if in_products and _is_matrix(name) else arrived
@@ -72,6 +77,6 @@ def _type(name: str, dtype: Dtype) -> jnp.dtype:
     return jnp.dtype(dtype if _is_matrix(name) else "float32")
 
 
-def _copied(array: np.ndarray) -> jax.Array:
+def _copied(array: np.ndarray, device: jax.Device | None) -> jax.Array:
     # JAX may otherwise share memory that a checkpoint still maps or reuses.
-    return jnp.array(array, copy=True)
+    return jnp.array(array, copy=True, device=device)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoint import Checkpoint
@@ -107,7 +107,11 @@ def open_orbax(folder: Path) -> Checkpoint:
 
 
 class _OrbaxTensors:
-    """The parameters of an Orbax folder under their canonical names."""
+    """The parameters of an Orbax folder under their canonical names.
+
+    Orbax describes the tree; the arrays are read by what it keeps them in, TensorStore, each once
+    opened and then only the part that is asked for.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -119,28 +123,30 @@ class _OrbaxTensors:
         if tree is None:
             raise CheckpointError(f"{folder}: not an Orbax checkpoint")
         self._shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(tree.tree)}
+        self._zarr3 = bool(getattr(tree, "use_zarr3", False))
+        self._context = ts.Context()
 
     def shapes(self) -> Mapping[str, Shape]:
         return self._shapes
 
     def read(self, name: str) -> np.ndarray:
-        item: Any = jax.ShapeDtypeStruct(self._shapes[name], np.float32)
-        arguments: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(name.split(".")):
-            item, arguments = {key: item}, {key: arguments}
+        return self._read(name, ())
+
+    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """See `checkpoint.PartSource`."""
+        return self._read(name, (slice(None),) * axis + (slice(start, stop),))
+
+    def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        spec = {
+            "driver": "zarr3" if self._zarr3 else "zarr",
+            "kvstore": {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{name}/"},
+        }
         try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                restored = checkpointer.restore(
-                    self._folder,
-                    args=ocp.args.PyTreeRestore(
-                        item=item, restore_args=arguments, partial_restore=True
-                    ),
-                )
+            array = ts.open(spec, read=True, open=True, context=self._context).result()
+            read = array[index].read().result() if index else array.read().result()
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
-        for key in name.split("."):
-            restored = restored[key]
-        return restored if restored.dtype.name == "bfloat16" else np.asarray(restored, np.float32)
+        return read if read.dtype.name == "bfloat16" else np.asarray(read, np.float32)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_bench, cli_plan, cli_serve, cli_simulate
+from muxjax import __version__, cli_bench, cli_convert, cli_plan, cli_serve, cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -143,21 +143,21 @@ def compile_check(
     fleet_file: FleetFile,
     target: Annotated[
         str,
-        typer.Option(help="What to compile for: v5e:2x2, v6e:2x2, tpu7x:2x2x1, ..., h100, h200."),
+        typer.Option(help="What to compile for: v5e:2x4, v6e:2x2, tpu7x:2x2x1, ..., h100, 8xh200."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compile a fleet's steps for a device that is not here: does it compile, does it fit?
+    """Compile a fleet's steps for devices that are not here: does it compile, does it fit?
 
-    One device of the target holds the whole fleet. Exit status 1 if something does not compile or
-    does not fit.
+    The fleet is cut for as many devices of the target as its `tensor_parallel` says. Exit status 1
+    if something does not compile or does not fit.
     """
     from muxjax.aot import describe, set_environment
     from muxjax.config import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     set_environment(target)
-    device = describe(target)
+    devices = describe(target)
 
     from muxjax.compile_check import CheckedProgram, faults_of, table_of
     from muxjax.compile_check import compile_check as check_fleet
@@ -172,7 +172,7 @@ def compile_check(
         def compiled(program: CheckedProgram) -> None:
             bars[0].advance("compiling", 1, program.name)
 
-        check = check_fleet(config, device, started=started, compiled=compiled)
+        check = check_fleet(config, devices, started=started, compiled=compiled)
     if as_json:
         print(json.dumps(check.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -210,6 +210,7 @@ def schema() -> None:
     print(json.dumps(fleet_json_schema(), indent=2))
 
 
+cli_convert.register(app)
 cli_plan.register(app)
 cli_serve.register(app)
 cli_simulate.register(app)

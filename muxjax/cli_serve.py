@@ -22,6 +22,10 @@ def serve(
         str, typer.Option(help="Address to serve on. Others than this machine's need a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Serve the units of this plan (`muxjax plan --output`), not one unit."),
+    ] = None,
     keys: Annotated[
         Path | None,
         typer.Option(help="File of API keys (docs/serving.md). Also: MUXJAX_API_KEY."),
@@ -76,9 +80,9 @@ def serve(
 
         from muxjax.fleet import Fleet
 
-        with recorded(trace) as timeline, Fleet.load(config) as fleet:
+        with recorded(trace) as timeline, Fleet.load(config, plan=plan) as fleet:
             if timeline is not None:
-                fleet.observe(timeline.observer("fleet"))
+                fleet.record(timeline)
             serve_fleet(
                 fleet,
                 bound,

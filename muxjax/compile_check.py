@@ -1,4 +1,4 @@
-"""Compiles a fleet's steps for a device that is not here, and says what they take.
+"""Compiles a fleet's steps for devices that are not here, and says what they take.
 
 Weights are shapes only; nothing is loaded, nothing runs.
 """
@@ -13,9 +13,9 @@ import jax
 from rich.table import Table
 
 from muxjax import loading
-from muxjax.aot import DescribedDevice
+from muxjax.aot import DescribedDevices
 from muxjax.config import FleetConfig
-from muxjax.hlo import copies_of, kernels
+from muxjax.hlo import collectives, copies_of, kernels
 from muxjax.programs import ModelPrograms
 
 _MB = 10**6
@@ -35,6 +35,8 @@ class CheckedProgram:
       resident_bytes: `peak_bytes` and the weights of the other models, which stay where they are.
       pool_copies: instructions that copy the pool; there should be none.
       kernels: Pallas kernels in it, and the bytes of VMEM that each takes (None on a GPU).
+      collectives: how often each kind of collective runs in one pass over the model: a prefill, or
+        one token of a decode.
       fits: whether the device holds `resident_bytes`; None where its memory is not known.
       error: why it does not compile, or None. What compiling would have told is None then.
     """
@@ -50,17 +52,21 @@ class CheckedProgram:
     resident_bytes: int | None = None
     pool_copies: int | None = None
     kernels: dict[str, int | None] = field(default_factory=dict)
+    collectives: dict[str, int] = field(default_factory=dict)
     fits: bool | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class CompileCheck:
-    """A fleet's programs for one device.
+    """A fleet's programs for one device, or for some that its models are cut for.
+
+    All bytes, here and in the programs, are those of one device.
 
     Attributes:
-      target, device_kind: the device, as asked for and as its maker calls it.
-      memory_bytes: of the device, or None where that is not known.
+      target, device_kind: the devices, as asked for and as their maker calls them.
+      devices: how many of the target the fleet runs on.
+      memory_bytes: of a device, or None where that is not known.
       pool_bytes: of the pool.
       weight_bytes: of all models' parameters.
       programs: what was compiled.
@@ -68,6 +74,7 @@ class CompileCheck:
 
     target: str
     device_kind: str
+    devices: int
     memory_bytes: int | None
     pool_bytes: int
     weight_bytes: int
@@ -84,7 +91,7 @@ class CompileCheck:
 
 def compile_check(
     config: FleetConfig,
-    device: DescribedDevice,
+    target: DescribedDevices,
     *,
     started: Callable[[int], None] = lambda total: None,
     compiled: Callable[[CheckedProgram], None] = lambda program: None,
@@ -93,26 +100,29 @@ def compile_check(
 
     Args:
       config: the fleet file.
-      device: what to compile for.
+      target: what to compile for: the first devices, as many as `tensor_parallel` says.
       started: told how many programs there will be.
       compiled: told each as it is ready.
 
     Raises:
       CheckpointError, FleetConfigError, PoolTooSmall: as loading the fleet would.
+      TargetUnavailable: the target has fewer devices.
     """
-    with device.tracing():
-        plan = loading.make_plan(config, memory_bytes=device.memory_bytes)
-        models = loading.make_programs(plan, device.sharding)
+    devices = target.first(config.tensor_parallel)
+    with target.tracing(len(devices)):
+        plan = loading.make_plan(config, memory_bytes=target.memory_bytes, devices=devices)
+        models = loading.make_programs(plan)
         weights = {name: model.param_bytes for name, model in plan.models.items()}
         started(sum(len(programs.wanted()) for programs in models.values()))
         programs = []
-        for checked in _compile_all(models, plan.kv, weights, device.memory_bytes):
+        for checked in _compile_all(models, plan.kv, weights, target.memory_bytes):
             compiled(checked)
             programs.append(checked)
     return CompileCheck(
-        target=device.target,
-        device_kind=device.device.device_kind,
-        memory_bytes=device.memory_bytes,
+        target=target.target,
+        device_kind=target.device_kind,
+        devices=len(devices),
+        memory_bytes=target.memory_bytes,
         pool_bytes=plan.pool_bytes,
         weight_bytes=sum(weights.values()),
         programs=programs,
@@ -154,6 +164,7 @@ def _compile_all(
                 resident_bytes=resident,
                 pool_copies=len(copies_of(hlo, kv)),
                 kernels=kernels(hlo),
+                collectives=collectives(hlo),
                 fits=None if memory_bytes is None else resident <= memory_bytes,
             )
 
@@ -162,7 +173,7 @@ def table_of(check: CompileCheck) -> Table:
     """The programs for people."""
     memory = "memory not known" if check.memory_bytes is None else _size(check.memory_bytes)
     title = (
-        f"{check.device_kind}, one device of {check.target} ({memory}): "
+        f"{check.device_kind}, {_devices(check)} of {check.target} ({memory}): "
         f"pool {_size(check.pool_bytes)}, weights {_size(check.weight_bytes)}"
     )
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
@@ -170,6 +181,8 @@ def table_of(check: CompileCheck) -> Table:
     for heading in ("compiled in", "arguments", "temp", "peak", "with other models"):
         table.add_column(heading, justify="right")
     table.add_column("kernels, their VMEM", overflow="fold")
+    if check.devices > 1:
+        table.add_column("collectives", overflow="fold")
     table.add_column("fits", overflow="fold")
     fits = {True: "yes", False: "no", None: "not known"}
     for program in check.programs:
@@ -181,11 +194,13 @@ def table_of(check: CompileCheck) -> Table:
         )
         kernels = (f"{name} {_size(size)}".strip() for name, size in program.kernels.items())
         seconds = program.compile_seconds
+        sums = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items())
         table.add_row(
             program.name,
             "" if seconds is None else f"{seconds:.1f} s",
             *map(_size, sizes),
             ", ".join(kernels),
+            *([sums] if check.devices > 1 else []),
             fits[program.fits],
         )
     return table
@@ -199,6 +214,10 @@ def faults_of(check: CompileCheck) -> list[str]:
         for p in check.programs
         if p.pool_copies
     ]
+
+
+def _devices(check: CompileCheck) -> str:
+    return "one device" if check.devices == 1 else f"each of {check.devices} devices"
 
 
 def _size(number: int | None) -> str:

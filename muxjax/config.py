@@ -116,6 +116,11 @@ class ModelEntry(_Section):
     slo: Annotated[SloConfig, _absent_is_empty] = Field(
         default_factory=SloConfig, description="Latency targets, which planning counts with."
     )
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="Devices that one copy of the model is cut for; must divide the fleet's "
+        "tensor_parallel, which is the default. With fewer, copies stand side by side.",
+    )
     profile: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="What a profile of step times calls this model; by default its name.",
@@ -171,6 +176,9 @@ class FleetConfig(_Section):
     )
     pool: Annotated[PoolConfig, _absent_is_empty] = Field(
         default_factory=PoolConfig, description="The shared KV pool."
+    )
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="Devices that the fleet runs on, its models cut among them."
     )
     policy: Literal["adbs", "fcfs", "round_robin"] = Field(
         default="adbs",

@@ -118,6 +118,15 @@ class GrammarConstraint:
         self._mask = self._next_mask()
         return False
 
+    def anew(self, tokens: Sequence[int]) -> GrammarConstraint:
+        """See `Constraint.anew`."""
+        matcher = self._matcher.deep_copy()
+        matcher.reset()
+        made = GrammarConstraint(matcher, self._usable, self._ends)
+        for token in tokens:
+            made.advance(token)
+        return made
+
     def _next_mask(self) -> np.ndarray:
         self._check()
         found = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)

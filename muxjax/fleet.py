@@ -8,25 +8,31 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
+
+import jax
 
 from muxjax import loading
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.constraints import Constraints
-from muxjax.engine import Engine, Observer
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.fleet_stats import merged
 from muxjax.health import UnitHealth
-from muxjax.jax_executor import JaxExecutor
+from muxjax.live_unit import LiveUnit
 from muxjax.loading import LoadedModel
 from muxjax.output import Delta, Output
-from muxjax.programs import Program
+from muxjax.placement import plan as placement
+from muxjax.placement.demand import expected_demand
+from muxjax.planned_units import UnitPart, planned_units
 from muxjax.progress import Bars
+from muxjax.router import Router
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import FinishReason, Request
 from muxjax.scheduling.steps import TokenLogprobs
-from muxjax.scheduling.unit import Unit
+from muxjax.scheduling.timeline import Timeline
 from muxjax.stream import Stream
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
@@ -56,31 +62,19 @@ class Completion:
 
 
 class Fleet:
-    """Several models on one pool, served by one engine. Made by `Fleet.load`.
+    """Several models, served by one unit or by those of a plan. Made by `Fleet.load`.
 
     Safe to use from any number of threads and event loops.
+
+    Attributes:
+      models: by name; of a model with replicas, what all of them can take.
+      units: where they run.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, LoadedModel],
-        plan: loading.Plan,
-        programs: Sequence[Program],
-        engine: Engine | None,
-        executor: JaxExecutor | None,
-        start: Callable[[Unit], tuple[Engine, JaxExecutor]] | None = None,
-    ) -> None:
-        self.models = dict(models)
-        self._plan = plan
-        self._programs = list(programs)
-        self._engine = engine
-        self._executor = executor
-        self._start = start
-        self._unit = plan.unit
-        self._observer: Observer | None = None
-        self._restarts = 0
-        self._closed = False
-        self._changing = threading.Lock()
+    def __init__(self, units: Sequence[LiveUnit], *, running: bool = True) -> None:
+        self.units = tuple(units)
+        self.models = _faces(units)
+        self._router = Router(units) if running else None
         self._ids = itertools.count()
         self._vocabularies: dict[str, Constraints] = {}
         self._constraints_lock = threading.Lock()
@@ -90,6 +84,7 @@ class Fleet:
         cls,
         source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str],
         *,
+        plan: placement.Plan | str | os.PathLike[str] | None = None,
         progress: bool = True,
         warm_up: bool = True,
         poison: bool = False,
@@ -98,6 +93,8 @@ class Fleet:
 
         Args:
           source: path of a fleet file, or the same as a dict.
+          plan: which models go on which devices, from `muxjax plan`; without one all models are one
+            unit.
           progress: show progress on standard error, where that is a terminal.
           warm_up: False only looks: checkpoints are opened and the pool is planned, but no weights
             are loaded, nothing is compiled, and nothing can be generated.
@@ -107,31 +104,45 @@ class Fleet:
           FleetConfigError: the fleet file is not valid.
           CheckpointError, DownloadError: a model cannot be had.
           PoolTooSmall: the pool cannot hold one request of each model.
+          PlanError: the plan is not valid, is for other models, or needs more devices.
         """
         config = load_fleet_config(source)
         loading.enable_compilation_cache()
-        plan = loading.make_plan(config, progress=progress, poison=poison)
+        parts = _parts(config, plan)
+        plans = [
+            loading.make_plan(
+                part.config,
+                progress=progress,
+                poison=poison,
+                devices=part.devices,
+                demand=part.demand,
+            )
+            for part in parts
+        ]
         if not warm_up:
-            return cls(plan.models, plan, [], None, None)
-        programs = loading.make_programs(plan)
+            looked_at = [LiveUnit(p.name, made, {}) for p, made in zip(parts, plans, strict=True)]
+            return cls(looked_at, running=False)
+        programs = [loading.make_programs(made) for made in plans]
         totals = {
-            "compiling": sum(len(model.wanted()) for model in programs.values()),
-            "loading weights": sum(model.param_bytes for model in plan.models.values()),
+            "compiling": sum(len(model.wanted()) for unit in programs for model in unit.values()),
+            "loading weights": sum(
+                model.param_bytes for made in plans for model in made.models.values()
+            ),
         }
         with Bars(totals, show=progress) as bars:
-            loading.load_and_compile(
-                plan,
-                programs,
-                loaded=lambda name, size: bars.advance("loading weights", size, name),
-                compiled=lambda program: bars.advance("compiling", 1, program.title),
-            )
-
-        def start(unit: Unit) -> tuple[Engine, JaxExecutor]:
-            executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages, poison=poison)
-            return Engine(unit, executor, poison=poison), executor
-
-        done = [program for model in programs.values() for program in model.programs()]
-        return cls(plan.models, plan, done, *start(plan.unit), start)
+            for made, unit in zip(plans, programs, strict=True):
+                loading.load_and_compile(
+                    made,
+                    unit,
+                    loaded=lambda name, size: bars.advance("loading weights", size, name),
+                    compiled=lambda program: bars.advance("compiling", 1, program.title),
+                )
+        return cls(
+            [
+                LiveUnit(part.name, made, unit, poison=poison, seconds=part.seconds)
+                for part, made, unit in zip(parts, plans, programs, strict=True)
+            ]
+        )
 
     def generate(
         self,
@@ -210,65 +221,46 @@ class Fleet:
           EngineDead: the fleet is closed or has failed.
         """
         request, output = self._request(model, prompt, params or SamplingParams())
-        engine = self._running_engine()
-        stream = Stream(request.id, len(request.prompt), output, engine.cancel)
-        engine.submit(request, stream)
+        router = self._running()
+        stream = Stream(request.id, len(request.prompt), output, router.cancel)
+        router.submit(request, stream)
         return stream
+
+    def units_of(self, model: str) -> list[str]:
+        """Names of the units that have a model."""
+        return [unit.name for unit in self.units if model in unit.models]
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges: pool, quotas, queues, and the compiled programs.
 
+        Those of a fleet's only unit; of several, sums over them, and each for itself in `units`,
+        by name.
+
         Raises:
-          EngineDead: the fleet is closed or has failed.
+          EngineDead: the fleet is closed, or a unit's loop has ended.
         """
-        found = self._unit.stats() if self._engine is None else self._engine.stats()
-        found["pool_address"] = None
-        if self._engine is not None and self._executor is not None:
-            executor = self._executor
-            # On the loop's thread: between steps, as each step takes the pool's array and gives
-            # another for the same memory.
-            found["pool_address"] = self._engine.call(lambda unit: executor.pool_address)
-        found["pool_bytes"] = self._plan.pool_bytes
-        found["page_rows"] = self._plan.kv.shape[1]
-        found["programs"] = [
-            {
-                "model": program.model,
-                "kind": program.kind,
-                "size": program.size,
-                "compile_seconds": program.compile_seconds,
-                "temp_bytes": program.temp_bytes,
-                "argument_bytes": program.argument_bytes,
-            }
-            for program in self._programs
-        ]
-        return found
+        if len(self.units) == 1:
+            return self.units[0].stats()
+        return merged({unit.name: unit.stats() for unit in self.units})
 
     def health(self) -> list[UnitHealth]:
         """Whether each unit works. Asks no engine, so it answers when one hangs."""
-        engine = self._engine
-        return [
-            UnitHealth(
-                unit="0",
-                models=tuple(self.models),
-                alive=engine is not None and engine.alive,
-                stalled_seconds=0.0 if engine is None else engine.stalled_seconds,
-                reason=None if engine is None or engine.error is None else str(engine.error),
-                restarts=self._restarts,
-            )
-        ]
+        return [unit.health() for unit in self.units]
 
     def state(self) -> dict[str, Any]:
-        """The counters, read without asking the engine: for a look at one that hangs.
+        """The counters, read without asking the engines: for a look at one that hangs.
 
-        They may not agree with each other, as the engine may be changing them.
+        They may not agree with each other, as the engines may be changing them.
         """
-        return self._unit.stats()
+        if len(self.units) == 1:
+            return self.units[0].state()
+        return {"units": {unit.name: unit.state() for unit in self.units}}
 
     def restart(self, unit: str, reason: str) -> None:
         """Starts a unit anew: a new pool and queue, the same weights and programs.
 
-        Its requests end with `EngineDead`; an engine that hangs is left to itself, and the memory
-        of its pool is free only when it lets go of it.
+        Its requests go on, in a replica or in the unit; an engine that hangs is left to itself, and
+        the memory of its pool is free only when it lets go of it.
 
         Args:
           unit: its name.
@@ -277,30 +269,24 @@ class Fleet:
         Raises:
           EngineDead: the fleet is closed, or was loaded without an engine.
         """
-        with self._changing:
-            if self._start is None or self._engine is None or self._closed or unit != "0":
-                raise EngineDead(f"unit {unit} cannot be restarted: it is closed or does not exist")
-            self._engine.abandon(reason)
-            self._unit = self._plan.make_unit()
-            self._engine, self._executor = self._start(self._unit)
-            self._engine.observe(self._observer)
-            self._restarts += 1
+        found = {each.name: each for each in self.units}.get(unit)
+        if found is None:
+            raise EngineDead(f"unit {unit} cannot be restarted: it does not exist")
+        found.restart(reason)
 
-    def observe(self, observer: Observer | None) -> None:
-        """Shows every step from now on to a function, or to none; see `engine.Observer`.
+    def record(self, timeline: Timeline) -> None:
+        """Records every step of every unit from now on.
 
         Raises:
           EngineDead: the fleet was loaded with `warm_up=False`.
         """
-        self._observer = observer
-        self._running_engine().observe(observer)
+        for unit in self.units:
+            unit.observe(timeline.observer(f"unit {unit.name}"))
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""
-        with self._changing:
-            self._closed = True
-            if self._engine is not None:
-                self._engine.close()
+        if self._router is not None:
+            self._router.close()
 
     def __enter__(self) -> Self:
         return self
@@ -308,10 +294,10 @@ class Fleet:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _running_engine(self) -> Engine:
-        if self._engine is None:
+    def _running(self) -> Router:
+        if self._router is None:
             raise EngineDead("the fleet was loaded with warm_up=False: it cannot generate")
-        return self._engine
+        return self._router
 
     def _open_all(
         self,
@@ -372,6 +358,9 @@ class Fleet:
         if params.seed is None:
             # Drawn once a request: one that is preempted goes on with the same.
             params = dataclasses.replace(params, seed=secrets.randbits(64))
+        # Replicas may have room for unlike lengths; wherever it goes on, it ends at the same.
+        longest = min(params.max_tokens, model.max_model_len - len(tokens))
+        params = dataclasses.replace(params, max_tokens=longest)
         _check_bias(model, params)
         constraint = None
         if params.grammar is not None:
@@ -409,6 +398,28 @@ def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
             f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab - 1}",
             field="logit_bias",
         )
+
+
+def _parts(
+    config: FleetConfig, plan: placement.Plan | str | os.PathLike[str] | None
+) -> list[UnitPart]:
+    """The units of a fleet: those of the plan, or one."""
+    if plan is None:
+        return [UnitPart("0", config, loading.unit_devices(config), expected_demand, {})]
+    if not isinstance(plan, placement.Plan):
+        plan = placement.load_plan(Path(plan))
+    return planned_units(config, plan, jax.devices())
+
+
+def _faces(units: Sequence[LiveUnit]) -> dict[str, LoadedModel]:
+    """What is told of each model: of replicas the first, with the length that all can take."""
+    faces: dict[str, LoadedModel] = {}
+    for unit in units:
+        for name, model in unit.models.items():
+            known = faces.setdefault(name, model)
+            if model.max_model_len < known.max_model_len:
+                faces[name] = dataclasses.replace(known, max_model_len=model.max_model_len)
+    return faces
 
 
 def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:

@@ -1,9 +1,13 @@
-"""What the optimised HLO of a compiled program says: copies of an array, Pallas kernels."""
+"""What the optimised HLO of a compiled program says: copies of an array, Pallas kernels,
+collectives.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections import Counter
 
 import jax
 import numpy as np
@@ -15,6 +19,15 @@ _KERNEL = re.compile(
     r"^\s*(?:ROOT )?%?([\w.-]+) = .*custom_call_target=\"(?:tpu_custom_call|mosaic_gpu_v2)\""
 )
 _VMEM = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1",[^}]*"size":"(\d+)"')
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(|\{).*\{\s*$")
+_COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_CONSTANT = re.compile(r"%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r"ROOT .* compare\(.*%([\w.-]+)\), direction=LT")
+_CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%?[\w.-]+|\{[^}]*\})")
 
 
 def copies_of(hlo: str, array: jax.ShapeDtypeStruct) -> list[str]:
@@ -44,3 +57,47 @@ def kernels(hlo: str) -> dict[str, int | None]:
             name = op[1] if op else re.sub(r"\.\d+$", "", match[1])
             found[name] = int(used[1]) if used else found.get(name)
     return found
+
+
+def collectives(hlo: str) -> dict[str, int]:
+    """How often each kind of collective runs: those in a loop that counts up to a constant so
+    often, and once in any other, such as the loop over a decode's tokens; of a condition's
+    branches, all.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
+            bodies[name] = []
+            entry = name if match[1] else entry
+        elif name:
+            bodies[name].append(line)
+
+    @functools.cache
+    def count(computation: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for line in bodies.get(computation, ()):
+            if match := _COLLECTIVE.search(line):
+                found[match[1]] += 1
+            times = 1
+            if trips := _TRIPS.search(line):
+                times = int(trips[1])
+            elif condition := _CONDITION.search(line):
+                times = _limit(bodies.get(condition[1], []))
+            for called in _CALLED.findall(line):
+                for one in re.findall(r"%?([\w.-]+)", called):
+                    for kind, number in count(one).items():
+                        found[kind] += times * number
+        return found
+
+    return dict(sorted(count(entry).items()))
+
+
+def _limit(condition: list[str]) -> int:
+    """The constant that a loop's counter is compared with; 1 if there is more to its condition."""
+    constants = dict(match.groups() for line in condition if (match := _CONSTANT.search(line)))
+    for line in condition:
+        if (match := _LESS.search(line)) and match[1] in constants:
+            return int(constants[match[1]])
+    return 1

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from muxjax import mesh as meshes
 from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
+from muxjax.mesh import ModelMesh
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
 from muxjax.scheduling.steps import (
@@ -36,37 +38,58 @@ _ALL = np.uint32(2**32 - 1)
 
 
 class _Nothing:
-    """Inputs that ask for nothing, kept on the device: given where no request of a step asks."""
+    """Inputs that ask for nothing, kept on the devices: given where no request of a step asks."""
 
     def __init__(self, programs: ModelPrograms) -> None:
         buckets, words = programs.buckets, mask_words(programs.vocab_size)
-        sizes = {*buckets.decode_seqs, buckets.prefill_seqs}
-        self.masks = {rows: jnp.full((rows, words), _ALL, jnp.uint32) for rows in sizes}
-        self.targets = {size: jnp.full(size, -1, jnp.int32) for size in buckets.prefill_tokens}
-        self.bias = jnp.asarray(no_bias(buckets.prefill_seqs))
+        self.copies = programs.mesh.copies
+        sharding = programs.mesh.sharding(meshes.ROWS)
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.device_put(array, sharding)
+
+        self.masks = {
+            rows: put(np.full((self.copies * rows, words), _ALL, np.uint32))
+            for rows in {*buckets.decode_seqs, buckets.prefill_seqs}
+        }
+        self.targets = {
+            size: put(np.full(self.copies * size, -1, np.int32)) for size in buckets.prefill_tokens
+        }
+        self.bias = put(no_bias(self.copies * buckets.prefill_seqs))
 
 
 @dataclass
 class _Model:
-    """One model's device state, and what the host remembers of its slots."""
+    """One model's device state, and what the host remembers of its slots.
+
+    Slots are dealt to the model's copies in turn: of slot `s`, copy `s % copies` has it as its own
+    slot `s // copies`. A step has the rows of the first copy, then those of the second, and so on.
+    """
 
     programs: ModelPrograms
     state: SlotState
-    rows: np.ndarray  # int32, max_seqs + 1: slot and block table; the last is the dummy's
+    rows: np.ndarray  # int32, slots of all copies + 1: slot and block table; the last is a dummy's
     known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
     nothing: _Nothing
 
     @property
+    def copies(self) -> int:
+        return self.programs.mesh.copies
+
+    @property
     def dummy(self) -> int:
-        return len(self.known)
+        """The slot, of each copy, that padding names."""
+        return self.programs.buckets.max_seqs
 
 
 @dataclass(frozen=True)
 class _Handle:
     step: Step
     emitted: Emitted
-    wanted: list[int | None]  # for each row, how many alternatives to report
+    rows: np.ndarray  # where each chunk or sequence of the step stands
+    wanted: list[int | None]  # for each, how many alternatives to report
+    starts: list[int]  # where each chunk's tokens begin
     submitted: float
 
 
@@ -75,7 +98,7 @@ class JaxExecutor:
 
     Args:
       models: compiled programs by model name, parameters included.
-      kv: the pool's shape `[P, rows, 128]` and type.
+      kv: the pool's shape `[P, rows, 128]` and type on one device.
       dummy_pages: pages at the start that padding is written to.
       poison: test mode: all other pages hold NaN until a step writes them, and `poison` works.
     """
@@ -88,26 +111,29 @@ class JaxExecutor:
         dummy_pages: int,
         poison: bool = False,
     ) -> None:
-        self._kv: jax.Array | None = jnp.zeros(kv.shape, kv.dtype)
+        self._mesh = ModelMesh(next(iter(models.values())).mesh.devices)
+        whole = self._mesh.whole(kv, meshes.POOL)
+        self._num_pages = kv.shape[0]
+        self._kv: jax.Array | None = jnp.zeros(whole.shape, whole.dtype, device=whole.sharding)
         self._poison = None
         if poison:
-            fill = jax.jit(
-                lambda kv, pages: kv.at[pages].set(jnp.nan, mode="drop"), donate_argnums=0
-            )
-            ids = jax.ShapeDtypeStruct((_POISON_BATCH,), jnp.int32)
-            self._poison = fill.lower(kv, ids).compile()
+            self._poison = _compile_poison(self._mesh, kv)
             self.poison(range(dummy_pages, kv.shape[0]))
         self._models = {name: self._start(programs) for name, programs in models.items()}
         self._free_at = 0.0
 
     @staticmethod
     def _start(programs: ModelPrograms) -> _Model:
-        slots = programs.buckets.max_seqs
+        mesh, each = programs.mesh, programs.buckets.max_seqs
+        slots = mesh.copies * each
         rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
-        rows[:, 0] = np.arange(slots + 1)
+        rows[:, 0] = np.arange(slots + 1) // mesh.copies
+        created = SlotState.create(each, programs.vocab_size)
+        if mesh.copies > 1:
+            created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
         return _Model(
             programs=programs,
-            state=SlotState.create(slots, programs.vocab_size),
+            state=jax.device_put(created, mesh.sharding(meshes.SLOTS)),
             rows=rows,
             known=np.zeros(slots, np.int64),
             logprobs=[None] * slots,
@@ -130,10 +156,11 @@ class JaxExecutor:
         submitted = time.perf_counter()
         model = self._models[step.model]
         if isinstance(step, Prefill):
-            emitted, wanted = self._prefill(model, step)
+            emitted, rows, wanted, starts = self._prefill(model, step)
         else:
-            emitted, wanted = self._decode(model, step)
-        return _Handle(step, emitted, wanted, submitted)
+            emitted, rows, wanted = self._decode(model, step)
+            starts = []
+        return _Handle(step, emitted, rows, wanted, starts, submitted)
 
     def result(self, handle: _Handle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
@@ -141,18 +168,17 @@ class JaxExecutor:
         ended = time.perf_counter()
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
-        rows = len(handle.wanted)
-        counts = (tokens[:, :rows] >= 0).sum(axis=0).tolist()  # a sequence that is done stays so
-        made = tokens[:, :rows].T.tolist()
-        columns = [row[:count] for row, count in zip(made, counts, strict=True)]
-        logprobs: list[list[TokenLogprobs] | None] = [None] * rows
+        tokens = tokens[:, handle.rows]
+        counts = (tokens >= 0).sum(axis=0).tolist()  # a sequence that is done stays so
+        columns = [row[:count] for row, count in zip(tokens.T.tolist(), counts, strict=True)]
+        logprobs: list[list[TokenLogprobs] | None] = [None] * len(columns)
         if any(want is not None for want in handle.wanted):
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
-            for row, want in enumerate(handle.wanted):
+            for at, (row, want) in enumerate(zip(handle.rows.tolist(), handle.wanted, strict=True)):
                 if want is not None:
-                    logprobs[row] = [
+                    logprobs[at] = [
                         _token_logprobs(found, index, row, want)
-                        for index in range(len(columns[row]))
+                        for index in range(len(columns[at]))
                     ]
         prompt = _prompt_logprobs(handle) if isinstance(handle.step, Prefill) else ()
         return StepResult(columns, logprobs, started, ended - started, prompt)
@@ -167,7 +193,7 @@ class JaxExecutor:
             raise ValueError("this executor was not made to poison pages")
         pages = list(pages)
         for start in range(0, len(pages), _POISON_BATCH):
-            batch = np.full(_POISON_BATCH, self._pool.shape[0], np.int32)  # beyond: dropped
+            batch = np.full(_POISON_BATCH, self._num_pages, np.int32)  # beyond: dropped
             some = pages[start : start + _POISON_BATCH]
             batch[: len(some)] = some
             self._kv = self._poison(self._pool, batch)
@@ -179,20 +205,29 @@ class JaxExecutor:
             self._kv = None
         self._models.clear()
 
-    def _prefill(self, model: _Model, step: Prefill) -> tuple[Emitted, list[int | None]]:
-        programs = model.programs
-        size = bucket(step.num_tokens, programs.buckets.prefill_tokens)
-        tokens = np.zeros(size, np.int32)
-        packed = np.zeros(
-            (programs.buckets.prefill_seqs, Column.BLOCKS + programs.buckets.blocks), np.int32
-        )
+    def _prefill(
+        self, model: _Model, step: Prefill
+    ) -> tuple[Emitted, np.ndarray, list[int | None], list[int]]:
+        programs, copies = model.programs, model.copies
+        filled = [0] * copies  # tokens
+        for chunk in step.chunks:
+            filled[chunk.slot % copies] += len(chunk.tokens)
+        size = bucket(max(filled), programs.buckets.prefill_tokens)
+        tokens = np.zeros(copies * size, np.int32)
+        width = Column.BLOCKS + programs.buckets.blocks
+        packed = np.zeros((copies * programs.buckets.prefill_seqs, width), np.int32)
         packed[:, Column.SLOT] = model.dummy
         packed[:, Column.STOP_IDS : Column.BLOCKS] = -1
+        slots = np.array([chunk.slot for chunk in step.chunks])
+        rows = slots % copies * programs.buckets.prefill_seqs + _ranks(slots, copies)
         wanted: list[int | None] = []
-        at = 0
-        for row, chunk in zip(packed, step.chunks, strict=False):
-            tokens[at : at + len(chunk.tokens)] = chunk.tokens
-            at += len(chunk.tokens)
+        starts: list[int] = []
+        ends = [copy * size for copy in range(copies)]
+        for index, chunk in zip(rows.tolist(), step.chunks, strict=True):
+            row, copy = packed[index], chunk.slot % copies
+            starts.append(ends[copy])
+            ends[copy] += len(chunk.tokens)
+            tokens[starts[-1] : ends[copy]] = chunk.tokens
             if chunk.start == 0:
                 model.known[chunk.slot] = 0
             if chunk.num_blocks > model.known[chunk.slot]:
@@ -203,6 +238,7 @@ class JaxExecutor:
                 model.logprobs[chunk.slot] = params.logprobs
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
+            row[Column.SLOT] = chunk.slot // copies
         nothing = model.nothing
         self._kv, model.state, emitted = programs.prefill(size)(
             programs.parameters,
@@ -210,32 +246,58 @@ class JaxExecutor:
             model.state,
             tokens,
             packed,
-            _targets(step.chunks, size, nothing),
-            _biases(step.chunks, len(packed), nothing),
-            _masks([chunk.mask for chunk in step.chunks], len(packed), nothing),
+            _targets(step.chunks, starts, size, nothing),
+            _biases(step.chunks, rows, nothing),
+            _masks(
+                [chunk.mask for chunk in step.chunks], rows, programs.buckets.prefill_seqs, nothing
+            ),
         )
-        return emitted, wanted
+        return emitted, rows, wanted, starts
 
-    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, list[int | None]]:
-        programs = model.programs
+    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, np.ndarray, list[int | None]]:
+        programs, copies = model.programs, model.copies
         batch = DecodeBatch.of(step.sequences)
-        size = bucket(len(batch), programs.buckets.decode_seqs)
         slots = batch.slots
         for index in np.flatnonzero(batch.num_blocks > model.known[slots]).tolist():
             blocks, count = batch.blocks[index], int(batch.num_blocks[index])
             _fill(model, int(slots[index]), blocks, count)
-        which = np.full(size, model.dummy)
-        which[: len(slots)] = slots
+        ranks = _ranks(slots, copies)
+        size = bucket(1 + int(ranks.max()), programs.buckets.decode_seqs)
+        rows = slots % copies * size + ranks
+        which = np.full(copies * size, len(model.known))
+        which[rows] = slots
         packed = model.rows[which]
         self._kv, model.state, emitted = programs.decode(size)(
             programs.parameters,
             self._pool,
             model.state,
             packed,
-            _masks(batch.masks or (), size, model.nothing),
+            _masks(batch.masks or (), rows, size, model.nothing),
             np.int32(step.num_tokens),
         )
-        return emitted, [model.logprobs[slot] for slot in slots.tolist()]
+        return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
+
+
+def _ranks(slots: np.ndarray, copies: int) -> np.ndarray:
+    """Of each slot, how many before it are of the same copy."""
+    if copies == 1:
+        return np.arange(len(slots))
+    ranks = np.zeros(len(slots), np.int64)
+    for copy in range(copies):
+        own = slots % copies == copy
+        ranks[own] = np.arange(np.count_nonzero(own))
+    return ranks
+
+
+def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
+    """`(kv, pages [_POISON_BATCH]) -> kv`, with NaN in the pages of every device; donates kv."""
+
+    def fill(kv: jax.Array, pages: jax.Array) -> jax.Array:
+        return kv.at[pages].set(jnp.nan, mode="drop")
+
+    ids = mesh.whole(jax.ShapeDtypeStruct((_POISON_BATCH,), jnp.int32), meshes.SAME)
+    mapped = mesh.mapped(fill, (meshes.POOL, meshes.SAME), meshes.POOL)
+    return jax.jit(mapped, donate_argnums=0).lower(mesh.whole(kv, meshes.POOL), ids).compile()
 
 
 def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
@@ -246,38 +308,38 @@ def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
 
 
 def _masks(
-    masks: Sequence[np.ndarray | None], rows: int, nothing: _Nothing
+    masks: Sequence[np.ndarray | None], rows: np.ndarray, size: int, nothing: _Nothing
 ) -> np.ndarray | jax.Array:
-    """A mask for each row of a step."""
+    """A mask for each row of a step of `size` rows for each copy; `rows` are those of `masks`."""
     if all(mask is None for mask in masks):
-        return nothing.masks[rows]
-    packed = np.full(nothing.masks[rows].shape, _ALL, np.uint32)
-    for row, mask in zip(packed, masks, strict=False):
+        return nothing.masks[size]
+    packed = np.full(nothing.masks[size].shape, _ALL, np.uint32)
+    for row, mask in zip(rows.tolist(), masks, strict=True):
         if mask is not None:
-            row[:] = mask
+            packed[row] = mask
     return packed
 
 
-def _biases(chunks: Sequence[PrefillChunk], rows: int, nothing: _Nothing) -> np.ndarray | jax.Array:
+def _biases(
+    chunks: Sequence[PrefillChunk], rows: np.ndarray, nothing: _Nothing
+) -> np.ndarray | jax.Array:
     if not any(chunk.sampling is not None and chunk.sampling.logit_bias for chunk in chunks):
         return nothing.bias
-    packed = no_bias(rows)
-    for row, chunk in zip(packed, chunks, strict=False):
+    packed = no_bias(len(nothing.bias))
+    for row, chunk in zip(rows.tolist(), chunks, strict=True):
         if chunk.sampling is not None:
-            pack_bias(row, chunk.sampling.logit_bias)
+            pack_bias(packed[row], chunk.sampling.logit_bias)
     return packed
 
 
 def _targets(
-    chunks: Sequence[PrefillChunk], size: int, nothing: _Nothing
+    chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int, nothing: _Nothing
 ) -> np.ndarray | jax.Array:
     if not any(chunk.following for chunk in chunks):
         return nothing.targets[size]
-    packed = np.full(size, -1, np.int32)
-    at = 0
-    for chunk in chunks:
-        packed[at : at + len(chunk.following)] = chunk.following
-        at += len(chunk.tokens)
+    packed = np.full(nothing.copies * size, -1, np.int32)
+    for start, chunk in zip(starts, chunks, strict=True):
+        packed[start : start + len(chunk.following)] = chunk.following
     return packed
 
 
@@ -288,17 +350,13 @@ def _prompt_logprobs(handle: _Handle) -> list[list[TokenLogprobs]]:
     if not any(chunk.following for chunk in chunks):
         return []
     found = jax.tree.map(lambda x: np.asarray(x)[None], handle.emitted.prompt)
-    all_found: list[list[TokenLogprobs]] = []
-    at = 0
-    for chunk in chunks:
-        all_found.append(
-            [
-                _token_logprobs(found, 0, at + index, chunk.prompt_logprobs)
-                for index in range(len(chunk.following))
-            ]
-        )
-        at += len(chunk.tokens)
-    return all_found
+    return [
+        [
+            _token_logprobs(found, 0, start + index, chunk.prompt_logprobs)
+            for index in range(len(chunk.following))
+        ]
+        for start, chunk in zip(handle.starts, chunks, strict=True)
+    ]
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:

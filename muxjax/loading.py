@@ -22,29 +22,25 @@ from muxjax.geometry import (
     longest_sequence,
     pages_in,
 )
+from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
-from muxjax.models.decoder import Decoder
 from muxjax.models.demo import cache_folder
-from muxjax.models.kept import (
-    Dtype,
-    Quantization,
-    kept_bytes,
-    kept_params,
-    put_on_device,
-)
+from muxjax.models.kept import Dtype, Quantization, kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.params import param_shapes
-from muxjax.models.stacks import Stacks
+from muxjax.models.shards import Shards
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.target import current_target
 from muxjax.placement.demand import expected_demand
 from muxjax.programs import Buckets, ModelPrograms, Program
+from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.specs import BucketLimits, ModelSpec
+from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
+from muxjax.weights import decoder_of, load_weights, stacks_of
 
 log = logging.getLogger("muxjax")
 
@@ -69,8 +65,10 @@ class LoadedModel:
       dtype: of its matrices, where they are not quantised.
       quantization: of its matrices.
       param_count: number of parameters.
-      param_bytes: bytes of all parameters on the device.
-      layout: its geometry in the pool.
+      param_bytes: bytes of all parameters on one device.
+      layout: its geometry in the pool, on one device.
+      tensor_parallel: devices that one copy of it is cut for.
+      copies: copies of it side by side on the unit's devices.
     """
 
     name: str
@@ -83,6 +81,8 @@ class LoadedModel:
     param_count: int
     param_bytes: int
     layout: KVLayout
+    tensor_parallel: int = 1
+    copies: int = 1
 
     @property
     def precision(self) -> str:
@@ -104,22 +104,30 @@ class Plan:
       models: as they will be, in the fleet file's order.
       checkpoints: where their weights come from.
       buckets: what is compiled for each.
-      kv: the pool's shape `[P, rows, 128]` and type.
-      make_unit: makes the scheduler's state, again for a unit that is restarted.
-      unit: the first of them.
+      functions: the steps of each, as one device runs them.
+      shards: how each is cut.
+      meshes: the unit's devices as each uses them.
+      kv: the pool's shape `[P, rows, 128]` and type, on one device.
+      make_unit: makes the scheduler's state, without any request.
     """
 
     models: dict[str, LoadedModel]
     checkpoints: dict[str, Checkpoint]
     buckets: dict[str, Buckets]
     functions: dict[str, StepFunctions]
+    shards: dict[str, Shards]
+    meshes: dict[str, ModelMesh]
     kv: jax.ShapeDtypeStruct
     make_unit: Callable[[], Unit]
-    unit: Unit
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """The unit's."""
+        return next(iter(self.meshes.values())).devices
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of the pool."""
+        """Bytes of the pool on one device."""
         return int(np.prod(self.kv.shape)) * self.kv.dtype.itemsize
 
     @property
@@ -145,6 +153,8 @@ def make_plan(
     progress: bool = True,
     poison: bool = False,
     memory_bytes: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
 ) -> Plan:
     """Opens the checkpoints and cuts the pool.
 
@@ -152,20 +162,28 @@ def make_plan(
       config: the fleet file.
       progress: show bars while something is fetched.
       poison: test mode, see `Fleet.load`.
-      memory_bytes: free memory of the device; by default the device is asked.
+      memory_bytes: free memory of a device; by default the first is asked.
+      devices: of the unit; by default the first of JAX's, as many as `tensor_parallel` says.
+      demand: what the models are expected to need.
 
     Raises:
       CheckpointError, DownloadError: a checkpoint that cannot be had.
       PoolTooSmall: the pool cannot hold the fleet.
       FleetConfigError: a length beyond the model's own.
     """
+    devices = unit_devices(config) if devices is None else tuple(devices)
     checkpoints = {
         entry.name: open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
         for entry in config.models
     }
     dtypes = {entry.name: _dtype(entry) for entry in config.models}
     kv_dtype = _kv_dtype(list(dtypes.values()))
-    configs = {name: checkpoint.config for name, checkpoint in checkpoints.items()}
+    meshes = {entry.name: _mesh(config, entry, devices) for entry in config.models}
+    shards = {
+        name: Shards(checkpoint.config, meshes[name].degree)
+        for name, checkpoint in checkpoints.items()
+    }
+    configs = {name: shard.local for name, shard in shards.items()}  # of one device
     rows = choose_page_rows(
         [
             KVShape(
@@ -183,7 +201,10 @@ def make_plan(
         entry.name: kept_bytes(configs[entry.name], dtypes[entry.name], entry.quantization)
         for entry in config.models
     }
-    memory = config.pool.memory or _default_pool(sum(weights.values()), memory_bytes)
+    if config.pool.memory is None:
+        memory = _default_pool(sum(weights.values()), memory_bytes, devices)
+    else:
+        memory = config.pool.memory // len(devices)
     num_pages = pages_in(memory, rows, kv_dtype.itemsize)
 
     models, buckets, functions, specs = {}, {}, {}, []
@@ -206,50 +227,77 @@ def make_plan(
         )
         models[name] = LoadedModel(
             name=name,
-            config=model,
+            config=shards[name].config,
             tokenizer=checkpoints[name].tokenizer,
             max_model_len=length,
             origin=checkpoints[name].origin,
             dtype=dtypes[name],
             quantization=entry.quantization,
-            param_count=sum(int(np.prod(s)) for s in param_shapes(model).values()),
+            param_count=sum(int(np.prod(s)) for s in param_shapes(shards[name].config).values()),
             param_bytes=weights[name],
             layout=layout,
+            tensor_parallel=meshes[name].degree,
+            copies=meshes[name].copies,
         )
         spec = _spec(entry, models[name], config.engine)
         specs.append(spec)
-        buckets[name] = _buckets(spec)
+        buckets[name] = _buckets(spec, meshes[name].copies)
         functions[name] = StepFunctions(layout, spec.limits.max_decode_tokens)
 
     def make_unit() -> Unit:
         return Unit(
-            specs,
-            num_pages,
-            make_policy(config.policy),
-            demand=expected_demand,
-            record_freed=poison,
+            specs, num_pages, make_policy(config.policy), demand=demand, record_freed=poison
         )
 
+    make_unit()  # refuses a pool that is too small
     kv = jax.ShapeDtypeStruct((num_pages, rows, 128), kv_dtype)
-    return Plan(models, checkpoints, buckets, functions, kv, make_unit, make_unit())
+    return Plan(models, checkpoints, buckets, functions, shards, meshes, kv, make_unit)
 
 
-def make_programs(
-    plan: Plan, sharding: jax.sharding.Sharding | None = None
-) -> dict[str, ModelPrograms]:
-    """The programs of a plan, with parameters that are shapes only: enough to compile.
+def unit_devices(config: FleetConfig) -> tuple[jax.Device, ...]:
+    """The devices of a fleet that is one unit: the first of JAX's.
 
-    Args:
-      plan: the unit.
-      sharding: of all arguments, for a device that is only described; by default JAX's own.
+    Raises:
+      FleetConfigError: there are fewer than `tensor_parallel` asks for.
     """
+    found = jax.devices()
+    if config.tensor_parallel > len(found):
+        hint = ""
+        if found[0].platform == "cpu":
+            hint = (
+                "; to split a CPU, set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={config.tensor_parallel}"
+            )
+        raise FleetConfigError(
+            f"tensor_parallel is {config.tensor_parallel}, and JAX sees {len(found)} "
+            f"device{'s' if len(found) > 1 else ''} ({found[0].device_kind}){hint}"
+        )
+    return tuple(found[: config.tensor_parallel])
+
+
+def _mesh(config: FleetConfig, entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh:
+    degree = entry.tensor_parallel or len(devices)
+    if len(devices) % degree:
+        raise FleetConfigError(
+            f"tensor_parallel of {entry.name} is {degree}, which does not divide the "
+            f"{len(devices)} devices of its unit"
+        )
+    return ModelMesh(devices, degree)
+
+
+def make_programs(plan: Plan) -> dict[str, ModelPrograms]:
+    """The programs of a plan, with parameters that are shapes only: enough to compile."""
     programs = {}
     for name, model in plan.models.items():
-        stacks = _stacks(model.config)
-        kept = kept_params(model.config, model.dtype, model.quantization, stacks)
-        decoder = Decoder(model.config, kept, stacks)
+        local = plan.shards[name].local
+        kept = kept_params(local, model.dtype, model.quantization, stacks_of(local))
         programs[name] = ModelPrograms(
-            name, decoder, plan.functions[name], plan.buckets[name], plan.kv, sharding
+            name,
+            decoder_of(plan, name, kept),
+            plan.functions[name],
+            plan.buckets[name],
+            plan.kv,
+            plan.meshes[name],
         )
     return programs
 
@@ -274,23 +322,7 @@ def load_and_compile(
     """
 
     def load(name: str) -> None:
-        model = plan.models[name]
-        stacks = _stacks(model.config)
-        weights: dict[str, jax.Array] = {}
-        for parameter, array in plan.checkpoints[name].weights():
-            for part, arrived in put_on_device(
-                model.config, parameter, array, model.dtype, model.quantization
-            ):
-                loaded(name, arrived.nbytes)
-                kept, index = (part, None) if stacks is None else stacks.place(part)
-                if index is None:
-                    weights[kept] = arrived
-                    continue
-                if kept not in weights:
-                    assert stacks is not None, "only a stack has an index"
-                    weights[kept] = jnp.zeros((stacks.repeats, *arrived.shape), arrived.dtype)
-                weights[kept] = _put(weights[kept], arrived, index)
-        programs[name].set_parameters(Decoder(model.config, weights, stacks))
+        programs[name].set_parameters(load_weights(plan, name, partial(loaded, name)))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
         # Weights first: reading them is short, and frees its worker for compiling.
@@ -308,17 +340,6 @@ def load_and_compile(
         finally:
             for future in work:
                 future.cancel()
-
-
-def _stacks(config: ModelConfig) -> Stacks | None:
-    """How the layers of a model are kept on the device that is traced for."""
-    return Stacks.of(config) if current_target().platform == "tpu" else None
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    """Puts a layer's parameter into its stack, in place."""
-    return stack.at[index].set(layer)
 
 
 def _dtype(entry: ModelEntry) -> Dtype:
@@ -347,20 +368,19 @@ def _default_prefill() -> int:
     return 128 if current_target().platform == "cpu" else 1024
 
 
-def _default_pool(weights: int, memory_bytes: int | None) -> int:
+def _default_pool(weights: int, memory_bytes: int | None, devices: Sequence[jax.Device]) -> int:
+    """Bytes on each device."""
     if current_target().platform == "cpu":
-        return _CPU_POOL_BYTES
+        return _CPU_POOL_BYTES // len(devices)
     if memory_bytes is None:
-        memory_bytes = _free_memory()
+        memory_bytes = _free_memory(devices[0])
     return max(1, int((memory_bytes - weights) * _ACCELERATOR_POOL_SHARE))
 
 
-def _free_memory() -> int:
-    stats = jax.devices()[0].memory_stats()
+def _free_memory(device: jax.Device) -> int:
+    stats = device.memory_stats()
     if stats is None or "bytes_limit" not in stats:
-        raise FleetConfigError(
-            f"pool.memory must be given: the memory of {jax.devices()[0]} is not known"
-        )
+        raise FleetConfigError(f"pool.memory must be given: the memory of {device} is not known")
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
@@ -371,7 +391,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         tokens_per_page=model.layout.tokens_per_page,
         max_model_len=model.max_model_len,
         limits=BucketLimits(
-            max_seqs=engine.max_seqs,
+            max_seqs=-(-engine.max_seqs // model.copies) * model.copies,
             max_prefill_tokens=engine.prefill_tokens or _default_prefill(),
             max_prefill_seqs=min(_PREFILL_SEQS, engine.max_seqs),
             max_decode_tokens=engine.decode_tokens,
@@ -383,17 +403,18 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
     )
 
 
-def _buckets(spec: ModelSpec) -> Buckets:
-    """Few, as each takes seconds to compile.
+def _buckets(spec: ModelSpec, copies: int) -> Buckets:
+    """Few, as each takes seconds to compile. Of one copy.
 
     One sequence has a bucket of its own: it is what a quiet server decodes. Eight cost a CPU less
     than twice that. Short prompts have a bucket too: compute is what a prefill takes, padding
     included.
     """
     limits = spec.limits
-    seqs = {1, limits.max_seqs}
+    max_seqs = limits.max_seqs // copies
+    seqs = {1, max_seqs}
     size = 8
-    while size < limits.max_seqs:
+    while size < max_seqs:
         seqs.add(size)
         size *= 4
     tokens = {max(16, limits.max_prefill_tokens // 4), limits.max_prefill_tokens}

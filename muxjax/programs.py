@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import PartitionSpec
 
+from muxjax import mesh as meshes
 from muxjax.device_state import SlotState
+from muxjax.mesh import ModelMesh
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
 from muxjax.sampling_params import MAX_LOGIT_BIAS
@@ -28,7 +29,7 @@ from muxjax.steps import Emitted, StepFunctions
 
 @dataclass(frozen=True)
 class Buckets:
-    """The sizes that a model's programs are compiled for; each list ascends.
+    """The sizes that a model's programs are compiled for, of each copy; each list ascends.
 
     Attributes:
       prefill_tokens: tokens of a prefill, of all chunks together.
@@ -97,11 +98,12 @@ class ModelPrograms:
 
     Args:
       name: the model's.
-      decoder: its parameters may be shapes only; `set_parameters` brings the arrays.
-      functions: the steps.
+      decoder: what one device has of it; its parameters may be shapes only, as `set_parameters`
+        brings the arrays.
+      functions: the steps, as one device runs them.
       buckets: the sizes.
-      kv: the pool's shape and type.
-      sharding: of all arguments; by default JAX's own.
+      kv: the pool's shape and type on one device.
+      mesh: where they run.
     """
 
     def __init__(
@@ -111,33 +113,40 @@ class ModelPrograms:
         functions: StepFunctions,
         buckets: Buckets,
         kv: jax.ShapeDtypeStruct,
-        sharding: jax.sharding.Sharding | None = None,
+        mesh: ModelMesh,
     ) -> None:
         self.name = name
         self.buckets = buckets
         self._functions = functions
         self._kv = kv
-        self._sharding = sharding
-        self.vocab_size = decoder.config.vocab_size
+        self.mesh = mesh
+        self.vocab_size = decoder.vocab_size
         self._graph, parameters = nnx.split(decoder)
         leaves, self._tree = jax.tree.flatten(parameters)
         self._shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         self.parameters: tuple[jax.Array, ...] = ()
         self._programs: dict[tuple[str, int], Program] = {}
 
-    def set_parameters(self, decoder: Decoder) -> None:
+    def set_parameters(self, decoders: Sequence[Decoder]) -> None:
         """Takes the arrays that the programs are called with.
+
+        Args:
+          decoders: for each device of the mesh what it has, already there.
 
         Raises:
           ValueError: they are not of the shapes that the programs are compiled for.
         """
-        leaves, tree = jax.tree.flatten(nnx.split(decoder)[1])
-        found = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        if tree != self._tree or found != self._shapes:  # type: ignore[operator]
-            raise ValueError(f"{self.name}: these parameters are not those of its programs")
+        parts = []
+        for decoder in decoders:
+            leaves, tree = jax.tree.flatten(nnx.split(decoder)[1])
+            found = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+            if tree != self._tree or found != self._shapes:  # type: ignore[operator]
+                raise ValueError(f"{self.name}: these parameters are not those of its programs")
+            parts.append(leaves)
+        whole = [self.mesh.joined(leaf, meshes.PARAMETERS) for leaf in zip(*parts, strict=True)]
         if current_target().platform == "tpu":
-            leaves = [jax.device_put(leaf, self._format(leaf), donate=True) for leaf in leaves]
-        self.parameters = tuple(leaves)
+            whole = [jax.device_put(leaf, self._format(leaf), donate=True) for leaf in whole]
+        self.parameters = tuple(whole)
 
     def wanted(self) -> list[tuple[str, int]]:
         """Kind and size of every program."""
@@ -174,18 +183,18 @@ class ModelPrograms:
     def prefill(self, size: int) -> Callable[..., Any]:
         """`(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
         bias [seqs, 2, 300], mask [seqs, W])`; donates kv, state.
+
+        Rows of all copies, one copy after the other.
         """
         return self._programs["prefill", size].compiled
 
     def decode(self, size: int) -> Callable[..., Any]:
         """`(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens)`;
         donates kv, state.
+
+        Rows of all copies, one copy after the other.
         """
         return self._programs["decode", size].compiled
-
-    @cached_property
-    def _state(self) -> SlotState:
-        return jax.eval_shape(lambda: SlotState.create(self.buckets.max_seqs, self.vocab_size))
 
     def _lower(self, kind: str, size: int) -> jax.stages.Lowered:
         def int32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -195,36 +204,53 @@ class ModelPrograms:
             return jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.uint32)
 
         blocks, chunks = self.buckets.blocks, self.buckets.prefill_seqs
-        shapes = {
+        rows, same = meshes.ROWS, meshes.SAME
+        inputs: tuple[tuple[jax.ShapeDtypeStruct, PartitionSpec], ...] = {
             "prefill": (
-                int32(size),
-                int32(chunks, Column.BLOCKS + blocks),
-                int32(size),
-                int32(chunks, 2, MAX_LOGIT_BIAS),
-                mask(chunks),
+                (int32(size), rows),
+                (int32(chunks, Column.BLOCKS + blocks), rows),
+                (int32(size), rows),
+                (int32(chunks, 2, MAX_LOGIT_BIAS), rows),
+                (mask(chunks), rows),
             ),
-            "decode": (int32(size, 1 + blocks), mask(size), int32()),
-        }
+            "decode": ((int32(size, 1 + blocks), rows), (mask(size), rows), (int32(), same)),
+        }[kind]
+        state = jax.eval_shape(lambda: SlotState.create(self.buckets.max_seqs, self.vocab_size))
+        local = (
+            (self._shapes, meshes.PARAMETERS),
+            (self._kv, meshes.POOL),
+            (state, meshes.SLOTS),
+            *inputs,
+        )
         step = getattr(self._functions, kind)
 
         def run(
             parameters: tuple[jax.Array, ...], kv: jax.Array, state: SlotState, *inputs: jax.Array
-        ) -> tuple[jax.Array, SlotState, Emitted]:
+        ) -> tuple[jax.Array, SlotState, tuple[Any, ...], Any]:
             tree = jax.tree.unflatten(self._tree, parameters)
-            return step(nnx.merge(self._graph, tree), kv, state, *inputs)
+            kv, state, emitted = step(nnx.merge(self._graph, tree), kv, state, *inputs)
+            return kv, state, (emitted.tokens, emitted.logprobs), emitted.prompt
 
-        # A name of its own in profiles, and in the compilation cache's file names.
-        run.__name__ = f"{kind}_{size}"
-        jitted = jax.jit(run, donate_argnums=(1, 2))
-        arguments = (self._shapes, self._kv, self._state, *shapes[kind])
-        if self._sharding is not None:
-            arguments = jax.tree.map(self._placed, arguments)
+        mapped = self.mesh.mapped(
+            run,
+            tuple(spec for _, spec in local),
+            (meshes.POOL, meshes.SLOTS, meshes.EMITTED, meshes.ROWS),
+        )
+
+        def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, Emitted]:
+            kv, state, made, prompt = mapped(*inputs)
+            return kv, state, Emitted(*made, prompt)
+
+        arguments = [self.mesh.whole(*argument) for argument in local]
         if current_target().platform == "tpu":
-            arguments = (tuple(self._row_major(leaf) for leaf in self._shapes), *arguments[1:])
-        return jitted.lower(*arguments)
-
-    def _placed(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=self._sharding)
+            arguments[0] = tuple(self._row_major(leaf) for leaf in arguments[0])
+        # A name of its own in profiles, and in the compilation cache's file names.
+        run_everywhere.__name__ = f"{kind}_{size}"
+        jitted = jax.jit(run_everywhere, donate_argnums=(1, 2))
+        if self.mesh.size == 1:
+            return jitted.lower(*arguments)
+        with self.mesh.tracing():
+            return jitted.lower(*arguments)
 
     def _row_major(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=self._format(shape))
@@ -237,7 +263,7 @@ class ModelPrograms:
         reads bfloat16 in tiles of 16 rows, but takes arguments in tiles of 8 unless told: every
         step would copy all weights of a stack of layers (14 GB of Llama 3 8B).
         """
-        sharding = self._sharding or SingleDeviceSharding(jax.devices()[0])
+        sharding = self.mesh.sharding(meshes.PARAMETERS)
         rows = tuple(range(len(array.shape)))
         sixteen = current_target().device_kind == "TPU7x" and len(rows) > 1
         if sixteen and array.dtype == jnp.bfloat16:

@@ -44,9 +44,9 @@ class Rig:
         self.dummy_pages = plan.dummy_pages
         self.num_pages: int = plan.kv.shape[0]
         self.pool_bytes = plan.pool_bytes
-        self.specs = {name: state.spec for name, state in plan.unit.models.items()}
+        self.specs = {name: state.spec for name, state in plan.make_unit().models.items()}
         self._kv = plan.kv
-        self._fresh = {config.policy: plan.unit}
+        self._fresh = {config.policy: plan.make_unit()}
 
     @classmethod
     def load(cls, config: FleetConfig, *, progress: bool = True) -> Self:
@@ -89,7 +89,7 @@ class Rig:
             )
             if plan.kv != self._kv:
                 raise BenchError(f"{policy} cuts another pool, so it cannot be compared here")
-            self._fresh[policy] = plan.unit
+            self._fresh[policy] = plan.make_unit()
         unit = copy.deepcopy(self._fresh[policy])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -26,5 +27,11 @@ class Constraint(Protocol):
 
         Raises:
           InvalidRequest: the grammar cannot be followed any further.
+        """
+        ...
+
+    def anew(self, tokens: Sequence[int]) -> Self:
+        """Another one for the same grammar, as it is after these tokens; for a request that goes on
+        elsewhere.
         """
         ...

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from muxjax import compile_check
+from muxjax.aot import DescribedDevices, TargetUnavailable
 from muxjax.compile_check import CheckedProgram, CompileCheck, faults_of, table_of
 
 # Llama 3 8B, SmolLM2 135M (once in int8) and Gemma 3 270M by shape; weights are shapes only.
@@ -152,7 +153,7 @@ def test_the_table_says_what_is_wrong(capsys):
         fits=True,
     )
     bad = program(fits=False, error="RESOURCE_EXHAUSTED: out of memory")
-    check = CompileCheck("v5e:2x2", "TPU v5 lite", 16 << 30, 10**9, 4 * 10**9, [good, bad])
+    check = CompileCheck("v5e:2x2", "TPU v5 lite", 1, 16 << 30, 10**9, 4 * 10**9, [good, bad])
     assert not check.passed
     assert check.as_json()["programs"][0]["temp_bytes"] == 2 * 10**6
     assert faults_of(check) == ["chat decode 8 does not compile: RESOURCE_EXHAUSTED: out of memory"]
@@ -162,4 +163,76 @@ def test_the_table_says_what_is_wrong(capsys):
     shown = capsys.readouterr().out
     for text in ("TPU v5 lite", "3.2 s", "2.0 MB", "paged_decode_9_3_64 1.4 MB", "yes", "no"):
         assert text in shown
-    assert compile_check.CompileCheck("", "", None, 1, 1, [good]).passed
+    assert compile_check.CompileCheck("", "", 1, None, 1, 1, [good]).passed
+
+
+def llama_shape(**sizes: object) -> dict:
+    return {**LLAMA, **sizes}
+
+
+LLAMA_3B = llama_shape(
+    num_hidden_layers=28,
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_attention_heads=24,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
+LLAMA_1B = llama_shape(
+    num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, tie_word_embeddings=True
+)
+LLAMA_70B = llama_shape(
+    num_hidden_layers=80, hidden_size=8192, intermediate_size=28672, num_attention_heads=64
+)
+# The 1B model is not cut: eight copies of it, without collectives.
+FOUR = {"a": (LLAMA, None), "b": (LLAMA, None), "c": (LLAMA_3B, None), "d": (LLAMA_1B, 1)}
+
+
+def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> None:
+    """Compiles for eight devices; a decode and a prefill of each model."""
+    entries = []
+    for name, (config, degree) in models.items():
+        own = {} if degree is None else {"tensor_parallel": degree}
+        entries.append({"name": name, "source": "config:llama", "config": config, **own})
+    fleet = {
+        "models": entries,
+        "tensor_parallel": 8,
+        "pool": {"memory": pool},
+        "engine": {"max_seqs": 8, "prefill_tokens": 16},
+    }
+    (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+    done = run_check(folder / "fleet.yaml", target)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found["devices"] == 8
+    for program in found["programs"]:
+        print(target, program["name"], program["collectives"], program["peak_bytes"])
+        assert program["fits"] is True
+        assert program["pool_copies"] == 0
+        config, degree = models[program["model"]]
+        # Two sums a layer, one for the embedding, and the logits, which may be gathered by a sum.
+        wanted = 0 if degree == 1 else 2 * config["num_hidden_layers"] + 2
+        assert sum(program["collectives"].values()) == wanted
+        assert program["collectives"].get("all-reduce", 0) in (wanted, max(0, wanted - 1))
+
+
+@pytest.mark.aot_tpu
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs muxjax[tpu]")
+@pytest.mark.parametrize(
+    ("target", "models", "pool"),
+    [("v5e:2x4", FOUR, "40GB"), ("v6e:2x4", {"large": (LLAMA_70B, None)}, "60GB")],
+)
+def test_steps_compile_for_several_tpus(tmp_path, target, models, pool):
+    check_over_a_mesh(tmp_path, target, models, pool)
+
+
+@pytest.mark.aot_cuda
+@pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs muxjax[aot-cuda]")
+def test_steps_compile_for_several_gpus(tmp_path):
+    check_over_a_mesh(tmp_path, "8xh100", {"large": (LLAMA_70B, None)}, "200GB")
+
+
+def test_a_target_with_too_few_devices_is_told_so():
+    described = DescribedDevices("v5e:2x2", (None,) * 4, None)
+    with pytest.raises(TargetUnavailable, match="tensor_parallel is 8, and v5e:2x2 has 4 devices"):
+        described.first(8)

@@ -31,7 +31,7 @@ SEQUENCES, CONTEXT, PREFILL_TOKENS, PAGES = 32, 2048, 512, 4096
 
 
 def compile_case(
-    described: aot.DescribedDevice, case: tuple[Any, ...], decode: bool
+    described: aot.DescribedDevices, case: tuple[Any, ...], decode: bool
 ) -> dict[str, Any]:
     """What compiling one kernel gave."""
     import jax
@@ -66,7 +66,7 @@ def compile_case(
     args = [jax.ShapeDtypeStruct(*s, sharding=described.sharding) for s in shapes]
     with described.tracing():
         compiled = jax.jit(attend).trace(*args).lower(lowering_platforms=("cuda",)).compile()
-    kind = described.device.device_kind
+    kind = described.devices[0].device_kind
     tiles = choose_tiles(layout, dtype, decode=decode, device_kind=kind)
     return {
         "case": list(case),

@@ -156,7 +156,7 @@ def test_soak(loaded: Fleet) -> None:
         metrics = http.get("/metrics").text
         assert "muxjax:open_calls 1.0\n" in metrics  # this one
         assert 'muxjax:unit_restarts_total{unit="0"} 0.0' in metrics
-        loaded._engine.call(lambda unit: unit.check_invariants())  # type: ignore[union-attr]
+        loaded.units[0].engine.call(lambda unit: unit.check_invariants())
 
 
 def open_tasks() -> int:

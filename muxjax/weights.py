@@ -1,0 +1,112 @@
+"""From a checkpoint to the devices: each gets its part of each parameter, straight from the file.
+
+No host ever holds more of a model than one part of one parameter, where the checkpoint's format can
+be read in parts (safetensors, Orbax), or one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from muxjax.models.config import ModelConfig
+from muxjax.models.decoder import Decoder, Weight
+from muxjax.models.kept import put_on_device
+from muxjax.models.stacks import Stacks
+from muxjax.pallas_kernels.target import current_target
+
+if TYPE_CHECKING:
+    from muxjax.loading import Plan
+
+
+def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[Decoder]:
+    """Reads a model's weights.
+
+    Args:
+      plan: its unit.
+      name: the model.
+      loaded: told the bytes of each parameter, on one device, as it arrives.
+
+    Returns:
+      What each device of the unit has of it.
+
+    Raises:
+      CheckpointError: a weight that cannot be read.
+    """
+    checkpoint, shards = plan.checkpoints[name], plan.shards[name]
+    devices = [_DeviceWeights(plan, name, device) for device in plan.devices]
+    for parameter in shards.shapes:
+        for index in range(shards.degree):
+            part = checkpoint.part(parameter, shards, index)
+            for device in devices[index :: shards.degree]:  # one of each copy
+                size = device.take(parameter, part)
+        loaded(size)
+    return [decoder_of(plan, name, device.weights) for device in devices]
+
+
+def decoder_of(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:
+    """What one device has of a model."""
+    shards = plan.shards[name]
+    return Decoder(
+        shards.local,
+        weights,
+        stacks_of(shards.local),
+        vocab_size=shards.config.vocab_size,
+        axis=plan.meshes[name].axis,
+    )
+
+
+def stacks_of(config: ModelConfig) -> Stacks | None:
+    """How the layers of a model are kept on the device that is traced for."""
+    return Stacks.of(config) if current_target().platform == "tpu" else None
+
+
+class _DeviceWeights:
+    """What one device has of a model, as its parameters arrive.
+
+    Args:
+      plan: the unit.
+      name: the model.
+      device: one of the unit's.
+    """
+
+    def __init__(self, plan: Plan, name: str, device: jax.Device) -> None:
+        self._model = plan.models[name]
+        self._config = plan.shards[name].local
+        self._stacks = stacks_of(self._config)
+        self._device = device
+        self.weights: dict[str, jax.Array] = {}
+
+    def take(self, parameter: str, part: np.ndarray) -> int:
+        """Puts the device's part of a parameter there, as it is kept; returns its bytes."""
+        size = 0
+        for name, arrived in put_on_device(
+            self._config,
+            parameter,
+            part,
+            self._model.dtype,
+            self._model.quantization,
+            self._device,
+        ):
+            size += arrived.nbytes
+            kept, index = (name, None) if self._stacks is None else self._stacks.place(name)
+            if index is None:
+                self.weights[kept] = arrived
+                continue
+            if kept not in self.weights:
+                assert self._stacks is not None, "only a stack has an index"
+                shape = (self._stacks.repeats, *arrived.shape)
+                self.weights[kept] = jnp.zeros(shape, arrived.dtype, device=self._device)
+            self.weights[kept] = _put(self.weights[kept], arrived, index)
+        return size
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    """Puts a layer's parameter into its stack, in place."""
+    return stack.at[index].set(layer)

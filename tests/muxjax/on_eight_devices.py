@@ -1,0 +1,242 @@
+"""What tests do in a process with eight devices (`tests.eight_devices`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from muxjax import Fleet, SamplingParams
+from muxjax.errors import EngineDead
+from muxjax.placement.model_shape import ModelShape
+from muxjax.placement.plan import Plan, PlannedModel, PlannedNodes, PlannedUnit
+
+# Query and KV heads of SmolLM2, Gemma 3 270M and Llama 3 8B. None of the other sizes divides by 8.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2": (
+        "llama",
+        {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36, "head_dim": 8},
+    ),
+    "gemma": (
+        "gemma3",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 12},
+    ),
+    "llama3": ("llama", {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 4}),
+}
+PROMPTS = [[1, 2, 3, 4, 5], list(range(40, 70)), [7, 8]]
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+SEEDED = SamplingParams(max_tokens=12, temperature=1.0, top_p=0.9, seed=11, logprobs=2)
+
+
+def entry(name: str, **more: Any) -> dict[str, Any]:
+    family, shape = SHAPES[name]
+    config = {
+        "vocab_size": 301,
+        "hidden_size": 44,
+        "intermediate_size": 91,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "eos_token_id": 256,
+        **shape,
+    }
+    return {"name": name, "source": f"config:{family}", "config": config, **more}
+
+
+def fleet(degree: int, own: dict[str, int] | None = None, max_seqs: int = 1) -> dict[str, Any]:
+    models = own or dict.fromkeys(SHAPES, degree)
+    return {
+        "models": [entry(name, tensor_parallel=ways) for name, ways in models.items()],
+        "tensor_parallel": degree,
+        "pool": {"memory": "4MB"},
+        "engine": {"max_seqs": max_seqs, "prefill_tokens": 16, "decode_tokens": 4},
+    }
+
+
+def answers(loaded: Fleet) -> dict[str, Any]:
+    return {
+        name: [
+            [completion.token_ids for completion in loaded.generate(name, PROMPTS, params)]
+            for params in (GREEDY, SEEDED)
+        ]
+        for name in loaded.models
+    }
+
+
+def tensor_parallel() -> None:
+    """Prints, for each degree, tokens and bytes as JSON."""
+    found = []
+    cases: list[tuple[int, dict[str, int] | None, int]] = [
+        (1, None, 1),
+        (2, None, 1),
+        (4, None, 1),
+        (8, None, 1),
+        # Copies side by side: three requests at once are on three of them.
+        (4, {"smollm2": 1}, 4),
+    ]
+    for degree, own, max_seqs in cases:
+        with Fleet.load(fleet(degree, own, max_seqs), progress=False, poison=True) as loaded:
+            stats = loaded.stats()
+            found.append(
+                {
+                    "degree": degree,
+                    "answers": answers(loaded),
+                    "param_bytes": {n: m.param_bytes for n, m in loaded.models.items()},
+                    "layouts": {n: m.layout.num_kv_heads for n, m in loaded.models.items()},
+                    "copies": {n: m.copies for n, m in loaded.models.items()},
+                    "pool_bytes": stats["pool_bytes"],
+                }
+            )
+            after = loaded.stats()
+            assert after["pool_address"] == stats["pool_address"]
+    print(json.dumps(found))
+
+
+UNITS = {
+    # name: devices, and for each model its degree and copies
+    "wide": ((0, 1), {"one": (2, 1), "two": (1, 2)}),
+    "left": ((2,), {"three": (1, 1), "four": (1, 1)}),
+    "right": ((3,), {"five": (1, 1), "four": (1, 1)}),
+}
+KINDS = {"one": "llama3", "two": "gemma", "three": "smollm2", "four": "llama3", "five": "gemma"}
+
+
+def planned_fleet() -> dict[str, Any]:
+    models = []
+    for seed, (name, kind) in enumerate(KINDS.items()):
+        model = entry(kind)
+        models.append({**model, "name": name, "config": {**model["config"], "seed": seed}})
+    return {
+        "models": models,
+        "pool": {"memory": "6MB"},
+        "engine": {"max_seqs": 1, "prefill_tokens": 16, "decode_tokens": 2},
+    }
+
+
+def make_plan() -> Plan:
+    """A plan such as `muxjax plan` writes, for one node of four devices."""
+    units = []
+    for name, (devices, models) in UNITS.items():
+        share = 1 / len(models)
+        units.append(
+            PlannedUnit(
+                name=name,
+                node=0,
+                device="cpu",
+                devices=devices,
+                weight_bytes=1e5,
+                reserved_bytes=0,
+                kv_bytes=1e6,
+                throughput=1.0,
+                models=tuple(
+                    PlannedModel(
+                        name=model,
+                        kind=KINDS[model],
+                        rate=1.0,
+                        prompt_tokens=12,
+                        output_tokens=12,
+                        tp=tp,
+                        copies=copies,
+                        kv_floor=share / 4,
+                        kv_quota=share,
+                        prefill_time=0.1,
+                        decode_time=0.1,
+                    )
+                    for model, (tp, copies) in models.items()
+                ),
+            )
+        )
+    shape = ModelShape(
+        num_layers=2,
+        hidden_size=44,
+        intermediate_size=91,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+        vocab_size=301,
+    )
+    return Plan(
+        muxjax="test",
+        config_hash="",
+        execution="time_sliced",
+        objective="throughput",
+        cluster=(PlannedNodes(nodes=1, devices=4, device="cpu"),),
+        devices=(),
+        shapes=dict.fromkeys(SHAPES, shape),
+        units=tuple(units),
+        throughput=5.0,
+        weighted_throughput=1.0,
+        rate=5.0,
+        slo_attainment=1.0,
+        score=1.0,
+        bound=1.0,
+        gap=0.0,
+        seconds=0.0,
+    )
+
+
+def _kill(unit: Any) -> None:
+    """What ends an engine's thread from inside: no error that the loop would hand to its caller."""
+    raise SystemExit("killed by the test")
+
+
+def plan_with_deaths() -> None:
+    """Serves a plan's units, kills each of them under load, and compares with a quiet run."""
+    long = {
+        "greedy": SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True),
+        "seeded": SamplingParams(max_tokens=60, temperature=1.0, seed=5, ignore_eos=True),
+    }
+    asks = [(name, prompt, kind) for name in KINDS for prompt in PROMPTS[:2] for kind in long]
+    with Fleet.load(planned_fleet(), plan=make_plan(), progress=False, poison=True) as loaded:
+        placed = {name: loaded.units_of(name) for name in loaded.models}
+        devices = {u.name: [device.id for device in u.plan.devices] for u in loaded.units}
+        quotas = {
+            name: unit["models"][model]["kv_pages_quota"] / unit["usable_pages"]
+            for name, unit in loaded.stats()["units"].items()
+            for model in unit["models"]
+            if model in ("one", "three")
+        }
+
+        def ask(question: tuple[str, list[int], str]) -> list[int]:
+            name, prompt, kind = question
+            return loaded.generate(name, [prompt], long[kind])[0].token_ids
+
+        with ThreadPoolExecutor(len(asks)) as clients:
+            quiet = list(clients.map(ask, asks))
+            disturbed = [clients.submit(ask, question) for question in asks]
+            began = {}
+            for unit in loaded.units:
+                while loaded.stats()["requests"] < len(asks) // 2:
+                    if all(future.done() for future in disturbed):
+                        break
+                began[unit.name] = unit.engine.stats()["requests"]
+                with contextlib.suppress(EngineDead):
+                    unit.engine.call(_kill)
+                while not unit.restarts:
+                    time.sleep(0.01)
+            after = [future.result(timeout=120) for future in disturbed]
+        stats = loaded.stats()
+        print(
+            json.dumps(
+                {
+                    "placed": placed,
+                    "devices": devices,
+                    "quotas": quotas,
+                    "same": quiet == after,
+                    "lengths": sorted({len(tokens) for tokens in after}),
+                    "killed with": began,
+                    "restarts": {name: unit["restarts"] for name, unit in stats["units"].items()},
+                    "left": stats["requests"],
+                }
+            ),
+            flush=True,
+        )
+    # What is cut, in copies and on two units, all on one device.
+    single = planned_fleet()
+    single["models"] = [m for m in single["models"] if m["name"] in ("one", "two", "four")]
+    with Fleet.load(single, progress=False) as loaded:
+        for (name, prompt, kind), tokens in zip(asks, quiet, strict=True):
+            if name in loaded.models:
+                assert loaded.generate(name, [prompt], long[kind])[0].token_ids == tokens, name
