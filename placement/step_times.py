@@ -165,8 +165,8 @@ class StepTimes:
 
 
 def _with_host(seconds: float, host: float) -> float:
-    """A step never takes less than half of what it takes alone, whatever was measured of the engine;
-    nor no time at all.
+    """A step takes at least half of what it takes alone, whatever was measured of the engine; and
+    some time.
     """
     return max(1e-6, seconds / 2, seconds + host)
 

@@ -33,8 +33,8 @@ _LONGEST = 96
 _FEWEST = 5
 """Steps of a bucket that say enough about it."""
 _EXTREMES = 0.25
-"""Part of the differences that is left out at either end: one step that something else held up would
-make a bucket slow for good."""
+"""Part of the differences that is left out at either end: one step that something else held up
+would make a bucket slow for good."""
 _Key = tuple[str, str, int]
 """Model, phase, bucket."""
 
