@@ -34,7 +34,7 @@ BLOCK = 64
 """Inputs that are turned together; fewer where `I` is no multiple of it."""
 _MOST = 127
 _LEAST_ROWS = 2
-"""For one row XLA:CPU widens the whole matrix to int32, and a TPU's compiler copies it."""
+"""XLA:CPU widens the whole matrix to int32 for one row."""
 _MOST_OUTPUTS_LEFT = 8192
 _CHUNK = 2**22
 """Numbers of a matrix that are quantised at once, which bounds the memory for it."""
