@@ -201,10 +201,11 @@ class Engine:
             if sink is None:
                 continue
             stopped = sink.update(update)
-            if stopped and not request.finished:
+            if update.finish_reason is None and not stopped:
+                continue
+            if not request.finished:
                 self._unit.finish(request, "stop", time.perf_counter())
-            if request.finished:
-                del self._sinks[request.id]
+            del self._sinks[request.id]
 
     def _end(self) -> None:
         with self._wake:

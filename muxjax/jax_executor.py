@@ -130,7 +130,7 @@ class JaxExecutor:
         made = tokens[:, :rows].T.tolist()
         columns = [row[:count] for row, count in zip(made, counts, strict=True)]
         logprobs: list[list[TokenLogprobs] | None] = [None] * rows
-        if any(want is not None for want in handle.wanted):
+        if handle.wanted.count(None) < rows:
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
             for row, want in enumerate(handle.wanted):
                 if want is not None:
@@ -196,9 +196,19 @@ class JaxExecutor:
         batch = DecodeBatch.of(step.sequences)
         size = bucket(len(batch), programs.buckets.decode_seqs)
         slots = batch.slots
-        for index in np.flatnonzero(batch.num_blocks > model.known[slots]).tolist():
+        missing = batch.num_blocks - model.known[slots]
+        for index in (missing > 1).nonzero()[0].tolist():
             blocks, count = batch.blocks[index], int(batch.num_blocks[index])
             _fill(model, int(slots[index]), blocks, count)
+        # Nearly all that grow do so by one block.
+        one = (missing == 1).nonzero()[0]
+        if one.size:
+            where, counts = slots[one], batch.num_blocks[one]
+            model.rows[where, counts] = [
+                batch.blocks[index][count - 1]
+                for index, count in zip(one.tolist(), counts.tolist(), strict=True)
+            ]
+            model.known[where] = counts
         which = np.full(size, model.dummy)
         which[: len(slots)] = slots
         packed = model.rows[which]

@@ -42,8 +42,10 @@ class Stream:
         self.request_id = request_id
         self.num_prompt_tokens = num_prompt_tokens
         self._output = output
+        self._may_stop = output.may_stop
         self._cancel = cancel
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._queue: deque[RequestUpdate | Delta] = deque()
         self._error: BaseException | None = None
         self._ended = False
@@ -54,7 +56,7 @@ class Stream:
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
-        if not self._output.may_stop:
+        if not self._may_stop:
             self._put(update, update.finish_reason is not None)
             return False
         delta = self._output.push(update)
@@ -68,15 +70,16 @@ class Stream:
 
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`."""
-        with self._ready:
+        with self._lock:
             self._error = error
             self._notify()
 
     def _put(self, item: RequestUpdate | Delta, ended: bool) -> None:
-        with self._ready:
+        with self._lock:
             self._queue.append(item)
             self._ended = ended
-            self._notify()
+            if self._blocked or self._wake is not None:
+                self._notify()
 
     def _notify(self) -> None:
         if self._blocked:
@@ -125,7 +128,7 @@ class Stream:
         waker, arrived = LoopWaker.of(asyncio.get_running_loop()), asyncio.Event()
         try:
             while True:
-                with self._ready:
+                with self._lock:
                     waits = not self._queue and self._error is None
                     if waits:
                         arrived.clear()

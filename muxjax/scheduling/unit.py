@@ -260,18 +260,19 @@ class Unit:
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
         else:
-            made = max(map(len, result.tokens), default=0)
-            if made:
+            rounds = max(map(len, result.tokens), default=0)
+            if rounds:
                 size = len(step.sequences)
-                self.estimates.observe_decode(step.model, size, made, result.seconds)
+                self.estimates.observe_decode(step.model, size, rounds, result.seconds)
         updates: list[RequestUpdate] = []
+        finished, made = RequestState.FINISHED, 0
         for request, tokens, logprobs in zip(
             flight.requests, result.tokens, result.logprobs, strict=True
         ):
-            if not tokens or request.state is RequestState.FINISHED:
+            if not tokens or request.state is finished:
                 continue
             output = request.output
-            state.output_tokens += len(tokens)
+            made += len(tokens)
             if (
                 output
                 and len(output) + len(tokens) < request.max_new_tokens
@@ -281,6 +282,7 @@ class Unit:
                 updates.append(RequestUpdate(request, tokens, logprobs, None))
             else:
                 updates.append(self._take_first_or_last(request, tokens, logprobs, now))
+        state.output_tokens += made
         return updates
 
     def _take_from_flight(self, step: Step) -> _Flight:
