@@ -126,9 +126,12 @@ class JaxExecutor:
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
         rows = len(handle.wanted)
-        counts = (tokens[:, :rows] >= 0).sum(axis=0).tolist()  # a sequence that is done stays so
-        made = tokens[:, :rows].T.tolist()
-        columns = [row[:count] for row, count in zip(made, counts, strict=True)]
+        rounds = handle.step.num_tokens if isinstance(handle.step, Decode) else 1
+        made = tokens[:rounds, :rows]
+        columns = made.T.tolist()
+        if rows and made.min() < 0:  # some made fewer: a sequence that is done stays so
+            counts = (made >= 0).sum(axis=0).tolist()
+            columns = [column[:count] for column, count in zip(columns, counts, strict=True)]
         logprobs: list[list[TokenLogprobs] | None] = [None] * rows
         if handle.wanted.count(None) < rows:
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)

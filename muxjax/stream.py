@@ -57,7 +57,12 @@ class Stream:
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
         if not self._may_stop:
-            self._put(update, update.finish_reason is not None)
+            with self._lock:  # as `_put`, which would cost a call more for every sequence
+                self._queue.append(update)
+                if update.finish_reason is not None:
+                    self._ended = True
+                if self._blocked or self._wake is not None:
+                    self._notify()
             return False
         delta = self._output.push(update)
         ended = delta.finish_reason is not None

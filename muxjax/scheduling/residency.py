@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -271,11 +272,13 @@ class Residency:
         slabs = self._allocator.slabs_to_lease(name, total)
         if slabs and slabs > self._quotas.leasable(name):
             return False
-        new = self._allocate(name, total)
-        at = 0
-        for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
-            blocks += new[at : at + count]
-            at += count
+        new = iter(self._allocate(name, total))
+        if total == slots.size:  # one each, as nearly always
+            for blocks, block in zip(table.blocks[slots].tolist(), new, strict=True):
+                blocks.append(block)
+        else:
+            for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
+                blocks.extend(islice(new, count))
         table.num_blocks[slots] += missing
         return True
 

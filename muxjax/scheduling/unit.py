@@ -266,22 +266,24 @@ class Unit:
                 self.estimates.observe_decode(step.model, size, rounds, result.seconds)
         updates: list[RequestUpdate] = []
         finished, made = RequestState.FINISHED, 0
+        new = tuple.__new__  # half the time of `RequestUpdate(...)`, of which there are hundreds
         for request, tokens, logprobs in zip(
             flight.requests, result.tokens, result.logprobs, strict=True
         ):
             if not tokens or request.state is finished:
                 continue
-            output = request.output
-            made += len(tokens)
+            output, count = request.output, len(tokens)
+            made += count
             if (
                 output
-                and len(output) + len(tokens) < request.max_new_tokens
+                and len(output) + count < request.max_new_tokens
                 and request.stop_set.isdisjoint(tokens)
             ):
                 output += tokens
-                updates.append(RequestUpdate(request, tokens, logprobs, None))
+                update = new(RequestUpdate, (request, tokens, logprobs, None))
             else:
-                updates.append(self._take_first_or_last(request, tokens, logprobs, now))
+                update = self._take_first_or_last(request, tokens, logprobs, now)
+            updates.append(update)
         state.output_tokens += made
         return updates
 
