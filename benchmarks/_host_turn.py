@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,6 +85,8 @@ class FakePrograms:
         )
         self.seconds = 0.0
         self.counts = np.zeros(0, np.int64)
+        self.streams: list[Stream] = []
+        self.drained = 0
         self._longest = limits.max_decode_tokens
         self._logprobs = Logprobs.zeros(1, 1)
 
@@ -110,8 +111,15 @@ class FakePrograms:
 
         return run
 
+    def drain(self) -> None:
+        """Empties the streams and counts the tokens, as if readers had taken them."""
+        for stream in self.streams:
+            self.drained += sum(len(item.tokens) for item in stream._queue)
+            stream._queue.clear()
+
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()
+        self.drain()
         emitted = Emitted(jnp.asarray(tokens), self._logprobs, self._logprobs)
         self.seconds += time.perf_counter() - began
         return kv, state, emitted
@@ -184,27 +192,6 @@ class TimedUnit(Unit):
         return self.clock.timed("apply", super().apply)(step, result, now)
 
 
-class EmptyingStream(Stream):
-    """Drops what arrives, as if a reader took it at once, and says when it has ended."""
-
-    ended: threading.Semaphore
-    tokens = 0
-
-    def update(self, update: RequestUpdate) -> bool:
-        """As the stream does it."""
-        stopped = super().update(update)
-        self._queue.clear()
-        self.tokens += len(update.tokens)
-        if update.finish_reason is not None:
-            self.ended.release()
-        return stopped
-
-    def failed(self, error: BaseException) -> None:
-        """As the stream does it."""
-        super().failed(error)
-        self.ended.release()
-
-
 def time_readers(batch: int, burst: int) -> float:
     """Seconds that the readers of a batch take for what a turn brings: text, in their threads."""
     tokenizer = byte_tokenizer(260)
@@ -245,22 +232,19 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
         dummy_pages=4,
     )
     engine = Engine(unit, executor)
-    ended = threading.Semaphore(0)
     tokenizer = byte_tokenizer(260)
     params = SamplingParams(max_tokens=length - 16, temperature=0.0)
-    streams = []
     try:
         for number in range(batch):
-            stream = EmptyingStream(number, 16, Output(tokenizer, ()), engine.cancel)
-            stream.ended = ended
-            streams.append(stream)
+            stream = Stream(number, 16, Output(tokenizer, ()), engine.cancel)
+            programs.streams.append(stream)
             engine.submit(Request(number, "model", [1] * 16, params, stop_ids=(2,)), stream)
-        for _ in range(batch):
-            ended.acquire()
+        while engine.alive and not all(stream._ended for stream in programs.streams):
+            time.sleep(0.05)
     finally:
         engine.close()
-    tokens = sum(stream.tokens for stream in streams)
-    assert tokens == batch * params.max_tokens, "a request ended early"
+    programs.drain()
+    assert programs.drained == batch * params.max_tokens, "a request ended early"
 
     # The first turns are those of prefills, in the last ones requests end.
     turns = clock.turns[TURNS // 4 : TURNS * 3 // 4]

@@ -168,11 +168,14 @@ class JaxExecutor:
         ended = time.perf_counter()
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
-        tokens = tokens[:, handle.rows]
-        counts = (tokens >= 0).sum(axis=0).tolist()  # a sequence that is done stays so
-        columns = [row[:count] for row, count in zip(tokens.T.tolist(), counts, strict=True)]
+        rounds = handle.step.num_tokens if isinstance(handle.step, Decode) else 1
+        made = tokens[:rounds, handle.rows]
+        columns = made.T.tolist()
+        if columns and made.min() < 0:  # some made fewer: a sequence that is done stays so
+            counts = (made >= 0).sum(axis=0).tolist()
+            columns = [column[:count] for column, count in zip(columns, counts, strict=True)]
         logprobs: list[list[TokenLogprobs] | None] = [None] * len(columns)
-        if any(want is not None for want in handle.wanted):
+        if handle.wanted.count(None) < len(columns):
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
             for at, (row, want) in enumerate(zip(handle.rows.tolist(), handle.wanted, strict=True)):
                 if want is not None:
@@ -258,9 +261,19 @@ class JaxExecutor:
         programs, copies = model.programs, model.copies
         batch = DecodeBatch.of(step.sequences)
         slots = batch.slots
-        for index in np.flatnonzero(batch.num_blocks > model.known[slots]).tolist():
+        missing = batch.num_blocks - model.known[slots]
+        for index in (missing > 1).nonzero()[0].tolist():
             blocks, count = batch.blocks[index], int(batch.num_blocks[index])
             _fill(model, int(slots[index]), blocks, count)
+        # Nearly all that grow do so by one block.
+        one = (missing == 1).nonzero()[0]
+        if one.size:
+            where, counts = slots[one], batch.num_blocks[one]
+            model.rows[where, counts] = [
+                batch.blocks[index][count - 1]
+                for index, count in zip(one.tolist(), counts.tolist(), strict=True)
+            ]
+            model.known[where] = counts
         ranks = _ranks(slots, copies)
         size = bucket(1 + int(ranks.max()), programs.buckets.decode_seqs)
         rows = slots % copies * size + ranks

@@ -42,8 +42,10 @@ class Stream:
         self.request_id = request_id
         self.num_prompt_tokens = num_prompt_tokens
         self._output = output
+        self._may_stop = output.may_stop
         self._cancel = cancel
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._queue: deque[RequestUpdate | Delta] = deque()
         self._error: BaseException | None = None
         self._ended = False
@@ -57,8 +59,15 @@ class Stream:
         if update.request.error is not None:
             self.failed(update.request.error)
             return True
-        if not self._output.may_stop:
-            self._put(update, update.finish_reason is not None)
+        if not self._may_stop:
+            with self._lock:  # as `_put`, which would cost a call more for every sequence
+                if self._ended:
+                    return False
+                self._queue.append(update)
+                if update.finish_reason is not None:
+                    self._ended = True
+                if self._blocked or self._wake is not None:
+                    self._notify()
             return False
         delta = self._output.push(update)
         ended = delta.finish_reason is not None
@@ -71,7 +80,7 @@ class Stream:
 
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`."""
-        with self._ready:
+        with self._lock:
             if self._ended:
                 return
             self._ended = True
@@ -79,12 +88,13 @@ class Stream:
             self._notify()
 
     def _put(self, item: RequestUpdate | Delta, ended: bool) -> None:
-        with self._ready:
+        with self._lock:
             if self._ended:
                 return
             self._queue.append(item)
             self._ended = ended
-            self._notify()
+            if self._blocked or self._wake is not None:
+                self._notify()
 
     def _notify(self) -> None:
         if self._blocked:
@@ -146,7 +156,7 @@ class Stream:
         waker, arrived = LoopWaker.of(asyncio.get_running_loop()), asyncio.Event()
         try:
             while True:
-                with self._ready:
+                with self._lock:
                     waits = not self._queue and self._error is None
                     if waits:
                         arrived.clear()

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -55,6 +56,7 @@ class _Refusal:
       asked: steps made when the policy last asked for it.
       tried: steps made when it was last worked out that it cannot be admitted.
       changes: what `Residency._changes` gave then.
+      slabs: how many were needed.
       place: 2 if it had to borrow because others of its model filled the quota then, else 1.
       over_quota: whether it needs more than its model's quota by itself.
       ripe: whether it had been refused for `RECLAIM_STEPS` steps already.
@@ -66,6 +68,7 @@ class _Refusal:
     asked: int
     tried: int
     changes: int
+    slabs: int
     place: int
     over_quota: bool
     ripe: bool
@@ -97,7 +100,8 @@ class Residency:
         self._quotas = quotas
         self._settled = settled
         self._refused: dict[str, _Refusal] = {}
-        self._freed = 0
+        self._released = dict.fromkeys(models, 0)
+        self._line_changes = 0
         self.steps_made = 0
 
     def admit(self, state: ModelState) -> Request | None:
@@ -161,21 +165,20 @@ class Residency:
                 self._forget(request.model)
             return
         self._allocator.free(request.model, request.blocks)
-        self._freed += 1
+        self._released[request.model] += 1
         request.blocks = []
         state.free_slots.append(request.slot)
         request.slot = -1
 
     # Admission
 
-    @property
-    def _changes(self) -> int:
-        """A count that goes up whenever a request that was refused might no longer be."""
-        return self._freed + self._quotas.changes
+    def _changes(self, model: str) -> int:
+        """A count that goes up when a refused request might be admitted with no more pages free."""
+        return self._released[model] + self._line_changes + self._quotas.changes
 
     def _forget(self, model: str) -> None:
         del self._refused[model]
-        self._freed += 1
+        self._line_changes += 1
 
     def _ripe(self, refusal: _Refusal) -> bool:
         return refusal.place == 1 and self.steps_made - refusal.since >= RECLAIM_STEPS
@@ -183,11 +186,14 @@ class Residency:
     def _worth_trying(self, refusal: _Refusal, request: Request) -> bool:
         """Whether anything has changed since a model's first request was refused."""
         refusal.asked = self.steps_made
-        if refusal.request is not request or refusal.changes != self._changes:
+        model = request.model
+        if refusal.request is not request or refusal.changes != self._changes(model):
             return True
-        if refusal.claims:
-            return self.steps_made - refusal.tried >= _CLAIM_AGAIN
-        return self._ripe(refusal) and not refusal.ripe
+        if refusal.claims and self.steps_made - refusal.tried >= _CLAIM_AGAIN:
+            return True
+        if self._ripe(refusal) and not refusal.ripe:
+            return True
+        return refusal.slabs <= self._quotas.leasable(model)
 
     def _may_admit(self, state: ModelState, request: Request, blocks: int) -> bool:
         name = state.spec.name
@@ -213,10 +219,10 @@ class Residency:
         if fits or (reason and self._preempt_for(name, slabs, None, reason)):
             return True
         quotas.note_refused(name, slabs)
-        made, changes = self.steps_made, self._changes
+        made, changes = self.steps_made, self._changes(name)
         since = made if refusal is None or refusal.place == 2 else refusal.since
         self._refused[name] = _Refusal(
-            request, since, made, made, changes, place, over_quota, ripe, reason is not None
+            request, since, made, made, changes, slabs, place, over_quota, ripe, bool(reason)
         )
         return False
 
@@ -266,11 +272,13 @@ class Residency:
         slabs = self._allocator.slabs_to_lease(name, total)
         if slabs and slabs > self._quotas.leasable(name):
             return False
-        new = self._allocate(name, total)
-        at = 0
-        for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
-            blocks += new[at : at + count]
-            at += count
+        new = iter(self._allocate(name, total))
+        if total == slots.size:  # one each, as nearly always
+            for blocks, block in zip(table.blocks[slots].tolist(), new, strict=True):
+                blocks.append(block)
+        else:
+            for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
+                blocks.extend(islice(new, count))
         table.num_blocks[slots] += missing
         return True
 
