@@ -64,7 +64,7 @@ def specs_for(load: Load) -> list[ModelSpec]:
     slots = load.running // load.models
     if load.pages == "short":
         slots *= 2
-    limits = BucketLimits(max_seqs=slots, max_prefill_tokens=512, max_decode_tokens=8)
+    limits = BucketLimits(max_seqs=slots, max_prefill_tokens=2048, max_decode_tokens=8)
     return [
         ModelSpec(f"model{i}", LAYERS, TOKENS_PER_PAGE, 2048, limits) for i in range(load.models)
     ]
@@ -95,21 +95,21 @@ def time_next_step(load: Load, turns: int) -> tuple[Times, Times, dict[str, int]
         unit.add(feed.request(names[index % len(names)], fresh=False))
     now, pending = 0.0, None
     made, applied = Times(), Times()
-    last = len(unit.models)
     # Until all run: those in line come after them.
-    for _ in range(40 * last + load.running):
-        pending, now = _turn(unit, pending, now)
+    for _ in range(4 * load.running):
+        pending, now, ended = _turn(unit, pending, now)
+        for model in ended:
+            unit.add(feed.request(model, fresh=False))
         if not any(state.waiting for state in unit.models.values()):
             break
     where = names if load.spread == "evenly" else names[:1]
     for index in range(load.waiting):
         unit.add(feed.request(where[index % len(where)]))
-    target = unit.num_requests
     for turn in range(turns + turns // 4):
-        warm = turn >= turns // 4
-        pending, now = _turn(unit, pending, now, made if warm else None, applied)
-        while unit.num_requests < target:
-            unit.add(feed.request(where[unit.num_requests % len(where)]))
+        measured = turn >= turns // 4
+        pending, now, ended = _turn(unit, pending, now, made if measured else None, applied)
+        for model in ended:
+            unit.add(feed.request(model))
     states = unit.models.values()
     return (
         made,
@@ -127,19 +127,22 @@ def _turn(
     now: float,
     made: Times | None = None,
     applied: Times | None = None,
-) -> tuple[Step | None, float]:
+) -> tuple[Step | None, float, list[str]]:
+    """One turn; also says of which models requests have ended."""
+    ended: list[str] = []
     began = time.perf_counter()
     step = unit.next_step(now)
-    ended = time.perf_counter()
+    seconds = time.perf_counter() - began
     if made is not None:
-        made.taken.append(ended - began)
+        made.taken.append(seconds)
     if pending is not None:
         result = fake_result(pending)
         began = time.perf_counter()
-        unit.apply(pending, result, now)
+        updates = unit.apply(pending, result, now)
         if applied is not None:
             applied.taken.append(time.perf_counter() - began)
-    return step, now + 0.02
+        ended = [update.request.model for update in updates if update.finish_reason]
+    return step, now + 0.02, ended
 
 
 GROWTH: dict[str, list[int]] = {

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 DTYPES = ("float32", "bfloat16")
+RESULT = "result.json"
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -57,7 +58,9 @@ def main() -> None:
     arguments = parser.parse_args()
     dtypes = arguments.dtype or list(DTYPES)
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, dtypes[0], arguments)))
+        found = measure(arguments.measure, dtypes[0], arguments)
+        # Not to standard output, where vLLM's own messages go.
+        Path(arguments.measure, RESULT).write_text(json.dumps(found), "utf-8")
         return
     rows = [apart(dtype, arguments) for dtype in dtypes]
     if arguments.json:
@@ -80,10 +83,10 @@ def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
         write_model(Path(folder))
         command = [sys.executable, __file__, "--measure", folder, "--dtype", dtype]
         command += [f"--{name}={size}" for name, size in sizes.items()]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"vLLM failed with {dtype}; its messages are above")
-    return json.loads(done.stdout.splitlines()[-1])
+        done = subprocess.run(command, env=environment, stdout=sys.stderr)
+        if done.returncode:
+            sys.exit(f"vLLM failed with {dtype}; its messages are above")
+        return json.loads(Path(folder, RESULT).read_text("utf-8"))
 
 
 def write_model(folder: Path) -> None:

@@ -93,7 +93,7 @@ def rows_of_int8(
 def _product(x: Int8[Array, "T I"], weight: Int8[Array, "O I"]) -> Int[Array, "T O"]:
     rows = x.shape[0]
     on_cpu = current_target().platform == "cpu"
-    if on_cpu and rows < _LEAST_ROWS:
+    if rows < _LEAST_ROWS:
         x = jnp.pad(x, ((0, _LEAST_ROWS - rows), (0, 0)))
     if on_cpu and weight.shape[0] <= _MOST_OUTPUTS_LEFT:
         sums = lax.dot_general(

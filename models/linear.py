@@ -52,7 +52,13 @@ def tiled(weight: Array) -> Array:
 def rows_of(
     weight: Float[Array, "O I"] | Float[Array, "tiles I tile"], rows: Int[Array, " T"]
 ) -> Float[Array, "T I"]:
-    """Rows of a matrix, plain or tiled, as an embedding looks them up."""
+    """Rows of a matrix, plain or tiled, as an embedding looks them up.
+
+    One row is looked up twice on a TPU: as a slice a TPU7x would copy the whole matrix first, 1 GB
+    of Llama 3's, into the layout that it has for slices.
+    """
+    if rows.shape[0] == 1 and current_target().platform == "tpu":
+        return weight[jnp.repeat(rows, 2)][:1]
     return weight[rows] if weight.ndim == 2 else weight[rows // TILE, :, rows % TILE]
 
 

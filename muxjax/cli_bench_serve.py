@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muxjax.cli_trace import recorded
 from muxjax.errors import BenchError, WorkloadError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from muxjax.bench.solo import Solo
     from muxjax.placement.metrics import Target
     from muxjax.placement.trace import TraceRequest
+    from muxjax.scheduling.timeline import Timeline
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +90,8 @@ def serve(
     slo_tpot: Annotated[float | None, typer.Option(help="Seconds for each token after it.")] = None,
     seed: Annotated[int, typer.Option(help="Of the workload and of the prompts.")] = 0,
     trace: Annotated[
-        Path | None, typer.Option(help="Write who ran when (Chrome trace, JSON) here.")
+        Path | None,
+        typer.Option(help="Write who ran when (Chrome trace, JSON): the latest 100,000 steps."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for JSON, records and plots.")
@@ -143,7 +146,8 @@ def serve(
         limits = {name: model.max_model_len for name, model in rig.models.items()}
         source = make_workload(rig.config, limits, asked, _renamed(rename))
         targets = {name: Target(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models}
-        runs, solo = _run(rig, source, policies, targets, rounds, seed, output, trace)
+        with recorded(trace) as timeline:
+            runs, solo = _run(rig, source, policies, targets, rounds, seed, output, timeline)
     report = _report(fleet_file, policies, rounds, asked, targets, source, solo, runs)
     if output is not None:
         from muxjax.bench.saved import save
@@ -165,13 +169,12 @@ def _run(
     rounds: int,
     seed: int,
     output: Path | None,
-    trace: Path | None,
+    timeline: Timeline | None,
 ) -> tuple[list[Run], Solo]:
     """Requests alone, then all runs, with a bar for each policy."""
     from muxjax.bench.compare import OnRecord, compare
     from muxjax.bench.solo import measure_solo
     from muxjax.progress import Bars
-    from muxjax.scheduling.timeline import Timeline
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -189,27 +192,20 @@ def _run(
         with record_file(output / f"requests-{policy}-r{number + 1}.csv") as take:
             yield take
 
-    timeline = None if trace is None else Timeline()
     totals = {policy: rounds * len(workload) for policy in policies}
-    try:
-        with Bars(totals, show=True) as bars:
-            runs = compare(
-                rig,
-                workload,
-                policies,
-                targets,
-                solo,
-                rounds=rounds,
-                seed=seed,
-                on_record=records,
-                progress=lambda policy, number, more: bars.advance(
-                    policy, more, f"round {number + 1}"
-                ),
-                timeline=timeline,
-            )
-    finally:
-        if trace is not None and timeline is not None:
-            write_trace(timeline, trace)
+    with Bars(totals, show=True) as bars:
+        runs = compare(
+            rig,
+            workload,
+            policies,
+            targets,
+            solo,
+            rounds=rounds,
+            seed=seed,
+            on_record=records,
+            progress=lambda policy, number, more: bars.advance(policy, more, f"round {number + 1}"),
+            timeline=timeline,
+        )
     if runs and runs[-1].replay.interrupted:
         last = runs[-1]
         print(
@@ -218,20 +214,6 @@ def _run(
             file=sys.stderr,
         )
     return runs, solo
-
-
-def write_trace(timeline: Any, path: Path) -> None:
-    """Writes a timeline, and says where and whether it is complete.
-
-    Raises:
-      BenchError: it cannot be written.
-    """
-    try:
-        timeline.write(path)
-    except OSError as error:
-        raise BenchError(f"{path}: cannot be written: {error.strerror or error}") from error
-    gone = f", the {timeline.dropped} steps before them are gone" if timeline.dropped else ""
-    print(f"muxjax: trace of {len(timeline)} steps in {path}{gone}", file=sys.stderr)
 
 
 def _report(

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from muxjax.cli_trace import recorded
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
@@ -40,7 +42,13 @@ def serve(
     ] = "text",
     otlp_endpoint: Annotated[
         str | None,
-        typer.Option(help="Send traces there by OTLP over HTTP; needs muxjax[otel]."),
+        typer.Option(help="Send traces of calls there by OTLP over HTTP; needs muxjax[otel]."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write who ran when (Chrome trace, JSON) at the end: the latest 100,000 steps."
+        ),
     ] = None,
 ) -> None:
     """Serve a fleet over HTTP in OpenAI's schema, with a live page at /.
@@ -72,7 +80,9 @@ def serve(
 
         from muxjax.fleet import Fleet
 
-        with Fleet.load(config, plan=plan) as fleet:
+        with recorded(trace) as timeline, Fleet.load(config, plan=plan) as fleet:
+            if timeline is not None:
+                fleet.record(timeline)
             serve_fleet(
                 fleet,
                 bound,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from muxjax.cli_trace import recorded
 from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from muxjax.placement.simulation import Setup
     from muxjax.placement.trace import Workload
     from muxjax.placement.traces import TraceFile
+    from muxjax.scheduling.timeline import Timeline
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
 """Synthetic workloads; anything else that `--workload` names is a trace's file."""
@@ -111,6 +113,10 @@ def simulate(
         typer.Option(help="Requests of a model that may wait; more are rejected. Any by default."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the workload, and of the plan if one is made.")] = 0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write who ran when (Chrome trace, JSON): the latest 100,000 steps."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for JSON, tables, records and plots.")
     ] = None,
@@ -154,7 +160,7 @@ def simulate(
         "map": rename,
     }
     source: Workload
-    trace: TraceFile | None = None
+    file_of: TraceFile | None = None
     if workload in KINDS:
         if rename:
             raise WorkloadError("--map is for traces; a synthetic workload names the plan's models")
@@ -188,19 +194,20 @@ def simulate(
             raise WorkloadError(
                 f"no workload {workload!r}: neither one of {', '.join(KINDS)} nor a trace's file"
             )
-        trace = open_trace(Path(workload))
-        source = First(_assigned(plan, trace, rename or [], seed), requests, seconds)
+        file_of = open_trace(Path(workload))
+        source = First(_assigned(plan, file_of, rename or [], seed), requests, seconds)
     last: float | None = None
     for request in source:  # a trace that is out of order says so before anything is run
         last = request.arrival
     if last is None:
         raise WorkloadError("the workload has no requests: make it longer, or raise its rate")
-    if trace is not None and trace.left_out:
-        described["left_out"] = trace.left_out
-        print(f"muxjax: {trace.left_out} failed requests of {workload} left out", file=sys.stderr)
+    if file_of is not None and file_of.left_out:
+        described["left_out"] = file_of.left_out
+        print(f"muxjax: {file_of.left_out} failed requests of {workload} left out", file=sys.stderr)
     setup = Setup(plan, costs, targets, max_waiting, seed, described)
-    fixed = trace is None and requests is None  # as long at any rate
-    found = _run_all(setup, systems, source, last, fixed, scales, output)
+    fixed = file_of is None and requests is None  # as long at any rate
+    with recorded(trace) as timeline:
+        found = _run_all(setup, systems, source, last, fixed, scales, output, timeline)
     report = {
         "seed": seed,
         "config_hash": found[0]["config_hash"],
@@ -354,6 +361,7 @@ def _run_all(
     fixed: bool,
     scales: Sequence[float],
     output: Path | None,
+    timeline: Timeline | None,
 ) -> list[dict[str, Any]]:
     """All runs, with a bar for each policy, and each run's records in a file of their own.
 
@@ -365,6 +373,7 @@ def _run_all(
       fixed: whether it lasts as long at any rate.
       scales: of the rate.
       output: the folder for the records.
+      timeline: records the steps of all runs.
     """
     from muxjax.placement.simulation import run, sweep
     from muxjax.placement.simulation_files import record_file
@@ -390,7 +399,15 @@ def _run_all(
                 record = None
                 if output is not None:
                     record = stack.enter_context(record_file(output, system.policy, scale))
-                result = run(setup, system, scaled, on_record=record, progress=progress)
+                result = run(
+                    setup,
+                    system,
+                    scaled,
+                    on_record=record,
+                    progress=progress,
+                    timeline=timeline,
+                    title=f"{system.policy}, rate x {scale:.3g}:",
+                )
             progress(end)
             return result
 

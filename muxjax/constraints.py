@@ -10,17 +10,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import llguidance
 import numpy as np
 
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.step_inputs import mask_words
-
-if TYPE_CHECKING:
-    import llguidance
 
 _SPACES = r"[ \n\r\t]{1,20}"
 """Between the parts of JSON. Bounded, as models that have lost their way make spaces for ever."""
@@ -50,8 +47,6 @@ class Constraints:
           InvalidRequest: the grammar is not valid, not supported, too complex, or cannot be written
             in the model's vocabulary.
         """
-        import llguidance
-
         with self._making:
             vocabulary = self._vocabulary
         matcher = llguidance.LLMatcher(
@@ -67,8 +62,6 @@ class Constraints:
 
     @functools.cached_property
     def _vocabulary(self) -> llguidance.LLTokenizer:
-        import llguidance
-
         return llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size)),
             n_vocab=self._vocab_size + 1,
@@ -183,15 +176,14 @@ def _source(grammar: Grammar) -> str:
     Raises:
       InvalidRequest: it is not in the form that its kind says.
     """
-    from llguidance import LLMatcher
-
+    matcher = llguidance.LLMatcher
     if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
+        return matcher.grammar_from_regex(grammar.text)
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.text)
+        return matcher.grammar_from_lark(grammar.text)
     try:
         # Overrides, so that a schema cannot turn checks off by `x-guidance`.
-        return LLMatcher.grammar_from_json_schema(
+        return matcher.grammar_from_json_schema(
             grammar.text,
             overrides={"lenient": False, "coerce_one_of": False, "whitespace_pattern": _SPACES},
         )

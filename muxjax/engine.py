@@ -18,13 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.scheduling.steps import Executor, Handle, Step, StepResult
+from muxjax.scheduling.steps import STEPS_AHEAD, Executor, Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2
-"""Steps in flight at most: the one that runs and the next."""
 _STUCK_SECONDS = 0.05
 """How long to wait where requests exist and no step can be made: time moves quotas."""
 
@@ -231,7 +229,7 @@ class Engine:
                 in_flight.append((step, self._executor.submit(step)))
                 self._moved = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1
-            if in_flight and (step is None or len(in_flight) >= _AHEAD):
+            if in_flight and (step is None or len(in_flight) >= STEPS_AHEAD):
                 done, handle = in_flight.popleft()
                 result = self._executor.result(handle)
                 self._deliver(self._unit.apply(done, result, time.perf_counter()))

@@ -32,6 +32,7 @@ from muxjax.router import Router
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import FinishReason, Request
 from muxjax.scheduling.steps import TokenLogprobs
+from muxjax.scheduling.timeline import Timeline
 from muxjax.stream import Stream
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
@@ -272,6 +273,15 @@ class Fleet:
         if found is None:
             raise EngineDead(f"unit {unit} cannot be restarted: it does not exist")
         found.restart(reason)
+
+    def record(self, timeline: Timeline) -> None:
+        """Records every step of every unit from now on.
+
+        Raises:
+          EngineDead: the fleet was loaded with `warm_up=False`.
+        """
+        for unit in self.units:
+            unit.observe(timeline.observer(f"unit {unit.name}"))
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from muxjax.engine import Engine
+from muxjax.engine import Engine, Observer
 from muxjax.errors import EngineDead
 from muxjax.health import UnitHealth
 
@@ -34,6 +34,7 @@ class Runner:
         self._seconds = dict(seconds or {})
         self._changing = threading.Lock()
         self._closed = False
+        self._observer: Observer | None = None
         self._engine = None if start is None else start()
 
     @property
@@ -82,6 +83,16 @@ class Runner:
             self.engine.abandon(reason)
             self._begin()
 
+    def observe(self, observer: Observer | None) -> None:
+        """Shows every step from now on to a function, or to none; after a restart as well.
+
+        Raises:
+          EngineDead: it was never started.
+        """
+        with self._changing:
+            self.engine.observe(observer)
+            self._observer = observer
+
     def health(self) -> UnitHealth:
         """Whether it works; asks no engine."""
         engine = self._engine
@@ -108,4 +119,5 @@ class Runner:
     def _begin(self) -> None:
         assert self._start is not None, "asked by _check_open"
         self._engine = self._start()
+        self._engine.observe(self._observer)
         self.restarts += 1

@@ -61,7 +61,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
@@ -166,6 +166,7 @@ class SamplingParams:
                     f"logit_bias must hold numbers from -100 to 100, not {value!r}",
                     field="logit_bias",
                 )
+        object.__setattr__(self, "logit_bias", dict(bias))
 
     def _check_grammar(self, grammar: Grammar) -> None:
         if not isinstance(grammar, Grammar):

@@ -7,7 +7,6 @@ does with slots and pages is said in `muxjax.scheduling.steps`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -16,16 +15,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from muxjax import sampler
+from muxjax.choosing import Adjustments, choose, prompt_logprobs
 from muxjax.device_state import SlotState
 from muxjax.models.attention import PagedAttend
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels import KVLayout
-from muxjax.sampler import Logprobs, Settings
+from muxjax.sampler import Logprobs
 from muxjax.step_inputs import PrefillRows, unpack_bias, unpack_prefill
-
-_TILE = 16
-"""Rows of logits that the log-probabilities of a prompt take at a time."""
 
 
 @struct.dataclass
@@ -101,14 +97,14 @@ class StepFunctions:
 
         def finish() -> tuple[Array, Logprobs]:
             logits = decoder.logits(hidden[jnp.maximum(starts[1:] - 1, 0)])
-            adjust = _Adjustments(
+            adjust = Adjustments(
                 rows.settings,
                 *unpack_bias(bias),
                 rows.stop_ids,
                 mask,
                 (~mask != 0).any(),
             )
-            return _choose(logits, adjust, state, rows.slot, rows.start + rows.length, rows.last)
+            return choose(logits, adjust, state, rows.slot, rows.start + rows.length, rows.last)
 
         def nothing() -> tuple[Array, Logprobs]:
             return jnp.zeros(rows.slot.shape, jnp.int32), Logprobs.zeros(rows.slot.shape[0])
@@ -118,7 +114,7 @@ class StepFunctions:
         emitted = Emitted(
             jnp.where(rows.last, token, -1)[None],
             jax.tree.map(lambda x: x[None], logprobs),
-            _prompt_logprobs(decoder, hidden, targets),
+            prompt_logprobs(decoder, hidden, targets),
         )
         return kv, state, emitted
 
@@ -145,7 +141,7 @@ class StepFunctions:
         slots, tables = packed[:, 0], packed[:, 1:]
         num_seqs = slots.shape[0]
         stop_ids = state.stop_ids[slots]
-        adjust = _Adjustments(
+        adjust = Adjustments(
             jax.tree.map(lambda x: x[slots], state.settings),
             state.bias_ids[slots],
             state.bias[slots],
@@ -174,7 +170,7 @@ class StepFunctions:
             hidden, kv = decoder(carry.token, carry.position, carry.kv, attend)
             logits = decoder.logits(hidden)
             counted = dataclasses.replace(state, counts=carry.counts)
-            token, logprobs = _choose(logits, adjust, counted, slots, carry.position + 1, live)
+            token, logprobs = choose(logits, adjust, counted, slots, carry.position + 1, live)
             stopped = (token[:, None] == stop_ids).any(axis=1)
             return _Burst(
                 round=carry.round + 1,
@@ -239,81 +235,6 @@ class _Burst:
     remaining: Int[Array, " S"]
     counts: Int[Array, "M V"]
     emitted: Emitted
-
-
-@struct.dataclass
-class _Adjustments:
-    """What changes the logits of a step's rows before a token is drawn."""
-
-    settings: Settings
-    bias_ids: Int[Array, "S 300"]
-    bias: Float[Array, "S 300"]
-    stop_ids: Int[Array, "S 8"]
-    mask: UInt[Array, "S W"]
-    masked: Bool[Array, ""]
-    """Whether `mask` forbids anything."""
-
-
-def _choose(
-    logits: Float[Array, "S V"],
-    adjust: _Adjustments,
-    state: SlotState,
-    slots: Int[Array, " S"],
-    positions: Int[Array, " S"],
-    live: Bool[Array, " S"],
-) -> tuple[Int[Array, " S"], Logprobs]:
-    """A token for each row, and the log-probabilities that live rows ask for.
-
-    What no row asks for is not computed.
-    """
-    settings = adjust.settings
-    early = (positions < settings.stop_from) & live
-
-    def when(
-        asked: Bool[Array, ""],
-        logits: Float[Array, "S V"],
-        change: Callable[[Float[Array, "S V"]], Float[Array, "S V"]],
-    ) -> Float[Array, "S V"]:
-        return lax.cond(asked, change, lambda same: same, logits)
-
-    changed = when(
-        ((adjust.bias_ids >= 0).any(axis=1) & live).any(),
-        logits,
-        lambda x: sampler.add_bias(x, adjust.bias_ids, adjust.bias),
-    )
-    changed = when(
-        (settings.penalised & live).any(),
-        changed,
-        lambda x: sampler.penalise(x, settings, state.in_prompt[slots], state.counts[slots]),
-    )
-    changed = when(early.any(), changed, lambda x: sampler.forbid(x, adjust.stop_ids, early))
-    changed = when(adjust.masked, changed, lambda x: sampler.allow(x, adjust.mask))
-    token = sampler.sample(changed, settings, positions, live)
-    wanted = ((settings.logprobs >= 0) & live).any()
-    return token, sampler.logprobs(logits, token, wanted)
-
-
-def _prompt_logprobs(
-    decoder: Decoder, hidden: Float[Array, "T D"], targets: Int[Array, " T"]
-) -> Logprobs:
-    """Log-probabilities of the tokens that follow; zeros, and no work, where nobody asks.
-
-    In tiles, since the logits of a whole prefill would take more memory than anything else.
-    """
-    size = targets.shape[0]
-
-    def tile(rows: tuple[Array, Array]) -> Logprobs:
-        states, following = rows
-        return sampler.logprobs(decoder.logits(states), jnp.maximum(following, 0), jnp.array(True))
-
-    def compute() -> Logprobs:
-        pad = -size % _TILE
-        states = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, _TILE, hidden.shape[1])
-        following = jnp.pad(targets, (0, pad)).reshape(-1, _TILE)
-        found = lax.map(tile, (states, following))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
-
-    return lax.cond((targets >= 0).any(), compute, lambda: Logprobs.zeros(size))
 
 
 def _count_prefix(

@@ -9,7 +9,7 @@
 | `slo_attainment` | part of all requests offered that finished within their target; rejected and failed ones are misses |
 | `request_goodput` | requests/s that finished within their target, over the time to the last one |
 
-`max_rate_at_99` is a property of several runs: see `sweep.py`.
+`max_rate_at_99` is a property of several runs: see `simulation.sweep`.
 
 Latencies are kept as counts in bins 0.1 % wide, so memory does not grow with the requests.
 """  # noqa: E501  a table

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +32,7 @@ from muxjax.placement.plan import (
     PlannedNodes,
     PlannedUnit,
 )
+from muxjax.placement.plan_hash import config_hash
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.scorer import Objective, Scorer, slowdown
 from muxjax.placement.search import Placement, Search, Unit
@@ -297,12 +296,6 @@ def _assemble(
     )
 
 
-def config_hash(settings: object) -> str:
-    """A short hash of plain data."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _attained(model: PlannedModel, load: ModelLoad) -> bool:
     if model.ttft is None or model.tpot is None:
         return False
@@ -393,7 +386,10 @@ def _busy_parts(
     served = curve.rate * fraction
     decode = decode_seconds(curve, batch)
     if execution == "time_sliced":
-        prefill = busy_seconds(curve, batch) - decode
+        # As MuxServe's search has it, a curve may be that of a share; in turn all have the whole.
+        busy = busy_seconds(curve, batch)
+        decode = min(decode, busy)
+        prefill = busy - decode
     else:
         prefill = prefill_seconds(curve, batch)
         decode *= slow

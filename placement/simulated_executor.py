@@ -77,6 +77,7 @@ class SimulatedExecutor:
 
     Attributes:
       now: simulated seconds; moved on by `result` and by whoever drives the simulation.
+      side_by_side: whether steps run at the same time.
 
     Args:
       models: by name.
@@ -96,7 +97,7 @@ class SimulatedExecutor:
     ) -> None:
         self._models = dict(models)
         self._costs = costs
-        self._side_by_side = execution == "concurrent"
+        self.side_by_side = execution == "concurrent"
         self._bandwidth = bandwidth
         self._held = {name: [0] * model.max_seqs for name, model in models.items()}
         self._jobs: list[Job] = []
@@ -111,7 +112,7 @@ class SimulatedExecutor:
             job = self._prefill(step)
         else:
             job = self._decode(step)
-        if self._side_by_side:
+        if self.side_by_side:
             self._bring_up_to(self.now)
             job.started = self.now
             self._jobs.append(job)
@@ -129,7 +130,7 @@ class SimulatedExecutor:
         """When the next step ends, and which; None if none is in flight."""
         if not self._jobs:
             return None
-        if not self._side_by_side:
+        if not self.side_by_side:
             job = self._jobs[0]
             return job.started + job.seconds, job
         job = min(self._jobs, key=_left)
@@ -142,7 +143,7 @@ class SimulatedExecutor:
             raise ValueError("the results of steps are asked for in the order in which they end")
         end = found[0]
         self.now = max(self.now, end)
-        if self._side_by_side:
+        if self.side_by_side:
             self._bring_up_to(self.now)
             self._jobs.remove(handle)
             self._contend()

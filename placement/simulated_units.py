@@ -17,8 +17,10 @@ from muxjax.placement.cost_model import CostModel
 from muxjax.placement.demand import expected_demand
 from muxjax.placement.model_shape import ModelShape
 from muxjax.placement.plan import Execution, PlannedModel, PlannedUnit
+from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator import UnitSimulation
+from muxjax.placement.step_times import StepTimes
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent_policies import make_concurrent_policy
 from muxjax.scheduling.estimates import StepEstimates
@@ -103,7 +105,7 @@ def make_unit(
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
     page_bytes, specs = _specs(planned, costs, shapes, steps)
-    simulated = {model.name: _simulated(model, execution) for model in planned.models}
+    simulated = {model.name: _simulated(model, execution, costs) for model in planned.models}
     executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth)
     open_pool = system.policy == "temporal" or (
         execution == "concurrent" and system.policy in ("fcfs", "round_robin")
@@ -132,7 +134,7 @@ def make_unit(
             f"models on it, or on more devices: {planned.kv_bytes / 1e9:.3g} GB of each are left "
             f"for keys and values"
         ) from error
-    return UnitSimulation(planned.name, unit, executor, execution)
+    return UnitSimulation(planned.name, unit, executor)
 
 
 def _policy(system: System, planned: PlannedUnit, execution: Execution) -> Policy:
@@ -164,9 +166,10 @@ def _specs(
     specs = []
     for model in planned.models:
         shape = shapes[model.kind]
+        times = _times(model, costs)
         limits = BucketLimits(
-            max_seqs=model.max_batch,
-            max_prefill_tokens=steps.prefill_tokens,
+            max_seqs=min(model.max_batch, max(times.decode)) if times else model.max_batch,
+            max_prefill_tokens=max(times.prefill) if times else steps.prefill_tokens,
             max_prefill_seqs=steps.prefill_seqs,
             max_decode_tokens=steps.decode_tokens,
         )
@@ -186,7 +189,14 @@ def _specs(
     return page_bytes, specs
 
 
-def _simulated(model: PlannedModel, execution: Execution) -> SimulatedModel:
+def _times(model: PlannedModel, costs: CostModel) -> StepTimes | None:
+    """The engine's own steps, where they were measured: on one device."""
+    if model.tp == model.copies == 1 and isinstance(costs, ProfileTable):
+        return costs.step_times.get(model.kind)
+    return None
+
+
+def _simulated(model: PlannedModel, execution: Execution, costs: CostModel) -> SimulatedModel:
     sliced = execution == "time_sliced"
     return SimulatedModel(
         model.kind,
@@ -195,6 +205,7 @@ def _simulated(model: PlannedModel, execution: Execution) -> SimulatedModel:
         1.0 if sliced else model.prefill_share,
         1.0 if sliced else model.decode_share,
         model.max_batch,
+        _times(model, costs) if sliced else None,
     )
 
 

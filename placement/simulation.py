@@ -6,8 +6,6 @@ long it took is not in it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,12 +17,14 @@ from muxjax.placement.cost_model import PlanningCosts
 from muxjax.placement.metrics import Metrics, Target
 from muxjax.placement.model_shape import ModelShape
 from muxjax.placement.plan import Plan, PlannedUnit
+from muxjax.placement.plan_hash import config_hash
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_units import System, make_unit
 from muxjax.placement.simulator import Simulation
 from muxjax.placement.spatial import spatial_units
 from muxjax.placement.trace import TraceRequest, Workload
 from muxjax.placement.workload import at_rate
+from muxjax.scheduling.timeline import Timeline
 
 WANTED_ATTAINMENT = 0.99
 REFINEMENTS = 4
@@ -74,8 +74,7 @@ class Setup:
             "system": asdict(system),
             "version": __version__,
         }
-        text = json.dumps(config, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return config_hash(config)
 
 
 def run(
@@ -85,8 +84,19 @@ def run(
     *,
     on_record: OnRecord | None = None,
     progress: Progress | None = None,
+    timeline: Timeline | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Simulates one workload under one system.
+
+    Args:
+      setup: what stays the same.
+      system: how units are run.
+      workload: the requests.
+      on_record: told what became of each.
+      progress: told how far it has come.
+      timeline: records every step, units under the title and their names.
+      title: of the run, for the timeline.
 
     Returns:
       The metrics (see `metrics.py`), each unit's steps and how busy its mesh was, and `seed`,
@@ -109,6 +119,9 @@ def run(
     ]
     if not units:
         raise PlanError("the plan has no unit with a model on it: nothing to simulate")
+    if timeline is not None:
+        for unit in units:
+            unit.observer = timeline.observer(" ".join(part for part in (title, unit.name) if part))
     metrics = Metrics(setup.targets, next(iter(setup.costs.values())))
 
     def take(record: RequestRecord) -> None:

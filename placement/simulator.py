@@ -15,22 +15,21 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
-from muxjax.placement.plan import Execution
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_executor import Job, SimulatedExecutor
 from muxjax.placement.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
-AHEAD = 2
-"""Steps in flight at most where one program runs at a time, as in the engine."""
 STUCK_SECONDS = 0.05
 """How long the loop waits where requests exist and no step can be made: time moves quotas."""
 _MOST_STUCK = 10_000
 
 OnRecord = Callable[[RequestRecord], None]
+Observer = Callable[[Unit, Step, StepResult], None]
+"""Is shown each step that has been applied, as by the engine."""
 
 
 class SimulationStuck(MuxError):
@@ -44,20 +43,21 @@ class UnitSimulation:
       name: of the unit.
       unit: its scheduler.
       executor: its device.
-      execution: as the executor's.
+
+    Attributes:
+      observer: is shown each step.
     """
 
-    def __init__(
-        self, name: str, unit: Unit, executor: SimulatedExecutor, execution: Execution
-    ) -> None:
+    def __init__(self, name: str, unit: Unit, executor: SimulatedExecutor) -> None:
         self.name = name
         self.unit = unit
         self.executor = executor
-        self._side_by_side = execution == "concurrent"
+        self._side_by_side = executor.side_by_side
         self._in_flight: deque[Job] = deque()
         self._stuck = 0
         self.steps = {"prefill": 0, "decode": 0}
         self._asked: dict[int, int] = {}
+        self.observer: Observer | None = None
 
     def add(self, request: Request) -> None:
         """Queues a request at its arrival, up to which the unit must have been moved on.
@@ -100,17 +100,19 @@ class UnitSimulation:
             for update in self.unit.apply(job.step, result, executor.now):
                 if update.finish_reason is not None:
                     ended(self, update.request)
+            if self.observer is not None:
+                self.observer(self.unit, job.step, result)
             self._fill()
         if until > executor.now and until != float("inf"):
             executor.now = until
 
     def _fill(self) -> None:
         """Submits steps as long as the loop of the engine would."""
-        while self._side_by_side or len(self._in_flight) < AHEAD:
+        while self._side_by_side or len(self._in_flight) < STEPS_AHEAD:
             step: Step | None = self.unit.next_step(self.executor.now)
             if step is None:
                 return
-            self.steps["prefill" if hasattr(step, "chunks") else "decode"] += 1
+            self.steps["prefill" if isinstance(step, Prefill) else "decode"] += 1
             self._in_flight.append(self.executor.submit(step))
 
     def _describe(self) -> str:

@@ -196,16 +196,27 @@ def _add(
     )
 
 
-_EVENTS = {
-    path: {
-        "description": "The answer; with `stream: true` server-sent events, each of "
-        f"the schema {event}, and at the end `[DONE]`",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+def _events(event: str) -> dict[str, Any]:
+    """How a streamed answer is described: its events' `data` is JSON, and at last `[DONE]`."""
+    parts = {"contentMediaType": "application/json"}
+    data = [
+        {"type": "string", **parts, "contentSchema": {"$ref": f"#/components/schemas/{name}"}}
+        for name in (event, "ErrorAnswer")
+    ]
+    schema = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [*data, {"const": "[DONE]"}]}},
     }
-    for path, event in (
-        ("/v1/completions", "Completion"),
-        ("/v1/chat/completions", "ChatCompletionChunk"),
-    )
+    return {
+        "description": "The answer; with `stream: true` server-sent events, each with a part of it",
+        "content": {"text/event-stream": {"schema": schema}},
+    }
+
+
+_EVENTS = {
+    "/v1/completions": _events("Completion"),
+    "/v1/chat/completions": _events("ChatCompletionChunk"),
 }
 
 

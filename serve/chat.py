@@ -69,6 +69,8 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
     beginning = head("chatcmpl", "chat.completion", model.name)
     try:
         outputs = await unless_gone(request, running.outputs())
+    except InvalidRequest as error:  # a grammar that could not be followed to its end
+        raise in_words_of(error, names) from error
     finally:
         running.cancel()
     answers = [choice.whole(output) for choice, output in zip(choices, outputs, strict=True)]

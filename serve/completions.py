@@ -34,6 +34,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
         raise ApiError(f"{model.name} has no tokenizer, so no text to echo", param="echo")
     prompts = await asyncio.to_thread(_token_ids, model.tokenizer, asked)
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+    names = {"grammar": "response_format"}
     # With `echo` nothing need be made; the engine makes one token at least, which is dropped.
     only_echo = bool(asked.echo) and max_tokens == 0
     try:
@@ -48,7 +49,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
         ]
         running = await start(fleet, model.name, prompts, params)
     except InvalidRequest as error:
-        raise in_words_of(error, {"grammar": "response_format"}) from error
+        raise in_words_of(error, names) from error
     choices = [
         _Choice(asked, model.tokenizer, index, prompts[index // len(params)], only_echo)
         for index in range(len(running.streams))
@@ -69,6 +70,8 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
         )
     try:
         outputs = await unless_gone(request, running.outputs())
+    except InvalidRequest as error:  # a grammar that could not be followed to its end
+        raise in_words_of(error, names) from error
     finally:
         running.cancel()
     made = sum(len(output.token_ids) - uncounted for output in outputs)

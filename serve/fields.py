@@ -19,8 +19,11 @@ _TOKEN_ID = re.compile("[0-9]{1,10}")
 
 def between(low: float | None, high: float | None, **more: Any) -> Any:
     """A field whose range stands in the OpenAPI document; the engine checks it, and says it."""
-    bounds = {"minimum": low, "maximum": high}
-    extra = {name: bound for name, bound in bounds.items() if bound is not None}
+    extra: dict[str, Any] = {}
+    if low is not None:
+        extra["minimum"] = low
+    if high is not None:
+        extra["maximum"] = high
     return Field(default=None, json_schema_extra=extra, **more)
 
 

@@ -17,9 +17,8 @@ install_import_hook("muxjax", f"{checker.__name__}.{checker.checked.__name__}")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes minutes, or a browser, is done where its marker asks for it only."""
     asked = config.option.markexpr
-    unasked = {
-        marker for marker in ("aot_tpu", "aot_cuda", "browser", "soak") if marker not in asked
-    }
+    markers = ("aot_tpu", "aot_cuda", "browser", "fuzz", "soak")
+    unasked = {marker for marker in markers if marker not in asked}
     left_out = [item for item in items if unasked & set(item.keywords)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -92,16 +93,8 @@ def compare(
             with opened as take, rig.engine(unit) as engine:
                 if timeline is not None:
                     name = policy if rounds == 1 else f"{policy}, round {index + 1}"
-                    engine.observe(
-                        lambda unit, step, result, name=name: timeline.record(  # type: ignore[misc]
-                            unit, step, result, name
-                        )
-                    )
-                told = None
-                if progress is not None:
-                    told = lambda more, policy=policy, index=index: progress(  # type: ignore[misc]  # noqa: E731
-                        policy, index, more
-                    )
+                    engine.observe(timeline.observer(name))
+                told = None if progress is None else partial(progress, policy, index)
                 result = replay(engine, workload, requests, unit=policy, done=told)
                 metrics = Metrics(targets, solo.costs)
                 for record in result.records:

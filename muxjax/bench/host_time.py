@@ -4,7 +4,7 @@ A run of the engine is compared with what its steps take one by one. In it reque
 and of many lengths come and go, so that steps of unlike models follow each other and evict each
 other's weights from the caches, as they do in service. The time between the ends of two steps that
 followed each other without a pause is what a step takes there; the difference is kept for each
-bucket, as the mean without the extremes. On a CPU the engine's thread takes time from the
+bucket, as the mean of the middle half. On a CPU the engine's thread takes time from the
 device's, and more of it from a prefill, which keeps all cores busy, than from a decode.
 
 It may be negative: in the engine a step is submitted while the one before it runs, and timed one by
@@ -32,8 +32,9 @@ _LONGEST = 96
 """Tokens of the longest prompt, and of the longest output."""
 _FEWEST = 5
 """Steps of a bucket that say enough about it."""
-_EXTREMES = 0.05
-"""Part of the differences that is left out at either end."""
+_EXTREMES = 0.25
+"""Part of the differences that is left out at either end: one step that something else held up
+would make a bucket slow for good."""
 _Key = tuple[str, str, int]
 """Model, phase, bucket."""
 
@@ -79,7 +80,7 @@ def _key(times: StepTimes, step: Step) -> _Key:
 
 
 def _added(extra: dict[_Key, list[float]], wanted: _Key) -> float:
-    """The mean without extremes; of the same phase, where the bucket was hardly used."""
+    """The mean of the middle half; of the same phase, where the bucket was hardly used."""
     found = extra.get(wanted, [])
     if len(found) < _FEWEST:
         found = [v for key, values in extra.items() if key[:2] == wanted[:2] for v in values]

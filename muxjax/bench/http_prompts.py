@@ -108,11 +108,17 @@ class Prompter:
 
 
 def make_prompter(
-    server: Server, model: str, *, seed: int, tokenizer: Path | None = None
+    client: httpx.Client,
+    server: Server,
+    model: str,
+    *,
+    seed: int,
+    tokenizer: Path | None = None,
 ) -> Prompter:
     """Finds out who counts tokens.
 
     Args:
+      client: asks the server, as long as prompts are made.
       server: whom the prompts are for.
       model: the model's name there.
       seed: of what is drawn.
@@ -125,7 +131,7 @@ def make_prompter(
     rng = random.Random(f"{seed} {model}")
     if tokenizer is not None:
         return Prompter("tokenizer", _local(tokenizer), as_text, rng)
-    encode = _remote(server, model)
+    encode = _remote(client, server, model)
     if encode is not None:
         return Prompter("server", encode, as_text, rng)
     return Prompter("words" if as_text else "token ids", None, as_text, rng)
@@ -144,13 +150,12 @@ def _local(path: Path) -> Count:
     return lambda text: found.encode(text, add_special_tokens=False).ids
 
 
-def _remote(server: Server, model: str) -> Count | None:
+def _remote(client: httpx.Client, server: Server, model: str) -> Count | None:
     """The server's `/tokenize`, if it has one that works."""
-    client = httpx.Client(headers=dict(server.headers), timeout=30.0, verify=server.verify)
 
     def encode(text: str) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": False}
-        response = client.post(f"{server.base}/tokenize", json=body)
+        response = client.post(f"{server.base}/tokenize", json=body, headers=dict(server.headers))
         response.raise_for_status()
         return [int(token) for token in response.json()["tokens"]]
 

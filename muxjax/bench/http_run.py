@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,12 +96,15 @@ class HttpBench:
         """
         _wait_for(self.server, self.wait_seconds)
         servers = self._servers()
-        prompters = {
-            name: make_prompter(server, name, seed=self.prompts.seed, tokenizer=self.tokenizer)
-            for name, server in servers.items()
-        }
         shares = shares_of(list(servers), self.alpha)
-        asks = make_asks(self.prompts, self.pace, prompters, shares, self.renamed)
+        with httpx.Client(timeout=30.0, verify=self.server.verify) as client:
+            prompters = {
+                name: make_prompter(
+                    client, server, name, seed=self.prompts.seed, tokenizer=self.tokenizer
+                )
+                for name, server in servers.items()
+            }
+            asks = make_asks(self.prompts, self.pace, prompters, shares, self.renamed)
         _allow_connections(min(self.max_concurrency or len(asks), len(asks)))
         self._warm_up(servers, asks)
         with Bars({"requests": len(asks)}, show=progress) as bars:
@@ -159,7 +163,7 @@ class HttpBench:
             "num_prompts": self.prompts.count,
             "seed": self.prompts.seed,
             "alpha": self.alpha,
-            "request_rate": "inf" if self.pace == Pace() else self.pace.rate,
+            "request_rate": "inf" if math.isinf(self.pace.rate) else self.pace.rate,
             "burstiness": self.pace.burstiness,
             "max_concurrency": self.max_concurrency,
             **(

@@ -39,7 +39,7 @@ def simulate_rig(
         for name in rig.models
     }
     executor = SimulatedExecutor(models, profile, "time_sliced")
-    unit = UnitSimulation("simulated", rig.unit(policy, estimates), executor, "time_sliced")
+    unit = UnitSimulation("simulated", rig.unit(policy, estimates), executor)
     records: list[RequestRecord] = []
     Simulation([unit]).run(workload, records.append)
     return sorted(records, key=lambda record: record.id)

@@ -46,7 +46,7 @@ class Rig:
         self.pool_bytes = plan.pool_bytes
         self.specs = {name: state.spec for name, state in plan.make_unit().models.items()}
         self._kv = plan.kv
-        self._fresh = {config.policy: plan.make_unit()}
+        self._fresh: dict[str, Unit] = {config.policy: plan.make_unit()}
 
     @classmethod
     def load(cls, config: FleetConfig, *, progress: bool = True) -> Self:

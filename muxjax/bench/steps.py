@@ -206,6 +206,7 @@ def _repeat(rig: Rig, kind: _Kind, repeats: int) -> Iterator[float]:
     other = names[(names.index(kind.model) + 1) % len(names)]
     between = _Steps(rig, other)
     for index in range(repeats + 1):
+        step: Step
         if kind.phase == "prefill":
             step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
         else:

@@ -23,7 +23,7 @@ class Grid:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
     left: int = 1
 
@@ -56,14 +56,17 @@ def serve_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
     for policy, summary in report["medians"].items():
         cells = [policy, str(summary["rounds"])]
         for key in keys:
-            cells.append(_spread(summary[key], percent=key == "slo_attainment"))
+            if key in _WITH_SPREAD:
+                cells.append(_spread(summary[key], percent=key == "slo_attainment"))
+            else:
+                cells.append(number((summary[key] or {}).get("median")))
         rows.append(tuple(cells))
     offered = report["workload"]["offered"]
     yield Grid(
         f"{report['fleet']}: {offered} requests",
         ("policy", "rounds", *keys.values()),
         rows,
-        "medians of the complete rounds (lowest to highest); requests/s and seconds",
+        "medians of the complete rounds (lowest to highest); requests/s, seconds",
     )
     rows = []
     for policy in report["medians"]:
@@ -163,6 +166,7 @@ def simulation_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
     yield Grid("simulated", (*columns, "TPOT p99"), rows, "requests/s and seconds")
 
 
+_WITH_SPREAD = ("rate_weighted_goodput", "slo_attainment")
 GRIDS = {
     "serve": serve_grids,
     "http": http_grids,

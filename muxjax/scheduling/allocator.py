@@ -81,6 +81,9 @@ class SlabAllocator:
       layers: `L` of each model by name.
       record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
 
+    Attributes:
+      lease_changes: how often some model has come to lease more or fewer slabs.
+
     Raises:
       ValueError: no models, or a pool without room for one slab.
     """
@@ -109,6 +112,7 @@ class SlabAllocator:
         for model, pages in layers.items():
             blocks = self.slab_pages // pages
             self._leases[model] = _Lease(pages, blocks, [{} for _ in range(blocks + 1)])
+        self.lease_changes = 0
         self._record_freed = record_freed
         self._freed: list[int] = []
 
@@ -182,8 +186,10 @@ class SlabAllocator:
             slab.used.update(taken)
             blocks += reversed(taken)
             self._move(lease, index, fullest, left)
-        for _ in range(new_slabs):
-            self._lease_slab(model, lease, blocks, num_blocks - len(blocks))
+        if new_slabs:
+            self._lease_slabs(model, lease, new_slabs, blocks, num_blocks)
+        lease.slabs += new_slabs
+        lease.free_blocks += new_slabs * lease.blocks_per_slab
         lease.free_blocks -= num_blocks
         lease.used_blocks += num_blocks
         return blocks
@@ -223,25 +229,36 @@ class SlabAllocator:
         freed, self._freed = self._freed, []
         return freed
 
-    def _lease_slab(self, model: str, lease: _Lease, blocks: list[int], wanted: int) -> None:
-        """Leases a slab and adds its first blocks, as many as are wanted, to those given out."""
-        index = self._free_slabs.pop()
-        slab = self._slabs[index]
-        slab.model = model
-        end = slab.first_page + lease.blocks_per_slab * lease.layers
-        pages = list(range(slab.first_page, end, lease.layers))
-        blocks += pages[:wanted]
-        slab.used.update(pages[:wanted])
-        slab.free = pages[wanted:][::-1]
-        lease.slabs += 1
-        lease.free_blocks += lease.blocks_per_slab
-        self._move(lease, index, 0, len(slab.free))
+    def _lease_slabs(
+        self, model: str, lease: _Lease, count: int, blocks: list[int], wanted: int
+    ) -> None:
+        """Leases slabs and adds their blocks to those given out, until there are `wanted`."""
+        self.lease_changes += 1
+        size, layers = lease.blocks_per_slab, lease.layers
+        indices = self._free_slabs[-count:]
+        del self._free_slabs[-count:]
+        for index in reversed(indices):
+            slab = self._slabs[index]
+            slab.model = model
+            first = slab.first_page
+            if size == 1:  # the usual case where all models are as deep; it counts
+                slab.used.add(first)
+                blocks.append(first)
+                continue
+            pages = range(first, first + size * layers, layers)
+            taken = pages[: wanted - len(blocks)]
+            slab.used.update(taken)
+            blocks += taken
+            if len(taken) < size:
+                slab.free = list(reversed(pages[len(taken) :]))
+                self._move(lease, index, 0, len(slab.free))
 
     def _return_slab(self, lease: _Lease, index: int) -> None:
         self._move(lease, index, lease.blocks_per_slab, 0)
         slab = self._slabs[index]
         slab.model = None
         slab.free = []
+        self.lease_changes += 1
         lease.slabs -= 1
         lease.free_blocks -= lease.blocks_per_slab
         self._free_slabs.append(index)

@@ -55,7 +55,7 @@ class ConcurrentAdaptiveBatch:
                 return None
         for index, model in self._turns(unit, "decode"):
             if unit.models[model].has_decode and self._compute.fits((model, "decode"), running):
-                step = unit.make_decode(model, settled=True)
+                step = unit.make_decode(model)
                 if step is not None:
                     self._last["decode"] = index
                     return step
@@ -116,7 +116,7 @@ class ConcurrentFcfs:
                 continue
             if not self._compute.fits((model, "decode"), running):
                 return None
-            step = unit.make_decode(model, settled=True)
+            step = unit.make_decode(model)
             if step is not None:
                 return step
         return None

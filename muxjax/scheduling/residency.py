@@ -4,13 +4,13 @@ A request is admitted when there are pages for its whole prefix and a first deco
 burst of those of its model that run already, who would else soon preempt it. Running sequences grow
 by blocks; where pages are short, `preemption.py` says who must give.
 
-Requests that were refused pages stand in one line over all models: first those whose model has
-been refused for `RECLAIM_STEPS` steps; last those that have to borrow because others of their model
-fill its quota; each part in the order of arrival. While a request stands in it, nobody behind it
-may keep taking what comes free: admitting one must leave its model within its quota, or within its
-floor if the one before it needs more than the quota of its own model. Running requests end, so that
-the first in line gets its turn. Who is not asked for any more, since the policy turned to others,
-stands in nobody's way.
+Requests that were refused pages stand in one line over all models: last those that have to borrow
+because others of their model fill its quota; first those of the rest whose model has been refused
+for `RECLAIM_STEPS` steps; each part in the order of arrival. While a request stands in it, nobody
+behind it may keep taking what comes free: admitting one must leave its model within its quota, or
+within its floor if the one before it needs more than the quota of its own model. Running requests
+end, so that the first in line gets its turn. Who is not asked for any more, since the policy turned
+to others, stands in nobody's way.
 
 What was borrowed comes back in three ways:
 - to a model that stays within its floor at once, by preemption;
@@ -51,12 +51,13 @@ class _Refusal:
 
     Attributes:
       request: the request.
-      since: steps made when its model was first refused.
+      since: steps made when its model was first refused, and not for having filled its quota.
       asked: steps made when the policy last asked for it.
       tried: steps made when it was last worked out that it cannot be admitted.
       changes: what `Residency._changes` gave then.
-      place: see `Residency._place`, as things were then.
+      place: 2 if it had to borrow because others of its model filled the quota then, else 1.
       over_quota: whether it needs more than its model's quota by itself.
+      ripe: whether it had been refused for `RECLAIM_STEPS` steps already.
       claims: whether it may have others preempted.
     """
 
@@ -67,6 +68,7 @@ class _Refusal:
     changes: int
     place: int
     over_quota: bool
+    ripe: bool
     claims: bool
 
 
@@ -176,7 +178,7 @@ class Residency:
         self._freed += 1
 
     def _ripe(self, refusal: _Refusal) -> bool:
-        return self.steps_made - refusal.since >= RECLAIM_STEPS
+        return refusal.place == 1 and self.steps_made - refusal.since >= RECLAIM_STEPS
 
     def _worth_trying(self, refusal: _Refusal, request: Request) -> bool:
         """Whether anything has changed since a model's first request was refused."""
@@ -185,7 +187,7 @@ class Residency:
             return True
         if refusal.claims:
             return self.steps_made - refusal.tried >= _CLAIM_AGAIN
-        return self._ripe(refusal)
+        return self._ripe(refusal) and not refusal.ripe
 
     def _may_admit(self, state: ModelState, request: Request, blocks: int) -> bool:
         name = state.spec.name
@@ -198,19 +200,23 @@ class Residency:
         refusal = self._refused.get(name)
         ripe = refusal is not None and self._ripe(refusal)
         alone = self._allocator.slabs_for(name, _blocks_to_admit(state.spec, request))
-        over_quota = alone > quotas.quotas[name]
-        place = 1 if over_quota or total <= quotas.quotas[name] else 2
-        limit = self._limit_in_line(request, 0 if ripe else place)
-        if total <= limit and slabs <= quotas.leasable(name):
-            return True
-        reason = self._claim(name, leased, total, ripe and total <= limit)
-        if reason is not None and self._preempt_for(name, slabs, None, reason):
+        quota = quotas.quotas[name]
+        over_quota = alone > quota
+        place = 1 if over_quota or total <= quota else 2
+        fits = slabs <= quotas.leasable(name)
+        reason = self._claim(name, leased, total, ripe)
+        if reason != "floor" and (fits or reason):
+            place_now = 0 if ripe and place == 1 else place
+            first = total <= self._limit_in_line(request, place_now)
+            reason = reason if first else None
+            fits = fits and first
+        if fits or (reason and self._preempt_for(name, slabs, None, reason)):
             return True
         quotas.note_refused(name, slabs)
-        made = self.steps_made
-        since = made if refusal is None else refusal.since
+        made, changes = self.steps_made, self._changes
+        since = made if refusal is None or refusal.place == 2 else refusal.since
         self._refused[name] = _Refusal(
-            request, since, made, made, self._changes, place, over_quota, reason is not None
+            request, since, made, made, changes, place, over_quota, ripe, reason is not None
         )
         return False
 
@@ -237,8 +243,9 @@ class Residency:
         if not self._refused or allocator.free_slabs == limit:
             return limit
         quota = self._quotas.quotas[model]
+        patience = max(RECLAIM_STEPS, 2 * len(self._models))
         for name, refusal in self._refused.items():
-            if name == model or self.steps_made - refusal.asked > RECLAIM_STEPS:
+            if name == model or self.steps_made - refusal.asked > patience:
                 continue
             other = 0 if self._ripe(refusal) else refusal.place
             if (other, refusal.request.order) > (place, request.order):
@@ -346,7 +353,7 @@ def _growth(
     made = table.made[slots]
     counts = np.minimum(table.limit[slots] - made, num_tokens)
     blocks = (table.prompt[slots] + made + counts + (per_block - 2)) // per_block
-    return counts, blocks, np.flatnonzero(blocks > table.num_blocks[slots])
+    return counts, blocks, (blocks > table.num_blocks[slots]).nonzero()[0]
 
 
 def _blocks_to_admit(spec: ModelSpec, request: Request) -> int:

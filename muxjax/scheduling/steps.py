@@ -32,6 +32,9 @@ import numpy as np
 
 from muxjax.sampling_params import SamplingParams
 
+STEPS_AHEAD = 2
+"""Steps in flight at most where one runs at a time: the one that runs and the next."""
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ class Timeline:
                 counts,
             )
         )
+
+    def observer(self, name: str) -> Callable[[Unit, Step, StepResult], None]:
+        """What an engine or a simulation shows its steps to; `name` is the unit's."""
+
+        def observe(unit: Unit, step: Step, result: StepResult) -> None:
+            self.record(unit, step, result, name)
+
+        return observe
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Trace events, as the format's specification has them."""

@@ -315,6 +315,8 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
+        if not state.prefilling and not (state.waiting and state.free_slots):
+            return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
         if max_tokens is not None:
@@ -334,14 +336,13 @@ class Unit:
             budget -= len(chunks[-1].tokens)
         return Prefill(model, chunks) if chunks else None
 
-    def make_decode(
-        self, model: str, max_tokens: int | None = None, *, settled: bool = False
-    ) -> Decode | None:
+    def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
         """Makes a decode of all of a model's sequences that may have tokens left to make.
 
         The step counts as submitted: a policy returns what it made. If pages are short, fewer
         tokens are made; if they are short for one token, requests are preempted; a sequence that
-        gets no page nevertheless is left out.
+        gets no page nevertheless is left out. Where steps run side by side, so are sequences that
+        a step in flight works on.
 
         A sequence that must follow a grammar is left out while a step in flight works on it, since
         what it may choose next is known only then. While there is one, steps are of one token for
@@ -350,8 +351,6 @@ class Unit:
         Args:
           model: name.
           max_tokens: a limit below that of the model's buckets.
-          settled: leave out sequences that a step in flight works on; for devices that run steps
-            side by side and not in order.
 
         Returns:
           The step, or None if there is no such sequence.
@@ -365,11 +364,11 @@ class Unit:
         constrained = bool(table.constrained.any())
         if constrained:
             most = 1
-        if self._in_flight and (settled or constrained):
+        if self._in_flight and (self._side_by_side or constrained):
             numbers = [flight.number for flight in self._in_flight]
             busy = np.isin(table.last_step, numbers)
-            left[busy if settled else busy & table.constrained] = 0
-        slots = np.flatnonzero(left)
+            left[busy if self._side_by_side else busy & table.constrained] = 0
+        slots = left.nonzero()[0]
         if not slots.size:
             return None
         slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))

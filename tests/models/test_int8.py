@@ -41,6 +41,14 @@ def test_one_row_is_what_it_is_among_others() -> None:
         )
 
 
+def test_one_row_is_padded_on_the_cpu() -> None:
+    """XLA:CPU widens the whole matrix to int32 for one row, and takes seventeen times longer."""
+    numbers, scales = quantise(matrix(40, 64))
+    lowered = product.lower(matrix(1, 64), numbers, scales).as_text()
+    assert "tensor<40x2xi32>" in lowered
+    assert "tensor<40x1xi32>" not in lowered
+
+
 def test_large_activations_do_not_drown_the_others() -> None:
     weight, x = matrix(256, 512), matrix(4, 512)
     x[:, 7] *= 100

@@ -13,7 +13,7 @@ from muxjax import compile_check
 from muxjax.aot import DescribedDevices, TargetUnavailable
 from muxjax.compile_check import CheckedProgram, CompileCheck, faults_of, table_of
 
-# Llama 3 8B, SmolLM2 135M and Gemma 3 270M by shape; weights are shapes only.
+# Llama 3 8B, SmolLM2 135M (once in int8) and Gemma 3 270M by shape; weights are shapes only.
 LLAMA = {
     "vocab_size": 128256,
     "num_hidden_layers": 32,
@@ -44,13 +44,23 @@ GEMMA = {
     "max_position_embeddings": 32768,
     "sliding_window": 512,
 }
-MODELS = {"llama": ("llama", LLAMA), "smollm2": ("llama", SMOLLM2), "gemma": ("gemma3", GEMMA)}
+MODELS = {
+    "llama": ("llama", LLAMA, "none"),
+    "smollm2": ("llama", SMOLLM2, "none"),
+    "gemma": ("gemma3", GEMMA, "none"),
+    "smollm2-int8": ("llama", SMOLLM2, "int8"),
+}
 
 
 def fleet_file(folder: Path, llama_layers: int, pool: str = "4GB") -> Path:
     models = [
-        {"name": name, "source": f"config:{family}", "config": dict(config)}
-        for name, (family, config) in MODELS.items()
+        {
+            "name": name,
+            "source": f"config:{family}",
+            "config": dict(config),
+            "quantization": quantization,
+        }
+        for name, (family, config, quantization) in MODELS.items()
     ]
     models[0]["config"]["num_hidden_layers"] = llama_layers
     fleet = {

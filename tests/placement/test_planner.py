@@ -175,3 +175,16 @@ def test_many_nodes_are_no_trouble() -> None:
     loads = [ModelLoad(f"m{i}", "llama3-8b", 3.0) for i in range(12)]
     found = plan_of(loads, "64x8:v5e", effort=0.1)
     assert found.throughput == pytest.approx(36.0)
+
+
+def test_time_shares_are_within_bounds_where_upstreams_placement_is_begun_from() -> None:
+    # Upstream's units have curves of a share of the compute; in turn all programs have the whole.
+    kinds = ["llama-7b"] * 12 + ["llama-13b"] * 4 + ["llama-30b"] * 2 + ["llama-65b"]
+    loads = [
+        ModelLoad(f"llm-{index}", kind, 40 * (index + 1) ** -2.1)
+        for index, kind in enumerate(kinds)
+    ]
+    table = ProfileTable(a100_profile())
+    plan = make_plan(loads, parse_cluster("4x8:a100-80gb"), [table], Options("time_sliced"))
+    for unit in plan.units:
+        assert sum(m.prefill_time + m.decode_time for m in unit.models) <= 1 + 1e-6

@@ -93,3 +93,11 @@ def test_the_simulated_executor_takes_them() -> None:
     result = executor.result(executor.submit(step))
     assert result.seconds == pytest.approx(TIMES.decode_seconds(1, 4, 14))
     assert [len(tokens) for tokens in result.tokens] == [4]
+
+
+def test_a_step_always_takes_time() -> None:
+    times = StepTimes(
+        {16: PrefillTimes(0.0, ((16, 0.0),), 0.0, -1.0)}, {1: DecodeTimes(0.0, ((1, 0.002),), -1.0)}
+    )
+    assert times.prefill_seconds([(1, 1, True)]) > 0
+    assert times.decode_seconds(1, 2, 5) == pytest.approx(0.002)  # half of what it takes alone

@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import jsonschema
 import pytest
 
 from tests.serve.conftest import wait_until
-from tests.serve.fake_fleet import FakeFleet
+from tests.serve.fake_fleet import TEMPLATE, FakeFleet, FakeModel, fake_tokenizer
 
 COMPLETION = {"model": "chat", "prompt": "ab"}
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
@@ -424,6 +425,28 @@ def test_the_event_stream_itself(http: httpx.Client) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     assert [event["choices"][0]["text"] for event in events] == ["a", "b"]
     assert all(event["object"] == "text_completion" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/completions", {**COMPLETION, "logprobs": 2, "echo": True}, "Completion"),
+        ("/v1/chat/completions", {**CHAT, "logprobs": True, "n": 2}, "ChatCompletionChunk"),
+        ("/v1/chat/completions", {**CHAT, "tools": [tool("f")]}, "ChatCompletionChunk"),
+    ],
+)
+def test_events_are_as_documented(
+    http: httpx.Client, fleet: FakeFleet, path: str, body: dict[str, Any], name: str
+) -> None:
+    fleet.models = {"chat": FakeModel("chat", fake_tokenizer(TEMPLATE), 4096)}
+    fleet.text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    document = http.get("/openapi.json").json()
+    schema = {**document, "$ref": f"#/components/schemas/{name}"}
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    lines = [line for line in http.post(path, json=asked).text.split("\n\n") if line]
+    assert lines.pop() == "data: [DONE]"
+    for line in lines:
+        jsonschema.validate(json.loads(line.removeprefix("data: ")), schema)
 
 
 def test_the_openapi_document_resolves(http: httpx.Client) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -27,6 +29,12 @@ def tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
 
 
 @pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
+
+
+@pytest.fixture
 def tokenizer_file(tmp_path: Path) -> Path:
     """Bytes are tokens."""
     tokenizer = Tokenizer(models.BPE({chr(i): i for i in range(33, 127)}, []))
@@ -35,11 +43,11 @@ def tokenizer_file(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_token_ids_where_nobody_counts() -> None:
+def test_token_ids_where_nobody_counts(client: httpx.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = make_prompter(Server(url), "m", seed=1)
-        again = make_prompter(Server(url), "m", seed=1)
-        other = make_prompter(Server(url), "n", seed=1)
+        prompter = make_prompter(client, Server(url), "m", seed=1)
+        again = make_prompter(client, Server(url), "m", seed=1)
+        other = make_prompter(client, Server(url), "n", seed=1)
     prompt = prompter.make(50)
     assert prompter.how == "token ids"
     assert len(prompt) == 50
@@ -48,39 +56,39 @@ def test_token_ids_where_nobody_counts() -> None:
     assert other.make(50) != prompt
 
 
-def test_words_for_chats_where_nobody_counts() -> None:
+def test_words_for_chats_where_nobody_counts(client: httpx.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = make_prompter(Server(url, "openai-chat"), "m", seed=1)
+        prompter = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
     assert prompter.how == "words"
     prompt = prompter.make(7)
     assert isinstance(prompt, str)
     assert len(prompt.split()) == prompter.count(prompt) == 7
 
 
-def test_the_server_counts() -> None:
+def test_the_server_counts(client: httpx.Client) -> None:
     with serving(tokenize) as url:
-        ids = make_prompter(Server(url), "m", seed=1)
+        ids = make_prompter(client, Server(url), "m", seed=1)
         assert (ids.how, len(ids.make(33))) == ("server", 33)
-        text = make_prompter(Server(url, "openai-chat"), "m", seed=1)
+        text = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
         for tokens in (1, 8, 9):  # an odd one needs a filler
             prompt = text.make(tokens)
             assert isinstance(prompt, str)
             assert text.count(prompt) == max(2, tokens)  # a word is two tokens at least
 
 
-def test_a_tokenizer_counts(tokenizer_file: Path) -> None:
+def test_a_tokenizer_counts(client: httpx.Client, tokenizer_file: Path) -> None:
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
         prompter = make_prompter(
-            Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
+            client, Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
         )
         assert prompter.how == "tokenizer"
         assert prompter.count(str(prompter.make(41))) == 41
 
 
-def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read(client: httpx.Client, tmp_path: Path) -> None:
     server = Server("http://127.0.0.1:1")
     with pytest.raises(BenchError, match=r"no tokenizer\.json"):
-        make_prompter(server, "m", seed=0, tokenizer=tmp_path)
+        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BenchError, match="--tokenizer"):
-        make_prompter(server, "m", seed=0, tokenizer=tmp_path)
+        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)

@@ -1,0 +1,130 @@
+"""Requests made up from the OpenAPI document: none is answered otherwise than it says.
+
+Schemathesis makes requests that fit the document and some that do not, sends them to the
+application, and checks status, content type and body of each answer against the document. The suite
+sends some hundreds; `pytest -m fuzz -s` sends more than 5,000 and says how they were answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+
+from muxjax.serve.app import create_app
+from tests.serve.fake_fleet import EOS, FakeFleet
+
+load_all_checks()
+# Fields that exclude each other, and what a model can take, are beyond a schema: a request that
+# fits the document may be refused.
+EXCLUDED = [CHECKS.get_one("positive_data_acceptance")]
+SENT: Counter[tuple[str, int]] = Counter()
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakeFleet()))
+
+
+def mended(body: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, without what a schema cannot rule out."""
+    known = "chat" if "messages" in body else ("chat", "plain/base")[len(str(body)) % 2]
+    body["model"] = known
+    for name in ("stop_token_ids", "tokens"):
+        if isinstance(body.get(name), list):
+            body[name] = [token % EOS for token in body[name]][:6]
+    if isinstance(body.get("logit_bias"), dict):
+        values = list(body["logit_bias"].values())
+        body["logit_bias"] = {str(at): value % 100 for at, value in enumerate(values)}
+    if body.get("best_of") is not None or (body.get("min_tokens") or 0) > 0:
+        body.pop("best_of", None)
+        body.pop("min_tokens", None)
+    if not body.get("stream"):
+        body.pop("stream_options", None)
+    if isinstance(body.get("stop"), list):
+        body["stop"] = [text or "x" for text in body["stop"]][:16]
+    if body.get("stop") == "":
+        body["stop"] = "x"
+    for name in ("top_p", "repetition_penalty"):
+        if body.get(name) == 0:
+            body[name] = 1
+    if body.get("max_tokens") == 0:
+        body["max_tokens"] = 1
+    body["n"] = None if body.get("n") is None else body["n"] % 3 + 1
+    if "prompt" in body and "tokens" not in body:
+        body["prompt"] = _prompt(body["prompt"])
+    if isinstance(body.get("messages"), list):
+        _mend_chat(body)
+    if "n" in body and body["n"] is None:
+        del body["n"]
+    return body
+
+
+def _prompt(prompt: Any) -> Any:
+    if isinstance(prompt, int):
+        return prompt % EOS
+    if isinstance(prompt, list):
+        return [_prompt(part) for part in prompt][:4] or "a"
+    return prompt[:50] or "a" if isinstance(prompt, str) else prompt
+
+
+def _mend_chat(body: dict[str, Any]) -> None:
+    if body.get("top_logprobs") is not None:
+        body["logprobs"] = True
+    if body.get("max_tokens") is not None:
+        body.pop("max_completion_tokens", None)
+    messages = []
+    for message in body["messages"][:3]:
+        content = message.get("content")
+        content = content[:20] if isinstance(content, str) else content or "x"
+        messages.append({"role": "user", "content": content})
+    body["messages"] = messages
+    for at, tool in enumerate(body.get("tools") or []):
+        tool["function"].update(name=f"f{at}", parameters={})
+    if not body.get("tools") or isinstance(body.get("tool_choice"), dict):
+        body.pop("tool_choice", None)
+    if "prompt" in body:
+        body["prompt"] = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    """Says at the end what was sent, and that it was not all refused."""
+    yield
+    posts = {f"{path} {status}": count for (path, status), count in SENT.items() if "POST" in path}
+    print(f"\n{sum(SENT.values())} requests, {dict(sorted(posts.items()))}")
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        assert SENT[f"POST {path}", 200] > 0, path
+
+
+def send(case: schemathesis.Case) -> None:
+    # Most requests that fit the document are mended so that a model could take them as well.
+    fits = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if fits and isinstance(case.body, dict) and len(str(case.body)) % 8:
+        case.body = mended(dict(case.body))
+    answer = case.call_and_validate(excluded_checks=EXCLUDED)
+    SENT[f"{case.method} {case.path}", answer.status_code] += 1
+
+
+def settings(examples: int) -> Any:
+    return hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=examples < 100,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+@SCHEMA.parametrize()
+@settings(12)
+def test_answers_are_as_documented(case: schemathesis.Case) -> None:
+    send(case)
+
+
+@pytest.mark.fuzz
+@SCHEMA.parametrize()
+@settings(1000)
+def test_thousands_of_answers_are_as_documented(case: schemathesis.Case) -> None:
+    send(case)
