@@ -188,6 +188,9 @@ class Decoder(nnx.Module):
       ValueError: a parameter is missing, unknown or misshapen.
     """
 
+    embed: nnx.Param
+    final_norm: nnx.Param
+
     def __init__(
         self,
         config: ModelConfig,

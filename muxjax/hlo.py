@@ -96,8 +96,8 @@ def collectives(hlo: str) -> dict[str, int]:
 
 def _limit(condition: list[str]) -> int:
     """The constant that a loop's counter is compared with; 1 if there is more to its condition."""
-    constants = dict(match.groups() for line in condition if (match := _CONSTANT.search(line)))
+    constants = {m[1]: int(m[2]) for line in condition if (m := _CONSTANT.search(line))}
     for line in condition:
         if (match := _LESS.search(line)) and match[1] in constants:
-            return int(constants[match[1]])
+            return constants[match[1]]
     return 1

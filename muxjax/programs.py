@@ -238,8 +238,8 @@ class ModelPrograms:
         )
 
         def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, Emitted]:
-            kv, state, made, prompt = mapped(*inputs)
-            return kv, state, Emitted(*made, prompt)
+            kv, state, (tokens, logprobs), prompt = mapped(*inputs)
+            return kv, state, Emitted(tokens, logprobs, prompt)
 
         arguments = [self.mesh.whole(*argument) for argument in local]
         if current_target().platform == "tpu":
