@@ -36,7 +36,8 @@ from muxjax.pallas_kernels.target import current_target
 from muxjax.placement.demand import expected_demand
 from muxjax.programs import Buckets, ModelPrograms, Program
 from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.specs import BucketLimits, ModelSpec
+from muxjax.scheduling.pools import pool_of
+from muxjax.scheduling.specs import BucketLimits, LatencyTargets, ModelSpec
 from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
 
@@ -208,6 +209,8 @@ def make_plan(
         num_pages,
         make_policy(config.policy),
         demand=expected_demand,
+        kv_quotas=pool_of(config.policy),
+        refuse_late=config.refuse_late,
         record_freed=poison,
     )
     kv = jax.ShapeDtypeStruct((num_pages, rows, 128), kv_dtype)
@@ -390,6 +393,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         prompt_tokens=entry.prompt_tokens,
         output_tokens=entry.output_tokens,
         kv_floor=entry.kv_floor,
+        targets=LatencyTargets(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
     )
 
 

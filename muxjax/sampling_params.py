@@ -13,6 +13,9 @@ MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 8
 """Most stop token ids a request may hold on the device, the model's own included."""
 MAX_STOP_STRINGS = 16
+MAX_PRIORITY = 100
+HEAD_START = 1000
+"""Places in the line that one step of priority is worth."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class SamplingParams:
       ignore_eos: do not end at the model's own end token.
       logprobs: how many alternatives to report for each token (0: only the chosen token's
         log-probability; None: none). Taken from the raw logits, before temperature and penalties.
+      priority: requests of a higher one go first. A head start in the line and no more, so that
+        nobody waits for ever: each step up is worth `HEAD_START` places.
 
     Raises:
       InvalidRequest: a value out of its range; `field` names it.
@@ -54,6 +59,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -65,6 +71,7 @@ class SamplingParams:
             object.__setattr__(self, field, tuple(value))
         self._whole("max_tokens", 1, 2**31 - 1)
         self._whole("top_k", 0, 2**31 - 1)
+        self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
         self._real("min_p", 0.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded, UnknownModel
 
 CLIENT_CLOSED_REQUEST = 499
 """Nginx's status for a client that left before the answer; seen by nobody but logs."""
@@ -23,16 +24,24 @@ class ApiError(Exception):
       message: what is wrong, for the reader.
       param: the request's field at fault, if one is.
       code: a word for programs.
+      retry_after: seconds after which another try is worth it.
     """
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = retry_after
 
     @property
     def body(self) -> dict[str, Any]:
@@ -54,6 +63,9 @@ def api_error(error: MuxError) -> ApiError:
         return ApiError(str(error), status=404, param="model", code="model_not_found")
     if isinstance(error, InvalidRequest):
         return ApiError(str(error), param=error.field)
+    if isinstance(error, Overloaded):
+        seconds = error.retry_after
+        return ApiError(str(error), status=503, code="overloaded", retry_after=seconds)
     if isinstance(error, EngineDead):
         return ApiError(str(error), status=503, code="engine_dead")
     return ApiError(str(error), status=500)
@@ -64,7 +76,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_api_error(request: Request, error: ApiError) -> Response:
         # A refused body may still be on its way; the connection is not worth waiting for it.
-        headers = {"connection": "close"} if error.status == 413 else None
+        headers = {"connection": "close"} if error.status == 413 else {}
+        if error.retry_after is not None:
+            headers["retry-after"] = str(math.ceil(error.retry_after))
         return JSONResponse(error.body, status_code=error.status, headers=headers)
 
     async def on_mux_error(request: Request, error: MuxError) -> Response:

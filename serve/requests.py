@@ -92,6 +92,7 @@ class GenerationRequest(_Strict):
     ignore_eos: bool | None = Field(default=None, description="Extension.")
     min_p: float | None = Field(default=None, description="Extension.")
     repetition_penalty: float | None = Field(default=None, description="Extension.")
+    priority: int | None = Field(default=None, description="Extension: higher goes first.")
     stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
     top_k: int | None = Field(default=None, description="Extension; 0 and -1 mean off.")
 
@@ -108,6 +109,7 @@ class GenerationRequest(_Strict):
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
+            priority=_or(self.priority, 0),
             presence_penalty=_or(self.presence_penalty, 0.0),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,
