@@ -93,7 +93,8 @@ def simulate(
         str, typer.Option(help="The workload is run at each of these multiples of its rate.")
     ] = "0.5,1,1.5,2",
     policy: Annotated[
-        str, typer.Option(help="Any of adbs, fcfs, round_robin, temporal, spatial.")
+        str,
+        typer.Option(help="Any of slo, adbs, fcfs, round_robin, static, temporal, spatial, mutex."),
     ] = "adbs",
     execution: Annotated[
         str | None,
@@ -123,11 +124,12 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate a plan: the real scheduler on a simulated clock."""
-    from muxjax.placement.metrics import DEFAULT_SCALE, Target
+    from muxjax.placement.metrics import Target
     from muxjax.placement.plan_costs import plan_costs, plan_targets
     from muxjax.placement.simulation import Setup, checked_scales
     from muxjax.placement.trace import First
     from muxjax.placement.traces import open_trace
+    from muxjax.scheduling.specs import DEFAULT_SCALE
 
     scales = checked_scales(_numbers(rate_scales, "--rate-scales"))
     if execution is not None:

@@ -37,6 +37,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.memory_size import Memory
 from muxjax.placement.cluster import parse_cluster
+from muxjax.scheduling.specs import DEFAULT_SCALE
 from muxjax.server_config import ServerConfig
 from muxjax.yaml_lines import read_yaml
 
@@ -72,6 +73,11 @@ class SloConfig(_Section):
     tpot: Positive | None = Field(
         default=None,
         description="For each token after the first, on average; by default no target.",
+    )
+    scale: Positive = Field(
+        default=DEFAULT_SCALE,
+        description="For what has no target: how many times longer than a request that is alone "
+        "requests may take, under the slo policy.",
     )
 
 
@@ -180,10 +186,14 @@ class FleetConfig(_Section):
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Devices that the fleet runs on, its models cut among them."
     )
-    policy: Literal["adbs", "fcfs", "round_robin"] = Field(
-        default="adbs",
-        description="What picks the next step: adbs (the paper's adaptive batch scheduling), fcfs "
-        "or round_robin.",
+    policy: Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "mutex"] = Field(
+        default="slo",
+        description="What picks the next step: slo (by latency targets), adbs (the paper's "
+        "adaptive batch scheduling), or a baseline: fcfs, round_robin, static, temporal, mutex.",
+    )
+    refuse_late: bool = Field(
+        default=False,
+        description="Refuse requests at once that could not be served within their targets.",
     )
     engine: Annotated[EngineConfig, _absent_is_empty] = Field(
         default_factory=EngineConfig, description="Sizes of the compiled steps."

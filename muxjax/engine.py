@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, runtime_checkable
 
-from muxjax.errors import EngineDead, InvalidRequest
+from muxjax.errors import EngineDead, InvalidRequest, Overloaded
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.steps import STEPS_AHEAD, Executor, Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
@@ -82,7 +82,7 @@ class Engine:
         def add() -> None:
             try:
                 self._unit.add(request)
-            except InvalidRequest as error:
+            except (InvalidRequest, Overloaded) as error:
                 self._sinks.pop(request.id, None)
                 sink.failed(error)
 

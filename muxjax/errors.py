@@ -35,6 +35,18 @@ class PoolTooSmall(MuxError):
     """A pool or quota that cannot hold even one request of a model's full length."""
 
 
+class Overloaded(MuxError):
+    """A request that was refused because it could not be served in time.
+
+    Attributes:
+      retry_after: seconds after which it might be.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
 

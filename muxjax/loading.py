@@ -37,7 +37,8 @@ from muxjax.placement.demand import expected_demand
 from muxjax.programs import Buckets, ModelPrograms, Program
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
+from muxjax.scheduling.pools import pool_of
+from muxjax.scheduling.specs import BucketLimits, Demand, LatencyTargets, ModelSpec
 from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
 from muxjax.weights import decoder_of, load_weights, stacks_of
@@ -246,7 +247,13 @@ def make_plan(
 
     def make_unit() -> Unit:
         return Unit(
-            specs, num_pages, make_policy(config.policy), demand=demand, record_freed=poison
+            specs,
+            num_pages,
+            make_policy(config.policy),
+            demand=demand,
+            kv_quotas=pool_of(config.policy),
+            refuse_late=config.refuse_late,
+            record_freed=poison,
         )
 
     make_unit()  # refuses a pool that is too small
@@ -400,6 +407,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         prompt_tokens=entry.prompt_tokens,
         output_tokens=entry.output_tokens,
         kv_floor=entry.kv_floor,
+        targets=LatencyTargets(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
     )
 
 

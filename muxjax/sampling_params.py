@@ -16,6 +16,9 @@ MAX_STOP_TOKEN_IDS = 8
 MAX_LOGIT_BIAS = 300
 """Most tokens that `SamplingParams.logit_bias` may name."""
 MAX_STOP_STRINGS = 16
+MAX_PRIORITY = 100
+HEAD_START = 1000
+"""Places in the line that one step of priority is worth."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class SamplingParams:
         log-probability; None: none). Taken from the raw logits, before temperature and penalties.
       prompt_logprobs: the same for the tokens of the prompt, but the first, which nothing precedes.
       grammar: what the output must be; see `muxjax.grammar`.
+      priority: requests of a higher one go first. A head start in the line and no more, so that
+        nobody waits for ever: each step up is worth `HEAD_START` places.
 
     Raises:
       InvalidRequest: a value out of its range; `field` names it.
@@ -65,6 +70,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -77,6 +83,7 @@ class SamplingParams:
         self._whole("max_tokens", 1, 2**31 - 1)
         self._whole("min_tokens", 0, 2**31 - 1)
         self._whole("top_k", 0, 2**31 - 1)
+        self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
         self._real("min_p", 0.0, 1.0)

@@ -23,9 +23,7 @@ from typing import Any
 
 from muxjax.placement.cost_model import CostModel
 from muxjax.placement.records import RequestRecord
-
-DEFAULT_SCALE = 8.0
-"""Latency allowed, in multiples of what the request takes alone (MuxServe's figures)."""
+from muxjax.scheduling.specs import LatencyTargets
 
 _BIN = math.log(1.001)
 _SHORTEST = 1e-9
@@ -100,6 +98,21 @@ class Target:
         if self.scale is None:
             return True
         return latency <= self.scale * self.alone(record, costs)
+
+    def for_scheduler(
+        self, prompt_tokens: float, output_tokens: float, costs: CostModel
+    ) -> LatencyTargets:
+        """The same target as the scheduler takes it, for requests of these mean lengths."""
+        if self.scale is None:
+            return LatencyTargets(self.ttft, self.tpot)
+        prompt, context = max(1.0, prompt_tokens), prompt_tokens + output_tokens / 2
+        return LatencyTargets(
+            self.ttft,
+            self.tpot,
+            self.scale,
+            costs.prefill_seconds(self.kind, prompt, prompt, tp=self.tp),
+            costs.decode_seconds(self.kind, 1, context, tp=self.tp),
+        )
 
     def alone(self, record: RequestRecord, costs: CostModel) -> float:
         """Seconds that the request takes with nothing beside it."""

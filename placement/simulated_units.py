@@ -15,6 +15,7 @@ from typing import Literal
 from muxjax.errors import PlanError, PoolTooSmall
 from muxjax.placement.cost_model import CostModel
 from muxjax.placement.demand import expected_demand
+from muxjax.placement.metrics import Target
 from muxjax.placement.model_shape import ModelShape
 from muxjax.placement.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.profile_table import ProfileTable
@@ -22,23 +23,26 @@ from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedMode
 from muxjax.placement.simulator import UnitSimulation
 from muxjax.placement.step_times import StepTimes
 from muxjax.scheduling.compute_shares import ComputeShares
-from muxjax.scheduling.concurrent_policies import make_concurrent_policy
+from muxjax.scheduling.concurrent import make_concurrent_policy
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.quotas import KVQuotas, OpenPool
+from muxjax.scheduling.pools import pool_of
+from muxjax.scheduling.quotas import OpenPool
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.scheduling.unit import Policy, Unit
 
-PolicyName = Literal["adbs", "fcfs", "round_robin", "temporal", "spatial"]
-"""`temporal` is `fcfs` on a pool without quotas, one program at a time whatever the execution:
-models take turns on the whole mesh, as in AlpaServe. `spatial` is each model on devices of its own
-(see `spatial.py`); on them it runs alone, so its policy is the default one."""
+PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
+"""Those of the engine (`scheduling/policies.py`), and `spatial`: each model on devices of its own
+(see `spatial.py`), where it runs alone, so that its policy is `adbs`. `temporal` and `mutex` run
+one program at a time whatever the execution."""
 
 PAGE_TOKENS = 16
 """Tokens of the widest model of a unit in a page; narrower ones have more."""
 MOST_BLOCKS = 2**16
 """Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
 which nobody needs; their pages are larger instead."""
+LEAST_PART = 0.2
+"""Of the compute, divided evenly whatever the need, where each model has a part of its own."""
 LONGEST = 8192
 """The longest request where the model's own context is longer, as in the engine."""
 
@@ -76,7 +80,7 @@ class System:
     @property
     def runs(self) -> Execution:
         """How programs run in fact."""
-        return "time_sliced" if self.policy == "temporal" else self.execution
+        return "time_sliced" if self.policy in ("temporal", "mutex") else self.execution
 
 
 def make_unit(
@@ -86,6 +90,7 @@ def make_unit(
     shapes: Mapping[str, ModelShape],
     *,
     bandwidth: float | None,
+    targets: Mapping[str, Target] | None = None,
 ) -> UnitSimulation:
     """One unit of a plan.
 
@@ -95,6 +100,7 @@ def make_unit(
       costs: how long its steps take.
       shapes: of each kind of model.
       bandwidth: bytes a second of one device's memory; for programs side by side.
+      targets: of each model, for the policies that count with them; by default the scheduler's own.
 
     Raises:
       PlanError: the pool does not hold a request of full length; says of which model, and what
@@ -104,12 +110,22 @@ def make_unit(
     steps = system.steps
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
+    if system.policy == "static" and execution == "concurrent":
+        planned = _in_parts(planned)
     page_bytes, specs = _specs(planned, costs, shapes, steps)
+    if targets is not None:
+        specs = [
+            replace(
+                spec,
+                targets=targets[spec.name].for_scheduler(
+                    spec.prompt_tokens, spec.output_tokens, costs
+                ),
+            )
+            for spec in specs
+        ]
     simulated = {model.name: _simulated(model, execution, costs) for model in planned.models}
     executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth)
-    open_pool = system.policy == "temporal" or (
-        execution == "concurrent" and system.policy in ("fcfs", "round_robin")
-    )
+    open_pool = execution == "concurrent" and system.policy in ("fcfs", "round_robin")
     estimates = _estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
 
@@ -125,7 +141,7 @@ def make_unit(
             _policy(system, planned, execution),
             demand=demand,
             estimates=estimates,
-            kv_quotas=OpenPool if open_pool else KVQuotas,
+            kv_quotas=OpenPool if open_pool else pool_of(system.policy),
             side_by_side=execution == "concurrent",
         )
     except PoolTooSmall as error:
@@ -138,7 +154,7 @@ def make_unit(
 
 
 def _policy(system: System, planned: PlannedUnit, execution: Execution) -> Policy:
-    name = {"temporal": "fcfs", "spatial": "adbs"}.get(system.policy, system.policy)
+    name = "adbs" if system.policy == "spatial" else system.policy
     if execution == "time_sliced":
         return make_policy(name)
     shares: dict[tuple[str, Literal["prefill", "decode"]], float] = {}
@@ -146,6 +162,18 @@ def _policy(system: System, planned: PlannedUnit, execution: Execution) -> Polic
         shares[model.name, "prefill"] = model.prefill_share
         shares[model.name, "decode"] = model.decode_share
     return make_concurrent_policy(name, ComputeShares(shares))
+
+
+def _in_parts(planned: PlannedUnit) -> PlannedUnit:
+    """The unit with compute shares that are the models' alone, by their need of device time."""
+    needs = [max(1e-9, model.prefill_time + model.decode_time) for model in planned.models]
+    least = LEAST_PART / len(needs)
+    total = sum(needs)
+    models = []
+    for model, need in zip(planned.models, needs, strict=True):
+        part = least + (1 - LEAST_PART) * need / total
+        models.append(model.model_copy(update={"prefill_share": part, "decode_share": part}))
+    return planned.model_copy(update={"models": tuple(models)})
 
 
 def _specs(

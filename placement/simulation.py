@@ -113,6 +113,7 @@ def run(
             setup.costs[unit.device],
             setup.shapes,
             bandwidth=_bandwidth(setup.plan, unit),
+            targets=setup.targets,
         )
         for unit in _units(setup, system)
         if unit.models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.errors import EngineDead, InvalidRequest, MuxError, TimedOut, UnknownModel
+from muxjax.errors import (
+    EngineDead,
+    InvalidRequest,
+    MuxError,
+    Overloaded,
+    TimedOut,
+    UnknownModel,
+)
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CLIENT_CLOSED_REQUEST = 499
@@ -66,6 +74,9 @@ def api_error(error: MuxError) -> ApiError:
         return ApiError(str(error), status=404, param="model", code="model_not_found")
     if isinstance(error, InvalidRequest):
         return ApiError(str(error), param=error.field)
+    if isinstance(error, Overloaded):
+        headers = {"retry-after": str(math.ceil(error.retry_after))}
+        return ApiError(str(error), status=503, code="overloaded", headers=headers)
     if isinstance(error, EngineDead):
         return ApiError(str(error), status=503, code="engine_dead", headers={"retry-after": "5"})
     if isinstance(error, TimedOut):

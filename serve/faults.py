@@ -40,6 +40,7 @@ _WHOLE = (
     "max_tokens",
     "max_completion_tokens",
     "min_tokens",
+    "priority",
     "seed",
     "top_k",
     "top_logprobs",

@@ -95,6 +95,7 @@ class GenerationRequest(Strict):
     min_p: float | None = between(0, 1, description="Extension.")
     min_tokens: int | None = between(0, 2**31 - 1, description="Extension.")
     repetition_penalty: float | None = between(0, 100, description="Extension.")
+    priority: int | None = Field(default=None, description="Extension: higher goes first.")
     stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
     top_k: int | None = between(-1, 2**31 - 1, description="Extension; 0 and -1 mean off.")
 
@@ -126,6 +127,7 @@ class GenerationRequest(Strict):
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
+            priority=_or(self.priority, 0),
             presence_penalty=_or(self.presence_penalty, 0.0),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,

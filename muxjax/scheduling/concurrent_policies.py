@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from muxjax.scheduling.compute_shares import ComputeShares
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.time_quotas import Phase, Turn
-from muxjax.scheduling.unit import Policy, Unit
+from muxjax.scheduling.unit import Unit
 
 
 class ConcurrentAdaptiveBatch:
@@ -28,45 +28,58 @@ class ConcurrentAdaptiveBatch:
     """
 
     name = "adbs"
+    one_prefill = True
 
     def __init__(self, compute: ComputeShares) -> None:
         self._compute = compute
-        self._last: dict[Phase, int] = {"prefill": -1, "decode": -1}
+        self._last: dict[Phase, str] = {}
         self._refused: dict[str, int] = {}
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
-        del now
         running = unit.in_flight()
         step: Step | None
-        if not any(phase == "prefill" for _, phase in running):
+        if not (self.one_prefill and any(phase == "prefill" for _, phase in running)):
             held_back = False
-            for index, model in self._turns(unit, "prefill"):
-                if not unit.models[model].has_prefill:
-                    continue
+            for model in self.prefills(unit, now):
                 if not self._compute.fits((model, "prefill"), running):
                     held_back |= self._might_fit(unit, model)
                     continue
                 step = unit.make_prefill(model)
                 if step is not None:
-                    self._last["prefill"] = index
+                    self.made(step, now)
                     return step
                 self._refused[model] = _finished(unit)
-            if held_back:
+            if held_back and self.one_prefill:
                 return None
-        for index, model in self._turns(unit, "decode"):
-            if unit.models[model].has_decode and self._compute.fits((model, "decode"), running):
+        for model in self.decodes(unit, now):
+            if self._compute.fits((model, "decode"), running):
                 step = unit.make_decode(model)
                 if step is not None:
-                    self._last["decode"] = index
+                    self.made(step, now)
                     return step
         return None
 
-    def _turns(self, unit: Unit, phase: Phase) -> Iterator[tuple[int, str]]:
+    def prefills(self, unit: Unit, now: float) -> list[str]:
+        """Models whose prefill is to be started now, in order: all that have one, in turn."""
+        del now
+        return [m for m in self._turns(unit, "prefill") if unit.models[m].has_prefill]
+
+    def decodes(self, unit: Unit, now: float) -> list[str]:
+        """Models with sequences to decode, in order: in turn."""
+        del now
+        return [m for m in self._turns(unit, "decode") if unit.models[m].has_decode]
+
+    def made(self, step: Step, now: float) -> None:
+        """Notes which step was made."""
+        del now
+        self._last["prefill" if isinstance(step, Prefill) else "decode"] = step.model
+
+    def _turns(self, unit: Unit, phase: Phase) -> list[str]:
         """Models in turn, who went last at the end."""
         models = list(unit.models)
-        for offset in range(1, len(models) + 1):
-            index = (self._last[phase] + offset) % len(models)
-            yield index, models[index]
+        last = self._last.get(phase)
+        first = 0 if last is None else models.index(last) + 1
+        return models[first:] + models[:first]
 
     def _might_fit(self, unit: Unit, model: str) -> bool:
         """Whether there may be pages and a slot for a prefill."""
@@ -79,6 +92,29 @@ class ConcurrentRoundRobin(ConcurrentAdaptiveBatch):
     """`round_robin`: the turns of `adbs`. What sets them apart is how the pool is divided."""
 
     name = "round_robin"
+
+
+class ConcurrentStatic(ConcurrentAdaptiveBatch):
+    """`static`: each model on its own part of the chip, with nothing to wait for of others'.
+
+    Within a part one program runs at a time, prefills first.
+    """
+
+    name = "static"
+    one_prefill = False
+
+    def prefills(self, unit: Unit, now: float) -> list[str]:
+        """Models with prompts whose part of the chip is free."""
+        return self._free(unit, super().prefills(unit, now))
+
+    def decodes(self, unit: Unit, now: float) -> list[str]:
+        """Models with sequences whose part of the chip is free."""
+        return self._free(unit, super().decodes(unit, now))
+
+    @staticmethod
+    def _free(unit: Unit, models: list[str]) -> list[str]:
+        busy = {model for model, _ in unit.in_flight()}
+        return [model for model in models if model not in busy]
 
 
 class ConcurrentFcfs:
@@ -133,23 +169,3 @@ def _oldest_settled(unit: Unit) -> Iterator[tuple[int, str]]:
 
 def _finished(unit: Unit) -> int:
     return sum([state.finished for state in unit.models.values()])
-
-
-CONCURRENT_POLICIES = {
-    policy.name: policy
-    for policy in (ConcurrentAdaptiveBatch, ConcurrentRoundRobin, ConcurrentFcfs)
-}
-
-
-def make_concurrent_policy(name: str, compute: ComputeShares) -> Policy:
-    """The policy of this name for programs that run side by side.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if name not in CONCURRENT_POLICIES:
-        raise ValueError(
-            f"no policy {name!r} for programs side by side; there are "
-            f"{', '.join(CONCURRENT_POLICIES)}"
-        )
-    return CONCURRENT_POLICIES[name](compute)

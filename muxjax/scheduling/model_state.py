@@ -12,11 +12,12 @@ from muxjax.scheduling.specs import ModelSpec
 class ModelState:
     """The requests of one model, and its counters.
 
-    All three groups are in the order of arrival, so the oldest comes first.
+    All groups are in the order of arrival, so the oldest comes first.
 
     Attributes:
       spec: the model.
       waiting: requests without pages, in the order in which they are admitted.
+      deferred: requests without pages that wait behind those, in order of their deferral.
       prefilling: requests with pages whose prefix is not wholly dispatched.
       running: requests with pages whose prefix is.
       table: the running requests as columns.
@@ -30,6 +31,7 @@ class ModelState:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.waiting: OrderedDict[int, Request] = OrderedDict()
+        self.deferred: OrderedDict[int, Request] = OrderedDict()
         self.prefilling: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.table = SlotTable(spec.limits.max_seqs)
@@ -42,7 +44,7 @@ class ModelState:
     @property
     def has_prefill(self) -> bool:
         """Whether there is a prefix to work on, if pages and slots allow."""
-        return bool(self.prefilling or self.waiting)
+        return bool(self.prefilling or self.waiting or self.deferred)
 
     @property
     def has_decode(self) -> bool:
@@ -75,10 +77,31 @@ class ModelState:
             request.leave_row()
         groups = {
             RequestState.WAITING: self.waiting,
+            RequestState.DEFERRED: self.deferred,
             RequestState.PREFILL: self.prefilling,
             RequestState.RUNNING: self.running,
         }
         del groups[request.state][request.id]
+
+    def defer(self, request: Request) -> None:
+        """Moves a waiting request behind all others that wait."""
+        del self.waiting[request.id]
+        request.state = RequestState.DEFERRED
+        self.deferred[request.id] = request
+
+    def recall(self, request: Request) -> None:
+        """Puts a deferred request back in line, at its new place."""
+        del self.deferred[request.id]
+        self.enqueue(request)
+
+    def enqueue(self, request: Request) -> None:
+        """Puts a request in line, at the place that its order says; nearly always the end."""
+        last = next(reversed(self.waiting.values()), None)
+        if last is not None and last.order > request.order:
+            self.requeue(request)
+            return
+        request.state = RequestState.WAITING
+        self.waiting[request.id] = request
 
     def requeue(self, request: Request) -> None:
         """Puts a preempted request back in line: before all who came after it."""
@@ -99,6 +122,7 @@ class ModelState:
         assert sorted(slots + self.free_slots) == list(range(self.spec.limits.max_seqs))
         for group, state in (
             (self.waiting, RequestState.WAITING),
+            (self.deferred, RequestState.DEFERRED),
             (self.prefilling, RequestState.PREFILL),
             (self.running, RequestState.RUNNING),
         ):
@@ -108,8 +132,9 @@ class ModelState:
                 assert request.state is state
                 assert 0 <= request.expected_tokens <= request.max_new_tokens
                 assert request.pending >= 0
-                assert bool(request.blocks) == (state is not RequestState.WAITING)
-        assert all(request.slot == -1 for request in self.waiting.values())
+                holds = state in (RequestState.PREFILL, RequestState.RUNNING)
+                assert bool(request.blocks) == holds
+                assert holds or request.slot == -1
         assert all(r.dispatched < r.prefix_tokens for r in self.prefilling.values())
         self._check_table()
 

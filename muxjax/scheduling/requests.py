@@ -16,9 +16,13 @@ FinishReason = Literal["stop", "length", "cancelled", "error", "abort"]
 
 
 class RequestState(enum.Enum):
-    """Where a request is: WAITING -> PREFILL -> RUNNING -> FINISHED; preemption leads back."""
+    """Where a request is: WAITING -> PREFILL -> RUNNING -> FINISHED; preemption leads back.
+
+    One that waits may be DEFERRED: others go first, until it waits again.
+    """
 
     WAITING = "waiting"
+    DEFERRED = "deferred"
     PREFILL = "prefill"
     RUNNING = "running"
     FINISHED = "finished"
@@ -55,6 +59,7 @@ class Request:
       dispatched: how many of them are in steps submitted so far.
       table: where its row is while it runs.
       preemptions: how often it lost its pages.
+      deferred: whether it was once put behind those that came later.
       first_token_at: when its first token was read, in seconds.
       finished_at: when it ended, in seconds.
       stop_set: `stop_ids` again, quick to ask; set when the request is added.
@@ -81,6 +86,7 @@ class Request:
     dispatched: int = 0
     table: SlotTable | None = None
     preemptions: int = 0
+    deferred: bool = False
     first_token_at: float | None = None
     finished_at: float | None = None
     stop_set: frozenset[int] = frozenset()

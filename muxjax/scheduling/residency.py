@@ -159,16 +159,20 @@ class Residency:
         """Takes a request out of its model's groups, with its pages and slot if it has any."""
         state = self._models[request.model]
         state.remove(request)
-        if request.state is RequestState.WAITING:
-            refusal = self._refused.get(request.model)
-            if refusal is not None and refusal.request is request:
-                self._forget(request.model)
+        if request.state in (RequestState.WAITING, RequestState.DEFERRED):
+            self.forget(request)
             return
         self._allocator.free(request.model, request.blocks)
         self._released[request.model] += 1
         request.blocks = []
         state.free_slots.append(request.slot)
         request.slot = -1
+
+    def forget(self, request: Request) -> None:
+        """Drops the record that the request was refused pages, if there is one."""
+        refusal = self._refused.get(request.model)
+        if refusal is not None and refusal.request is request:
+            self._forget(request.model)
 
     # Admission
 

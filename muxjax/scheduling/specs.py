@@ -28,6 +28,39 @@ class BucketLimits:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+DEFAULT_SCALE = 8.0
+"""Latency allowed where no target is given, in multiples of what a request takes alone (MuxServe's
+figures)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTargets:
+    """How long a model's requests may take. What the `slo` policy works towards.
+
+    A target that is not given is `scale` times what the request takes alone: with neither `ttft`
+    nor `tpot`, that is a target for the whole request, and waiting may use what decoding leaves.
+
+    Attributes:
+      ttft: seconds to the first token.
+      tpot: seconds for each token after it.
+      scale: for targets that are not given, the multiple of the time alone.
+      alone_ttft, alone_tpot: the time alone of a mean request, in seconds; None: estimated from the
+        unit's own steps.
+    """
+
+    ttft: float | None = None
+    tpot: float | None = None
+    scale: float = DEFAULT_SCALE
+    alone_ttft: float | None = None
+    alone_tpot: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ttft", "tpot", "scale", "alone_ttft", "alone_tpot"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"the latency target {name} must be above 0, not {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model of a unit as the scheduler sees it.
@@ -42,6 +75,7 @@ class ModelSpec:
       prompt_tokens: expected tokens of a prompt.
       output_tokens: expected tokens of an output.
       kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
+      targets: how long its requests may take.
     """
 
     name: str
@@ -53,6 +87,7 @@ class ModelSpec:
     prompt_tokens: float = 161.0
     output_tokens: float = 338.0
     kv_floor: float | None = None
+    targets: LatencyTargets = LatencyTargets()
 
     def __post_init__(self) -> None:
         if self.num_layers < 1 or self.tokens_per_page < 1:

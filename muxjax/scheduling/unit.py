@@ -12,7 +12,8 @@ Between `next_step` and `submit` nothing else may be called on the unit. Results
 order of submission. `next_step` returns None if nothing can be done before the next result.
 
 Rules that hold throughout:
-- requests of a model are admitted in order of arrival; one that was preempted keeps its place;
+- requests of a model are admitted in order of arrival, with a head start for those of a higher
+  priority; one that was preempted keeps its place, one that the policy defers goes to the end;
 - pages are given and taken by `residency.py`, within the quotas of `quotas.py`;
 - a request's pages are freed at once when it ends or is preempted, also while steps with it are in
   flight (the device runs steps in order); it is prefilled again only when none is;
@@ -29,6 +30,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
+from muxjax.sampling_params import HEAD_START
+from muxjax.scheduling.admission import refuse_if_late
 from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.estimates import StepEstimates
@@ -96,6 +99,7 @@ class Unit:
       kv_quotas: how the pool is divided; `quotas.OpenPool` does not divide it.
       side_by_side: steps may end in any order (in simulations of chips that run several at once);
         the policy then puts no request into two steps in flight.
+      refuse_late: refuse requests that could not be served within their model's targets.
       record_freed: keep freed pages for `take_freed_pages` (test mode).
 
     Raises:
@@ -112,6 +116,7 @@ class Unit:
         estimates: StepEstimates | None = None,
         kv_quotas: type[KVQuotas] = KVQuotas,
         side_by_side: bool = False,
+        refuse_late: bool = False,
         record_freed: bool = False,
     ) -> None:
         specs = list(specs)
@@ -123,6 +128,7 @@ class Unit:
         self.estimates = estimates or StepEstimates(names)
         self.allocator = _make_allocator(specs, num_pages, record_freed)
         self._side_by_side = side_by_side
+        self._refuse_late = refuse_late
         self._demand = demand
         demands = {spec.name: demand(spec, self.estimates) for spec in specs}
         self.quotas = kv_quotas(specs, self.allocator, {name: demands[name].kv for name in names})
@@ -144,6 +150,7 @@ class Unit:
         Raises:
           UnknownModel: the unit does not have the model.
           InvalidRequest: an empty prompt, or one that leaves no room for an output token.
+          Overloaded: with `refuse_late`, it could not be served in time.
           ValueError: an id that is in use.
         """
         state = self.models.get(request.model)
@@ -164,10 +171,11 @@ class Unit:
             )
         request.max_new_tokens = min(request.params.max_tokens, limit - length)
         request.stop_set = frozenset(request.stop_ids)
-        request.order = self._added
-        self._added += 1
+        if self._refuse_late:
+            refuse_if_late(self, state, request)
+        request.order = self._place(request)
         self._requests[request.id] = request
-        state.waiting[request.id] = request
+        state.enqueue(request)
         state.prompt_tokens += length
 
     def cancel(self, request_id: int) -> bool:
@@ -177,6 +185,12 @@ class Unit:
             return False
         self.finish(request, "cancelled")
         return True
+
+    def _place(self, request: Request) -> int:
+        """The next place in line, those of a higher priority further to the front."""
+        self._added += 1
+        # The count itself comes last, so that no two are alike.
+        return ((self._added - HEAD_START * request.params.priority) << 40) + self._added
 
     def finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
         """Ends a request now, for a stop string say; what is in flight for it will be dropped.
@@ -191,6 +205,21 @@ class Unit:
         request.finished_at = now
         self.models[request.model].finished += 1
         del self._requests[request.id]
+
+    def defer(self, request: Request) -> None:
+        """Puts a waiting request behind all others of its model, once in its life.
+
+        Those that came later go first until `recall` brings it back, as if it had just come.
+        """
+        self._residency.forget(request)
+        self.models[request.model].defer(request)
+        request.deferred = True
+
+    def recall(self, model: str) -> None:
+        """Puts the first of a model's deferred requests back in line, at its end."""
+        request = next(iter(self.models[model].deferred.values()))
+        request.order = self._place(request)
+        self.models[model].recall(request)
 
     def request(self, request_id: int) -> Request | None:
         """A request that has not ended."""
@@ -234,7 +263,7 @@ class Unit:
         step = self.policy.next_step(self, now)
         if step is not None:
             self._steps_made += 1
-            turn, seconds = self._expected_time(step)
+            turn, seconds = self.expected_time(step)
             self.time.charge(turn, seconds)
             made = _Flight(self._steps_made, step, turn, seconds, self._in_step)
             self._in_flight.append(made)
@@ -461,7 +490,8 @@ class Unit:
             self.finish(request, reason, now)
         return RequestUpdate(request, tokens, logprobs, reason)
 
-    def _expected_time(self, step: Step) -> tuple[Turn, float]:
+    def expected_time(self, step: Step) -> tuple[Turn, float]:
+        """Whose time a step takes, and how many seconds as far as is known."""
         name = step.model
         if isinstance(step, Prefill):
             return (name, "prefill"), self.estimates.prefill(name, step.num_tokens)
@@ -499,7 +529,8 @@ class Unit:
         queued = 0
         for state in self.models.values():
             state.check_invariants()
-            queued += len(state.waiting) + len(state.prefilling) + len(state.running)
+            queued += len(state.waiting) + len(state.deferred)
+            queued += len(state.prefilling) + len(state.running)
         assert queued == len(self._requests)
 
 

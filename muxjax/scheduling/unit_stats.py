@@ -50,7 +50,7 @@ def model_stats(
     name, pages = state.spec.name, allocator.slab_pages
     normalised = quotas.normalised_use(name)
     return {
-        "waiting": len(state.waiting),
+        "waiting": len(state.waiting) + len(state.deferred),
         "running": len(state.prefilling) + len(state.running),
         "finished": state.finished,
         "preemptions": state.preemptions,

@@ -72,7 +72,7 @@ QUICK = ("--requests", 20, "--rate-scales", "1,2")
 
 def test_a_plan_under_several_policies(run: Cli) -> None:
     out = run.folder / "out" / "here"
-    policies = "adbs,fcfs,round_robin,temporal,spatial"
+    policies = "slo,adbs,fcfs,round_robin,static,temporal,spatial,mutex"
     found = run.json(run.plan, "--policy", policies, *QUICK, "--output", out)
     assert [policy["policy"] for policy in found["policies"]] == policies.split(",")
     for policy in found["policies"]:
@@ -160,7 +160,7 @@ def test_lengths_from_sharegpt(run: Cli) -> None:
     ("arguments", "says"),
     [
         ((), "give either a fleet file or --muxserve"),
-        (("{plan}", "--policy", "best"), "no policy 'best'; there are adbs"),
+        (("{plan}", "--policy", "best"), "no policy 'best'; there are slo, adbs"),
         (("{plan}", "--policy", "adbs,adbs"), "each once"),
         (("{plan}", "--execution", "threads"), "no execution 'threads'"),
         (("{plan}", "--cluster", "1x1:h100"), "--cluster is for making a plan"),

@@ -36,7 +36,7 @@ def test_a_fleet_needs_no_more_than_names_and_sources():
     assert model.max_model_len is None
     assert model.kv_floor is None
     assert fleet.pool.memory is None
-    assert fleet.policy == "adbs"
+    assert fleet.policy == "slo"
 
 
 def test_every_key_is_read(tmp_path):
@@ -134,7 +134,7 @@ def test_a_bad_model_entry_is_named_by_its_key(change, message):
         ({"models": [CHAT], "polcy": "adbs"}, "polcy: unknown key; did you mean policy?"),
         (
             {"models": [CHAT], "policy": "lifo"},
-            "policy: unknown value; got 'lifo', choose adbs, fcfs or",
+            "policy: unknown value; got 'lifo', choose slo, adbs, fcfs",
         ),
         ({"models": [CHAT], "pool": 3}, "pool: must be a mapping; got 3"),
         ({"models": [CHAT], "pool": {"memory": "1XB"}}, "pool.memory: must be a size such as 1GB"),

@@ -10,7 +10,7 @@ from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.unit import Unit
 
 
@@ -65,7 +65,7 @@ class Loop:
       depth: steps in flight while the next is chosen; the engine has 1.
       steps: all steps made.
       updates: all updates.
-      check: whether the invariants are checked at every turn.
+      check: whether invariants are checked at every turn, which takes long with many requests.
     """
 
     unit: Unit
@@ -127,3 +127,20 @@ class Loop:
             assert not state.has_prefill
             assert not state.has_decode
             assert len(state.free_slots) == state.spec.limits.max_seqs
+
+
+def shorthand(loop: Loop) -> str:
+    """Steps as letters: the model's name, upper case for a prefill."""
+    return "".join(
+        step.model.upper() if isinstance(step, Prefill) else step.model for step in loop.steps
+    )
+
+
+def two_models(policy: str, tokens: int = 9) -> Loop:
+    """Two models with two requests each, that arrive as a b a b."""
+    specs = [spec("a", prefill_tokens=5, decode_tokens=4), spec("b", 3, decode_tokens=4)]
+    loop = Loop.of(specs, 400, policy)
+    for i in range(4):
+        loop.unit.add(request(i, "ab"[i % 2], prompt_tokens=5, max_tokens=tokens))
+    loop.run()
+    return loop

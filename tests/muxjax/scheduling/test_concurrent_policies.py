@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.scheduling.compute_shares import ComputeShares
-from muxjax.scheduling.concurrent_policies import make_concurrent_policy
+from muxjax.scheduling.concurrent import make_concurrent_policy
 from muxjax.scheduling.quotas import OpenPool
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
@@ -131,5 +131,5 @@ def test_everything_ends(policy: str) -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="there are adbs, round_robin, fcfs"):
+    with pytest.raises(ValueError, match="there are slo, adbs, round_robin, fcfs, static"):
         make_concurrent_policy("none", ComputeShares({}))

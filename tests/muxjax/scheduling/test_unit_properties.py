@@ -78,7 +78,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_random_workloads(policy: str, data: st.DataObject) -> None:
     floors = data.draw(
@@ -152,7 +152,7 @@ def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
     for one in requests:
         assert one.output == solo_tokens(loop.unit, one)
     assert sum(one.preemptions for one in requests) > 0
-    # First admissions of a model follow the order of arrival.
+    # First admissions of a model follow the order of arrival, those aside that were put back.
     for model in specs:
         seen = list(
             dict.fromkeys(
@@ -162,4 +162,5 @@ def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
                 for chunk in step.chunks
             )
         )
-        assert seen == sorted(seen)
+        in_line = [number for number in seen if not requests[number].deferred]
+        assert in_line == sorted(in_line)

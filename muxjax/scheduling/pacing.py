@@ -1,0 +1,224 @@
+"""What latency targets ask of the next steps: which prompts are due, and whose tokens.
+
+For each model (`Pace`):
+
+- *Tokens*: after `k` tokens, the next are due when the time that the target gives for `k` has
+  passed. Who is due first decodes first, so that all fall behind alike where there is too much.
+- *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
+  which nobody decodes. So prompts wait for each other, until all of them together have waited as
+  long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
+  what knowledge of the future would give), or until their targets allow no more.
+- *Lost causes*: a request that would miss its target even if it began now is deferred, once:
+  requests that can still make it go first. One in `DEFERRED_TURNS` prompts is a deferred one, so
+  that they are served even where the load never lets up.
+
+How long an output will be is not known: the mean of what the model has made so far stands for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.model_state import ModelState
+from muxjax.scheduling.requests import Request
+from muxjax.scheduling.steps import STEPS_AHEAD
+from muxjax.scheduling.unit import Unit
+
+DEFERRED_TURNS = 10
+SPEED_WEIGHT = 0.1
+"""Weight of a new measurement of the seconds a token, against all before it."""
+MARGIN = 1.1
+"""How much longer than expected a request is taken to run when it is called a lost cause."""
+
+
+class Pace:
+    """One model's targets, and how it keeps up with them.
+
+    Args:
+      state: the model.
+      estimates: step durations of the unit.
+
+    Attributes:
+      due: when its next tokens are due.
+      speed: seconds for each token of a sequence, waiting for other models included.
+    """
+
+    def __init__(self, state: ModelState, estimates: StepEstimates) -> None:
+        self.state = state
+        self._estimates = estimates
+        self._name = state.spec.name
+        self._targets = state.spec.targets
+        self.due = 0.0
+        self.speed = 0.0
+        self._last: float | None = None
+        self._tokens = 0
+        self._turns = 0
+
+    # Targets
+
+    def alone_tpot(self) -> float:
+        """Seconds a token, for a request that is alone."""
+        return self._targets.alone_tpot or self._estimates.decode(self._name, 1)
+
+    def alone_ttft(self, tokens: int) -> float:
+        """Seconds to the first token of a request of so many that is alone."""
+        given = self._targets.alone_ttft
+        if given is not None:
+            return given * tokens / max(1.0, self.state.spec.prompt_tokens)
+        return self._estimates.prefill(self._name, tokens)
+
+    def tpot(self) -> float:
+        """Seconds for each token that the target allows."""
+        return self._targets.tpot or self._targets.scale * self.alone_tpot()
+
+    def expected_output(self, request: Request) -> float:
+        """Tokens that the request is expected to make in all."""
+        state = self.state
+        mean = state.spec.output_tokens
+        if state.finished:
+            # What was expected counts as ten requests.
+            mean = (10 * mean + state.output_tokens) / (10 + state.finished)
+        return min(float(request.max_new_tokens), max(1.0, mean))
+
+    def latest_start(self, request: Request) -> float:
+        """When the request's prefill must begin for it to meet its target, as things go."""
+        targets = self._targets
+        tokens = len(request.prompt)
+        if targets.ttft is not None:
+            return request.arrival + targets.ttft - self._estimates.prefill(self._name, tokens)
+        alone = self.alone_ttft(tokens)
+        steps = self.expected_output(request) - 1
+        if targets.tpot is not None:
+            # Of a target for tokens, prompts may take nothing.
+            return request.arrival + targets.scale * alone - alone
+        spare = targets.scale * (alone + steps * self.alone_tpot())
+        speed = max(self.speed, self._estimates.decode(self._name, len(self.state.running) + 1))
+        prefill = self._estimates.prefill(self._name, tokens)
+        return request.arrival + spare - MARGIN * (prefill + steps * speed)
+
+    # What was done
+
+    def began_decode(self, tokens: int, now: float) -> None:
+        """Notes that a burst of so many tokens was submitted."""
+        if self._last is not None and self._tokens:
+            seconds = (now - self._last) / self._tokens
+            old = self.speed
+            self.speed = seconds if not old else old + SPEED_WEIGHT * (seconds - old)
+        self._last, self._tokens = now, tokens
+        self.due = max(self.due, now - tokens * self.tpot()) + tokens * self.tpot()
+
+    def rests(self) -> None:
+        """Notes that there is nothing to decode: the time until there is does not count."""
+        self._last = None
+
+    # Prompts
+
+    def sort_line(self, unit: Unit, now: float) -> None:
+        """Defers lost causes at the head of the line, and brings deferred requests back."""
+        state = self.state
+        most = state.spec.limits.max_prefill_seqs
+        for _ in range(most):
+            head = next(iter(state.waiting.values()), None)
+            if head is None or head.deferred or head.preemptions:
+                break
+            latest = self.latest_start(head)
+            if now <= latest or latest < head.arrival:
+                break
+            unit.defer(head)
+        if state.deferred:
+            turns = state.finished // DEFERRED_TURNS
+            recalls = int(turns > self._turns)
+            self._turns = turns
+            if not state.waiting:
+                recalls = min(most, len(state.deferred))
+            for _ in range(recalls):
+                unit.recall(self._name)
+
+    def patience(self, running: int, now: float) -> float:
+        """Seconds that the model's prompts may still wait for others; 0 or less: they are due.
+
+        Args:
+          running: sequences of all models, which a prefill step holds up.
+          now: seconds.
+        """
+        state = self.state
+        if state.prefilling:
+            return 0.0
+        limits = state.spec.limits
+        count = len(state.waiting)
+        tokens = count * max(1.0, state.spec.prompt_tokens)
+        if count >= limits.max_prefill_seqs or tokens >= limits.max_prefill_tokens:
+            return 0.0
+        head = next(iter(state.waiting.values()))
+        # They came one after the other, so that on average they waited half as long as the first.
+        patience = 2 * running * self._saved(tokens) / (count + 1) - (now - head.arrival)
+        if self._targets.ttft is not None:
+            patience = min(patience, self.latest_start(head) - now)
+        return patience
+
+    def place(self, virtual: float, now: float) -> tuple[int, float]:
+        """The order among models whose prompts are due: the least is first.
+
+        Prompts that can still meet a target for the first token go first, in the order in which
+        they must begin; then whoever is furthest behind its share of the time, so that a long line
+        of one model does not keep the others waiting.
+
+        Args:
+          virtual: the virtual time of the model's prefills, see `time_quotas.py`.
+          now: seconds.
+        """
+        if self._targets.ttft is not None:
+            group = self.state.prefilling or self.state.waiting
+            latest = min(map(self.latest_start, itertools.islice(group.values(), 1)), default=now)
+            if latest >= now:
+                return 0, latest
+        return 1, virtual
+
+    def patience_of_one(self, running: int) -> float:
+        """Seconds that a prompt of mean length would wait for others if it came now."""
+        tokens = max(1.0, self.state.spec.prompt_tokens)
+        patience = running * self._saved(tokens)
+        if self._targets.ttft is not None:
+            # It may meet a step that has just begun, and the next one behind it.
+            ttft = self._targets.ttft - self._estimates.prefill(self._name, round(tokens))
+            patience = min(patience, ttft / STEPS_AHEAD)
+        return patience
+
+    def _saved(self, tokens: float) -> float:
+        """Seconds that one prefill of twice as many tokens saves, against two."""
+        once, twice = (self._estimates.prefill(self._name, round(n * tokens)) for n in (1, 2))
+        return 2 * once - twice
+
+
+def decodes_in_order(paces: Mapping[str, Pace], unit: Unit) -> tuple[list[str], bool]:
+    """Models with sequences to decode, who is first before the others.
+
+    If steps in turn can keep all of them to their targets, whose tokens are due first is first. If
+    they cannot, all would be late; then the model goes first whose oldest request should be done
+    first, so that some are in time.
+
+    Returns:
+      The models, and whether they take turns.
+    """
+    running = []
+    for model, state in unit.models.items():
+        if state.running:
+            running.append(model)
+        else:
+            paces[model].rests()
+    if len(running) < 2:
+        return running, True
+    estimates = unit.estimates
+    strain = 0.0
+    for model in running:
+        size = len(unit.models[model].running)
+        strain += estimates.decode(model, size) / paces[model].tpot()
+    if strain <= 1.0:
+        return sorted(running, key=lambda model: paces[model].due), True
+
+    def oldest(model: str) -> int:
+        return next(iter(unit.models[model].running.values())).order
+
+    return sorted(running, key=oldest), False

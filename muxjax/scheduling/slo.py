@@ -1,0 +1,103 @@
+"""`slo`: steps in the order that latency targets ask for, one program at a time.
+
+1. Prefills that are due go first (`pacing.py` says when), those that can still meet a target for
+   the first token before the others, then the model furthest behind its share of the time; until
+   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`.
+2. Then decodes: in the order in which their tokens are due, or, where steps in turn would keep
+   nobody to its target, the model with the oldest request first.
+3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
+
+A decode burst lasts no longer than a prompt that came now would wait for others anyway: few
+sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due,
+and where tokens of another model do. Shares and their bounded overdraft, targets that pass, and the
+turns that deferred requests get keep everybody from starving.
+"""
+
+from __future__ import annotations
+
+from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
+from muxjax.scheduling.pacing import Pace, decodes_in_order
+from muxjax.scheduling.steps import Step
+from muxjax.scheduling.time_quotas import Turn
+from muxjax.scheduling.unit import Unit
+
+SHORT_BURST, LONG_BURST = 0.03, 0.4
+"""Seconds of the shortest and the longest decode burst, where one token does not take longer."""
+
+
+class SloPolicy:
+    """`slo`, one program at a time."""
+
+    name = "slo"
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+
+    def next_step(self, unit: Unit, now: float) -> Step | None:
+        if not self._paces:
+            self._paces = {n: Pace(s, unit.estimates) for n, s in unit.models.items()}
+        paces = self._paces
+        waiting: list[Turn] = []
+        decodes: list[Turn] = []
+        running = 0
+        for model, state in unit.models.items():
+            if state.has_prefill:
+                paces[model].sort_line(unit, now)
+                waiting.append((model, "prefill"))
+            if state.running:
+                running += len(state.running)
+                decodes.append((model, "decode"))
+        unit.time.begin(waiting + decodes)
+        due, late, early, pause = self._sorted(unit, waiting, running, now)
+        for model in due:
+            step: Step | None = unit.make_prefill(model)
+            if step is not None:
+                return step
+        order, in_turn = decodes_in_order(paces, unit)
+        for model in order:
+            others = [paces[other].due for other in order if other != model] if in_turn else []
+            step = self._decode(unit, model, min(others, default=now + pause), pause, now)
+            if step is not None:
+                return step
+        for model in late + early:
+            step = unit.make_prefill(model)
+            if step is not None:
+                return step
+        return None
+
+    def _sorted(
+        self, unit: Unit, waiting: list[Turn], running: int, now: float
+    ) -> tuple[list[str], list[str], list[str], float]:
+        """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
+        decodes may last until prompts are due.
+        """
+        time = unit.time
+        pause = min([pace.patience_of_one(running) for pace in self._paces.values()])
+        pause = min(max(pause, SHORT_BURST), LONG_BURST)
+        total = sum([time.shares[turn] for turn in waiting])
+        due: list[tuple[tuple[int, float], str]] = []
+        late: list[str] = []
+        early: list[tuple[float, str]] = []
+        for turn in waiting:
+            model, pace = turn[0], self._paces[turn[0]]
+            patience = pace.patience(running, now)
+            if patience > 0 and running:
+                early.append((patience, model))
+                pause = min(pause, patience)
+            elif time.credit(turn) >= -PREFILL_OVERDRAFT * time.shares[turn] / total:
+                due.append((pace.place(time.virtual(turn), now), model))
+            else:
+                late.append(model)
+        first = [model for _, model in sorted(due)]
+        return first, late, [model for _, model in sorted(early)], pause
+
+    def _decode(
+        self, unit: Unit, model: str, next_due: float, pause: float, now: float
+    ) -> Step | None:
+        """A burst until prompts are due, or another model's tokens, but no shorter than most."""
+        seconds = min(pause, max(SHORT_BURST, next_due - now))
+        size = len(unit.models[model].running)
+        step = unit.make_decode(model, int(seconds / unit.estimates.decode(model, size)))
+        if step is not None:
+            self._paces[model].began_decode(step.num_tokens, now)
+        return step

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muxjax.mock_executor import MockLatency
+from muxjax.scheduling.requests import Request
+from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.steps import Decode, Prefill
+from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
+
+
+def arriving(loop: Loop, number: int, model: str = "a", **how: int) -> Request:
+    """A request that comes now."""
+    made = request(number, model, **how)
+    made.arrival = loop.executor.now
+    loop.unit.add(made)
+    return made
+
+
+def test_prompts_go_first_where_nothing_else_runs() -> None:
+    assert shorthand(two_models("slo"))[:3] == "ABA"
+
+
+def test_a_wave_of_prompts_is_let_in_before_decoding() -> None:
+    loop = Loop.of([spec("a", 2, 4, 256, max_seqs=8, prefill_tokens=16)], 2000, "slo")
+    for number in range(8):
+        arriving(loop, number, prompt_tokens=16, max_tokens=30)
+    loop.run()
+    assert shorthand(loop).startswith("A" * 8)
+
+
+def test_prompts_wait_for_each_other_while_many_decode() -> None:
+    # A prefill of one prompt costs nearly what one of two does.
+    specs = [spec("a", 1, 16, 512, max_seqs=32, prefill_tokens=64, prompt_tokens=8.0)]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.05, prefill_token=0.0, decode=0.01)
+    for tokens in (8, 16, 32):  # as a warm-up measures them
+        loop.unit.estimates.observe_prefill("a", tokens, 0.05)
+    for number in range(16):
+        arriving(loop, number, prompt_tokens=8, max_tokens=200)
+    for _ in range(30):
+        loop.turn()
+    before = len(loop.steps)
+    first = arriving(loop, 100, prompt_tokens=8)
+    for _ in range(4):
+        loop.turn()
+    second = arriving(loop, 101, prompt_tokens=8)
+    loop.run()
+    steps = [s for s in loop.steps[before:] if isinstance(s, Prefill)]
+    assert {chunk.request_id for chunk in steps[0].chunks} == {first.id, second.id}
+
+
+def test_a_target_for_the_first_token_ends_the_wait() -> None:
+    targets = LatencyTargets(ttft=0.1)
+    specs = [
+        spec("a", 1, 16, 512, max_seqs=32, prefill_tokens=64, prompt_tokens=8.0, targets=targets)
+    ]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.02, prefill_token=0.0, decode=0.01)
+    for number in range(16):
+        arriving(loop, number, prompt_tokens=8, max_tokens=200)
+    for _ in range(30):
+        loop.turn()
+    late = arriving(loop, 100, prompt_tokens=8)
+    loop.run()
+    assert late.first_token_at is not None
+    assert late.first_token_at - late.arrival < 0.2
+
+
+def test_lost_causes_are_deferred_and_still_served() -> None:
+    targets = LatencyTargets(ttft=0.3)
+    specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=20.0, targets=targets)]
+    loop = Loop.of(specs, 2000, "slo")
+    old = [arriving(loop, number, max_tokens=20) for number in range(12)]
+    for _ in range(10):
+        loop.turn()
+    loop.executor.now += 1.0  # all of those that wait are too late now
+    fresh = arriving(loop, 100, max_tokens=20)
+    loop.run()
+    waited = [one for one in old if one.deferred]
+    assert waited
+    assert all(one.finished for one in old)
+    assert fresh.first_token_at is not None
+    assert fresh.first_token_at < min(one.first_token_at or 0.0 for one in waited[1:])
+    loop.assert_empty()
+
+
+def test_a_higher_priority_goes_first_and_nobody_waits_for_ever() -> None:
+    loop = Loop.of([spec("a", max_seqs=1)], 400, "slo")
+    order: list[int] = []
+    loop.on_update = lambda u: order.append(u.request.id) if u.finish_reason else None
+    low = [request(number) for number in range(4)]
+    high = request(50, priority=1)
+    for one in [*low[:3], high, low[3]]:
+        loop.unit.add(one)
+    loop.run()
+    assert order == [50, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_two_models_that_decode_take_turns_if_that_keeps_their_targets(tight: bool) -> None:
+    targets = LatencyTargets(scale=1.5 if tight else 8.0)
+    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "ab"]
+    loop = Loop.of(specs, 2000, "slo")
+    for number, name in enumerate("ab"):
+        arriving(loop, number, name, max_tokens=100)
+    for _ in range(40):
+        loop.turn()
+    made = [step.model for step in loop.steps[10:] if isinstance(step, Decode)]
+    share = made.count("a") / len(made)
+    assert share > 0.9 if tight else 0.4 < share < 0.6
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.integers(1, 40),
+            st.integers(1, 30),
+            st.integers(-2, 2),
+            st.floats(0, 0.2),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.sampled_from([0.01, 1.0, 50.0]),
+)
+def test_every_request_ends(asked: list[tuple[str, int, int, int, float]], scale: float) -> None:
+    targets = LatencyTargets(scale=scale)
+    specs = [spec("a", 2, 4, 96, targets=targets), spec("b", 3, 4, 96, max_seqs=2, targets=targets)]
+    loop = Loop.of(specs, 3 + 3 * 50, "slo")
+    made = []
+    for number, (model, prompt, tokens, priority, gap) in enumerate(asked):
+        one = request(number, model, prompt, tokens, priority=priority)
+        one.arrival = loop.executor.now
+        loop.unit.add(one)
+        made.append(one)
+        loop.executor.now += gap
+        loop.turn()
+    loop.run()
+    assert all(one.finished for one in made)
+    loop.assert_empty()
+
+
+def first_tokens(*, greedy: int) -> list[float]:
+    """Times to the first token of a modest model's requests beside a greedy one's long queue."""
+    specs = [
+        spec("greedy", 2, 16, 2048, max_seqs=64, prefill_tokens=256, decode_tokens=8),
+        spec("modest", 2, 16, 2048, max_seqs=64, prefill_tokens=256, decode_tokens=8),
+    ]
+    specs = [replace(one, prompt_tokens=64.0, output_tokens=30.0) for one in specs]
+    loop = Loop.of(specs, 2 + 2 * 4000, "slo")
+    loop.check = False
+    loop.executor.latency = MockLatency(prefill=0.01, prefill_token=2e-4, decode=0.01)
+    for number in range(greedy):
+        arriving(loop, number, "greedy", prompt_tokens=1000, max_tokens=500)
+    modest: list[Request] = []
+    for _ in range(1200):
+        if loop.executor.now >= 0.25 * (len(modest) + 1) and len(modest) < 40:
+            modest.append(
+                arriving(loop, 5000 + len(modest), "modest", prompt_tokens=64, max_tokens=30)
+            )
+        if not loop.turn() and not greedy:
+            loop.executor.now += 0.01
+        if len(modest) == 40 and all(one.finished for one in modest):
+            break
+    return sorted(one.first_token_at - one.arrival for one in modest if one.first_token_at)
+
+
+def test_a_greedy_neighbour_costs_at_most_as_much_again() -> None:
+    alone, beside = first_tokens(greedy=0), first_tokens(greedy=1000)
+    assert len(alone) == len(beside) == 40
+    assert beside[-1] <= 2 * alone[-1]
