@@ -51,6 +51,8 @@ def follow(grammar: Grammar, text: str) -> tuple[int, bool]:
         (Grammar.json_schema({"enum": ["é", 2]}), '"é"', 4, True),
         (Grammar.json_schema({"type": "object"}), "{" + " " * 20 + "}", 22, True),
         (Grammar.json_schema({"type": "object"}), "{" + " " * 21 + "}", 21, False),
+        (Grammar.json_schema({"type": "object", "minProperties": 1}), "{}", 1, False),
+        (Grammar.json_schema({"type": "object", "maxProperties": 1}), '{"a":1,', 6, False),
         (Grammar.json_schema({"const": 1.5}), "1.5", 3, True),
         (Grammar.lark('start: "a" | "b" start'), "bba", 3, True),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,12 @@ class Residues:
         if len(self.taken) == self._fails_after:
             raise InvalidRequest("too complex", field="grammar")
         return len(self.taken) == self._length
+
+    def anew(self, tokens: Sequence[int]) -> Residues:
+        other = Residues(self._modulus, self._length, self._fails_after)
+        for token in tokens:
+            other.advance(token)
+        return other
 
 
 def constrained(number: int, length: int, **more: int) -> Request:
