@@ -193,16 +193,18 @@ class Engine:
             self._executor.result(in_flight.popleft()[1])
 
     def _deliver(self, updates: list[RequestUpdate]) -> None:
+        sinks = self._sinks
         for update in updates:
-            request = update.request
-            sink = self._sinks.get(request.id)
+            request, _, _, reason = update
+            sink = sinks.get(request.id)
             if sink is None:
                 continue
             stopped = sink.update(update)
-            if stopped and not request.finished:
+            if reason is None and not stopped:
+                continue
+            if not request.finished:
                 self._unit.finish(request, "stop", time.perf_counter())
-            if request.finished:
-                del self._sinks[request.id]
+            del sinks[request.id]
 
     def _end(self) -> None:
         with self._wake:

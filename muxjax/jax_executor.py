@@ -18,7 +18,14 @@ from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
-from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult, TokenLogprobs
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeBatch,
+    Prefill,
+    Step,
+    StepResult,
+    TokenLogprobs,
+)
 from muxjax.step_inputs import Column, pack_chunk
 from muxjax.steps import Emitted
 
@@ -31,8 +38,8 @@ class _Model:
 
     programs: ModelPrograms
     state: SlotState
-    tables: np.ndarray  # max_seqs + 1, blocks: the last row is the dummy's
-    known: list[int]  # entries of each table that are filled in
+    rows: np.ndarray  # int32, max_seqs + 1: slot and block table; the last is the dummy's
+    known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
 
     @property
@@ -81,11 +88,13 @@ class JaxExecutor:
     @staticmethod
     def _start(programs: ModelPrograms) -> _Model:
         slots = programs.buckets.max_seqs
+        rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
+        rows[:, 0] = np.arange(slots + 1)
         return _Model(
             programs=programs,
             state=SlotState.create(slots, programs.vocab_size),
-            tables=np.zeros((slots + 1, programs.buckets.blocks), np.int32),
-            known=[0] * slots,
+            rows=rows,
+            known=np.zeros(slots, np.int64),
             logprobs=[None] * slots,
         )
 
@@ -117,9 +126,14 @@ class JaxExecutor:
         started = max(handle.submitted, self._free_at)
         self._free_at = ended
         rows = len(handle.wanted)
-        columns = [[int(t) for t in tokens[:, row] if t >= 0] for row in range(rows)]
+        rounds = handle.step.num_tokens if isinstance(handle.step, Decode) else 1
+        made = tokens[:rounds, :rows]
+        columns = made.T.tolist()
+        if rows and made.min() < 0:  # some made fewer: a sequence that is done stays so
+            counts = (made >= 0).sum(axis=0).tolist()
+            columns = [column[:count] for column, count in zip(columns, counts, strict=True)]
         logprobs: list[list[TokenLogprobs] | None] = [None] * rows
-        if any(want is not None for want in handle.wanted):
+        if handle.wanted.count(None) < rows:
             found = jax.tree.map(np.asarray, handle.emitted.logprobs)
             for row, want in enumerate(handle.wanted):
                 if want is not None:
@@ -167,7 +181,9 @@ class JaxExecutor:
             at += len(chunk.tokens)
             if chunk.start == 0:
                 model.known[chunk.slot] = 0
-            row[Column.BLOCKS :] = _table(model, chunk.slot, chunk.blocks, chunk.num_blocks)
+            if chunk.num_blocks > model.known[chunk.slot]:
+                _fill(model, chunk.slot, chunk.blocks, chunk.num_blocks)
+            row[Column.BLOCKS :] = model.rows[chunk.slot, 1:]
             params = chunk.sampling
             if params is not None:
                 model.logprobs[chunk.slot] = params.logprobs
@@ -180,25 +196,36 @@ class JaxExecutor:
 
     def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, list[int | None]]:
         programs = model.programs
-        size = bucket(len(step.sequences), programs.buckets.decode_seqs)
-        packed = np.zeros((size, 1 + programs.buckets.blocks), np.int32)
-        packed[:, 0] = model.dummy
-        for row, sequence in zip(packed, step.sequences, strict=False):
-            row[0] = sequence.slot
-            row[1:] = _table(model, sequence.slot, sequence.blocks, sequence.num_blocks)
+        batch = DecodeBatch.of(step.sequences)
+        size = bucket(len(batch), programs.buckets.decode_seqs)
+        slots = batch.slots
+        missing = batch.num_blocks - model.known[slots]
+        for index in (missing > 1).nonzero()[0].tolist():
+            blocks, count = batch.blocks[index], int(batch.num_blocks[index])
+            _fill(model, int(slots[index]), blocks, count)
+        # Nearly all that grow do so by one block.
+        one = (missing == 1).nonzero()[0]
+        if one.size:
+            where, counts = slots[one], batch.num_blocks[one]
+            model.rows[where, counts] = [
+                batch.blocks[index][count - 1]
+                for index, count in zip(one.tolist(), counts.tolist(), strict=True)
+            ]
+            model.known[where] = counts
+        which = np.full(size, model.dummy)
+        which[: len(slots)] = slots
+        packed = model.rows[which]
         self._kv, model.state, emitted = programs.decode(size)(
             programs.parameters, self._pool, model.state, packed, np.int32(step.num_tokens)
         )
-        return emitted, [model.logprobs[sequence.slot] for sequence in step.sequences]
+        return emitted, [model.logprobs[slot] for slot in slots.tolist()]
 
 
-def _table(model: _Model, slot: int, blocks: Sequence[int], count: int) -> np.ndarray:
-    """A slot's block table with the step's blocks in it. Entries beyond may be any page."""
-    table, known = model.tables[slot], model.known[slot]
-    if count > known:
-        table[known:count] = blocks[known:count]
-        model.known[slot] = count
-    return table
+def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
+    """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
+    known = int(model.known[slot])
+    model.rows[slot, 1 + known : 1 + count] = blocks[known:count]
+    model.known[slot] = count
 
 
 def _token_logprobs(found: Logprobs, index: int, row: int, want: int) -> TokenLogprobs:

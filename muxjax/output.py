@@ -40,6 +40,11 @@ class Output:
         self._stop = tuple(stop)
         self._held = ""
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether there are stop strings, so that text may end the request."""
+        return bool(self._stop)
+
     def push(self, update: RequestUpdate) -> Delta:
         """The delta of an update. If its `finish_reason` is set and the update's is not, a stop
         string has ended the request, and the tokens after it are left out.

@@ -1,4 +1,9 @@
-"""One running request as its caller sees it: an iterator of deltas, blocking or asynchronous."""
+"""One running request as its caller sees it: an iterator of deltas, blocking or asynchronous.
+
+The engine's thread only queues what a step gave. Its text is made by whoever reads the stream, in
+the reader's thread, so that the engine need not wait for it; only where stop strings may end the
+request does the engine make the text itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 from muxjax.errors import EngineDead
+from muxjax.loop_waker import LoopWaker
 from muxjax.output import Delta, Output
 from muxjax.scheduling.requests import RequestUpdate
 
@@ -36,41 +42,56 @@ class Stream:
         self.request_id = request_id
         self.num_prompt_tokens = num_prompt_tokens
         self._output = output
+        self._may_stop = output.may_stop
         self._cancel = cancel
-        self._ready = threading.Condition()
-        self._deltas: deque[Delta] = deque()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._queue: deque[RequestUpdate | Delta] = deque()
         self._error: BaseException | None = None
         self._ended = False
-        self._notify: Callable[[], None] | None = None
+        self._blocked = 0  # threads that wait
+        self._wake: Callable[[], None] | None = None  # wakes the task that waits
 
     # Called by the engine
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
+        if not self._may_stop:
+            with self._lock:  # as `_put`, which would cost a call more for every sequence
+                self._queue.append(update)
+                if update.finish_reason is not None:
+                    self._ended = True
+                if self._blocked or self._wake is not None:
+                    self._notify()
+            return False
         delta = self._output.push(update)
-        self._put(delta)
-        return delta.finish_reason is not None
+        ended = delta.finish_reason is not None
+        self._put(delta, ended)
+        return ended
 
     def cancelled(self) -> None:
         """See `engine.Sink`."""
-        self._put(Delta("", [], None, "cancelled"))
+        self._put(Delta("", [], None, "cancelled"), True)
 
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`."""
-        with self._ready:
+        with self._lock:
             self._error = error
-            self._wake()
-
-    def _put(self, delta: Delta) -> None:
-        with self._ready:
-            self._deltas.append(delta)
-            self._ended = delta.finish_reason is not None
-            self._wake()
-
-    def _wake(self) -> None:
-        self._ready.notify_all()
-        if self._notify is not None:
             self._notify()
+
+    def _put(self, item: RequestUpdate | Delta, ended: bool) -> None:
+        with self._lock:
+            self._queue.append(item)
+            self._ended = ended
+            if self._blocked or self._wake is not None:
+                self._notify()
+
+    def _notify(self) -> None:
+        if self._blocked:
+            self._ready.notify_all()
+        if self._wake is not None:
+            self._wake()
+            self._wake = None
 
     # Called by the caller
 
@@ -93,11 +114,13 @@ class Stream:
         """
         while True:
             with self._ready:
-                while not self._deltas and self._error is None:
-                    self._ready.wait()
-                delta = self._take()
-            if delta is None:
-                continue
+                self._blocked += 1
+                try:
+                    self._ready.wait_for(lambda: self._queue or self._error is not None)
+                finally:
+                    self._blocked -= 1
+                item = self._take()
+            delta = self._delta(item)
             yield delta
             if delta.finish_reason is not None:
                 return
@@ -107,38 +130,35 @@ class Stream:
         return self._async_deltas()
 
     async def _async_deltas(self) -> AsyncIterator[Delta]:
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-        def notify() -> None:
-            # A loop that has been closed since has nobody waiting in it.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.set)
-
-        with self._ready:
-            self._notify = notify
-            if self._deltas or self._error is not None:
-                arrived.set()
+        waker, arrived = LoopWaker.of(asyncio.get_running_loop()), asyncio.Event()
         try:
             while True:
-                await arrived.wait()
-                arrived.clear()
-                while True:
-                    with self._ready:
-                        delta = self._take()
-                    if delta is None:
-                        break
-                    yield delta
-                    if delta.finish_reason is not None:
-                        return
+                with self._lock:
+                    waits = not self._queue and self._error is None
+                    if waits:
+                        arrived.clear()
+                        self._wake = lambda: waker.wake(arrived)
+                    else:
+                        item = self._take()
+                if waits:
+                    await arrived.wait()
+                    continue
+                delta = self._delta(item)
+                yield delta
+                if delta.finish_reason is not None:
+                    return
         finally:
-            self._notify = None
+            self._wake = None
 
-    def _take(self) -> Delta | None:
-        """The next delta, or None if there is none yet; raises what the engine ended with."""
-        if self._deltas:
-            return self._deltas.popleft()
-        if self._error is not None:
-            if isinstance(self._error, EngineDead):
-                raise EngineDead(str(self._error)) from self._error
-            raise self._error
-        return None
+    def _take(self) -> RequestUpdate | Delta:
+        """What was queued first; raises what the engine ended with if there is nothing."""
+        if self._queue:
+            return self._queue.popleft()
+        if self._error is None:
+            raise AssertionError("nothing has arrived yet")
+        if isinstance(self._error, EngineDead):
+            raise EngineDead(str(self._error)) from self._error
+        raise self._error
+
+    def _delta(self, item: RequestUpdate | Delta) -> Delta:
+        return item if isinstance(item, Delta) else self._output.push(item)

@@ -81,6 +81,9 @@ class SlabAllocator:
       layers: `L` of each model by name.
       record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
 
+    Attributes:
+      lease_changes: how often some model has come to lease more or fewer slabs.
+
     Raises:
       ValueError: no models, or a pool without room for one slab.
     """
@@ -109,6 +112,7 @@ class SlabAllocator:
         for model, pages in layers.items():
             blocks = self.slab_pages // pages
             self._leases[model] = _Lease(pages, blocks, [{} for _ in range(blocks + 1)])
+        self.lease_changes = 0
         self._record_freed = record_freed
         self._freed: list[int] = []
 
@@ -155,6 +159,10 @@ class SlabAllocator:
         missing = num_blocks - lease.free_blocks
         return -(-missing // lease.blocks_per_slab) if missing > 0 else 0
 
+    def free_blocks(self, model: str) -> int:
+        """Blocks that the model can get without another slab."""
+        return self._leases[model].free_blocks
+
     # Blocks
 
     def allocate(self, model: str, num_blocks: int) -> list[int] | None:
@@ -167,18 +175,21 @@ class SlabAllocator:
         new_slabs = self.slabs_to_lease(model, num_blocks)
         if new_slabs > len(self._free_slabs):
             return None
-        for _ in range(new_slabs):
-            self._lease_slab(model, lease)
         blocks: list[int] = []
-        while len(blocks) < num_blocks:
+        while lease.mask and len(blocks) < num_blocks:
             fullest = (lease.mask & -lease.mask).bit_length() - 1
             index = next(iter(lease.partial[fullest]))
             slab = self._slabs[index]
-            for _ in range(min(fullest, num_blocks - len(blocks))):
-                block = slab.free.pop()
-                slab.used.add(block)
-                blocks.append(block)
-            self._move(lease, index, fullest, len(slab.free))
+            left = max(0, fullest - (num_blocks - len(blocks)))
+            taken = slab.free[left:]
+            del slab.free[left:]
+            slab.used.update(taken)
+            blocks += reversed(taken)
+            self._move(lease, index, fullest, left)
+        if new_slabs:
+            self._lease_slabs(model, lease, new_slabs, blocks, num_blocks)
+        lease.slabs += new_slabs
+        lease.free_blocks += new_slabs * lease.blocks_per_slab
         lease.free_blocks -= num_blocks
         lease.used_blocks += num_blocks
         return blocks
@@ -218,23 +229,36 @@ class SlabAllocator:
         freed, self._freed = self._freed, []
         return freed
 
-    def _lease_slab(self, model: str, lease: _Lease) -> None:
-        index = self._free_slabs.pop()
-        slab = self._slabs[index]
-        slab.model = model
-        pages = range(
-            slab.first_page, slab.first_page + lease.blocks_per_slab * lease.layers, lease.layers
-        )
-        slab.free = list(reversed(pages))
-        lease.slabs += 1
-        lease.free_blocks += lease.blocks_per_slab
-        self._move(lease, index, 0, lease.blocks_per_slab)
+    def _lease_slabs(
+        self, model: str, lease: _Lease, count: int, blocks: list[int], wanted: int
+    ) -> None:
+        """Leases slabs and adds their blocks to those given out, until there are `wanted`."""
+        self.lease_changes += 1
+        size, layers = lease.blocks_per_slab, lease.layers
+        indices = self._free_slabs[-count:]
+        del self._free_slabs[-count:]
+        for index in reversed(indices):
+            slab = self._slabs[index]
+            slab.model = model
+            first = slab.first_page
+            if size == 1:  # the usual case where all models are as deep; it counts
+                slab.used.add(first)
+                blocks.append(first)
+                continue
+            pages = range(first, first + size * layers, layers)
+            taken = pages[: wanted - len(blocks)]
+            slab.used.update(taken)
+            blocks += taken
+            if len(taken) < size:
+                slab.free = list(reversed(pages[len(taken) :]))
+                self._move(lease, index, 0, len(slab.free))
 
     def _return_slab(self, lease: _Lease, index: int) -> None:
         self._move(lease, index, lease.blocks_per_slab, 0)
         slab = self._slabs[index]
         slab.model = None
         slab.free = []
+        self.lease_changes += 1
         lease.slabs -= 1
         lease.free_blocks -= lease.blocks_per_slab
         self._free_slabs.append(index)

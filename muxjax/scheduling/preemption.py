@@ -13,7 +13,7 @@ over its floor; within a model the youngest request goes first. Who may claim wh
   floor.
 
 The only request of a model counts as within its quota: it is taken for a floor or for the oldest
-request only. Each model thus goes on with one request, whatever its quota.
+request only, and last. Each model thus goes on with one request, whatever its quota.
 
 Why every request that was admitted ends: the oldest one of the unit that holds pages (the anchor)
 is not preempted while anyone else can be, and may itself take all that others hold beyond their
@@ -123,9 +123,13 @@ class _Plan:
         """Models that may lose a request, in the order in which they do."""
         floors, quotas = self._quotas.floors, self._quotas.quotas
 
-        def rank(name: str) -> tuple[int, int]:
+        def rank(name: str) -> tuple[bool, int, int]:
             leased = self._leased[name]
-            return (-max(0, leased - quotas[name]), floors[name] - leased)
+            return (
+                len(self._left[name]) == 1,
+                -max(0, leased - quotas[name]),
+                floors[name] - leased,
+            )
 
         return sorted((name for name in self._left if self._may_claim(name)), key=rank)
 

@@ -84,6 +84,8 @@ class KVQuotas:
         self.given_back = dict.fromkeys(names, 0)
         self.taken_back = dict.fromkeys(names, 0)
         self._now = 0.0
+        self._unfilled = 0
+        self._unfilled_at = -1  # as of which `SlabAllocator.lease_changes`
         self._peaks = dict.fromkeys(names, 0)
         self._short: set[str] = set()
         self._next_move: float | None = None
@@ -208,13 +210,11 @@ class KVQuotas:
     def _unfilled_floors(self, model: str) -> int:
         """Slabs that other models are guaranteed and do not hold."""
         leased = self._allocator.leased_slabs
-        total = 0
-        for other, floor in self.floors.items():
-            if other != model:
-                missing = floor - leased(other)
-                if missing > 0:
-                    total += missing
-        return total
+        if self._unfilled_at != self._allocator.lease_changes:
+            self._unfilled_at = self._allocator.lease_changes
+            missing = [floor - leased(other) for other, floor in self.floors.items()]
+            self._unfilled = sum([slabs for slabs in missing if slabs > 0])
+        return self._unfilled - max(0, self.floors[model] - leased(model))
 
     # Tests
 

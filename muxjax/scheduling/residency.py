@@ -4,13 +4,13 @@ A request is admitted when there are pages for its whole prefix and a first deco
 burst of those of its model that run already, who would else soon preempt it. Running sequences grow
 by blocks; where pages are short, `preemption.py` says who must give.
 
-Requests that were refused pages stand in one line over all models: first those whose model has
-been refused for `RECLAIM_STEPS` steps; last those that have to borrow because others of their model
-fill its quota; each part in the order of arrival. While a request stands in it, nobody behind it
-may keep taking what comes free: admitting one must leave its model within its quota, or within its
-floor if the one before it needs more than the quota of its own model. Running requests end, so that
-the first in line gets its turn. Who is not asked for any more, since the policy turned to others,
-stands in nobody's way.
+Requests that were refused pages stand in one line over all models: last those that have to borrow
+because others of their model fill its quota; first those of the rest whose model has been refused
+for `RECLAIM_STEPS` steps; each part in the order of arrival. While a request stands in it, nobody
+behind it may keep taking what comes free: admitting one must leave its model within its quota, or
+within its floor if the one before it needs more than the quota of its own model. Running requests
+end, so that the first in line gets its turn. Who is not asked for any more, since the policy turned
+to others, stands in nobody's way.
 
 What was borrowed comes back in three ways:
 - to a model that stays within its floor at once, by preemption;
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -51,12 +52,14 @@ class _Refusal:
 
     Attributes:
       request: the request.
-      since: steps made when its model was first refused.
+      since: steps made when its model was first refused, and not for having filled its quota.
       asked: steps made when the policy last asked for it.
       tried: steps made when it was last worked out that it cannot be admitted.
       changes: what `Residency._changes` gave then.
-      place: see `Residency._place`, as things were then.
+      slabs: how many were needed.
+      place: 2 if it had to borrow because others of its model filled the quota then, else 1.
       over_quota: whether it needs more than its model's quota by itself.
+      ripe: whether it had been refused for `RECLAIM_STEPS` steps already.
       claims: whether it may have others preempted.
     """
 
@@ -65,8 +68,10 @@ class _Refusal:
     asked: int
     tried: int
     changes: int
+    slabs: int
     place: int
     over_quota: bool
+    ripe: bool
     claims: bool
 
 
@@ -95,7 +100,8 @@ class Residency:
         self._quotas = quotas
         self._settled = settled
         self._refused: dict[str, _Refusal] = {}
-        self._freed = 0
+        self._released = dict.fromkeys(models, 0)
+        self._line_changes = 0
         self.steps_made = 0
 
     def admit(self, state: ModelState) -> Request | None:
@@ -157,7 +163,7 @@ class Residency:
             self.forget(request)
             return
         self._allocator.free(request.model, request.blocks)
-        self._freed += 1
+        self._released[request.model] += 1
         request.blocks = []
         state.free_slots.append(request.slot)
         request.slot = -1
@@ -170,26 +176,28 @@ class Residency:
 
     # Admission
 
-    @property
-    def _changes(self) -> int:
-        """A count that goes up whenever a request that was refused might no longer be."""
-        return self._freed + self._quotas.changes
+    def _changes(self, model: str) -> int:
+        """A count that goes up when a refused request might be admitted with no more pages free."""
+        return self._released[model] + self._line_changes + self._quotas.changes
 
     def _forget(self, model: str) -> None:
         del self._refused[model]
-        self._freed += 1
+        self._line_changes += 1
 
     def _ripe(self, refusal: _Refusal) -> bool:
-        return self.steps_made - refusal.since >= RECLAIM_STEPS
+        return refusal.place == 1 and self.steps_made - refusal.since >= RECLAIM_STEPS
 
     def _worth_trying(self, refusal: _Refusal, request: Request) -> bool:
         """Whether anything has changed since a model's first request was refused."""
         refusal.asked = self.steps_made
-        if refusal.request is not request or refusal.changes != self._changes:
+        model = request.model
+        if refusal.request is not request or refusal.changes != self._changes(model):
             return True
-        if refusal.claims:
-            return self.steps_made - refusal.tried >= _CLAIM_AGAIN
-        return self._ripe(refusal)
+        if refusal.claims and self.steps_made - refusal.tried >= _CLAIM_AGAIN:
+            return True
+        if self._ripe(refusal) and not refusal.ripe:
+            return True
+        return refusal.slabs <= self._quotas.leasable(model)
 
     def _may_admit(self, state: ModelState, request: Request, blocks: int) -> bool:
         name = state.spec.name
@@ -202,19 +210,23 @@ class Residency:
         refusal = self._refused.get(name)
         ripe = refusal is not None and self._ripe(refusal)
         alone = self._allocator.slabs_for(name, _blocks_to_admit(state.spec, request))
-        over_quota = alone > quotas.quotas[name]
-        place = 1 if over_quota or total <= quotas.quotas[name] else 2
-        limit = self._limit_in_line(request, 0 if ripe else place)
-        if total <= limit and slabs <= quotas.leasable(name):
-            return True
-        reason = self._claim(name, leased, total, ripe and total <= limit)
-        if reason is not None and self._preempt_for(name, slabs, None, reason):
+        quota = quotas.quotas[name]
+        over_quota = alone > quota
+        place = 1 if over_quota or total <= quota else 2
+        fits = slabs <= quotas.leasable(name)
+        reason = self._claim(name, leased, total, ripe)
+        if reason != "floor" and (fits or reason):
+            place_now = 0 if ripe and place == 1 else place
+            first = total <= self._limit_in_line(request, place_now)
+            reason = reason if first else None
+            fits = fits and first
+        if fits or (reason and self._preempt_for(name, slabs, None, reason)):
             return True
         quotas.note_refused(name, slabs)
-        made = self.steps_made
-        since = made if refusal is None else refusal.since
+        made, changes = self.steps_made, self._changes(name)
+        since = made if refusal is None or refusal.place == 2 else refusal.since
         self._refused[name] = _Refusal(
-            request, since, made, made, self._changes, place, over_quota, reason is not None
+            request, since, made, made, changes, slabs, place, over_quota, ripe, bool(reason)
         )
         return False
 
@@ -241,8 +253,9 @@ class Residency:
         if not self._refused or allocator.free_slabs == limit:
             return limit
         quota = self._quotas.quotas[model]
+        patience = max(RECLAIM_STEPS, 2 * len(self._models))
         for name, refusal in self._refused.items():
-            if name == model or self.steps_made - refusal.asked > RECLAIM_STEPS:
+            if name == model or self.steps_made - refusal.asked > patience:
                 continue
             other = 0 if self._ripe(refusal) else refusal.place
             if (other, refusal.request.order) > (place, request.order):
@@ -263,11 +276,13 @@ class Residency:
         slabs = self._allocator.slabs_to_lease(name, total)
         if slabs and slabs > self._quotas.leasable(name):
             return False
-        new = self._allocate(name, total)
-        at = 0
-        for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
-            blocks += new[at : at + count]
-            at += count
+        new = iter(self._allocate(name, total))
+        if total == slots.size:  # one each, as nearly always
+            for blocks, block in zip(table.blocks[slots].tolist(), new, strict=True):
+                blocks.append(block)
+        else:
+            for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
+                blocks.extend(islice(new, count))
         table.num_blocks[slots] += missing
         return True
 
@@ -277,19 +292,19 @@ class Residency:
         Returns:
           The slots of those that can make a token.
         """
-        table = state.table
-        without: set[int] = set()
-        may_preempt = True
-        for request in sorted(table.requests[slots[short]], key=lambda one: one.order):
-            if request.state is not RequestState.RUNNING:
-                continue  # preempted for an older one
-            slot, one = np.array([request.slot]), np.ones(1, np.int64)
-            if self._give(state, slot, one):
-                continue
+        name, table = state.spec.name, state.table
+        queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
+        while queue:
+            room = self._quotas.leasable(name) * self._allocator.blocks_per_slab(name)
+            room += self._allocator.free_blocks(name)
+            lucky = np.array([request.slot for request in queue[:room]], np.int64)
+            self._give(state, lucky, np.ones(len(lucky), np.int64))
+            del queue[:room]
             # What an older one may not take, a younger one of the same model may not either.
-            may_preempt = may_preempt and self._preempt_for(state.spec.name, 1, request, "growth")
-            if not (may_preempt and self._give(state, slot, one)):
-                without.add(request.slot)
+            if not queue or not self._preempt_for(name, 1, queue[0], "growth"):
+                break
+            queue = [request for request in queue if request.state is RequestState.RUNNING]
+        without = {request.slot for request in queue}
         kept = [
             slot
             for slot in slots.tolist()
@@ -350,7 +365,7 @@ def _growth(
     made = table.made[slots]
     counts = np.minimum(table.limit[slots] - made, num_tokens)
     blocks = (table.prompt[slots] + made + counts + (per_block - 2)) // per_block
-    return counts, blocks, np.flatnonzero(blocks > table.num_blocks[slots])
+    return counts, blocks, (blocks > table.num_blocks[slots]).nonzero()[0]
 
 
 def _blocks_to_admit(spec: ModelSpec, request: Request) -> int:

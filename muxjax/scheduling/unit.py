@@ -289,27 +289,31 @@ class Unit:
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
         else:
-            made = max(map(len, result.tokens), default=0)
-            if made:
+            rounds = max(map(len, result.tokens), default=0)
+            if rounds:
                 size = len(step.sequences)
-                self.estimates.observe_decode(step.model, size, made, result.seconds)
+                self.estimates.observe_decode(step.model, size, rounds, result.seconds)
         updates: list[RequestUpdate] = []
+        finished, made = RequestState.FINISHED, 0
+        new = tuple.__new__  # half the time of `RequestUpdate(...)`, of which there are hundreds
         for request, tokens, logprobs in zip(
             flight.requests, result.tokens, result.logprobs, strict=True
         ):
-            if not tokens or request.state is RequestState.FINISHED:
+            if not tokens or request.state is finished:
                 continue
-            output = request.output
-            state.output_tokens += len(tokens)
+            output, count = request.output, len(tokens)
+            made += count
             if (
                 output
-                and len(output) + len(tokens) < request.max_new_tokens
+                and len(output) + count < request.max_new_tokens
                 and request.stop_set.isdisjoint(tokens)
             ):
                 output += tokens
-                updates.append(RequestUpdate(request, tokens, logprobs, None))
+                update = new(RequestUpdate, (request, tokens, logprobs, None))
             else:
-                updates.append(self._take_first_or_last(request, tokens, logprobs, now))
+                update = self._take_first_or_last(request, tokens, logprobs, now)
+            updates.append(update)
+        state.output_tokens += made
         return updates
 
     def _take_from_flight(self, step: Step) -> _Flight:
@@ -340,6 +344,8 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
+        if not state.prefilling and not (state.waiting and state.free_slots):
+            return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
         if max_tokens is not None:
@@ -383,7 +389,7 @@ class Unit:
         if self._side_by_side and self._in_flight:
             numbers = [flight.number for flight in self._in_flight]
             left[np.isin(table.last_step, numbers)] = 0
-        slots = np.flatnonzero(left)
+        slots = left.nonzero()[0]
         if not slots.size:
             return None
         slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))

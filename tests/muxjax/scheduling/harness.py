@@ -63,18 +63,18 @@ class Loop:
 
     Attributes:
       depth: steps in flight while the next is chosen; the engine has 1.
-      checked: whether invariants are checked at every turn, which takes long with many requests.
       steps: all steps made.
       updates: all updates.
+      check: whether the invariants are checked at every turn.
     """
 
     unit: Unit
     executor: MockExecutor
     depth: int = 1
-    checked: bool = True
     steps: list[Step] = field(default_factory=list)
     updates: list[RequestUpdate] = field(default_factory=list)
     on_update: Callable[[RequestUpdate], None] | None = None
+    check: bool = True
 
     def __post_init__(self) -> None:
         self._pending: list[tuple[Step, object]] = []
@@ -91,7 +91,7 @@ class Loop:
     def turn(self) -> bool:
         """Submits a step if there is one, then applies the oldest in flight; False if neither."""
         step = self.unit.next_step(self.executor.now)
-        if self.checked:
+        if self.check:
             self.unit.check_invariants()
         self.executor.poison(self.unit.take_freed_pages())
         if step is not None:
@@ -104,7 +104,7 @@ class Loop:
                 self.updates.append(update)
                 if self.on_update is not None:
                     self.on_update(update)
-            if self.checked:
+            if self.check:
                 self.unit.check_invariants()
             return True
         return step is not None

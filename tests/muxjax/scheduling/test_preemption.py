@@ -112,13 +112,15 @@ def test_the_oldest_of_the_unit_may_take_what_others_hold_over_their_floors() ->
     assert pool.plan("a", 4, anchor) is None
 
 
-def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only() -> None:
-    pool = Pool(12, a=0.0, b=0.0, c=0.25)  # quotas 4
-    anchor, old = pool.hold("a", 2), pool.hold("a", 3)
-    only = pool.hold("b", 7)
+def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only_and_last() -> None:
+    pool = Pool(12, a=0.0, b=0.0, c=0.5)  # quotas 3, 3 and 6
+    anchor, old = pool.hold("a", 1), pool.hold("a", 3)
+    only = pool.hold("b", 8)
     assert pool.plan("a", 1, old) is None
-    assert pool.plan("a", 1, anchor) == [only.id]
-    assert pool.plan("c", 3) == [only.id]
+    assert pool.plan("a", 1, anchor) == [old.id]
+    assert pool.plan("a", 4, anchor) == [old.id, only.id]
+    assert pool.plan("c", 3) == [old.id]
+    assert pool.plan("c", 6) == [old.id, only.id]
 
 
 def test_a_first_request_larger_than_its_quota_takes_from_who_is_over_a_floor() -> None:

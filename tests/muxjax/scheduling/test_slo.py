@@ -155,7 +155,7 @@ def first_tokens(*, greedy: int) -> list[float]:
     ]
     specs = [replace(one, prompt_tokens=64.0, output_tokens=30.0) for one in specs]
     loop = Loop.of(specs, 2 + 2 * 4000, "slo")
-    loop.checked = False
+    loop.check = False
     loop.executor.latency = MockLatency(prefill=0.01, prefill_token=2e-4, decode=0.01)
     for number in range(greedy):
         arriving(loop, number, "greedy", prompt_tokens=1000, max_tokens=500)

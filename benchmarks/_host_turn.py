@@ -1,0 +1,256 @@
+"""A whole turn of the engine around a device that takes no time, for `host.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from muxjax.engine import Engine
+from muxjax.jax_executor import JaxExecutor
+from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.output import Output
+from muxjax.programs import Buckets, ModelPrograms
+from muxjax.sampler import Logprobs
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
+from muxjax.scheduling.specs import BucketLimits, ModelSpec
+from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
+from muxjax.scheduling.unit import Unit
+from muxjax.steps import Emitted
+from muxjax.stream import Stream
+
+PROMPT, OUTPUT = 161, 338
+"""Mean lengths of MuxServe's workloads."""
+MOST_TOKENS = PROMPT + OUTPUT
+TURNS = 200
+
+
+@dataclass
+class Times:
+    """Seconds of each call."""
+
+    taken: list[float] = field(default_factory=list)
+
+    def row(self, limit: float) -> dict[str, float]:
+        """Microseconds, and the median as a part of the limit."""
+        median, p99 = np.percentile(self.taken, [50, 99])
+        return {"median_us": median * 1e6, "p99_us": p99 * 1e6, "of_limit": median / limit}
+
+
+class Feed:
+    """Requests of unlike lengths, as many as are asked for."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._made = 0
+
+    def request(self, model: str, *, fresh: bool = True) -> Request:
+        """One request; with `fresh=False` somewhere in the middle of its output."""
+        prompt = int(self._random.integers(PROMPT // 2, PROMPT * 3 // 2))
+        output = int(self._random.integers(OUTPUT // 2, OUTPUT * 3 // 2))
+        if not fresh:
+            output = int(self._random.integers(8, output + 1))
+        self._made += 1
+        params = SamplingParams(max_tokens=output, temperature=0.0)
+        return Request(self._made, model, [1] * prompt, params, stop_ids=(2,))
+
+
+class FakePrograms:
+    """Stands for a model's compiled programs: gives back what was made before.
+
+    Every token is `1`; the arrays are JAX's, so that reading them costs what it costs. `seconds`
+    collects how long the stand-in itself took, and `counts` is told what the sequences of the next
+    decode have left.
+    """
+
+    def __init__(self, spec: ModelSpec, batch: int) -> None:
+        limits = spec.limits
+        self.name = spec.name
+        self.vocab_size = 64
+        self.parameters = ()
+        self.buckets = Buckets(
+            prefill_tokens=(limits.max_prefill_tokens,),
+            prefill_seqs=limits.max_prefill_seqs,
+            decode_seqs=(batch,),
+            blocks=spec.blocks_for(spec.max_model_len),
+        )
+        self.seconds = 0.0
+        self.counts = np.zeros(0, np.int64)
+        self.streams: list[Stream] = []
+        self.drained = 0
+        self._longest = limits.max_decode_tokens
+        self._logprobs = Logprobs.zeros(1, 1)
+
+    def prefill(self, size: int) -> Callable[..., Any]:
+        """A step that samples a token for every row."""
+        del size
+        return lambda parameters, kv, state, tokens, packed: self._run(
+            kv, state, np.ones((1, len(packed)), np.int32)
+        )
+
+    def decode(self, size: int) -> Callable[..., Any]:
+        """A step that makes `counts` tokens."""
+
+        def run(parameters: Any, kv: Any, state: Any, packed: np.ndarray, k: np.int32) -> Any:
+            del parameters, packed, k
+            began = time.perf_counter()
+            tokens = np.full((self._longest, size), -1, np.int32)
+            rounds = np.arange(self._longest)[:, None]
+            tokens[:, : len(self.counts)][rounds < self.counts] = 1
+            self.seconds += time.perf_counter() - began
+            return self._run(kv, state, tokens)
+
+        return run
+
+    def drain(self) -> None:
+        """Empties the streams and counts the tokens, as if readers had taken them."""
+        for stream in self.streams:
+            self.drained += sum(len(item.tokens) for item in stream._queue)
+            stream._queue.clear()
+
+    def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
+        began = time.perf_counter()
+        self.drain()
+        emitted = Emitted(jnp.asarray(tokens), self._logprobs)
+        self.seconds += time.perf_counter() - began
+        return kv, state, emitted
+
+
+@dataclass
+class Clock:
+    """Seconds of the parts of each turn, by name; the stand-in's own time is taken off."""
+
+    programs: FakePrograms
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    turns: list[float] = field(default_factory=list)
+    _began: float = 0.0
+    _fake: float = 0.0
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its calls timed."""
+        taken = self.parts.setdefault(name, [])
+
+        def run(*args: Any) -> Any:
+            fake, began = self.programs.seconds, time.perf_counter()
+            found = function(*args)
+            taken.append(time.perf_counter() - began - (self.programs.seconds - fake))
+            return found
+
+        return run
+
+    def turn(self) -> None:
+        """A decode has been submitted: the turn from the last one is over."""
+        now = time.perf_counter()
+        if self._began:
+            self.turns.append(now - self._began - (self.programs.seconds - self._fake))
+        self._began, self._fake = now, self.programs.seconds
+
+
+class TimedExecutor(JaxExecutor):
+    """The real executor, noting when decodes were submitted."""
+
+    def __init__(self, clock: Clock, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._clock = clock
+        self._submit = clock.timed("submit", super().submit)
+        self._result = clock.timed("result", super().result)
+
+    def submit(self, step: Step) -> Any:
+        """Notes a turn."""
+        if isinstance(step, Decode):
+            self._clock.programs.counts = DecodeBatch.of(step.sequences).num_tokens
+        handle = self._submit(step)
+        if isinstance(step, Decode):
+            self._clock.turn()
+        return handle
+
+    def result(self, handle: Any) -> StepResult:
+        """Timed."""
+        return self._result(handle)
+
+
+class TimedUnit(Unit):
+    """The real unit, timed."""
+
+    clock: Clock
+
+    def next_step(self, now: float) -> Step | None:
+        """Timed."""
+        return self.clock.timed("next_step", super().next_step)(now)
+
+    def apply(self, step: Step, result: StepResult, now: float) -> list[RequestUpdate]:
+        """Timed."""
+        return self.clock.timed("apply", super().apply)(step, result, now)
+
+
+def time_readers(batch: int, burst: int) -> float:
+    """Seconds that the readers of a batch take for what a turn brings: text, in their threads."""
+    tokenizer = byte_tokenizer(260)
+    request = Request(0, "model", [1] * 16)
+    streams = [Stream(0, 16, Output(tokenizer, ()), lambda _: None) for _ in range(batch)]
+    rounds = 8
+    for index in range(rounds):
+        reason: FinishReason | None = "length" if index == rounds - 1 else None
+        for stream in streams:
+            stream.update(RequestUpdate(request, [97] * burst, None, reason))
+    began = time.perf_counter()
+    for stream in streams:
+        for _ in stream:
+            pass
+    return (time.perf_counter() - began) / rounds
+
+
+def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
+    """Host work between two decode steps of a full batch, its parts, and what readers do.
+
+    Args:
+      batch: sequences of one model that decode together, to the end at the same time.
+      burst: tokens that a decode makes for each.
+      limit: seconds of a turn.
+    """
+    limits = BucketLimits(max_seqs=batch, max_prefill_tokens=2048, max_decode_tokens=burst)
+    length = 16 + TURNS * burst + 1
+    spec = ModelSpec("model", 4, 16, length, limits)
+    programs = FakePrograms(spec, batch)
+    pages = 4 * (1 + batch * (spec.blocks_for(length) + 1))
+    clock = Clock(programs)
+    unit = TimedUnit([spec], pages, make_policy("adbs"))
+    unit.clock = clock
+    executor = TimedExecutor(
+        clock,
+        {"model": cast(ModelPrograms, programs)},
+        jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),
+        dummy_pages=4,
+    )
+    engine = Engine(unit, executor)
+    tokenizer = byte_tokenizer(260)
+    params = SamplingParams(max_tokens=length - 16, temperature=0.0)
+    try:
+        for number in range(batch):
+            stream = Stream(number, 16, Output(tokenizer, ()), engine.cancel)
+            programs.streams.append(stream)
+            engine.submit(Request(number, "model", [1] * 16, params, stop_ids=(2,)), stream)
+        while engine.alive and not all(stream._ended for stream in programs.streams):
+            time.sleep(0.05)
+    finally:
+        engine.close()
+    programs.drain()
+    assert programs.drained == batch * params.max_tokens, "a request ended early"
+
+    # The first turns are those of prefills, in the last ones requests end.
+    turns = clock.turns[TURNS // 4 : TURNS * 3 // 4]
+    parts = {name: float(np.median(taken)) * 1e6 for name, taken in clock.parts.items()}
+    times = Times(turns).row(limit)
+    return {
+        **times,
+        **{f"{name}_us": value for name, value in parts.items()},
+        "streams_us": max(0.0, times["median_us"] - sum(parts.values())),
+        "readers_us": time_readers(batch, burst) * 1e6,
+    }

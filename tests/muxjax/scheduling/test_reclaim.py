@@ -1,0 +1,239 @@
+"""What is borrowed comes back in time; floors hold whatever the others do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muxjax.errors import PoolTooSmall
+from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.quotas import OpenPool
+from muxjax.scheduling.requests import Request
+from muxjax.scheduling.residency import RECLAIM_STEPS
+from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.unit import Unit
+from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+
+MOST_STEPS = 20
+"""Steps within which a model has its floor, or runs all that it asked for."""
+TAKING_TURNS = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
+"""Policies that ask for every model within a few steps. `fcfs` keeps one line: who comes late waits
+for all who came before, whatever its floor."""
+
+
+def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> ModelSpec:
+    """Four tokens a page, slabs of a page."""
+    return spec(
+        name,
+        1,
+        4,
+        length,
+        kv_floor=floor,
+        max_seqs=seqs,
+        decode_tokens=4,
+        prefill_tokens=64,
+        prefill_seqs=8,
+    )
+
+
+def short_of(unit: Unit, name: str) -> bool:
+    """Whether the model waits for pages that its floor would hold, or holds nothing at all."""
+    state, allocator = unit.models[name], unit.allocator
+    waiting = next(iter(state.waiting.values()), None)
+    if waiting is None or not state.free_slots or not unit.settled(waiting):
+        return False
+    burst = state.spec.limits.max_decode_tokens
+    blocks = state.spec.blocks_for(waiting.num_tokens + burst)
+    blocks += state.spec.blocks_for(burst * len(state.running))
+    leased = allocator.leased_slabs(name)
+    return not leased or leased + allocator.slabs_to_lease(name, blocks) <= unit.quotas.floors[name]
+
+
+def steps_until_served(loop: Loop, name: str) -> int:
+    """Steps made until the model is short of nothing that its floor promises."""
+    before = len(loop.steps)
+    while short_of(loop.unit, name):
+        assert loop.turn()
+        assert len(loop.steps) - before <= 200
+    return len(loop.steps) - before
+
+
+def borrow_everything(policy: str, *specs: ModelSpec, slabs: int, output: int = 18) -> Loop:
+    """A pool of which the first model holds all that it can, with many more in line."""
+    loop = Loop.of(specs, 1 + slabs, policy)
+    loop.check = False
+    for number in range(40):
+        loop.unit.add(request(number, specs[0].name, 20, output))
+    while loop.unit.quotas.leasable(specs[0].name) > 6:
+        loop.turn()
+    return loop
+
+
+@pytest.mark.parametrize("policy", TAKING_TURNS)
+@pytest.mark.parametrize("prompts", [[5] * 12, [30] * 6, [39], [3, 38, 3, 38]])
+def test_a_model_has_its_floor_or_all_it_asked_for_within_twenty_steps(
+    policy: str, prompts: list[int]
+) -> None:
+    loop = borrow_everything(policy, model("a", 0.1), model("b", 0.25), slabs=60)
+    assert loop.unit.quotas.over_quota("a") > 0
+    asked = [request(100 + i, "b", length, 40 - length) for i, length in enumerate(prompts)]
+    for one in asked:
+        loop.unit.add(one)
+    assert steps_until_served(loop, "b") <= MOST_STEPS
+    held = loop.unit.allocator.leased_slabs("b")
+    state = loop.unit.models["b"]
+    assert held >= loop.unit.quotas.floors["b"] - 10 or not state.waiting
+    assert held > 0
+    loop.check = True
+    while not all(one.finished for one in asked):
+        assert loop.turn()
+    for one in asked:
+        assert one.output == solo_tokens(loop.unit, one)
+
+
+@pytest.mark.parametrize("policy", TAKING_TURNS)
+def test_a_first_request_larger_than_the_quota_comes_in_too(policy: str) -> None:
+    demand = {"a": Demand(99.0, 1.0, 1.0), "b": Demand(0.0, 1.0, 1.0)}
+    specs = [model("a", 0.0, 100), model("b", 0.1, 120)]
+    loop = Loop.of(specs, 1 + 60, policy, demand=lambda one, _: demand[one.name])
+    loop.check = False
+    assert loop.unit.quotas.quotas == {"a": 54, "b": 6}
+    for number in range(40):
+        loop.unit.add(request(number, "a", 8, 80))
+    for _ in range(20):
+        loop.turn()
+    large = request(100, "b", 100, 20)
+    loop.unit.add(large)
+    assert steps_until_served(loop, "b") <= MOST_STEPS
+    reclaimed = loop.unit.quotas.reclaimed[-1]
+    assert (reclaimed.giver, reclaimed.taker, reclaimed.reason) == ("a", "b", "first request")
+    while not large.finished:
+        assert loop.turn()
+    assert large.preemptions == 0
+    assert large.output == solo_tokens(loop.unit, large)
+    loop.unit.check_invariants()
+
+
+def test_pages_beyond_a_quota_come_back_after_some_steps_and_stats_say_why() -> None:
+    # b may hold half; its floor is nothing.
+    specs = [model("a", 0.0, 100), model("b", 0.0)]
+    loop = borrow_everything("round_robin", *specs, slabs=60, output=80)
+    wanted = request(100, "b", 30, 10)
+    loop.unit.add(wanted)
+    loop.turn()
+    before = len(loop.steps)
+    while not loop.unit.allocator.leased_slabs("b"):
+        assert loop.turn()
+    assert RECLAIM_STEPS - 2 <= len(loop.steps) - before <= RECLAIM_STEPS + 4
+    stats = loop.unit.stats()
+    reclaim = stats["kv_reclaims"][-1]
+    assert (reclaim["from"], reclaim["to"], reclaim["reason"]) == ("a", "b", "quota")
+    assert reclaim["requests"] > 0
+    assert reclaim["pages"] == stats["models"]["a"]["kv_pages_given_back"] > 0
+    assert reclaim["pages"] == stats["models"]["b"]["kv_pages_taken_back"]
+    assert 0 < stats["kv_fairness"] <= 1
+
+
+def test_an_open_pool_takes_nothing_back() -> None:
+    specs = [model("a", None), model("b", None)]
+    loop = Loop.of(specs, 61, "round_robin", kv_quotas=OpenPool)
+    loop.check = False
+    for number in range(30):
+        loop.unit.add(request(number, "a", 20, 18))
+    for number in range(30, 34):
+        loop.unit.add(request(number, "b", 30, 10))
+    loop.run()
+    assert not [one for one in loop.unit.quotas.reclaimed if one.reason != "growth"]
+
+
+@pytest.mark.parametrize("policy", TAKING_TURNS)
+def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor(
+    policy: str,
+) -> None:
+    loop = Loop.of([model("greedy", 0.1, 64), model("b", 0.25)], 1 + 80, policy)
+    for number in range(1000):
+        loop.unit.add(request(number, "greedy", 40, 24))
+    loop.check = False
+    for _ in range(30):
+        loop.turn()
+    waits = []
+    for round_ in range(8):
+        for number in range(3):
+            loop.unit.add(request(2000 + 10 * round_ + number, "b", 9, 7))
+        waits.append(steps_until_served(loop, "b"))
+        while loop.unit.models["b"].has_prefill or loop.unit.models["b"].has_decode:
+            assert loop.turn()
+    assert max(waits) <= MOST_STEPS
+    assert loop.unit.models["greedy"].waiting
+    assert all(
+        one.preemptions == 0
+        for one in (update.request for update in loop.updates)
+        if one.model == "b"
+    )
+
+
+# Random workloads
+
+
+@st.composite
+def floors(draw: st.DrawFn, count: int) -> list[float | None]:
+    """Some given, together at most half of the pool."""
+    given = [draw(st.none() | st.floats(0, 1)) for _ in range(count)]
+    total = sum(floor or 0 for floor in given) or 1
+    return [None if floor is None else floor / total / 2 for floor in given]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 7), "models")
+    given_floors = data.draw(floors(count), "floors")
+    specs = [
+        spec(
+            f"m{i}",
+            data.draw(st.integers(1, 4), "layers"),
+            data.draw(st.sampled_from([2, 4, 7]), "tokens per page"),
+            data.draw(st.integers(8, 48), "length"),
+            max_seqs=data.draw(st.integers(1, 6), "slots"),
+            decode_tokens=data.draw(st.sampled_from([1, 4]), "burst"),
+            kv_floor=floor,
+        )
+        for i, floor in enumerate(given_floors)
+    ]
+    pages = data.draw(st.integers(20, 300), "pages")
+    try:
+        loop = Loop.of(specs, pages, policy)
+    except PoolTooSmall:
+        return
+    unit, random = loop.unit, data.draw(st.randoms(use_true_random=False))
+    number = 0
+    alive: list[Request] = []
+    loop.check = False
+    for _ in range(30):
+        loop.executor.now += random.choice([0.0, 0.1, 2.0])  # so that quotas move
+        for _ in range(random.choice([0, 0, 1, 3])):
+            one = random.choice(specs)
+            length = random.randint(1, one.max_model_len - 1)
+            alive.append(request(number, one.name, length, random.randint(1, 40)))
+            unit.add(alive[-1])
+            number += 1
+        if alive and random.random() < 0.1:
+            unit.cancel(alive.pop(random.randrange(len(alive))).id)
+        loop.turn()
+        unit.quotas.check_invariants()  # all are the pool, each is at least its floor
+        leased = sum(unit.allocator.leased_slabs(one.name) for one in specs)
+        assert leased <= unit.allocator.num_slabs
+    unit.check_invariants()
+    # Whoever is within its floor is let in when it asks, all models in a row.
+    random.shuffle(specs)
+    for one in specs:
+        state = unit.models[one.name]
+        if (
+            short_of(unit, one.name)
+            and unit.allocator.leased_slabs(one.name)
+            and not (state.prefilling)
+        ):
+            assert unit.make_prefill(one.name) is not None
+            unit.check_invariants()
