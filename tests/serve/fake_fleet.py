@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muxjax.errors import EngineDead, InvalidRequest, UnknownModel
+from muxjax.errors import EngineDead, InvalidRequest, Overloaded, UnknownModel
 from muxjax.health import UnitHealth
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
@@ -68,6 +68,7 @@ class FakeFleet:
     delay: float = 0.0
     text: str | None = None
     dead: str | None = None
+    refusal: Overloaded | None = None
     die_after: int | None = None
     models: Mapping[str, FakeModel] = field(
         default_factory=lambda: {
@@ -88,6 +89,8 @@ class FakeFleet:
     ) -> FakeStream:
         if self.dead:
             raise EngineDead(self.dead)
+        if self.refusal is not None:
+            raise self.refusal
         if model not in self.models:
             raise UnknownModel(f"no model {model!r}", field="model")
         assert isinstance(prompt, list)

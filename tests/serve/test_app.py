@@ -13,6 +13,7 @@ import httpx
 import jsonschema
 import pytest
 
+from muxjax.errors import Overloaded
 from tests.serve.conftest import wait_until
 from tests.serve.fake_fleet import TEMPLATE, FakeFleet, FakeModel, fake_tokenizer
 
@@ -395,6 +396,20 @@ def test_one_prompt_of_several_that_fails_queues_none(http: httpx.Client, fleet:
     refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
     assert len(fleet.asked) == 1
     assert not fleet.active
+
+
+def test_a_request_that_would_be_late_is_refused(http: httpx.Client, fleet: FakeFleet) -> None:
+    fleet.refusal = Overloaded("chat has 90 requests before this one", retry_after=1.2)
+    answer = http.post("/v1/completions", json=COMPLETION)
+    assert refusal(answer, 503)["code"] == "overloaded"
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_a_priority_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFleet) -> None:
+    assert http.post("/v1/completions", json={**COMPLETION, "priority": 3}).status_code == 200
+    assert fleet.asked[-1][2].priority == 3
+    error = refusal(http.post("/v1/completions", json={**COMPLETION, "priority": 1000}))
+    assert error["param"] == "priority"
 
 
 def test_health(http: httpx.Client, fleet: FakeFleet) -> None:
