@@ -27,7 +27,7 @@ from muxjax.placement.arrivals import power_law_rates
 from muxjax.placement.cluster import parse_cluster
 from muxjax.placement.lengths import LogNormal
 from muxjax.placement.load import ModelLoad
-from muxjax.placement.metrics import DEFAULT_SCALE, Target
+from muxjax.placement.metrics import Target
 from muxjax.placement.model_shape import LLAMA_SHAPES
 from muxjax.placement.plan import Execution, Plan
 from muxjax.placement.plan_costs import plan_costs, plan_targets
@@ -38,6 +38,7 @@ from muxjax.placement.simulated_units import System
 from muxjax.placement.simulation import Setup, run
 from muxjax.placement.workload import Synthetic, Traffic
 from muxjax.progress import Bars
+from muxjax.scheduling.specs import DEFAULT_SCALE
 
 REQUESTS = 4089
 LIMIT_SECONDS = 10.0

@@ -105,7 +105,7 @@ def serve(
     """
     from muxjax.bench.workloads import Asked
     from muxjax.config import load_fleet_config
-    from muxjax.placement.metrics import DEFAULT_SCALE
+    from muxjax.scheduling.specs import DEFAULT_SCALE
 
     config = load_fleet_config(fleet_file)
     policies = _policies(policy, config.policy)

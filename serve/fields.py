@@ -127,7 +127,7 @@ class GenerationRequest(Strict):
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
-            priority=_or(self.priority, 0),
+            priority=self.priority or 0,
             presence_penalty=_or(self.presence_penalty, 0.0),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,

@@ -393,7 +393,7 @@ class Unit:
         if max_tokens is not None:
             most = min(most, max(1, max_tokens))
         table = state.table
-        left = table.limit - table.made
+        left: np.ndarray = table.limit - table.made
         constrained = bool(table.constrained.any())
         if constrained:
             most = 1
