@@ -25,6 +25,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama3": ("llama", {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 4}),
 }
+POOL = 4_000_000
 PROMPTS = [[1, 2, 3, 4, 5], list(range(40, 70)), [7, 8]]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=12, temperature=1.0, top_p=0.9, seed=11, logprobs=2)
@@ -50,7 +51,7 @@ def fleet(degree: int, own: dict[str, int] | None = None, max_seqs: int = 1) -> 
     return {
         "models": [entry(name, tensor_parallel=ways) for name, ways in models.items()],
         "tensor_parallel": degree,
-        "pool": {"memory": "4MB"},
+        "pool": {"memory": POOL},
         "engine": {"max_seqs": max_seqs, "prefill_tokens": 16, "decode_tokens": 4},
     }
 

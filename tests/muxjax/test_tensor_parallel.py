@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tests import eight_devices
+from tests.muxjax.on_eight_devices import POOL
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +28,11 @@ def test_what_a_device_holds_falls_with_the_degree(found):
     one, *cut = found[:4]
     for other in cut:
         degree = other["degree"]
-        assert other["pool_bytes"] <= one["pool_bytes"] / degree
-        assert other["pool_bytes"] > 0.9 * one["pool_bytes"] / degree
+        assert 0.95 * POOL / degree < other["pool_bytes"] <= POOL / degree
         for name, whole in one["param_bytes"].items():
-            # Filled up to whole heads: SmolLM2's 15 take the room of 32 on eight devices.
-            assert other["param_bytes"][name] < 1.6 * whole / degree, (name, degree)
+            # Filled up to whole heads: SmolLM2's 15 take the room of 32 on eight devices, and
+            # Gemma's only KV head is on all of them.
+            assert other["param_bytes"][name] < 2 * whole / degree, (name, degree)
     kv_heads = {name: [case["layouts"][name] for case in found[:4]] for name in one["layouts"]}
     assert kv_heads == {"smollm2": [3, 2, 1, 1], "gemma": [1, 1, 1, 1], "llama3": [8, 4, 2, 1]}
 
