@@ -48,7 +48,6 @@ MODELS = {
     "llama": ("llama", LLAMA, "none"),
     "smollm2": ("llama", SMOLLM2, "none"),
     "gemma": ("gemma3", GEMMA, "none"),
-    "smollm2-int8": ("llama", SMOLLM2, "int8"),
 }
 
 
@@ -224,12 +223,6 @@ def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> Non
 )
 def test_steps_compile_for_several_tpus(tmp_path, target, models, pool):
     check_over_a_mesh(tmp_path, target, models, pool)
-
-
-@pytest.mark.aot_cuda
-@pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs muxjax[aot-cuda]")
-def test_steps_compile_for_several_gpus(tmp_path):
-    check_over_a_mesh(tmp_path, "8xh100", {"large": (LLAMA_70B, None)}, "200GB")
 
 
 def test_a_target_with_too_few_devices_is_told_so():
