@@ -101,9 +101,8 @@ class Status:
                 return _not_ready(_why(unit))
         return JSONResponse({"status": "ready"})
 
-    async def model_health(self, request: Request) -> Response:
+    async def model_health(self, request: Request, name: str) -> Response:
         """200 when a model answers."""
-        name = request.path_params["name"]
         find_model(request.state.view, name)
         unit = self._unit_of(name)
         if unit is None or not unit.works(self._stall_timeout):

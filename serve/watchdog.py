@@ -54,17 +54,20 @@ class Watchdog:
         self._given_up: set[str] = set()
         self._stop = threading.Event()
         self._interval = min(1.0, stall_timeout / 4) if interval is None else interval
-        self._thread = threading.Thread(target=self._run, name="muxjax-watchdog", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to watch."""
+        """Begins to watch; again after `close` too."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="muxjax-watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends watching."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
+            self._thread = None
 
     def lost(self, unit: str) -> bool:
         """Whether a unit has ended and will not be started again."""

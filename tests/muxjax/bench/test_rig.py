@@ -48,7 +48,7 @@ def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: Rig) -> None:
 
 
 def test_a_policy_that_there_is_not(rig: Rig) -> None:
-    with pytest.raises(BenchError, match="no policy 'best'; there are adbs"):
+    with pytest.raises(BenchError, match="no policy 'best'; there are slo, adbs"):
         rig.unit("best")
 
 
