@@ -65,10 +65,17 @@ def alone() -> list[str]:
         ]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ENOUGH, reason="refused, see above")
-def test_two_processes_serve_one_model_and_end_together(tmp_path: Path, alone: list[str]):
-    with serving(fleet_file(tmp_path), tmp_path) as (processes, url):
+def test_two_processes_serve_one_model_and_end_together(
+    tmp_path: Path, cache: Path, alone: list[str]
+):
+    with serving(fleet_file(tmp_path), tmp_path, cache) as (processes, url):
         with ThreadPoolExecutor(len(ASKS)) as clients:
             found = list(clients.map(lambda asked: ask(url, *asked), ASKS))
         assert found == alone
@@ -79,8 +86,8 @@ def test_two_processes_serve_one_model_and_end_together(tmp_path: Path, alone: l
 @pytest.mark.slow
 @pytest.mark.skipif(not ENOUGH, reason="refused, see above")
 @pytest.mark.parametrize(("killed", "told"), [(1, "process 1 has ended"), (0, "process 0")])
-def test_the_death_of_one_ends_the_other(tmp_path: Path, killed: int, told: str):
-    with serving(fleet_file(tmp_path), tmp_path) as (processes, url):
+def test_the_death_of_one_ends_the_other(tmp_path: Path, cache: Path, killed: int, told: str):
+    with serving(fleet_file(tmp_path), tmp_path, cache) as (processes, url):
         assert len(ask(url, *ASKS[0])) > 0
         processes[killed].kill()
         assert processes[1 - killed].wait(60) not in (0, None)
@@ -89,8 +96,8 @@ def test_the_death_of_one_ends_the_other(tmp_path: Path, killed: int, told: str)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ENOUGH, reason="refused, see above")
-def test_a_fleet_that_is_not_cut_for_all_devices_is_refused(tmp_path: Path):
+def test_a_fleet_that_is_not_cut_for_all_devices_is_refused(tmp_path: Path, cache: Path):
     path = fleet_file(tmp_path)
     path.write_text(path.read_text().replace("tensor_parallel: 4", "tensor_parallel: 2"))
-    with pytest.raises(AssertionError, match="it must be that"), serving(path, tmp_path):
+    with pytest.raises(AssertionError, match="it must be that"), serving(path, tmp_path, cache):
         pass

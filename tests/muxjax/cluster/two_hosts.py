@@ -28,8 +28,16 @@ def fleet_file(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(file: Path, cache: Path) -> Iterator[tuple[list[subprocess.Popen[str]], str]]:
-    """The two processes, and the leader's address once it serves."""
+def serving(
+    file: Path, logs: Path, cache: Path
+) -> Iterator[tuple[list[subprocess.Popen[str]], str]]:
+    """The two processes, and the leader's address once it serves.
+
+    Args:
+      file: the fleet.
+      logs: a folder for what they write to standard error.
+      cache: a folder for what is compiled: the second start is quicker.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     files = contextlib.ExitStack()
@@ -47,9 +55,10 @@ def serving(file: Path, cache: Path) -> Iterator[tuple[list[subprocess.Popen[str
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} "
                 "--xla_backend_optimization_level=0",
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
             stdout=subprocess.PIPE,
-            stderr=files.enter_context((cache / f"stderr-{index}").open("w")),
+            stderr=files.enter_context((logs / f"stderr-{index}").open("w")),
             text=True,
         )
         for index in range(2)
@@ -62,7 +71,7 @@ def serving(file: Path, cache: Path) -> Iterator[tuple[list[subprocess.Popen[str
     slow = threading.Timer(START_SECONDS, kill)
     slow.start()
     try:
-        address = _address(started[0], cache)
+        address = _address(started[0], logs)
         slow.cancel()
         yield started, address
     finally:
@@ -73,9 +82,9 @@ def serving(file: Path, cache: Path) -> Iterator[tuple[list[subprocess.Popen[str
         files.close()
 
 
-def _address(leader: subprocess.Popen[str], cache: Path) -> str:
+def _address(leader: subprocess.Popen[str], logs: Path) -> str:
     assert leader.stdout is not None
     for line in leader.stdout:
         if " on http" in line:
             return line.rpartition(" on ")[2].strip()
-    raise AssertionError((cache / "stderr-0").read_text() + (cache / "stderr-1").read_text())
+    raise AssertionError((logs / "stderr-0").read_text() + (logs / "stderr-1").read_text())
