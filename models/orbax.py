@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -60,7 +61,10 @@ def save(
             inner = inner.setdefault(key, {})
         inner[last] = _Parameter(name, shape, params)
     folder.mkdir(parents=True, exist_ok=True)
-    registry = type_handlers.create_type_handler_registry((_Parameter, _OneByOne()))
+    registry = type_handlers.create_type_handler_registry(
+        (_Parameter, _OneByOne()),
+        (jax.Array, type_handlers.ArrayHandler()),  # there are none, but Orbax warns without it
+    )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.resolve() / PARAMS_FOLDER, nested, force=True)
