@@ -17,6 +17,8 @@ MAX_LOGIT_BIAS = 300
 """Most tokens that `SamplingParams.logit_bias` may name."""
 MAX_STOP_STRINGS = 16
 MAX_PRIORITY = 100
+MAX_SALT = 256
+"""Most characters of `SamplingParams.cache_salt`."""
 HEAD_START = 1000
 """Places in the line that one step of priority is worth."""
 
@@ -48,6 +50,8 @@ class SamplingParams:
       grammar: what the output must be; see `muxjax.grammar`.
       priority: requests of a higher one go first. A head start in the line and no more, so that
         nobody waits for ever: each step up is worth `HEAD_START` places.
+      cache_salt: a request finds in the prefix cache only what requests of the same salt have left
+        there, a text of 1 to 256 characters; without one, what all those without have.
 
     Raises:
       InvalidRequest: a value out of its range; `field` names it.
@@ -71,6 +75,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
     priority: int = 0
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -120,6 +125,7 @@ class SamplingParams:
                 field="min_tokens",
             )
         self._check_bias()
+        self._check_salt()
         if self.grammar is not None:
             self._check_grammar(self.grammar)
 
@@ -174,6 +180,13 @@ class SamplingParams:
                     field="logit_bias",
                 )
         object.__setattr__(self, "logit_bias", dict(bias))
+
+    def _check_salt(self) -> None:
+        salt = self.cache_salt
+        if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= MAX_SALT):
+            raise InvalidRequest(
+                f"cache_salt must be a text of 1 to {MAX_SALT} characters", field="cache_salt"
+            )
 
     def _check_grammar(self, grammar: Grammar) -> None:
         if not isinstance(grammar, Grammar):

@@ -123,6 +123,7 @@ class Loop:
         assert unit.num_requests == 0
         assert unit.num_in_flight == 0
         assert unit.allocator.free_slabs == unit.allocator.num_slabs
+        assert not any(map(unit.allocator.used_pages, unit.models))
         for state in unit.models.values():
             assert not state.has_prefill
             assert not state.has_decode

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxjax.scheduling.allocator import SlabAllocator, choose_slab_pages
+from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.slab_size import choose_slab_pages
 
 
 def test_one_model_has_slabs_of_one_block() -> None:
