@@ -49,7 +49,8 @@ class SamplingParams:
       prompt_logprobs: the same for the tokens of the prompt, but the first, which nothing precedes.
       grammar: what the output must be; see `muxjax.grammar`.
       priority: requests of a higher one go first. A head start in the line and no more, so that
-        nobody waits for ever: each step up is worth `HEAD_START` places.
+        nobody waits for ever: each step up is worth `HEAD_START` places. None is 0, or what an API
+        key says.
       cache_salt: a request finds in the prefix cache only what requests of the same salt have left
         there, a text of 1 to 256 characters; without one, what all those without have.
 
@@ -74,7 +75,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
-    priority: int = 0
+    priority: int | None = None
     cache_salt: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +89,8 @@ class SamplingParams:
         self._whole("max_tokens", 1, 2**31 - 1)
         self._whole("min_tokens", 0, 2**31 - 1)
         self._whole("top_k", 0, 2**31 - 1)
-        self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
+        if self.priority is not None:
+            self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
         self._real("min_p", 0.0, 1.0)

@@ -199,7 +199,8 @@ class Unit:
         """The next place in line, those of a higher priority further to the front."""
         self._added += 1
         # The count itself comes last, so that no two are alike.
-        return ((self._added - HEAD_START * request.params.priority) << 40) + self._added
+        head_start = HEAD_START * (request.params.priority or 0)
+        return ((self._added - head_start) << 40) + self._added
 
     def finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
         """Ends a request now, for a stop string say; what is in flight for it will be dropped.

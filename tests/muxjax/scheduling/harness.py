@@ -37,7 +37,7 @@ def request(
     max_tokens: int = 6,
     *,
     stop_ids: Sequence[int] = (),
-    **params: float | None,
+    **params: float | str | None,
 ) -> Request:
     """A request whose prompt follows from its number, so that no two are alike."""
     prompt = [(number * 37 + i * i * 11 + 3) % 1009 for i in range(prompt_tokens)]
