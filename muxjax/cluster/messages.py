@@ -49,6 +49,7 @@ class News(NamedTuple):
       id: the request's.
       tokens, logprobs, finish_reason: as in `RequestUpdate`.
       prompt_logprobs: with the first tokens, where they were asked for.
+      cached_tokens: of the prompt, found in the prefix cache; with the first tokens.
       error: what the request ended with; nothing follows.
     """
 
@@ -57,6 +58,7 @@ class News(NamedTuple):
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int = 0
     error: Exception | None = None
 
 

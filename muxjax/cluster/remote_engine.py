@@ -163,6 +163,7 @@ class RemoteEngine:
             request.output.extend(news.tokens)
             if news.prompt_logprobs is not None:
                 request.prompt_logprobs = news.prompt_logprobs
+            request.cached_tokens += news.cached_tokens
             reason = news.finish_reason
             stopped = sink.update(RequestUpdate(request, news.tokens, news.logprobs, reason))
             if stopped or reason is not None:

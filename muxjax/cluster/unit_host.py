@@ -105,7 +105,7 @@ class _Outbox:
     def __init__(self, host: UnitHost, request: Request) -> None:
         self._host = host
         self._id = request.id
-        self._prompt_logprobs = request.params.prompt_logprobs is not None
+        self._begun = False
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
@@ -113,9 +113,12 @@ class _Outbox:
         if request.error is not None:
             self._host.tell(News(self._id, [], error=request.error))
             return False
-        prompt = request.prompt_logprobs if self._prompt_logprobs else None
-        self._prompt_logprobs = False
-        self._host.tell(News(self._id, tokens, logprobs, reason, prompt))
+        prompt, cached = None, 0
+        if not self._begun:
+            self._begun, cached = True, request.cached_tokens
+            if request.params.prompt_logprobs is not None:
+                prompt = request.prompt_logprobs
+        self._host.tell(News(self._id, tokens, logprobs, reason, prompt, cached))
         return False
 
     def cancelled(self) -> None:
