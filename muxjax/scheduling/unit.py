@@ -497,7 +497,8 @@ class Unit:
             else:
                 continue
             if index < len(tokens):
-                raise ValueError(f"request {request.id} got tokens after its end: {tokens}")
+                after = len(tokens) - index
+                raise ValueError(f"request {request.id} got {after} tokens after its end")
         if request.constraint is not None and reason != "stop":
             reason = self._follow(request.constraint, request, tokens[-1]) or reason
         request.output += tokens
