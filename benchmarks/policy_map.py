@@ -1,22 +1,24 @@
 """The policy map: `slo` against every baseline, over popularity, load and SLO scale. Simulated.
 
     python benchmarks/policy_map.py [--execution time_sliced,concurrent] [--hardware a100,h200,v6e]
-        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 30]
+        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 20]
         [--processes 2] [--json] [--output map.json] [--plot map.svg]
 
 MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`, the most
 popular at `load` x 40 requests/s, lengths as ShareGPT's means. Without options the whole grid is
-run, 80 cells for each map. Each policy is run on every placement (planned for throughput, planned
-for targets, MuxServe's own where programs run side by side, and each model on its own devices, as
-one or as several copies), all on the same requests, and keeps the one on which it attains most;
-`spatial` may only take the last two. Attainment is the part of all requests whose latency is at
-most `slo_scale` times what they take alone on the fewest devices that hold the model.
+run, 80 cells for each map. Each policy takes its own best placement of those planned for
+throughput, for targets, by MuxServe's own search (where programs run side by side), and each model
+on its own devices, which is all that `spatial` may take; where a model is alone on a mesh, as one
+or as several copies. Which is best is tried on requests of another seed, half as many seconds of
+them; all policies are then scored on the same requests. Attainment is the part of all requests
+whose latency is at most `slo_scale` times what they take alone on the fewest devices that hold the
+model.
 
 The bars: `slo` attains at most a point less than the best of all baselines in every cell, more on
 average, and its throughput, total and weighted by rate, is at most 1 % under that of `adbs`.
 
-Cells that are in `--output` already are kept, so that a run that was stopped goes on; Ctrl-C writes
-what is finished. The A100's step times are MuxServe's profile (`--profile`, or
+What is in `--output` already is kept, policy by policy, so that a run that was stopped goes on;
+Ctrl-C writes what is finished. The A100's step times are MuxServe's profile (`--profile`, or
 `muxserve_a100_profile.json` in `MUXJAX_SHARED_DATA`); the others are a roofline's.
 """
 
@@ -27,8 +29,9 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,7 +40,8 @@ from rich.table import Table
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
-from _map_cells import POLICIES, Hardware, Job, cells, default_profile
+from _map_cells import POLICIES, cells
+from _map_fleet import Hardware, Job, default_profile
 from _map_picture import draw
 
 from muxjax.placement.plan import Execution
@@ -116,9 +120,12 @@ def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def run(
     jobs: Sequence[Job], processes: int, known: list[dict[str, Any]], output: Path | None
 ) -> None:
-    """Adds the cells of the jobs to those that are known, and writes them as they come."""
-    done = {_place(cell) for cell in known}
-    left = [job for job in jobs if any(place not in done for place in _places(job))]
+    """Adds the cells of the jobs to those that are known, and writes them as they come.
+
+    Of a cell that is known only the policies are simulated that it lacks.
+    """
+    by_place = {_place(cell): cell for cell in known}
+    left = [job for job in (_lacking(job, by_place) for job in jobs) if job is not None]
     with Bars({"simulating": len(left)}, show=True) as bars, _Pool(processes) as pool:
         running: dict[Future[list[dict[str, Any]]], Job] = {}
         waiting = list(left)
@@ -129,10 +136,37 @@ def run(
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = running.pop(future)
-                known += [cell for cell in future.result() if _place(cell) not in done]
+                for cell in future.result():
+                    _add(cell, by_place, known)
                 if output is not None:
                     write(known, output)
                 bars.advance("simulating", 1, f"{job.execution} {job.hardware} {job.alpha:g}")
+
+
+def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job | None:
+    """What of a job is not known."""
+    policies: set[str] = set()
+    scales = []
+    for scale in job.scales:
+        cell = by_place.get(_place_of(job, scale))
+        lacking = set(job.policies).difference(cell["slo_attainment"] if cell else ())
+        if lacking:
+            policies |= lacking
+            scales.append(scale)
+    ordered = tuple(policy for policy in job.policies if policy in policies)
+    return replace(job, scales=tuple(scales), policies=ordered) if scales else None
+
+
+def _add(
+    cell: dict[str, Any], by_place: dict[tuple[Any, ...], dict[str, Any]], known: list[Any]
+) -> None:
+    old = by_place.get(_place(cell))
+    if old is None:
+        by_place[_place(cell)] = cell
+        known.append(cell)
+        return
+    for key in ("slo_attainment", "throughput", "placement"):
+        old[key].update(cell[key])
 
 
 def write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -160,9 +194,8 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _places(job: Job) -> Iterable[tuple[Any, ...]]:
-    for scale in job.scales:
-        yield (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
+def _place_of(job: Job, scale: float) -> tuple[Any, ...]:
+    return (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
 
 
 def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -226,7 +259,7 @@ def main() -> None:
     parser.add_argument("--slo-scale", type=_numbers, default=SCALES)
     parser.add_argument("--policies", type=_choice(POLICIES), default=POLICIES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--profile", type=Path, default=None)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -263,7 +296,7 @@ def main() -> None:
     except KeyboardInterrupt:
         stopped = True
         print("stopped; what is finished is kept", file=sys.stderr)
-    wanted = {place for job in jobs for place in _places(job)}
+    wanted = {_place_of(job, scale) for job in jobs for scale in job.scales}
     here = [cell for cell in found if _place(cell) in wanted]
     if here:
         show(here)
