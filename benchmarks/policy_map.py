@@ -1,7 +1,7 @@
 """The policy map: `slo` against every baseline, over popularity, load and SLO scale. Simulated.
 
     python benchmarks/policy_map.py [--execution time_sliced,concurrent] [--hardware a100,h200,v6e]
-        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 20]
+        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 10]
         [--processes 2] [--json] [--output map.json] [--plot map.svg]
 
 MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`, the most
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--slo-scale", type=_numbers, default=SCALES)
     parser.add_argument("--policies", type=_choice(POLICIES), default=POLICIES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--profile", type=Path, default=None)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
