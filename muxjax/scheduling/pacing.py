@@ -31,6 +31,10 @@ from muxjax.scheduling.unit import Unit
 DEFERRED_TURNS = 10
 SPEED_WEIGHT = 0.1
 """Weight of a new measurement of the seconds a token, against all before it."""
+LOOKED_AT_PART = 0.1
+"""Of the time that the first in line can still wait, after which that is worked out again."""
+LOOK_AGAIN = 16
+"""Steps after which what depends on slow means alone is worked out again."""
 MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
@@ -57,6 +61,10 @@ class Pace:
         self._last: float | None = None
         self._tokens = 0
         self._turns = 0
+        self._head: Request | None = None
+        self._look_at = 0.0
+        self._steps = 0
+        self._one = (0.0, 0.0)
 
     # Targets
 
@@ -125,8 +133,12 @@ class Pace:
             head = next(iter(state.waiting.values()), None)
             if head is None or head.deferred or head.preemptions:
                 break
+            if head is self._head and now < self._look_at:
+                break
             latest = self.latest_start(head)
             if now <= latest or latest < head.arrival:
+                # The time that is left is a guess, and is looked at again when a part has passed.
+                self._head, self._look_at = head, now + LOOKED_AT_PART * abs(latest - now)
                 break
             unit.defer(head)
         if state.deferred:
@@ -178,9 +190,13 @@ class Pace:
 
     def patience_of_one(self, running: int) -> float:
         """Seconds that a prompt of mean length would wait for others if it came now."""
-        tokens = max(1.0, self.state.spec.prompt_tokens)
-        # It may meet a step that has just begun, and the next one behind it.
-        return min(running * self._saved(tokens), self._spare(round(tokens)) / STEPS_AHEAD)
+        if self._steps % LOOK_AGAIN == 0:
+            tokens = max(1.0, self.state.spec.prompt_tokens)
+            # It may meet a step that has just begun, and the next one behind it.
+            self._one = self._saved(tokens), self._spare(round(tokens)) / STEPS_AHEAD
+        self._steps += 1
+        saved, spare = self._one
+        return min(running * saved, spare)
 
     def _spare(self, tokens: int) -> float:
         """Seconds that a prompt may lose before its prefill begins.
