@@ -34,8 +34,6 @@ POLICIES: tuple[PolicyName, ...] = (
 )
 TRAINING_SEED = 1_000_003
 """Added to the seed for the requests on which placements are chosen."""
-TRAINING_PART = 0.5
-"""Of the seconds of arrivals that count, for those."""
 AS_GOOD = 0.003
 """Placements that attain so much less than the best of them count as equal: one may as well be
 better on other requests."""
@@ -124,7 +122,7 @@ class _Runner:
         self._targets = {
             scale: plan_targets(plan, costs, Target(scale=scale)) for scale in job.scales
         }
-        self._training = workload(loads, TRAINING_PART * job.seconds, job.seed + TRAINING_SEED)
+        self._training = workload(loads, job.seconds, job.seed + TRAINING_SEED)
         self._counting = workload(loads, job.seconds, job.seed)
         self._known: dict[object, Outcome] = {}
 

@@ -9,8 +9,8 @@ popular at `load` x 40 requests/s, lengths as ShareGPT's means. Without options 
 run, 80 cells for each map. Each policy takes its own best placement of those planned for
 throughput, for targets, by MuxServe's own search (where programs run side by side), and each model
 on its own devices, which is all that `spatial` may take; where a model is alone on a mesh, as one
-or as several copies. Which is best is tried on requests of another seed, half as many seconds of
-them; all policies are then scored on the same requests. Attainment is the part of all requests
+or as several copies. Which is best is tried on requests of another seed; all policies are then
+scored on the same requests. Attainment is the part of all requests
 whose latency is at most `slo_scale` times what they take alone on the fewest devices that hold the
 model.
 
