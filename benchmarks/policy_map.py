@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -35,14 +34,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
-from rich.table import Table
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
 from _map_cells import POLICIES, cells
 from _map_fleet import Hardware, Job, default_profile
 from _map_picture import draw
+from _map_summary import place_of, report, show
 
 from muxjax.placement.plan import Execution
 from muxjax.progress import Bars
@@ -50,71 +47,6 @@ from muxjax.progress import Bars
 ALPHAS = (0.7, 0.9, 1.3, 1.7, 2.1)
 LOADS = (0.5, 0.75, 1.0, 1.25)
 SCALES = (2.0, 4.0, 8.0, 16.0)
-WITHIN = 0.01
-"""How much less than the best baseline `slo` may attain, and serve than `adbs`."""
-
-
-def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell says of `slo`."""
-    shares = cell["slo_attainment"]
-    others = {policy: share for policy, share in shares.items() if policy != "slo"}
-    best = max(others, key=lambda policy: others[policy])
-    ratios = {
-        measure: cell["throughput"]["slo"][measure] / cell["throughput"]["adbs"][measure]
-        for measure in ("total", "rate_weighted")
-    }
-    behind = others[best] - shares["slo"]
-    return {
-        "best_baseline": best,
-        "ahead": -behind,
-        "throughput_over_adbs": ratios,
-        "passes": behind <= WITHIN + 1e-9 and min(ratios.values()) >= 1 - WITHIN,
-    }
-
-
-def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each map its means, its worst cell, and the cells that miss."""
-    maps = []
-    for execution, hardware in sorted({(c["execution"], c["hardware"]) for c in found}):
-        here = [c for c in found if (c["execution"], c["hardware"]) == (execution, hardware)]
-        judged = [judge(cell) for cell in here]
-        policies = here[0]["slo_attainment"]
-        means = {p: statistics.mean(c["slo_attainment"][p] for c in here) for p in policies}
-        maps.append(
-            {
-                "execution": execution,
-                "hardware": hardware,
-                "cells": len(here),
-                "mean_attainment": means,
-                "higher_in_the_mean": means["slo"] > max(means[p] for p in means if p != "slo"),
-                "worst": min(one["ahead"] for one in judged),
-                "least_throughput_over_adbs": min(
-                    min(one["throughput_over_adbs"].values()) for one in judged
-                ),
-                "missed": [
-                    {key: cell[key] for key in ("alpha", "load", "slo_scale")} | one
-                    for cell, one in zip(here, judged, strict=True)
-                    if not one["passes"]
-                ],
-            }
-        )
-    return maps
-
-
-def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What programs side by side attain more than one at a time, cell by cell, under `slo`."""
-    by_place: dict[tuple[Any, ...], dict[str, float]] = {}
-    for cell in found:
-        place = tuple(cell[key] for key in ("hardware", "alpha", "load", "slo_scale", "seed"))
-        by_place.setdefault(place, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
-    return [
-        {
-            **dict(zip(("hardware", "alpha", "load", "slo_scale", "seed"), place, strict=True)),
-            "concurrent_minus_time_sliced": both["concurrent"] - both["time_sliced"],
-        }
-        for place, both in sorted(by_place.items())
-        if len(both) == 2
-    ]
 
 
 def run(
@@ -124,7 +56,7 @@ def run(
 
     Of a cell that is known only the policies are simulated that it lacks.
     """
-    by_place = {_place(cell): cell for cell in known}
+    by_place = {place_of(cell): cell for cell in known}
     left = [job for job in (_lacking(job, by_place) for job in jobs) if job is not None]
     with Bars({"simulating": len(left)}, show=True) as bars, _Pool(processes) as pool:
         running: dict[Future[list[dict[str, Any]]], Job] = {}
@@ -148,7 +80,7 @@ def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) ->
     policies: set[str] = set()
     scales = []
     for scale in job.scales:
-        cell = by_place.get(_place_of(job, scale))
+        cell = by_place.get(_cell_of(job, scale))
         lacking = set(job.policies).difference(cell["slo_attainment"] if cell else ())
         if lacking:
             policies |= lacking
@@ -160,9 +92,9 @@ def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) ->
 def _add(
     cell: dict[str, Any], by_place: dict[tuple[Any, ...], dict[str, Any]], known: list[Any]
 ) -> None:
-    old = by_place.get(_place(cell))
+    old = by_place.get(place_of(cell))
     if old is None:
-        by_place[_place(cell)] = cell
+        by_place[place_of(cell)] = cell
         known.append(cell)
         return
     for key in ("slo_attainment", "throughput", "placement"):
@@ -177,16 +109,6 @@ def write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     part.replace(path)
 
 
-def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is known."""
-    ordered = sorted(found, key=_place)
-    return {
-        "maps": summary(ordered) if ordered else [],
-        "concurrent_minus_time_sliced": sharing(ordered),
-        "cells": [{**cell, **judge(cell)} for cell in ordered],
-    }
-
-
 class _Pool(ProcessPoolExecutor):
     """Processes that are not waited for when the run is stopped."""
 
@@ -194,36 +116,8 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _place_of(job: Job, scale: float) -> tuple[Any, ...]:
+def _cell_of(job: Job, scale: float) -> tuple[Any, ...]:
     return (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
-
-
-def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    keys = ("execution", "hardware", "alpha", "load", "slo_scale", "seed", "seconds")
-    return tuple(cell[key] for key in keys)
-
-
-def show(found: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each cell, and what the maps say, on standard error."""
-    console = Console(stderr=True, width=150)
-    policies = list(found[0]["slo_attainment"])
-    table = Table("map", "alpha", "load", "scale", *policies, "thr/adbs", "")
-    for cell in sorted(found, key=_place):
-        one = judge(cell)
-        table.add_row(
-            f"{cell['execution']} {cell['hardware']}",
-            *(f"{cell[key]:g}" for key in ("alpha", "load", "slo_scale")),
-            *(f"{100 * cell['slo_attainment'][policy]:.1f}" for policy in policies),
-            f"{min(one['throughput_over_adbs'].values()):.3f}",
-            "" if one["passes"] else "misses",
-        )
-    console.print(table)
-    for one in summary(found):
-        means = ", ".join(f"{p} {100 * m:.1f}" for p, m in one["mean_attainment"].items())
-        console.print(
-            f"{one['execution']} {one['hardware']}: {len(one['missed'])} of {one['cells']} cells "
-            f"miss; at worst {100 * one['worst']:+.1f} points; mean attainment: {means}"
-        )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -296,8 +190,8 @@ def main() -> None:
     except KeyboardInterrupt:
         stopped = True
         print("stopped; what is finished is kept", file=sys.stderr)
-    wanted = {_place_of(job, scale) for job in jobs for scale in job.scales}
-    here = [cell for cell in found if _place(cell) in wanted]
+    wanted = {_cell_of(job, scale) for job in jobs for scale in job.scales}
+    here = [cell for cell in found if place_of(cell) in wanted]
     if here:
         show(here)
         if arguments.plot is not None:
