@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,6 +51,7 @@ class Completion:
       logprobs: one entry a token, or None if they were not asked for.
       num_prompt_tokens: length of the prompt.
       prompt_logprobs: one entry for each token of the prompt but the first, or None.
+      num_cached_tokens: tokens of the prompt that the prefix cache had.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None
     num_prompt_tokens: int
     prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
 
 
 class Fleet:
@@ -460,4 +462,5 @@ def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:
         logprobs=logprobs,
         num_prompt_tokens=stream.num_prompt_tokens,
         prompt_logprobs=deltas[0].prompt_logprobs,
+        num_cached_tokens=stream.num_cached_tokens,
     )

@@ -253,6 +253,7 @@ def make_plan(
             demand=demand,
             kv_quotas=pool_of(config.policy),
             refuse_late=config.refuse_late,
+            prefix_cache=config.pool.prefix_cache,
             record_freed=poison,
         )
 
@@ -408,6 +409,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         output_tokens=entry.output_tokens,
         kv_floor=entry.kv_floor,
         targets=LatencyTargets(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
+        copies=model.copies,
     )
 
 
