@@ -37,6 +37,8 @@ TRAINING_SEED = 1_000_003
 AS_GOOD = 0.003
 """Placements that attain so much less than the best of them count as equal: one may as well be
 better on other requests."""
+AS_MUCH = 0.005
+"""How much less than `adbs` a placement of `slo` may serve: half of what the bar allows."""
 ALIKE: Mapping[Execution, Mapping[str, PolicyName]] = {
     "time_sliced": {
         "spatial": "adbs",
@@ -129,13 +131,34 @@ class _Runner:
     def choose(self, policy: PolicyName, scale: float) -> tuple[str, list[Units]]:
         """The placement that is best for the policy, on other requests of the same kind: which
         attains most, and of those that attain as much serves most.
+
+        `slo` leaves out those where it serves less than `adbs` does on its best, and may take that.
         """
         found: dict[str, list[Units]] = {}
         for name, parts in self._placements.items():
             if policy != "spatial" or name == "spatial":
                 found[name] = [self._best([[u] for u in p], policy, scale)[0] for p in parts]
+        if policy == "slo":
+            name, found_by_adbs = self.choose("adbs", scale)
+            found[f"{name}, as adbs"] = found_by_adbs
+            wanted = self._served(found_by_adbs, "adbs", scale)
+            enough = {
+                name: chosen
+                for name, chosen in found.items()
+                if all(
+                    served >= (1 - AS_MUCH) * least
+                    for served, least in zip(
+                        self._served(chosen, policy, scale), wanted, strict=True
+                    )
+                )
+            }
+            found = enough or found
         best = self._best(list(found.values()), policy, scale)
         return next(name for name, chosen in found.items() if chosen is best), best
+
+    def _served(self, chosen: list[Units], policy: PolicyName, scale: float) -> tuple[float, float]:
+        served = throughput(self._run(chosen, policy, scale, counting=False))
+        return served["total"], served["rate_weighted"]
 
     def score(self, chosen: Iterable[Units], policy: PolicyName, scale: float) -> Outcome:
         """What the policy attains of the requests that count."""
