@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 EWMA_WEIGHT = 0.2
 """Weight of a new measurement against all before it."""
+LEAST_SECONDS = 1e-9
+"""What a token takes at least, whatever a coarse clock says: policies divide by it."""
 
 
 class StepEstimates:
@@ -60,10 +62,17 @@ def _nearest(measured: dict[int, float], size: int, guess: float) -> float:
         return value
     if not measured:
         return guess
-    return measured[min(measured, key=lambda other: (abs(other - bucket), other))]
+    away = 0
+    while value is None:  # ends, as there is one
+        away += 1
+        value = measured.get(bucket - away)
+        if value is None:
+            value = measured.get(bucket + away)
+    return value
 
 
 def _update(measured: dict[int, float], size: int, value: float) -> None:
     bucket = (size - 1).bit_length()
+    value = max(LEAST_SECONDS, value)
     old = measured.get(bucket)
     measured[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)

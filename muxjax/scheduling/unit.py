@@ -412,8 +412,9 @@ class Unit:
         if constrained:
             most = 1
         if self._in_flight and (self._side_by_side or constrained):
-            numbers = [flight.number for flight in self._in_flight]
-            busy = np.isin(table.last_step, numbers)
+            busy = np.zeros(len(left), bool)
+            for flight in self._in_flight:  # few, so that this is a third of `np.isin`
+                busy |= table.last_step == flight.number
             left[busy if self._side_by_side else busy & table.constrained] = 0
         slots = left.nonzero()[0]
         if not slots.size:
