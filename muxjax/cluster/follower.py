@@ -9,7 +9,7 @@ import jax
 
 from muxjax import loading
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import join, make_plan, meet
+from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
 from muxjax.config import FleetConfig
 from muxjax.errors import ClusterError, MuxError
@@ -22,8 +22,9 @@ log = logging.getLogger("muxjax")
 def follow(hosts: Hosts) -> None:
     """Serves under a leader until it ends.
 
+    Ends the process with status 1 when the leader is gone.
+
     Raises:
-      ClusterError: the leader is gone.
       MuxError: the fleet cannot be loaded here; the leader has been told.
     """
     join(hosts)
@@ -58,7 +59,8 @@ def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
 
 
 def _received(link: Link) -> Message:
+    """What the leader says. Without it there is nothing to wait for, as JAX would at its exit."""
     try:
         return link.receive()
     except ClusterError as error:
-        raise ClusterError(f"process 0 has ended: {error}") from error
+        give_up(f"process 0 has ended: {error}")

@@ -8,8 +8,11 @@ inputs before it launches it itself.
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import socket
+import sys
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -115,6 +118,12 @@ def make_plan(config: FleetConfig, hosts: Hosts) -> Plan:
             f"must be cut for all {count} devices; remove the key"
         )
     return plan
+
+
+def give_up(reason: str) -> NoReturn:
+    """Ends the process at once: the device may wait for ever for the host that is gone."""
+    print(f"muxjax: the mesh cannot go on: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(1)
 
 
 def _broadcast(array: np.ndarray) -> np.ndarray:

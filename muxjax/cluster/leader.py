@@ -7,8 +7,6 @@ with all the others, for whatever supervises them to start them again.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ import numpy as np
 
 from muxjax import loading
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import join, make_plan, meet
+from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
@@ -114,12 +112,6 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
     for link in links:
         link.send(Message("end").packed())
     jax.distributed.shutdown()
-
-
-def give_up(reason: str) -> None:
-    """Ends the process at once: the device may wait for ever for the host that is gone."""
-    print(f"muxjax: the mesh cannot go on: {reason}", file=sys.stderr, flush=True)  # noqa: T201
-    os._exit(1)
 
 
 def _await_ready(process: int, link: Link) -> None:
