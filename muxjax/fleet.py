@@ -16,6 +16,7 @@ from typing import Any, Self
 import jax
 
 from muxjax import loading
+from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.constraints import Constraints
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
@@ -73,7 +74,7 @@ class Fleet:
       units: where they run.
     """
 
-    def __init__(self, units: Sequence[LiveUnit], *, running: bool = True) -> None:
+    def __init__(self, units: Sequence[LiveUnit | RemoteUnit], *, running: bool = True) -> None:
         self.units = tuple(units)
         self.models = _faces(units)
         self._router = Router(units) if running else None
@@ -413,7 +414,7 @@ def _parts(
     return planned_units(config, plan, jax.devices())
 
 
-def _faces(units: Sequence[LiveUnit]) -> dict[str, LoadedModel]:
+def _faces(units: Sequence[LiveUnit | RemoteUnit]) -> dict[str, LoadedModel]:
     """What is told of each model: of replicas the first, with the length that all can take."""
     faces: dict[str, LoadedModel] = {}
     for unit in units:

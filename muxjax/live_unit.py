@@ -17,7 +17,7 @@ from muxjax.runner import Runner
 from muxjax.scheduling.steps import Executor
 
 
-class LiveUnit(Runner):
+class LiveUnit(Runner[Engine]):
     """One unit on the devices.
 
     Args:

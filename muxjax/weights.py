@@ -33,20 +33,22 @@ def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[D
       loaded: told the bytes of each parameter, on one device, as it arrives.
 
     Returns:
-      What each device of the unit has of it.
+      What each of the unit's devices that this process drives has of it.
 
     Raises:
       CheckpointError: a weight that cannot be read.
     """
     checkpoint, shards = plan.checkpoints[name], plan.shards[name]
-    devices = [_DeviceWeights(plan, name, device) for device in plan.devices]
+    devices = {at: _DeviceWeights(plan, name, plan.devices[at]) for at in plan.meshes[name].local}
+    indices = sorted({at % shards.degree for at in devices})
     for parameter in shards.shapes:
-        for index in range(shards.degree):
+        for index in indices:
             part = checkpoint.part(parameter, shards, index)
-            for device in devices[index :: shards.degree]:  # one of each copy
-                size = device.take(parameter, part)
+            for at, device in devices.items():
+                if at % shards.degree == index:  # one of each copy
+                    size = device.take(parameter, part)
         loaded(size)
-    return [decoder_of(plan, name, device.weights) for device in devices]
+    return [decoder_of(plan, name, device.weights) for device in devices.values()]
 
 
 def decoder_of(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:

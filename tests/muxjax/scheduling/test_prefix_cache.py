@@ -117,6 +117,18 @@ def test_who_needs_all_positions_finds_nothing_and_leaves_them_to_others(asker: 
     assert stats(asker.loop)["prefix_queries"] == 17 + 17 + 17
 
 
+@pytest.mark.parametrize(("penalty", "found"), [(0.5, 16), (0.0, 24)])
+def test_a_penalty_counts_what_was_put_out_before(asker: Asker, penalty: float, found: int) -> None:
+    first = asker.ask(SYSTEM, tokens=12, presence_penalty=penalty)
+    # Goes on elsewhere after 9 tokens, as the router has it do.
+    params = dataclasses.replace(first.params, max_tokens=20)
+    again = Request(99, "a", SYSTEM, params, output=first.output[:9])
+    asker.loop.unit.add(again)
+    asker.loop.run()
+    assert again.found_tokens == found
+    assert again.output == solo_tokens(asker.loop.unit, again)
+
+
 def test_requests_that_run_share_blocks(asker: Asker) -> None:
     loop = asker.loop
     first = asker.add([*SYSTEM, 1], tokens=30)
