@@ -24,6 +24,7 @@ The oldest request of the unit keeps its pages even so; see `preemption.py`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -100,7 +101,7 @@ class Residency:
         self._quotas = quotas
         self._settled = settled
         self._refused: dict[str, _Refusal] = {}
-        self._released = dict.fromkeys(models, 0)
+        self._released: dict[str, int] = defaultdict(int)
         self._line_changes = 0
         self.steps_made = 0
 
