@@ -51,6 +51,14 @@ class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
 
 
+class ModelUnavailable(MuxError):
+    """A model that takes no requests: it could not be loaded or woken, or it is being unloaded."""
+
+
+class WrongState(MuxError):
+    """An operation on a model or a fleet that its state forbids, such as putting a pinned one to sleep."""
+
+
 class TimedOut(MuxError):
     """A request took longer than it may, and was ended."""
 

@@ -9,6 +9,9 @@ a replica, or in the unit itself once that has been started anew: as a request t
 does, by a prefill of prompt and emitted tokens. Sampling depends on the seed and the position only,
 so the stream goes on with the tokens that it would have had.
 
+A model may be held: its requests then wait here, in the order in which they came, until it is
+released or refused. That is how a model sleeps, wakes and is replaced without losing a request.
+
 A request that has been on a unit for `MOST_MOVES` deaths is ended, since it may be what kills them;
 a unit that dies `MOST_DEATHS` times within `DEATHS_SECONDS` is not started again.
 """
@@ -20,10 +23,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from muxjax.engine import Sink
-from muxjax.errors import EngineDead, MuxError
+from muxjax.errors import EngineDead, MuxError, UnknownModel
 from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request, RequestUpdate
 
@@ -39,7 +42,8 @@ class _Carried:
 
     Attributes:
       request: as it was asked for.
-      unit: where it runs or waits.
+      unit: where it runs or waits; None while it is held.
+      placed: whether some unit has had it.
       seconds: what it counts for there.
       moves: how often its unit died.
       dropped: its caller does not want it any more.
@@ -51,6 +55,7 @@ class _Carried:
         self._sink = sink
         self.request = request
         self.unit: Runner | None = None
+        self.placed = False
         self.seconds = 0.0
         self.moves = 0
         self.dropped = False
@@ -100,11 +105,24 @@ class Router:
 
     Args:
       units: all of a fleet. Closed by `close`.
+      clock: seconds, for `idle_seconds`.
+
+    Attributes:
+      on_held: told the name of the model whenever a request is held; must not wait.
     """
 
-    def __init__(self, units: Sequence[Runner]) -> None:
+    def __init__(
+        self, units: Sequence[Runner], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.on_held: Callable[[str], None] = lambda model: None
         self._units = list(units)
+        self._clock = clock
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)  # some request left its unit
+        self._held: dict[str, list[_Carried]] = {}  # of models that are held
+        self._refused: dict[str, MuxError] = {}
+        self._used: dict[str, float] = {}
+        self._began = clock()
         self._carried: dict[int, _Carried] = {}
         self._waits = {unit.name: 0.0 for unit in units}
         self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
@@ -139,8 +157,97 @@ class Router:
                 return
             carried.dropped = True
             unit = carried.unit
+            held = self._held.get(carried.request.model, [])
+            waited = carried in held
+            if waited:
+                held.remove(carried)
         if unit is not None:
             unit.engine.cancel(request_id)
+        elif waited:
+            carried.cancelled()
+
+    # Models that are held
+
+    def hold(self, model: str) -> None:
+        """Keeps a model's further requests here; those on a unit go on."""
+        with self._lock:
+            self._held.setdefault(model, [])
+            self._refused.pop(model, None)
+
+    def release(self, model: str) -> None:
+        """Sends a model's held requests to its units, in order, and then whatever comes."""
+        while True:
+            with self._lock:
+                waiting = sorted(self._held.get(model, []), key=lambda one: one.request.id)
+                self._used[model] = self._clock()
+                if not waiting:
+                    self._held.pop(model, None)
+                    return
+                self._held[model] = []  # what comes now waits behind those
+            for carried in waiting:
+                try:
+                    with self._lock:
+                        self._assign(carried)
+                    self._submit(carried)
+                except EngineDead as error:
+                    self.orphaned(carried, error)
+
+    def refuse(self, model: str, error: MuxError) -> None:
+        """Ends a model's held requests with an error, and refuses all that come, until `hold`."""
+        with self._lock:
+            self._refused[model] = error
+            waiting = self._held.pop(model, [])
+        for carried in waiting:
+            carried.give_up(error)
+
+    def forget_model(self, model: str) -> None:
+        """Drops what is remembered of a model that no unit has any more."""
+        with self._lock:
+            self._refused.pop(model, None)
+            self._used.pop(model, None)
+
+    def held(self, model: str) -> int:
+        """How many requests of a model are held."""
+        with self._lock:
+            return len(self._held.get(model, ()))
+
+    def drained(self, model: str, seconds: float) -> bool:
+        """Waits until no unit has requests of a model; False if some still has after so long."""
+        with self._lock:
+            return self._ended.wait_for(lambda: not self._on_units(model), seconds)
+
+    def take_back(self, model: str) -> None:
+        """Takes what the units still have of a model that is held: it waits here, and goes on with
+        what it has emitted when the model is released.
+        """
+        with self._lock:
+            running = {carried.request.id: carried for carried in self._on_units(model)}
+            units = [unit for unit in self._units if model in unit.model_names]
+        for unit in units:
+            try:
+                taken = unit.engine.withdraw(running)
+            except EngineDead:
+                continue  # it gave them back itself
+            with self._lock:
+                for number in taken:
+                    self._leave(running[number])
+                    self._keep(running[number])
+
+    def idle_seconds(self, model: str) -> float:
+        """For how long a model has had no request; 0 while it has one."""
+        with self._lock:
+            if self._held.get(model) or self._on_units(model):
+                return 0.0
+            return self._clock() - self._used.get(model, self._began)
+
+    def _on_units(self, model: str) -> list[_Carried]:
+        carried = self._carried.values()
+        return [c for c in carried if c.request.model == model and c.unit is not None]
+
+    def _keep(self, carried: _Carried) -> None:
+        carried.unit = None
+        self._held[carried.request.model].append(carried)
+        self._ended.notify_all()
 
     def unit_names(self, model: str) -> list[str]:
         """The units that have a model."""
@@ -174,7 +281,9 @@ class Router:
         """Drops a request that has ended."""
         with self._lock:
             if self._carried.pop(carried.request.id, None) is not None:
+                self._used[carried.request.model] = self._clock()
                 self._leave(carried)
+                self._ended.notify_all()
 
     def orphaned(self, carried: _Carried, error: BaseException) -> None:
         """Takes a request back whose unit has died."""
@@ -196,7 +305,11 @@ class Router:
     def _check_open(self, model: str) -> None:
         if self._closing:
             raise EngineDead("the engine is closed")
+        if model in self._refused:
+            raise self._refused[model]
         names = self.unit_names(model)
+        if not names:
+            raise UnknownModel(f"no model {model!r}: it was unloaded", field="model")
         failed = [self._failed[name] for name in names if name in self._failed]
         if len(failed) == len(names):
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
@@ -207,17 +320,41 @@ class Router:
         Raises:
           EngineDead: none is alive, or it died just now.
         """
+        model = carried.request.model
+        with self._lock:
+            held = model in self._held
+            if held and not carried.dropped:
+                self._keep(carried)
+            elif not held:
+                self._assign(carried)
+        if not held:
+            self._submit(carried)
+        elif carried.dropped:
+            carried.cancelled()
+        else:
+            self.on_held(model)
+
+    def _assign(self, carried: _Carried) -> None:
+        """Chooses a unit.
+
+        Raises:
+          EngineDead: none is alive.
+        """
         request = carried.request
         tokens = len(request.prompt) + request.params.max_tokens
-        with self._lock:
-            living = [u for u in self._units if request.model in u.model_names and u.alive]
-            if not living:
-                raise EngineDead(f"no unit with {request.model} is alive")
-            unit = min(living, key=lambda unit: self._waits[unit.name])
-            carried.unit = unit
-            carried.seconds = unit.seconds(request.model, tokens)
-            self._waits[unit.name] += carried.seconds
-        unit.engine.submit(carried.again() if carried.moves else request, carried)
+        living = [u for u in self._units if request.model in u.model_names and u.alive]
+        if not living:
+            raise EngineDead(f"no unit with {request.model} is alive")
+        unit = min(living, key=lambda unit: self._waits[unit.name])
+        carried.unit = unit
+        carried.seconds = unit.seconds(request.model, tokens)
+        self._waits[unit.name] += carried.seconds
+
+    def _submit(self, carried: _Carried) -> None:
+        unit, request = carried.unit, carried.request
+        assert unit is not None, "a unit was chosen"
+        again, carried.placed = carried.placed, True
+        unit.engine.submit(carried.again() if again else request, carried)
         if carried.dropped:  # cancelled before the unit knew it
             unit.engine.cancel(request.id)
 

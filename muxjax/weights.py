@@ -21,15 +21,14 @@ from muxjax.models.stacks import Stacks
 from muxjax.pallas_kernels.target import current_target
 
 if TYPE_CHECKING:
-    from muxjax.loading import Plan
+    from muxjax.unit_plan import ModelPlan
 
 
-def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[Decoder]:
+def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder]:
     """Reads a model's weights.
 
     Args:
-      plan: its unit.
-      name: the model.
+      part: the model.
       loaded: told the bytes of each parameter, on one device, as it arrives.
 
     Returns:
@@ -38,26 +37,26 @@ def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[D
     Raises:
       CheckpointError: a weight that cannot be read.
     """
-    checkpoint, shards = plan.checkpoints[name], plan.shards[name]
-    devices = [_DeviceWeights(plan, name, device) for device in plan.devices]
+    checkpoint, shards = part.checkpoint, part.shards
+    devices = [_DeviceWeights(part, device) for device in part.mesh.devices]
     for parameter in shards.shapes:
         for index in range(shards.degree):
-            part = checkpoint.part(parameter, shards, index)
+            piece = checkpoint.part(parameter, shards, index)
             for device in devices[index :: shards.degree]:  # one of each copy
-                size = device.take(parameter, part)
+                size = device.take(parameter, piece)
         loaded(size)
-    return [decoder_of(plan, name, device.weights) for device in devices]
+    return [decoder_of(part, device.weights) for device in devices]
 
 
-def decoder_of(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:
+def decoder_of(part: ModelPlan, weights: Mapping[str, Weight]) -> Decoder:
     """What one device has of a model."""
-    shards = plan.shards[name]
+    shards = part.shards
     return Decoder(
         shards.local,
         weights,
         stacks_of(shards.local),
         vocab_size=shards.config.vocab_size,
-        axis=plan.meshes[name].axis,
+        axis=part.mesh.axis,
     )
 
 
@@ -70,14 +69,13 @@ class _DeviceWeights:
     """What one device has of a model, as its parameters arrive.
 
     Args:
-      plan: the unit.
-      name: the model.
+      part: the model.
       device: one of the unit's.
     """
 
-    def __init__(self, plan: Plan, name: str, device: jax.Device) -> None:
-        self._model = plan.models[name]
-        self._config = plan.shards[name].local
+    def __init__(self, part: ModelPlan, device: jax.Device) -> None:
+        self._model = part.model
+        self._config = part.shards.local
         self._stacks = stacks_of(self._config)
         self._device = device
         self.weights: dict[str, jax.Array] = {}

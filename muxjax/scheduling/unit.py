@@ -179,15 +179,17 @@ class Unit:
         self.allocator.remove_model(name)
         del self.models[name]
 
-    def change_model(self, spec: ModelSpec) -> None:
-        """Takes other expectations, floors and targets of a model; its shape must be the same.
+    def change_models(self, specs: Iterable[ModelSpec]) -> None:
+        """Takes other expectations, floors and targets of models; their shapes must be the same.
 
         Raises:
-          PoolTooSmall: the floor leaves no room for a request of some model; nothing is changed.
+          PoolTooSmall: the floors leave no room for a request of some model; nothing is changed.
         """
-        others = {state.spec.name: state.spec for state in self.models.values()}
-        self._divide(list({**others, spec.name: spec}.values()))
-        self.models[spec.name].spec = spec
+        changed = {state.spec.name: state.spec for state in self.models.values()}
+        changed |= {spec.name: spec for spec in specs}
+        self._divide(list(changed.values()))
+        for spec in changed.values():
+            self.models[spec.name].spec = spec
 
     def idle(self, name: str) -> bool:
         """Whether a model has neither requests nor steps in flight."""

@@ -105,10 +105,10 @@ def test_expectations_change_while_requests_run() -> None:
         loop.unit.add(request(number, "ab"[number % 2], 9, 8))
     loop.turn()
     before = dict(loop.unit.quotas.floors)
-    loop.unit.change_model(dataclasses.replace(A, kv_floor=0.5))
+    loop.unit.change_models([dataclasses.replace(A, kv_floor=0.5)])
     assert loop.unit.quotas.floors["a"] > before["a"]
     with pytest.raises(PoolTooSmall):
-        loop.unit.change_model(dataclasses.replace(B, kv_floor=0.9))
+        loop.unit.change_models([dataclasses.replace(B, kv_floor=0.9)])
     assert loop.unit.models["b"].spec == B
     loop.run()
     loop.assert_empty()
