@@ -24,10 +24,10 @@ from muxjax import Fleet, SamplingParams, loading
 from muxjax.config import load_fleet_config
 from muxjax.jax_executor import JaxExecutor
 from muxjax.live_unit import LiveUnit
-from muxjax.unit_plan import LoadedModel, Plan
 from muxjax.models.kept import Dtype, Quantization, kept_params
 from muxjax.programs import ModelPrograms, Program
 from muxjax.progress import Bars
+from muxjax.unit_plan import LoadedModel, Plan
 
 
 @dataclass(frozen=True)

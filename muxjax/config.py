@@ -276,6 +276,15 @@ def load_fleet_config(
     return _checked(data, folder=path.parent.absolute(), where=str(path), lines=lines)
 
 
+def load_model_entry(data: Mapping[str, Any]) -> ModelEntry:
+    """Checks one model's entry; paths are relative to the working folder.
+
+    Raises:
+      FleetConfigError: it is not valid.
+    """
+    return load_fleet_config({"models": [dict(data)]}).models[0]
+
+
 def fleet_json_schema() -> dict[str, Any]:
     """The fleet file's JSON Schema, for editors."""
     schema = FleetConfig.model_json_schema()

@@ -56,7 +56,7 @@ class ModelUnavailable(MuxError):
 
 
 class WrongState(MuxError):
-    """An operation on a model or a fleet that its state forbids, such as putting a pinned one to sleep."""
+    """What a model is not in the state for, such as sleep for one that is pinned."""
 
 
 class TimedOut(MuxError):

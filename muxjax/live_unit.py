@@ -11,7 +11,7 @@ done it is followed by one that is made from what is written down.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax.engine import Engine
@@ -84,6 +84,10 @@ class LiveUnit(Runner):
         """What it holds, by name; those that sleep included."""
         return self.plan.models
 
+    def is_awake(self, name: str) -> bool:
+        """Whether a model of it has its part of the pool."""
+        return name not in self._asleep
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of models that are awake, on each device."""
@@ -116,14 +120,13 @@ class LiveUnit(Runner):
             self._asleep.add(name)
             self.model_names = frozenset(self.plan.parts)
 
-    def forget(self, name: str) -> None:
-        """Drops a model that sleeps. The last one stays written down, as a pool is cut for some."""
+    def forget(self, name: str) -> ModelPrograms:
+        """Drops a model that sleeps, and is not the last; gives its programs."""
         with self._changing:
-            if len(self.plan.parts) > 1:
-                self.plan = self.plan.without(name)
-            self.programs.pop(name, None)
+            self.plan = self.plan.without(name)
             self._asleep.discard(name)
-            self.model_names = frozenset(self.plan.parts) & frozenset(self.programs)
+            self.model_names = frozenset(self.plan.parts)
+            return self.programs.pop(name)
 
     def admit(self, name: str) -> None:
         """Gives a model that sleeps, and is ready, its part of the pool and its slots.

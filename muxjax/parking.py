@@ -1,4 +1,4 @@
-"""Where a sleeping model's weights lie: in the host's memory, where that is another than the device's.
+"""Where the weights of a sleeping model lie: in the host's memory, if the device has its own.
 
 One copy is kept. On a CPU the device's memory is the host's: the weights stay where they are, and
 sleeping gives back the model's part of the pool and its slots, but no memory.
@@ -49,7 +49,7 @@ def bring_back(
 
 
 def delete(leaves: Sequence[jax.Array]) -> None:
-    """Frees the memory of arrays, wherever they lie; those that are freed already are passed over."""
+    """Frees the memory of arrays, wherever they lie; those that are freed are passed over."""
     for leaf in leaves:
         if not leaf.is_deleted():
             leaf.delete()

@@ -182,6 +182,7 @@ class Router:
                 self._used[model] = self._clock()
                 if not waiting:
                     self._held.pop(model, None)
+                    self._refused.pop(model, None)
                     return
                 self._held[model] = []  # what comes now waits behind those
             for carried in waiting:
