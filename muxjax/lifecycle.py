@@ -77,7 +77,7 @@ class Lifecycle:
     Attributes:
       lives: all models, by name.
       router: as given.
-      idle_timeout: as given; may be changed.
+      idle_timeout, drain_seconds: as given; may be changed.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Lifecycle:
         self.router = router
         self.idle_timeout = idle_timeout
         self.lives: dict[str, Life] = {}
-        self._drain_seconds = drain_seconds
+        self.drain_seconds = drain_seconds
         self._waking: set[str] = set()
         self._waking_lock = threading.Lock()
         for name in dict.fromkeys(name for unit in units for name in unit.models):
@@ -195,7 +195,7 @@ class Lifecycle:
         """Waits until no unit has a request of a model, and holds what comes (if `hold`)."""
         if hold:
             self.router.hold(life.name)
-        if self.router.drained(life.name, self._drain_seconds):
+        if self.router.drained(life.name, self.drain_seconds):
             return
         self.router.hold(life.name)
         for _ in range(_TAKE_BACK_TRIES):

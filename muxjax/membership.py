@@ -108,9 +108,7 @@ class Membership:
         with self._lifecycle.changing(name) as life:
             last = [unit.name for unit in life.units if len(unit.plan.parts) == 1]
             if last:
-                raise WrongState(
-                    f"{name} is the last model of unit {last[0]}: let it sleep instead"
-                )
+                raise WrongState(f"{name} is the last of unit {last[0]}: let it sleep instead")
             gone = ModelUnavailable(f"{name} is being unloaded")
             self._router.refuse(name, gone)
             try:
@@ -197,5 +195,5 @@ def _try_out(unit: LiveUnit, part: ModelPlan) -> None:
         unit.try_out(part)
     except ValueError as error:
         raise FleetConfigError(
-            f"{error}: restart the server with {part.model.name} in the fleet file"
+            f"{error}: list it in the fleet file, with `sleeping: true` if need be, and restart"
         ) from error
