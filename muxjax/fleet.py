@@ -16,8 +16,7 @@ from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
 from muxjax.fleet_admin import FleetAdmin
 from muxjax.fleet_stats import merged
-from muxjax.health import UnitHealth
-from muxjax.lifecycle import ModelState
+from muxjax.health import ModelState, UnitHealth
 from muxjax.live_unit import LiveUnit
 from muxjax.output import Delta
 from muxjax.placement import plan as placement

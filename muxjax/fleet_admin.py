@@ -11,7 +11,8 @@ from typing import Any
 from muxjax import reloading
 from muxjax.config import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
 from muxjax.errors import MuxError, UnknownModel
-from muxjax.lifecycle import Lifecycle, ModelState
+from muxjax.health import ModelState
+from muxjax.lifecycle import Lifecycle
 from muxjax.live_unit import LiveUnit
 from muxjax.membership import Membership
 from muxjax.router import Router

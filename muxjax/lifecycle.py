@@ -18,36 +18,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from muxjax import loading
 from muxjax.config import ModelEntry
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
+from muxjax.health import ModelState, ModelStatus
 from muxjax.live_unit import LiveUnit
 from muxjax.router import Router
 from muxjax.unit_plan import ModelPlan
 
 log = logging.getLogger("muxjax")
 
-Status = Literal["loaded", "loading", "sleeping", "failed"]
 DRAIN_SECONDS = 30.0
 """For the running requests of a model that is put to sleep or unloaded."""
 _TAKE_BACK_TRIES = 100
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """What there is to say of a model.
-
-    Attributes:
-      status: 'loading' also while it wakes.
-      error: why it failed.
-      pinned: whether it never sleeps.
-    """
-
-    status: Status
-    error: str | None
-    pinned: bool
 
 
 @dataclass
@@ -56,7 +40,7 @@ class Life:
 
     entry: ModelEntry
     units: tuple[LiveUnit, ...]
-    status: Status
+    status: ModelStatus
     error: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -217,8 +201,9 @@ class Lifecycle:
                 self._ready_on(life, unit)
                 unit.admit(name)
         except Exception as error:
-            log.exception("%s cannot be loaded", name)
-            self._fail(life, str(error) or type(error).__name__)
+            reason = str(error) or type(error).__name__
+            log.exception("%s cannot be loaded: %s", name, reason)
+            self._fail(life, reason)
             raise ModelUnavailable(f"{name} cannot be loaded: {life.error}") from error
         life.status, life.error = "loaded", None
         log.info("%s is awake; it took %.2f s", name, time.perf_counter() - began)
@@ -312,7 +297,7 @@ def make_ready(part: ModelPlan, programs: loading.ModelPrograms) -> None:
         raise
 
 
-def _must_be(life: Life, status: Status, done: str) -> None:
+def _must_be(life: Life, status: ModelStatus, done: str) -> None:
     if life.status != status:
         reason = "" if life.error is None else f" ({life.error})"
         raise WrongState(f"{life.name} cannot be {done}: it is {life.status}{reason}")

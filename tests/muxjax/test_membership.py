@@ -1,4 +1,4 @@
-"""Models that come to a running fleet, leave it, and are replaced; and whole files applied to it."""
+"""Models that come to a running fleet, leave it and are replaced; whole files applied to it."""
 
 from __future__ import annotations
 
