@@ -86,7 +86,6 @@ def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI
             yield
         finally:
             watchdog.close()
-            control.close()
 
     # The pages under /docs would load scripts from elsewhere; /openapi.json is enough.
     app = FastAPI(

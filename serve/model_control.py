@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +34,6 @@ from muxjax.serve.fleet_protocol import ManagedFleet
 from muxjax.serve.models import find_model
 from muxjax.serve.requests import parse_load, parse_model
 
-_WORKERS = 4
 _NOT_TO_BE_HAD = (CheckpointError, DownloadError, FleetConfigError, PoolTooSmall)
 
 Answer = TypeVar("Answer")
@@ -61,7 +60,6 @@ class ModelControl:
         self._file = fleet_file
         self._max_body = max_body
         self._reloaded = reloaded
-        self._threads = ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-admin")
 
     async def load(self, request: Request) -> Response:
         """Loads a model of the fleet file, or one that the request describes."""
@@ -119,10 +117,6 @@ class ModelControl:
         logs.event("fleet_reloaded", seconds=seconds, **{k: str(v) for k, v in found.items()})
         return found
 
-    def close(self) -> None:
-        """Starts nothing more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def _named(self, request: Request) -> str:
         model = parse_model(await read_json(request, self._max_body)).model
         find_model(request.state.view, model)
@@ -142,7 +136,18 @@ class ModelControl:
         return JSONResponse({"model": model, "status": status, "seconds": seconds})
 
     async def _in_thread(self, action: Callable[[], Answer]) -> Answer:
-        # With the request's id, for logs. A client that leaves ends the waiting, not the work.
-        run = functools.partial(contextvars.copy_context().run, action)
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._threads, run))
+        """Waits for what is done in a daemon's thread, which does not keep the process alive.
+
+        A client that leaves ends the waiting, not the work.
+        """
+        done: Future[Answer] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(action())
+            except BaseException as error:  # noqa: BLE001  whatever it is, it is the request's
+                done.set_exception(error)
+
+        context = contextvars.copy_context()  # has the request's id, for logs
+        threading.Thread(target=context.run, args=(run,), name="muxjax-admin", daemon=True).start()
+        return await asyncio.shield(asyncio.wrap_future(done))
