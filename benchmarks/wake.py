@@ -11,8 +11,8 @@ Loads a fleet of the model and of a small one beside it, and then measures, in t
 On a CPU the device's memory is the host's, so weights stay where they are. `moved` has the times
 with weights that are copied to another memory space of the host and back, as they are where a
 device has memory of its own (at the speed of this machine's memory instead of the device's link).
-Every tenth of the cycles compares the weights, byte for byte, and `memory` is the slope of the process' memory
-over the cycles, the first tenth left out.
+Weights are compared after every tenth cycle, byte for byte; `memory` is that of the process, with
+its slope over the cycles, the first tenth left out.
 """
 
 from __future__ import annotations

@@ -175,6 +175,11 @@ class PoolConfig(_Section):
     memory: Memory | None = Field(
         default=None, description="Bytes of the pool, e.g. 1GB or 512MiB; by default computed."
     )
+    prefix_cache: bool = Field(
+        default=True,
+        description="Keep the keys and values of prompts and answers as long as there is room, so "
+        "that a prompt that begins like an earlier one of its model need not be computed whole.",
+    )
 
 
 class EngineConfig(_Section):

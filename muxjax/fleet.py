@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +48,7 @@ class Completion:
       logprobs: one entry a token, or None if they were not asked for.
       num_prompt_tokens: length of the prompt.
       prompt_logprobs: one entry for each token of the prompt but the first, or None.
+      num_cached_tokens: tokens of the prompt that the prefix cache had.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None
     num_prompt_tokens: int
     prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
 
 
 class Fleet:
@@ -425,4 +427,5 @@ def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:
         logprobs=logprobs,
         num_prompt_tokens=stream.num_prompt_tokens,
         prompt_logprobs=deltas[0].prompt_logprobs,
+        num_cached_tokens=stream.num_cached_tokens,
     )

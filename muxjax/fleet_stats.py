@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SUMS = ("requests", "pool_pages", "usable_pages", "free_pages", "restarts")
+_SUMS = ("requests", "pool_pages", "usable_pages", "free_pages", "cached_pages", "restarts")
 
 
 def merged(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class JaxExecutor:
             starts.append(ends[copy])
             ends[copy] += len(chunk.tokens)
             tokens[starts[-1] : ends[copy]] = chunk.tokens
-            if chunk.start == 0:
+            if chunk.first:
                 model.known[chunk.slot] = 0
             if chunk.num_blocks > model.known[chunk.slot]:
                 _fill(model, chunk.slot, chunk.blocks, chunk.num_blocks)

@@ -71,6 +71,7 @@ class _Slot:
     """What the device keeps for a slot."""
 
     request_id: int
+    found: int = 0
     written: int = 0
     last_token: int = -1
     remaining: int = 0
@@ -221,27 +222,37 @@ class MockExecutor:
     def _check_apart(
         self, model: str, entries: Sequence[PrefillChunk] | Sequence[DecodeSequence]
     ) -> None:
-        """No two entries of a step share a slot or a page, and all pages are in the pool."""
+        """No two entries of a step share a slot, none has a page that another writes to, and all
+        pages are in the pool.
+        """
         spec = self._specs[model]
         slots = {entry.slot for entry in entries}
         _require(len(slots) == len(entries), f"slots used twice in a step of {model}")
         _require(slots <= set(range(spec.limits.max_seqs)), f"no such slot of {model}: {slots}")
-        pages: set[int] = set()
+        written: set[int] = set()
+        read: set[int] = set()
         for entry in entries:
-            for block in entry.blocks[: entry.num_blocks]:
-                block_pages = set(range(block, block + spec.num_layers))
+            at = entry.start if isinstance(entry, PrefillChunk) else self._written(model, entry)
+            for index, block in enumerate(entry.blocks[: entry.num_blocks]):
+                pages = set(range(block, block + spec.num_layers))
                 _require(
-                    self._first_page <= block and max(block_pages) < self._num_pages,
+                    self._first_page <= block and max(pages) < self._num_pages,
                     f"block at page {block} of {model} is outside the pool",
                 )
-                _require(not pages & block_pages, f"page of block {block} used twice by {model}")
-                pages |= block_pages
+                writes = index >= at // spec.tokens_per_page
+                others = written | read if writes else written
+                _require(not others & pages, f"page of block {block} used twice by {model}")
+                (written if writes else read).update(pages)
+
+    def _written(self, model: str, sequence: DecodeSequence) -> int:
+        """Tokens of a sequence that are in the pool."""
+        return self._slots[model, sequence.slot].written
 
     # The model
 
     def _run_chunk(self, model: str, chunk: PrefillChunk) -> list[int]:
-        if chunk.start == 0:
-            self._slots[model, chunk.slot] = _Slot(chunk.request_id)
+        if chunk.first:
+            self._slots[model, chunk.slot] = _Slot(chunk.request_id, chunk.found, chunk.found)
         slot = self._slots[model, chunk.slot]
         _require(slot.request_id == chunk.request_id, f"slot of another request: {chunk}")
         _require(slot.written == chunk.start, f"chunk out of order: {chunk}")
@@ -299,13 +310,19 @@ class MockExecutor:
             total = 0
             for index in range(spec.blocks_for(slot.written)):
                 held = min(per_page, slot.written - index * per_page)
-                owner = (model, slot.request_id, layer, index)
+                found = index * per_page < slot.found
+                owner = (model, -1 if found else slot.request_id, layer, index)
                 total += sum(self._page(blocks[index] + layer, owner, held).tokens)
         return total
 
     def _page(self, number: int, owner: tuple[str, int, int, int], held: int) -> _Page:
+        """A page with its owner as expected; request -1 stands for any: the block was found."""
         page = self._pages.get(number)
-        if page is None or page.owner != owner or len(page.tokens) != held:
+        model, request_id, *place = owner
+        expected = owner
+        if page is not None and request_id < 0:
+            expected = (model, page.owner[1], place[0], place[1])
+        if page is None or page.owner != expected or len(page.tokens) != held:
             raise MockPoolError(f"page {number} should hold {held} tokens of {owner}, not {page}")
         return page
 

@@ -37,6 +37,9 @@ class Output:
       tokenizer: None for a model without one: the text stays empty.
       stop: strings that end the output, and are not part of it.
       min_tokens: before this many tokens no string ends the output.
+
+    Attributes:
+      cached_tokens: tokens of the prompt that the prefix cache had; known with the first delta.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Output:
         self._min_tokens = min_tokens
         self._held = ""
         self._made = 0
+        self.cached_tokens = 0
 
     @property
     def may_stop(self) -> bool:
@@ -59,8 +63,10 @@ class Output:
         """
         request = update.request
         prompt = None
-        if self._made == 0 and request.params.prompt_logprobs is not None:
-            prompt = request.prompt_logprobs
+        if self._made == 0:
+            self.cached_tokens = request.cached_tokens
+            if request.params.prompt_logprobs is not None:
+                prompt = request.prompt_logprobs
         texts: list[str] = []
         for count, token in enumerate(update.tokens, start=1):
             self._made += 1

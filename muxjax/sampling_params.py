@@ -17,6 +17,8 @@ MAX_LOGIT_BIAS = 300
 """Most tokens that `SamplingParams.logit_bias` may name."""
 MAX_STOP_STRINGS = 16
 MAX_PRIORITY = 100
+MAX_SALT = 256
+"""Most characters of `SamplingParams.cache_salt`."""
 HEAD_START = 1000
 """Places in the line that one step of priority is worth."""
 
@@ -47,7 +49,10 @@ class SamplingParams:
       prompt_logprobs: the same for the tokens of the prompt, but the first, which nothing precedes.
       grammar: what the output must be; see `muxjax.grammar`.
       priority: requests of a higher one go first. A head start in the line and no more, so that
-        nobody waits for ever: each step up is worth `HEAD_START` places.
+        nobody waits for ever: each step up is worth `HEAD_START` places. None is 0, or what an API
+        key says.
+      cache_salt: a request finds in the prefix cache only what requests of the same salt have left
+        there, a text of 1 to 256 characters; without one, what all those without have.
 
     Raises:
       InvalidRequest: a value out of its range; `field` names it.
@@ -70,7 +75,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
-    priority: int = 0
+    priority: int | None = None
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -83,7 +89,8 @@ class SamplingParams:
         self._whole("max_tokens", 1, 2**31 - 1)
         self._whole("min_tokens", 0, 2**31 - 1)
         self._whole("top_k", 0, 2**31 - 1)
-        self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
+        if self.priority is not None:
+            self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
         self._real("min_p", 0.0, 1.0)
@@ -120,6 +127,7 @@ class SamplingParams:
                 field="min_tokens",
             )
         self._check_bias()
+        self._check_salt()
         if self.grammar is not None:
             self._check_grammar(self.grammar)
 
@@ -174,6 +182,13 @@ class SamplingParams:
                     field="logit_bias",
                 )
         object.__setattr__(self, "logit_bias", dict(bias))
+
+    def _check_salt(self) -> None:
+        salt = self.cache_salt
+        if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= MAX_SALT):
+            raise InvalidRequest(
+                f"cache_salt must be a text of 1 to {MAX_SALT} characters", field="cache_salt"
+            )
 
     def _check_grammar(self, grammar: Grammar) -> None:
         if not isinstance(grammar, Grammar):

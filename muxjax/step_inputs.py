@@ -43,10 +43,11 @@ class Column(enum.IntEnum):
     TOP_K = 6
     LOGPROBS = 7
     MIN_TOKENS = 8
-    SEED = 9  # 2 columns
-    FLOATS = 11
-    STOP_IDS = 11 + len(_FLOATS)
-    BLOCKS = 11 + len(_FLOATS) + MAX_STOP_TOKEN_IDS
+    FIRST = 9
+    SEED = 10  # 2 columns
+    FLOATS = 12
+    STOP_IDS = 12 + len(_FLOATS)
+    BLOCKS = 12 + len(_FLOATS) + MAX_STOP_TOKEN_IDS
 
 
 @struct.dataclass
@@ -57,6 +58,7 @@ class PrefillRows:
     length: Int[Array, " S"]
     start: Int[Array, " S"]
     num_prompt: Int[Array, " S"]
+    first: Bool[Array, " S"]
     last: Bool[Array, " S"]
     remaining: Int[Array, " S"]
     stop_ids: Int[Array, "S 8"]
@@ -81,6 +83,7 @@ def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
     row[Column.LENGTH] = len(chunk.tokens)
     row[Column.START] = chunk.start
     row[Column.PROMPT] = chunk.num_prompt_tokens
+    row[Column.FIRST] = chunk.first
     row[Column.LAST] = chunk.last
     params = chunk.sampling
     if params is None:
@@ -143,6 +146,7 @@ def unpack_prefill(rows: Int[Array, "S columns"]) -> PrefillRows:
         length=rows[:, Column.LENGTH],
         start=rows[:, Column.START],
         num_prompt=rows[:, Column.PROMPT],
+        first=rows[:, Column.FIRST] != 0,
         last=rows[:, Column.LAST] != 0,
         remaining=rows[:, Column.REMAINING],
         stop_ids=rows[:, Column.STOP_IDS : Column.BLOCKS],

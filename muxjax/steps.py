@@ -247,7 +247,7 @@ def _count_prefix(
 ) -> SlotState:
     """Notes which tokens the chunks hold, in slots that start anew with a request's first chunk."""
     dummy = state.token.shape[0] - 1
-    fresh = jnp.where(rows.start == 0, rows.slot, dummy)
+    fresh = jnp.where(rows.first, rows.slot, dummy)
     in_prompt = state.in_prompt.at[fresh].set(False)
     counts = state.counts.at[fresh].set(0)
     slot = jnp.where(valid, rows.slot[owner], dummy)

@@ -52,6 +52,11 @@ class Stream:
         self._blocked = 0  # threads that wait
         self._wake: Callable[[], None] | None = None  # wakes the task that waits
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had; 0 until the first delta has been read."""
+        return self._output.cached_tokens
+
     # Called by the engine
 
     def update(self, update: RequestUpdate) -> bool:

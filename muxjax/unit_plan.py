@@ -168,6 +168,7 @@ class Plan:
             demand=self.demand,
             kv_quotas=pool_of(self.config.policy),
             refuse_late=self.config.refuse_late,
+            prefix_cache=self.config.pool.prefix_cache,
             record_freed=self.poison,
         )
         for name in asleep:
@@ -276,6 +277,7 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
             max_prefill_seqs=min(_PREFILL_SEQS, engine.max_seqs),
             max_decode_tokens=engine.decode_tokens,
         ),
+        copies=model.copies,
         **_expectations(entry),
     )
 

@@ -34,12 +34,14 @@ def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The token counts of one call."""
+def usage(running: Running, completion_tokens: int) -> dict[str, Any]:
+    """The token counts of one call, whose streams have ended."""
+    prompt_tokens = running.num_prompt_tokens
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": running.num_cached_tokens},
     }
 
 
@@ -166,7 +168,7 @@ async def events(
         return
     if include_usage:
         made = completion_tokens - uncounted * len(running.streams)
-        counts = usage(running.num_prompt_tokens, made)
+        counts = usage(running, made)
         yield _event({**beginning, "choices": [], "usage": counts})
     yield "data: [DONE]\n\n"
 

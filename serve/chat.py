@@ -75,7 +75,7 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
         running.cancel()
     answers = [choice.whole(output) for choice, output in zip(choices, outputs, strict=True)]
     made = sum(len(output.token_ids) for output in outputs)
-    counts = usage(running.num_prompt_tokens, made)
+    counts = usage(running, made)
     return JSONResponse({**beginning, "choices": answers, "usage": counts})
 
 

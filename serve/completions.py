@@ -81,7 +81,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
             "choices": [
                 choice.whole(output) for choice, output in zip(choices, outputs, strict=True)
             ],
-            "usage": usage(running.num_prompt_tokens, made),
+            "usage": usage(running, made),
         }
     )
 

@@ -13,6 +13,7 @@ from muxjax.serve.fields import MAX_CHOICES
 _EXPECTED = {
     "ignore_eos": "true or false",
     "add_generation_prompt": "true or false",
+    "cache_salt": "a string",
     "add_special_tokens": "true or false",
     "echo": "true or false",
     "logit_bias": "an object of numbers by token id",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxjax.grammar import Grammar
-from muxjax.sampling_params import MAX_LOGPROBS, SamplingParams
+from muxjax.sampling_params import MAX_LOGPROBS, MAX_PRIORITY, MAX_SALT, SamplingParams
 from muxjax.serve.errors import ApiError
 
 MAX_CHOICES = 128
@@ -95,7 +95,16 @@ class GenerationRequest(Strict):
     min_p: float | None = between(0, 1, description="Extension.")
     min_tokens: int | None = between(0, 2**31 - 1, description="Extension.")
     repetition_penalty: float | None = between(0, 100, description="Extension.")
-    priority: int | None = Field(default=None, description="Extension: higher goes first.")
+    priority: int | None = between(
+        -MAX_PRIORITY,
+        MAX_PRIORITY,
+        description="Extension: higher goes first; at most the priority of the API key.",
+    )
+    cache_salt: str | None = Field(
+        default=None,
+        json_schema_extra={"minLength": 1, "maxLength": MAX_SALT},
+        description="Extension: prefixes are shared with requests of the same salt only.",
+    )
     stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
     top_k: int | None = between(-1, 2**31 - 1, description="Extension; 0 and -1 mean off.")
 
@@ -127,7 +136,8 @@ class GenerationRequest(Strict):
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
-            priority=self.priority or 0,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
             presence_penalty=_or(self.presence_penalty, 0.0),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,

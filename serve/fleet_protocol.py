@@ -113,6 +113,11 @@ class StreamLike(Protocol):
         """Tokens of the prompt."""
         ...
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Those of them that the prefix cache had; known with the first delta."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[DeltaLike]: ...
 
     def cancel(self) -> None:

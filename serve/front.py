@@ -247,6 +247,7 @@ class _Call:
 _TRACED = {
     "model": "gen_ai.request.model",
     "prompt_tokens": "gen_ai.usage.prompt_tokens",
+    "cached_tokens": "gen_ai.usage.cached_tokens",
     "output_tokens": "gen_ai.usage.completion_tokens",
     "ttft": "gen_ai.latency.time_to_first_token",
 }

@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muxjax.errors import FleetConfigError, KeyFileError
+from muxjax.sampling_params import MAX_PRIORITY
 from muxjax.yaml_lines import parse_yaml
 
 Right = Literal["generate", "metrics", "admin"]
@@ -37,6 +38,7 @@ ENVIRONMENT = "MUXJAX_API_KEY"
 _SHORTEST = 16
 
 Count = Annotated[int, Field(ge=1)]
+KeyName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 
 
@@ -45,9 +47,7 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")] = Field(
-        description="What logs call the holder."
-    )
+    name: KeyName = Field(description="What logs call the holder.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
         description="The secret's SHA-256 digest, in lower-case hexadecimal."
     )
@@ -59,6 +59,13 @@ class Key(BaseModel):
         default=None, description="Of prompts and outputs together."
     )
     concurrency: Count | None = Field(default=None, description="Calls that may run at once.")
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = Field(
+        default=0, description="Of its requests, and the highest that they may ask for."
+    )
+    cache_group: KeyName | None = Field(
+        default=None,
+        description="Keys of one group share what the prefix cache has; by default each is alone.",
+    )
     rights: Annotated[tuple[Right, ...], Field(strict=False, min_length=1)] = ("generate",)
 
     def sees(self, model: str) -> bool:

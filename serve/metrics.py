@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from muxjax.config import SloConfig
 from muxjax.health import ModelStatus, UnitHealth
-from muxjax.serve.admission import Admission, Ending
+from muxjax.serve.admission import Admission
+from muxjax.serve.watched import Ending
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -153,18 +154,18 @@ class Metrics:
     # Told by Admission
 
     def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
         self._ttft.labels(model).observe(seconds)
         self._prompt.labels(model).inc(prompt_tokens)
         self._output.labels(model).inc(tokens)
 
     def more(self, model: str, seconds: float, tokens: int) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
         self._between.labels(model).observe(seconds / tokens)
         self._output.labels(model).inc(tokens)
 
     def ended(self, ending: Ending) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
         model = ending.model
         if ending.reason not in ("stop", "length"):
             self._failed.labels(model, ending.reason).inc()
@@ -240,12 +241,21 @@ _GAUGES = {
     "waiting": ("vllm:num_requests_waiting", "Requests that wait in the unit."),
     "running": ("vllm:num_requests_running", "Requests that hold pages."),
     "kv_pages_used": ("muxjax:kv_pages_used", "Pages in use."),
+    "kv_pages_cached": (
+        "muxjax:kv_pages_cached",
+        "Pages not in use that the prefix cache keeps until they are wanted.",
+    ),
     "kv_pages_quota": ("muxjax:kv_pages_quota", "Pages of the quota as it is now."),
     "kv_pages_floor": ("muxjax:kv_pages_floor", "Pages that are always the model's."),
     "kv_pages_borrowed": ("muxjax:kv_pages_borrowed", "Pages leased beyond the quota."),
 }
 _COUNTERS = {
     "preemptions": ("vllm:num_preemptions", "Requests that lost their pages for a time."),
+    "prefix_queries": (
+        "vllm:prefix_cache_queries",
+        "Prompt tokens that were looked for in the prefix cache.",
+    ),
+    "prefix_hits": ("vllm:prefix_cache_hits", "Prompt tokens that were found there."),
 }
 _PHASES = ("prefill", "decode")
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from muxjax.serve.admission import Ending
+from muxjax.serve.watched import Ending
 
 WINDOW = 60.0
 """Seconds."""
@@ -19,7 +19,7 @@ Samples = deque[tuple[float, float]]
 class Recent:
     """Times to the first token and for each further one, of streams of the last minute.
 
-    An `admission.Observer`.
+    An `watched.Observer`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,14 +27,14 @@ class Recent:
         self._samples: dict[tuple[str, str], Samples] = {}
 
     def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
         self._add(model, "ttft", seconds)
 
     def more(self, model: str, seconds: float, tokens: int) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
 
     def ended(self, ending: Ending) -> None:
-        """See `admission.Observer`."""
+        """See `watched.Observer`."""
         if ending.tpot is not None:
             self._add(ending.model, "tpot", ending.tpot)
 

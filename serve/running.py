@@ -53,6 +53,11 @@ class Running:
         """Each prompt counted once, however many outputs it has."""
         return sum(stream.num_prompt_tokens for stream in self.streams[:: self.choices])
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Those of them that the prefix cache had, for the first output of each prompt."""
+        return sum(stream.num_cached_tokens for stream in self.streams[:: self.choices])
+
     def cancel(self) -> None:
         for stream in self.streams:
             stream.cancel()

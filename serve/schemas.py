@@ -53,6 +53,12 @@ class ModelList(_Answer):
     data: list[ModelCard]
 
 
+class PromptTokensDetails(_Answer):
+    """Of the prompt's tokens, those whose keys and values the prefix cache had."""
+
+    cached_tokens: int
+
+
 class Usage(_Answer):
     """Tokens of one call."""
 
@@ -61,6 +67,7 @@ class Usage(_Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class _Head(_Answer):

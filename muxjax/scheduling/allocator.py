@@ -7,70 +7,28 @@ allocation after Bonwick, USENIX Summer 1994; the leased unit is what quotas cou
 
     | dummy block | slab 0 | slab 1 | ... | slab n-1 | remainder (wasted, < a slab) |
 
-Invariants, which `check_invariants` tests:
-- a page belongs to at most one block that is in use; no block reaches outside its slab;
-- all blocks in use of a slab belong to the model that leases it; a slab without any is not leased;
-- the first `max L` pages, where padded writes go, are never handed out;
-- leased slabs and free slabs together are all slabs, and the counters agree with the slabs.
-
 Blocks come from the fullest slab that has room, so that the emptier ones drain and return.
+
+Several requests may refer to a block, and a block may be kept when nobody does: it is *cached*, to
+be found again (`prefix_cache.py`), and goes as soon as its pages are wanted. So a slab in which
+nothing is in use is not leased, whatever is cached in it: it is *idle*, and counts as free. What
+quotas and preemption see is the same with a cache as without.
+
+Invariants, which `check_invariants` tests:
+- a page belongs to at most one block; no block reaches outside its slab;
+- all blocks of a slab belong to the model that has it; a slab with nothing in it is nobody's;
+- the first `max L` pages, where padded writes go, are never handed out;
+- only blocks in use have references;
+- leased, idle and empty slabs together are all slabs, and the counters agree with the slabs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
 
-MAX_SLAB_BLOCKS = 64
-"""A slab is at most this many of the largest blocks: beyond that the waste no longer falls."""
-
-
-def choose_slab_pages(usable_pages: int, layers: Iterable[int]) -> int:
-    """The slab size that is expected to waste least of a pool.
-
-    The waste of a size is the part of a slab that is no whole block (mean over the models), the
-    pages after the last slab, and half a slab for each model, since a model's last slab is half
-    full on average. The last term keeps slabs of small pools small.
-
-    Args:
-      usable_pages: pages of the pool without the dummy block.
-      layers: `L` of each model.
-    """
-    blocks = sorted(layers)
-    largest = blocks[-1]
-    limit = max(largest, min(usable_pages // (2 * len(blocks)), MAX_SLAB_BLOCKS * largest))
-    return min(range(largest, limit + 1), key=lambda pages: _waste(pages, usable_pages, blocks))
-
-
-def _waste(slab_pages: int, usable_pages: int, layers: Sequence[int]) -> float:
-    tail = sum(slab_pages % pages for pages in layers) / (len(layers) * slab_pages)
-    remainder = usable_pages % slab_pages
-    partly_used = slab_pages * len(layers) / 2
-    return tail + (remainder + partly_used) / max(1, usable_pages)
-
-
-@dataclass(slots=True)
-class _Slab:
-    """One slab: who leases it, and which of its blocks are free."""
-
-    first_page: int
-    model: str | None = None
-    free: list[int] = field(default_factory=list)
-    used: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Lease:
-    """What one model holds. `partial[n]`: its slabs with `n` free blocks; `mask`: which are any."""
-
-    layers: int
-    blocks_per_slab: int
-    partial: list[dict[int, None]]
-    mask: int = 0
-    slabs: int = 0
-    free_blocks: int = 0
-    used_blocks: int = 0
+from muxjax.scheduling.slab_size import choose_slab_pages
+from muxjax.scheduling.slabs import Lease, Slab, check_slabs
 
 
 class SlabAllocator:
@@ -83,6 +41,7 @@ class SlabAllocator:
 
     Attributes:
       lease_changes: how often some model has come to lease more or fewer slabs.
+      idle_slabs: slabs that hold cached blocks and nothing in use.
 
     Raises:
       ValueError: no models, or a pool without room for one slab.
@@ -105,13 +64,15 @@ class SlabAllocator:
         self.num_slabs = usable // self.slab_pages
         self.remainder_pages = usable - self.num_slabs * self.slab_pages
         self._slabs = [
-            _Slab(self.dummy_pages + index * self.slab_pages) for index in range(self.num_slabs)
+            Slab(self.dummy_pages + index * self.slab_pages) for index in range(self.num_slabs)
         ]
-        self._free_slabs = list(range(self.num_slabs - 1, -1, -1))
-        self._leases: dict[str, _Lease] = {}
+        self._empty = list(range(self.num_slabs - 1, -1, -1))
+        self._leases: dict[str, Lease] = {}
         for model, pages in layers.items():
             self.add_model(model, pages)
+        self._extra: Counter[int] = Counter()  # references besides the first
         self.lease_changes = 0
+        self.idle_slabs = 0
         self._record_freed = record_freed
         self._freed: list[int] = []
 
@@ -132,15 +93,15 @@ class SlabAllocator:
                 f"for models of at most {largest}"
             )
         blocks = self.slab_pages // layers
-        self._leases[model] = _Lease(layers, blocks, [{} for _ in range(blocks + 1)])
+        self._leases[model] = Lease(layers, blocks, [{} for _ in range(blocks + 1)])
 
     def remove_model(self, model: str) -> None:
-        """Drops a model that holds nothing.
+        """Drops a model that holds nothing, cached blocks included.
 
         Raises:
           ValueError: it holds blocks.
         """
-        if self._leases[model].slabs:
+        if self._leases[model].slabs or self._leases[model].idle:
             raise ValueError(f"{model} still holds blocks")
         del self._leases[model]
 
@@ -152,8 +113,14 @@ class SlabAllocator:
         return self.num_slabs * self.slab_pages
 
     @property
+    def empty_slabs(self) -> int:
+        """Slabs that hold nothing at all."""
+        return len(self._empty)
+
+    @property
     def free_slabs(self) -> int:
-        return len(self._free_slabs)
+        """Slabs in which nothing is in use: empty or idle."""
+        return len(self._empty) + self.idle_slabs
 
     @property
     def waste(self) -> float:
@@ -168,42 +135,84 @@ class SlabAllocator:
         return self._leases[model].blocks_per_slab
 
     def leased_slabs(self, model: str) -> int:
+        """Slabs with blocks that the model has in use."""
         return self._leases[model].slabs
+
+    def idle_slabs_of(self, model: str) -> int:
+        """Slabs with cached blocks of the model and nothing in use."""
+        return len(self._leases[model].idle)
 
     def leased_pages(self, model: str) -> int:
         """Pages of the slabs that the model leases."""
         return self._leases[model].slabs * self.slab_pages
 
     def used_pages(self, model: str) -> int:
-        """Pages of the model's blocks in use."""
+        """Pages of the model's blocks in use; those of a shared block count once."""
         lease = self._leases[model]
         return lease.used_blocks * lease.layers
+
+    def cached_pages(self, model: str) -> int:
+        """Pages of the model's cached blocks."""
+        lease = self._leases[model]
+        return (len(lease.cached) + lease.idle_cached) * lease.layers
 
     def slabs_for(self, model: str, num_blocks: int) -> int:
         """Slabs that hold this many of the model's blocks, packed."""
         return -(-num_blocks // self._leases[model].blocks_per_slab)
 
-    def slabs_to_lease(self, model: str, num_blocks: int) -> int:
-        """Slabs that the model must lease beyond its own to get this many blocks more."""
+    def slabs_to_lease(self, model: str, num_blocks: int, shared: Iterable[int] = ()) -> int:
+        """Slabs that the model must lease beyond its own to get this many blocks more.
+
+        Args:
+          model: its name.
+          num_blocks: blocks, which may take the place of cached ones.
+          shared: cached or used blocks that it refers to besides.
+        """
         lease = self._leases[model]
-        missing = num_blocks - lease.free_blocks
-        return -(-missing // lease.blocks_per_slab) if missing > 0 else 0
+        missing = num_blocks - lease.free_blocks - len(lease.cached)
+        idle: set[int] = set()
+        for block in shared:
+            index = self.slab_of(block)
+            slab = self._slabs[index]
+            missing += block in slab.cached
+            if not slab.used:
+                idle.add(index)
+        missing -= len(idle) * lease.blocks_per_slab
+        return len(idle) + (-(-missing // lease.blocks_per_slab) if missing > 0 else 0)
+
+    def available_blocks(self, model: str) -> int:
+        """Blocks that the model can get without another slab, in place of cached ones too."""
+        lease = self._leases[model]
+        return lease.free_blocks + len(lease.cached)
 
     def free_blocks(self, model: str) -> int:
-        """Blocks that the model can get without another slab."""
+        """Blocks that the model can get without another slab and with nothing lost."""
         return self._leases[model].free_blocks
+
+    def references(self, block: int) -> int:
+        """How many refer to a block: 0 for one that is cached or free."""
+        slab = self._slabs[self.slab_of(block)]
+        return 1 + self._extra.get(block, 0) if block in slab.used else 0
+
+    def slab_of(self, block: int) -> int:
+        """The index of the slab that a block lies in."""
+        return (block - self.dummy_pages) // self.slab_pages
+
+    def used_blocks_in(self, slab: int) -> int:
+        return len(self._slabs[slab].used)
 
     # Blocks
 
     def allocate(self, model: str, num_blocks: int) -> list[int] | None:
-        """Takes blocks for a model, all or none.
+        """Takes blocks for a model, all or none; cached blocks stay (`reclaim` makes room first).
 
         Returns:
-          The first page of each block, or None when the pool has no room for all of them.
+          The first page of each block, or None when there is no room for all of them.
         """
         lease = self._leases[model]
-        new_slabs = self.slabs_to_lease(model, num_blocks)
-        if new_slabs > len(self._free_slabs):
+        missing = num_blocks - lease.free_blocks
+        new_slabs = -(-missing // lease.blocks_per_slab) if missing > 0 else 0
+        if new_slabs > len(self._empty):
             return None
         blocks: list[int] = []
         while lease.mask and len(blocks) < num_blocks:
@@ -215,7 +224,7 @@ class SlabAllocator:
             del slab.free[left:]
             slab.used.update(taken)
             blocks += reversed(taken)
-            self._move(lease, index, fullest, left)
+            lease.file(index, fullest, left)
         if new_slabs:
             self._lease_slabs(model, lease, new_slabs, blocks, num_blocks)
         lease.slabs += new_slabs
@@ -224,49 +233,120 @@ class SlabAllocator:
         lease.used_blocks += num_blocks
         return blocks
 
-    def free(self, model: str, blocks: Iterable[int]) -> None:
-        """Gives blocks back.
+    def share(self, model: str, blocks: Iterable[int]) -> None:
+        """Adds a reference to blocks that are in use or cached.
 
         Raises:
-          ValueError: a block that the model does not have (freed twice, or never its own).
+          ValueError: a block that the model does not have.
         """
         lease = self._leases[model]
         for block in blocks:
-            index = self.slab_of(block)
-            slab = self._slabs[index] if 0 <= index < self.num_slabs else None
-            if slab is None or slab.model != model or block not in slab.used:
+            index, slab = self._find(model, block)
+            if block in slab.used:
+                self._extra[block] += 1
+                continue
+            if block not in slab.cached:
+                raise ValueError(f"block at page {block} holds nothing of {model}")
+            if not slab.used:
+                self._lease_idle(lease, index)
+            del slab.cached[block], lease.cached[block]
+            slab.used.add(block)
+            lease.used_blocks += 1
+
+    def free(self, model: str, blocks: Iterable[int], keep: Container[int] = ()) -> None:
+        """Gives references back; a block without any is cached if it is to be kept, else free.
+
+        Raises:
+          ValueError: a block that the model does not have in use (freed twice, or never its own).
+        """
+        lease = self._leases[model]
+        for block in blocks:
+            index, slab = self._find(model, block)
+            if block not in slab.used:
                 raise ValueError(f"block at page {block} is not in use by {model}: freed twice?")
+            if self._extra and block in self._extra:
+                self._extra[block] -= 1
+                if not self._extra[block]:
+                    del self._extra[block]
+                continue
             slab.used.remove(block)
-            slab.free.append(block)
-            lease.free_blocks += 1
             lease.used_blocks -= 1
-            free = len(slab.free)
-            self._move(lease, index, free - 1, free)
-            if free == lease.blocks_per_slab:
-                self._return_slab(lease, index)
-            if self._record_freed:
+            if block in keep:
+                slab.cached[block] = lease.cached[block] = None
+            else:
+                self._set_free(lease, index, block)
+            if not slab.used:
+                if slab.cached:
+                    self._end_lease(lease, index)
+                else:
+                    self._return_slab(lease, index)
+
+    # Cached blocks
+
+    def lease_roomy(self, model: str) -> bool:
+        """Leases an idle slab of the model that has free blocks; False if there is none."""
+        lease = self._leases[model]
+        if not lease.roomy:
+            return False
+        self._lease_idle(lease, next(reversed(lease.roomy)))
+        return True
+
+    def evict_block(self, model: str) -> int:
+        """Frees the oldest cached block in the slabs that the model leases; there must be one."""
+        lease = self._leases[model]
+        block = next(iter(lease.cached))
+        index = self.slab_of(block)
+        del lease.cached[block], self._slabs[index].cached[block]
+        self._set_free(lease, index, block)
+        return block
+
+    def evict_slab(self, model: str) -> list[int]:
+        """Empties the model's oldest idle slab, which there must be; returns its cached blocks."""
+        lease = self._leases[model]
+        index = next(iter(lease.idle))
+        slab = self._slabs[index]
+        blocks = list(slab.cached)
+        self._unfile_idle(lease, index)
+        if self._record_freed:
+            for block in blocks:
                 self._freed.extend(range(block, block + lease.layers))
-
-    def slab_of(self, block: int) -> int:
-        """The index of the slab that a block lies in."""
-        return (block - self.dummy_pages) // self.slab_pages
-
-    def used_blocks_in(self, slab: int) -> int:
-        return len(self._slabs[slab].used)
+        slab.model, slab.free = None, []
+        slab.cached.clear()
+        self._empty.append(index)
+        return blocks
 
     def take_freed_pages(self) -> list[int]:
         """Pages freed since the last call, if `record_freed`; some may be in use again."""
         freed, self._freed = self._freed, []
         return freed
 
+    # Slabs
+
+    def _find(self, model: str, block: int) -> tuple[int, Slab]:
+        index = self.slab_of(block)
+        slab = self._slabs[index] if 0 <= index < self.num_slabs else None
+        if slab is None or slab.model != model:
+            raise ValueError(f"block at page {block} is not in use by {model}: freed twice?")
+        return index, slab
+
+    def _set_free(self, lease: Lease, index: int, block: int) -> None:
+        """Makes a block of a leased slab free."""
+        slab = self._slabs[index]
+        slab.free.append(block)
+        lease.free_blocks += 1
+        free = len(slab.free)
+        lease.file(index, free - 1, free)
+        if self._record_freed:
+            self._freed.extend(range(block, block + lease.layers))
+
     def _lease_slabs(
-        self, model: str, lease: _Lease, count: int, blocks: list[int], wanted: int
+        self, model: str, lease: Lease, count: int, blocks: list[int], wanted: int
     ) -> None:
         """Leases slabs and adds their blocks to those given out, until there are `wanted`."""
         self.lease_changes += 1
         size, layers = lease.blocks_per_slab, lease.layers
-        indices = self._free_slabs[-count:]
-        del self._free_slabs[-count:]
+        indices = self._empty[-count:]
+        del self._empty[-count:]
         for index in reversed(indices):
             slab = self._slabs[index]
             slab.model = model
@@ -281,65 +361,55 @@ class SlabAllocator:
             blocks += taken
             if len(taken) < size:
                 slab.free = list(reversed(pages[len(taken) :]))
-                self._move(lease, index, 0, len(slab.free))
+                lease.file(index, 0, len(slab.free))
 
-    def _return_slab(self, lease: _Lease, index: int) -> None:
-        self._move(lease, index, lease.blocks_per_slab, 0)
+    def _return_slab(self, lease: Lease, index: int) -> None:
+        """Ends the lease of a slab whose blocks are all free."""
+        lease.file(index, lease.blocks_per_slab, 0)
         slab = self._slabs[index]
         slab.model = None
         slab.free = []
         self.lease_changes += 1
         lease.slabs -= 1
         lease.free_blocks -= lease.blocks_per_slab
-        self._free_slabs.append(index)
+        self._empty.append(index)
 
-    @staticmethod
-    def _move(lease: _Lease, index: int, old: int, new: int) -> None:
-        """Files a slab under its new number of free blocks; slabs without any are not filed."""
-        if old:
-            del lease.partial[old][index]
-            if not lease.partial[old]:
-                lease.mask &= ~(1 << old)
-        if new:
-            lease.partial[new][index] = None
-            lease.mask |= 1 << new
+    def _end_lease(self, lease: Lease, index: int) -> None:
+        """Ends the lease of a slab in which nothing but cached blocks is left."""
+        slab = self._slabs[index]
+        lease.file(index, len(slab.free), 0)
+        lease.slabs -= 1
+        lease.free_blocks -= len(slab.free)
+        for block in slab.cached:
+            del lease.cached[block]
+        lease.idle[index] = None
+        if slab.free:
+            lease.roomy[index] = None
+        lease.idle_cached += len(slab.cached)
+        self.idle_slabs += 1
+        self.lease_changes += 1
+
+    def _lease_idle(self, lease: Lease, index: int) -> None:
+        """Leases an idle slab, with what is cached in it."""
+        slab = self._slabs[index]
+        self._unfile_idle(lease, index)
+        lease.cached.update(slab.cached)
+        lease.slabs += 1
+        lease.free_blocks += len(slab.free)
+        lease.file(index, 0, len(slab.free))
+        self.lease_changes += 1
+
+    def _unfile_idle(self, lease: Lease, index: int) -> None:
+        del lease.idle[index]
+        lease.roomy.pop(index, None)
+        lease.idle_cached -= len(self._slabs[index].cached)
+        self.idle_slabs -= 1
 
     # Tests
 
     def check_invariants(self) -> None:
         """Raises AssertionError if an invariant of the module's docstring does not hold."""
-        leased: Counter[str] = Counter()
-        used: Counter[str] = Counter()
-        free: Counter[str] = Counter()
-        seen: set[int] = set()
-        for index, slab in enumerate(self._slabs):
-            if slab.model is None:
-                assert not slab.used, f"slab {index} is not leased and has blocks in use"
-                assert not slab.free, f"slab {index} is not leased and has blocks"
-                continue
-            lease = self._leases[slab.model]
-            assert slab.used, f"slab {index} is leased and empty"
-            assert len(slab.used) + len(slab.free) == lease.blocks_per_slab
-            assert (index in lease.partial[len(slab.free)]) == bool(slab.free)
-            for block in (*slab.used, *slab.free):
-                pages = set(range(block, block + lease.layers))
-                assert not pages & seen, f"block at page {block} overlaps another"
-                assert slab.first_page <= block
-                assert block + lease.layers <= slab.first_page + self.slab_pages
-                seen |= pages
-            leased[slab.model] += 1
-            used[slab.model] += len(slab.used)
-            free[slab.model] += len(slab.free)
-        assert min(seen, default=self.dummy_pages) >= self.dummy_pages
-        assert max(seen, default=0) < self.num_pages
-        for model, lease in self._leases.items():
-            assert (lease.slabs, lease.used_blocks, lease.free_blocks) == (
-                leased[model],
-                used[model],
-                free[model],
-            ), f"counters of {model} are off"
-            for count, slabs in enumerate(lease.partial):
-                assert bool(slabs) == bool(lease.mask >> count & 1)
-                assert all(len(self._slabs[index].free) == count for index in slabs)
-        assert sum(leased.values()) + len(self._free_slabs) == self.num_slabs
-        assert all(self._slabs[index].model is None for index in self._free_slabs)
+        check_slabs(self._slabs, self.slab_pages, self._leases, self._empty, self._extra)
+        assert self.idle_slabs == sum(len(lease.idle) for lease in self._leases.values())
+        assert self._slabs[0].first_page == self.dummy_pages
+        assert self._slabs[-1].first_page + self.slab_pages <= self.num_pages

@@ -26,6 +26,8 @@ class ModelState:
       prompt_tokens: tokens of all prompts so far.
       output_tokens: tokens emitted so far.
       finished: requests that have ended.
+      prefix_queries: prompt tokens that were looked for in the prefix cache.
+      prefix_hits: those that were found.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -40,6 +42,15 @@ class ModelState:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.finished = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+
+    def take_slot(self, copy: int) -> int:
+        """A free slot, of a copy of the model; of any for -1."""
+        if copy < 0 or self.spec.copies == 1:
+            return self.free_slots.pop()
+        slots, copies = self.free_slots, self.spec.copies
+        return slots.pop(max(i for i, slot in enumerate(slots) if slot % copies == copy))
 
     @property
     def has_prefill(self) -> bool:

@@ -23,8 +23,10 @@ to its end, and then the next one is the oldest. Only a model under its floor ma
 last resort, when its blocks lie strewn over more slabs than they need, and not before its prefill
 has brought it a token.
 
-Slabs return to the pool only when they are empty, so a victim is taken only if a slab comes free by
-it; plans are worked out on counters first and nobody is preempted in vain.
+Slabs come free only when nothing in them is in use, so a victim is taken only if a slab comes free
+by it, and a block that others refer to as well only when they are all gone; plans are worked out on
+counters first and nobody is preempted in vain. What is cached counts as free here (`allocator.py`):
+it goes before any request does.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ class _Plan:
         self._left = {name: list(requests) for name, requests in holders.items()}
         self._leased = {name: allocator.leased_slabs(name) for name in holders}
         self._free = allocator.free_slabs
-        self._gone: Counter[int] = Counter()
+        self._gone: Counter[int] = Counter()  # blocks of a slab that nobody refers to any more
+        self._dropped: Counter[int] = Counter()  # references to a block
         oldest = [requests[0] for requests in self._left.values() if requests]
         self._anchor = min(oldest, key=lambda request: request.order, default=None)
         self._first_request = (
@@ -161,7 +164,7 @@ class _Plan:
         """Adds a model's youngest requests until something comes free; False if nothing does."""
         any_age = self._any_age(name)
         requester = self._requester
-        gone = self._gone.copy()
+        gone, dropped = self._gone.copy(), self._dropped.copy()
         taken: list[Request] = []
         released: set[int] = set()
         for request in reversed(self._left[name]):
@@ -170,39 +173,47 @@ class _Plan:
             if not any_age and requester is not None and request.order < requester.order:
                 break
             taken.append(request)
-            kept_slab = False
+            slabs: set[int] = set()
             for block in request.blocks:
+                dropped[block] += 1
+                if dropped[block] < self._allocator.references(block):
+                    continue
                 slab = self._allocator.slab_of(block)
+                slabs.add(slab)
                 gone[slab] += 1
                 if gone[slab] == self._allocator.used_blocks_in(slab):
                     released.add(slab)
-            if name == self._model:
-                slabs = {self._allocator.slab_of(block) for block in request.blocks}
-                kept_slab = not slabs <= released
-            if kept_slab:
+            if name == self._model and not slabs <= released:
                 # A block of a slab that the model keeps: the requester can have it at once.
                 self._slabs = 0
-                self._commit(name, taken, released, gone)
+                self._commit(name, taken, released, gone, dropped)
                 return True
             if released:
-                self._commit(name, taken, released, gone)
+                self._commit(name, taken, released, gone, dropped)
                 return True
         return False
 
     def _commit(
-        self, name: str, taken: list[Request], released: set[int], gone: Counter[int]
+        self,
+        name: str,
+        taken: list[Request],
+        released: set[int],
+        gone: Counter[int],
+        dropped: Counter[int],
     ) -> None:
         if self._slabs and name != self._model:
             # Those who hold nothing of the slabs that come free may stay.
             kept = [r for r in taken if not self._holds_any(r, released)]
             for request in kept:
                 for block in request.blocks:
-                    gone[self._allocator.slab_of(block)] -= 1
+                    if dropped[block] == self._allocator.references(block):
+                        gone[self._allocator.slab_of(block)] -= 1
+                    dropped[block] -= 1
             taken = [request for request in taken if request not in kept]
         for request in taken:
             self._left[name].remove(request)
         self.victims += taken
-        self._gone = gone
+        self._gone, self._dropped = gone, dropped
         self._leased[name] -= len(released)
         self._free += len(released)
 

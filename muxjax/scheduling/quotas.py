@@ -129,6 +129,13 @@ class KVQuotas:
         """Slabs that the model leases beyond its floor, negative below it."""
         return self._allocator.leased_slabs(model) - self.floors[model]
 
+    def spare(self, model: str) -> int:
+        """Slabs that the model may lease in nobody's way: within its quota, and beyond what others
+        are guaranteed and do not hold.
+        """
+        free = self._allocator.free_slabs - self._unfilled_floors(model)
+        return max(0, min(-self.over_quota(model), free))
+
     def note_leased(self, model: str) -> None:
         """To be called after each allocation, so that short peaks count as use."""
         leased = self._allocator.leased_slabs(model)

@@ -56,7 +56,11 @@ class Request:
       blocks: first page of each block it holds. Replaced, never cleared, when they are freed:
         steps in flight refer to the list.
       prefix_tokens: tokens to prefill in this residency (prompt and what was emitted before it).
-      dispatched: how many of them are in steps submitted so far.
+      dispatched: how many of them are in the pool once the steps submitted so far have run.
+      found_tokens: how many of them were found there when it was admitted.
+      findable_blocks: how many of its blocks others may find.
+      block_keys: of its full blocks, as far as they were asked for (`prefix_index.py`).
+      cached_tokens: tokens of its prompt that were found when it was first admitted.
       table: where its row is while it runs.
       preemptions: how often it lost its pages.
       deferred: whether it was once put behind those that came later.
@@ -84,6 +88,10 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     prefix_tokens: int = 0
     dispatched: int = 0
+    found_tokens: int = 0
+    findable_blocks: int = 0
+    block_keys: list[bytes] = field(default_factory=list)
+    cached_tokens: int = 0
     table: SlotTable | None = None
     preemptions: int = 0
     deferred: bool = False

@@ -24,7 +24,7 @@ The oldest request of the unit keeps its pages even so; see `preemption.py`.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +34,7 @@ import numpy as np
 from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.preemption import plan_preemption
+from muxjax.scheduling.prefix_cache import NOTHING, Found, PrefixCache
 from muxjax.scheduling.quota_records import ReclaimReason
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import Request, RequestState
@@ -86,6 +87,7 @@ class Residency:
       models: state of each model; requests move between its groups here.
       allocator: the pool.
       quotas: floors and quotas.
+      prefixes: what of a prefix is in the pool already.
       settled: whether no step in flight works on a request.
     """
 
@@ -94,11 +96,13 @@ class Residency:
         models: Mapping[str, ModelState],
         allocator: SlabAllocator,
         quotas: KVQuotas,
+        prefixes: PrefixCache,
         settled: Callable[[Request], bool],
     ) -> None:
         self._models = models
         self._allocator = allocator
         self._quotas = quotas
+        self._prefixes = prefixes
         self._settled = settled
         self._refused: dict[str, _Refusal] = {}
         self._released: dict[str, int] = defaultdict(int)
@@ -118,15 +122,20 @@ class Residency:
             return None
         blocks = _blocks_to_admit(spec, request)
         headroom = spec.blocks_for(spec.limits.max_decode_tokens * len(state.running))
-        if not self._may_admit(state, request, blocks + headroom):
+        found = self._find(state, request, blocks + headroom)
+        new = blocks - len(found.blocks)
+        if not self._may_admit(state, request, new + headroom, found):
             return None
         if refusal is not None:
             self._forget(spec.name)
         state.remove(request)
-        request.blocks = self._allocate(spec.name, blocks)
-        request.slot = state.free_slots.pop()
+        self._allocator.share(spec.name, found.blocks)
+        request.blocks = [*found.blocks, *self._allocate(spec.name, new)]
+        request.slot = state.take_slot(found.copy)
         request.prefix_tokens = request.num_tokens
-        request.dispatched = 0
+        request.findable_blocks = len(found.blocks)
+        request.found_tokens = request.dispatched = len(found.blocks) * spec.tokens_per_page
+        self._prefixes.note_admitted(state, request)
         state.start_prefill(request)
         return request
 
@@ -163,7 +172,7 @@ class Residency:
         if request.state in (RequestState.WAITING, RequestState.DEFERRED):
             self.forget(request)
             return
-        self._allocator.free(request.model, request.blocks)
+        self._prefixes.release(request)
         self._released[request.model] += 1
         request.blocks = []
         state.free_slots.append(request.slot)
@@ -200,10 +209,25 @@ class Residency:
             return True
         return refusal.slabs <= self._quotas.leasable(model)
 
-    def _may_admit(self, state: ModelState, request: Request, blocks: int) -> bool:
+    def _find(self, state: ModelState, request: Request, blocks: int) -> Found:
+        """What of a prefix is there already, unless taking it leases slabs that others may want."""
+        found = self._prefixes.find(state, request)
+        if not found.blocks:
+            return found
+        name, allocator = state.spec.name, self._allocator
+        slabs = allocator.slabs_to_lease(name, blocks - len(found.blocks), found.blocks)
+        if slabs <= max(allocator.slabs_to_lease(name, blocks), self._spare(name)):
+            return found
+        return NOTHING
+
+    def _spare(self, name: str) -> int:
+        """Slabs that a model may lease beyond what it must, so as to keep what is cached."""
+        return 0 if self._refused else self._quotas.spare(name)
+
+    def _may_admit(self, state: ModelState, request: Request, blocks: int, found: Found) -> bool:
         name = state.spec.name
         quotas = self._quotas
-        slabs = self._allocator.slabs_to_lease(name, blocks)
+        slabs = self._allocator.slabs_to_lease(name, blocks, found.blocks)
         if not slabs:
             return True
         leased = self._allocator.leased_slabs(name)
@@ -297,7 +321,7 @@ class Residency:
         queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
         while queue:
             room = self._quotas.leasable(name) * self._allocator.blocks_per_slab(name)
-            room += self._allocator.free_blocks(name)
+            room += self._allocator.available_blocks(name)
             lucky = np.array([request.slot for request in queue[:room]], np.int64)
             self._give(state, lucky, np.ones(len(lucky), np.int64))
             del queue[:room]
@@ -338,6 +362,7 @@ class Residency:
         return True
 
     def _allocate(self, name: str, num_blocks: int) -> list[int]:
+        self._prefixes.make_room(name, num_blocks, self._spare(name))
         blocks = self._allocator.allocate(name, num_blocks)
         if blocks is None:  # the quotas, which were asked, never promise more than is free
             raise AssertionError(f"{name} was promised {num_blocks} blocks that are not there")
@@ -350,8 +375,9 @@ class Residency:
         """Raises AssertionError if blocks and what the requests hold do not agree."""
         for name, state in self._models.items():
             blocks = [block for request in state.holders() for block in request.blocks]
-            assert len(set(blocks)) == len(blocks)
-            assert len(blocks) * state.spec.num_layers == self._allocator.used_pages(name)
+            held = Counter(blocks)
+            assert all(self._allocator.references(block) == held[block] for block in held)
+            assert len(held) * state.spec.num_layers == self._allocator.used_pages(name)
         for name, refusal in self._refused.items():
             assert self._models[name].waiting.get(refusal.request.id) is refusal.request
 

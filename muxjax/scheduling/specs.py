@@ -76,6 +76,7 @@ class ModelSpec:
       output_tokens: expected tokens of an output.
       kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
       targets: how long its requests may take.
+      copies: copies of it side by side on the unit's devices; slot `s` is one of copy `s % copies`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ModelSpec:
     output_tokens: float = 338.0
     kv_floor: float | None = None
     targets: LatencyTargets = LatencyTargets()
+    copies: int = 1
 
     def __post_init__(self) -> None:
         if self.num_layers < 1 or self.tokens_per_page < 1:

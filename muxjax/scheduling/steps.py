@@ -7,8 +7,10 @@ older step that still names them is in flight.
 What an executor keeps on the device, per model and slot (`0 <= slot < BucketLimits.max_seqs`): last
 token, position, remaining token count, stop ids, sampling parameters, counts of tokens seen.
 
-- A chunk with `start == 0` takes the slot over from whoever had it, and everything kept for the
+- The first chunk of a request takes the slot over from whoever had it, and everything kept for the
   slot (block table, token counts) starts anew. Chunks of one request follow each other in order.
+  What is before the first (`found`) is in the pool already, in blocks that other requests may read
+  too; nothing is written to these.
 - The last chunk of a request (`chunk.last`) samples one token. The pool then holds the
   `chunk.end` tokens of the prefix; the sampled token is written by the decode that follows. The
   slot is done at once if that token is a stop id or `remaining_tokens` was 1.
@@ -44,7 +46,7 @@ class PrefillChunk:
       request_id: whose tokens these are.
       slot: the device slot that the request holds.
       tokens: the tokens of this chunk, at positions `start` to `end - 1`.
-      start: the position of `tokens[0]`; 0 in a request's first chunk.
+      start: the position of `tokens[0]`; `found` in a request's first chunk.
       num_prompt_tokens: where the prompt ends and the output begins; tokens from there on were
         emitted before the request was preempted.
       blocks: first page of each block. The request's own list, not a copy: only the first
@@ -58,6 +60,7 @@ class PrefillChunk:
       following: the prompt's tokens after each of `tokens`, where their log-probabilities are
         wanted; one shorter than `tokens` in a chunk that ends the prompt.
       prompt_logprobs: how many alternatives to report for each of `following`.
+      found: how many tokens of the prefix were in the pool already.
     """
 
     request_id: int
@@ -73,6 +76,12 @@ class PrefillChunk:
     mask: np.ndarray | None = None
     following: tuple[int, ...] = ()
     prompt_logprobs: int = 0
+    found: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this chunk is the first to be computed of the prefix."""
+        return self.start == self.found
 
     @property
     def end(self) -> int:

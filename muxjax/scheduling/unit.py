@@ -36,6 +36,7 @@ from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
+from muxjax.scheduling.prefix_cache import PrefixCache
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
 from muxjax.scheduling.residency import Residency
@@ -100,6 +101,8 @@ class Unit:
       side_by_side: steps may end in any order (in simulations of chips that run several at once);
         the policy then puts no request into two steps in flight.
       refuse_late: refuse requests that could not be served within their model's targets.
+      prefix_cache: find prefixes again that are in the pool. Not where steps run side by side, and
+        not for prompts whose tokens mean nothing.
       record_freed: keep freed pages for `take_freed_pages` (test mode).
 
     Raises:
@@ -121,6 +124,7 @@ class Unit:
         kv_quotas: type[KVQuotas] = KVQuotas,
         side_by_side: bool = False,
         refuse_late: bool = False,
+        prefix_cache: bool = False,
         record_freed: bool = False,
     ) -> None:
         specs = list(specs)
@@ -139,7 +143,12 @@ class Unit:
         self.time = TimeQuotas(names)
         self._set_shares(demands)
         self._next_shares: float | None = None
-        self._residency = Residency(self.models, self.allocator, self.quotas, self.settled)
+        if prefix_cache and side_by_side:
+            raise ValueError("steps that run side by side may read a block before it is written")
+        self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
+        self._residency = Residency(
+            self.models, self.allocator, self.quotas, self._prefixes, self.settled
+        )
         self.membership = 0
         self._requests: dict[int, Request] = {}
         self._added = 0
@@ -166,6 +175,7 @@ class Unit:
             self.allocator.remove_model(spec.name)
             raise
         self.models[spec.name] = ModelState(spec)
+        self._prefixes.add_model(spec)
 
     def remove_model(self, name: str) -> None:
         """Drops a model without requests; its part of the pool and of the time goes to the others.
@@ -176,6 +186,7 @@ class Unit:
         if not self.idle(name):
             raise ValueError(f"{name} has requests, or steps in flight")
         self._divide([state.spec for state in self.models.values() if state.spec.name != name])
+        self._prefixes.remove_model(name)
         self.allocator.remove_model(name)
         del self.models[name]
 
@@ -253,7 +264,8 @@ class Unit:
         """The next place in line, those of a higher priority further to the front."""
         self._added += 1
         # The count itself comes last, so that no two are alike.
-        return ((self._added - HEAD_START * request.params.priority) << 40) + self._added
+        head_start = HEAD_START * (request.params.priority or 0)
+        return ((self._added - head_start) << 40) + self._added
 
     def finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
         """Ends a request now, for a stop string say; what is in flight for it will be dropped.
@@ -432,7 +444,11 @@ class Unit:
                 break
             chunks.append(self._next_chunk(state, admitted, budget))
             budget -= len(chunks[-1].tokens)
-        return Prefill(model, chunks) if chunks else None
+        if not chunks:
+            return None
+        for request in self._in_step:
+            self._prefixes.note_written(request)
+        return Prefill(model, chunks)
 
     def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
         """Makes a decode of all of a model's sequences that may have tokens left to make.
@@ -509,6 +525,7 @@ class Unit:
             mask=_mask(request) if last else None,
             following=following,
             prompt_logprobs=wanted or 0,
+            found=request.found_tokens,
         )
 
     def _take_prompt_logprobs(self, step: Prefill, result: StepResult) -> None:
@@ -547,7 +564,8 @@ class Unit:
             else:
                 continue
             if index < len(tokens):
-                raise ValueError(f"request {request.id} got tokens after its end: {tokens}")
+                after = len(tokens) - index
+                raise ValueError(f"request {request.id} got {after} tokens after its end")
         if request.constraint is not None and reason != "stop":
             reason = self._follow(request.constraint, request, tokens[-1]) or reason
         request.output += tokens
@@ -591,6 +609,7 @@ class Unit:
         self.allocator.check_invariants()
         self.quotas.check_invariants()
         self._residency.check_invariants()
+        self._prefixes.check_invariants()
         queued = 0
         for state in self.models.values():
             state.check_invariants()

@@ -18,15 +18,17 @@ def pool_stats(
 ) -> dict[str, Any]:
     """The pool, what of it moved lately and why, and how evenly it is used.
 
-    `kv_fairness` is Jain's index of the normalised use of the models that hold pages or wait for
-    them.
+    `free_pages` are those of slabs that hold nothing, `cached_pages` those of slabs with nothing in
+    use and something cached; with the leased ones they are `usable_pages`. `kv_fairness` is Jain's
+    index of the normalised use of the models that hold pages or wait for them.
     """
     busy = [state.spec.name for state in models if state.has_prefill or state.has_decode]
     uses = [quotas.normalised_use(name) for name in busy]
     return {
         "pool_pages": allocator.num_pages,
         "usable_pages": allocator.usable_pages,
-        "free_pages": allocator.free_slabs * allocator.slab_pages,
+        "free_pages": allocator.empty_slabs * allocator.slab_pages,
+        "cached_pages": allocator.idle_slabs * allocator.slab_pages,
         "slab_pages": allocator.slab_pages,
         "slab_waste": allocator.waste,
         "quota_moves": [move.as_dict() for move in quotas.moves],
@@ -40,6 +42,10 @@ def model_stats(
 ) -> dict[str, Any]:
     """One model's requests, pages and time; pages of quotas are those of leased slabs.
 
+    - `kv_pages_used`, `kv_pages_cached`: in blocks that requests refer to, and in blocks that are
+      kept to be found again; those of a shared block count once.
+    - `prefix_queries`, `prefix_hits`: prompt tokens that were looked for in the prefix cache, and
+      found.
     - `kv_pages_borrowed`: held beyond the quota.
     - `kv_quota_use`: the part of its quota that it held at most since quotas last moved.
     - `kv_normalised_use`: its part of all leased pages over its part of the expected need; None for
@@ -56,7 +62,10 @@ def model_stats(
         "preemptions": state.preemptions,
         "prompt_tokens": state.prompt_tokens,
         "output_tokens": state.output_tokens,
+        "prefix_queries": state.prefix_queries,
+        "prefix_hits": state.prefix_hits,
         "kv_pages_used": allocator.used_pages(name),
+        "kv_pages_cached": allocator.cached_pages(name),
         "kv_pages_leased": allocator.leased_pages(name),
         "kv_pages_quota": quotas.quotas[name] * pages,
         "kv_pages_floor": quotas.floors[name] * pages,

@@ -161,7 +161,8 @@ function pages(cell, model, index) {
   const [words, meter] = cell.firstChild.children;
   const used = model.kv_pages_used ?? 0;
   const quota = model.kv_pages_quota ?? 0;
-  set(words, `${used} of ${quota}${model.kv_pages_borrowed ? `, ${model.kv_pages_borrowed} borrowed` : ""}`);
+  const more = ["borrowed", "cached"].map((what) => [model[`kv_pages_${what}`], what]).filter(([count]) => count);
+  set(words, [`${used} of ${quota}`, ...more.map((each) => each.join(" "))].join(", "));
   meter.firstChild.style.width = `${quota ? Math.min(100, (100 * used) / quota) : 0}%`;
   meter.firstChild.style.background = colour(index);
 }

@@ -8,6 +8,7 @@ def unit(devices: list[int], **models: dict) -> dict:
         "pool_pages": 10,
         "usable_pages": 9,
         "free_pages": 4,
+        "cached_pages": 1,
         "restarts": 1,
         "steps": {"prefill": 3, "decode": 5},
         "devices": devices,

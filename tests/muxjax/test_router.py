@@ -144,8 +144,14 @@ def test_a_unit_that_keeps_dying_is_given_up(
 def test_a_request_that_is_not_wanted_is_not_carried_on(routed: Callable[..., Router]):
     unit = runner("0", "a", 1)
     router = routed(unit)
-    held = threading.Event()
-    threading.Thread(target=unit.engine.call, args=(lambda _: held.wait(WAIT),)).start()
+    holds, held = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        holds.set()
+        held.wait(WAIT)
+
+    threading.Thread(target=unit.engine.call, args=(hold,)).start()
+    assert holds.wait(WAIT)
     collectors = [Collector() for _ in range(3)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)

@@ -200,6 +200,10 @@ class FakeStream:
     def num_prompt_tokens(self) -> int:
         return len(self._prompt)
 
+    @property
+    def num_cached_tokens(self) -> int:
+        return len(self._prompt) // 16 * 16
+
     def cancel(self) -> None:
         self._cancelled.set()
         self._fleet.active.discard(self._number)

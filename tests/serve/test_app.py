@@ -412,6 +412,36 @@ def test_a_priority_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFlee
     assert error["param"] == "priority"
 
 
+def test_a_cache_salt_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFleet) -> None:
+    for path, body in (("completions", COMPLETION), ("chat/completions", CHAT)):
+        answer = http.post(f"/v1/{path}", json={**body, "cache_salt": "mine"})
+        assert answer.status_code == 200
+        assert fleet.asked[-1][2].cache_salt == "mine"
+        for wrong in ("", "x" * 257, 3):
+            error = refusal(http.post(f"/v1/{path}", json={**body, "cache_salt": wrong}))
+            assert error["param"] == "cache_salt"
+    assert http.post("/v1/completions", json=COMPLETION).status_code == 200
+    assert fleet.asked[-1][2].cache_salt is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_says_what_the_cache_had(http: httpx.Client, stream: bool) -> None:
+    body = {"model": "chat", "prompt": ["x" * 20, "y"], "n": 2, "max_tokens": 2, "stream": stream}
+    if not stream:
+        usage = http.post("/v1/completions", json=body).json()["usage"]
+    else:
+        body["stream_options"] = {"include_usage": True}
+        lines = http.post("/v1/completions", json=body).text.split("\n\n")
+        usage = json.loads(lines[-3].removeprefix("data: "))["usage"]
+    # The fake has all whole sixteens. Outputs of one prompt count once.
+    assert usage == {
+        "prompt_tokens": 23,
+        "completion_tokens": 8,
+        "total_tokens": 31,
+        "prompt_tokens_details": {"cached_tokens": 16},
+    }
+
+
 def test_health(http: httpx.Client, fleet: FakeFleet) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     fleet.dead = "the engine's loop has ended: out of memory"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from muxjax.sampling_params import SamplingParams
 from muxjax.serve.keys import Key, Keys, digest_of
 from muxjax.serve.settings import Settings
 from muxjax.server_config import ServerConfig
@@ -21,7 +22,18 @@ from tests.serve.fake_fleet import FakeFleet
 BODY = {"model": "chat", "prompt": "ab", "max_tokens": 4}
 SECRETS = {
     name: f"the secret of {name}"
-    for name in ("all", "one", "watcher", "admin", "slow", "tokens", "once")
+    for name in (
+        "all",
+        "one",
+        "watcher",
+        "admin",
+        "slow",
+        "tokens",
+        "once",
+        "team-1",
+        "team-2",
+        "boss",
+    )
 }
 LIMITS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -31,6 +43,9 @@ LIMITS: dict[str, dict[str, Any]] = {
     "slow": {"requests_per_minute": 3},
     "tokens": {"tokens_per_minute": 30},
     "once": {"concurrency": 1},
+    "team-1": {"cache_group": "team", "priority": -5},
+    "team-2": {"cache_group": "team"},
+    "boss": {"rights": ["generate", "admin"], "priority": 2},
 }
 KEYS = Keys(
     Key.model_validate({"name": name, "sha256": digest_of(secret).hex(), **LIMITS[name]})
@@ -254,3 +269,38 @@ def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixt
     assert line["request_id"] == "mine-1"
     assert (line["event"], line["status"], line["key"]) == ("request", 200, "all")
     assert (line["model"], line["prompt_tokens"], line["output_tokens"]) == ("chat", 3, 4)
+
+
+def asked(url: str, name: str, **change: Any) -> SamplingParams:
+    """What reaches the fleet."""
+    assert ask(url, name, **change).status_code == 200
+    return FLEET.asked[-1][2]
+
+
+def test_a_request_is_no_more_urgent_than_its_key(url: str) -> None:
+    assert asked(url, "all").priority == 0
+    assert asked(url, "all", priority=-3).priority == -3
+    assert asked(url, "team-1").priority == -5
+    assert asked(url, "team-1", priority=-5).priority == -5
+    refused = ask(url, "team-1", priority=-4)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "priority"
+    assert "at most -5" in refused.json()["error"]["message"]
+    assert ask(url, "all", priority=1).status_code == 400
+    # An administrator may hurry.
+    assert asked(url, "boss").priority == 2
+    assert asked(url, "boss", priority=100).priority == 100
+
+
+def test_keys_share_prefixes_only_where_they_are_told_to(url: str) -> None:
+    own, salted = asked(url, "all").cache_salt, asked(url, "all", cache_salt="x").cache_salt
+    assert own == asked(url, "all").cache_salt
+    others = [asked(url, name).cache_salt for name in ("one", "once", "team-1")]
+    assert len({own, salted, *others}) == 5
+    assert asked(url, "team-2").cache_salt == others[2]
+    # A salt of one's own says nothing about those of others.
+    assert asked(url, "one", cache_salt=own).cache_salt != own
+    assert (
+        asked(url, "team-2", cache_salt="x").cache_salt
+        == asked(url, "team-1", cache_salt="x").cache_salt
+    )

@@ -39,6 +39,7 @@ def test_completion(client: openai.OpenAI, fleet: FakeFleet) -> None:
         "prompt_tokens": 3,
         "completion_tokens": 5,
         "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert fleet.asked[0][1] == [BOS, *b"ab"]
     assert not fleet.active

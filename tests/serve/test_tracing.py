@@ -36,6 +36,7 @@ def test_a_call_is_a_span() -> None:
         "gen_ai.request.id": "mine",
         "gen_ai.request.model": "chat",
         "gen_ai.usage.prompt_tokens": 3,
+        "gen_ai.usage.cached_tokens": 0,
         "gen_ai.usage.completion_tokens": 5,
         "http.response.status_code": 200,
     }

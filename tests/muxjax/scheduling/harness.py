@@ -37,7 +37,7 @@ def request(
     max_tokens: int = 6,
     *,
     stop_ids: Sequence[int] = (),
-    **params: float | None,
+    **params: float | str | None,
 ) -> Request:
     """A request whose prompt follows from its number, so that no two are alike."""
     prompt = [(number * 37 + i * i * 11 + 3) % 1009 for i in range(prompt_tokens)]
@@ -123,6 +123,7 @@ class Loop:
         assert unit.num_requests == 0
         assert unit.num_in_flight == 0
         assert unit.allocator.free_slabs == unit.allocator.num_slabs
+        assert not any(map(unit.allocator.used_pages, unit.models))
         for state in unit.models.values():
             assert not state.has_prefill
             assert not state.has_decode

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxjax.scheduling.allocator import SlabAllocator, choose_slab_pages
+from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.slab_size import choose_slab_pages
 
 
 def test_one_model_has_slabs_of_one_block() -> None:
@@ -162,6 +163,88 @@ def test_blocks_never_overlap_and_all_come_back(layers, extra, moves, order) -> 
         allocator.free(model, blocks)
     allocator.check_invariants()
     assert allocator.free_slabs == allocator.num_slabs
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layers=layer_counts,
+    extra=st.integers(0, 120),
+    moves=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from(["take", "take", "share", "free", "free", "room", "slab", "block"]),
+            st.integers(0, 6),
+        ),
+        max_size=80,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order) -> None:
+    """Against a model of references alone: which blocks are used, cached or free, and how often."""
+    models = {f"m{i}": pages for i, pages in enumerate(layers)}
+    allocator = SlabAllocator(2 * max(layers) + extra, models, record_freed=True)
+    held: dict[str, Counter[int]] = {model: Counter() for model in models}
+    cached: dict[str, set[int]] = {model: set() for model in models}
+    keep = {block for block in range(allocator.num_pages) if block % 3}
+    for which, move, count in moves:
+        model = f"m{which % len(models)}"
+        mine, pages = held[model], models[model]
+        before = {name: dict(one) for name, one in held.items()}
+        free, gone = allocator.free_slabs, []
+        if move == "take":
+            for block in allocator.allocate(model, count) or ():
+                assert not any(block in one for one in (*held.values(), *cached.values()))
+                mine[block] += 1
+        elif move == "share":
+            known = sorted({*mine, *cached[model]})
+            blocks = order.sample(known, min(count, len(known)))
+            lease = allocator.slabs_to_lease(model, 0, blocks)
+            allocator.share(model, blocks)
+            assert allocator.free_slabs == free - lease
+            mine.update(blocks)
+            cached[model].difference_update(blocks)
+        elif move == "free":
+            blocks = list(mine.elements())
+            blocks = order.sample(blocks, min(count, len(blocks)))
+            allocator.free(model, blocks, keep)
+            mine.subtract(blocks)
+            left = {block for block in blocks if not mine[block]}
+            cached[model] |= left & keep
+            gone = [block for block in dict.fromkeys(blocks) if block in left - keep]
+            held[model] = +mine
+        elif move == "slab" and allocator.idle_slabs_of(model):
+            gone = allocator.evict_slab(model)
+            assert len({allocator.slab_of(block) for block in gone}) == 1
+            assert allocator.free_slabs == free
+        elif move == "block" and allocator.available_blocks(model) > allocator.free_blocks(model):
+            gone = [allocator.evict_block(model)]
+        elif move == "room" and allocator.lease_roomy(model):
+            # Only ever followed by taking what is free there.
+            wanted = allocator.free_blocks(model)
+            mine.update(allocator.allocate(model, wanted) or ())
+        if move in ("slab", "block"):
+            assert set(gone) <= cached[model]
+            cached[model].difference_update(gone)
+        freed = [page for block in gone for page in range(block, block + pages)]
+        assert sorted(allocator.take_freed_pages()) == sorted(freed)
+        allocator.check_invariants()
+        for name, one in held.items():
+            assert name == model or one == before[name]
+            assert allocator.used_pages(name) == len(one) * models[name]
+            assert allocator.cached_pages(name) == len(cached[name]) * models[name]
+            assert all(allocator.references(block) == one[block] for block in one)
+            assert not any(allocator.references(block) for block in cached[name])
+            in_use = {allocator.slab_of(block) for block in one}
+            assert allocator.leased_slabs(name) == len(in_use)
+    for model, one in held.items():
+        allocator.free(model, one.elements(), keep)
+        assert allocator.used_pages(model) == 0
+    assert allocator.free_slabs == allocator.num_slabs
+    for model in models:
+        while allocator.idle_slabs_of(model):
+            allocator.evict_slab(model)
+    assert allocator.empty_slabs == allocator.num_slabs
+    allocator.check_invariants()
 
 
 @given(layers=layer_counts, usable=st.integers(1, 5000))

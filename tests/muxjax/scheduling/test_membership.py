@@ -53,12 +53,14 @@ def test_a_unit_may_be_left_without_models() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_models_come_and_go_under_load(policy: str) -> None:
-    loop, specs = loop_with(policy=policy), {"a": A, "b": B, "c": C}
+    loop, specs = Loop.of([A, B, C], PAGES, policy, prefix_cache=True), {"a": A, "b": B, "c": C}
     chance, asked = random.Random(policy), []
     for turn in range(300):
         name = chance.choice("abc")
         if name in loop.unit.models and chance.random() < 0.4:
-            asked.append(request(turn, name, 3 + turn % 20, 1 + turn % 9))
+            # Few prompts, so that prefixes are found again.
+            asked.append(request(turn % 7, name, 3 + turn % 20, 1 + turn % 9))
+            asked[-1].id = turn
             loop.unit.add(asked[-1])
         elif name not in loop.unit.models:
             loop.unit.add_model(specs[name])
@@ -70,6 +72,22 @@ def test_models_come_and_go_under_load(policy: str) -> None:
     assert len(asked) > 50
     for one in asked:
         assert one.output == solo_tokens(full, one)
+
+
+def test_who_leaves_keeps_no_prefix() -> None:
+    loop = Loop.of([A, B], PAGES, prefix_cache=True)
+    prompts = [request(number, "a", 20, 4) for number in (0, 1)]
+    prompts[1].prompt = list(prompts[0].prompt)
+    loop.unit.add(prompts[0])
+    loop.run()
+    assert loop.unit.stats()["models"]["a"]["kv_pages_cached"] > 0
+    loop.unit.remove_model("a")
+    loop.unit.add_model(A)
+    assert loop.unit.allocator.empty_slabs == loop.unit.allocator.num_slabs
+    loop.unit.add(prompts[1])
+    loop.run()
+    assert prompts[1].cached_tokens == 0
+    assert prompts[1].output == prompts[0].output
 
 
 def test_who_works_cannot_leave() -> None:

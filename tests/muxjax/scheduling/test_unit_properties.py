@@ -25,7 +25,7 @@ class Arrival:
 
     model: str
     prompt: list[int]
-    params: dict[str, float | int | None]
+    params: dict[str, float | int | str | None]
     stops: bool
     turn: int
     cancel_after: int | None
@@ -59,7 +59,9 @@ def smallest_pool(specs: list[ModelSpec]) -> int:
 @st.composite
 def arrivals(draw: st.DrawFn) -> Arrival:
     model, limit = draw(st.sampled_from([("a", 24), ("b", 16), ("c", 40)]))
-    first, length = draw(st.integers(0, 1008)), draw(st.integers(1, limit - 1))
+    # Many begin alike.
+    first = draw(st.sampled_from([1, 2]) | st.integers(0, 1008))
+    length = draw(st.integers(1, limit - 1))
     return Arrival(
         model,
         prompt=[(first + i * i) % 1009 for i in range(length)],
@@ -68,7 +70,10 @@ def arrivals(draw: st.DrawFn) -> Arrival:
             "temperature": draw(st.sampled_from([0.0, 1.0])),
             "seed": draw(st.integers(0, 99)),
             "presence_penalty": draw(st.sampled_from([0.0, 0.5])),
+            "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.5])),
             "logprobs": draw(st.sampled_from([None, 1])),
+            "prompt_logprobs": draw(st.sampled_from([None, None, 0])),
+            "cache_salt": draw(st.sampled_from([None, None, "mine"])),
         },
         stops=draw(st.sampled_from([False, False, True])),
         turn=draw(st.integers(0, 30)),
@@ -86,7 +91,8 @@ def test_random_workloads(policy: str, data: st.DataObject) -> None:
     )
     specs = models(data.draw(st.sampled_from([1, 4, 8]), "burst"), floors)
     pages = smallest_pool(specs) + data.draw(st.integers(0, 60), "more pages")
-    loop = Loop.of(specs, pages, policy)
+    cache = data.draw(st.sampled_from([True, True, False]), "prefix cache")
+    loop = Loop.of(specs, pages, policy, prefix_cache=cache)
     loop.depth = data.draw(st.sampled_from([1, 1, 0, 2]), "depth")
     if data.draw(st.booleans(), "slow"):  # so that quotas move while it runs
         loop.executor.latency = MockLatency(prefill=0.5, decode=0.2)

@@ -1,0 +1,197 @@
+"""Prefixes that are found again: whose KV is in the pool already is not computed again.
+
+Only full blocks are shared, and a request writes to blocks of its own only, so nothing is ever
+copied: what a request finds ends before its last token, which is always computed, as its logits are
+wanted, and goes to the block after those found.
+
+- A block can be found from the moment when the step is made that fills it: the device runs steps in
+  order, so whoever reads it comes after. Blocks that decoding filled can be found when their
+  request has ended or lost its pages, as far as the host has read the tokens. If a step fails the
+  unit ends, and its cache with it.
+- A block that requests refer to stays. When none does any more it is cached, and counts as free for
+  quotas, admission and preemption (`allocator.py`), which thus are the same as without a cache.
+- Whoever gets pages takes empty ones first, then cached blocks: those of its own, the oldest first,
+  where it may lease no more; else idle slabs, of the model that is most over its floor, what is
+  cached counted in. So what a model has cached within its floor goes last.
+- Found blocks are not taken where that would lease more slabs than packing the request anew, unless
+  these are in nobody's way.
+
+Requests that need all their positions computed find nothing: those that ask for log-probabilities
+of the prompt, and those with a repetition penalty, for which the device must see each token of the
+prompt. With any other penalty it must see what was put out before a preemption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.model_state import ModelState
+from muxjax.scheduling.prefix_index import PrefixIndex, extend_keys
+from muxjax.scheduling.quotas import KVQuotas
+from muxjax.scheduling.requests import Request, RequestState
+from muxjax.scheduling.specs import ModelSpec
+
+
+class Found(NamedTuple):
+    """The blocks that hold the beginning of a prefix, and the copy of the model whose they are."""
+
+    copy: int
+    blocks: list[int]
+
+
+NOTHING = Found(-1, [])
+
+
+class PrefixCache:
+    """The findable blocks of a unit.
+
+    Args:
+      models: state of each model.
+      allocator: the pool.
+      quotas: floors and quotas.
+      enabled: without, nothing is ever found or kept.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelState],
+        allocator: SlabAllocator,
+        quotas: KVQuotas,
+        enabled: bool,
+    ) -> None:
+        self._models = models
+        self._allocator = allocator
+        self._quotas = quotas
+        self._enabled = enabled
+        self._indices = {name: PrefixIndex(state.spec.copies) for name, state in models.items()}
+
+    # Models that come and go
+
+    def add_model(self, spec: ModelSpec) -> None:
+        """Takes in a model, of which nothing can be found yet."""
+        self._indices[spec.name] = PrefixIndex(spec.copies)
+
+    def remove_model(self, name: str) -> None:
+        """Forgets a model without requests, and frees all that was kept of it."""
+        while self._allocator.idle_slabs_of(name):
+            self._allocator.evict_slab(name)
+        del self._indices[name]
+
+    # What is found, and what can be
+
+    def find(self, state: ModelState, request: Request) -> Found:
+        """The longest beginning of a waiting request's prefix that a copy with a free slot has."""
+        if not self._enabled:
+            return NOTHING
+        spec = state.spec
+        keys = self._keys(request, _findable(request) // spec.tokens_per_page)
+        if not keys:
+            return NOTHING
+        index, best = self._indices[spec.name], NOTHING
+        copies = {0} if spec.copies == 1 else {slot % spec.copies for slot in state.free_slots}
+        for copy in sorted(copies):
+            blocks = index.find(copy, keys)
+            if len(blocks) > len(best.blocks):
+                best = Found(copy, blocks)
+        return best
+
+    def note_admitted(self, state: ModelState, request: Request) -> None:
+        """Counts what a request was looked up for and found, once in its life."""
+        if self._enabled and not request.preemptions and _findable(request):
+            request.cached_tokens = min(request.found_tokens, len(request.prompt))
+            state.prefix_queries += len(request.prompt)
+            state.prefix_hits += request.cached_tokens
+
+    def note_written(self, request: Request) -> None:
+        """Makes findable what steps made so far have written of a request that holds pages."""
+        if not self._enabled:
+            return
+        spec = self._models[request.model].spec
+        written = request.dispatched
+        if request.state is RequestState.RUNNING:
+            # The last token that the host knows is written by the step after the one that made it.
+            written = max(written, request.num_tokens - 1)
+        count = written // spec.tokens_per_page
+        first = request.findable_blocks
+        if count <= first:
+            return
+        index, copy = self._indices[request.model], request.slot % spec.copies
+        keys = self._keys(request, count)
+        for at in range(first, count):
+            index.add(copy, keys[at], request.blocks[at])
+        request.findable_blocks = count
+
+    def release(self, request: Request) -> None:
+        """Gives a request's blocks back; those that can be found stay as long as they may."""
+        self.note_written(request)
+        # The end of a prefix is of no use without its beginning, so it must be older.
+        self._allocator.free(request.model, request.blocks[::-1], self._indices[request.model])
+
+    def _keys(self, request: Request, count: int) -> list[bytes]:
+        size = self._models[request.model].spec.tokens_per_page
+        return list(extend_keys(request, size, count)[:count])
+
+    # Room
+
+    def make_room(self, model: str, num_blocks: int, spare: int) -> None:
+        """Evicts what it takes for `allocate` to succeed, as it may by the quotas.
+
+        Args:
+          model: who is to get blocks.
+          num_blocks: how many.
+          spare: slabs that it may lease, beyond those that it must, rather than lose cached blocks.
+        """
+        allocator = self._allocator
+        missing = num_blocks - allocator.free_blocks(model)
+        if missing <= 0 or not (self._indices[model] or allocator.idle_slabs):
+            return
+        most = max(allocator.slabs_to_lease(model, num_blocks), spare)
+        while missing > 0 and most > 0 and allocator.lease_roomy(model):
+            missing = num_blocks - allocator.free_blocks(model)
+            most -= 1
+        if missing <= 0:
+            return
+        size = allocator.blocks_per_slab(model)
+        empty = min(most, allocator.empty_slabs)
+        slabs = max(empty, allocator.slabs_to_lease(model, num_blocks))
+        index = self._indices[model]
+        for _ in range(missing - slabs * size):
+            index.remove(allocator.evict_block(model))
+            missing -= 1
+        for _ in range(-(-missing // size) - allocator.empty_slabs):
+            giver = max(self._models, key=self._over_floor)
+            for block in allocator.evict_slab(giver):
+                self._indices[giver].remove(block)
+
+    def _over_floor(self, model: str) -> tuple[bool, int]:
+        """Ranks models by how soon they lose an idle slab; those without any never do."""
+        idle = self._allocator.idle_slabs_of(model)
+        return idle > 0, self._quotas.over_floor(model) + idle
+
+    # Tests
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if what can be found is not all that is kept, or may change."""
+        allocator = self._allocator
+        for name, state in self._models.items():
+            index, layers = self._indices[name], state.spec.num_layers
+            cached = [block for block in index if not allocator.references(block)]
+            assert len(cached) * layers == allocator.cached_pages(name)
+            for request in state.holders():
+                final = request.findable_blocks
+                assert final * state.spec.tokens_per_page <= request.num_tokens
+                assert request.found_tokens <= final * state.spec.tokens_per_page
+                for block in request.blocks[final:]:  # what it writes to is its own
+                    assert block not in index
+                    assert allocator.references(block) == 1
+
+
+def _findable(request: Request) -> int:
+    """Tokens of a waiting request's prefix that need not be computed."""
+    params = request.params
+    if params.prompt_logprobs is not None or params.repetition_penalty != 1.0:
+        return 0
+    last = request.num_tokens - 1
+    return min(last, len(request.prompt)) if params.penalised else last
