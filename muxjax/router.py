@@ -25,79 +25,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from muxjax.carried import Carried
 from muxjax.engine import Sink
-from muxjax.errors import EngineDead, MuxError, UnknownModel
+from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.runner import Runner
-from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.requests import Request
 
 log = logging.getLogger(__name__)
 
 MOST_MOVES = 3
 MOST_DEATHS = 5
 DEATHS_SECONDS = 60.0
-
-
-class _Carried:
-    """A request and where it is; the engine's `Sink` for it.
-
-    Attributes:
-      request: as it was asked for.
-      unit: where it runs or waits; None while it is held.
-      placed: whether some unit has had it.
-      seconds: what it counts for there.
-      moves: how often its unit died.
-      dropped: its caller does not want it any more.
-      tokens: what its stream was given.
-    """
-
-    def __init__(self, router: Router, request: Request, sink: Sink) -> None:
-        self._router = router
-        self._sink = sink
-        self.request = request
-        self.unit: Runner | None = None
-        self.placed = False
-        self.seconds = 0.0
-        self.moves = 0
-        self.dropped = False
-        self.tokens: list[int] = []
-
-    def update(self, update: RequestUpdate) -> bool:
-        """See `engine.Sink`."""
-        self.tokens.extend(update.tokens)
-        stopped = self._sink.update(update)
-        if stopped or update.finish_reason is not None:
-            self._router.forget(self)
-        return stopped
-
-    def cancelled(self) -> None:
-        """See `engine.Sink`."""
-        self._router.forget(self)
-        self._sink.cancelled()
-
-    def failed(self, error: BaseException) -> None:
-        """See `engine.Sink`. Only a unit's death is got over."""
-        if isinstance(error, EngineDead):
-            self._router.orphaned(self, error)
-        else:
-            self.give_up(error)
-
-    def give_up(self, error: BaseException) -> None:
-        self._router.forget(self)
-        self._sink.failed(error)
-
-    def again(self) -> Request:
-        """The request anew, with what it has emitted: for a unit that does not know it."""
-        old = self.request
-        return Request(
-            id=old.id,
-            model=old.model,
-            prompt=old.prompt,
-            params=old.params,
-            stop_ids=old.stop_ids,
-            arrival=old.arrival,
-            output=list(self.tokens),
-            constraint=None if old.constraint is None else old.constraint.anew(self.tokens),
-        )
 
 
 class Router:
@@ -119,18 +57,16 @@ class Router:
         self._clock = clock
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)  # some request left its unit
-        self._held: dict[str, list[_Carried]] = {}  # of models that are held
-        self._refused: dict[str, MuxError] = {}
+        self._held: dict[str, list[Carried]] = {}  # of models that are held
+        self._refused: dict[str, ModelUnavailable] = {}
         self._used: dict[str, float] = {}
         self._began = clock()
-        self._carried: dict[int, _Carried] = {}
+        self._carried: dict[int, Carried] = {}
         self._waits = {unit.name: 0.0 for unit in units}
         self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
         self._failed: dict[str, BaseException] = {}
         self._closing = False
-        self._orphans: queue.SimpleQueue[tuple[_Carried, BaseException] | None] = (
-            queue.SimpleQueue()
-        )
+        self._orphans: queue.SimpleQueue[tuple[Carried, BaseException] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._recover, name="muxjax-router", daemon=True)
         self._thread.start()
 
@@ -139,8 +75,9 @@ class Router:
 
         Raises:
           EngineDead: the fleet is closed, or all units that have the model have failed for good.
+          ModelUnavailable, UnknownModel: the model is refused, or there is none.
         """
-        carried = _Carried(self, request, sink)
+        carried = Carried(self, request, sink)
         with self._lock:
             self._check_open(request.model)
             self._carried[request.id] = carried
@@ -148,6 +85,9 @@ class Router:
             self._place(carried)
         except EngineDead as error:
             self.orphaned(carried, error)
+        except ModelUnavailable:
+            self.forget(carried)
+            raise
 
     def cancel(self, request_id: int) -> None:
         """Ends a request; does nothing if it has ended."""
@@ -193,7 +133,7 @@ class Router:
                 except EngineDead as error:
                     self.orphaned(carried, error)
 
-    def refuse(self, model: str, error: MuxError) -> None:
+    def refuse(self, model: str, error: ModelUnavailable) -> None:
         """Ends a model's held requests with an error, and refuses all that come, until `hold`."""
         with self._lock:
             self._refused[model] = error
@@ -241,11 +181,11 @@ class Router:
                 return 0.0
             return self._clock() - self._used.get(model, self._began)
 
-    def _on_units(self, model: str) -> list[_Carried]:
+    def _on_units(self, model: str) -> list[Carried]:
         carried = self._carried.values()
         return [c for c in carried if c.request.model == model and c.unit is not None]
 
-    def _keep(self, carried: _Carried) -> None:
+    def _keep(self, carried: Carried) -> None:
         carried.unit = None
         self._held[carried.request.model].append(carried)
         self._ended.notify_all()
@@ -278,7 +218,7 @@ class Router:
 
     # Called by carried requests, in the engines' threads
 
-    def forget(self, carried: _Carried) -> None:
+    def forget(self, carried: Carried) -> None:
         """Drops a request that has ended."""
         with self._lock:
             if self._carried.pop(carried.request.id, None) is not None:
@@ -286,7 +226,7 @@ class Router:
                 self._leave(carried)
                 self._ended.notify_all()
 
-    def orphaned(self, carried: _Carried, error: BaseException) -> None:
+    def orphaned(self, carried: Carried, error: BaseException) -> None:
         """Takes a request back whose unit has died."""
         with self._lock:
             self._leave(carried)
@@ -298,7 +238,7 @@ class Router:
 
     # Placing
 
-    def _leave(self, carried: _Carried) -> None:
+    def _leave(self, carried: Carried) -> None:
         if carried.unit is not None:
             self._waits[carried.unit.name] -= carried.seconds
             carried.seconds = 0.0
@@ -315,14 +255,17 @@ class Router:
         if len(failed) == len(names):
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
-    def _place(self, carried: _Carried) -> None:
-        """Hands a request to the living unit with the least expected wait.
+    def _place(self, carried: Carried) -> None:
+        """Hands a request to the living unit with the least expected wait, or holds it.
 
         Raises:
+          ModelUnavailable: the model is refused.
           EngineDead: none is alive, or it died just now.
         """
         model = carried.request.model
         with self._lock:
+            if model in self._refused:
+                raise self._refused[model]
             held = model in self._held
             if held and not carried.dropped:
                 self._keep(carried)
@@ -335,7 +278,7 @@ class Router:
         else:
             self.on_held(model)
 
-    def _assign(self, carried: _Carried) -> None:
+    def _assign(self, carried: Carried) -> None:
         """Chooses a unit.
 
         Raises:
@@ -351,7 +294,7 @@ class Router:
         carried.seconds = unit.seconds(request.model, tokens)
         self._waits[unit.name] += carried.seconds
 
-    def _submit(self, carried: _Carried) -> None:
+    def _submit(self, carried: Carried) -> None:
         unit, request = carried.unit, carried.request
         assert unit is not None, "a unit was chosen"
         again, carried.placed = carried.placed, True
@@ -376,7 +319,7 @@ class Router:
             except MuxError as fault:  # its output cannot be gone on with
                 carried.give_up(fault)
 
-    def _carry_on(self, carried: _Carried, error: BaseException) -> None:
+    def _carry_on(self, carried: Carried, error: BaseException) -> None:
         """Places an orphan where it can go on; starts its unit anew, too."""
         dead = carried.unit
         names = self.unit_names(carried.request.model)
@@ -391,7 +334,7 @@ class Router:
         if not self._placed(carried):
             carried.give_up(error)
 
-    def _placed(self, carried: _Carried) -> bool:
+    def _placed(self, carried: Carried) -> bool:
         try:
             self._place(carried)
         except EngineDead:
