@@ -111,15 +111,13 @@ class FleetAdmin:
             failed = reloading.apply(changes, config, self._units, self._membership)
             self._config = config
             self.lifecycle.idle_timeout = config.idle_timeout
-        found = {
+        return {
             "added": list(changes.added),
             "removed": list(changes.removed),
             "replaced": list(changes.replaced),
             "changed": list(changes.changed),
             "failed": failed,
         }
-        log.info("the fleet file was applied: %s", found)
-        return found
 
     def close(self) -> None:
         """Ends looking for idle models."""

@@ -24,6 +24,7 @@ from muxjax.config import ModelEntry
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
 from muxjax.health import ModelState, ModelStatus
 from muxjax.live_unit import LiveUnit
+from muxjax.programs import ModelPrograms
 from muxjax.router import Router
 from muxjax.unit_plan import ModelPlan
 
@@ -282,7 +283,7 @@ class Lifecycle:
         threading.Thread(target=wake, name=f"muxjax-wake-{name}", daemon=True).start()
 
 
-def make_ready(part: ModelPlan, programs: loading.ModelPrograms) -> None:
+def make_ready(part: ModelPlan, programs: ModelPrograms) -> None:
     """Reads a model's weights and compiles its programs; if that fails, nothing of them is left."""
     name = part.model.name
     try:

@@ -173,8 +173,8 @@ def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI
         ("sleep", control.sleep, "Put a model to sleep", ModelRequest),
         ("wake", control.wake, "Wake a model", ModelRequest),
     )
-    for name, handler, summary, body in changes:
-        _add(app, "POST", f"/models/{name}", handler, summary, ModelChange, ADMIN_ERRORS, body)
+    for name, handler, summary, named in changes:
+        _add(app, "POST", f"/models/{name}", handler, summary, ModelChange, ADMIN_ERRORS, named)
     reload = "Apply the fleet file as it is now"
     _add(app, "POST", "/fleet/reload", control.reload, reload, FleetChange, ADMIN_ERRORS)
     _describe_bodies(app)

@@ -114,7 +114,7 @@ class ModelControl:
             raise
         self._reloaded(config)
         seconds = round(time.monotonic() - began, 3)
-        logs.event("fleet_reloaded", seconds=seconds, **{k: str(v) for k, v in found.items()})
+        logs.event("fleet_reloaded", seconds=seconds, changes=str(found))
         return found
 
     async def _named(self, request: Request) -> str:

@@ -23,6 +23,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import POLICIES
 from muxjax.scheduling.steps import Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
+from muxjax.unit_plan import Plan
 
 
 class Rig:
@@ -36,7 +37,7 @@ class Rig:
       executor: runs steps; nothing else may while an engine uses it.
     """
 
-    def __init__(self, config: FleetConfig, plan: loading.Plan, executor: JaxExecutor) -> None:
+    def __init__(self, config: FleetConfig, plan: Plan, executor: JaxExecutor) -> None:
         self.config = config
         self.models = dict(plan.models)
         self.buckets: dict[str, Buckets] = {name: part.buckets for name, part in plan.parts.items()}
