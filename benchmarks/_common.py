@@ -145,7 +145,7 @@ def load(
     config = load_fleet_config(
         {
             "models": [entry],
-            "pool": {"memory": "512MiB"},
+            "pool": {"memory": "512MiB", "prefix_cache": False},
             "policy": policy,
             "engine": {"max_seqs": max_seqs},
         }

@@ -60,7 +60,8 @@ class Feed:
             output = int(self._random.integers(8, output + 1))
         self._made += 1
         params = SamplingParams(max_tokens=output, temperature=0.0)
-        return Request(self._made, model, [1] * prompt, params, stop_ids=(2,))
+        tokens = self._random.integers(3, 2**15, prompt).tolist()
+        return Request(self._made, model, tokens, params, stop_ids=(2,))
 
 
 class FakePrograms:

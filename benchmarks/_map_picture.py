@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _CELL, _GAP, _LEFT, _TOP = 34, 26, 70, 46
 
+Cell = Mapping[str, Any]
+Square = Callable[[Any], tuple[str, Sequence[str]]]
+"""Attributes of a square, and the lines of text in it."""
 
-def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes an SVG: what `slo` attains (shade and number), and how far ahead of the best baseline.
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """Writes an SVG: what `slo` attains (shade and number), and how far ahead of the best baseline;
+    where a map is there for both execution models, also what `slo` attains more side by side.
 
     Args:
       cells: of one map or of several, each of which becomes a row of panels.
       path: the file.
     """
-    maps = sorted({(cell["hardware"], cell["execution"]) for cell in cells})
     alphas = sorted({cell["alpha"] for cell in cells})
     loads = sorted({cell["load"] for cell in cells})
     scales = sorted({cell["slo_scale"] for cell in cells})
-    by_place = {
-        (c["hardware"], c["execution"], c["slo_scale"], c["alpha"], c["load"]): c for c in cells
-    }
+    rows: list[tuple[str, dict[tuple[float, ...], Any], Square]] = []
+    maps: dict[tuple[str, str], dict[tuple[float, ...], Cell]] = {}
+    for cell in cells:
+        key = (cell["hardware"], cell["execution"])
+        maps.setdefault(key, {})[cell["slo_scale"], cell["alpha"], cell["load"]] = cell
+    for (hardware, execution), own in sorted(maps.items()):
+        rows.append((f"{hardware}, {execution.replace('_', ' ')}", {**own}, _attained))
+    for hardware in sorted({hardware for hardware, _ in maps}):
+        sides = maps.get((hardware, "concurrent"), {}), maps.get((hardware, "time_sliced"), {})
+        more = {place: _ours(sides[0][place]) - _ours(sides[1][place]) for place in both(*sides)}
+        if more:
+            rows.append((f"{hardware}: concurrent minus time sliced, points", more, _difference))
     panel = len(alphas) * _CELL + _GAP
     row = len(loads) * _CELL + 64
-    width, height = _LEFT + len(scales) * panel, _TOP + len(maps) * row
+    width, height = _LEFT + len(scales) * panel, _TOP + len(rows) * row
     title = "Requests within their target under slo (%), and points ahead of the best baseline"
     size = f'width="{width}" height="{height}"'
     parts = [
@@ -34,39 +47,56 @@ def draw(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         f'<text x="10" y="16" font-size="12">{title}</text>',
         '<text x="10" y="31">across: alpha; down: load, parts of 40 requests/s</text>',
     ]
-    for line, (hardware, execution) in enumerate(maps):
+    for line, (name, values, square) in enumerate(rows):
         top = _TOP + line * row + 24
-        title = f"{hardware}, {execution.replace('_', ' ')}"
-        parts.append(f'<text x="10" y="{top - 14}" font-weight="bold">{title}</text>')
+        parts.append(f'<text x="10" y="{top - 14}" font-weight="bold">{name}</text>')
+        for down, load in enumerate(loads):
+            y = top + 3 + down * _CELL + 20
+            parts.append(f'<text x="{_LEFT - 32}" y="{y}">{load:g}</text>')
         for column, scale in enumerate(scales):
             left = _LEFT + column * panel
             parts.append(f'<text x="{left}" y="{top - 2}">SLO scale {scale:g}</text>')
             for across, alpha in enumerate(alphas):
-                x = left + across * _CELL
-                parts.append(
-                    f'<text x="{x + 8}" y="{top + len(loads) * _CELL + 12}">{alpha:g}</text>'
-                )
+                x, below = left + across * _CELL, top + len(loads) * _CELL + 12
+                parts.append(f'<text x="{x + 8}" y="{below}">{alpha:g}</text>')
                 for down, load in enumerate(loads):
-                    y = top + 3 + down * _CELL
-                    if column == 0 and across == 0:
-                        parts.append(f'<text x="{_LEFT - 32}" y="{y + 20}">{load:g}</text>')
-                    cell = by_place.get((hardware, execution, scale, alpha, load))
-                    if cell is not None:
-                        parts += _square(cell, x, y)
+                    value = values.get((scale, alpha, load))
+                    if value is not None:
+                        parts += _drawn(square(value), x, top + 3 + down * _CELL)
     parts.append("</svg>")
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _square(cell: Mapping[str, Any], x: int, y: int) -> list[str]:
+def both(one: Iterable[Any], other: Iterable[Any]) -> list[Any]:
+    """What is in both, in order."""
+    return sorted(set(one) & set(other))
+
+
+def _ours(cell: Cell) -> float:
+    return 100 * cell["slo_attainment"]["slo"]
+
+
+def _attained(cell: Cell) -> tuple[str, Sequence[str]]:
     shares = cell["slo_attainment"]
     ours = shares["slo"]
     ahead = 100 * (ours - max(share for policy, share in shares.items() if policy != "slo"))
     shade = round(235 - 150 * ours)
     border = ' stroke="#c00" stroke-width="2"' if ahead < -1 - 1e-9 else ""
+    fill = f'fill="rgb({shade},{min(235, shade + 50)},{shade})"{border}'
+    return fill, (f"{100 * ours:.0f}", f"{ahead:+.1f}")
+
+
+def _difference(points: float) -> tuple[str, Sequence[str]]:
+    shade = round(235 - min(150.0, 10 * abs(points)))
+    colour = f"{shade},{shade},235" if points >= 0 else f"235,{shade},{shade}"
+    return f'fill="rgb({colour})"', (f"{points:+.1f}",)
+
+
+def _drawn(square: tuple[str, Sequence[str]], x: int, y: int) -> list[str]:
+    fill, lines = square
     side = _CELL - 3
-    fill = f'fill="rgb({shade},{min(235, shade + 50)},{shade})"'
-    return [
-        f'<rect x="{x}" y="{y}" width="{side}" height="{side}" {fill}{border}/>',
-        f'<text x="{x + 3}" y="{y + 14}">{100 * ours:.0f}</text>',
-        f'<text x="{x + 3}" y="{y + 27}" font-size="9">{ahead:+.1f}</text>',
+    texts = [
+        f'<text x="{x + 3}" y="{y + 14 + 13 * n}" font-size="{10 - n}">{text}</text>'
+        for n, text in enumerate(lines)
     ]
+    return [f'<rect x="{x}" y="{y}" width="{side}" height="{side}" {fill}/>', *texts]

@@ -49,6 +49,8 @@ class Load:
       models: how many.
       spread: whether requests wait 'evenly' or for 'one' model.
       pages: 'enough', or 'short': for about half of what may run.
+      cache: whether there is a prefix cache. No two prompts begin alike, so it is all cost: hashes
+        when a request is admitted and when it ends, and evictions.
     """
 
     policy: str = "adbs"
@@ -57,6 +59,7 @@ class Load:
     models: int = 16
     spread: str = "evenly"
     pages: str = "enough"
+    cache: int = 1
 
 
 def specs_for(load: Load) -> list[ModelSpec]:
@@ -89,7 +92,8 @@ def fake_result(step: Step) -> StepResult:
 def time_next_step(load: Load, turns: int) -> tuple[Times, Times, dict[str, int]]:
     """`next_step` and `apply` of a unit that stays as full as it is."""
     specs = specs_for(load)
-    unit = Unit(specs, pages_for(load), make_policy(load.policy))
+    policy = make_policy(load.policy)
+    unit = Unit(specs, pages_for(load), policy, prefix_cache=bool(load.cache))
     feed, names = Feed(), [spec.name for spec in specs]
     for index in range(load.running):
         unit.add(feed.request(names[index % len(names)], fresh=False))
@@ -149,6 +153,7 @@ GROWTH: dict[str, list[int]] = {
     "running": [64, 256, 512, 1024],
     "waiting": [100, 1_000, 10_000, 100_000],
     "models": [1, 4, 16, 64],
+    "cache": [0, 1],
 }
 
 
@@ -205,7 +210,7 @@ def main() -> None:
         return
     figures = ("median_us", "p99_us", "of_limit", "apply_us")
     show("next_step", ("policy", "spread", "pages", "running", "waiting", *figures), rows)
-    columns = ("varied", "running", "waiting", "models", *figures)
+    columns = ("varied", "running", "waiting", "models", "cache", *figures)
     show("How next_step grows (adbs)", columns, growth)
     parts = ("next_step_us", "submit_us", "result_us", "apply_us", "streams_us", "readers_us")
     columns = ("batch", "burst", "median_us", "p99_us", "of_limit", *parts)

@@ -1,22 +1,24 @@
 """The policy map: `slo` against every baseline, over popularity, load and SLO scale. Simulated.
 
     python benchmarks/policy_map.py [--execution time_sliced,concurrent] [--hardware a100,h200,v6e]
-        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 30]
+        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 10]
         [--processes 2] [--json] [--output map.json] [--plot map.svg]
 
 MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`, the most
 popular at `load` x 40 requests/s, lengths as ShareGPT's means. Without options the whole grid is
-run, 80 cells for each map. Each policy is run on every placement (planned for throughput, planned
-for targets, MuxServe's own where programs run side by side, and each model on its own devices, as
-one or as several copies), all on the same requests, and keeps the one on which it attains most;
-`spatial` may only take the last two. Attainment is the part of all requests whose latency is at
-most `slo_scale` times what they take alone on the fewest devices that hold the model.
+run, 80 cells for each map. Each policy takes its own best placement of those planned for
+throughput, for targets, by MuxServe's own search (where programs run side by side), and each model
+on its own devices, which is all that `spatial` may take; where a model is alone on a mesh, as one
+or as several copies. Which is best is tried on requests of another seed; all policies are then
+scored on the same requests. Attainment is the part of all requests
+whose latency is at most `slo_scale` times what they take alone on the fewest devices that hold the
+model.
 
 The bars: `slo` attains at most a point less than the best of all baselines in every cell, more on
 average, and its throughput, total and weighted by rate, is at most 1 % under that of `adbs`.
 
-Cells that are in `--output` already are kept, so that a run that was stopped goes on; Ctrl-C writes
-what is finished. The A100's step times are MuxServe's profile (`--profile`, or
+What is in `--output` already is kept, policy by policy, so that a run that was stopped goes on;
+Ctrl-C writes what is finished. The A100's step times are MuxServe's profile (`--profile`, or
 `muxserve_a100_profile.json` in `MUXJAX_SHARED_DATA`); the others are a roofline's.
 """
 
@@ -25,20 +27,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
-from rich.table import Table
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
-from _map_cells import POLICIES, Hardware, Job, cells, default_profile
+from _map_cells import POLICIES, cells
+from _map_fleet import Hardware, Job, default_profile
 from _map_picture import draw
+from _map_summary import place_of, report, show
 
 from muxjax.placement.plan import Execution
 from muxjax.progress import Bars
@@ -46,79 +47,17 @@ from muxjax.progress import Bars
 ALPHAS = (0.7, 0.9, 1.3, 1.7, 2.1)
 LOADS = (0.5, 0.75, 1.0, 1.25)
 SCALES = (2.0, 4.0, 8.0, 16.0)
-WITHIN = 0.01
-"""How much less than the best baseline `slo` may attain, and serve than `adbs`."""
-
-
-def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell says of `slo`."""
-    shares = cell["slo_attainment"]
-    others = {policy: share for policy, share in shares.items() if policy != "slo"}
-    best = max(others, key=lambda policy: others[policy])
-    ratios = {
-        measure: cell["throughput"]["slo"][measure] / cell["throughput"]["adbs"][measure]
-        for measure in ("total", "rate_weighted")
-    }
-    behind = others[best] - shares["slo"]
-    return {
-        "best_baseline": best,
-        "ahead": -behind,
-        "throughput_over_adbs": ratios,
-        "passes": behind <= WITHIN + 1e-9 and min(ratios.values()) >= 1 - WITHIN,
-    }
-
-
-def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each map its means, its worst cell, and the cells that miss."""
-    maps = []
-    for execution, hardware in sorted({(c["execution"], c["hardware"]) for c in found}):
-        here = [c for c in found if (c["execution"], c["hardware"]) == (execution, hardware)]
-        judged = [judge(cell) for cell in here]
-        policies = here[0]["slo_attainment"]
-        means = {p: statistics.mean(c["slo_attainment"][p] for c in here) for p in policies}
-        maps.append(
-            {
-                "execution": execution,
-                "hardware": hardware,
-                "cells": len(here),
-                "mean_attainment": means,
-                "higher_in_the_mean": means["slo"] > max(means[p] for p in means if p != "slo"),
-                "worst": min(one["ahead"] for one in judged),
-                "least_throughput_over_adbs": min(
-                    min(one["throughput_over_adbs"].values()) for one in judged
-                ),
-                "missed": [
-                    {key: cell[key] for key in ("alpha", "load", "slo_scale")} | one
-                    for cell, one in zip(here, judged, strict=True)
-                    if not one["passes"]
-                ],
-            }
-        )
-    return maps
-
-
-def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What programs side by side attain more than one at a time, cell by cell, under `slo`."""
-    by_place: dict[tuple[Any, ...], dict[str, float]] = {}
-    for cell in found:
-        place = tuple(cell[key] for key in ("hardware", "alpha", "load", "slo_scale", "seed"))
-        by_place.setdefault(place, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
-    return [
-        {
-            **dict(zip(("hardware", "alpha", "load", "slo_scale", "seed"), place, strict=True)),
-            "concurrent_minus_time_sliced": both["concurrent"] - both["time_sliced"],
-        }
-        for place, both in sorted(by_place.items())
-        if len(both) == 2
-    ]
 
 
 def run(
     jobs: Sequence[Job], processes: int, known: list[dict[str, Any]], output: Path | None
 ) -> None:
-    """Adds the cells of the jobs to those that are known, and writes them as they come."""
-    done = {_place(cell) for cell in known}
-    left = [job for job in jobs if any(place not in done for place in _places(job))]
+    """Adds the cells of the jobs to those that are known, and writes them as they come.
+
+    Of a cell that is known only the policies are simulated that it lacks.
+    """
+    by_place = {place_of(cell): cell for cell in known}
+    left = [job for job in (_lacking(job, by_place) for job in jobs) if job is not None]
     with Bars({"simulating": len(left)}, show=True) as bars, _Pool(processes) as pool:
         running: dict[Future[list[dict[str, Any]]], Job] = {}
         waiting = list(left)
@@ -129,10 +68,37 @@ def run(
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = running.pop(future)
-                known += [cell for cell in future.result() if _place(cell) not in done]
+                for cell in future.result():
+                    _add(cell, by_place, known)
                 if output is not None:
                     write(known, output)
                 bars.advance("simulating", 1, f"{job.execution} {job.hardware} {job.alpha:g}")
+
+
+def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job | None:
+    """What of a job is not known."""
+    policies: set[str] = set()
+    scales = []
+    for scale in job.scales:
+        cell = by_place.get(_cell_of(job, scale))
+        lacking = set(job.policies).difference(cell["slo_attainment"] if cell else ())
+        if lacking:
+            policies |= lacking
+            scales.append(scale)
+    ordered = tuple(policy for policy in job.policies if policy in policies)
+    return replace(job, scales=tuple(scales), policies=ordered) if scales else None
+
+
+def _add(
+    cell: dict[str, Any], by_place: dict[tuple[Any, ...], dict[str, Any]], known: list[Any]
+) -> None:
+    old = by_place.get(place_of(cell))
+    if old is None:
+        by_place[place_of(cell)] = cell
+        known.append(cell)
+        return
+    for key in ("slo_attainment", "throughput", "placement"):
+        old[key].update(cell[key])
 
 
 def write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -143,16 +109,6 @@ def write(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     part.replace(path)
 
 
-def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is known."""
-    ordered = sorted(found, key=_place)
-    return {
-        "maps": summary(ordered) if ordered else [],
-        "concurrent_minus_time_sliced": sharing(ordered),
-        "cells": [{**cell, **judge(cell)} for cell in ordered],
-    }
-
-
 class _Pool(ProcessPoolExecutor):
     """Processes that are not waited for when the run is stopped."""
 
@@ -160,37 +116,8 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _places(job: Job) -> Iterable[tuple[Any, ...]]:
-    for scale in job.scales:
-        yield (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
-
-
-def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    keys = ("execution", "hardware", "alpha", "load", "slo_scale", "seed", "seconds")
-    return tuple(cell[key] for key in keys)
-
-
-def show(found: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each cell, and what the maps say, on standard error."""
-    console = Console(stderr=True, width=150)
-    policies = list(found[0]["slo_attainment"])
-    table = Table("map", "alpha", "load", "scale", *policies, "thr/adbs", "")
-    for cell in sorted(found, key=_place):
-        one = judge(cell)
-        table.add_row(
-            f"{cell['execution']} {cell['hardware']}",
-            *(f"{cell[key]:g}" for key in ("alpha", "load", "slo_scale")),
-            *(f"{100 * cell['slo_attainment'][policy]:.1f}" for policy in policies),
-            f"{min(one['throughput_over_adbs'].values()):.3f}",
-            "" if one["passes"] else "misses",
-        )
-    console.print(table)
-    for one in summary(found):
-        means = ", ".join(f"{p} {100 * m:.1f}" for p, m in one["mean_attainment"].items())
-        console.print(
-            f"{one['execution']} {one['hardware']}: {len(one['missed'])} of {one['cells']} cells "
-            f"miss; at worst {100 * one['worst']:+.1f} points; mean attainment: {means}"
-        )
+def _cell_of(job: Job, scale: float) -> tuple[Any, ...]:
+    return (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -226,7 +153,7 @@ def main() -> None:
     parser.add_argument("--slo-scale", type=_numbers, default=SCALES)
     parser.add_argument("--policies", type=_choice(POLICIES), default=POLICIES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--profile", type=Path, default=None)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -263,8 +190,8 @@ def main() -> None:
     except KeyboardInterrupt:
         stopped = True
         print("stopped; what is finished is kept", file=sys.stderr)
-    wanted = {place for job in jobs for place in _places(job)}
-    here = [cell for cell in found if _place(cell) in wanted]
+    wanted = {_cell_of(job, scale) for job in jobs for scale in job.scales}
+    here = [cell for cell in found if place_of(cell) in wanted]
     if here:
         show(here)
         if arguments.plot is not None:

@@ -90,14 +90,19 @@ class Checkpoint:
         """
         cut = shards.pieces(name, device)
         if cut is None:
-            return self._whole(name)
+            return self.whole(name)
         axis, pieces = cut
         source, parts = self.source, self.mapped[name]
         if not isinstance(source, PartSource) or any(part.interleaved_heads for part in parts):
-            return shards.cut(name, self._whole(name), device)
+            return shards.cut(name, self.whole(name), device)
         return _filled(_read(source, parts, axis, pieces), shards.shapes[name], axis)
 
-    def _whole(self, name: str) -> np.ndarray:
+    def whole(self, name: str) -> np.ndarray:
+        """A canonical parameter, in float32 or bfloat16.
+
+        Raises:
+          CheckpointError: a tensor that cannot be read or decoded.
+        """
         array, shape = assemble(self.mapped[name], self.source.read), self._shapes[name]
         if array.shape != shape:
             raise CheckpointError(
@@ -120,7 +125,7 @@ class Checkpoint:
           CheckpointError: a tensor that cannot be read or decoded.
         """
         for name in self._shapes:
-            yield name, self._whole(name)
+            yield name, self.whole(name)
 
 
 def _read(

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from orbax.checkpoint import type_handlers
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoint import Checkpoint
@@ -41,7 +44,8 @@ def save(
     Args:
       folder: made where it is missing.
       config: the decoder.
-      params: all canonical parameters (numpy or JAX arrays), in the type to be stored.
+      params: all canonical parameters (numpy or JAX arrays), in the type to be stored. Each is
+        asked for when it is written, so that a mapping that reads them need hold one at a time.
       tokenizer: written beside them.
 
     Raises:
@@ -49,26 +53,68 @@ def save(
     """
     nested: dict[str, Any] = {}
     for name, shape in param_shapes(config).items():
-        if name not in params or tuple(params[name].shape) != shape:
-            found = list(params[name].shape) if name in params else "nothing"
-            raise CheckpointError(f"{name}: found {found}, wanted {list(shape)}")
-        if params[name].dtype.name not in _TYPES:
-            raise CheckpointError(
-                f"{name} is {params[name].dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
-                "unquantised weights and set `quantization: int8` where they are served"
-            )
+        if name not in params:
+            raise CheckpointError(f"{name}: found nothing, wanted {list(shape)}")
         *path, last = name.split(".")
         inner = nested
         for key in path:
             inner = inner.setdefault(key, {})
-        inner[last] = params[name]
+        inner[last] = _Parameter(name, shape, params)
     folder.mkdir(parents=True, exist_ok=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    registry = type_handlers.create_type_handler_registry(
+        (_Parameter, _OneByOne()),
+        (jax.Array, type_handlers.ArrayHandler()),  # there are none, but Orbax warns without it
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.resolve() / PARAMS_FOLDER, nested, force=True)
     for file, text in (tokenizer.files() if tokenizer is not None else {}).items():
         (folder / file).write_text(text, "utf-8")
     described = {"format": FORMAT, "config": dataclasses.asdict(config)}
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """A leaf of the tree: an array that is read when it is written."""
+
+    name: str
+    shape: Shape
+    params: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Numbers in it; Orbax refuses what is empty."""
+        return math.prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        array = self.params[self.name]
+        if tuple(array.shape) != self.shape:
+            raise CheckpointError(
+                f"{self.name}: found {list(array.shape)}, wanted {list(self.shape)}"
+            )
+        if array.dtype.name not in _TYPES:
+            raise CheckpointError(
+                f"{self.name} is {array.dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
+                "unquantised weights and set `quantization: int8` where they are served"
+            )
+        return np.asarray(array)
+
+
+class _OneByOne(type_handlers.NumpyHandler):
+    """Writes parameters as NumPy's arrays, each before the next is read.
+
+    Orbax's own copies all of them first: a model twice in the host's memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def _background_serialize(
+        self, values: Sequence[_Parameter], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> None:
+        for value, info, arg in zip(values, infos, args or (), strict=True):
+            await super()._background_serialize([value.read()], [info], [arg])
 
 
 def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:

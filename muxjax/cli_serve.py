@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from muxjax.cli_trace import recorded
+
+if TYPE_CHECKING:
+    from muxjax.cluster.host_list import Hosts
+    from muxjax.config import FleetConfig
+    from muxjax.fleet import Fleet
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +32,28 @@ def serve(
         Path | None,
         typer.Option(help="Serve the units of this plan (`muxjax plan --output`), not one unit."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run each unit as a process of a Ray cluster: HOST:PORT, 'auto' for this "
+            "machine's, 'local' to start Ray here; needs muxjax[ray].",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve with other processes, on other hosts, whose devices are one mesh: where "
+            "the first of them listens; the same for all.",
+        ),
+    ] = None,
+    process: Annotated[
+        int, typer.Option(help="With --coordinator: which process this is; 0 serves.", min=0)
+    ] = 0,
+    processes: Annotated[
+        int, typer.Option(help="With --coordinator: how many processes there are.", min=1)
+    ] = 1,
     keys: Annotated[
         Path | None,
         typer.Option(help="File of API keys (docs/serving.md). Also: MUXJAX_API_KEY."),
@@ -56,11 +84,26 @@ def serve(
     Ctrl-C and SIGTERM let running requests end first; once more ends at once. SIGHUP reads the
     fleet file again and applies it.
     """
+    from muxjax.cluster.host_list import Hosts
     from muxjax.config import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together")
+    if coordinator is not None and (plan is not None or ray is not None):
+        raise typer.BadParameter(
+            "--coordinator makes one unit: it goes with no --plan and no --ray"
+        )
+    hosts = None if coordinator is None else Hosts(coordinator, process, processes)
+    if hosts is not None and hosts.process > 0:
+        from muxjax.cluster.follower import follow
+
+        follow(hosts)
+        return
+    if ray is not None and trace is not None:
+        raise typer.BadParameter(
+            "--trace records steps of this process; with --ray they are others'"
+        )
 
     from muxjax.serve import logs
     from muxjax.serve.keys import load_keys
@@ -85,9 +128,7 @@ def serve(
         check_exposure(bound, settings, insecure=insecure)
         logs.configure(log_format)
 
-        from muxjax.fleet import Fleet
-
-        with recorded(trace) as timeline, Fleet.load(config, plan=plan) as fleet:
+        with recorded(trace) as timeline, _loaded(config, plan, ray, hosts) as fleet:
             if timeline is not None:
                 fleet.record(timeline)
             serve_fleet(
@@ -97,6 +138,22 @@ def serve(
                 settings=settings,
                 tls=tls,
             )
+
+
+def _loaded(
+    config: FleetConfig, plan: Path | None, ray: str | None, hosts: Hosts | None
+) -> AbstractContextManager[Fleet]:
+    if hosts is not None:
+        from muxjax.cluster.leader import leading
+
+        return leading(config, hosts)
+    if ray is not None:
+        from muxjax.cluster.ray_fleet import ray_fleet
+
+        return ray_fleet(config, plan=plan, address=ray)
+    from muxjax.fleet import Fleet
+
+    return Fleet.load(config, plan=plan)
 
 
 def key(

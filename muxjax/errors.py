@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class MuxError(Exception):
     """The base of all errors that MuxJAX raises on purpose."""
@@ -46,6 +48,13 @@ class Overloaded(MuxError):
         super().__init__(message)
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[Callable[[str, float], Overloaded], tuple[str, float]]:
+        return _overloaded, (str(self), self.retry_after)
+
+
+def _overloaded(message: str, retry_after: float) -> Overloaded:
+    return Overloaded(message, retry_after=retry_after)
+
 
 class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
@@ -73,6 +82,10 @@ class ProfileError(MuxError, ValueError):
 
 class PlanError(MuxError, ValueError):
     """A fleet that cannot be placed on a cluster, or a plan that is not valid."""
+
+
+class ClusterError(MuxError):
+    """Other processes or machines that are missing, do not fit, or have gone."""
 
 
 class BenchError(MuxError, ValueError):

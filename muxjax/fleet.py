@@ -12,8 +12,9 @@ from typing import Any, Self
 import jax
 
 from muxjax import loading
+from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config import FleetConfig, load_fleet_config
-from muxjax.errors import EngineDead, InvalidRequest, MuxError
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
 from muxjax.fleet_admin import FleetAdmin
 from muxjax.fleet_stats import merged
 from muxjax.health import ModelState, UnitHealth
@@ -71,16 +72,21 @@ class Fleet:
     """
 
     def __init__(
-        self, units: Sequence[LiveUnit], *, config: FleetConfig | None = None, running: bool = True
+        self,
+        units: Sequence[LiveUnit | RemoteUnit],
+        *,
+        config: FleetConfig | None = None,
+        running: bool = True,
     ) -> None:
         self.units = tuple(units)
         self.models = _faces(units)
         self._maker = RequestMaker()
         self._router = Router(units) if running else None
         self._admin = None
-        if self._router is not None:
-            config = config or self.units[0].plan.config
-            self._admin = FleetAdmin(self.units, self._router, config, changed=self._take_faces)
+        own = [unit for unit in units if isinstance(unit, LiveUnit) and unit.changeable]
+        if self._router is not None and len(own) == len(units):
+            config = config or own[0].plan.config
+            self._admin = FleetAdmin(own, self._router, config, changed=self._take_faces)
 
     @classmethod
     def load(
@@ -247,10 +253,15 @@ class Fleet:
         """Loads, unloads, puts to sleep and wakes models, while others are served.
 
         Raises:
+          WrongState: it has units in other processes or on several machines.
           EngineDead: the fleet was loaded with `warm_up=False`.
         """
+        self._running()
         if self._admin is None:
-            raise EngineDead(_LOOKED_AT)
+            raise WrongState(
+                "the models of a fleet that is spread over processes or machines are fixed: change "
+                "the fleet file, and restart"
+            )
         return self._admin
 
     def sleep(self, model: str) -> None:
@@ -402,7 +413,7 @@ def _parts(
     return planned_units(config, plan, jax.devices())
 
 
-def _faces(units: Sequence[LiveUnit]) -> dict[str, LoadedModel]:
+def _faces(units: Sequence[LiveUnit | RemoteUnit]) -> dict[str, LoadedModel]:
     """What is told of each model: of replicas the first, with the length that all can take."""
     faces: dict[str, LoadedModel] = {}
     for unit in units:

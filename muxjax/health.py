@@ -19,6 +19,7 @@ class UnitHealth:
       stalled_seconds: how long it has had work and made no step; 0 when idle.
       reason: what its loop ended with, for one that has ended.
       restarts: how often it was started anew.
+      restarting: whether that is being done now.
     """
 
     unit: str
@@ -27,6 +28,7 @@ class UnitHealth:
     stalled_seconds: float
     reason: str | None
     restarts: int
+    restarting: bool = False
 
     def works(self, stall_timeout: float) -> bool:
         """Whether requests are served: the loop runs, and makes steps when there is work."""

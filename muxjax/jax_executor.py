@@ -43,19 +43,29 @@ class _Nothing:
     def __init__(self, programs: ModelPrograms) -> None:
         buckets, words = programs.buckets, mask_words(programs.vocab_size)
         self.copies = programs.mesh.copies
-        sharding = programs.mesh.sharding(meshes.ROWS)
 
         def put(array: np.ndarray) -> jax.Array:
-            return jax.device_put(array, sharding)
+            return programs.mesh.put(array, meshes.ROWS)
 
-        self.masks = {
+        masks = {
             rows: put(np.full((self.copies * rows, words), _ALL, np.uint32))
             for rows in {*buckets.decode_seqs, buckets.prefill_seqs}
         }
-        self.targets = {
-            size: put(np.full(self.copies * size, -1, np.int32)) for size in buckets.prefill_tokens
-        }
-        self.bias = put(no_bias(self.copies * buckets.prefill_seqs))
+        self.masks = {rows: mask.shape for rows, mask in masks.items()}
+        bias = put(no_bias(self.copies * buckets.prefill_seqs))
+        self._inputs: dict[tuple[str, int], tuple[jax.Array | None, ...]] = {}
+        for size in buckets.prefill_tokens:
+            targets = put(np.full(self.copies * size, -1, np.int32))
+            self._inputs["prefill", size] = (None, None, targets, bias, masks[buckets.prefill_seqs])
+        for size in buckets.decode_seqs:
+            self._inputs["decode", size] = (None, masks[size], None)
+
+    def fill(
+        self, kind: str, size: int, inputs: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray | jax.Array | None]:
+        """What a program is called with, where the host gave None too."""
+        kept = self._inputs[kind, size]
+        return [own if own is not None else at for own, at in zip(inputs, kept, strict=True)]
 
 
 @dataclass
@@ -154,6 +164,25 @@ class JaxExecutor:
             starts = []
         return _Handle(step, emitted, rows, wanted, starts, submitted)
 
+    def launch(
+        self, name: str, kind: str, size: int, inputs: Sequence[np.ndarray | None]
+    ) -> Emitted:
+        """Queues a program of a model: what every host of a mesh does, in the same order.
+
+        Args:
+          name: the model's.
+          kind: 'prefill' or 'decode'.
+          size: its bucket.
+          inputs: of the host, as `ModelPrograms` has them; None for what asks for nothing.
+        """
+        model = self._models[name]
+        programs = model.programs
+        program = programs.prefill(size) if kind == "prefill" else programs.decode(size)
+        self._kv, model.state, emitted = program(
+            programs.parameters, self._pool, model.state, *model.nothing.fill(kind, size, inputs)
+        )
+        return emitted
+
     def result(self, handle: _Handle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
         tokens = np.asarray(handle.emitted.tokens)  # k S
@@ -234,20 +263,15 @@ class JaxExecutor:
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
             row[Column.SLOT] = chunk.slot // copies
-        nothing = model.nothing
-        self._kv, model.state, emitted = programs.prefill(size)(
-            programs.parameters,
-            self._pool,
-            model.state,
+        masks = [chunk.mask for chunk in step.chunks]
+        inputs = (
             tokens,
             packed,
-            _targets(step.chunks, starts, size, nothing),
-            _biases(step.chunks, rows, nothing),
-            _masks(
-                [chunk.mask for chunk in step.chunks], rows, programs.buckets.prefill_seqs, nothing
-            ),
+            _targets(step.chunks, starts, len(tokens)),
+            _biases(step.chunks, rows, len(packed)),
+            _masks(masks, rows, model.nothing.masks[programs.buckets.prefill_seqs]),
         )
-        return emitted, rows, wanted, starts
+        return self.launch(step.model, "prefill", size, inputs), rows, wanted, starts
 
     def _decode(
         self, model: StartedModel, step: Decode
@@ -273,15 +297,9 @@ class JaxExecutor:
         rows = slots % copies * size + ranks
         which = np.full(copies * size, len(model.known))
         which[rows] = slots
-        packed = model.rows[which]
-        self._kv, model.state, emitted = programs.decode(size)(
-            programs.parameters,
-            self._pool,
-            model.state,
-            packed,
-            _masks(batch.masks or (), rows, size, model.nothing),
-            np.int32(step.num_tokens),
-        )
+        masks = _masks(batch.masks or (), rows, model.nothing.masks[size])
+        inputs = (model.rows[which], masks, np.array(step.num_tokens, np.int32))
+        emitted = self.launch(step.model, "decode", size, inputs)
         return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
 
 
@@ -296,7 +314,7 @@ def start_model(programs: ModelPrograms) -> StartedModel:
         created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
     return StartedModel(
         programs=programs,
-        state=jax.device_put(created, mesh.sharding(meshes.SLOTS)),
+        state=jax.tree.map(lambda leaf: mesh.put(leaf, meshes.SLOTS), created),
         rows=rows,
         known=np.zeros(slots, np.int64),
         logprobs=[None] * slots,
@@ -334,36 +352,32 @@ def _fill(model: StartedModel, slot: int, blocks: Sequence[int], count: int) -> 
 
 
 def _masks(
-    masks: Sequence[np.ndarray | None], rows: np.ndarray, size: int, nothing: _Nothing
-) -> np.ndarray | jax.Array:
-    """A mask for each row of a step of `size` rows for each copy; `rows` are those of `masks`."""
+    masks: Sequence[np.ndarray | None], rows: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """A mask for each row of a step; `rows` are those of `masks`. None where all may be sampled."""
     if all(mask is None for mask in masks):
-        return nothing.masks[size]
-    packed = np.full(nothing.masks[size].shape, _ALL, np.uint32)
+        return None
+    packed = np.full(shape, _ALL, np.uint32)
     for row, mask in zip(rows.tolist(), masks, strict=True):
         if mask is not None:
             packed[row] = mask
     return packed
 
 
-def _biases(
-    chunks: Sequence[PrefillChunk], rows: np.ndarray, nothing: _Nothing
-) -> np.ndarray | jax.Array:
+def _biases(chunks: Sequence[PrefillChunk], rows: np.ndarray, count: int) -> np.ndarray | None:
     if not any(chunk.sampling is not None and chunk.sampling.logit_bias for chunk in chunks):
-        return nothing.bias
-    packed = no_bias(len(nothing.bias))
+        return None
+    packed = no_bias(count)
     for row, chunk in zip(rows.tolist(), chunks, strict=True):
         if chunk.sampling is not None:
             pack_bias(packed[row], chunk.sampling.logit_bias)
     return packed
 
 
-def _targets(
-    chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int, nothing: _Nothing
-) -> np.ndarray | jax.Array:
+def _targets(chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int) -> np.ndarray | None:
     if not any(chunk.following for chunk in chunks):
-        return nothing.targets[size]
-    packed = np.full(nothing.copies * size, -1, np.int32)
+        return None
+    packed = np.full(size, -1, np.int32)
     for start, chunk in zip(starts, chunks, strict=True):
         packed[start : start + len(chunk.following)] = chunk.following
     return packed

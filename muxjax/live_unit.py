@@ -27,7 +27,7 @@ _LAST_STEP_SECONDS = 60.0
 """For the last step of a model whose requests have ended."""
 
 
-class LiveUnit(Runner):
+class LiveUnit(Runner[Engine]):
     """One unit on the devices.
 
     Args:
@@ -87,6 +87,11 @@ class LiveUnit(Runner):
     def is_awake(self, name: str) -> bool:
         """Whether a model of it has its part of the pool."""
         return name not in self._asleep
+
+    @property
+    def changeable(self) -> bool:
+        """Whether models may come and go: nobody else runs its steps as well."""
+        return self._make_executor is None
 
     @property
     def weight_bytes(self) -> int:

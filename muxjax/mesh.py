@@ -81,6 +81,20 @@ class ModelMesh:
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, spec)
 
+    @cached_property
+    def local(self) -> tuple[int, ...]:
+        """Indices of the devices that this process drives: all, unless there are several hosts."""
+        here = jax.process_index()
+        return tuple(i for i, device in enumerate(self.devices) if device.process_index == here)
+
+    def put(self, array: np.ndarray | jax.Array, spec: PartitionSpec) -> jax.Array:
+        """An array of this host on the devices; every host of the mesh gives the same."""
+        sharding = self.sharding(spec)
+        if len(self.local) == self.size:
+            return jax.device_put(array, sharding)
+        found = np.asarray(array)
+        return jax.make_array_from_callback(found.shape, sharding, lambda index: found[index])
+
     def times(self, spec: PartitionSpec) -> int:
         """How many devices' parts the first axis of an array so sharded has."""
         return {PARAMETERS: self.degree, POOL: len(self.devices), ROWS: self.copies, SAME: 1}[spec]
@@ -97,8 +111,8 @@ class ModelMesh:
         return jax.tree.map(one, local)
 
     def joined(self, parts: Sequence[jax.Array], spec: PartitionSpec) -> jax.Array:
-        """The whole array of what lies on each device, in the order of `devices`; nothing moves."""
-        if len(parts) == 1:
+        """The whole array of what lies on each device of this process, in order; nothing moves."""
+        if self.size == 1:
             return parts[0]
         shape = (self.times(spec) * parts[0].shape[0], *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self.sharding(spec), list(parts))

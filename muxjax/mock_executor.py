@@ -258,13 +258,14 @@ class MockExecutor:
         _require(slot.written == chunk.start, f"chunk out of order: {chunk}")
         blocks = chunk.blocks[: chunk.num_blocks]
         for token in chunk.tokens:
+            # As on the device, which counts what it is given: a prefix that was found is not seen.
+            slot.num_output += slot.written >= chunk.num_prompt_tokens
             self._write(model, slot, blocks, token)
         if chunk.sampling is None:
             return []
         slot.sampling = chunk.sampling
         slot.stop_ids = chunk.stop_ids
         slot.remaining = chunk.remaining_tokens
-        slot.num_output = chunk.end - chunk.num_prompt_tokens
         _require(slot.remaining > 0, f"nothing left to make: {chunk}")
         return [self._sample(model, slot, blocks, chunk.mask)]
 

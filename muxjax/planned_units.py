@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 
-from muxjax.config import FleetConfig, ModelEntry
+from muxjax.config import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.demand import expected_demand
 from muxjax.placement.plan import Plan, PlannedModel, PlannedUnit
@@ -47,34 +47,55 @@ def planned_units(config: FleetConfig, plan: Plan, devices: Sequence[jax.Device]
       PlanError: the plan is for other models or for more devices than there are.
       FleetConfigError: the fleet file says something else than the plan.
     """
+    check_plan(config, plan)
+    return [
+        unit_part(config, plan, unit, _devices(plan, unit, devices))
+        for unit in plan.units
+        if unit.models
+    ]
+
+
+def check_plan(config: FleetConfig, plan: Plan) -> None:
+    """Whether a plan is for a fleet.
+
+    Raises:
+      PlanError: the plan is for other models.
+      FleetConfigError: the fleet file says something else than the plan.
+    """
     if config.tensor_parallel > 1 or any(entry.tensor_parallel for entry in config.models):
         raise FleetConfigError(
             "tensor_parallel: with a plan, the plan says on how many devices each model runs; "
             "remove the key, or serve without the plan"
         )
-    entries = {entry.name: entry for entry in config.models}
+    names = {entry.name for entry in config.models}
     planned = {model.name for unit in plan.units for model in unit.models}
-    if missing := [name for name in entries if name not in planned]:
+    if missing := [entry.name for entry in config.models if entry.name not in planned]:
         raise PlanError(
             f"the plan has no place for {', '.join(missing)}: make it again with `muxjax plan`"
         )
-    if unknown := sorted(planned - set(entries)):
+    if unknown := sorted(planned - names):
         raise PlanError(
             f"the plan places {', '.join(unknown)}, which the fleet file has not: make it again "
             "with `muxjax plan`"
         )
-    wanted = sum(unit.size for unit in plan.units)
-    return [
-        UnitPart(
-            name=unit.name,
-            config=_config(config, entries, unit, wanted),
-            devices=_devices(plan, unit, devices),
-            demand=_demand(unit),
-            seconds={model.name: _seconds(model) for model in unit.models},
-        )
-        for unit in plan.units
-        if unit.models
-    ]
+
+
+def unit_part(
+    config: FleetConfig, plan: Plan, unit: PlannedUnit, devices: tuple[jax.Device, ...]
+) -> UnitPart:
+    """One unit of a plan that `check_plan` lets pass, on as many devices as it has."""
+    return UnitPart(
+        name=unit.name,
+        config=_config(config, unit, sum(each.size for each in plan.units)),
+        devices=devices,
+        demand=_demand(unit),
+        seconds=planned_seconds(unit),
+    )
+
+
+def planned_seconds(unit: PlannedUnit) -> dict[str, float]:
+    """Of each model: device seconds that a token of a request takes; one where that is not said."""
+    return {model.name: _seconds(model) for model in unit.models}
 
 
 def _devices(
@@ -97,10 +118,9 @@ def _devices(
     return tuple(devices[first + index] for index in unit.devices)
 
 
-def _config(
-    config: FleetConfig, entries: dict[str, ModelEntry], unit: PlannedUnit, wanted: int
-) -> FleetConfig:
+def _config(config: FleetConfig, unit: PlannedUnit, wanted: int) -> FleetConfig:
     """The unit's own fleet file. `pool.memory`, where given, is shared out by devices."""
+    entries = {entry.name: entry for entry in config.models}
     memory = int(unit.kv_bytes * unit.size)
     if config.pool.memory is not None:
         memory = config.pool.memory * unit.size // wanted
@@ -143,7 +163,6 @@ def _demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
 
 
 def _seconds(model: PlannedModel) -> float:
-    """Device seconds for each token of a request; one where the plan does not say."""
     tokens = model.rate * (model.prompt_tokens + model.output_tokens)
     time = model.prefill_time + model.decode_time
     return time / tokens if time and tokens else 1.0

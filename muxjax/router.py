@@ -12,18 +12,23 @@ so the stream goes on with the tokens that it would have had.
 A model may be held: its requests then wait here, in the order in which they came, until it is
 released or refused. That is how a model sleeps, wakes and is replaced without losing a request.
 
+Each unit is started anew in a thread of its own, since that may take as long as reading its weights
+(when its process or its machine is gone). Requests that no living unit can take wait for it.
+
 A request that has been on a unit for `MOST_MOVES` deaths is ended, since it may be what kills them;
 a unit that dies `MOST_DEATHS` times within `DEATHS_SECONDS` is not started again.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from muxjax.carried import Carried
 from muxjax.engine import Sink
@@ -36,6 +41,19 @@ log = logging.getLogger(__name__)
 MOST_MOVES = 3
 MOST_DEATHS = 5
 DEATHS_SECONDS = 60.0
+
+
+class _News(enum.Enum):
+    LOOK = "those that wait should be looked at again"
+    CLOSE = "no more comes"
+
+
+@dataclass(frozen=True)
+class _Orphan:
+    """A request whose unit has died, and of what."""
+
+    carried: Carried
+    error: BaseException
 
 
 class Router:
@@ -66,7 +84,9 @@ class Router:
         self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
         self._failed: dict[str, BaseException] = {}
         self._closing = False
-        self._orphans: queue.SimpleQueue[tuple[Carried, BaseException] | None] = queue.SimpleQueue()
+        self._revivals: dict[str, threading.Thread] = {}
+        self._waiting: list[_Orphan] = []  # the router's thread alone looks at it
+        self._news: queue.SimpleQueue[_Orphan | _News] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._recover, name="muxjax-router", daemon=True)
         self._thread.start()
 
@@ -105,6 +125,7 @@ class Router:
             unit.engine.cancel(request_id)
         elif waited:
             carried.cancelled()
+        self._news.put(_News.LOOK)  # it may wait for a unit
 
     # Models that are held
 
@@ -113,6 +134,7 @@ class Router:
         with self._lock:
             self._held.setdefault(model, [])
             self._refused.pop(model, None)
+        self._news.put(_News.LOOK)  # what waits for a unit waits here now
 
     def release(self, model: str) -> None:
         """Sends a model's held requests to its units, in order, and then whatever comes."""
@@ -207,10 +229,12 @@ class Router:
         """Ends all requests and closes the units. May be called more than once."""
         with self._lock:
             self._closing = True
-        self._orphans.put(None)
+        self._news.put(_News.CLOSE)
         self._thread.join()
         for unit in self._units:
             unit.close()
+        for revival in list(self._revivals.values()):
+            revival.join()
         with self._lock:
             left = list(self._carried.values())
         for carried in left:
@@ -234,7 +258,7 @@ class Router:
         if closing:
             carried.give_up(error)
         else:
-            self._orphans.put((carried, error))
+            self._news.put(_Orphan(carried, error))
 
     # Placing
 
@@ -248,11 +272,11 @@ class Router:
             raise EngineDead("the engine is closed")
         if model in self._refused:
             raise self._refused[model]
-        names = self.unit_names(model)
-        if not names:
+        units = [unit for unit in self._units if model in unit.model_names]
+        if not units:
             raise UnknownModel(f"no model {model!r}: it was unloaded", field="model")
-        failed = [self._failed[name] for name in names if name in self._failed]
-        if len(failed) == len(names):
+        failed = [self._failed[u.name] for u in units if u.name in self._failed and not u.alive]
+        if len(failed) == len(units):
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
     def _place(self, carried: Carried) -> None:
@@ -305,34 +329,40 @@ class Router:
     # Recovery, in a thread of its own
 
     def _recover(self) -> None:
-        while (item := self._orphans.get()) is not None:
-            carried, error = item
-            if carried.dropped:
-                carried.cancelled()
-                continue
-            carried.moves += 1
-            if carried.moves > MOST_MOVES:
-                carried.give_up(EngineDead(f"given up after {MOST_MOVES} units died: {error}"))
-                continue
-            try:
-                self._carry_on(carried, error)
-            except MuxError as fault:  # its output cannot be gone on with
-                carried.give_up(fault)
+        while (news := self._news.get()) is not _News.CLOSE:
+            if isinstance(news, _Orphan):
+                carried = news.carried
+                carried.moves += 1
+                if carried.unit is not None:
+                    self._revive(carried.unit)
+                if carried.moves > MOST_MOVES:
+                    reason = f"given up after {MOST_MOVES} units died: {news.error}"
+                    carried.give_up(EngineDead(reason))
+                else:
+                    self._carry_on(news)
+            else:
+                waiting, self._waiting = self._waiting, []
+                for orphan in waiting:
+                    self._carry_on(orphan)
 
-    def _carry_on(self, carried: Carried, error: BaseException) -> None:
-        """Places an orphan where it can go on; starts its unit anew, too."""
-        dead = carried.unit
-        names = self.unit_names(carried.request.model)
-        replicas = any(u.alive for u in self._units if u.name in names)
-        if replicas and self._placed(carried):
-            if dead is not None:
-                self._revive(dead)
+    def _carry_on(self, orphan: _Orphan) -> None:
+        """Places an orphan where it can go on, or lets it wait for a unit that is started anew."""
+        carried = orphan.carried
+        if carried.dropped:
+            carried.cancelled()
             return
-        for unit in self._units:
-            if unit.name in names:
-                self._revive(unit)
-        if not self._placed(carried):
-            carried.give_up(error)
+        try:
+            if self._placed(carried):
+                return
+        except MuxError as fault:  # its output cannot be gone on with
+            carried.give_up(fault)
+            return
+        units = [u for u in self._units if carried.request.model in u.model_names]
+        hopes = [self._revive(unit) for unit in units]
+        if any(hopes):
+            self._waiting.append(orphan)
+        else:
+            carried.give_up(orphan.error)
 
     def _placed(self, carried: Carried) -> bool:
         try:
@@ -343,9 +373,15 @@ class Router:
             return False
         return True
 
-    def _revive(self, unit: Runner) -> None:
-        if unit.alive or unit.name in self._failed or self._closing:
-            return
+    def _revive(self, unit: Runner) -> bool:
+        """Begins to start a unit anew if it is dead; whether it lives or may live again."""
+        if unit.name in self._revivals:
+            return True
+        if unit.alive:
+            self._news.put(_News.LOOK)
+            return True
+        if unit.name in self._failed or self._closing:
+            return False
         now, deaths = time.monotonic(), self._deaths[unit.name]
         deaths.append(now)
         while now - deaths[0] > DEATHS_SECONDS:
@@ -354,14 +390,24 @@ class Router:
             reason = f"unit {unit.name} died {len(deaths)} times in {DEATHS_SECONDS:.0f} seconds"
             self._failed[unit.name] = EngineDead(reason)
             log.error("%s: it is not started again", reason)
-            return
+            return False
+        revival = threading.Thread(
+            target=self._start_anew, args=(unit,), name=f"muxjax-revive-{unit.name}", daemon=True
+        )
+        self._revivals[unit.name] = revival
+        revival.start()
+        return True
+
+    def _start_anew(self, unit: Runner) -> None:
         began = time.perf_counter()
         try:
             unit.revive()
         except (MuxError, RuntimeError) as error:  # JAX's errors are RuntimeErrors
             self._failed[unit.name] = error
             log.exception("unit %s cannot be started again", unit.name)
-            return
-        log.warning(
-            "unit %s has been started again in %.2f s", unit.name, time.perf_counter() - began
-        )
+        else:
+            seconds = time.perf_counter() - began
+            log.warning("unit %s has been started again in %.2f s", unit.name, seconds)
+        finally:
+            del self._revivals[unit.name]
+            self._news.put(_News.LOOK)

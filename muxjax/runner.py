@@ -4,13 +4,62 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from muxjax.engine import Engine, Observer
+from muxjax.engine import Observer, Sink
 from muxjax.errors import EngineDead
 from muxjax.health import UnitHealth
+from muxjax.scheduling.requests import Request
 
 
-class Runner:
+@runtime_checkable
+class UnitEngine(Protocol):
+    """The loop of a unit, here (`engine.Engine`) or in another process (`cluster.RemoteEngine`)."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still served."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it, other than `close`."""
+        ...
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long there has been work and no step; 0 for one that is idle."""
+        ...
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queues a request whose fit was checked by the caller.
+
+        Raises:
+          EngineDead: the engine has ended.
+        """
+        ...
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request and frees its pages; does nothing if it, or the engine, has ended."""
+        ...
+
+    def observe(self, observer: Observer | None) -> None:
+        """Shows every step from now on to a function, or to none."""
+        ...
+
+    def abandon(self, reason: str) -> None:
+        """Gives up a loop that has ended or hangs: every request fails now."""
+        ...
+
+    def close(self) -> None:
+        """Ends running requests as failed, and waits for the end."""
+        ...
+
+
+E = TypeVar("E", bound=UnitEngine)
+
+
+class Runner(Generic[E]):
     """A unit as the router sees it.
 
     Args:
@@ -24,7 +73,7 @@ class Runner:
         self,
         name: str,
         models: Iterable[str],
-        start: Callable[[], Engine] | None,
+        start: Callable[[], E] | None,
         seconds: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
@@ -34,11 +83,12 @@ class Runner:
         self._seconds = dict(seconds or {})
         self._changing = threading.Lock()
         self._closed = False
+        self._restarting = False
         self._observer: Observer | None = None
         self._engine = None if start is None else start()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> E:
         """Its loop, which may have ended.
 
         Raises:
@@ -72,16 +122,20 @@ class Runner:
     def restart(self, reason: str) -> None:
         """Starts the loop anew, even if it runs or hangs: that one is left to itself.
 
+        Does nothing if another thread was already doing it.
+
         Args:
           reason: told to whoever waits for it.
 
         Raises:
           EngineDead: the unit is closed.
         """
+        engine = self.engine
         with self._changing:
-            self._check_open()
-            self.engine.abandon(reason)
-            self._begin()
+            if self._engine is engine:
+                self._check_open()
+                engine.abandon(reason)
+                self._begin()
 
     def observe(self, observer: Observer | None) -> None:
         """Shows every step from now on to a function, or to none; after a restart as well.
@@ -103,6 +157,7 @@ class Runner:
             stalled_seconds=0.0 if engine is None else engine.stalled_seconds,
             reason=None if engine is None or engine.error is None else str(engine.error),
             restarts=self.restarts,
+            restarting=self._restarting,
         )
 
     def close(self) -> None:
@@ -118,6 +173,10 @@ class Runner:
 
     def _begin(self) -> None:
         assert self._start is not None, "asked by _check_open"
-        self._engine = self._start()
+        self._restarting = True
+        try:
+            self._engine = self._start()
+        finally:
+            self._restarting = False
         self._engine.observe(self._observer)
         self.restarts += 1

@@ -32,20 +32,23 @@ def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder
       loaded: told the bytes of each parameter, on one device, as it arrives.
 
     Returns:
-      What each device of the unit has of it.
+      What each of the unit's devices that this process drives has of it.
 
     Raises:
       CheckpointError: a weight that cannot be read.
     """
     checkpoint, shards = part.checkpoint, part.shards
-    devices = [_DeviceWeights(part, device) for device in part.mesh.devices]
+    mesh = part.mesh
+    devices = {at: _DeviceWeights(part, mesh.devices[at]) for at in mesh.local}
+    indices = sorted({at % shards.degree for at in devices})
     for parameter in shards.shapes:
-        for index in range(shards.degree):
+        for index in indices:
             piece = checkpoint.part(parameter, shards, index)
-            for device in devices[index :: shards.degree]:  # one of each copy
-                size = device.take(parameter, piece)
+            for at, device in devices.items():
+                if at % shards.degree == index:  # one of each copy
+                    size = device.take(parameter, piece)
         loaded(size)
-    return [decoder_of(part, device.weights) for device in devices]
+    return [decoder_of(part, device.weights) for device in devices.values()]
 
 
 def decoder_of(part: ModelPlan, weights: Mapping[str, Weight]) -> Decoder:

@@ -38,7 +38,7 @@ one program at a time whatever the execution."""
 
 PAGE_TOKENS = 16
 """Tokens of the widest model of a unit in a page; narrower ones have more."""
-MOST_BLOCKS = 2**16
+MOST_BLOCKS = 2**13
 """Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
 which nobody needs; their pages are larger instead."""
 LEAST_PART = 0.2

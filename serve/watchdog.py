@@ -79,7 +79,7 @@ class Watchdog:
             if unit.works(self._stall_timeout):
                 self._given_up.discard(unit.unit)
                 continue
-            if unit.unit in self._given_up:
+            if unit.unit in self._given_up or unit.restarting:
                 continue
             if not unit.alive and unit.reason is None:
                 continue  # closed on purpose

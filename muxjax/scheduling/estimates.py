@@ -65,7 +65,13 @@ def _nearest(measured: dict[int, float], size: int, guess: float) -> float:
         return value
     if not measured:
         return guess
-    return measured[min(measured, key=lambda other: (abs(other - bucket), other))]
+    away = 0
+    while value is None:  # ends, as there is one
+        away += 1
+        value = measured.get(bucket - away)
+        if value is None:
+            value = measured.get(bucket + away)
+    return value
 
 
 def _update(measured: dict[int, float], size: int, value: float) -> None:

@@ -7,7 +7,8 @@ For each model (`Pace`):
 - *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
   which nobody decodes. So prompts wait for each other, until all of them together have waited as
   long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
-  what knowledge of the future would give), or until their targets allow no more.
+  what knowledge of the future would give), or until their targets allow no more: those of the
+  shortest outputs, as long as the model keeps its targets.
 - *Lost causes*: a request that would miss its target even if it began now is deferred, once:
   requests that can still make it go first. One in `DEFERRED_TURNS` prompts is a deferred one, so
   that they are served even where the load never lets up.
@@ -18,6 +19,7 @@ How long an output will be is not known: the mean of what the model has made so 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 from muxjax.scheduling.estimates import StepEstimates
@@ -29,6 +31,10 @@ from muxjax.scheduling.unit import Unit
 DEFERRED_TURNS = 10
 SPEED_WEIGHT = 0.1
 """Weight of a new measurement of the seconds a token, against all before it."""
+LOOKED_AT_PART = 0.1
+"""Of the time that the first in line can still wait, after which that is worked out again."""
+LOOK_AGAIN = 16
+"""Steps after which what depends on slow means alone is worked out again."""
 MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
@@ -55,6 +61,10 @@ class Pace:
         self._last: float | None = None
         self._tokens = 0
         self._turns = 0
+        self._head: Request | None = None
+        self._look_at = 0.0
+        self._steps = 0
+        self._one = (0.0, 0.0)
 
     # Targets
 
@@ -123,8 +133,12 @@ class Pace:
             head = next(iter(state.waiting.values()), None)
             if head is None or head.deferred or head.preemptions:
                 break
+            if head is self._head and now < self._look_at:
+                break
             latest = self.latest_start(head)
             if now <= latest or latest < head.arrival:
+                # The time that is left is a guess, and is looked at again when a part has passed.
+                self._head, self._look_at = head, now + LOOKED_AT_PART * abs(latest - now)
                 break
             unit.defer(head)
         if state.deferred:
@@ -153,10 +167,8 @@ class Pace:
             return 0.0
         head = next(iter(state.waiting.values()))
         # They came one after the other, so that on average they waited half as long as the first.
-        patience = 2 * running * self._saved(tokens) / (count + 1) - (now - head.arrival)
-        if self._targets.ttft is not None:
-            patience = min(patience, self.latest_start(head) - now)
-        return patience
+        patience = 2 * running * self._saved(tokens) / (count + 1)
+        return min(patience, self._spare(len(head.prompt))) - (now - head.arrival)
 
     def place(self, virtual: float, now: float) -> tuple[int, float]:
         """The order among models whose prompts are due: the least is first.
@@ -178,13 +190,29 @@ class Pace:
 
     def patience_of_one(self, running: int) -> float:
         """Seconds that a prompt of mean length would wait for others if it came now."""
-        tokens = max(1.0, self.state.spec.prompt_tokens)
-        patience = running * self._saved(tokens)
-        if self._targets.ttft is not None:
+        if self._steps % LOOK_AGAIN == 0:
+            tokens = max(1.0, self.state.spec.prompt_tokens)
             # It may meet a step that has just begun, and the next one behind it.
-            ttft = self._targets.ttft - self._estimates.prefill(self._name, round(tokens))
-            patience = min(patience, ttft / STEPS_AHEAD)
-        return patience
+            self._one = self._saved(tokens), self._spare(round(tokens)) / STEPS_AHEAD
+        self._steps += 1
+        saved, spare = self._one
+        return min(running * saved, spare)
+
+    def _spare(self, tokens: int) -> float:
+        """Seconds that a prompt may lose before its prefill begins.
+
+        Without a target for the first token, what one may lose whose output is a single token, as
+        nobody knows which ones are so short; but any time at all where the model does not keep its
+        targets as it is, since then what counts is how much gets done.
+        """
+        targets = self._targets
+        if targets.ttft is not None:
+            allowed = targets.ttft
+        elif self.speed > self.tpot():
+            return math.inf
+        else:
+            allowed = targets.scale * self.alone_ttft(tokens)
+        return allowed - self._estimates.prefill(self._name, tokens)
 
     def _saved(self, tokens: float) -> float:
         """Seconds that one prefill of twice as many tokens saves, against two."""

@@ -24,6 +24,8 @@ prompt. With any other penalty it must see what was put out before a preemption.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
 from typing import NamedTuple
 
 from muxjax.scheduling.allocator import SlabAllocator
@@ -31,7 +33,6 @@ from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.prefix_index import PrefixIndex, extend_keys
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import Request, RequestState
-from muxjax.scheduling.specs import ModelSpec
 
 
 class Found(NamedTuple):
@@ -65,18 +66,22 @@ class PrefixCache:
         self._allocator = allocator
         self._quotas = quotas
         self._enabled = enabled
-        self._indices = {name: PrefixIndex(state.spec.copies) for name, state in models.items()}
+        self._indices: dict[str, PrefixIndex] = {}
+        for name in models:
+            self.add_model(name)
 
-    # Models that come and go
-
-    def add_model(self, spec: ModelSpec) -> None:
-        """Takes in a model, of which nothing can be found yet."""
-        self._indices[spec.name] = PrefixIndex(spec.copies)
+    def add_model(self, name: str) -> None:
+        """Takes in a model, of which nothing is known yet."""
+        self._indices[name] = PrefixIndex(self._models[name].spec.copies)
 
     def remove_model(self, name: str) -> None:
-        """Forgets a model without requests, and frees all that was kept of it."""
+        """Frees what is cached of a model without requests, which is about to leave."""
+        index = self._indices[name]
         while self._allocator.idle_slabs_of(name):
-            self._allocator.evict_slab(name)
+            for block in self._allocator.evict_slab(name):
+                index.remove(block)
+        if len(index):
+            raise ValueError(f"{name} has requests: {len(index)} of its blocks are in use")
         del self._indices[name]
 
     # What is found, and what can be
@@ -86,13 +91,14 @@ class PrefixCache:
         if not self._enabled:
             return NOTHING
         spec = state.spec
-        keys = self._keys(request, _findable(request) // spec.tokens_per_page)
-        if not keys:
+        count = _findable(request) // spec.tokens_per_page
+        if not count:
             return NOTHING
+        keys = extend_keys(request, spec.tokens_per_page, count)
         index, best = self._indices[spec.name], NOTHING
         copies = {0} if spec.copies == 1 else {slot % spec.copies for slot in state.free_slots}
         for copy in sorted(copies):
-            blocks = index.find(copy, keys)
+            blocks = index.find(copy, islice(keys, count))
             if len(blocks) > len(best.blocks):
                 best = Found(copy, blocks)
         return best
@@ -118,7 +124,7 @@ class PrefixCache:
         if count <= first:
             return
         index, copy = self._indices[request.model], request.slot % spec.copies
-        keys = self._keys(request, count)
+        keys = extend_keys(request, spec.tokens_per_page, count)
         for at in range(first, count):
             index.add(copy, keys[at], request.blocks[at])
         request.findable_blocks = count
@@ -128,10 +134,6 @@ class PrefixCache:
         self.note_written(request)
         # The end of a prefix is of no use without its beginning, so it must be older.
         self._allocator.free(request.model, request.blocks[::-1], self._indices[request.model])
-
-    def _keys(self, request: Request, count: int) -> list[bytes]:
-        size = self._models[request.model].spec.tokens_per_page
-        return list(extend_keys(request, size, count)[:count])
 
     # Room
 
@@ -160,15 +162,26 @@ class PrefixCache:
         for _ in range(missing - slabs * size):
             index.remove(allocator.evict_block(model))
             missing -= 1
-        for _ in range(-(-missing // size) - allocator.empty_slabs):
-            giver = max(self._models, key=self._over_floor)
-            for block in allocator.evict_slab(giver):
-                self._indices[giver].remove(block)
+        self._empty_slabs(-(-missing // size) - allocator.empty_slabs)
 
-    def _over_floor(self, model: str) -> tuple[bool, int]:
-        """Ranks models by how soon they lose an idle slab; those without any never do."""
-        idle = self._allocator.idle_slabs_of(model)
-        return idle > 0, self._quotas.over_floor(model) + idle
+    def _empty_slabs(self, count: int) -> None:
+        """Evicts idle slabs, each of the model that is most over its floor then."""
+        if count <= 0:
+            return
+        over = [
+            (-self._quotas.over_floor(name) - idle, at, name)
+            for at, name in enumerate(self._models)
+            if (idle := self._allocator.idle_slabs_of(name))
+        ]
+        heapify(over)
+        for _ in range(count):
+            rank, at, name = over[0]
+            for block in self._allocator.evict_slab(name):
+                self._indices[name].remove(block)
+            if self._allocator.idle_slabs_of(name):
+                heapreplace(over, (rank + 1, at, name))
+            else:
+                heappop(over)
 
     # Tests
 

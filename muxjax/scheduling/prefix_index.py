@@ -9,7 +9,7 @@ the tokens: whoever could make two prefixes collide would be answered with someb
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
 from muxjax.scheduling.requests import Request
@@ -19,7 +19,10 @@ _TOKEN_BYTES = array("i").itemsize
 
 
 def extend_keys(request: Request, tokens_per_block: int, count: int) -> Sequence[bytes]:
-    """The keys of a request's first `count` blocks, which are full; kept with the request."""
+    """The keys of a request's first `count` blocks, which are full, and maybe of more.
+
+    They are kept with the request, so that each block is hashed once.
+    """
     keys = request.block_keys
     known = len(keys)
     if known >= count:
@@ -59,7 +62,7 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, copy: int, keys: Sequence[bytes]) -> list[int]:
+    def find(self, copy: int, keys: Iterable[bytes]) -> list[int]:
         """The blocks of a copy with these keys, as far as there are any without a gap."""
         known = self._blocks[copy]
         found: list[int] = []

@@ -145,9 +145,9 @@ class Unit:
         self._next_shares: float | None = None
         if prefix_cache and side_by_side:
             raise ValueError("steps that run side by side may read a block before it is written")
-        self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
+        self.prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
         self._residency = Residency(
-            self.models, self.allocator, self.quotas, self._prefixes, self.settled
+            self.models, self.allocator, self.quotas, self.prefixes, self.settled
         )
         self.membership = 0
         self._requests: dict[int, Request] = {}
@@ -175,7 +175,7 @@ class Unit:
             self.allocator.remove_model(spec.name)
             raise
         self.models[spec.name] = ModelState(spec)
-        self._prefixes.add_model(spec)
+        self.prefixes.add_model(spec.name)
 
     def remove_model(self, name: str) -> None:
         """Drops a model without requests; its part of the pool and of the time goes to the others.
@@ -186,7 +186,7 @@ class Unit:
         if not self.idle(name):
             raise ValueError(f"{name} has requests, or steps in flight")
         self._divide([state.spec for state in self.models.values() if state.spec.name != name])
-        self._prefixes.remove_model(name)
+        self.prefixes.remove_model(name)
         self.allocator.remove_model(name)
         del self.models[name]
 
@@ -447,7 +447,7 @@ class Unit:
         if not chunks:
             return None
         for request in self._in_step:
-            self._prefixes.note_written(request)
+            self.prefixes.note_written(request)
         return Prefill(model, chunks)
 
     def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
@@ -479,8 +479,9 @@ class Unit:
         if constrained:
             most = 1
         if self._in_flight and (self._side_by_side or constrained):
-            numbers = [flight.number for flight in self._in_flight]
-            busy = np.isin(table.last_step, numbers)
+            busy = np.zeros(len(left), bool)
+            for flight in self._in_flight:  # few, so that this is a third of `np.isin`
+                busy |= table.last_step == flight.number
             left[busy if self._side_by_side else busy & table.constrained] = 0
         slots = left.nonzero()[0]
         if not slots.size:
@@ -609,7 +610,7 @@ class Unit:
         self.allocator.check_invariants()
         self.quotas.check_invariants()
         self._residency.check_invariants()
-        self._prefixes.check_invariants()
+        self.prefixes.check_invariants()
         queued = 0
         for state in self.models.values():
             state.check_invariants()

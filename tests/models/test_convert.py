@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -7,6 +9,7 @@ import pytest
 from muxjax.errors import CheckpointError
 from muxjax.models import convert as converting
 from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.convert import convert
 from muxjax.models.hf import open_hf, save_hf
 from muxjax.models.loading import open_checkpoint
@@ -41,6 +44,24 @@ def test_another_type_is_written_for_matrices(source, tmp_path: Path) -> None:
     for name, array in open_checkpoint(tmp_path / "dest").weights():
         small = name.endswith("norm")
         assert array.dtype == (np.float32 if small else ml_dtypes.bfloat16)
+
+
+def test_one_parameter_at_a_time_is_in_memory(source, tmp_path: Path, monkeypatch) -> None:
+    alive: list[weakref.ref] = []
+    most = []
+
+    def whole(self, name: str) -> np.ndarray:
+        gc.collect()
+        most.append(sum(one() is not None for one in alive))
+        array = read(self, name)
+        alive.append(weakref.ref(array))
+        return array
+
+    read = Checkpoint.whole
+    monkeypatch.setattr(Checkpoint, "whole", whole)
+    convert(source, tmp_path / "dest")
+    assert len(most) > 10
+    assert max(most) <= 2  # one that is written, one that TensorStore has not let go of yet
 
 
 def test_what_is_interrupted_leaves_nothing(source, tmp_path: Path, monkeypatch) -> None:

@@ -104,11 +104,12 @@ UNITS = {
 KINDS = {"one": "llama3", "two": "gemma", "three": "smollm2", "four": "llama3", "five": "gemma"}
 
 
-def planned_fleet() -> dict[str, Any]:
+def planned_fleet(**config: int) -> dict[str, Any]:
     models = []
     for seed, (name, kind) in enumerate(KINDS.items()):
         model = entry(kind)
-        models.append({**model, "name": name, "config": {**model["config"], "seed": seed}})
+        shape = {**model["config"], "seed": seed, **config}
+        models.append({**model, "name": name, "config": shape})
     return {
         "models": models,
         "pool": {"memory": "6MB"},

@@ -229,6 +229,13 @@ def test_steps_compile_for_several_tpus(tmp_path, target, models, pool):
     check_over_a_mesh(tmp_path, target, models, pool)
 
 
+@pytest.mark.aot_cuda
+@pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs muxjax[aot-cuda]")
+def test_70b_compiles_for_eight_hoppers(tmp_path):
+    # Two minutes of one core.
+    check_over_a_mesh(tmp_path, "8xh100", {"large": (LLAMA_70B, None)}, "40GB")
+
+
 def test_a_target_with_too_few_devices_is_told_so():
     described = DescribedDevices("v5e:2x2", (None,) * 4, None)
     with pytest.raises(TargetUnavailable, match="tensor_parallel is 8, and v5e:2x2 has 4 devices"):

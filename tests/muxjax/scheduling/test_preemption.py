@@ -132,6 +132,37 @@ def test_a_first_request_larger_than_its_quota_takes_from_who_is_over_a_floor() 
     assert pool.plan("b", 10) is None  # the oldest stays
 
 
+def test_a_shared_block_comes_free_with_the_last_who_refers_to_it() -> None:
+    pool = Pool(8, a=0.0, b=0.5)
+    oldest = pool.hold("a", 4)
+    sharing = [pool.hold("a", 1) for _ in range(3)]
+    for one in sharing[1:]:  # blocks of the oldest, and one that all three have
+        pool.allocator.share("a", [oldest.blocks[0], sharing[0].blocks[0]])
+        one.blocks += [oldest.blocks[0], sharing[0].blocks[0]]
+    assert pool.allocator.used_pages("a") == 7
+    first, second, third = (one.id for one in sharing)
+    assert pool.plan("b", 1) == []
+    assert pool.plan("b", 2) == [third]
+    assert pool.plan("b", 3) == [third, second]
+    # All three go: the block that they share is the last one to come free.
+    assert pool.plan("b", 4) == [third, second, first]
+    pool.allocator.free("a", sharing[2].blocks)
+    pool.holders["a"].remove(sharing[2])
+    assert pool.plan("b", 4) == [second, first]
+
+
+def test_what_is_cached_goes_before_anybody_is_preempted() -> None:
+    pool = Pool(8, a=0.0, b=0.5)
+    pool.hold("a", 4)
+    young = pool.hold("a", 3)
+    ended = pool.hold("a", 1)
+    pool.holders["a"].remove(ended)
+    pool.allocator.free("a", ended.blocks, keep=ended.blocks)
+    assert pool.allocator.empty_slabs == 0
+    assert pool.plan("b", 1) == []
+    assert pool.plan("b", 2) == [young.id]
+
+
 def test_who_frees_no_slab_is_not_preempted() -> None:
     # Slabs of two blocks of b: the youngest request shares its slab with the oldest.
     specs = [spec("a", 2, 4, 8, kv_floor=0.5), spec("b", 1, 4, 8, kv_floor=0.0)]

@@ -117,6 +117,18 @@ def test_who_needs_all_positions_finds_nothing_and_leaves_them_to_others(asker: 
     assert stats(asker.loop)["prefix_queries"] == 17 + 17 + 17
 
 
+@pytest.mark.parametrize(("penalty", "found"), [(0.5, 16), (0.0, 24)])
+def test_a_penalty_counts_what_was_put_out_before(asker: Asker, penalty: float, found: int) -> None:
+    first = asker.ask(SYSTEM, tokens=12, presence_penalty=penalty)
+    # Goes on elsewhere after 9 tokens, as the router has it do.
+    params = dataclasses.replace(first.params, max_tokens=20)
+    again = Request(99, "a", SYSTEM, params, output=first.output[:9])
+    asker.loop.unit.add(again)
+    asker.loop.run()
+    assert again.found_tokens == found
+    assert again.output == solo_tokens(asker.loop.unit, again)
+
+
 def test_requests_that_run_share_blocks(asker: Asker) -> None:
     loop = asker.loop
     first = asker.add([*SYSTEM, 1], tokens=30)
@@ -273,6 +285,19 @@ def test_taking_the_slot_of_a_copy_leaves_the_others() -> None:
     state = ModelState(dataclasses.replace(spec("a", max_seqs=6), copies=3))
     assert [state.take_slot(copy) for copy in (1, 2, -1, 1)] == [1, 2, 0, 4]
     assert sorted(state.free_slots) == [3, 5]
+
+
+def test_a_model_that_leaves_takes_all_with_it(asker: Asker) -> None:
+    """Its weights may be others when it comes back."""
+    unit = asker.loop.unit
+    asker.ask([*SYSTEM, 1])
+    asker.ask([*SYSTEM, 1], "b")
+    unit.prefixes.remove_model("a")
+    assert unit.allocator.cached_pages("a") == 0
+    assert unit.allocator.leased_slabs("a") == unit.allocator.idle_slabs_of("a") == 0
+    unit.prefixes.add_model("a")
+    assert asker.ask([*SYSTEM, 2]).cached_tokens == 0
+    assert asker.ask([*SYSTEM, 2], "b").cached_tokens == 16
 
 
 def test_nothing_is_found_across_units() -> None:

@@ -1,0 +1,64 @@
+"""A host of a mesh that does as the leader says: the same programs, in the same order."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import jax
+
+from muxjax import loading
+from muxjax.cluster.host_list import Hosts
+from muxjax.cluster.hosts import join, make_plan, meet
+from muxjax.cluster.wire import Link, Message
+from muxjax.config import FleetConfig
+from muxjax.errors import ClusterError, MuxError
+from muxjax.jax_executor import JaxExecutor
+from muxjax.scheduling.steps import STEPS_AHEAD
+
+log = logging.getLogger("muxjax")
+
+
+def follow(hosts: Hosts) -> None:
+    """Serves under a leader until it ends.
+
+    Raises:
+      ClusterError: the leader is gone.
+      MuxError: the fleet cannot be loaded here; the leader has been told.
+    """
+    join(hosts)
+    (link,) = meet(hosts)
+    try:
+        executor = _loaded(link, hosts)
+    except MuxError as error:
+        link.send(Message("failed", {"why": str(error)}).packed())
+        raise
+    link.send(Message("ready").packed())
+    log.info("process %d of %d is ready", hosts.process, hosts.count)
+    running: deque[jax.Array] = deque()
+    while (message := _received(link)).what != "end":
+        fields = message.fields
+        emitted = executor.launch(fields["model"], fields["kind"], fields["size"], message.arrays)
+        running.append(emitted.tokens)
+        if len(running) > STEPS_AHEAD:
+            running.popleft().block_until_ready()
+    executor.close()
+    link.close()
+    jax.distributed.shutdown()
+
+
+def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
+    config = FleetConfig.model_validate_json(_received(link).fields["config"])
+    plan = make_plan(config, hosts)
+    programs = loading.make_programs(plan)
+    loading.load_and_compile(
+        plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
+    )
+    return JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
+
+
+def _received(link: Link) -> Message:
+    try:
+        return link.receive()
+    except ClusterError as error:
+        raise ClusterError(f"process 0 has ended: {error}") from error

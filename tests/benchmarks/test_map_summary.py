@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from _map_summary import judge, sharing, summary
+
+
+def a_cell(execution: str = "time_sliced", served: float = 1.0, **shares: float) -> dict[str, Any]:
+    return {
+        "alpha": 0.7,
+        "load": 1.0,
+        "slo_scale": 2.0,
+        "execution": execution,
+        "hardware": "a100",
+        "seed": 0,
+        "seconds": 10.0,
+        "slo_attainment": shares,
+        "throughput": {
+            policy: {"total": served if policy == "slo" else 1.0, "rate_weighted": 1.0}
+            for policy in shares
+        },
+    }
+
+
+def test_a_cell_passes_within_a_point_of_the_best_baseline() -> None:
+    found = judge(a_cell(slo=0.90, adbs=0.80, fcfs=0.905))
+    assert found["best_baseline"] == "fcfs"
+    assert found["ahead"] == pytest.approx(-0.005)
+    assert found["passes"]
+    assert not judge(a_cell(slo=0.89, adbs=0.80, fcfs=0.905))["passes"]
+
+
+def test_a_cell_misses_that_serves_less_than_adbs() -> None:
+    assert judge(a_cell(served=0.991, slo=0.9, adbs=0.8))["passes"]
+    assert not judge(a_cell(served=0.98, slo=0.9, adbs=0.8))["passes"]
+
+
+def test_a_map_lists_what_misses_and_compares_the_policies_that_all_cells_have() -> None:
+    (found,) = summary([a_cell(slo=0.9, adbs=0.8, fcfs=0.7), a_cell(slo=0.5, adbs=0.7)])
+    assert found["cells"] == 2
+    assert found["mean_attainment"] == pytest.approx({"slo": 0.7, "adbs": 0.75})
+    assert not found["higher_in_the_mean"]
+    assert found["worst"] == pytest.approx(-0.2)
+    assert [miss["best_baseline"] for miss in found["missed"]] == ["adbs"]
+
+
+def test_sharing_is_of_cells_that_both_maps_have() -> None:
+    cells = [a_cell(slo=0.9, adbs=0.8), a_cell("concurrent", slo=0.95, adbs=0.8)]
+    (found,) = sharing(cells)
+    assert found["concurrent_minus_time_sliced"] == pytest.approx(0.05)
+    assert sharing(cells[:1]) == []

@@ -1,0 +1,70 @@
+"""Tiny maps on a roofline's H200s, as MuxServe's profile is not in the repository."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import policy_map
+import pytest
+
+TINY = "policy_map --hardware h200 --alpha 1.1 --load 0.2 --slo-scale 2,8 --seconds 0.3"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", [*TINY.split(), *options])
+    monkeypatch.setattr(policy_map, "_Pool", ThreadPoolExecutor)
+    policy_map.main()
+
+
+@pytest.mark.usefixtures("three_models")
+def test_a_map_end_to_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "map.json"
+    once = ("--policies", "slo,adbs", "--json", "--output", str(output))
+    run(monkeypatch, *once, "--plot", str(tmp_path / "map.svg"))
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    places = [
+        (cell["execution"], cell["alpha"], cell["load"], cell["slo_scale"])
+        for cell in found["cells"]
+    ]
+    models = ("concurrent", "time_sliced")
+    assert places == [(model, 1.1, 0.2, scale) for model in models for scale in (2.0, 8.0)]
+    for cell in found["cells"]:
+        assert set(cell["slo_attainment"]) == set(cell["throughput"]) == {"slo", "adbs"}
+        assert all(0 <= share <= 1 for share in cell["slo_attainment"].values())
+        assert all(served["total"] > 0 for served in cell["throughput"].values())
+    assert [one["cells"] for one in found["maps"]] == [2, 2]
+    assert len(found["concurrent_minus_time_sliced"]) == 2
+    assert (tmp_path / "map.svg").stat().st_size > 1000
+    kept = json.loads(output.read_text())
+    assert kept["cells"] == found["cells"]
+
+    # What is there is kept, and a policy that is not there is added.
+    kept["cells"][0]["slo_attainment"]["slo"] = 0.123
+    output.write_text(json.dumps(kept))
+    static = ("--policies", "slo,adbs,static", "--execution", "concurrent")
+    run(monkeypatch, *static, "--output", str(output))
+    again = json.loads(output.read_text())["cells"]
+    assert again[0]["slo_attainment"]["slo"] == 0.123
+    assert [set(cell["slo_attainment"]) for cell in again] == [
+        {"slo", "adbs", "static"},
+        {"slo", "adbs", "static"},
+        {"slo", "adbs"},
+        {"slo", "adbs"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [("--policies", "slo,fcfs"), ("--alpha", "-1"), ("--hardware", "abacus")]
+)
+def test_what_cannot_be_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *options)
+    assert stopped.value.code == 2

@@ -1,0 +1,48 @@
+import json
+import socket
+import struct
+
+import numpy as np
+import pytest
+
+from muxjax.cluster.wire import Link, Message
+from muxjax.errors import ClusterError
+
+
+@pytest.fixture
+def ends():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        links = Link(one), Link(server.accept()[0])
+    yield links
+    for link in links:
+        link.close()
+
+
+def test_messages_arrive_as_they_were_sent(ends):
+    arrays = (np.arange(6, dtype=np.int32).reshape(2, 3), None, np.array(7, np.int32))
+    sent = [Message("launch", {"model": "ä", "size": 4}, arrays), Message("end")]
+    for message in sent:
+        ends[0].send(message.packed())
+    for message in sent:
+        found = ends[1].receive()
+        assert (found.what, found.fields) == (message.what, message.fields)
+        for one, other in zip(found.arrays, message.arrays, strict=True):
+            np.testing.assert_equal(one, other)
+            assert one is None or one.dtype == other.dtype
+
+
+@pytest.mark.parametrize(
+    "header", [b"{", b"[1]", json.dumps(["x", {}, [["object", [1]]]]).encode(), b'["x", {}, [[1]]]']
+)
+def test_what_is_no_message_is_refused(ends, header: bytes):
+    ends[0].send(struct.pack(">I", len(header)) + header)
+    with pytest.raises(ClusterError, match="no message"):
+        ends[1].receive()
+
+
+def test_an_end_is_told(ends):
+    ends[0].send(Message("launch").packed()[:5])
+    ends[0].close()
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        ends[1].receive()
