@@ -4,6 +4,7 @@
 # make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
 # make clean    remove what these made
 # make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
+# make ray      the tests that start Ray on this machine, which this installs
 #
 # PYTHON=python3.11 and VENV=.venv311 choose another Python and folder; HOST and PORT are for `serve`,
 # PYTEST_ARGS for `test` (e.g. PYTEST_ARGS="tests/muxjax -k config").
@@ -21,9 +22,10 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 AOT := $(VENV)/.installed-aot
+RAY := $(VENV)/.installed-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test aot check lint types format bench clean
+.PHONY: help setup serve test aot ray check lint types format bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -48,6 +50,11 @@ $(AOT): pyproject.toml scripts/pip-install | $(BIN)/python
 	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]'
 	@touch $(RUN) $(DEV) $@
 
+$(RAY): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax, what its tests need, and Ray"
+	@scripts/pip-install $(VENV) -e '.[dev,ray]'
+	@touch $(RUN) $(DEV) $@
+
 serve: $(RUN)
 	@$(BIN)/muxjax fetch smollm2-135m gemma3-270m
 	@exec $(BIN)/muxjax serve examples/demo.yaml --host $(HOST) --port $(PORT)
@@ -58,6 +65,9 @@ test: $(DEV)
 # In an environment of its own (VENV=.venv-aot), since JAX looks for a TPU wherever libtpu is.
 aot: $(AOT)
 	@$(BIN)/python -m pytest -s -m "aot_tpu or aot_cuda" $(PYTEST_ARGS) -n 0
+
+ray: $(RAY)
+	@$(BIN)/python -m pytest -s -m ray $(PYTEST_ARGS) -n 0
 
 check: lint types
 

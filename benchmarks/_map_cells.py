@@ -37,6 +37,12 @@ TRAINING_SEED = 1_000_003
 AS_GOOD = 0.003
 """Placements that attain so much less than the best of them count as equal: one may as well be
 better on other requests."""
+BLOCKS = 2**13
+"""Of a pool, at most: more take longer to set up than seconds of requests take to simulate."""
+WORTH_LEAVING = 0.01
+"""How much more `slo` must attain elsewhere to leave the placement that is best for `adbs`."""
+AS_MUCH = 0.005
+"""How much less than `adbs` a placement of `slo` may serve: half of what the bar allows."""
 ALIKE: Mapping[Execution, Mapping[str, PolicyName]] = {
     "time_sliced": {
         "spatial": "adbs",
@@ -129,13 +135,41 @@ class _Runner:
     def choose(self, policy: PolicyName, scale: float) -> tuple[str, list[Units]]:
         """The placement that is best for the policy, on other requests of the same kind: which
         attains most, and of those that attain as much serves most.
+
+        `slo` takes the one that is best for `adbs`, unless it attains more on another and serves as
+        much there.
         """
         found: dict[str, list[Units]] = {}
         for name, parts in self._placements.items():
             if policy != "spatial" or name == "spatial":
                 found[name] = [self._best([[u] for u in p], policy, scale)[0] for p in parts]
+        if policy == "slo":
+            return self._better_than_adbs(found, scale)
         best = self._best(list(found.values()), policy, scale)
         return next(name for name, chosen in found.items() if chosen is best), best
+
+    def _better_than_adbs(
+        self, found: dict[str, list[Units]], scale: float
+    ) -> tuple[str, list[Units]]:
+        """The best for `slo` of those where it serves as much as `adbs` does, if it is worth it."""
+        name, base = self.choose("adbs", scale)
+        wanted = self._served(base, "adbs", scale)
+        enough = {}
+        for other, chosen in found.items():
+            served = self._served(chosen, "slo", scale)
+            if all(s >= (1 - AS_MUCH) * least for s, least in zip(served, wanted, strict=True)):
+                enough[other] = chosen
+        if enough:
+            best = self._best(list(enough.values()), "slo", scale)
+            outcomes = [self._run(one, "slo", scale, counting=False) for one in (base, best)]
+            gain = attainment(outcomes[1], scale) - attainment(outcomes[0], scale)
+            if gain >= WORTH_LEAVING:
+                return next(other for other, chosen in enough.items() if chosen is best), best
+        return name, base
+
+    def _served(self, chosen: list[Units], policy: PolicyName, scale: float) -> tuple[float, float]:
+        served = throughput(self._run(chosen, policy, scale, counting=False))
+        return served["total"], served["rate_weighted"]
 
     def score(self, chosen: Iterable[Units], policy: PolicyName, scale: float) -> Outcome:
         """What the policy attains of the requests that count."""
@@ -177,7 +211,7 @@ class _Runner:
     def _simulate(
         self, units: Units, policy: PolicyName, scale: float, requests: Sequence[TraceRequest]
     ) -> Outcome:
-        system = System(policy, self._job.execution)
+        system = System(policy, self._job.execution, blocks=BLOCKS)
         names = {model.name for unit in units for model in unit.models}
         found = {name: _Model(met=dict.fromkeys(self._job.scales, 0)) for name in names}
         targets = self._targets[scale]

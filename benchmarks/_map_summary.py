@@ -78,13 +78,19 @@ def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def is_whole(cell: Mapping[str, Any]) -> bool:
+    """Whether the policies are there that the bars are about."""
+    return {"slo", "adbs"} <= set(cell["slo_attainment"])
+
+
 def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is known."""
-    ordered = sorted(found, key=place_of)
+    """All that is known. Cells without `slo` or `adbs` are kept, and not judged."""
+    everything = sorted(found, key=place_of)
+    ordered = [cell for cell in everything if is_whole(cell)]
     return {
         "maps": summary(ordered) if ordered else [],
         "concurrent_minus_time_sliced": sharing(ordered),
-        "cells": [{**cell, **judge(cell)} for cell in ordered],
+        "cells": [{**cell, **(judge(cell) if is_whole(cell) else {})} for cell in everything],
     }
 
 

@@ -10,9 +10,9 @@ run, 80 cells for each map. Each policy takes its own best placement of those pl
 throughput, for targets, by MuxServe's own search (where programs run side by side), and each model
 on its own devices, which is all that `spatial` may take; where a model is alone on a mesh, as one
 or as several copies. Which is best is tried on requests of another seed; all policies are then
-scored on the same requests. Attainment is the part of all requests
-whose latency is at most `slo_scale` times what they take alone on the fewest devices that hold the
-model.
+scored on the same requests. `slo` takes the one that `adbs` takes, unless it attains a point more
+on another and serves as much there. Attainment is the part of all requests whose latency is at most
+`slo_scale` times what they take alone on the fewest devices that hold the model.
 
 The bars: `slo` attains at most a point less than the best of all baselines in every cell, more on
 average, and its throughput, total and weighted by rate, is at most 1 % under that of `adbs`.

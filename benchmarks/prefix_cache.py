@@ -42,9 +42,10 @@ async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, i
     return float(np.mean([seconds for seconds, _ in found])), sum(cached for _, cached in found)
 
 
-def measure(fleet: Fleet, shared: int, at_once: int, rounds: int) -> dict[str, Any]:
-    """One row: requests whose first `shared` tokens are alike, cold and then warm, by rounds."""
-    rng = np.random.default_rng(shared + at_once)
+def measure(
+    fleet: Fleet, rng: np.random.Generator, shared: int, at_once: int, rounds: int
+) -> dict[str, Any]:
+    """One row: requests whose first `shared` tokens are alike, cold, then warm, round by round."""
     vocab = fleet.models["model"].config.vocab_size
 
     def prompts(beginning: list[int], count: int) -> list[list[int]]:
@@ -89,9 +90,10 @@ def main() -> None:
         "engine": {"max_seqs": max(args.at_once)},
     }
     with Fleet.load(config) as fleet:
-        measure(fleet, min(args.tokens), 1, 1)  # the first steps of a process are slow
+        rng = np.random.default_rng(0)
+        measure(fleet, rng, min(args.tokens), 1, 1)  # the first steps of a process are slow
         rows = [
-            measure(fleet, shared, at_once, args.rounds)
+            measure(fleet, rng, shared, at_once, args.rounds)
             for shared in args.tokens
             for at_once in args.at_once
         ]

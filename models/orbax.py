@@ -31,6 +31,9 @@ from muxjax.models.tokenizer import Tokenizer
 FORMAT = 1
 CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
 _TYPES = ("float32", "bfloat16")
+_CHUNK_BYTES = 4 << 20
+"""A device's part is read in chunks: one chunk a parameter would be read whole for every device.
+Weights are noise, so they are not compressed."""
 
 
 def save(
@@ -65,9 +68,11 @@ def save(
         (_Parameter, _OneByOne()),
         (jax.Array, type_handlers.ArrayHandler()),  # there are none, but Orbax warns without it
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), nested)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.resolve() / PARAMS_FOLDER, nested, force=True)
+        path = folder.resolve() / PARAMS_FOLDER
+        checkpointer.save(path, nested, force=True, save_args=chunked)
     for file, text in (tokenizer.files() if tokenizer is not None else {}).items():
         (folder / file).write_text(text, "utf-8")
     described = {"format": FORMAT, "config": dataclasses.asdict(config)}

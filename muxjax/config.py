@@ -211,9 +211,9 @@ class FleetConfig(_Section):
         default=1, description="Devices that the fleet runs on, its models cut among them."
     )
     policy: Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "mutex"] = Field(
-        default="slo",
-        description="What picks the next step: slo (by latency targets), adbs (the paper's "
-        "adaptive batch scheduling), or a baseline: fcfs, round_robin, static, temporal, mutex.",
+        default="adbs",
+        description="What picks the next step: adbs (the paper's adaptive batch scheduling), slo "
+        "(by latency targets), or a baseline: fcfs, round_robin, static, temporal, mutex.",
     )
     idle_timeout: Positive | None = Field(
         default=None,

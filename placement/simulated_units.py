@@ -38,7 +38,7 @@ one program at a time whatever the execution."""
 
 PAGE_TOKENS = 16
 """Tokens of the widest model of a unit in a page; narrower ones have more."""
-MOST_BLOCKS = 2**13
+MOST_BLOCKS = 2**16
 """Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
 which nobody needs; their pages are larger instead."""
 LEAST_PART = 0.2
@@ -71,11 +71,13 @@ class System:
       execution: one program at a time, or side by side.
       steps: their sizes. Where programs run side by side a decode step makes one token, as in
         MuxServe, so that a free share of the chip is seen at once.
+      blocks: the most of them in a pool; fewer are set up sooner, with larger pages.
     """
 
     policy: PolicyName = "adbs"
     execution: Execution = "time_sliced"
     steps: StepSizes = StepSizes()
+    blocks: int = MOST_BLOCKS
 
     @property
     def runs(self) -> Execution:
@@ -112,7 +114,7 @@ def make_unit(
         steps = replace(steps, decode_tokens=1)
     if system.policy == "static" and execution == "concurrent":
         planned = _in_parts(planned)
-    page_bytes, specs = _specs(planned, costs, shapes, steps)
+    page_bytes, specs = _specs(planned, costs, shapes, steps, system.blocks)
     if targets is not None:
         specs = [
             replace(
@@ -177,7 +179,11 @@ def _in_parts(planned: PlannedUnit) -> PlannedUnit:
 
 
 def _specs(
-    planned: PlannedUnit, costs: CostModel, shapes: Mapping[str, ModelShape], steps: StepSizes
+    planned: PlannedUnit,
+    costs: CostModel,
+    shapes: Mapping[str, ModelShape],
+    steps: StepSizes,
+    most_blocks: int,
 ) -> tuple[float, list[ModelSpec]]:
     """Bytes of a page on a device, and the models as the scheduler sees them."""
     token_bytes = {
@@ -188,7 +194,7 @@ def _specs(
     }
     shallowest = min(shapes[model.kind].num_layers for model in planned.models)
     page_bytes = max(
-        PAGE_TOKENS * max(token_bytes.values()), planned.kv_bytes / (MOST_BLOCKS * shallowest)
+        PAGE_TOKENS * max(token_bytes.values()), planned.kv_bytes / (most_blocks * shallowest)
     )
     floors = all(model.kv_floor > 0 for model in planned.models)
     specs = []

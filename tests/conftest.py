@@ -15,9 +15,9 @@ install_import_hook("muxjax", f"{checker.__name__}.{checker.checked.__name__}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes, or a browser, is done where its marker asks for it only."""
+    """What takes minutes, a browser or Ray is done where its marker asks for it only."""
     asked = config.option.markexpr
-    markers = ("aot_tpu", "aot_cuda", "browser", "fuzz", "soak")
+    markers = ("aot_tpu", "aot_cuda", "browser", "fuzz", "ray", "soak")
     unasked = {marker for marker in markers if marker not in asked}
     left_out = [item for item in items if unasked & set(item.keywords)]
     config.hook.pytest_deselected(items=left_out)

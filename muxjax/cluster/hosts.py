@@ -61,15 +61,15 @@ def meet(hosts: Hosts) -> list[Link]:
       ClusterError: they did not all come.
     """
     if hosts.process:
-        told = _broadcast(np.zeros(2 + _SECRET_BYTES, np.uint8))
-        port = int.from_bytes(told[:2].tobytes())
+        sent = _broadcast(np.zeros(2 + _SECRET_BYTES, np.uint8))
+        port = int.from_bytes(sent[:2].tobytes())
         try:
             connected = socket.create_connection((hosts.address, port), timeout=MEETING_SECONDS)
         except OSError as error:
             raise ClusterError(f"process 0 at {hosts.address}:{port}: {error}") from error
         connected.settimeout(None)
         link = Link(connected)
-        fields = {"process": hosts.process, "secret": told[2:].tobytes().hex()}
+        fields = {"process": hosts.process, "secret": sent[2:].tobytes().hex()}
         link.send(Message("hello", fields).packed())
         return [link]
     secret = secrets.token_bytes(_SECRET_BYTES)
@@ -85,9 +85,9 @@ def meet(hosts: Hosts) -> list[Link]:
                 raise ClusterError(f"{len(links) + 1} of {hosts.count} processes came") from error
             connected.settimeout(MEETING_SECONDS)
             link = Link(connected)
-            fields = link.receive().fields
-            if hmac.compare_digest(str(fields.get("secret")), secret.hex()):
-                links[int(fields["process"])] = link
+            told = link.receive().fields
+            if hmac.compare_digest(str(told.get("secret")), secret.hex()):
+                links[int(told["process"])] = link
                 connected.settimeout(None)
             else:
                 link.close()

@@ -89,13 +89,13 @@ class Place:
 
     def options(self) -> Mapping[str, Any]:
         """Of the actor."""
-        devices: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "cpu": {"num_cpus": self.devices},
             "gpu": {"num_cpus": 0, "num_gpus": self.devices},
             "tpu": {"num_cpus": 0, "resources": {"TPU": self.devices}},
-        }[self.platform]
+        }
         return {
-            **devices,
+            **kinds[self.platform],
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self.group, placement_group_bundle_index=self.bundle
             ),
@@ -148,7 +148,8 @@ def connect(
     Raises:
       MuxError: the unit cannot be loaded, or `START_SECONDS` are over.
     """
-    remote: Any = ray.remote(concurrency_groups={"report": 1, "stats": 1})(UnitActor)
+    groups: dict[str, Any] = {"concurrency_groups": {"report": 1, "stats": 1}}
+    remote: Any = ray.remote(**groups)(UnitActor)
     until = time.monotonic() + START_SECONDS
     while True:
         actor = remote.options(**place.options()).remote(place.platform, place.devices)

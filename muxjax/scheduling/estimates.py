@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 EWMA_WEIGHT = 0.2
 """Weight of a new measurement against all before it."""
+LEAST_SECONDS = 1e-9
+"""What a token takes at least, whatever a coarse clock says: policies divide by it."""
 
 
 class StepEstimates:
@@ -76,5 +78,6 @@ def _nearest(measured: dict[int, float], size: int, guess: float) -> float:
 
 def _update(measured: dict[int, float], size: int, value: float) -> None:
     bucket = (size - 1).bit_length()
+    value = max(LEAST_SECONDS, value)
     old = measured.get(bucket)
     measured[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)

@@ -66,23 +66,7 @@ class PrefixCache:
         self._allocator = allocator
         self._quotas = quotas
         self._enabled = enabled
-        self._indices: dict[str, PrefixIndex] = {}
-        for name in models:
-            self.add_model(name)
-
-    def add_model(self, name: str) -> None:
-        """Takes in a model, of which nothing is known yet."""
-        self._indices[name] = PrefixIndex(self._models[name].spec.copies)
-
-    def remove_model(self, name: str) -> None:
-        """Frees what is cached of a model without requests, which is about to leave."""
-        index = self._indices[name]
-        while self._allocator.idle_slabs_of(name):
-            for block in self._allocator.evict_slab(name):
-                index.remove(block)
-        if len(index):
-            raise ValueError(f"{name} has requests: {len(index)} of its blocks are in use")
-        del self._indices[name]
+        self._indices = {name: PrefixIndex(state.spec.copies) for name, state in models.items()}
 
     # What is found, and what can be
 

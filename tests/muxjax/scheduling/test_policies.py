@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from muxjax.mock_executor import MockExecutor, MockLatency
 from muxjax.scheduling.policies import POLICIES, make_policy
-from muxjax.scheduling.unit import Policy
+from muxjax.scheduling.unit import Policy, Unit
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 
@@ -54,3 +55,15 @@ def test_a_greedy_neighbour_does_not_keep_others_waiting(policy: str, most: int)
             assert turns <= most + 30
         assert modest.output == solo_tokens(loop.unit, modest)
     assert loop.unit.models["greedy"].waiting
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_steps_that_take_no_time_are_no_trouble(policy: str) -> None:
+    specs = [spec("a"), spec("b", 3)]
+    still = MockLatency(prefill=0.0, prefill_token=0.0, decode=0.0, decode_sequence=0.0)
+    unit = Unit(specs, 200, make_policy(policy), record_freed=True)
+    loop = Loop(unit, MockExecutor(specs, 200, latency=still))
+    for i in range(8):
+        unit.add(request(i, "ab"[i % 2], max_tokens=20))
+    loop.run()
+    loop.assert_empty()

@@ -287,19 +287,6 @@ def test_taking_the_slot_of_a_copy_leaves_the_others() -> None:
     assert sorted(state.free_slots) == [3, 5]
 
 
-def test_a_model_that_leaves_takes_all_with_it(asker: Asker) -> None:
-    """Its weights may be others when it comes back."""
-    unit = asker.loop.unit
-    asker.ask([*SYSTEM, 1])
-    asker.ask([*SYSTEM, 1], "b")
-    unit.prefixes.remove_model("a")
-    assert unit.allocator.cached_pages("a") == 0
-    assert unit.allocator.leased_slabs("a") == unit.allocator.idle_slabs_of("a") == 0
-    unit.prefixes.add_model("a")
-    assert asker.ask([*SYSTEM, 2]).cached_tokens == 0
-    assert asker.ask([*SYSTEM, 2], "b").cached_tokens == 16
-
-
 def test_nothing_is_found_across_units() -> None:
     specs = [spec("a")]
     Asker(cached(specs)).ask([*SYSTEM, 1])
