@@ -175,7 +175,7 @@ class Unit:
             self.allocator.remove_model(spec.name)
             raise
         self.models[spec.name] = ModelState(spec)
-        self.prefixes.add_model(spec.name)
+        self._prefixes.add_model(spec.name)
 
     def remove_model(self, name: str) -> None:
         """Drops a model without requests; its part of the pool and of the time goes to the others.
@@ -186,7 +186,7 @@ class Unit:
         if not self.idle(name):
             raise ValueError(f"{name} has requests, or steps in flight")
         self._divide([state.spec for state in self.models.values() if state.spec.name != name])
-        self.prefixes.remove_model(name)
+        self._prefixes.remove_model(name)
         self.allocator.remove_model(name)
         del self.models[name]
 
