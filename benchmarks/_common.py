@@ -24,10 +24,10 @@ from muxjax import Fleet, SamplingParams, loading
 from muxjax.config import load_fleet_config
 from muxjax.jax_executor import JaxExecutor
 from muxjax.live_unit import LiveUnit
-from muxjax.loading import LoadedModel, Plan
 from muxjax.models.kept import Dtype, Quantization, kept_params
 from muxjax.programs import ModelPrograms, Program
 from muxjax.progress import Bars
+from muxjax.unit_plan import LoadedModel, Plan
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,10 @@ class Loaded:
     def executor(self) -> Iterator[JaxExecutor]:
         """The compiled steps on a pool, with no scheduler around them."""
         found = JaxExecutor(
-            {self.model.name: self.programs}, self.plan.kv, dummy_pages=self.plan.dummy_pages
+            self.plan.devices,
+            {self.model.name: self.programs},
+            self.plan.kv,
+            dummy_pages=self.plan.dummy_pages,
         )
         try:
             yield found
@@ -160,7 +163,7 @@ def load(
         def compiled(program: Program) -> None:
             bars.advance("compiling", 1, program.title)
 
-        loading.load_and_compile(plan, programs, loaded=loaded, compiled=compiled)
+        loading.load_and_compile(plan.parts, programs, loaded=loaded, compiled=compiled)
     return Loaded(plan, model, programs["model"])
 
 

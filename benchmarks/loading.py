@@ -119,7 +119,7 @@ def load(folder: Path, devices: int) -> int:
         {"models": [entry], "tensor_parallel": devices, "pool": {"memory": "256MB"}}
     )
     plan = loading.make_plan(config)
-    decoders = load_weights(plan, "model", lambda size: None)
+    decoders = load_weights(plan.parts["model"], lambda size: None)
     jax.block_until_ready([nnx.split(decoder)[1] for decoder in decoders])
     return plan.models["model"].param_bytes
 

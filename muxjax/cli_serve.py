@@ -81,7 +81,8 @@ def serve(
 ) -> None:
     """Serve a fleet over HTTP in OpenAI's schema, with a live page at /.
 
-    Ctrl-C and SIGTERM let running requests end first; once more ends at once.
+    Ctrl-C and SIGTERM let running requests end first; once more ends at once. SIGHUP reads the
+    fleet file again and applies it.
     """
     from muxjax.cluster.host_list import Hosts
     from muxjax.config import load_fleet_config
@@ -117,7 +118,13 @@ def serve(
     if tls is not None:
         tls.check()
     with sigterm_interrupts(), bind(host, port) as bound:
-        settings = Settings.of(config, keys=found, local_only=is_local(bound), tracing=tracing)
+        settings = Settings.of(
+            config,
+            keys=found,
+            local_only=is_local(bound),
+            tracing=tracing,
+            fleet_file=fleet_file,
+        )
         check_exposure(bound, settings, insecure=insecure)
         logs.configure(log_format)
 

@@ -131,6 +131,25 @@ class ModelEntry(_Section):
         default=None,
         description="What a profile of step times calls this model; by default its name.",
     )
+    pinned: bool = Field(default=False, description="The model is never put to sleep.")
+    idle_timeout: Positive | None = Field(
+        default=None,
+        description="Seconds without a request after which the model sleeps; by default the "
+        "fleet's idle_timeout.",
+    )
+    sleeping: bool = Field(
+        default=False,
+        description="Not loaded at the start: the first request loads the model, and waits for it.",
+    )
+
+    @model_validator(mode="after")
+    def _pinned_is_awake(self) -> Self:
+        for key in ("sleeping", "idle_timeout"):
+            if self.pinned and getattr(self, key):
+                raise PydanticCustomError(
+                    "pinned", "pinned models never sleep: remove {key}", {"key": key}
+                )
+        return self
 
     @model_validator(mode="after")
     def _config_and_source_agree(self) -> Self:
@@ -196,6 +215,11 @@ class FleetConfig(_Section):
         description="What picks the next step: adbs (the paper's adaptive batch scheduling), slo "
         "(by latency targets), or a baseline: fcfs, round_robin, static, temporal, mutex.",
     )
+    idle_timeout: Positive | None = Field(
+        default=None,
+        description="Seconds without a request after which a model that is not pinned sleeps; by "
+        "default none does.",
+    )
     refuse_late: bool = Field(
         default=False,
         description="Refuse requests at once that could not be served within their targets.",
@@ -255,6 +279,15 @@ def load_fleet_config(
             f"{path}: a fleet file is a mapping with `models:`, not {_shown(data)}"
         )
     return _checked(data, folder=path.parent.absolute(), where=str(path), lines=lines)
+
+
+def load_model_entry(data: Mapping[str, Any]) -> ModelEntry:
+    """Checks one model's entry; paths are relative to the working folder.
+
+    Raises:
+      FleetConfigError: it is not valid.
+    """
+    return load_fleet_config({"models": [dict(data)]}).models[0]
 
 
 def fleet_json_schema() -> dict[str, Any]:
@@ -318,7 +351,7 @@ def _fault(details: ErrorDetails, where: str, lines: Mapping[str, int]) -> str:
     elif kind == "literal_error":
         choices = re.sub("'", "", str(context["expected"]))
         text = f"{key}: unknown value; got {_shown(details['input'])}, choose {choices}"
-    elif kind in ("missing_config", "surplus_config", "cluster"):
+    elif kind in ("missing_config", "surplus_config", "cluster", "pinned"):
         text = f"{key}: {message}"
     elif kind in ("duplicate_name", "floors"):
         key, text = message.split(":", 1)[0], message

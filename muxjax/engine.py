@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, runtime_checkable
 
@@ -106,6 +106,24 @@ class Engine:
             if self.alive:
                 self._inbox.append(drop)
                 self._wake.notify()
+
+    def withdraw(self, request_ids: Collection[int]) -> list[int]:
+        """Takes requests back: their pages are freed, and their sinks are told nothing more.
+
+        Returns:
+          Those that had not ended.
+
+        Raises:
+          EngineDead: the engine has ended; their sinks are told of it.
+        """
+
+        def take(unit: Unit) -> list[int]:
+            taken = [each for each in request_ids if self._sinks.pop(each, None) is not None]
+            for each in taken:
+                unit.cancel(each)
+            return taken
+
+        return self.call(take)
 
     def call(self, function: Callable[[Unit], Any]) -> Any:
         """Runs a function of the unit in the engine's thread, between two steps.

@@ -60,6 +60,14 @@ class EngineDead(MuxError):
     """The engine's loop has ended, by `close()` or by an error that the message names."""
 
 
+class ModelUnavailable(MuxError):
+    """A model that takes no requests: it could not be loaded or woken, or it is being unloaded."""
+
+
+class WrongState(MuxError):
+    """What a model is not in the state for, such as sleep for one that is pinned."""
+
+
 class TimedOut(MuxError):
     """A request took longer than it may, and was ended."""
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-import secrets
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,27 +14,28 @@ import jax
 from muxjax import loading
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config import FleetConfig, load_fleet_config
-from muxjax.constraints import Constraints
-from muxjax.errors import EngineDead, InvalidRequest, MuxError, UnknownModel
+from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
+from muxjax.fleet_admin import FleetAdmin
 from muxjax.fleet_stats import merged
-from muxjax.health import UnitHealth
+from muxjax.health import ModelState, UnitHealth
 from muxjax.live_unit import LiveUnit
-from muxjax.loading import LoadedModel
-from muxjax.output import Delta, Output
+from muxjax.output import Delta
 from muxjax.placement import plan as placement
 from muxjax.placement.demand import expected_demand
 from muxjax.planned_units import UnitPart, planned_units
 from muxjax.progress import Bars
+from muxjax.request_maker import Prompt, RequestMaker
 from muxjax.router import Router
-from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
-from muxjax.scheduling.requests import FinishReason, Request
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.scheduling.timeline import Timeline
 from muxjax.stream import Stream
+from muxjax.unit_plan import LoadedModel
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
 
-Prompt = str | Sequence[int]
+_LOOKED_AT = "the fleet was loaded with warm_up=False: it cannot generate"
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,22 @@ class Fleet:
       units: where they run.
     """
 
-    def __init__(self, units: Sequence[LiveUnit | RemoteUnit], *, running: bool = True) -> None:
+    def __init__(
+        self,
+        units: Sequence[LiveUnit | RemoteUnit],
+        *,
+        config: FleetConfig | None = None,
+        running: bool = True,
+    ) -> None:
         self.units = tuple(units)
         self.models = _faces(units)
+        self._maker = RequestMaker()
         self._router = Router(units) if running else None
-        self._ids = itertools.count()
-        self._vocabularies: dict[str, Constraints] = {}
-        self._constraints_lock = threading.Lock()
+        self._admin = None
+        own = [unit for unit in units if isinstance(unit, LiveUnit) and unit.changeable]
+        if self._router is not None and len(own) == len(units):
+            config = config or own[0].plan.config
+            self._admin = FleetAdmin(own, self._router, config, changed=self._take_faces)
 
     @classmethod
     def load(
@@ -126,17 +132,25 @@ class Fleet:
             looked_at = [LiveUnit(p.name, made, {}) for p, made in zip(parts, plans, strict=True)]
             return cls(looked_at, running=False)
         programs = [loading.make_programs(made) for made in plans]
+        first = [
+            {name: part for name, part in made.parts.items() if not part.entry.sleeping}
+            for made in plans
+        ]
         totals = {
-            "compiling": sum(len(model.wanted()) for unit in programs for model in unit.values()),
+            "compiling": sum(
+                len(unit[name].wanted())
+                for unit, some in zip(programs, first, strict=True)
+                for name in some
+            ),
             "loading weights": sum(
-                model.param_bytes for made in plans for model in made.models.values()
+                part.model.param_bytes for some in first for part in some.values()
             ),
         }
         with Bars(totals, show=progress) as bars:
-            for made, unit in zip(plans, programs, strict=True):
+            for some, unit in zip(first, programs, strict=True):
                 loading.load_and_compile(
-                    made,
-                    unit,
+                    some,
+                    {name: unit[name] for name in some},
                     loaded=lambda name, size: bars.advance("loading weights", size, name),
                     compiled=lambda program: bars.advance("compiling", 1, program.title),
                 )
@@ -144,7 +158,8 @@ class Fleet:
             [
                 LiveUnit(part.name, made, unit, poison=poison, seconds=part.seconds)
                 for part, made, unit in zip(parts, plans, programs, strict=True)
-            ]
+            ],
+            config=config,
         )
 
     def generate(
@@ -223,7 +238,7 @@ class Fleet:
           UnknownModel, InvalidRequest: the request cannot be served; nothing was queued.
           EngineDead: the fleet is closed or has failed.
         """
-        request, output = self._request(model, prompt, params or SamplingParams())
+        request, output = self._maker.make(self.models, model, prompt, params or SamplingParams())
         router = self._running()
         stream = Stream(request.id, len(request.prompt), output, router.cancel)
         router.submit(request, stream)
@@ -232,6 +247,51 @@ class Fleet:
     def units_of(self, model: str) -> list[str]:
         """Names of the units that have a model."""
         return [unit.name for unit in self.units if model in unit.models]
+
+    @property
+    def admin(self) -> FleetAdmin:
+        """Loads, unloads, puts to sleep and wakes models, while others are served.
+
+        Raises:
+          WrongState: it has units in other processes or on several machines.
+          EngineDead: the fleet was loaded with `warm_up=False`.
+        """
+        self._running()
+        if self._admin is None:
+            raise WrongState(
+                "the models of a fleet that is spread over processes or machines are fixed: change "
+                "the fleet file, and restart"
+            )
+        return self._admin
+
+    def sleep(self, model: str) -> None:
+        """Puts a model to sleep; see `Lifecycle.sleep`."""
+        self.admin.sleep(model)
+
+    def wake(self, model: str) -> None:
+        """Wakes a model; see `Lifecycle.wake`. Its first request does so too."""
+        self.admin.wake(model)
+
+    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
+        """Adds a model, from an entry as in a fleet file, or one of the file by name.
+
+        See `FleetAdmin.load`.
+        """
+        self.admin.load(entry, unit)
+
+    def unload(self, model: str) -> None:
+        """Drops a model; see `Membership.unload`."""
+        self.admin.unload(model)
+
+    def reload(
+        self, source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str]
+    ) -> dict[str, Any]:
+        """Brings the fleet to what a fleet file says; see `FleetAdmin.reload`."""
+        return self.admin.reload(source)
+
+    def model_states(self) -> dict[str, ModelState]:
+        """Whether each model is awake; asks no engine."""
+        return {} if self._admin is None else self._admin.states()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges: pool, quotas, queues, and the compiled programs.
@@ -288,6 +348,8 @@ class Fleet:
 
     def close(self) -> None:
         """Ends running requests and frees the pool. May be called more than once."""
+        if self._admin is not None:
+            self._admin.close()
         if self._router is not None:
             self._router.close()
 
@@ -299,8 +361,14 @@ class Fleet:
 
     def _running(self) -> Router:
         if self._router is None:
-            raise EngineDead("the fleet was loaded with warm_up=False: it cannot generate")
+            raise EngineDead(_LOOKED_AT)
         return self._router
+
+    def _take_faces(self) -> None:
+        """Notes that there are other models."""
+        before, self.models = self.models, _faces(self.units)
+        for name in before.keys() - self.models.keys():
+            self._maker.forget(name)
 
     def _open_all(
         self,
@@ -322,7 +390,7 @@ class Fleet:
             )
         # All are checked before any is queued.
         for prompt, one in zip(many, each, strict=True):
-            self._request(model, prompt, one)
+            self._maker.make(self.models, model, prompt, one)
         streams: list[Stream] = []
         try:
             for prompt, one in zip(many, each, strict=True):
@@ -332,75 +400,6 @@ class Fleet:
                 stream.cancel()
             raise
         return streams
-
-    def _request(self, name: str, prompt: Prompt, params: SamplingParams) -> tuple[Request, Output]:
-        model = self.models.get(name)
-        if model is None:
-            raise UnknownModel(
-                f"no model {name!r}; there are {', '.join(self.models)}", field="model"
-            )
-        tokens = _tokens(model, prompt)
-        if len(tokens) >= model.max_model_len:
-            raise InvalidRequest(
-                f"the prompt has {len(tokens)} tokens; {name} takes at most "
-                f"{model.max_model_len - 1}, which leaves one for the output",
-                field="prompt",
-            )
-        if params.stop and model.tokenizer is None:
-            raise InvalidRequest(
-                f"{name} has no tokenizer, so stop strings cannot be found", field="stop"
-            )
-        own = () if params.ignore_eos else model.eos_token_ids
-        stop_ids = tuple(dict.fromkeys((*own, *params.stop_token_ids)))
-        if len(stop_ids) > MAX_STOP_TOKEN_IDS:
-            raise InvalidRequest(
-                f"{len(stop_ids)} stop tokens, {name}'s own {len(own)} included; at most "
-                f"{MAX_STOP_TOKEN_IDS}",
-                field="stop_token_ids",
-            )
-        if params.seed is None:
-            # Drawn once a request: one that is preempted goes on with the same.
-            params = dataclasses.replace(params, seed=secrets.randbits(64))
-        # Replicas may have room for unlike lengths; wherever it goes on, it ends at the same.
-        longest = min(params.max_tokens, model.max_model_len - len(tokens))
-        params = dataclasses.replace(params, max_tokens=longest)
-        _check_bias(model, params)
-        constraint = None
-        if params.grammar is not None:
-            constraint = self._constraints(model).start(params.grammar, own)
-        request = Request(
-            id=next(self._ids),
-            model=name,
-            prompt=tokens,
-            params=params,
-            stop_ids=stop_ids,
-            arrival=time.perf_counter(),
-            constraint=constraint,
-        )
-        return request, Output(model.tokenizer, params.stop, params.min_tokens)
-
-    def _constraints(self, model: LoadedModel) -> Constraints:
-        if model.tokenizer is None:
-            raise InvalidRequest(
-                f"{model.name} has no tokenizer, so its output cannot follow a grammar",
-                field="grammar",
-            )
-        with self._constraints_lock:
-            if model.name not in self._vocabularies:
-                self._vocabularies[model.name] = Constraints(
-                    model.tokenizer, model.config.vocab_size
-                )
-            return self._vocabularies[model.name]
-
-
-def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
-    vocab = model.config.vocab_size
-    unknown = [token for token in params.logit_bias if token >= vocab]
-    if unknown:
-        raise InvalidRequest(
-            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab - 1}",
-            field="logit_bias",
-        )
 
 
 def _parts(
@@ -423,30 +422,6 @@ def _faces(units: Sequence[LiveUnit | RemoteUnit]) -> dict[str, LoadedModel]:
             if model.max_model_len < known.max_model_len:
                 faces[name] = dataclasses.replace(known, max_model_len=model.max_model_len)
     return faces
-
-
-def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:
-    """The prompt's token ids, checked."""
-    if isinstance(prompt, str):
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", field="prompt")
-        if model.tokenizer is None:
-            raise InvalidRequest(
-                f"{model.name} has no tokenizer: give the prompt as token ids", field="prompt"
-            )
-        tokens = model.tokenizer.encode(prompt)
-    else:
-        tokens = list(prompt)
-    if not tokens:
-        raise InvalidRequest("the prompt is empty", field="prompt")
-    vocab = model.config.vocab_size
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
-            raise InvalidRequest(
-                f"{token!r} is not a token id of {model.name}: they are 0 to {vocab - 1}",
-                field="prompt",
-            )
-    return tokens
 
 
 def _complete(stream: Stream, deltas: Sequence[Delta]) -> Completion:

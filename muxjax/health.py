@@ -1,8 +1,11 @@
-"""Whether a unit works. Imports no JAX."""
+"""Whether units work, and what state models are in. Imports no JAX."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+ModelStatus = Literal["loaded", "loading", "sleeping", "failed"]
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,18 @@ class UnitHealth:
     def works(self, stall_timeout: float) -> bool:
         """Whether requests are served: the loop runs, and makes steps when there is work."""
         return self.alive and self.stalled_seconds < stall_timeout
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What there is to say of a model.
+
+    Attributes:
+      status: 'loading' also while it wakes.
+      error: why it failed.
+      pinned: whether it never sleeps.
+    """
+
+    status: ModelStatus
+    error: str | None
+    pinned: bool

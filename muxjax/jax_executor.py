@@ -69,7 +69,7 @@ class _Nothing:
 
 
 @dataclass
-class _Model:
+class StartedModel:
     """One model's device state, and what the host remembers of its slots.
 
     Slots are dealt to the model's copies in turn: of slot `s`, copy `s % copies` has it as its own
@@ -107,6 +107,7 @@ class JaxExecutor:
     """See `muxjax.scheduling.steps.Executor`.
 
     Args:
+      devices: the unit's.
       models: compiled programs by model name, parameters included.
       kv: the pool's shape `[P, rows, 128]` and type on one device.
       dummy_pages: pages at the start that padding is written to.
@@ -115,13 +116,14 @@ class JaxExecutor:
 
     def __init__(
         self,
+        devices: tuple[jax.Device, ...],
         models: Mapping[str, ModelPrograms],
         kv: jax.ShapeDtypeStruct,
         *,
         dummy_pages: int,
         poison: bool = False,
     ) -> None:
-        self._mesh = ModelMesh(next(iter(models.values())).mesh.devices)
+        self._mesh = ModelMesh(devices)
         whole = self._mesh.whole(kv, meshes.POOL)
         self._num_pages = kv.shape[0]
         self._kv: jax.Array | None = jnp.zeros(whole.shape, whole.dtype, device=whole.sharding)
@@ -129,26 +131,16 @@ class JaxExecutor:
         if poison:
             self._poison = _compile_poison(self._mesh, kv)
             self.poison(range(dummy_pages, kv.shape[0]))
-        self._models = {name: self._start(programs) for name, programs in models.items()}
+        self._models = {name: start_model(programs) for name, programs in models.items()}
         self._free_at = 0.0
 
-    @staticmethod
-    def _start(programs: ModelPrograms) -> _Model:
-        mesh, each = programs.mesh, programs.buckets.max_seqs
-        slots = mesh.copies * each
-        rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
-        rows[:, 0] = np.arange(slots + 1) // mesh.copies
-        created = SlotState.create(each, programs.vocab_size)
-        if mesh.copies > 1:
-            created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
-        return _Model(
-            programs=programs,
-            state=jax.tree.map(lambda leaf: mesh.put(leaf, meshes.SLOTS), created),
-            rows=rows,
-            known=np.zeros(slots, np.int64),
-            logprobs=[None] * slots,
-            nothing=_Nothing(programs),
-        )
+    def add_model(self, started: StartedModel) -> None:
+        """Takes in a model, from `start_model`, between two steps."""
+        self._models[started.programs.name] = started
+
+    def remove_model(self, name: str) -> None:
+        """Drops a model's slots, between two steps; none in flight may be of it."""
+        del self._models[name]
 
     @property
     def pool_address(self) -> int:
@@ -238,7 +230,7 @@ class JaxExecutor:
         self._models.clear()
 
     def _prefill(
-        self, model: _Model, step: Prefill
+        self, model: StartedModel, step: Prefill
     ) -> tuple[Emitted, np.ndarray, list[int | None], list[int]]:
         programs, copies = model.programs, model.copies
         filled = [0] * copies  # tokens
@@ -281,7 +273,9 @@ class JaxExecutor:
         )
         return self.launch(step.model, "prefill", size, inputs), rows, wanted, starts
 
-    def _decode(self, model: _Model, step: Decode) -> tuple[Emitted, np.ndarray, list[int | None]]:
+    def _decode(
+        self, model: StartedModel, step: Decode
+    ) -> tuple[Emitted, np.ndarray, list[int | None]]:
         programs, copies = model.programs, model.copies
         batch = DecodeBatch.of(step.sequences)
         slots = batch.slots
@@ -309,6 +303,25 @@ class JaxExecutor:
         return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
 
 
+def start_model(programs: ModelPrograms) -> StartedModel:
+    """A model's slots, all free. May be called in any thread, while the executor works."""
+    mesh, each = programs.mesh, programs.buckets.max_seqs
+    slots = mesh.copies * each
+    rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
+    rows[:, 0] = np.arange(slots + 1) // mesh.copies
+    created = SlotState.create(each, programs.vocab_size)
+    if mesh.copies > 1:
+        created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
+    return StartedModel(
+        programs=programs,
+        state=jax.tree.map(lambda leaf: mesh.put(leaf, meshes.SLOTS), created),
+        rows=rows,
+        known=np.zeros(slots, np.int64),
+        logprobs=[None] * slots,
+        nothing=_Nothing(programs),
+    )
+
+
 def _ranks(slots: np.ndarray, copies: int) -> np.ndarray:
     """Of each slot, how many before it are of the same copy."""
     if copies == 1:
@@ -331,7 +344,7 @@ def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Com
     return jax.jit(mapped, donate_argnums=0).lower(mesh.whole(kv, meshes.POOL), ids).compile()
 
 
-def _fill(model: _Model, slot: int, blocks: Sequence[int], count: int) -> None:
+def _fill(model: StartedModel, slot: int, blocks: Sequence[int], count: int) -> None:
     """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
     known = int(model.known[slot])
     model.rows[slot, 1 + known : 1 + count] = blocks[known:count]

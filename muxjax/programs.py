@@ -18,6 +18,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import PartitionSpec
 
 from muxjax import mesh as meshes
+from muxjax import parking
 from muxjax.device_state import SlotState
 from muxjax.mesh import ModelMesh
 from muxjax.models.decoder import Decoder
@@ -144,9 +145,40 @@ class ModelPrograms:
                 raise ValueError(f"{self.name}: these parameters are not those of its programs")
             parts.append(leaves)
         whole = [self.mesh.joined(leaf, meshes.PARAMETERS) for leaf in zip(*parts, strict=True)]
-        if current_target().platform == "tpu":
-            whole = [jax.device_put(leaf, self._format(leaf), donate=True) for leaf in whole]
-        self.parameters = tuple(whole)
+        self.parameters = tuple([self._laid_out(leaf) for leaf in whole])
+
+    def _placed(self, leaf: jax.Array) -> jax.Array:
+        """A parameter from the host's memory, as the programs want it."""
+        there = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
+        return self._laid_out(there)
+
+    def _laid_out(self, leaf: jax.Array) -> jax.Array:
+        if current_target().platform != "tpu":
+            return leaf
+        return jax.device_put(leaf, self._format(leaf), donate=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all is compiled and the parameters are known, be it on the host."""
+        return bool(self.parameters) and len(self._programs) == len(self.wanted())
+
+    def sleep(self) -> None:
+        """Moves the parameters to the host's memory; see `parking.py`. Programs stay."""
+        self.parameters = parking.park(self.parameters, parking.host_memory(self.mesh.devices[0]))
+
+    def wake(self) -> None:
+        """Moves the parameters back to the devices.
+
+        Raises:
+          JaxRuntimeError: they do not fit; they are on the host still.
+        """
+        self.parameters = parking.bring_back(self.parameters, self._placed)
+
+    def free(self) -> None:
+        """Frees the parameters, wherever they lie, and forgets the programs."""
+        parking.delete(self.parameters)
+        self.parameters = ()
+        self._programs.clear()
 
     def wanted(self) -> list[tuple[str, int]]:
         """Kind and size of every program."""

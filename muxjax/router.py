@@ -9,6 +9,9 @@ a replica, or in the unit itself once that has been started anew: as a request t
 does, by a prefill of prompt and emitted tokens. Sampling depends on the seed and the position only,
 so the stream goes on with the tokens that it would have had.
 
+A model may be held: its requests then wait here, in the order in which they came, until it is
+released or refused. That is how a model sleeps, wakes and is replaced without losing a request.
+
 Each unit is started anew in a thread of its own, since that may take as long as reading its weights
 (when its process or its machine is gone). Requests that no living unit can take wait for it.
 
@@ -24,13 +27,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from muxjax.carried import Carried
 from muxjax.engine import Sink
-from muxjax.errors import EngineDead, MuxError
+from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.runner import Runner
-from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.requests import Request
 
 log = logging.getLogger(__name__)
 
@@ -44,72 +48,11 @@ class _News(enum.Enum):
     CLOSE = "no more comes"
 
 
-class _Carried:
-    """A request and where it is; the engine's `Sink` for it.
-
-    Attributes:
-      request: as it was asked for.
-      unit: where it runs or waits.
-      seconds: what it counts for there.
-      moves: how often its unit died.
-      dropped: its caller does not want it any more.
-      tokens: what its stream was given.
-    """
-
-    def __init__(self, router: Router, request: Request, sink: Sink) -> None:
-        self._router = router
-        self._sink = sink
-        self.request = request
-        self.unit: Runner | None = None
-        self.seconds = 0.0
-        self.moves = 0
-        self.dropped = False
-        self.tokens: list[int] = []
-
-    def update(self, update: RequestUpdate) -> bool:
-        """See `engine.Sink`."""
-        self.tokens.extend(update.tokens)
-        stopped = self._sink.update(update)
-        if stopped or update.finish_reason is not None:
-            self._router.forget(self)
-        return stopped
-
-    def cancelled(self) -> None:
-        """See `engine.Sink`."""
-        self._router.forget(self)
-        self._sink.cancelled()
-
-    def failed(self, error: BaseException) -> None:
-        """See `engine.Sink`. Only a unit's death is got over."""
-        if isinstance(error, EngineDead):
-            self._router.orphaned(self, error)
-        else:
-            self.give_up(error)
-
-    def give_up(self, error: BaseException) -> None:
-        self._router.forget(self)
-        self._sink.failed(error)
-
-    def again(self) -> Request:
-        """The request anew, with what it has emitted: for a unit that does not know it."""
-        old = self.request
-        return Request(
-            id=old.id,
-            model=old.model,
-            prompt=old.prompt,
-            params=old.params,
-            stop_ids=old.stop_ids,
-            arrival=old.arrival,
-            output=list(self.tokens),
-            constraint=None if old.constraint is None else old.constraint.anew(self.tokens),
-        )
-
-
 @dataclass(frozen=True)
 class _Orphan:
     """A request whose unit has died, and of what."""
 
-    carried: _Carried
+    carried: Carried
     error: BaseException
 
 
@@ -118,12 +61,25 @@ class Router:
 
     Args:
       units: all of a fleet. Closed by `close`.
+      clock: seconds, for `idle_seconds`.
+
+    Attributes:
+      on_held: told the name of the model whenever a request is held; must not wait.
     """
 
-    def __init__(self, units: Sequence[Runner]) -> None:
+    def __init__(
+        self, units: Sequence[Runner], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.on_held: Callable[[str], None] = lambda model: None
         self._units = list(units)
+        self._clock = clock
         self._lock = threading.Lock()
-        self._carried: dict[int, _Carried] = {}
+        self._ended = threading.Condition(self._lock)  # some request left its unit
+        self._held: dict[str, list[Carried]] = {}  # of models that are held
+        self._refused: dict[str, ModelUnavailable] = {}
+        self._used: dict[str, float] = {}
+        self._began = clock()
+        self._carried: dict[int, Carried] = {}
         self._waits = {unit.name: 0.0 for unit in units}
         self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
         self._failed: dict[str, BaseException] = {}
@@ -139,8 +95,9 @@ class Router:
 
         Raises:
           EngineDead: the fleet is closed, or all units that have the model have failed for good.
+          ModelUnavailable, UnknownModel: the model is refused, or there is none.
         """
-        carried = _Carried(self, request, sink)
+        carried = Carried(self, request, sink)
         with self._lock:
             self._check_open(request.model)
             self._carried[request.id] = carried
@@ -148,6 +105,9 @@ class Router:
             self._place(carried)
         except EngineDead as error:
             self.orphaned(carried, error)
+        except ModelUnavailable:
+            self.forget(carried)
+            raise
 
     def cancel(self, request_id: int) -> None:
         """Ends a request; does nothing if it has ended."""
@@ -157,9 +117,100 @@ class Router:
                 return
             carried.dropped = True
             unit = carried.unit
+            held = self._held.get(carried.request.model, [])
+            waited = carried in held
+            if waited:
+                held.remove(carried)
         if unit is not None:
             unit.engine.cancel(request_id)
+        elif waited:
+            carried.cancelled()
         self._news.put(_News.LOOK)  # it may wait for a unit
+
+    # Models that are held
+
+    def hold(self, model: str) -> None:
+        """Keeps a model's further requests here; those on a unit go on."""
+        with self._lock:
+            self._held.setdefault(model, [])
+            self._refused.pop(model, None)
+        self._news.put(_News.LOOK)  # what waits for a unit waits here now
+
+    def release(self, model: str) -> None:
+        """Sends a model's held requests to its units, in order, and then whatever comes."""
+        while True:
+            with self._lock:
+                waiting = sorted(self._held.get(model, []), key=lambda one: one.request.id)
+                self._used[model] = self._clock()
+                if not waiting:
+                    self._held.pop(model, None)
+                    self._refused.pop(model, None)
+                    return
+                self._held[model] = []  # what comes now waits behind those
+            for carried in waiting:
+                try:
+                    with self._lock:
+                        self._assign(carried)
+                    self._submit(carried)
+                except EngineDead as error:
+                    self.orphaned(carried, error)
+
+    def refuse(self, model: str, error: ModelUnavailable) -> None:
+        """Ends a model's held requests with an error, and refuses all that come, until `hold`."""
+        with self._lock:
+            self._refused[model] = error
+            waiting = self._held.pop(model, [])
+        for carried in waiting:
+            carried.give_up(error)
+
+    def forget_model(self, model: str) -> None:
+        """Drops what is remembered of a model that no unit has any more."""
+        with self._lock:
+            self._refused.pop(model, None)
+            self._used.pop(model, None)
+
+    def held(self, model: str) -> int:
+        """How many requests of a model are held."""
+        with self._lock:
+            return len(self._held.get(model, ()))
+
+    def drained(self, model: str, seconds: float) -> bool:
+        """Waits until no unit has requests of a model; False if some still has after so long."""
+        with self._lock:
+            return self._ended.wait_for(lambda: not self._on_units(model), seconds)
+
+    def take_back(self, model: str) -> None:
+        """Takes what the units still have of a model that is held: it waits here, and goes on with
+        what it has emitted when the model is released.
+        """
+        with self._lock:
+            running = {carried.request.id: carried for carried in self._on_units(model)}
+            units = [unit for unit in self._units if model in unit.model_names]
+        for unit in units:
+            try:
+                taken = unit.engine.withdraw(running)
+            except EngineDead:
+                continue  # it gave them back itself
+            with self._lock:
+                for number in taken:
+                    self._leave(running[number])
+                    self._keep(running[number])
+
+    def idle_seconds(self, model: str) -> float:
+        """For how long a model has had no request; 0 while it has one."""
+        with self._lock:
+            if self._held.get(model) or self._on_units(model):
+                return 0.0
+            return self._clock() - self._used.get(model, self._began)
+
+    def _on_units(self, model: str) -> list[Carried]:
+        carried = self._carried.values()
+        return [c for c in carried if c.request.model == model and c.unit is not None]
+
+    def _keep(self, carried: Carried) -> None:
+        carried.unit = None
+        self._held[carried.request.model].append(carried)
+        self._ended.notify_all()
 
     def unit_names(self, model: str) -> list[str]:
         """The units that have a model."""
@@ -191,13 +242,15 @@ class Router:
 
     # Called by carried requests, in the engines' threads
 
-    def forget(self, carried: _Carried) -> None:
+    def forget(self, carried: Carried) -> None:
         """Drops a request that has ended."""
         with self._lock:
             if self._carried.pop(carried.request.id, None) is not None:
+                self._used[carried.request.model] = self._clock()
                 self._leave(carried)
+                self._ended.notify_all()
 
-    def orphaned(self, carried: _Carried, error: BaseException) -> None:
+    def orphaned(self, carried: Carried, error: BaseException) -> None:
         """Takes a request back whose unit has died."""
         with self._lock:
             self._leave(carried)
@@ -209,7 +262,7 @@ class Router:
 
     # Placing
 
-    def _leave(self, carried: _Carried) -> None:
+    def _leave(self, carried: Carried) -> None:
         if carried.unit is not None:
             self._waits[carried.unit.name] -= carried.seconds
             carried.seconds = 0.0
@@ -217,28 +270,59 @@ class Router:
     def _check_open(self, model: str) -> None:
         if self._closing:
             raise EngineDead("the engine is closed")
+        if model in self._refused:
+            raise self._refused[model]
         units = [unit for unit in self._units if model in unit.model_names]
+        if not units:
+            raise UnknownModel(f"no model {model!r}: it was unloaded", field="model")
         failed = [self._failed[u.name] for u in units if u.name in self._failed and not u.alive]
         if len(failed) == len(units):
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
-    def _place(self, carried: _Carried) -> None:
-        """Hands a request to the living unit with the least expected wait.
+    def _place(self, carried: Carried) -> None:
+        """Hands a request to the living unit with the least expected wait, or holds it.
 
         Raises:
+          ModelUnavailable: the model is refused.
           EngineDead: none is alive, or it died just now.
+        """
+        model = carried.request.model
+        with self._lock:
+            if model in self._refused:
+                raise self._refused[model]
+            held = model in self._held
+            if held and not carried.dropped:
+                self._keep(carried)
+            elif not held:
+                self._assign(carried)
+        if not held:
+            self._submit(carried)
+        elif carried.dropped:
+            carried.cancelled()
+        else:
+            self.on_held(model)
+
+    def _assign(self, carried: Carried) -> None:
+        """Chooses a unit.
+
+        Raises:
+          EngineDead: none is alive.
         """
         request = carried.request
         tokens = len(request.prompt) + request.params.max_tokens
-        with self._lock:
-            living = [u for u in self._units if request.model in u.model_names and u.alive]
-            if not living:
-                raise EngineDead(f"no unit with {request.model} is alive")
-            unit = min(living, key=lambda unit: self._waits[unit.name])
-            carried.unit = unit
-            carried.seconds = unit.seconds(request.model, tokens)
-            self._waits[unit.name] += carried.seconds
-        unit.engine.submit(carried.again() if carried.moves else request, carried)
+        living = [u for u in self._units if request.model in u.model_names and u.alive]
+        if not living:
+            raise EngineDead(f"no unit with {request.model} is alive")
+        unit = min(living, key=lambda unit: self._waits[unit.name])
+        carried.unit = unit
+        carried.seconds = unit.seconds(request.model, tokens)
+        self._waits[unit.name] += carried.seconds
+
+    def _submit(self, carried: Carried) -> None:
+        unit, request = carried.unit, carried.request
+        assert unit is not None, "a unit was chosen"
+        again, carried.placed = carried.placed, True
+        unit.engine.submit(carried.again() if again else request, carried)
         if carried.dropped:  # cancelled before the unit knew it
             unit.engine.cancel(request.id)
 
@@ -280,7 +364,7 @@ class Router:
         else:
             carried.give_up(orphan.error)
 
-    def _placed(self, carried: _Carried) -> bool:
+    def _placed(self, carried: Carried) -> bool:
         try:
             self._place(carried)
         except EngineDead:

@@ -21,15 +21,14 @@ from muxjax.models.stacks import Stacks
 from muxjax.pallas_kernels.target import current_target
 
 if TYPE_CHECKING:
-    from muxjax.loading import Plan
+    from muxjax.unit_plan import ModelPlan
 
 
-def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[Decoder]:
+def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder]:
     """Reads a model's weights.
 
     Args:
-      plan: its unit.
-      name: the model.
+      part: the model.
       loaded: told the bytes of each parameter, on one device, as it arrives.
 
     Returns:
@@ -38,28 +37,29 @@ def load_weights(plan: Plan, name: str, loaded: Callable[[int], None]) -> list[D
     Raises:
       CheckpointError: a weight that cannot be read.
     """
-    checkpoint, shards = plan.checkpoints[name], plan.shards[name]
-    devices = {at: _DeviceWeights(plan, name, plan.devices[at]) for at in plan.meshes[name].local}
+    checkpoint, shards = part.checkpoint, part.shards
+    mesh = part.mesh
+    devices = {at: _DeviceWeights(part, mesh.devices[at]) for at in mesh.local}
     indices = sorted({at % shards.degree for at in devices})
     for parameter in shards.shapes:
         for index in indices:
-            part = checkpoint.part(parameter, shards, index)
+            piece = checkpoint.part(parameter, shards, index)
             for at, device in devices.items():
                 if at % shards.degree == index:  # one of each copy
-                    size = device.take(parameter, part)
+                    size = device.take(parameter, piece)
         loaded(size)
-    return [decoder_of(plan, name, device.weights) for device in devices.values()]
+    return [decoder_of(part, device.weights) for device in devices.values()]
 
 
-def decoder_of(plan: Plan, name: str, weights: Mapping[str, Weight]) -> Decoder:
+def decoder_of(part: ModelPlan, weights: Mapping[str, Weight]) -> Decoder:
     """What one device has of a model."""
-    shards = plan.shards[name]
+    shards = part.shards
     return Decoder(
         shards.local,
         weights,
         stacks_of(shards.local),
         vocab_size=shards.config.vocab_size,
-        axis=plan.meshes[name].axis,
+        axis=part.mesh.axis,
     )
 
 
@@ -72,14 +72,13 @@ class _DeviceWeights:
     """What one device has of a model, as its parameters arrive.
 
     Args:
-      plan: the unit.
-      name: the model.
+      part: the model.
       device: one of the unit's.
     """
 
-    def __init__(self, plan: Plan, name: str, device: jax.Device) -> None:
-        self._model = plan.models[name]
-        self._config = plan.shards[name].local
+    def __init__(self, part: ModelPlan, device: jax.Device) -> None:
+        self._model = part.model
+        self._config = part.shards.local
         self._stacks = stacks_of(self._config)
         self._device = device
         self.weights: dict[str, jax.Array] = {}

@@ -20,34 +20,44 @@ from muxjax.serve.chat import chat
 from muxjax.serve.completions import complete
 from muxjax.serve.errors import install_error_handlers
 from muxjax.serve.fields import CompletionRequest
-from muxjax.serve.fleet_protocol import SupervisedFleet
+from muxjax.serve.fleet_protocol import ManagedFleet
 from muxjax.serve.front import Front
 from muxjax.serve.metrics import Metrics
+from muxjax.serve.model_control import ModelControl
 from muxjax.serve.models import find_model
 from muxjax.serve.page import add_page
 from muxjax.serve.recent import Recent
-from muxjax.serve.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
+from muxjax.serve.requests import (
+    ChatRequest,
+    DetokenizeRequest,
+    LoadRequest,
+    ModelRequest,
+    TokenizeRequest,
+)
 from muxjax.serve.schemas import (
+    ADMIN_ERRORS,
     BODY_ERRORS,
     LOOK_ERRORS,
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
     Detokenized,
+    FleetChange,
     Health,
     ModelCard,
+    ModelChange,
     ModelList,
     Stats,
     Tokens,
     error_responses,
 )
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import Settings, slo_of
 from muxjax.serve.status import Status
 from muxjax.serve.tokens import detokenize, tokenize
 from muxjax.serve.watchdog import Watchdog
 
 
-def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> FastAPI:
+def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI:
     """An application that answers from `fleet`. Its `state.admission` can stop it.
 
     Args:
@@ -62,6 +72,13 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
     watchdog = Watchdog(fleet, stall_timeout=config.stall_timeout, restarts=config.restarts)
     status = Status(fleet, admission, metrics, recent, watchdog)
 
+    control = ModelControl(
+        fleet,
+        settings.fleet_file,
+        config.max_body,
+        reloaded=lambda file: metrics.set_targets(slo_of(file)),
+    )
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watchdog.start()
@@ -75,6 +92,7 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
         title="MuxJAX", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.admission = admission
+    app.state.control = control
     install_error_handlers(app)
     app.add_middleware(
         Front,
@@ -149,6 +167,16 @@ def create_app(fleet: SupervisedFleet, settings: Settings | None = None) -> Fast
     )
     for path, handler, summary, body, answer in posts:
         _add(app, "POST", path, handler, summary, answer, BODY_ERRORS, body)
+    changes = (
+        ("load", control.load, "Load a model", LoadRequest),
+        ("unload", control.unload, "Drop a model", ModelRequest),
+        ("sleep", control.sleep, "Put a model to sleep", ModelRequest),
+        ("wake", control.wake, "Wake a model", ModelRequest),
+    )
+    for name, handler, summary, named in changes:
+        _add(app, "POST", f"/models/{name}", handler, summary, ModelChange, ADMIN_ERRORS, named)
+    reload = "Apply the fleet file as it is now"
+    _add(app, "POST", "/fleet/reload", control.reload, reload, FleetChange, ADMIN_ERRORS)
     _describe_bodies(app)
     return app
 
@@ -222,7 +250,14 @@ _EVENTS = {
 
 def _describe_bodies(app: FastAPI) -> None:
     """Adds the bodies and the events; takes out FastAPI's own form of errors, which is not ours."""
-    bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    bodies = (
+        CompletionRequest,
+        ChatRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+        LoadRequest,
+        ModelRequest,
+    )
     _, definitions = models_json_schema(
         [
             *((body, "validation") for body in bodies),

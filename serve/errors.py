@@ -14,10 +14,12 @@ from starlette.responses import JSONResponse, Response
 from muxjax.errors import (
     EngineDead,
     InvalidRequest,
+    ModelUnavailable,
     MuxError,
     Overloaded,
     TimedOut,
     UnknownModel,
+    WrongState,
 )
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -79,6 +81,10 @@ def api_error(error: MuxError) -> ApiError:
         return ApiError(str(error), status=503, code="overloaded", headers=headers)
     if isinstance(error, EngineDead):
         return ApiError(str(error), status=503, code="engine_dead", headers={"retry-after": "5"})
+    if isinstance(error, ModelUnavailable):
+        return ApiError(str(error), status=503, param="model", code="model_unavailable")
+    if isinstance(error, WrongState):
+        return ApiError(str(error), status=409, param="model", code="wrong_state")
     if isinstance(error, TimedOut):
         return ApiError(str(error), status=504, code="timeout")
     return ApiError(str(error), status=500)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from muxjax.health import UnitHealth
+from muxjax.config import FleetConfig
+from muxjax.health import ModelState, UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 
@@ -177,4 +178,36 @@ class SupervisedFleet(FleetLike, Protocol):
         Raises:
           EngineDead: it cannot be.
         """
+        ...
+
+
+@runtime_checkable
+class ManagedFleet(SupervisedFleet, Protocol):
+    """A fleet whose models can be changed while it serves. All of it blocks.
+
+    Each raises `UnknownModel` for a name that there is not, and `WrongState`.
+    """
+
+    def model_states(self) -> dict[str, ModelState]:
+        """Of every model; answers when an engine hangs."""
+        ...
+
+    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
+        """Adds a model, by an entry as in a fleet file, or by its name in the fleet's own."""
+        ...
+
+    def unload(self, model: str) -> None:
+        """Drops a model when its requests have ended."""
+        ...
+
+    def sleep(self, model: str) -> None:
+        """Puts a model to sleep when its requests have ended."""
+        ...
+
+    def wake(self, model: str) -> None:
+        """Wakes a model."""
+        ...
+
+    def reload(self, source: FleetConfig) -> dict[str, Any]:
+        """Brings the fleet to what a fleet file says; see `Fleet.reload`."""
         ...

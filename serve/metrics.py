@@ -8,14 +8,14 @@ what MuxJAX divides a device between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from muxjax.config import SloConfig
-from muxjax.health import UnitHealth
+from muxjax.health import ModelStatus, UnitHealth
 from muxjax.serve.admission import Admission
 from muxjax.serve.watched import Ending
 
@@ -145,6 +145,12 @@ class Metrics:
         found = {} if slo is None else {"ttft": slo.ttft, "tpot": slo.tpot}
         return {name: value for name, value in found.items() if value is not None}
 
+    def set_targets(self, slo: Mapping[str, SloConfig]) -> None:
+        """Takes other latency targets by model."""
+        self._slo = dict(slo)
+        for model in self._slo:
+            self._prepare(model)
+
     # Told by Admission
 
     def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
@@ -200,7 +206,11 @@ class Metrics:
         }
 
     def text(
-        self, stats: Mapping[str, Any], health: Iterable[UnitHealth], admission: Admission
+        self,
+        stats: Mapping[str, Any],
+        health: Iterable[UnitHealth],
+        admission: Admission,
+        states: Mapping[str, ModelStatus],
     ) -> bytes:
         """All metrics in Prometheus' text format.
 
@@ -208,8 +218,9 @@ class Metrics:
           stats: from `Snapshots`.
           health: of the units.
           admission: where requests wait.
+          states: of all models.
         """
-        collector = _Units(stats, list(health), admission)
+        collector = _Units(stats, list(health), admission, states)
         self.registry.register(collector)
         try:
             return generate_latest(self.registry)
@@ -253,12 +264,17 @@ class _Units(Collector):
     """The units' counters at one moment."""
 
     def __init__(
-        self, stats: Mapping[str, Any], health: list[UnitHealth], admission: Admission
+        self,
+        stats: Mapping[str, Any],
+        health: list[UnitHealth],
+        admission: Admission,
+        states: Mapping[str, ModelStatus],
     ) -> None:
         self._models: Mapping[str, Any] = stats.get("models", {})
         self._pages = stats.get("usable_pages") or 0
         self._health = health
         self._admission = admission
+        self._states = states
 
     def collect(self) -> Iterator[Metric]:
         for key, (name, text) in _GAUGES.items():
@@ -309,7 +325,8 @@ class _Units(Collector):
         for unit in self._health:
             restarts.add_metric([unit.unit], unit.restarts)
             stalled.add_metric([unit.unit], unit.stalled_seconds)
-            for model in unit.models:
-                queue.add_metric([model], self._admission.waiting(model))
-                state.add_metric([model, "loaded" if unit.alive else "failed"], 1)
+        for model, found in self._states.items():
+            queue.add_metric([model], self._admission.waiting(model))
+            for status in get_args(ModelStatus):
+                state.add_metric([model, status], int(status == found))
         yield from (queue, state, restarts, stalled)

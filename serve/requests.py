@@ -82,6 +82,26 @@ class DetokenizeRequest(Strict):
     tokens: list[int]
 
 
+class ModelRequest(Strict):
+    """The body of `/models/unload`, `/models/sleep` and `/models/wake`."""
+
+    model: str
+
+
+class LoadRequest(Strict):
+    """The body of `/models/load`."""
+
+    model: str
+    entry: dict[str, Any] | None = Field(
+        default=None,
+        description="What a fleet file would say of the model, its name apart; not needed for one "
+        "that the server's fleet file has.",
+    )
+    unit: str | None = Field(
+        default=None, description="Where; by default the unit with the least weights."
+    )
+
+
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -150,6 +170,27 @@ def parse_detokenize(data: Mapping[str, Any]) -> DetokenizeRequest:
       ApiError: 400, naming the field at fault.
     """
     return _parse(DetokenizeRequest, data, {})
+
+
+def parse_model(data: Mapping[str, Any]) -> ModelRequest:
+    """Checks a body that names a model.
+
+    Raises:
+      ApiError: 400, naming the field at fault.
+    """
+    return _parse(ModelRequest, data, {})
+
+
+def parse_load(data: Mapping[str, Any]) -> LoadRequest:
+    """Checks the body of `/models/load`.
+
+    Raises:
+      ApiError: 400, naming the field at fault.
+    """
+    request = _parse(LoadRequest, data, {})
+    if request.entry is not None and "name" in request.entry:
+        raise ApiError("the model's name goes into `model`, not into `entry`", param="entry")
+    return request
 
 
 def _parse(kind: type[Body], data: Mapping[str, Any], unused: Mapping[str, Any]) -> Body:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from muxjax.health import ModelStatus
+
 
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +41,8 @@ class ModelCard(_Answer):
     created: int
     owned_by: str
     max_model_len: int
-    status: Literal["loaded", "loading", "sleeping", "failed"]
+    status: ModelStatus
+    error: str | None = None
     unit: str | None
 
 
@@ -230,6 +233,24 @@ class Health(_Answer):
     unit: str | None = None
 
 
+class ModelChange(_Answer):
+    """What became of a model."""
+
+    model: str
+    status: ModelStatus | Literal["unloaded"]
+    seconds: float
+
+
+class FleetChange(_Answer):
+    """What became of the fleet: names of models, and why some are not as the file says."""
+
+    added: list[str]
+    removed: list[str]
+    replaced: list[str]
+    changed: list[str]
+    failed: dict[str, str]
+
+
 class Stats(_Answer):
     """The answer of `/stats`: what the live page shows. `models` has all counters of each."""
 
@@ -247,6 +268,7 @@ _ERRORS = {
     401: "The API key is missing or not known",
     403: "The API key, or the page's origin, may not",
     404: "No such model",
+    409: "The model's state does not allow it",
     408: "The body did not arrive in time",
     413: "The body is too large",
     429: "A limit is reached; Retry-After says for how long",
@@ -254,8 +276,10 @@ _ERRORS = {
     503: "The engine has ended, or the server is stopping",
     504: "The request took longer than it may",
 }
-BODY_ERRORS = tuple(_ERRORS)
+BODY_ERRORS = tuple(status for status in _ERRORS if status != 409)
 """The statuses with which an endpoint that takes a body may refuse it."""
+ADMIN_ERRORS = (400, 401, 403, 404, 408, 409, 413, 500, 503)
+"""Those of one that changes the fleet."""
 LOOK_ERRORS = (401, 403, 404, 500, 503)
 """Those of one that does not."""
 

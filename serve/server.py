@@ -11,6 +11,7 @@ import shlex
 import signal
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from muxjax.errors import MuxError
 from muxjax.serve import logs
 from muxjax.serve.admission import Admission
 from muxjax.serve.app import create_app
-from muxjax.serve.fleet_protocol import FleetLike, SupervisedFleet
+from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
 from muxjax.serve.keys import ENVIRONMENT
+from muxjax.serve.model_control import ModelControl
 from muxjax.serve.settings import Settings
 
 _LOOK = 0.05
@@ -127,7 +129,7 @@ def is_local(bound: socket.socket) -> bool:
 
 
 def serve(
-    fleet: SupervisedFleet,
+    fleet: ManagedFleet,
     bound: socket.socket,
     *,
     say: Callable[[str], None],
@@ -170,7 +172,8 @@ def serve(
 
     server = _Server(config, app.state.admission, settings.server.drain_timeout, ready)
     try:
-        server.run(sockets=[bound])
+        with sighup_reloads(app.state.control):
+            server.run(sockets=[bound])
     except KeyboardInterrupt:
         # uvicorn raises the signal that ended it once more, for its caller.
         if not server.started:
@@ -192,6 +195,24 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def sighup_reloads(control: ModelControl) -> Iterator[None]:
+    """Makes SIGHUP apply the fleet file as it is then; what comes of it is logged."""
+
+    def reload() -> None:
+        with contextlib.suppress(MuxError):  # it was logged, and nothing has changed
+            control.read_again()
+
+    def start(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=reload, name="muxjax-reload", daemon=True).start()
+
+    before = signal.signal(signal.SIGHUP, start)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def welcome(fleet: FleetLike, url: str, *, keyed: bool = False) -> str:

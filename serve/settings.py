@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from muxjax.config import FleetConfig, SloConfig
 from muxjax.serve.keys import Keys
@@ -21,6 +22,7 @@ class Settings:
       slo: latency targets by model.
       local_only: it listens on a loopback address, so names of other machines do not mean it.
       tracing: where traces of calls go, if anywhere.
+      fleet_file: what the fleet came from, and is brought to when it is read again.
     """
 
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -28,6 +30,7 @@ class Settings:
     slo: Mapping[str, SloConfig] = field(default_factory=dict)
     local_only: bool = False
     tracing: Tracing | None = None
+    fleet_file: Path | None = None
 
     @classmethod
     def of(
@@ -37,7 +40,12 @@ class Settings:
         keys: Keys,
         local_only: bool,
         tracing: Tracing | None = None,
+        fleet_file: Path | None = None,
     ) -> Settings:
         """Those of a fleet file."""
-        slo = {model.name: model.slo for model in config.models}
-        return cls(config.server, keys, slo, local_only, tracing)
+        return cls(config.server, keys, slo_of(config), local_only, tracing, fleet_file)
+
+
+def slo_of(config: FleetConfig) -> dict[str, SloConfig]:
+    """Latency targets by model."""
+    return {model.name: model.slo for model in config.models}

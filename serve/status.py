@@ -6,14 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from muxjax.health import UnitHealth
+from muxjax.health import ModelState, ModelStatus, UnitHealth
 from muxjax.serve.admission import Admission
-from muxjax.serve.fleet_protocol import ModelLike, SupervisedFleet
+from muxjax.serve.fleet_protocol import ManagedFleet, ModelLike
 from muxjax.serve.front import Caller
 from muxjax.serve.metrics import CONTENT_TYPE, Metrics
 from muxjax.serve.models import find_model
@@ -21,7 +21,6 @@ from muxjax.serve.recent import Recent
 from muxjax.serve.snapshots import Snapshots
 from muxjax.serve.watchdog import Watchdog
 
-ModelStatus = Literal["loaded", "loading", "sleeping", "failed"]
 UPDATE_SECONDS = 0.5
 """Between two updates of the live page."""
 
@@ -39,7 +38,7 @@ class Status:
 
     def __init__(
         self,
-        fleet: SupervisedFleet,
+        fleet: ManagedFleet,
         admission: Admission,
         metrics: Metrics,
         recent: Recent,
@@ -66,18 +65,27 @@ class Status:
             "owned_by": "muxjax",
             "max_model_len": model.max_model_len,
             "status": self.model_status(model.name),
+            "error": self._error(model.name),
             "unit": None if unit is None else unit.unit,
         }
 
     def model_status(self, name: str) -> ModelStatus:
         """The state of a model."""
-        unit = self._unit_of(name)
+        unit, state = self._unit_of(name), self._fleet.model_states().get(name)
         if unit is None:
             return "failed"
-        if unit.alive:
-            return "loaded"
-        # Between its end and its restart a unit is on its way back.
-        return "failed" if self._watchdog.lost(unit.unit) or unit.reason is None else "loading"
+        if not unit.alive:
+            # Between its end and its restart a unit is on its way back.
+            return "failed" if self._watchdog.lost(unit.unit) or unit.reason is None else "loading"
+        return "loaded" if state is None else state.status
+
+    def statuses(self) -> dict[str, ModelStatus]:
+        """The states of all models, by name."""
+        return {name: self.model_status(name) for name in self._fleet.models}
+
+    def _error(self, model: str) -> str | None:
+        state: ModelState | None = self._fleet.model_states().get(model)
+        return None if state is None else state.error
 
     def _unit_of(self, model: str) -> UnitHealth | None:
         return next((unit for unit in self._fleet.health() if model in unit.models), None)
@@ -107,6 +115,8 @@ class Status:
         unit = self._unit_of(name)
         if unit is None or not unit.works(self._stall_timeout):
             return _not_ready("no unit has the model" if unit is None else _why(unit))
+        if error := self._error(name):
+            return _not_ready(f"{name} has failed: {error}")
         return JSONResponse({"status": self.model_status(name), "unit": unit.unit})
 
     # Counters
@@ -114,7 +124,7 @@ class Status:
     async def metrics(self) -> Response:
         """Prometheus' text."""
         stats = await self._snapshots.latest()
-        text = self._metrics.text(stats, self._fleet.health(), self._admission)
+        text = self._metrics.text(stats, self._fleet.health(), self._admission, self.statuses())
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def stats(self, request: Request) -> Response:
@@ -149,6 +159,7 @@ class Status:
                     {
                         "name": name,
                         "status": self.model_status(name),
+                        "error": self._error(name),
                         "unit": None if unit is None else unit.unit,
                         "max_model_len": model.max_model_len,
                         "chat": getattr(model.tokenizer, "chat_template", None) is not None,

@@ -23,6 +23,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import POLICIES
 from muxjax.scheduling.steps import Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
+from muxjax.unit_plan import Plan
 
 
 class Rig:
@@ -36,15 +37,15 @@ class Rig:
       executor: runs steps; nothing else may while an engine uses it.
     """
 
-    def __init__(self, config: FleetConfig, plan: loading.Plan, executor: JaxExecutor) -> None:
+    def __init__(self, config: FleetConfig, plan: Plan, executor: JaxExecutor) -> None:
         self.config = config
         self.models = dict(plan.models)
-        self.buckets: dict[str, Buckets] = dict(plan.buckets)
+        self.buckets: dict[str, Buckets] = {name: part.buckets for name, part in plan.parts.items()}
         self.executor = executor
         self.dummy_pages = plan.dummy_pages
         self.num_pages: int = plan.kv.shape[0]
         self.pool_bytes = plan.pool_bytes
-        self.specs = {name: state.spec for name, state in plan.make_unit().models.items()}
+        self.specs = {name: part.spec for name, part in plan.parts.items()}
         self._kv = plan.kv
         self._fresh: dict[str, Unit] = {config.policy: plan.make_unit()}
 
@@ -64,12 +65,12 @@ class Rig:
         }
         with Bars(totals, show=progress) as bars:
             loading.load_and_compile(
-                plan,
+                plan.parts,
                 programs,
                 loaded=lambda name, size: bars.advance("loading weights", size, name),
                 compiled=lambda program: bars.advance("compiling", 1, program.title),
             )
-        executor = JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages)
+        executor = JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
         return cls(config, plan, executor)
 
     def unit(self, policy: str, estimates: StepEstimates | None = None) -> Unit:

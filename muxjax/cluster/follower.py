@@ -53,9 +53,9 @@ def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
     plan = make_plan(config, hosts)
     programs = loading.make_programs(plan)
     loading.load_and_compile(
-        plan, programs, loaded=lambda name, size: None, compiled=lambda program: None
+        plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
     )
-    return JaxExecutor(programs, plan.kv, dummy_pages=plan.dummy_pages)
+    return JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
 
 
 def _received(link: Link) -> Message:

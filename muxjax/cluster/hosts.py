@@ -22,7 +22,7 @@ from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.wire import Link, Message
 from muxjax.config import FleetConfig
 from muxjax.errors import ClusterError
-from muxjax.loading import Plan
+from muxjax.unit_plan import Plan
 
 MEETING_SECONDS = 120
 """Most seconds that the hosts wait for each other."""
@@ -111,7 +111,7 @@ def make_plan(config: FleetConfig, hosts: Hosts) -> Plan:
             f"{count} devices together: it must be that"
         )
     plan = loading.make_plan(config, progress=False)
-    copied = [name for name, mesh in plan.meshes.items() if mesh.copies > 1]
+    copied = [name for name, part in plan.parts.items() if part.mesh.copies > 1]
     if copied:
         raise ClusterError(
             f"tensor_parallel of {', '.join(copied)}: on a mesh over several processes every model "

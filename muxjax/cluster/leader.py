@@ -38,6 +38,7 @@ class LeadingExecutor(JaxExecutor):
 
     def __init__(
         self,
+        devices: tuple[jax.Device, ...],
         models: Mapping[str, ModelPrograms],
         kv: jax.ShapeDtypeStruct,
         *,
@@ -45,7 +46,7 @@ class LeadingExecutor(JaxExecutor):
         links: Sequence[Link],
         lost: Callable[[str], None],
     ) -> None:
-        super().__init__(models, kv, dummy_pages=dummy_pages)
+        super().__init__(devices, models, kv, dummy_pages=dummy_pages)
         self._links = links
         self._lost = lost
 
@@ -87,7 +88,7 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
         link.send(told.packed())
     programs = loading.make_programs(plan)
     loading.load_and_compile(
-        plan, programs, loaded=lambda name, size: None, compiled=lambda program: None
+        plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
     )
     ending = threading.Event()
     for process, link in enumerate(links, start=1):
@@ -103,7 +104,7 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
             give_up("its loop has ended")
         started = True
         return LeadingExecutor(
-            programs, plan.kv, dummy_pages=plan.dummy_pages, links=links, lost=give_up
+            plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages, links=links, lost=give_up
         )
 
     with Fleet([LiveUnit("0", plan, programs, make_executor=make_executor)]) as fleet:

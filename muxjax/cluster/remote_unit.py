@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
-from muxjax.loading import LoadedModel
 from muxjax.runner import Runner
+from muxjax.unit_plan import LoadedModel
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
 """Starts another process with the unit and waits until it serves; gives the way to it, and what it

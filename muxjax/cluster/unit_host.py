@@ -15,9 +15,9 @@ from muxjax.cluster.messages import Asked, News, Report
 from muxjax.constraints import Constraints
 from muxjax.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
-from muxjax.loading import LoadedModel
 from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.unit_plan import LoadedModel
 
 
 class UnitHost:

@@ -52,7 +52,7 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     made = loading.make_plan(part.config, progress=False, devices=part.devices, demand=part.demand)
     programs = loading.make_programs(made)
     loading.load_and_compile(
-        made, programs, loaded=lambda name, size: None, compiled=lambda program: None
+        made.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
     )
     live = LiveUnit(part.name, made, programs)
     return UnitHost(live, live.models, live.stats)

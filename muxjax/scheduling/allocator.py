@@ -67,15 +67,43 @@ class SlabAllocator:
             Slab(self.dummy_pages + index * self.slab_pages) for index in range(self.num_slabs)
         ]
         self._empty = list(range(self.num_slabs - 1, -1, -1))
-        self._leases = {}
+        self._leases: dict[str, Lease] = {}
         for model, pages in layers.items():
-            blocks = self.slab_pages // pages
-            self._leases[model] = Lease(pages, blocks, [{} for _ in range(blocks + 1)])
+            self.add_model(model, pages)
         self._extra: Counter[int] = Counter()  # references besides the first
         self.lease_changes = 0
         self.idle_slabs = 0
         self._record_freed = record_freed
         self._freed: list[int] = []
+
+    # Models that come and go; the pool's cut into slabs stays
+
+    def add_model(self, model: str, layers: int) -> None:
+        """Takes in a model whose blocks have so many pages.
+
+        Raises:
+          ValueError: it is there already, or its blocks do not fit the slabs as they are cut.
+        """
+        if model in self._leases:
+            raise ValueError(f"{model} is there already")
+        largest = min(self.slab_pages, self.dummy_pages)
+        if layers > largest:
+            raise ValueError(
+                f"a block of {model} has {layers} pages, one for each layer, and the pool is cut "
+                f"for models of at most {largest}"
+            )
+        blocks = self.slab_pages // layers
+        self._leases[model] = Lease(layers, blocks, [{} for _ in range(blocks + 1)])
+
+    def remove_model(self, model: str) -> None:
+        """Drops a model that holds nothing, cached blocks included.
+
+        Raises:
+          ValueError: it holds blocks.
+        """
+        if self._leases[model].slabs or self._leases[model].idle:
+            raise ValueError(f"{model} still holds blocks")
+        del self._leases[model]
 
     # What there is
 
@@ -97,6 +125,8 @@ class SlabAllocator:
     @property
     def waste(self) -> float:
         """Part of the pool, dummy block apart, that no block can use (mean over the models)."""
+        if not self._leases:
+            return self.remainder_pages / (self.num_pages - self.dummy_pages)
         lost = sum(self.slab_pages % lease.layers for lease in self._leases.values())
         in_slabs = self.num_slabs * lost / len(self._leases)
         return (in_slabs + self.remainder_pages) / (self.num_pages - self.dummy_pages)

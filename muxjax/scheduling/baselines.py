@@ -95,13 +95,17 @@ class Static:
         self._shares: dict[str, float] = {}
         self._virtual: dict[str, float] = {}
         self._working: set[str] = set()
+        self._membership = -1  # `unit.membership` that shares were fixed for
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
         del now
-        if not self._shares:
+        if self._membership != unit.membership:
+            self._membership = unit.membership
+            self._shares = dict.fromkeys(unit.models, 0.0)
             for (model, _), share in unit.time.shares.items():
-                self._shares[model] = self._shares.get(model, 0.0) + share
-                self._virtual[model] = 0.0
+                self._shares[model] += share
+            self._virtual = {model: self._virtual.get(model, 0.0) for model in unit.models}
+            self._working &= set(unit.models)
         virtual = self._virtual
         working = {m for m, state in unit.models.items() if state.has_prefill or state.has_decode}
         stayed = [virtual[model] for model in working & self._working]

@@ -38,6 +38,11 @@ class StepEstimates:
         self._prefill: dict[str, dict[int, float]] = {name: {} for name in names}
         self._decode: dict[str, dict[int, float]] = {name: {} for name in names}
 
+    def add_model(self, model: str) -> None:
+        """Takes in a model; what was measured of it before is kept."""
+        self._prefill.setdefault(model, {})
+        self._decode.setdefault(model, {})
+
     def prefill(self, model: str, num_tokens: int) -> float:
         """Seconds that a prefill step of this many tokens takes."""
         return num_tokens * _nearest(self._prefill[model], num_tokens, self._prefill_guess)

@@ -8,10 +8,9 @@ free (`quotas.OpenPool`), and `static` and `mutex` give each model a part that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.quotas import KVQuotas, OpenPool, apportion, slabs_for_request
 from muxjax.scheduling.specs import ModelSpec
 
@@ -26,11 +25,11 @@ class FixedPool(KVQuotas):
       PoolTooSmall: one request of full length of each model does not fit.
     """
 
-    def __init__(
-        self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
-    ) -> None:
-        specs = list(specs)
-        super().__init__(specs, allocator, needs)
+    def _parts(
+        self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        super()._parts(specs, needs)  # refuses a pool that is too small
+        allocator = self._allocator
         least = [slabs_for_request(spec, allocator, spec.max_model_len) for spec in specs]
         if sum(least) > allocator.num_slabs:
             pages = allocator.slab_pages
@@ -42,9 +41,8 @@ class FixedPool(KVQuotas):
             )
         weights = [max(0.0, needs[spec.name]) for spec in specs]
         parts = apportion(allocator.num_slabs, weights, least)
-        self.initial = {spec.name: part for spec, part in zip(specs, parts, strict=True)}
-        self.floors = dict(self.initial)
-        self.quotas = dict(self.initial)
+        own = {spec.name: part for spec, part in zip(specs, parts, strict=True)}
+        return dict(own), own
 
     def due(self, now: float) -> bool:
         """Never: nothing moves."""

@@ -68,6 +68,18 @@ class PrefixCache:
         self._enabled = enabled
         self._indices = {name: PrefixIndex(state.spec.copies) for name, state in models.items()}
 
+    # Models that come and go
+
+    def add_model(self, name: str) -> None:
+        """Takes in a model, of which nothing can be found yet."""
+        self._indices[name] = PrefixIndex(self._models[name].spec.copies)
+
+    def remove_model(self, name: str) -> None:
+        """Frees all that is cached of a model without requests, which is about to leave."""
+        while self._allocator.idle_slabs_of(name):
+            self._allocator.evict_slab(name)
+        del self._indices[name]
+
     # What is found, and what can be
 
     def find(self, state: ModelState, request: Request) -> Found:

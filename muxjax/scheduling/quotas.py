@@ -64,31 +64,50 @@ class KVQuotas:
     def __init__(
         self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
     ) -> None:
-        specs = list(specs)
         self._allocator = allocator
-        self.floors = compute_floors(specs, allocator)
-        names = [spec.name for spec in specs]
-        weights = [max(0.0, needs[name]) for name in names]
-        total = sum(weights)
-        self._need_shares = {
-            name: weight / total if total else 1.0 / len(names)
-            for name, weight in zip(names, weights, strict=True)
-        }
-        minima = [self.floors[name] for name in names]
-        shares = apportion(allocator.num_slabs, weights, minima)
-        self.initial = dict(zip(names, shares, strict=True))
-        self.quotas = dict(self.initial)
         self.changes = 0
         self.moves: deque[QuotaMove] = deque(maxlen=RECORDS_KEPT)
         self.reclaimed: deque[Reclaim] = deque(maxlen=RECORDS_KEPT)
-        self.given_back = dict.fromkeys(names, 0)
-        self.taken_back = dict.fromkeys(names, 0)
+        self.given_back: dict[str, int] = {}
+        self.taken_back: dict[str, int] = {}
         self._now = 0.0
-        self._unfilled = 0
-        self._unfilled_at = -1  # as of which `SlabAllocator.lease_changes`
-        self._peaks = dict.fromkeys(names, 0)
         self._short: set[str] = set()
         self._next_move: float | None = None
+        self.divide(specs, needs)
+
+    def divide(self, specs: Iterable[ModelSpec], needs: Mapping[str, float]) -> None:
+        """Divides the pool anew, among these models.
+
+        Who holds more than its new quota has borrowed the rest.
+
+        Raises:
+          PoolTooSmall: a request of full length of some model could never run; nothing is changed.
+        """
+        specs = list(specs)
+        floors, quotas = self._parts(specs, needs)
+        self.floors, self.initial, self.quotas = floors, dict(quotas), quotas
+        names = [spec.name for spec in specs]
+        total = sum(max(0.0, needs[name]) for name in names)
+        self._need_shares = {
+            name: max(0.0, needs[name]) / total if total else 1.0 / len(names) for name in names
+        }
+        self._peaks = {name: self._allocator.leased_slabs(name) for name in names}
+        for name in names:
+            self.given_back.setdefault(name, 0)
+            self.taken_back.setdefault(name, 0)
+        self._short.intersection_update(names)
+        self._unfilled = 0
+        self._unfilled_at = -1  # as of which `SlabAllocator.lease_changes`
+        self.changes += 1
+
+    def _parts(
+        self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Floors and quotas."""
+        floors = compute_floors(specs, self._allocator)
+        weights = [max(0.0, needs[spec.name]) for spec in specs]
+        shares = apportion(self._allocator.num_slabs, weights, list(floors.values()))
+        return floors, dict(zip(floors, shares, strict=True))
 
     # What a model may lease
 
@@ -227,7 +246,7 @@ class KVQuotas:
 
     def check_invariants(self) -> None:
         """Raises AssertionError if quotas and floors do not fit the pool."""
-        assert sum(self.quotas.values()) == self._allocator.num_slabs
+        assert sum(self.quotas.values()) == self._allocator.num_slabs or not self.quotas
         assert sum(self.floors.values()) <= self._allocator.num_slabs
         for model, floor in self.floors.items():
             assert 0 <= floor <= self.quotas[model]
@@ -241,13 +260,11 @@ class OpenPool(KVQuotas):
 
     reclaims = False
 
-    def __init__(
-        self, specs: Iterable[ModelSpec], allocator: SlabAllocator, needs: Mapping[str, float]
-    ) -> None:
-        specs = list(specs)
-        super().__init__(specs, allocator, needs)
-        self.floors = dict.fromkeys(self.floors, 0)
-        self.quotas = dict.fromkeys(self.quotas, allocator.num_slabs)
+    def _parts(
+        self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        floors, _ = super()._parts(specs, needs)  # refuses a pool that is too small
+        return dict.fromkeys(floors, 0), dict.fromkeys(floors, self._allocator.num_slabs)
 
     def due(self, now: float) -> bool:
         """Never: nothing moves."""
@@ -256,7 +273,7 @@ class OpenPool(KVQuotas):
 
     def check_invariants(self) -> None:
         """Raises AssertionError if the pool is divided after all."""
-        assert set(self.quotas.values()) == {self._allocator.num_slabs}
+        assert set(self.quotas.values()) <= {self._allocator.num_slabs}
         assert not any(self.floors.values())
 
 
@@ -328,6 +345,8 @@ def apportion(total: int, weights: Sequence[float], minima: Sequence[int]) -> li
     """
     if sum(minima) > total:
         raise ValueError(f"minima {list(minima)} exceed the total of {total}")
+    if not weights:
+        return []
     if not any(weights):
         weights = [1.0] * len(weights)
     # Those whose proportional part is under their minimum get the minimum, the rest share the rest.

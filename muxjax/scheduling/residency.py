@@ -24,7 +24,7 @@ The oldest request of the unit keeps its pages even so; see `preemption.py`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -105,7 +105,7 @@ class Residency:
         self._prefixes = prefixes
         self._settled = settled
         self._refused: dict[str, _Refusal] = {}
-        self._released = dict.fromkeys(models, 0)
+        self._released: dict[str, int] = defaultdict(int)
         self._line_changes = 0
         self.steps_made = 0
 

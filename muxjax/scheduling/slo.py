@@ -32,9 +32,11 @@ class SloPolicy:
 
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}
+        self._membership = -1  # `unit.membership` that they were made for
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
-        if not self._paces:
+        if self._membership != unit.membership:
+            self._membership = unit.membership
             self._paces = {n: Pace(s, unit.estimates) for n, s in unit.models.items()}
         paces = self._paces
         waiting: list[Turn] = []

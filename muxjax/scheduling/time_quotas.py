@@ -33,16 +33,30 @@ class TimeQuotas:
     """Shares, use and credit of every (model, phase) of a unit."""
 
     def __init__(self, models: Iterable[str]) -> None:
-        phases: tuple[Phase, ...] = ("prefill", "decode")
-        turns: list[Turn] = [(model, phase) for model in models for phase in phases]
-        self.shares: dict[Turn, float] = dict.fromkeys(turns, 1.0 / len(turns))
-        self.used: dict[Turn, float] = dict.fromkeys(turns, 0.0)
-        self._virtual = dict.fromkeys(turns, 0.0)
+        self.shares: dict[Turn, float] = {}
+        self.used: dict[Turn, float] = {}
+        self._virtual: dict[Turn, float] = {}
         self._mean = 0.0
         self._active: frozenset[Turn] = frozenset()
+        self.set_models(models)
+
+    def set_models(self, models: Iterable[str]) -> None:
+        """Says which models there are, with even shares until `set_needs`.
+
+        Who is new has neither credit nor debt; what the others used and are owed stays.
+        """
+        phases: tuple[Phase, ...] = ("prefill", "decode")
+        turns: list[Turn] = [(model, phase) for model in models for phase in phases]
+        self.shares = {turn: 1.0 / len(turns) for turn in turns}
+        self._virtual = {turn: self._virtual.get(turn, self._mean) for turn in turns}
+        self._active = self._active.intersection(turns)
+        for turn in turns:
+            self.used.setdefault(turn, 0.0)
 
     def set_needs(self, needs: Mapping[Turn, float]) -> None:
         """Sets the shares from expected needs, in seconds of device time per second."""
+        if not self.shares:
+            return
         total = sum(max(0.0, needs[turn]) for turn in self.shares)
         even = 1.0 / len(self.shares)
         for turn in self.shares:

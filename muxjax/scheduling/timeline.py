@@ -33,7 +33,8 @@ class _Entry(NamedTuple):
     batch: int
     tokens: int
     made: int
-    counts: tuple[tuple[int, ...], ...]  # of `_COUNTERS`, for each model
+    models: tuple[str, ...]  # of the unit at that time
+    counts: tuple[tuple[int, ...], ...]  # of `_COUNTERS`, for each of them
 
 
 class Timeline:
@@ -50,7 +51,8 @@ class Timeline:
         if most_steps < 1:
             raise ValueError(f"a timeline keeps one step at least, not {most_steps}")
         self._entries: deque[_Entry] = deque(maxlen=most_steps)
-        self._models: dict[str, tuple[str, ...]] = {}
+        self._models: dict[str, list[str]] = {}  # that each unit ever had
+        self._present: tuple[str, ...] = ()
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -65,7 +67,13 @@ class Timeline:
           result: what it gave, its times included.
           name: of the unit.
         """
-        self._models.setdefault(name, tuple(unit.models))
+        present = tuple(unit.models)
+        if present == self._present:
+            present = self._present  # the same object for all entries
+        else:
+            self._present = present
+        known = self._models.setdefault(name, list(present))
+        known += [model for model in present if model not in known]
         prefill = isinstance(step, Prefill)
         parts = step.chunks if isinstance(step, Prefill) else step.sequences
         made = sum([len(tokens) for tokens in result.tokens])
@@ -88,6 +96,7 @@ class Timeline:
                 len(parts),
                 step.num_tokens,
                 made,
+                present,
                 counts,
             )
         )
@@ -141,7 +150,7 @@ class Timeline:
                     "pid": pid,
                     "tid": 0,
                     "ts": start + 1e6 * entry.seconds,
-                    "args": dict(zip(self._models[entry.unit], values, strict=True)),
+                    "args": dict(zip(entry.models, values, strict=True)),
                 }
 
     def write(self, path: Path) -> None:

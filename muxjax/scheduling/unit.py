@@ -107,6 +107,10 @@ class Unit:
 
     Raises:
       PoolTooSmall: the pool cannot hold one request of full length of each model.
+
+    Attributes:
+      models: state of each model, by name.
+      membership: how often models, or what is expected of them, have changed.
     """
 
     def __init__(
@@ -145,11 +149,72 @@ class Unit:
         self._residency = Residency(
             self.models, self.allocator, self.quotas, self._prefixes, self.settled
         )
+        self.membership = 0
         self._requests: dict[int, Request] = {}
         self._added = 0
         self._in_flight: deque[_Flight] = deque()
         self._steps_made = 0
         self._in_step: list[Request] = []  # those in the step that is being made
+
+    # Models that come and go
+
+    def add_model(self, spec: ModelSpec) -> None:
+        """Takes in a model: the pool's quotas and the time's shares are divided anew.
+
+        Raises:
+          ValueError: it is there already, or its blocks do not fit the pool as it is cut.
+          PoolTooSmall: it would leave no room for a request of full length of some model. Nothing
+            is changed then.
+        """
+        self.allocator.add_model(spec.name, spec.num_layers)
+        self.estimates.add_model(spec.name)
+        specs = [*(state.spec for state in self.models.values()), spec]
+        try:
+            self._divide(specs)
+        except PoolTooSmall:
+            self.allocator.remove_model(spec.name)
+            raise
+        self.models[spec.name] = ModelState(spec)
+        self._prefixes.add_model(spec.name)
+
+    def remove_model(self, name: str) -> None:
+        """Drops a model without requests; its part of the pool and of the time goes to the others.
+
+        Raises:
+          ValueError: it has requests, or steps in flight.
+        """
+        if not self.idle(name):
+            raise ValueError(f"{name} has requests, or steps in flight")
+        self._divide([state.spec for state in self.models.values() if state.spec.name != name])
+        self._prefixes.remove_model(name)
+        self.allocator.remove_model(name)
+        del self.models[name]
+
+    def change_models(self, specs: Iterable[ModelSpec]) -> None:
+        """Takes other expectations, floors and targets of models; their shapes must be the same.
+
+        Raises:
+          PoolTooSmall: the floors leave no room for a request of some model; nothing is changed.
+        """
+        changed = {state.spec.name: state.spec for state in self.models.values()}
+        changed |= {spec.name: spec for spec in specs}
+        self._divide(list(changed.values()))
+        for spec in changed.values():
+            self.models[spec.name].spec = spec
+
+    def idle(self, name: str) -> bool:
+        """Whether a model has neither requests nor steps in flight."""
+        state = self.models[name]
+        if state.has_prefill or state.has_decode:
+            return False
+        return all(flight.turn[0] != name for flight in self._in_flight)
+
+    def _divide(self, specs: list[ModelSpec]) -> None:
+        demands = {spec.name: self._demand(spec, self.estimates) for spec in specs}
+        self.quotas.divide(specs, {name: demand.kv for name, demand in demands.items()})
+        self.time.set_models(demands)
+        self._set_shares(demands)
+        self.membership += 1
 
     # Requests in and out
 
@@ -258,6 +323,8 @@ class Unit:
 
     def next_step(self, now: float) -> Step | None:
         """The next step to submit, or None if none can be made before the next result arrives."""
+        if not self.models:
+            return None
         if self.quotas.due(now):
             self.quotas.move(now, [name for name, state in self.models.items() if state.waiting])
         if self._next_shares is None:

@@ -108,6 +108,7 @@ function showTable(now, last) {
     const cells = row.cells;
     set(cells[1], model.status);
     cells[1].className = `state ${model.status}`;
+    cells[1].title = model.error ?? "";
     set(cells[2], model.unit ?? "–");
     set(cells[3], String(model.running ?? 0));
     set(cells[4], String(Math.max(model.queue, model.waiting ?? 0)));

@@ -7,7 +7,7 @@ import pytest
 
 from muxjax import router as routing
 from muxjax.engine import Engine
-from muxjax.errors import EngineDead
+from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
 from muxjax.mock_executor import MockExecutor
 from muxjax.router import Router
 from muxjax.runner import Runner
@@ -171,4 +171,92 @@ def test_closing_ends_requests(routed: Callable[..., Router]):
     assert collector.reason == "length" or isinstance(collector.error, EngineDead)
     with pytest.raises(EngineDead, match="closed"):
         router.submit(request(2, "a", 5, 6), Collector())
+    router.close()
+
+
+def test_held_requests_wait_and_go_on_in_order(routed: Callable[..., Router]):
+    router, told = routed(runner("0", "ab")), []
+    router.on_held = told.append
+    router.hold("a")
+    collectors = [Collector() for _ in range(4)]
+    for number, collector in enumerate(collectors):
+        router.submit(request(number, "a", 5, 6), collector)
+    (other,) = ask(router, [request(9, "b", 5, 6)])
+    assert other.tokens == alone(request(9, "b", 5, 6))
+    assert told == ["a"] * 4
+    assert router.held("a") == 4
+    router.cancel(2)
+    assert collectors[2].reason == "cancelled"
+    assert router.drained("a", 0.0)
+    router.release("a")
+    for number in (0, 1, 3):
+        assert collectors[number].done.wait(WAIT)
+        assert collectors[number].tokens == alone(request(number, "a", 5, 6))
+    assert router.held("a") == 0
+
+
+def test_what_runs_is_taken_back_and_goes_on(routed: Callable[..., Router]):
+    unit = runner("0", "a")
+    router = routed(unit)
+    collectors = [Collector() for _ in range(6)]
+    for number, collector in enumerate(collectors):
+        router.submit(request(number, "a", 5, 40), collector)
+    router.hold("a")
+    for _ in range(100):
+        router.take_back("a")
+        if router.drained("a", 0.01):
+            break
+    assert unit.engine.call(lambda inner: inner.num_requests) == 0
+    waiting = router.held("a")
+    assert waiting == sum(not collector.done.is_set() for collector in collectors)
+    assert router.idle_seconds("a") == 0.0 or not waiting
+    router.release("a")
+    for number, collector in enumerate(collectors):
+        assert collector.done.wait(WAIT)
+        assert collector.tokens == alone(request(number, "a", 5, 40))
+    assert dict(router.waits()) == {"0": 0.0}
+
+
+def test_a_unit_that_dies_while_its_model_is_held(routed: Callable[..., Router]):
+    unit = runner("0", "a", 1)
+    router = routed(unit)
+    collectors = [Collector() for _ in range(2)]
+    for number, collector in enumerate(collectors):
+        router.submit(request(number, "a", 5, 20), collector)
+    router.hold("a")
+    assert router.drained("a", WAIT)  # those of the dead unit wait here
+    router.release("a")
+    for number, collector in enumerate(collectors):
+        assert collector.done.wait(WAIT)
+        assert collector.tokens == alone(request(number, "a", 5, 20))
+
+
+def test_a_model_that_is_refused(routed: Callable[..., Router]):
+    router = routed(runner("0", "ab"))
+    router.hold("a")
+    waiting = Collector()
+    router.submit(request(1, "a"), waiting)
+    router.refuse("a", ModelUnavailable("it is broken"))
+    assert isinstance(waiting.error, ModelUnavailable)
+    with pytest.raises(ModelUnavailable, match="it is broken"):
+        router.submit(request(2, "a"), Collector())
+    router.release("a")
+    (found,) = ask(router, [request(3, "a")])
+    assert found.tokens == alone(request(3, "a"))
+    with pytest.raises(UnknownModel, match="no model 'c'"):
+        router.submit(request(4, "c"), Collector())
+
+
+def test_how_long_a_model_was_idle():
+    now = [10.0]
+    router = Router([runner("0", "ab")], clock=lambda: now[0])
+    now[0] = 15.0
+    assert router.idle_seconds("a") == 5.0
+    ask(router, [request(1, "a", 5, 6)])
+    now[0] = 18.0
+    for _ in range(1000):  # its end is noted after its last token
+        if router.drained("a", 1.0):
+            break
+    assert router.idle_seconds("a") == 3.0
+    assert router.idle_seconds("b") == 8.0
     router.close()

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muxjax.errors import EngineDead, InvalidRequest, Overloaded, UnknownModel
-from muxjax.health import UnitHealth
+from muxjax.config import FleetConfig
+from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
+from muxjax.health import ModelState, ModelStatus, UnitHealth
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
@@ -83,6 +84,43 @@ class FakeFleet:
     stalled: float = 0.0
     restarts: int = 0
     restartable: bool = False
+    states: dict[str, ModelState] = field(default_factory=dict)
+    changed: list[tuple[str, ...]] = field(default_factory=list)
+    fault: Exception | None = None
+
+    def model_states(self) -> dict[str, ModelState]:
+        awake = ModelState("loaded", None, False)
+        return {name: self.states.get(name, awake) for name in self.models}
+
+    def _change(self, what: str, model: str, status: ModelStatus) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.changed.append((what, model))
+        if model not in self.models:
+            raise UnknownModel(f"no model {model!r}", field="model")
+        self.states[model] = ModelState(status, None, False)
+
+    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
+        if not isinstance(entry, str):
+            raise FleetConfigError("models[0].source: this fleet loads none")
+        self._change("load", entry, "loaded")
+
+    def unload(self, model: str) -> None:
+        self._change("unload", model, "loaded")
+        if model == "ids":
+            self.models = {name: one for name, one in self.models.items() if name != model}
+
+    def sleep(self, model: str) -> None:
+        self._change("sleep", model, "sleeping")
+
+    def wake(self, model: str) -> None:
+        self._change("wake", model, "loaded")
+
+    def reload(self, source: FleetConfig) -> dict[str, Any]:
+        if self.fault is not None:
+            raise self.fault
+        self.changed.append(("reload", *(model.name for model in source.models)))
+        return {"added": [], "removed": [], "replaced": [], "changed": ["chat"], "failed": {}}
 
     def open_stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None

@@ -1,4 +1,5 @@
-"""Many clients for minutes (marker `soak`): some leave, some send rubbish; nothing may be amiss.
+"""Many clients for minutes (marker `soak`): some leave, some send rubbish, and one of three models
+sleeps and wakes all the time; nothing may be amiss.
 
 `SOAK_SECONDS` says for how long. Greedy answers are compared with those that the same requests got
 alone, before; at the end no page, file descriptor or task is left over. How memory grew is printed.
@@ -41,6 +42,7 @@ RUBBISH: tuple[Any, ...] = (
     b"[" * 100_000,
 )
 
+SLEEPER = "qwen3"
 Asked = tuple[str, str, int]
 
 
@@ -114,6 +116,15 @@ class Client:
         answer = await http.post("/v1/completions", content=self._random.choice(RUBBISH))
         assert answer.status_code in (400, 404), answer.text
 
+    async def nap(self, until: float) -> None:
+        """Puts a model to sleep as soon as it is awake; its requests wake it."""
+        async with httpx.AsyncClient(base_url=self._url, timeout=120) as http:
+            while time.monotonic() < until:
+                answer = await http.post("/models/sleep", json={"model": SLEEPER})
+                assert answer.status_code == 200, answer.text
+                self._counts["naps"] += 1
+                await asyncio.sleep(0.2 + self._random.random())
+
     def _compare(self, asked: Asked, text: str) -> None:
         self._counts["answers"] += 1
         if text != self._right[asked]:
@@ -140,6 +151,7 @@ def test_soak(loaded: Fleet) -> None:
         rounds = 6
         for turn in range(1, rounds + 1):
             asyncio.run(_hammer(url, turn, right, counts, seconds=SECONDS / rounds))
+            loaded.wake(SLEEPER)
             settle(loaded, http)
             memory.append((time.monotonic(), process.memory_info().rss))
         print(dict(counts))
@@ -150,6 +162,7 @@ def test_soak(loaded: Fleet) -> None:
         )
         assert counts["wrong"] == 0
         assert counts["answers"] > 0
+        assert counts["naps"] > 0
         wait_until(lambda: process.num_fds() <= files, 20)
         wait_until(lambda: open_tasks() <= tasks, 20)
         assert process.num_threads() <= threads + 2
@@ -181,4 +194,5 @@ async def _hammer(
 ) -> None:
     until = time.monotonic() + seconds
     clients = [Client(url, 1000 * turn + number, right, counts) for number in range(CLIENTS)]
-    await asyncio.gather(*(client.run(until) for client in clients))
+    sleeper = Client(url, -turn, right, counts)
+    await asyncio.gather(*(client.run(until) for client in clients), sleeper.nap(until))

@@ -1,0 +1,160 @@
+"""How long a model takes to wake from sleep, against loading it; and what many sleeps leave behind.
+
+    python benchmarks/wake.py [--source demo:smollm2-135m] [--cycles 100] [--json]
+
+Loads a fleet of the model and of a small one beside it, and then measures, in the same process:
+
+- load: the model is unloaded and loaded again: weights read, programs from JAX's cache;
+- wake: it sleeps and is woken;
+- first token: of a request that comes while it sleeps, and of one that finds it awake.
+
+On a CPU the device's memory is the host's, so weights stay where they are. `moved` has the times
+with weights that are copied to another memory space of the host and back, as they are where a
+device has memory of its own (at the speed of this machine's memory instead of the device's link).
+Weights are compared after every tenth cycle, byte for byte; `memory` is that of the process, with
+its slope over the cycles, the first tenth left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from muxjax import Fleet, SamplingParams, parking
+
+MODEL = "model"
+CHECK = 10
+ONE = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Time waking a model against loading it.")
+    parser.add_argument("--source", default="demo:smollm2-135m")
+    parser.add_argument("--cycles", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5, help="of what a median is shown")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    file = {
+        "models": [
+            {"name": MODEL, "source": arguments.source, "max_model_len": 1024},
+            {"name": "other", "source": "demo:stories15m"},
+        ],
+        "pool": {"memory": "256MB"},
+        "engine": {"max_seqs": 8},
+    }
+    with Fleet.load(file) as fleet:
+        found = measure(fleet, arguments.repeats, arguments.cycles)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
+def measure(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
+    """All of it, in seconds and bytes."""
+    fleet.generate(MODEL, "Once", ONE)
+    loads = []
+    for _ in range(max(1, repeats // 2)):
+        fleet.unload(MODEL)
+        loads.append(seconds(lambda: fleet.load_model(MODEL)))
+    found: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "weights": fleet.models[MODEL].param_bytes,
+        "load": median(loads),
+        "awake_first_token": median(
+            [seconds(lambda: fleet.generate(MODEL, "Once", ONE)) for _ in range(repeats)]
+        ),
+    }
+    found["as it is"] = _sleeping(fleet, repeats, cycles)
+    if parking.host_memory(jax.devices()[0]) is None:
+        parking.host_memory = lambda device: "pinned_host"
+        found["moved"] = _sleeping(fleet, repeats, cycles)
+    for way in ("as it is", "moved"):
+        if way in found:
+            found[way]["load_over_wake"] = found["load"] / found[way]["wake"]
+    return found
+
+
+def _sleeping(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
+    sleeps, wakes, firsts = [], [], []
+    for _ in range(repeats):
+        sleeps.append(seconds(lambda: fleet.sleep(MODEL)))
+        wakes.append(seconds(lambda: fleet.wake(MODEL)))
+        fleet.sleep(MODEL)
+        firsts.append(seconds(lambda: fleet.generate(MODEL, "Once", ONE)))
+    process, memory, right, wrong = psutil.Process(), [], digest(fleet), 0
+    for cycle in range(1, cycles + 1):
+        fleet.sleep(MODEL)
+        fleet.wake(MODEL)
+        if cycle % CHECK == 0 or cycle == cycles:
+            wrong += digest(fleet) != right
+        memory.append(process.memory_info().rss)
+    settled = memory[cycles // 10 :]
+    slope = np.polyfit(range(len(settled)), settled, 1)[0] if len(settled) > 1 else 0.0
+    return {
+        "sleep": median(sleeps),
+        "wake": median(wakes),
+        "first_token": median(firsts),
+        "cycles": cycles,
+        "other_weights_found": wrong,
+        "memory_first": settled[0],
+        "memory_last": settled[-1],
+        "memory_slope": float(slope),
+    }
+
+
+def digest(fleet: Fleet) -> str:
+    """Of the bytes of all weights."""
+    found = hashlib.blake2b()
+    for leaf in fleet.units[0].programs[MODEL].parameters:
+        found.update(np.asarray(leaf))
+    return found.hexdigest()
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """That something takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def show(found: dict[str, Any]) -> None:
+    """As tables."""
+    console = Console()
+    console.print(
+        f"{found['device']}, {found['weights'] / 1e6:.0f} MB of weights: loaded in "
+        f"{found['load']:.2f} s, first token when awake {1e3 * found['awake_first_token']:.0f} ms"
+    )
+    table = Table(
+        "", "sleep ms", "wake ms", "load / wake", "first token ms", "other weights", "memory"
+    )
+    for way in ("as it is", "moved"):
+        if way in found:
+            row = found[way]
+            table.add_row(
+                way,
+                f"{1e3 * row['sleep']:.1f}",
+                f"{1e3 * row['wake']:.1f}",
+                f"{row['load_over_wake']:.0f}",
+                f"{1e3 * row['first_token']:.0f}",
+                f"{row['other_weights_found']} in {row['cycles']}",
+                f"{row['memory_first'] / 1e6:.0f} -> {row['memory_last'] / 1e6:.0f} MB, "
+                f"{row['memory_slope'] / 1e3:+.1f} kB a cycle",
+            )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
