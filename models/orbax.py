@@ -58,9 +58,9 @@ def save(
     for name, shape in param_shapes(config).items():
         if name not in params:
             raise CheckpointError(f"{name}: found nothing, wanted {list(shape)}")
-        *path, last = name.split(".")
+        *above, last = name.split(".")
         inner = nested
-        for key in path:
+        for key in above:
             inner = inner.setdefault(key, {})
         inner[last] = _Parameter(name, shape, params)
     folder.mkdir(parents=True, exist_ok=True)
