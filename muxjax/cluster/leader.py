@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from muxjax import loading
+from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
@@ -77,6 +78,7 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
       MuxError: as `Fleet.load`.
     """
     config = load_fleet_config(source)
+    check_fixed(config)
     join(hosts)
     links = meet(hosts)
     loading.enable_compilation_cache()

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
@@ -59,6 +60,7 @@ def ray_fleet(
       MuxError: as `Fleet.load`.
     """
     config = load_fleet_config(source)
+    check_fixed(config)
     if plan is not None and not isinstance(plan, Plan):
         plan = load_plan(Path(plan))
     if plan is not None:
