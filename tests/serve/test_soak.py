@@ -104,13 +104,17 @@ class Client:
         assert last == "data: [DONE]"
         self._compare(asked, text)
 
-    async def leave(self, http: httpx.AsyncClient) -> None:
+    async def leave(self, _: httpx.AsyncClient) -> None:
         asked = self._choose()
         streaming = self._random.random() < 0.5
-        doing = asyncio.ensure_future(http.post("/v1/completions", json=body_of(asked, streaming)))
-        await asyncio.sleep(self._random.random() * 0.2)
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)
+        # Connections of its own: httpx may lose the place in its pool of a call that is cancelled
+        # while it connects, and then waits for that place for ever.
+        async with httpx.AsyncClient(base_url=self._url, timeout=120) as http:
+            body = body_of(asked, streaming)
+            doing = asyncio.ensure_future(http.post("/v1/completions", json=body))
+            await asyncio.sleep(self._random.random() * 0.2)
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
 
     async def rubbish(self, http: httpx.AsyncClient) -> None:
         answer = await http.post("/v1/completions", content=self._random.choice(RUBBISH))
