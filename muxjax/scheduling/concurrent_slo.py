@@ -21,11 +21,16 @@ class ConcurrentSlo(ConcurrentAdaptiveBatch):
     def __init__(self, compute: ComputeShares) -> None:
         super().__init__(compute)
         self._paces: dict[str, Pace] = {}
+        self._membership = -1  # `unit.membership` that they were made for
+
+    def next_step(self, unit: Unit, now: float) -> Step | None:
+        if self._membership != unit.membership:
+            self._membership = unit.membership
+            self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
+        return super().next_step(unit, now)
 
     def prefills(self, unit: Unit, now: float) -> list[str]:
         """Models whose prompts are due, the most urgent first."""
-        if not self._paces:
-            self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
         running = sum([len(state.running) for state in unit.models.values()])
         due: list[tuple[tuple[int, float], str]] = []
         for model, state in unit.models.items():
