@@ -9,7 +9,7 @@ from muxjax.scheduling.unit import Unit
 from tests.muxjax.scheduling.harness import request, spec
 from tests.muxjax.scheduling.test_concurrent_policies import finish, kind, started
 
-SHARES = {("a", "prefill"): 0.8, ("a", "decode"): 0.3, ("b", "prefill"): 0.8, ("b", "decode"): 0.3}
+SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("b", "decode"): 0.4}
 
 
 def test_a_model_that_comes_later_is_paced() -> None:
@@ -19,11 +19,20 @@ def test_a_model_that_comes_later_is_paced() -> None:
     (prefill,) = started(found)
     found.add_model(spec("b"))
     found.add(request(1, "b", max_tokens=20))
-    assert started(found) == []  # one prefill at a time
+    (beside,) = started(found)
+    assert kind(beside) == ("b", "prefill")
     finish(found, prefill)
-    done = set()
-    for _ in range(10):
-        for step in started(found, now=60.0):
-            done.add(kind(step))
-            finish(found, step, now=60.0)
-    assert {("a", "decode"), ("b", "prefill"), ("b", "decode")} <= done
+    finish(found, beside)
+    assert [kind(step) for step in started(found)] == [("a", "decode"), ("b", "decode")]
+
+
+def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
+    policy = ConcurrentSlo(ComputeShares(SHARES))
+    found = Unit([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found.add(request(0, "a", max_tokens=20))
+    (prefill,) = started(found)
+    finish(found, prefill)
+    found.add(request(1, "b", max_tokens=20))
+    steps = started(found)
+    assert [kind(step) for step in steps] == [("b", "prefill"), ("a", "decode")]
+    assert started(found) == []  # nothing of a model beside its own step
