@@ -211,10 +211,12 @@ def _repeat(rig: Rig, kind: _Kind, repeats: int) -> Iterator[float]:
             step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
         else:
             # Sequences go on where the burst before left them: back to where they were.
-            half = kind.parts // 2
-            for arming in steps.arm(kind.size, max(1, kind.context - half)):
+            # The context is in the burst's middle, where the longest sequence has room for it.
+            longest = rig.models[kind.model].max_model_len
+            start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
+            for arming in steps.arm(kind.size, start):
                 run(arming)
-            step = steps.decode(kind.size, kind.parts, kind.context + kind.parts)
+            step = steps.decode(kind.size, kind.parts, min(longest, start + kind.parts))
         if other != kind.model:
             between.run(between.prefill(1, 1, 1, last=True))
         seconds = run(step)

@@ -17,6 +17,7 @@ from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
+from muxjax.scheduling.steps import Decode, Handle, Step
 
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
@@ -61,6 +62,25 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     assert [(record.id, record.made_tokens) for record in records] == [(0, 7), (1, 3), (2, 1)]
     assert records == simulate_rig(rig, table, workload, "adbs")
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
+
+
+def test_no_step_is_longer_than_the_longest_sequence(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[tuple[str, int]] = []
+    submit = rig.executor.submit
+
+    def noting(step: Step) -> Handle:
+        if isinstance(step, Decode):
+            ends.extend((step.model, sequence.num_blocks) for sequence in step.sequences)
+        return submit(step)
+
+    monkeypatch.setattr(rig.executor, "submit", noting)
+    longest = {name: model.max_model_len for name, model in rig.models.items()}
+    measure(rig, repeats=1, contexts=sorted({limit - 1 for limit in longest.values()}))
+    for name, limit in longest.items():
+        per_block = rig.models[name].layout.tokens_per_page
+        assert max(blocks for model, blocks in ends if model == name) == -(-limit // per_block)
 
 
 def timed(
