@@ -8,7 +8,7 @@ from typing import Any
 
 from _map_summary import judge
 
-_CELL, _GAP, _LEFT, _TOP = 34, 26, 70, 46
+_CELL, _GAP, _LEFT, _TOP = 37, 26, 70, 46
 
 Cell = Mapping[str, Any]
 Square = Callable[[Any], tuple[str, Sequence[str]]]
