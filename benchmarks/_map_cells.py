@@ -13,6 +13,7 @@ from typing import Any
 
 from _map_fleet import CLUSTERS, Job, Units, cost_model, fleet, placements, workload
 
+from muxjax.errors import PlanError
 from muxjax.placement.cluster import parse_cluster
 from muxjax.placement.metrics import Target
 from muxjax.placement.plan import Execution
@@ -146,12 +147,27 @@ class _Runner:
         return next(name for name, chosen in found.items() if chosen is best), best
 
     def _candidates(self, policy: PolicyName, scale: float) -> dict[str, list[Units]]:
-        """The placements that a policy may take, each part in the form that is best for it."""
-        return {
-            name: [self._best([[units] for units in part], policy, scale)[0] for part in parts]
-            for name, parts in self._placements.items()
-            if policy != "spatial" or name == "spatial"
-        }
+        """The placements that a policy may take, each part in the form that is best for it.
+
+        Raises:
+          PlanError: there is none. One with a pool that is too small for a request of full length
+            counts as none.
+        """
+        found = {}
+        refused = PlanError("no placements")
+        for name, parts in self._placements.items():
+            if policy == "spatial" and name != "spatial":
+                continue
+            try:
+                best = [self._best([[units] for units in part], policy, scale)[0] for part in parts]
+                self._run(best, policy, scale, counting=False)
+            except PlanError as error:
+                refused = error
+            else:
+                found[name] = best
+        if not found:
+            raise refused
+        return found
 
     def _better_than_adbs(self, scale: float) -> tuple[str, list[Units]]:
         """The best for `slo` of those where it serves as much as `adbs` does, if it is worth it."""
