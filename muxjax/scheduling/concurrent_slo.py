@@ -6,6 +6,7 @@ from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent_policies import ConcurrentStatic
 from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.steps import Prefill, Step
+from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.unit import Unit
 
 
@@ -23,6 +24,7 @@ class ConcurrentSlo(ConcurrentStatic):
     def __init__(self, compute: ComputeShares) -> None:
         super().__init__(compute)
         self._paces: dict[str, Pace] = {}
+        self._strain = Strain()  # stays 0: nobody is slower for what others decode
         self._membership = -1  # `unit.membership` that they were made for
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
@@ -36,7 +38,7 @@ class ConcurrentSlo(ConcurrentStatic):
         due = []
         for model in super().prefills(unit, now):
             pace, running = self._paces[model], len(unit.models[model].running)
-            pace.sort_line(unit, now)
+            pace.sort_line(unit, self._strain, now)
             if not running or pace.patience(running, now) <= 0:
                 due.append(model)
         return due

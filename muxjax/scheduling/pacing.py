@@ -151,7 +151,7 @@ class Pace:
             recalls = int(turns > self._turns)
             self._turns = turns
             if not state.waiting:
-                if not any(other.running for other in unit.models.values()):
+                if not strain.total:
                     recalls = min(most, len(state.deferred))
                 elif strain.allows(self, unit, 1):
                     recalls = 1

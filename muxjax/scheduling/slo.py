@@ -77,7 +77,7 @@ class SloPolicy:
         self, unit: Unit, waiting: list[Turn], running: int, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
-        decodes may last until prompts are due. Models whose prompts have to wait are not among them.
+        decodes may last until prompts are due. Those whose prompts have to wait are not among them.
         """
         time = unit.time
         pause = min([pace.patience_of_one(running) for pace in self._paces.values()])

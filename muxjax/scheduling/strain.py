@@ -21,6 +21,9 @@ for what waiting has used of a target for the whole request."""
 FREE = 0.02
 """Strain that new sequences may add at any time: in a batch that has room for them they cost next
 to nothing."""
+LEAST_MODELS = 5
+"""Models at once, one sequence each, that targets must allow for prompts to wait. Where they are so
+tight that few can run at once, waiting for one to end costs more than all being a bit slower."""
 LOOK_SECONDS = 1.0
 """How often the prefills' part of the time is measured."""
 NEW_WEIGHT = 0.3
@@ -28,10 +31,11 @@ NEW_WEIGHT = 0.3
 
 
 class Strain:
-    """Of one unit, as of the last `look`.
+    """Of one unit, as of the last `look`; none until then.
 
     Attributes:
-      total: the sum over models; above 1, steps in turn keep nobody to its target.
+      total: the sum over models; 0 where nobody decodes; above 1, steps in turn keep nobody to its
+        target.
     """
 
     def __init__(self) -> None:
@@ -57,7 +61,7 @@ class Strain:
         """Whether so many sequences of a model may begin beside those that decode.
 
         Always where nobody decodes, where they cost next to nothing, where the model keeps to an
-        even part, and where it could not keep its target even if it were alone.
+        even part, and where targets are tight (`LEAST_MODELS`).
         """
         loads = self._loads
         if not loads:
@@ -71,7 +75,7 @@ class Strain:
         if after - before <= FREE or self.total - before + after <= most:
             return True
         even = most / (len(loads) + (model not in loads))
-        return after <= even or unit.estimates.decode(model, 1) >= tpot
+        return after <= even or LEAST_MODELS * unit.estimates.decode(model, 1) > tpot
 
     def _measure(self, unit: Unit) -> None:
         """The prefills' part of the time since the last measurement."""

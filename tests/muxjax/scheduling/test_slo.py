@@ -129,21 +129,22 @@ def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
     assert hasty.deferred
     assert not patient.deferred
     loop.run()
-    assert patient.finished and hasty.finished
+    assert patient.finished
+    assert hasty.finished
 
 
 def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
-    # Two models that make their tokens just in time; a third one's prompts come.
-    targets = LatencyTargets(scale=2.5, alone_ttft=0.02, alone_tpot=0.01)
-    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "abc"]
+    # Three models that make their tokens just in time; a fourth one's prompt comes.
+    targets = LatencyTargets(scale=5.2, alone_ttft=0.02, alone_tpot=0.01)
+    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "abcd"]
     loop = Loop.of(specs, 2000, "slo")
-    for name in "abc":
+    for name in "abcd":
         loop.unit.estimates.observe_decode(name, 1, 1, 0.01)
     loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
-    first = [arriving(loop, number, name, max_tokens=30) for number, name in enumerate("ab")]
-    for _ in range(8):
+    first = [arriving(loop, number, name, max_tokens=30) for number, name in enumerate("abc")]
+    for _ in range(12):
         loop.turn()
-    last = arriving(loop, 10, "c", max_tokens=10)
+    last = arriving(loop, 10, "d", max_tokens=10)
     loop.run()
     assert last.finished
     assert min(one.finished_at or 0.0 for one in first) < (last.first_token_at or 0.0)
