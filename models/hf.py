@@ -113,6 +113,7 @@ class Safetensors:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, Shape] = {}
+        self._types: dict[str, str] = {}
         for path in _shards(folder):
             try:
                 with safe_open(path, "numpy") as file:
@@ -123,7 +124,9 @@ class Safetensors:
                                 f"and {path.name}"
                             )
                         self._files[name] = path
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
+                        header = file.get_slice(name)
+                        self._shapes[name] = tuple(header.get_shape())
+                        self._types[name] = header.get_dtype()
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path}: truncated or unreadable: {error}") from error
 
@@ -133,10 +136,14 @@ class Safetensors:
     def read(self, name: str) -> np.ndarray:
         return self._read(name, lambda file: file.get_tensor(name))
 
-    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+    def dtype(self, name: str) -> np.dtype[Any]:
         """See `checkpoint.PartSource`."""
-        index = (slice(None),) * axis + (slice(start, stop),)
-        return self._read(name, lambda file: file.get_slice(name)[index])
+        return np.dtype(ml_dtypes.bfloat16 if self._types[name] == "BF16" else np.float32)
+
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> None:
+        """See `checkpoint.PartSource`."""
+        index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
+        out[...] = self._read(name, lambda file: file.get_slice(name)[index])
 
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
