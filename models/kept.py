@@ -17,7 +17,7 @@ import numpy as np
 
 from muxjax.models import int8
 from muxjax.models.config import ModelConfig
-from muxjax.models.linear import tiled, tiled_shape
+from muxjax.models.linear import put_tiled, tiled_shape
 from muxjax.models.params import Shape, param_shapes
 from muxjax.models.stacks import Stacks
 
@@ -68,10 +68,10 @@ def put_on_device(
         yield name + SCALES, jax.device_put(scales, device)
         return
     typed = array.astype(_type(name, dtype), copy=not array.flags.writeable)
-    arrived = jax.device_put(typed, device)
     in_products = name != "embed" or config.tie_embeddings
     # A stack has one axis more, and is nowhere tiled.
-    yield name, tiled(arrived) if in_products and _is_matrix(name) else arrived
+    put = put_tiled if in_products and _is_matrix(name) else jax.device_put
+    yield name, put(typed, device)
 
 
 def _is_matrix(name: str) -> bool:
