@@ -43,7 +43,8 @@ def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder
     indices = sorted({at % shards.degree for at in devices})
     for parameter in shards.shapes:
         for index in indices:
-            piece = checkpoint.part(parameter, shards, index)
+            if index == indices[0] or shards.pieces(parameter, index) is not None:
+                piece = checkpoint.part(parameter, shards, index)
             for at, device in devices.items():
                 if at % shards.degree == index:  # one of each copy
                     size = device.take(parameter, piece)
