@@ -24,6 +24,9 @@ from muxjax.models.params import (
 from muxjax.models.shards import Piece, Shards
 from muxjax.models.tokenizer import Tokenizer
 
+Wait = Callable[[], object]
+"""Waits until what was started is done."""
+
 
 @runtime_checkable
 class TensorSource(Protocol):
@@ -43,8 +46,12 @@ class PartSource(TensorSource, Protocol):
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type that `read` gives, from the header only."""
 
-    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> None:
-        """Fills `out`, of that type, with what `read` gives from `start` on along an axis."""
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
+        """Fills `out`, of that type, with what `read` gives from `start` on along an axis.
+
+        It is full when what is returned has been called, which raises as `read`. Until then, it is
+        filled in the background or not at all.
+        """
 
 
 def ignore_none(name: str) -> bool:
@@ -92,16 +99,29 @@ class Checkpoint:
         Raises:
           CheckpointError: a tensor that cannot be read or decoded.
         """
+        return self.start_part(name, shards, device)()
+
+    def start_part(self, name: str, shards: Shards, device: int) -> Callable[[], np.ndarray]:
+        """Starts to read what `part` gives, and returns what waits for it.
+
+        Sources that can read in the background (Orbax) do; others read when it is waited for.
+        """
         source, parts = self.source, self.mapped[name]
         if not isinstance(source, PartSource) or any(part.interleaved_heads for part in parts):
-            return shards.cut(name, self.whole(name), device)
+            return lambda: shards.cut(name, self.whole(name), device)
         shape = shards.shapes[name]
         axis, pieces = shards.pieces(name, device) or (0, [(0, shape[0])])
         plain = not any(part.plus for part in parts)
         types = {source.dtype(part.name) for part in parts}
-        part = aligned_empty(shape, types.pop() if plain and len(types) == 1 else np.float32)
-        _fill(part, source, parts, axis, pieces)
-        return part
+        array = aligned_empty(shape, types.pop() if plain and len(types) == 1 else np.float32)
+        started = list(_fill(array, source, parts, axis, pieces))
+
+        def finish() -> np.ndarray:
+            for wait in started:
+                wait()
+            return array
+
+        return finish
 
     def whole(self, name: str) -> np.ndarray:
         """A canonical parameter, in float32 or bfloat16.
@@ -140,8 +160,8 @@ def _fill(
     parts: tuple[Part, ...],
     axis: int,
     pieces: Sequence[Piece],
-) -> None:
-    """Puts the pieces of a parameter one after the other along an axis."""
+) -> Iterator[Wait]:
+    """Starts to put the pieces of a parameter one after the other along an axis."""
     at = 0
     for start, count in pieces:
         if start is None:
@@ -154,19 +174,23 @@ def _fill(
             rows = part.rows if axis == 0 else start + count
             low, high = max(start, first), min(start + count, first + rows)
             if low < high:
-                _fill_from(source, part, _along(whole, axis, at, high - low), axis, low - first)
+                out = _along(whole, axis, at, high - low)
+                yield _fill_from(source, part, out, axis, low - first)
                 at += high - low
             first += rows
 
 
-def _fill_from(source: PartSource, part: Part, out: np.ndarray, axis: int, start: int) -> None:
+def _fill_from(source: PartSource, part: Part, out: np.ndarray, axis: int, start: int) -> Wait:
     dtype = source.dtype(part.name)
     if out.dtype == dtype and not part.plus:
-        source.read_into(out, part.name, axis, start)
-        return
-    stored = np.empty(out.shape, dtype)
-    source.read_into(stored, part.name, axis, start)
-    np.add(stored, np.float32(part.plus), out=out, dtype=np.float32)
+        return source.read_into(out, part.name, axis, start)
+
+    def convert() -> None:
+        stored = np.empty(out.shape, dtype)
+        source.read_into(stored, part.name, axis, start)()
+        np.add(stored, np.float32(part.plus), out=out, dtype=np.float32)
+
+    return convert
 
 
 def _along(array: np.ndarray, axis: int, start: int, count: int) -> np.ndarray:

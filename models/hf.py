@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.checkpoint import Checkpoint, Wait
 from muxjax.models.config import ModelConfig
 from muxjax.models.hf_config import from_hf, to_hf
 from muxjax.models.hf_tokenizer import read_tokenizer
@@ -114,6 +114,7 @@ class Safetensors:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, Shape] = {}
         self._types: dict[str, str] = {}
+        self._opened: dict[Path, Any] = {}
         for path in _shards(folder):
             try:
                 with safe_open(path, "numpy") as file:
@@ -140,16 +141,21 @@ class Safetensors:
         """See `checkpoint.PartSource`."""
         return np.dtype(ml_dtypes.bfloat16 if self._types[name] == "BF16" else np.float32)
 
-    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> None:
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
         """See `checkpoint.PartSource`."""
         index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
-        out[...] = self._read(name, lambda file: file.get_slice(name)[index])
+
+        def read() -> None:
+            out[...] = self._read(name, lambda file: file.get_slice(name)[index])
+
+        return read
 
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
         try:
-            with safe_open(path, "numpy") as file:
-                array = get(file)
+            if path not in self._opened:  # each time takes as long as reading 1 MB
+                self._opened[path] = safe_open(path, "numpy")
+            array = get(self._opened[path])
         except (OSError, SafetensorError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot read tensor {name}: {error}") from error
         if array.dtype in (np.float32, ml_dtypes.bfloat16):

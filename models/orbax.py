@@ -27,8 +27,7 @@ from muxjax.models.tokenizer import Tokenizer
 
 _TYPES = ("float32", "bfloat16")
 _CHUNK_BYTES = 4 << 20
-"""What is read at least where files cannot be mapped. Weights are noise, so they are not compressed,
-and a mapped chunk is read in parts."""
+"""Weights are noise, so not compressed; of mapped chunks of any size a part is read."""
 
 
 def save(

@@ -19,7 +19,7 @@ import tensorstore as ts
 
 from muxjax.errors import CheckpointError
 from muxjax.models.buffers import aligned_empty
-from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.checkpoint import Checkpoint, Wait
 from muxjax.models.config import ModelConfig, config_from_dict
 from muxjax.models.hf_tokenizer import read_tokenizer
 from muxjax.models.json_files import read_json
@@ -118,14 +118,19 @@ class OrbaxTensors:
 
     def read(self, name: str) -> np.ndarray:
         array = aligned_empty(tuple(self._arrays[name].shape), self.dtype(name))
-        self.read_into(array, name, 0, 0)
+        self.read_into(array, name, 0, 0)()
         return array
 
-    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> None:
-        """See `checkpoint.PartSource`."""
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
+        """See `checkpoint.PartSource`; TensorStore's threads do it."""
         index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
-        try:
-            found = self._arrays[name][index].translate_to[(0,) * out.ndim]
-            ts.array(out).write(found).result()
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
+        found = self._arrays[name][index].translate_to[(0,) * out.ndim]
+        started = ts.array(out).write(found)
+
+        def wait() -> None:
+            try:
+                started.result()
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
+
+        return wait
