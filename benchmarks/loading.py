@@ -155,7 +155,7 @@ def anonymous_bytes() -> int:
 
 
 def load(folder: Path, devices: int) -> tuple[int, object]:
-    """Loads a model as a fleet would, without compiling; returns one device's bytes, and the weights."""
+    """Loads a model as a fleet would, not compiled; returns one device's bytes, the weights."""
     import jax
     from flax import nnx
 

@@ -43,6 +43,8 @@ _GEMMA_NAMES = _LAYER_NAMES | {
 _EMBED = "embed_tokens.weight"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_STRIP = 1 << 22
+"""Bytes that are read at once of what is read in parts: safetensors copies them."""
 _UNUSED_PARTS = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
 """Tensors that a language model does not need: tables of old files, Gemma's image encoder."""
 
@@ -143,10 +145,17 @@ class Safetensors:
 
     def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
         """See `checkpoint.PartSource`."""
-        index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
+        first = [start if at == axis else 0 for at in range(out.ndim)]
+        step = max(1, _STRIP * len(out) // max(1, out.nbytes))
 
         def read() -> None:
-            out[...] = self._read(name, lambda file: file.get_slice(name)[index])
+            for row in range(0, len(out), step):
+                strip = out[row : row + step]
+                index = tuple(
+                    slice(low, low + count)
+                    for low, count in zip([first[0] + row, *first[1:]], strip.shape, strict=True)
+                )
+                strip[...] = self._read(name, lambda file, index=index: file.get_slice(name)[index])
 
         return read
 
