@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from muxjax.errors import CheckpointError
@@ -87,3 +88,22 @@ def test_a_folder_without_parameters_is_refused(tmp_path: Path) -> None:
     (tmp_path / orbax_reader.PARAMS_FOLDER).rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="not an Orbax checkpoint"):
         orbax_reader.open_orbax(tmp_path)
+
+
+def test_plain_orbax_restores_it(tmp_path: Path) -> None:
+    case = golden.tiny("llama")
+    orbax.save(tmp_path, case.config, case.params)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / orbax_reader.PARAMS_FOLDER)
+    np.testing.assert_array_equal(tree["embed"], case.params["embed"])
+    np.testing.assert_array_equal(tree["layers"]["1"]["o"], case.params["layers.1.o"])
+
+
+def test_a_damaged_parameter_is_an_error(tmp_path: Path) -> None:
+    case = golden.tiny("llama")
+    orbax.save(tmp_path, case.config, case.params)
+    checkpoint = orbax_reader.open_orbax(tmp_path)
+    for path in (tmp_path / orbax_reader.PARAMS_FOLDER).rglob("d/*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="cannot read embed"):
+        checkpoint.whole("embed")
