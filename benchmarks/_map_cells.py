@@ -13,6 +13,7 @@ from typing import Any
 
 from _map_fleet import CLUSTERS, Job, Units, cost_model, fleet, placements, workload
 
+from muxjax.errors import PlanError
 from muxjax.placement.cluster import parse_cluster
 from muxjax.placement.metrics import Target
 from muxjax.placement.plan import Execution
@@ -139,31 +140,51 @@ class _Runner:
         `slo` takes the one that is best for `adbs`, unless it attains more on another and serves as
         much there.
         """
-        found: dict[str, list[Units]] = {}
-        for name, parts in self._placements.items():
-            if policy != "spatial" or name == "spatial":
-                found[name] = [self._best([[u] for u in p], policy, scale)[0] for p in parts]
         if policy == "slo":
-            return self._better_than_adbs(found, scale)
+            return self._better_than_adbs(scale)
+        found = self._candidates(policy, scale)
         best = self._best(list(found.values()), policy, scale)
         return next(name for name, chosen in found.items() if chosen is best), best
 
-    def _better_than_adbs(
-        self, found: dict[str, list[Units]], scale: float
-    ) -> tuple[str, list[Units]]:
+    def _candidates(self, policy: PolicyName, scale: float) -> dict[str, list[Units]]:
+        """The placements that a policy may take, each part in the form that is best for it.
+
+        Raises:
+          PlanError: there is none. One with a pool that is too small for a request of full length
+            counts as none.
+        """
+        found = {}
+        refused = PlanError("no placements")
+        for name, parts in self._placements.items():
+            if policy == "spatial" and name != "spatial":
+                continue
+            try:
+                best = [self._best([[units] for units in part], policy, scale)[0] for part in parts]
+                self._run(best, policy, scale, counting=False)
+            except PlanError as error:
+                refused = error
+            else:
+                found[name] = best
+        if not found:
+            raise refused
+        return found
+
+    def _better_than_adbs(self, scale: float) -> tuple[str, list[Units]]:
         """The best for `slo` of those where it serves as much as `adbs` does, if it is worth it."""
         name, base = self.choose("adbs", scale)
+        share = attainment(self._run(base, "slo", scale, counting=False), scale)
+        if 1 - share < WORTH_LEAVING:
+            return name, base  # whatever another one attains
         wanted = self._served(base, "adbs", scale)
         enough = {}
-        for other, chosen in found.items():
+        for other, chosen in self._candidates("slo", scale).items():
             served = self._served(chosen, "slo", scale)
             if all(s >= (1 - AS_MUCH) * least for s, least in zip(served, wanted, strict=True)):
                 enough[other] = chosen
         if enough:
             best = self._best(list(enough.values()), "slo", scale)
-            outcomes = [self._run(one, "slo", scale, counting=False) for one in (base, best)]
-            gain = attainment(outcomes[1], scale) - attainment(outcomes[0], scale)
-            if gain >= WORTH_LEAVING:
+            most = attainment(self._run(best, "slo", scale, counting=False), scale)
+            if most - share >= WORTH_LEAVING:
                 return next(other for other, chosen in enough.items() if chosen is best), best
         return name, base
 

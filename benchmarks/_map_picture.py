@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_CELL, _GAP, _LEFT, _TOP = 34, 26, 70, 46
+from _map_summary import judge
+
+_CELL, _GAP, _LEFT, _TOP = 37, 26, 70, 46
 
 Cell = Mapping[str, Any]
 Square = Callable[[Any], tuple[str, Sequence[str]]]
@@ -81,7 +83,7 @@ def _attained(cell: Cell) -> tuple[str, Sequence[str]]:
     ours = shares["slo"]
     ahead = 100 * (ours - max(share for policy, share in shares.items() if policy != "slo"))
     shade = round(235 - 150 * ours)
-    border = ' stroke="#c00" stroke-width="2"' if ahead < -1 - 1e-9 else ""
+    border = "" if judge(cell)["passes"] else ' stroke="#c00" stroke-width="2"'
     fill = f'fill="rgb({shade},{min(235, shade + 50)},{shade})"{border}'
     return fill, (f"{100 * ours:.0f}", f"{ahead:+.1f}")
 

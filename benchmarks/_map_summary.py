@@ -13,6 +13,10 @@ WITHIN = 0.01
 """How much less than the best baseline `slo` may attain, and serve than `adbs`."""
 
 
+MAP = ("execution", "hardware", "seed", "seconds")
+"""What sets maps apart."""
+
+
 def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
     """What a cell says of `slo`."""
     shares = cell["slo_attainment"]
@@ -34,8 +38,8 @@ def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
 def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each map its means, its worst cell, and the cells that miss."""
     maps = []
-    for execution, hardware in sorted({(c["execution"], c["hardware"]) for c in found}):
-        here = [c for c in found if (c["execution"], c["hardware"]) == (execution, hardware)]
+    for which in sorted({_map_of(cell) for cell in found}):
+        here = [cell for cell in found if _map_of(cell) == which]
         judged = [judge(cell) for cell in here]
         policies = [
             p for p in here[0]["slo_attainment"] if all(p in c["slo_attainment"] for c in here)
@@ -43,8 +47,7 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         means = {p: statistics.mean(c["slo_attainment"][p] for c in here) for p in policies}
         maps.append(
             {
-                "execution": execution,
-                "hardware": hardware,
+                **dict(zip(MAP, which, strict=True)),
                 "cells": len(here),
                 "mean_attainment": means,
                 "higher_in_the_mean": means["slo"] > max(means[p] for p in means if p != "slo"),
@@ -62,15 +65,20 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return maps
 
 
+def _map_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in MAP)
+
+
 def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What programs side by side attain more than one at a time, cell by cell, under `slo`."""
+    keys = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds")
     by_place: dict[tuple[Any, ...], dict[str, float]] = {}
     for cell in found:
-        place = tuple(cell[key] for key in ("hardware", "alpha", "load", "slo_scale", "seed"))
+        place = tuple(cell[key] for key in keys)
         by_place.setdefault(place, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
     return [
         {
-            **dict(zip(("hardware", "alpha", "load", "slo_scale", "seed"), place, strict=True)),
+            **dict(zip(keys, place, strict=True)),
             "concurrent_minus_time_sliced": both["concurrent"] - both["time_sliced"],
         }
         for place, both in sorted(by_place.items())

@@ -7,8 +7,8 @@
 Three models (`three.yaml`, or any `--fleet`) get requests whose popularity falls as a power law.
 The rate that saturates is found first, for each `--alpha`: what the reference policy delivers of a
 flood. Then each policy replays the same workload at each `--load` times that rate, policies in
-turn, cell after cell, round after round, on one pool, with the same programs; each round has
-arrivals of its own.
+turn, another one first in each cell, round after round, on one pool, with the same programs; each
+round has arrivals of its own.
 
 A request counts if its whole latency is at most `--slo-scale` times what it takes alone, measured
 in the same run (MuxServe's measure, scale 8). What is compared is the *rate-weighted goodput*: for
@@ -108,7 +108,10 @@ def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, A
         top = saturating_rate(rig, solo, make(alpha, 1e3, requests=FLOOD), arguments.reference)
         for load in arguments.load:
             workload = make(alpha, load * top, seconds=arguments.duration)
-            runs = compare(rig, workload, arguments.policies, targets, solo, seed=seed)
+            # Nobody is always the first to run, since a machine may slow down under load.
+            first = len(cells) % len(arguments.policies)
+            order = arguments.policies[first:] + arguments.policies[:first]
+            runs = compare(rig, workload, order, targets, solo, seed=seed)
             if runs[-1].replay.interrupted:
                 raise KeyboardInterrupt
             cells.append(

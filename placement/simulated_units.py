@@ -41,8 +41,10 @@ PAGE_TOKENS = 16
 MOST_BLOCKS = 2**16
 """Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
 which nobody needs; their pages are larger instead."""
+OWN_PARTS = ("static", "slo")
+"""Policies that give models parts of the compute of their own where programs run side by side."""
 LEAST_PART = 0.2
-"""Of the compute, divided evenly whatever the need, where each model has a part of its own."""
+"""Of the compute, divided evenly among such parts whatever the need."""
 LONGEST = 8192
 """The longest request where the model's own context is longer, as in the engine."""
 
@@ -112,7 +114,7 @@ def make_unit(
     steps = system.steps
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
-    if system.policy == "static" and execution == "concurrent":
+    if system.policy in OWN_PARTS and execution == "concurrent":
         planned = _in_parts(planned)
     page_bytes, specs = _specs(planned, costs, shapes, steps, system.blocks)
     if targets is not None:

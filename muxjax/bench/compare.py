@@ -70,7 +70,7 @@ def compare(
       rig: the fleet.
       workload: the same for all runs.
       policies: what to compare.
-      targets: of each model.
+      targets: of each model: what is counted, and what schedulers work towards.
       solo: what targets are multiples of, and the step times that schedulers begin with.
       rounds: runs of each policy.
       seed: of the prompts.
@@ -84,10 +84,16 @@ def compare(
     """
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
+    asked = {
+        name: target.for_scheduler(
+            rig.specs[name].prompt_tokens, rig.specs[name].output_tokens, solo.costs
+        )
+        for name, target in targets.items()
+    }
     runs: list[Run] = []
     for index in range(rounds):
         for policy in policies:
-            unit = rig.unit(policy, solo.estimates)
+            unit = rig.unit(policy, solo.estimates, asked)
             requests = make_requests(workload, vocab, limits, seed)
             opened = nullcontext(None) if on_record is None else on_record(policy, index)
             with opened as take, rig.engine(unit) as engine:

@@ -8,8 +8,9 @@ is made as `Fleet.load` makes it, from the fleet file with another `policy`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 from muxjax import loading
@@ -21,6 +22,7 @@ from muxjax.programs import Buckets
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.steps import Handle, Step, StepResult
 from muxjax.scheduling.unit import Unit
 from muxjax.unit_plan import Plan
@@ -73,12 +75,18 @@ class Rig:
         executor = JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
         return cls(config, plan, executor)
 
-    def unit(self, policy: str, estimates: StepEstimates | None = None) -> Unit:
+    def unit(
+        self,
+        policy: str,
+        estimates: StepEstimates | None = None,
+        targets: Mapping[str, LatencyTargets] | None = None,
+    ) -> Unit:
         """A new scheduler.
 
         Args:
           policy: its policy.
           estimates: step times that it begins with; copied. By default it has to guess.
+          targets: of each model, in place of those in the fleet file.
 
         Raises:
           BenchError: a policy that there is not, or that needs another pool.
@@ -94,6 +102,8 @@ class Rig:
         unit = copy.deepcopy(self._fresh[policy])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)
+        if targets is not None:
+            unit.change_models([replace(self.specs[n], targets=t) for n, t in targets.items()])
         return unit
 
     @contextmanager

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from muxjax.scheduling.compute_shares import ComputeShares
-from muxjax.scheduling.concurrent_policies import ConcurrentAdaptiveBatch
-from muxjax.scheduling.pacing import Pace, decodes_in_order
+from muxjax.scheduling.concurrent_policies import ConcurrentStatic
+from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.unit import Unit
 
 
-class ConcurrentSlo(ConcurrentAdaptiveBatch):
-    """`slo`: Algorithm 3, but prompts wait for each other, and models go as their targets ask.
+class ConcurrentSlo(ConcurrentStatic):
+    """`slo`: each model on its own part of the chip, where its prompts wait for each other.
 
-    A prefill takes the chip from the decodes that run, one after the other or not, which is why
-    prompts wait for each other here too.
+    Beside a prefill that takes the whole chip, as under `adbs`, nobody else decodes, and programs
+    that share what is left are slow: tight targets allow neither. On its own part a model is held
+    up by its own prefills alone, and that is what prompts wait for. Nobody waits for the parts of
+    others, so that there is no order among models; pages are lent as under the other policies.
     """
 
     name = "slo"
@@ -21,24 +23,30 @@ class ConcurrentSlo(ConcurrentAdaptiveBatch):
     def __init__(self, compute: ComputeShares) -> None:
         super().__init__(compute)
         self._paces: dict[str, Pace] = {}
+        self._membership = -1  # `unit.membership` that they were made for
+
+    def next_step(self, unit: Unit, now: float) -> Step | None:
+        if self._membership != unit.membership:
+            self._membership = unit.membership
+            self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
+        return super().next_step(unit, now)
 
     def prefills(self, unit: Unit, now: float) -> list[str]:
-        """Models whose prompts are due, the most urgent first."""
-        if not self._paces:
-            self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
-        running = sum([len(state.running) for state in unit.models.values()])
-        due: list[tuple[tuple[int, float], str]] = []
-        for model, state in unit.models.items():
-            if state.has_prefill:
-                pace = self._paces[model]
-                pace.sort_line(unit, now)
-                if not running or pace.patience(running, now) <= 0:
-                    due.append((pace.place(unit.time.virtual((model, "prefill")), now), model))
-        return [model for _, model in sorted(due)]
+        """Models whose part of the chip is free and whose prompts are due."""
+        due = []
+        for model in super().prefills(unit, now):
+            pace, running = self._paces[model], len(unit.models[model].running)
+            pace.sort_line(unit, now)
+            if not running or pace.patience(running, now) <= 0:
+                due.append(model)
+        return due
 
     def decodes(self, unit: Unit, now: float) -> list[str]:
-        """Models with sequences to decode, whose tokens are due first before the others."""
-        return decodes_in_order(self._paces, unit)[0]
+        """Models with sequences to decode whose part of the chip is free."""
+        for model, state in unit.models.items():
+            if not state.running:
+                self._paces[model].rests()
+        return super().decodes(unit, now)
 
     def made(self, step: Step, now: float) -> None:
         """Notes what targets count with."""

@@ -10,8 +10,9 @@ For each model (`Pace`):
   what knowledge of the future would give), or until their targets allow no more: those of the
   shortest outputs, as long as the model keeps its targets.
 - *Lost causes*: a request that would miss its target even if it began now is deferred, once:
-  requests that can still make it go first. One in `DEFERRED_TURNS` prompts is a deferred one, so
-  that they are served even where the load never lets up.
+  requests that can still make it go first. Deferred ones fill what the others leave, and one in
+  `DEFERRED_TURNS` prompts is a deferred one, so that they are served even where the load never
+  lets up.
 
 How long an output will be is not known: the mean of what the model has made so far stands for it.
 """
@@ -26,6 +27,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
+from muxjax.scheduling.strain import MOST_STRAIN, Strain
 from muxjax.scheduling.unit import Unit
 
 DEFERRED_TURNS = 10
@@ -104,7 +106,9 @@ class Pace:
             # Of a target for tokens, prompts may take nothing.
             return request.arrival + targets.scale * alone - alone
         spare = targets.scale * (alone + steps * self.alone_tpot())
-        speed = max(self.speed, self._estimates.decode(self._name, len(self.state.running) + 1))
+        # Who begins only where the strain allows it is no slower than that, whatever went before.
+        speed = min(self.speed, MOST_STRAIN * self.tpot())
+        speed = max(speed, self._estimates.decode(self._name, len(self.state.running) + 1))
         prefill = self._estimates.prefill(self._name, tokens)
         return request.arrival + spare - MARGIN * (prefill + steps * speed)
 
@@ -125,28 +129,32 @@ class Pace:
 
     # Prompts
 
-    def sort_line(self, unit: Unit, now: float) -> None:
-        """Defers lost causes at the head of the line, and brings deferred requests back."""
+    def sort_line(self, unit: Unit, strain: Strain, now: float) -> None:
+        """Defers lost causes among those that are next, and brings deferred requests back."""
         state = self.state
         most = state.spec.limits.max_prefill_seqs
-        for _ in range(most):
-            head = next(iter(state.waiting.values()), None)
-            if head is None or head.deferred or head.preemptions:
-                break
-            if head is self._head and now < self._look_at:
-                break
-            latest = self.latest_start(head)
-            if now <= latest or latest < head.arrival:
-                # The time that is left is a guess, and is looked at again when a part has passed.
-                self._head, self._look_at = head, now + LOOKED_AT_PART * abs(latest - now)
-                break
-            unit.defer(head)
+        head = next(iter(state.waiting.values()), None)
+        if head is not None and (head is not self._head or now >= self._look_at):
+            spare = math.inf
+            for request in list(itertools.islice(state.waiting.values(), most)):
+                if not request.deferred and not request.preemptions:
+                    left = self.latest_start(request) - now
+                    if left < 0:
+                        unit.defer(request)
+                    else:
+                        spare = min(spare, left)
+            # The time that is left is a guess, and is looked at again when a part has passed.
+            self._head = next(iter(state.waiting.values()), None)
+            self._look_at = now + LOOKED_AT_PART * spare
         if state.deferred:
             turns = state.finished // DEFERRED_TURNS
             recalls = int(turns > self._turns)
             self._turns = turns
             if not state.waiting:
-                recalls = min(most, len(state.deferred))
+                if not strain.total:
+                    recalls = min(most, len(state.deferred))
+                elif strain.allows(self, unit, 1):
+                    recalls = 1
             for _ in range(recalls):
                 unit.recall(self._name)
 
@@ -169,6 +177,14 @@ class Pace:
         # They came one after the other, so that on average they waited half as long as the first.
         patience = 2 * running * self._saved(tokens) / (count + 1)
         return min(patience, self._spare(len(head.prompt))) - (now - head.arrival)
+
+    def may_begin(self, unit: Unit, strain: Strain) -> bool:
+        """Whether the model's prompts need not wait for sequences to end."""
+        state = self.state
+        if state.prefilling or self._targets.ttft is not None:
+            return True
+        most = state.spec.limits.max_prefill_seqs
+        return strain.allows(self, unit, min(most, len(state.waiting)))
 
     def place(self, virtual: float, now: float) -> tuple[int, float]:
         """The order among models whose prompts are due: the least is first.
@@ -220,7 +236,9 @@ class Pace:
         return 2 * once - twice
 
 
-def decodes_in_order(paces: Mapping[str, Pace], unit: Unit) -> tuple[list[str], bool]:
+def decodes_in_order(
+    paces: Mapping[str, Pace], unit: Unit, strain: Strain
+) -> tuple[list[str], bool]:
     """Models with sequences to decode, who is first before the others.
 
     If steps in turn can keep all of them to their targets, whose tokens are due first is first. If
@@ -238,12 +256,7 @@ def decodes_in_order(paces: Mapping[str, Pace], unit: Unit) -> tuple[list[str], 
             paces[model].rests()
     if len(running) < 2:
         return running, True
-    estimates = unit.estimates
-    strain = 0.0
-    for model in running:
-        size = len(unit.models[model].running)
-        strain += estimates.decode(model, size) / paces[model].tpot()
-    if strain <= 1.0:
+    if strain.total <= 1.0:
         return sorted(running, key=lambda model: paces[model].due), True
 
     def oldest(model: str) -> int:

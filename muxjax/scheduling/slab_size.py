@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 MAX_SLAB_BLOCKS = 64
 """A slab is at most this many of the largest blocks: beyond that the waste no longer falls."""
@@ -19,7 +20,11 @@ def choose_slab_pages(usable_pages: int, layers: Iterable[int]) -> int:
       usable_pages: pages of the pool without the dummy block.
       layers: `L` of each model.
     """
-    blocks = sorted(layers)
+    return _least_waste(usable_pages, tuple(sorted(layers)))
+
+
+@lru_cache(maxsize=1024)  # thousands of sizes are tried; a simulation makes the same pool often
+def _least_waste(usable_pages: int, blocks: tuple[int, ...]) -> int:
     largest = blocks[-1]
     limit = max(largest, min(usable_pages // (2 * len(blocks)), MAX_SLAB_BLOCKS * largest))
     return min(range(largest, limit + 1), key=lambda pages: _waste(pages, usable_pages, blocks))

@@ -2,7 +2,9 @@
 
 1. Prefills that are due go first (`pacing.py` says when), those that can still meet a target for
    the first token before the others, then the model furthest behind its share of the time; until
-   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`.
+   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`. Where
+   more sequences would make all of them late (`strain.py`), prompts wait for some to end, unless
+   they have a target for the first token.
 2. Then decodes: in the order in which their tokens are due, or, where steps in turn would keep
    nobody to its target, the model with the oldest request first.
 3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
@@ -18,6 +20,7 @@ from __future__ import annotations
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
 from muxjax.scheduling.pacing import Pace, decodes_in_order
 from muxjax.scheduling.steps import Step
+from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
@@ -32,20 +35,23 @@ class SloPolicy:
 
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}
+        self._strain = Strain()
         self._membership = -1  # `unit.membership` that they were made for
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
         if self._membership != unit.membership:
             self._membership = unit.membership
             self._paces = {n: Pace(s, unit.estimates) for n, s in unit.models.items()}
-        paces = self._paces
+        paces, strain = self._paces, self._strain
+        strain.look(paces, unit, now)
         waiting: list[Turn] = []
         decodes: list[Turn] = []
         running = 0
         for model, state in unit.models.items():
             if state.has_prefill:
-                paces[model].sort_line(unit, now)
-                waiting.append((model, "prefill"))
+                paces[model].sort_line(unit, strain, now)
+                if state.prefilling or state.waiting:
+                    waiting.append((model, "prefill"))
             if state.running:
                 running += len(state.running)
                 decodes.append((model, "decode"))
@@ -55,7 +61,7 @@ class SloPolicy:
             step: Step | None = unit.make_prefill(model)
             if step is not None:
                 return step
-        order, in_turn = decodes_in_order(paces, unit)
+        order, in_turn = decodes_in_order(paces, unit, strain)
         for model in order:
             others = [paces[other].due for other in order if other != model] if in_turn else []
             step = self._decode(unit, model, min(others, default=now + pause), pause, now)
@@ -71,7 +77,7 @@ class SloPolicy:
         self, unit: Unit, waiting: list[Turn], running: int, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
-        decodes may last until prompts are due.
+        decodes may last until prompts are due. Those whose prompts have to wait are not among them.
         """
         time = unit.time
         pause = min([pace.patience_of_one(running) for pace in self._paces.values()])
@@ -86,6 +92,8 @@ class SloPolicy:
             if patience > 0 and running:
                 early.append((patience, model))
                 pause = min(pause, patience)
+            elif not pace.may_begin(unit, self._strain):
+                continue
             elif time.credit(turn) >= -PREFILL_OVERDRAFT * time.shares[turn] / total:
                 due.append((pace.place(time.virtual(turn), now), model))
             else:

@@ -8,6 +8,7 @@ import pytest
 from _map_cells import POLICIES, TRAINING_SEED, _Runner
 from _map_fleet import Job, fleet, workload
 
+from muxjax.errors import PlanError
 from muxjax.placement.plan import Execution
 
 
@@ -63,6 +64,25 @@ def test_only_slo_is_run_for_each_scale(monkeypatch: pytest.MonkeyPatch) -> None
     runner.choose("slo", 8.0)
     assert set(before) >= {"fcfs", "adbs", "slo"}
     assert runs[len(before) :] == ["slo"] * before.count("slo")
+
+
+@pytest.mark.usefixtures("three_models")
+def test_placements_that_do_not_hold_a_request_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = _Runner(a_job())
+    simulate = runner._simulate
+    too_small = {model.name for model in runner._placements["throughput"][0][0][0].models}
+    assert len(too_small) > 1  # so that no other placement has the unit
+
+    def refuse(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
+        if {model.name for model in units[0].models} == too_small:
+            raise PlanError("pool too small")
+        return simulate(units, policy, scale, requests)
+
+    monkeypatch.setattr(runner, "_simulate", refuse)
+    assert "throughput" not in runner._candidates("adbs", 2.0)
+    monkeypatch.setattr(runner, "_placements", {"throughput": runner._placements["throughput"]})
+    with pytest.raises(PlanError, match="pool too small"):
+        runner.choose("slo", 2.0)
 
 
 @pytest.mark.usefixtures("three_models")

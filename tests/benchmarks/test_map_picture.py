@@ -28,6 +28,8 @@ def test_a_cell_that_misses_has_a_border(tmp_path: Path) -> None:
     (square,), texts = drawn(tmp_path, a_cell(slo=0.8, adbs=0.85))
     assert square.get("stroke") is not None
     assert "-5.0" in texts
+    (square,), _ = drawn(tmp_path, a_cell(served=0.98, slo=0.9, adbs=0.8))
+    assert square.get("stroke") is not None
 
 
 def test_two_execution_models_are_compared(tmp_path: Path) -> None:

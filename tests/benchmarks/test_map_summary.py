@@ -50,6 +50,7 @@ def test_sharing_is_of_cells_that_both_maps_have() -> None:
     (found,) = sharing(cells)
     assert found["concurrent_minus_time_sliced"] == pytest.approx(0.05)
     assert sharing(cells[:1]) == []
+    assert sharing([cells[0], cells[1] | {"seconds": 5.0}]) == []  # of other requests
 
 
 def test_a_cell_without_slo_is_kept_and_not_judged() -> None:

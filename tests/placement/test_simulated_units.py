@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from muxjax.errors import PlanError
-from muxjax.placement.simulated_units import MOST_BLOCKS, System, make_unit
+from muxjax.placement.simulated_units import MOST_BLOCKS, PolicyName, System, make_unit
 from muxjax.scheduling.quotas import KVQuotas, OpenPool
+from tests.muxjax.scheduling.harness import request
 from tests.placement.simple_costs import SHAPE, SimpleCosts, planned, unit
 
 SHAPES = {"small": SHAPE, "large": SHAPE}
@@ -61,6 +62,16 @@ def test_the_plans_quotas_and_floors_are_the_units() -> None:
 def test_who_divides_the_pool(system: System, quotas: type[KVQuotas]) -> None:
     found = make_unit(unit(planned("a")), system, SimpleCosts(), SHAPES, bandwidth=None)
     assert type(found.unit.quotas) is quotas
+
+
+@pytest.mark.parametrize(("policy", "at_once"), [("slo", 2), ("static", 2), ("adbs", 1)])
+def test_who_has_a_part_of_the_compute_of_its_own(policy: PolicyName, at_once: int) -> None:
+    models = planned("a", prefill_share=1.0), planned("b", prefill_share=1.0)
+    system = System(policy, "concurrent")
+    found = make_unit(unit(*models), system, SimpleCosts(), SHAPES, bandwidth=None)
+    for number, model in enumerate("ab"):
+        found.add(request(number, model))
+    assert found.steps["prefill"] == at_once
 
 
 def test_the_scheduler_begins_with_the_cost_models_times() -> None:

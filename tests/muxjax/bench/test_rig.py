@@ -9,6 +9,7 @@ from muxjax.bench.rig import Rig
 from muxjax.errors import BenchError, MuxError
 from muxjax.placement.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.specs import LatencyTargets
 
 WORKLOAD = [
     TraceRequest(0.0, "llama", 40, 6),
@@ -45,6 +46,14 @@ def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: Rig) -> None:
     one.estimates.observe_decode("llama", 1, 1, 9.0)
     assert two.estimates.decode("llama", 1) == estimates.decode("llama", 1) == 3.0
     assert one.allocator is not two.allocator
+
+
+def test_a_unit_takes_the_targets_that_are_asked_for(rig: Rig) -> None:
+    asked = LatencyTargets(scale=3.0, alone_ttft=0.5, alone_tpot=0.25)
+    unit = rig.unit("slo", targets={"llama": asked})
+    assert unit.models["llama"].spec.targets == asked
+    assert unit.models["qwen3"].spec == rig.specs["qwen3"] == rig.unit("slo").models["qwen3"].spec
+    assert rig.unit("slo").models["llama"].spec == rig.specs["llama"]
 
 
 def test_a_policy_that_there_is_not(rig: Rig) -> None:

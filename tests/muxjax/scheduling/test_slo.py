@@ -115,6 +115,41 @@ def test_two_models_that_decode_take_turns_if_that_keeps_their_targets(tight: bo
     assert share > 0.9 if tight else 0.4 < share < 0.6
 
 
+def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
+    targets = LatencyTargets(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
+    specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
+    loop = Loop.of(specs, 2000, "slo")
+    for number in range(2):
+        arriving(loop, number, max_tokens=40)
+    for _ in range(4):
+        loop.turn()
+    patient, hasty = arriving(loop, 10, max_tokens=100), arriving(loop, 11, max_tokens=2)
+    loop.executor.now += 0.2
+    loop.turn()
+    assert hasty.deferred
+    assert not patient.deferred
+    loop.run()
+    assert patient.finished
+    assert hasty.finished
+
+
+def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
+    # Three models that make their tokens just in time; a fourth one's prompt comes.
+    targets = LatencyTargets(scale=5.2, alone_ttft=0.02, alone_tpot=0.01)
+    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "abcd"]
+    loop = Loop.of(specs, 2000, "slo")
+    for name in "abcd":
+        loop.unit.estimates.observe_decode(name, 1, 1, 0.01)
+    loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
+    first = [arriving(loop, number, name, max_tokens=30) for number, name in enumerate("abc")]
+    for _ in range(12):
+        loop.turn()
+    last = arriving(loop, 10, "d", max_tokens=10)
+    loop.run()
+    assert last.finished
+    assert min(one.finished_at or 0.0 for one in first) < (last.first_token_at or 0.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(

@@ -1,0 +1,88 @@
+"""How much of the time decodes need for all sequences to keep to their targets.
+
+A model whose sequences must have a token every `tpot` seconds, and whose step takes `d`, needs
+`d / tpot` of the time. The sum over models is the strain. Where it and the prefills' part of the
+time come to more than there is, everybody is late, and batches that are fuller still serve nobody
+in time: prompts that would cost decodes more wait then, until those that run have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muxjax.scheduling.pacing import Pace
+    from muxjax.scheduling.unit import Unit
+
+MOST_STRAIN = 0.7
+"""Of the time that prefills leave. The rest is for sequences that begin together or end late, and
+for what waiting has used of a target for the whole request."""
+FREE = 0.02
+"""Strain that new sequences may add at any time: in a batch that has room for them they cost next
+to nothing."""
+LEAST_MODELS = 5
+"""Models at once, one sequence each, that targets must allow for prompts to wait. Where they are so
+tight that few can run at once, waiting for one to end costs more than all being a bit slower."""
+LOOK_SECONDS = 1.0
+"""How often the prefills' part of the time is measured."""
+NEW_WEIGHT = 0.3
+"""Weight of a new measurement against all before it."""
+
+
+class Strain:
+    """Of one unit, as of the last `look`; none until then.
+
+    Attributes:
+      total: the sum over models; 0 where nobody decodes; above 1, steps in turn keep nobody to its
+        target.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._loads: dict[str, float] = {}
+        self._prefills = 0.0
+        self._used = (0.0, 0.0)
+        self._look_at = 0.0
+
+    def look(self, paces: Mapping[str, Pace], unit: Unit, now: float) -> None:
+        """Works out the strain of the sequences that decode."""
+        estimates, loads = unit.estimates, self._loads
+        loads.clear()
+        for model, state in unit.models.items():
+            if state.running:
+                loads[model] = estimates.decode(model, len(state.running)) / paces[model].tpot()
+        self.total = sum(loads.values())
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._measure(unit)
+
+    def allows(self, pace: Pace, unit: Unit, count: int) -> bool:
+        """Whether so many sequences of a model may begin beside those that decode.
+
+        Always where nobody decodes, where they cost next to nothing, where the model keeps to an
+        even part, and where targets are tight (`LEAST_MODELS`).
+        """
+        loads = self._loads
+        if not loads:
+            return True
+        model, tpot = pace.state.spec.name, pace.tpot()
+        free = pace.state.spec.limits.max_seqs - len(pace.state.running)
+        size = len(pace.state.running) + max(1, min(count, free))
+        before = loads.get(model, 0.0)
+        after = unit.estimates.decode(model, size) / tpot
+        most = MOST_STRAIN * (1 - self._prefills)
+        if after - before <= FREE or self.total - before + after <= most:
+            return True
+        even = most / (len(loads) + (model not in loads))
+        return after <= even or LEAST_MODELS * unit.estimates.decode(model, 1) > tpot
+
+    def _measure(self, unit: Unit) -> None:
+        """The prefills' part of the time since the last measurement."""
+        used = unit.time.used
+        prefills = sum([seconds for (_, phase), seconds in used.items() if phase == "prefill"])
+        total = sum(used.values())
+        before, self._used = self._used, (prefills, total)
+        if total > before[1]:
+            part = min(1.0, max(0.0, (prefills - before[0]) / (total - before[1])))
+            self._prefills += NEW_WEIGHT * (part - self._prefills)

@@ -1,0 +1,105 @@
+"""When new sequences may begin beside those that decode; tokens are due every 20 ms."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxjax.scheduling.pacing import Pace
+from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.strain import MOST_STRAIN, NEW_WEIGHT, Strain
+from muxjax.scheduling.unit import Unit
+from tests.muxjax.scheduling.harness import Loop, request, spec
+
+TARGETS = LatencyTargets(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
+
+
+def decoding(**running: int) -> tuple[Unit, dict[str, Pace]]:
+    """A unit of two models with so many sequences that decode."""
+    specs = [
+        spec(name, 1, 16, 512, max_seqs=16, prefill_seqs=8, prefill_tokens=64, targets=TARGETS)
+        for name in "ab"
+    ]
+    loop = Loop.of(specs, 2000, "fcfs")
+    number = 0
+    for name, count in running.items():
+        for _ in range(count):
+            loop.unit.add(request(number, name, 4, 200))
+            number += 1
+    for _ in range(50):
+        loop.turn()
+    unit = loop.unit
+    assert {name: len(unit.models[name].running) for name in running} == running
+    return unit, {name: Pace(state, unit.estimates) for name, state in unit.models.items()}
+
+
+def step_times(unit: Unit, model: str, **seconds: float) -> None:
+    """Sets what a decode step takes: `of8=0.01` is for 5 to 8 sequences."""
+    unit.estimates._decode[model].clear()
+    for size, value in seconds.items():
+        unit.estimates.observe_decode(model, int(size[2:]), 1, value)
+
+
+def looked(unit: Unit, paces: dict[str, Pace], now: float = 0.0) -> Strain:
+    strain = Strain()
+    strain.look(paces, unit, now)
+    return strain
+
+
+def test_anybody_may_begin_where_nobody_decodes() -> None:
+    unit, paces = decoding()
+    step_times(unit, "a", of1=1.0)
+    strain = looked(unit, paces)
+    assert strain.total == 0
+    assert strain.allows(paces["a"], unit, 8)
+
+
+def test_a_model_may_begin_while_all_keep_their_targets() -> None:
+    unit, paces = decoding(a=4)
+    step_times(unit, "a", of4=0.005)
+    step_times(unit, "b", of1=0.004, of8=0.0095)
+    strain = looked(unit, paces)
+    assert strain.total == pytest.approx(0.25)
+    assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.2
+    assert not strain.allows(paces["b"], unit, 8)  # 0.25 + 0.475
+
+
+def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
+    unit, paces = decoding(a=4, b=4)
+    step_times(unit, "a", of1=0.004, of4=0.012, of8=0.0122, of16=0.019)
+    step_times(unit, "b", of1=0.004, of4=0.012)
+    strain = looked(unit, paces)
+    assert strain.total == pytest.approx(1.2)
+    assert strain.allows(paces["a"], unit, 4)
+    assert not strain.allows(paces["a"], unit, 5)
+
+
+def test_a_model_always_has_an_even_part() -> None:
+    unit, paces = decoding(a=8)
+    step_times(unit, "a", of8=0.019)
+    step_times(unit, "b", of1=0.004, of2=0.008)
+    strain = looked(unit, paces)
+    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.35
+    assert not strain.allows(paces["b"], unit, 2)
+
+
+def test_nobody_waits_where_targets_allow_few_models_at_once() -> None:
+    unit, paces = decoding(a=8)
+    step_times(unit, "a", of8=0.019)
+    step_times(unit, "b", of1=0.0075)
+    assert looked(unit, paces).allows(paces["b"], unit, 1)
+
+
+def test_prefills_leave_less_time() -> None:
+    unit, paces = decoding(a=4)
+    step_times(unit, "a", of4=0.005)
+    step_times(unit, "b", of1=0.004, of4=0.008)
+    unit.time.used = dict.fromkeys(unit.time.used, 0.0)
+    unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 6.0, 4.0
+    strain = looked(unit, paces)
+    assert MOST_STRAIN * (1 - NEW_WEIGHT * 0.6) < 0.65 < MOST_STRAIN
+    assert not strain.allows(paces["b"], unit, 4)
+    # Once prefills are over, they are forgotten.
+    for second in range(1, 20):
+        unit.time.used["b", "decode"] += 1.0
+        strain.look(paces, unit, float(second))
+    assert strain.allows(paces["b"], unit, 4)
