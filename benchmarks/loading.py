@@ -1,27 +1,36 @@
 """Loading weights onto several devices: seconds from safetensors and from Orbax, and host memory.
 
-A model of random weights is written in both forms (bfloat16) and loaded onto `--devices` devices
-that one CPU shows itself as, cut for all of them, several times in turn. The ratio is that of the
-medians. Host memory is the most that numpy held at once while a model was loaded (tracemalloc; what
-lies on the devices is not counted), against the bytes of a device's part; the limit is 1.3 of it.
+A model of random weights is written in both forms and loaded onto `--devices` devices that one CPU
+shows itself as, cut for all of them, as bfloat16, several times in turn. The ratio is that of the
+medians. The safetensors are bfloat16 too, or `--stored float32`, and the Orbax folder is what
+`muxjax convert --dtype bfloat16` makes of them.
 
-    python benchmarks/loading.py [--devices 4] [--runs 5] [--layers 16] [--json]
+Host memory is what the process holds beyond what it held before (Linux's RssAnon, every
+millisecond) less the arrays that are on the devices by then, against the bytes of a device's part;
+the limit is 1.3 of it. Files that are mapped are the page cache's, and not counted.
+
+    python benchmarks/loading.py [--devices 4] [--runs 5] [--layers 16] [--stored float32]
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
-import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 LIMIT = 1.3
+M_MMAP_THRESHOLD = -3
+"""glibc's."""
 
 
 def main() -> None:
@@ -30,13 +39,15 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--stored", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={arguments.devices}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), arguments.devices, arguments.runs, arguments.layers)
+        write(Path(folder), arguments.layers, arguments.stored)
+        found = measure(Path(folder), arguments.devices, arguments.runs)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -51,9 +62,9 @@ def main() -> None:
     print(f"orbax takes {found['ratio']:.2f} of the time of safetensors; host limit {LIMIT}")
 
 
-def measure(folder: Path, devices: int, runs: int, layers: int) -> dict[str, Any]:
-    """Writes the model, loads it, and says what it took."""
-    import ml_dtypes
+def write(folder: Path, layers: int, stored: str) -> None:
+    """Writes the model in both forms."""
+    import jax
 
     from muxjax.models.convert import convert
     from muxjax.models.hf import open_hf, save_hf
@@ -69,24 +80,25 @@ def measure(folder: Path, devices: int, runs: int, layers: int) -> dict[str, Any
         "max_position_embeddings": 512,
     }
     random = open_checkpoint("config:llama", config_mapping=shape)
-    params = {name: array.astype(ml_dtypes.bfloat16) for name, array in random.weights()}
+    params = {
+        name: array.astype(jax.numpy.dtype(stored), copy=False) for name, array in random.weights()
+    }
     save_hf(folder / "safetensors", random.config, params)
-    del params
-    convert(open_hf(folder / "safetensors"), folder / "orbax")
+    convert(open_hf(folder / "safetensors"), folder / "orbax", "bfloat16")
 
+
+def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
+    """Loads the model, and says what it took."""
     seconds: dict[str, list[float]] = {"safetensors": [], "orbax": []}
-    peaks: dict[str, int] = {}
-    for form in seconds:  # what is slow the first time, and memory, which slows numpy down
-        tracemalloc.start()
-        device_bytes = load(folder / form, devices)
-        peaks[form] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    for form in seconds:  # what is slow the first time
+        device_bytes, _ = load(folder / form, devices)
     for run in range(runs):
         for form in seconds:
             began = time.perf_counter()
             load(folder / form, devices)
             seconds[form].append(time.perf_counter() - began)
         print(f"run {run + 1} of {runs}", file=sys.stderr)
+    peaks = {form: host_peak(lambda form=form: load(folder / form, devices)) for form in seconds}
     medians = {form: statistics.median(times) for form, times in seconds.items()}
     return {
         "devices": devices,
@@ -105,8 +117,45 @@ def measure(folder: Path, devices: int, runs: int, layers: int) -> dict[str, Any
     }
 
 
-def load(folder: Path, devices: int) -> int:
-    """Loads a model as a fleet would, without compiling; returns the bytes of one device's part."""
+def host_peak(work: Callable[[], object]) -> int:
+    """Bytes of the host's memory that some work holds at most, without arrays on the devices."""
+    import jax
+
+    def on_devices() -> int:
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            arrived, resident = on_devices(), anonymous_bytes()
+            if on_devices() == arrived:  # nothing arrived in between
+                peaks.append(resident - arrived)
+
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)  # what is freed is given back at once
+    libc.malloc_trim(0)
+    before = anonymous_bytes() - on_devices()
+    peaks, done = [before], threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        _kept = work()  # until nobody watches: the arrays go before their memory does
+    finally:
+        done.set()
+        watcher.join()
+    return max(peaks) - before
+
+
+def anonymous_bytes() -> int:
+    """What the process has in memory that is not of a file."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this kernel does not tell RssAnon")
+
+
+def load(folder: Path, devices: int) -> tuple[int, object]:
+    """Loads a model as a fleet would, not compiled; returns one device's bytes, the weights."""
     import jax
     from flax import nnx
 
@@ -121,7 +170,7 @@ def load(folder: Path, devices: int) -> int:
     plan = loading.make_plan(config)
     decoders = load_weights(plan.parts["model"], lambda size: None)
     jax.block_until_ready([nnx.split(decoder)[1] for decoder in decoders])
-    return plan.models["model"].param_bytes
+    return plan.models["model"].param_bytes, decoders
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from muxjax.errors import CheckpointError
+from muxjax.models.buffers import aligned_empty
 from muxjax.models.config import ModelConfig
 from muxjax.models.params import (
     Mapped,
@@ -22,6 +23,9 @@ from muxjax.models.params import (
 )
 from muxjax.models.shards import Piece, Shards
 from muxjax.models.tokenizer import Tokenizer
+
+Wait = Callable[[], object]
+"""Waits until what was started is done."""
 
 
 @runtime_checkable
@@ -39,8 +43,15 @@ class TensorSource(Protocol):
 class PartSource(TensorSource, Protocol):
     """A source that need not read the whole of a tensor for a part of it."""
 
-    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
-        """What `read` gives, from `start` to `stop` along an axis."""
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type that `read` gives, from the header only."""
+
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
+        """Fills `out`, of that type, with what `read` gives from `start` on along an axis.
+
+        It is full when what is returned has been called, which raises as `read`. Until then, it is
+        filled in the background or not at all.
+        """
 
 
 def ignore_none(name: str) -> bool:
@@ -88,14 +99,29 @@ class Checkpoint:
         Raises:
           CheckpointError: a tensor that cannot be read or decoded.
         """
-        cut = shards.pieces(name, device)
-        if cut is None:
-            return self.whole(name)
-        axis, pieces = cut
+        return self.start_part(name, shards, device)()
+
+    def start_part(self, name: str, shards: Shards, device: int) -> Callable[[], np.ndarray]:
+        """Starts to read what `part` gives, and returns what waits for it.
+
+        Sources that can read in the background (Orbax) do; others read when it is waited for.
+        """
         source, parts = self.source, self.mapped[name]
         if not isinstance(source, PartSource) or any(part.interleaved_heads for part in parts):
-            return shards.cut(name, self.whole(name), device)
-        return _filled(_read(source, parts, axis, pieces), shards.shapes[name], axis)
+            return lambda: shards.cut(name, self.whole(name), device)
+        shape = shards.shapes[name]
+        axis, pieces = shards.pieces(name, device) or (0, [(0, shape[0])])
+        plain = not any(part.plus for part in parts)
+        types = {source.dtype(part.name) for part in parts}
+        array = aligned_empty(shape, types.pop() if plain and len(types) == 1 else np.float32)
+        started = list(_fill(array, source, parts, axis, pieces))
+
+        def finish() -> np.ndarray:
+            for wait in started:
+                wait()
+            return array
+
+        return finish
 
     def whole(self, name: str) -> np.ndarray:
         """A canonical parameter, in float32 or bfloat16.
@@ -128,13 +154,19 @@ class Checkpoint:
             yield name, self.whole(name)
 
 
-def _read(
-    source: PartSource, parts: tuple[Part, ...], axis: int, pieces: Sequence[Piece]
-) -> Iterator[tuple[int, np.ndarray | None]]:
-    """The pieces of a parameter, one after the other: how long each is, and its numbers or None."""
+def _fill(
+    whole: np.ndarray,
+    source: PartSource,
+    parts: tuple[Part, ...],
+    axis: int,
+    pieces: Sequence[Piece],
+) -> Iterator[Wait]:
+    """Starts to put the pieces of a parameter one after the other along an axis."""
+    at = 0
     for start, count in pieces:
         if start is None:
-            yield count, None
+            _along(whole, axis, at, count)[...] = 0
+            at += count
             continue
         first = 0
         for part in parts:
@@ -142,25 +174,24 @@ def _read(
             rows = part.rows if axis == 0 else start + count
             low, high = max(start, first), min(start + count, first + rows)
             if low < high:
-                array = source.read_part(part.name, axis, low - first, high - first)
-                if part.plus:
-                    array = array.astype(np.float32) + np.float32(part.plus)
-                yield high - low, array
+                out = _along(whole, axis, at, high - low)
+                yield _fill_from(source, part, out, axis, low - first)
+                at += high - low
             first += rows
 
 
-def _filled(pieces: Iterator[tuple[int, np.ndarray | None]], shape: Shape, axis: int) -> np.ndarray:
-    """The pieces one after the other along an axis, with zeros for those that are None."""
-    whole: np.ndarray | None = None
-    at = 0
-    for count, piece in pieces:
-        if piece is not None:
-            if piece.shape == shape:
-                return piece
-            if whole is None:
-                whole = np.zeros(shape, piece.dtype)
-            elif whole.dtype != piece.dtype:
-                whole = whole.astype(np.float32)
-            whole[(slice(None),) * axis + (slice(at, at + count),)] = piece
-        at += count
-    return np.zeros(shape, np.float32) if whole is None else whole
+def _fill_from(source: PartSource, part: Part, out: np.ndarray, axis: int, start: int) -> Wait:
+    dtype = source.dtype(part.name)
+    if out.dtype == dtype and not part.plus:
+        return source.read_into(out, part.name, axis, start)
+
+    def convert() -> None:
+        stored = np.empty(out.shape, dtype)
+        source.read_into(stored, part.name, axis, start)()
+        np.add(stored, np.float32(part.plus), out=out, dtype=np.float32)
+
+    return convert
+
+
+def _along(array: np.ndarray, axis: int, start: int, count: int) -> np.ndarray:
+    return array[(slice(None),) * axis + (slice(start, start + count),)]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoint import Checkpoint
+from muxjax.models.checkpoint import Checkpoint, Wait
 from muxjax.models.config import ModelConfig
 from muxjax.models.hf_config import from_hf, to_hf
 from muxjax.models.hf_tokenizer import read_tokenizer
@@ -43,6 +43,8 @@ _GEMMA_NAMES = _LAYER_NAMES | {
 _EMBED = "embed_tokens.weight"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_STRIP = 1 << 22
+"""Bytes that are read at once of what is read in parts: safetensors copies them."""
 _UNUSED_PARTS = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
 """Tensors that a language model does not need: tables of old files, Gemma's image encoder."""
 
@@ -113,6 +115,8 @@ class Safetensors:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, Shape] = {}
+        self._types: dict[str, str] = {}
+        self._opened: dict[Path, Any] = {}
         for path in _shards(folder):
             try:
                 with safe_open(path, "numpy") as file:
@@ -123,7 +127,9 @@ class Safetensors:
                                 f"and {path.name}"
                             )
                         self._files[name] = path
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
+                        header = file.get_slice(name)
+                        self._shapes[name] = tuple(header.get_shape())
+                        self._types[name] = header.get_dtype()
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path}: truncated or unreadable: {error}") from error
 
@@ -133,16 +139,32 @@ class Safetensors:
     def read(self, name: str) -> np.ndarray:
         return self._read(name, lambda file: file.get_tensor(name))
 
-    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+    def dtype(self, name: str) -> np.dtype[Any]:
         """See `checkpoint.PartSource`."""
-        index = (slice(None),) * axis + (slice(start, stop),)
-        return self._read(name, lambda file: file.get_slice(name)[index])
+        return np.dtype(ml_dtypes.bfloat16 if self._types[name] == "BF16" else np.float32)
+
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
+        """See `checkpoint.PartSource`."""
+        first = [start if at == axis else 0 for at in range(out.ndim)]
+        step = max(1, _STRIP * len(out) // max(1, out.nbytes))
+
+        def read() -> None:
+            for row in range(0, len(out), step):
+                strip = out[row : row + step]
+                index = tuple(
+                    slice(low, low + count)
+                    for low, count in zip([first[0] + row, *first[1:]], strip.shape, strict=True)
+                )
+                strip[...] = self._read(name, lambda file, index=index: file.get_slice(name)[index])
+
+        return read
 
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
         try:
-            with safe_open(path, "numpy") as file:
-                array = get(file)
+            if path not in self._opened:  # each time takes as long as reading 1 MB
+                self._opened[path] = safe_open(path, "numpy")
+            array = get(self._opened[path])
         except (OSError, SafetensorError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot read tensor {name}: {error}") from error
         if array.dtype in (np.float32, ml_dtypes.bfloat16):

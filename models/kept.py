@@ -17,7 +17,7 @@ import numpy as np
 
 from muxjax.models import int8
 from muxjax.models.config import ModelConfig
-from muxjax.models.linear import tiled, tiled_shape
+from muxjax.models.linear import put_tiled, tiled_shape
 from muxjax.models.params import Shape, param_shapes
 from muxjax.models.stacks import Stacks
 
@@ -57,16 +57,21 @@ def put_on_device(
     quantization: Quantization,
     device: jax.Device | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """A canonical parameter as it is kept, not stacked: itself, or its numbers and scales."""
+    """A canonical parameter as it is kept, not stacked: itself, or its numbers and scales.
+
+    The device may keep the array's own memory, so it must not be written to again. What is mapped
+    from a file (read-only) is copied.
+    """
     if quantization == "int8" and _is_matrix(name):
         numbers, scales = int8.quantise(array)
-        yield name, _copied(numbers, device)
-        yield name + SCALES, _copied(scales, device)
+        yield name, jax.device_put(numbers, device)
+        yield name + SCALES, jax.device_put(scales, device)
         return
-    arrived = _copied(array.astype(_type(name, dtype), copy=False), device)
+    typed = array.astype(_type(name, dtype), copy=not array.flags.writeable)
     in_products = name != "embed" or config.tie_embeddings
     # A stack has one axis more, and is nowhere tiled.
-    yield name, tiled(arrived) if in_products and _is_matrix(name) else arrived
+    put = put_tiled if in_products and _is_matrix(name) else jax.device_put
+    yield name, put(typed, device)
 
 
 def _is_matrix(name: str) -> bool:
@@ -75,8 +80,3 @@ def _is_matrix(name: str) -> bool:
 
 def _type(name: str, dtype: Dtype) -> jnp.dtype:
     return jnp.dtype(dtype if _is_matrix(name) else "float32")
-
-
-def _copied(array: np.ndarray, device: jax.Device | None) -> jax.Array:
-    # JAX may otherwise share memory that a checkpoint still maps or reuses.
-    return jnp.array(array, copy=True, device=device)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -42,11 +43,12 @@ def tiled_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0] // TILE, shape[1], TILE)
 
 
-def tiled(weight: Array) -> Array:
-    """The parameter in its `tiled_shape`."""
+def put_tiled(weight: np.ndarray, device: jax.Device | None = None) -> Array:
+    """Puts a parameter on a device in its `tiled_shape`; see `kept.put_on_device` on its memory."""
     if tiled_shape(weight.shape) == weight.shape:
-        return weight
-    return weight.reshape(-1, TILE, weight.shape[1]).swapaxes(1, 2)
+        return jax.device_put(weight, device)
+    tiles = weight.reshape(-1, TILE, weight.shape[1])  # a view here, a copy in XLA
+    return jax.device_put(tiles, device).swapaxes(1, 2)
 
 
 def rows_of(

@@ -54,7 +54,7 @@ def open_checkpoint(
 def _open_path(path: Path) -> Checkpoint:
     if path.is_dir():
         if (path / "muxjax.json").is_file():
-            from muxjax.models.orbax import open_orbax
+            from muxjax.models.orbax_reader import open_orbax
 
             return open_orbax(path)
         if (path / "config.json").is_file():

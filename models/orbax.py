@@ -10,30 +10,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.config import ModelConfig, config_from_dict
-from muxjax.models.hf_tokenizer import read_tokenizer
-from muxjax.models.json_files import read_json
-from muxjax.models.params import Part, Shape, param_shapes
+from muxjax.models.config import ModelConfig
+from muxjax.models.orbax_reader import CONFIG_FILE, FORMAT, PARAMS_FOLDER
+from muxjax.models.params import Shape, param_shapes
 from muxjax.models.tokenizer import Tokenizer
 
-FORMAT = 1
-CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
 _TYPES = ("float32", "bfloat16")
 _CHUNK_BYTES = 4 << 20
-"""A device's part is read in chunks: one chunk a parameter would be read whole for every device.
-Weights are noise, so they are not compressed."""
+"""Weights are noise, so not compressed; of mapped chunks of any size a part is read."""
 
 
 def save(
@@ -68,7 +62,9 @@ def save(
         (_Parameter, _OneByOne()),
         (jax.Array, type_handlers.ArrayHandler()),  # there are none, but Orbax warns without it
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=registry, use_compression=False, use_zarr3=False
+    )
     chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), nested)
     with ocp.Checkpointer(handler) as checkpointer:
         path = folder.resolve() / PARAMS_FOLDER
@@ -120,89 +116,3 @@ class _OneByOne(type_handlers.NumpyHandler):
     ) -> None:
         for value, info, arg in zip(values, infos, args or (), strict=True):
             await super()._background_serialize([value.read()], [info], [arg])
-
-
-def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Reads a whole checkpoint: its config and its canonical parameters.
-
-    Raises:
-      CheckpointError: as `open_orbax`.
-    """
-    checkpoint = open_orbax(folder)
-    return checkpoint.config, dict(checkpoint.weights())
-
-
-def open_orbax(folder: Path) -> Checkpoint:
-    """Opens a folder that `save` wrote.
-
-    Raises:
-      CheckpointError: another format, a broken config, or parameters that do not fit it.
-    """
-    described = read_json(folder / CONFIG_FILE)
-    if described.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder}: format {described.get('format')!r}; this version reads {FORMAT}"
-        )
-    try:
-        config = config_from_dict(described["config"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a config: {error}") from error
-    shapes = param_shapes(config)
-    return Checkpoint(
-        config=config,
-        origin=str(folder),
-        source=_OrbaxTensors(folder / PARAMS_FOLDER),
-        mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
-        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
-    )
-
-
-class _OrbaxTensors:
-    """The parameters of an Orbax folder under their canonical names.
-
-    Orbax describes the tree; the arrays are read by what it keeps them in, TensorStore, each once
-    opened and then only the part that is asked for.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                tree = checkpointer.metadata(self._folder).item_metadata
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: not an Orbax checkpoint: {error}") from error
-        if tree is None:
-            raise CheckpointError(f"{folder}: not an Orbax checkpoint")
-        self._shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(tree.tree)}
-        self._zarr3 = bool(getattr(tree, "use_zarr3", False))
-        self._context = ts.Context()
-
-    def shapes(self) -> Mapping[str, Shape]:
-        return self._shapes
-
-    def read(self, name: str) -> np.ndarray:
-        return self._read(name, ())
-
-    def read_part(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
-        """See `checkpoint.PartSource`."""
-        return self._read(name, (slice(None),) * axis + (slice(start, stop),))
-
-    def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        spec = {
-            "driver": "zarr3" if self._zarr3 else "zarr",
-            "kvstore": {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{name}/"},
-        }
-        try:
-            array = ts.open(spec, read=True, open=True, context=self._context).result()
-            read = array[index].read().result() if index else array.read().result()
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
-        return read if read.dtype.name == "bfloat16" else np.asarray(read, np.float32)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

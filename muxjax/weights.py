@@ -1,12 +1,14 @@
 """From a checkpoint to the devices: each gets its part of each parameter, straight from the file.
 
-No host ever holds more of a model than one part of one parameter, where the checkpoint's format can
-be read in parts (safetensors, Orbax), or one parameter.
+Where the checkpoint's format can be read in parts (safetensors, Orbax), a host holds no more of a
+model than one part of one parameter, and `1 / AHEAD` of a device's bytes; otherwise one parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,9 @@ from muxjax.pallas_kernels.target import current_target
 if TYPE_CHECKING:
     from muxjax.unit_plan import ModelPlan
 
+AHEAD = 8
+"""This share of a device's bytes is read ahead, of formats that are read in the background."""
+
 
 def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder]:
     """Reads a model's weights.
@@ -37,18 +42,45 @@ def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder
     Raises:
       CheckpointError: a weight that cannot be read.
     """
-    checkpoint, shards = part.checkpoint, part.shards
-    mesh = part.mesh
+    shards, mesh = part.shards, part.mesh
     devices = {at: _DeviceWeights(part, mesh.devices[at]) for at in mesh.local}
     indices = sorted({at % shards.degree for at in devices})
-    for parameter in shards.shapes:
-        for index in indices:
-            piece = checkpoint.part(parameter, shards, index)
-            for at, device in devices.items():
-                if at % shards.degree == index:  # one of each copy
-                    size = device.take(parameter, piece)
-        loaded(size)
+    for parameter, users, piece in _pieces(part, indices):
+        for at, device in devices.items():
+            if at % shards.degree in users:
+                size = device.take(parameter, piece)
+        del piece  # before the next is waited for
+        if indices[-1] in users:
+            loaded(size)
     return [decoder_of(part, device.weights) for device in devices.values()]
+
+
+def _pieces(part: ModelPlan, indices: list[int]) -> Iterator[tuple[str, list[int], np.ndarray]]:
+    """A parameter, the cuts that keep the same of it, and that, while the next are being read."""
+    shards = part.shards
+    wanted = deque(
+        (parameter, users)
+        for parameter in shards.shapes
+        for users in (
+            [indices] if shards.pieces(parameter, indices[0]) is None else [[at] for at in indices]
+        )
+    )
+    reading: deque[tuple[str, list[int], int, Callable[[], np.ndarray]]] = deque()
+    ahead = part.model.param_bytes // AHEAD
+    while wanted or reading:
+        while wanted:
+            parameter, users = wanted[0]
+            size = 4 * math.prod(shards.shapes[parameter])
+            if reading and size + sum(one[2] for one in reading) > ahead:
+                break
+            wanted.popleft()
+            finish = part.checkpoint.start_part(parameter, shards, users[0])
+            reading.append((parameter, users, size, finish))
+        parameter, users, _, finish = reading.popleft()
+        piece = finish()
+        del finish
+        yield parameter, users, piece
+        del piece
 
 
 def decoder_of(part: ModelPlan, weights: Mapping[str, Weight]) -> Decoder:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from muxjax.models.buffers import aligned_empty
 from muxjax.models.kept import Dtype, Quantization, kept_bytes, kept_params, put_on_device
 from muxjax.models.params import param_shapes
 from tests import golden
@@ -25,3 +26,14 @@ def test_what_arrives_is_what_was_said(name: str, dtype: Dtype, quantization: Qu
     for canonical, shape in param_shapes(case.config).items():
         if len(shape) == 1:
             assert arrived[canonical].dtype == jnp.float32
+
+
+def test_what_a_file_maps_is_copied() -> None:
+    case = golden.tiny("llama")
+    memory = aligned_empty(case.params["final_norm"].shape, "float32")
+    memory[...] = 1
+    mapped = memory.view()
+    mapped.flags.writeable = False
+    [(_, kept)] = put_on_device(case.config, "final_norm", mapped, "float32", "none")
+    memory[...] = 2
+    assert (kept == 1).all()

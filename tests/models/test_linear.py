@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.models.linear import linear, rows_of, tiled, tiled_shape
+from muxjax.models.linear import linear, put_tiled, rows_of, tiled_shape
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])
@@ -15,7 +15,7 @@ def test_linear(outputs, rows, dtype, limit, with_bias):
     x = rng.standard_normal((rows, 48)).astype(np.float32)
     weight = rng.standard_normal((outputs, 48)).astype(np.float32) / 7
     bias = rng.standard_normal(outputs).astype(np.float32) if with_bias else None
-    out = jax.jit(linear)(x, tiled(jnp.asarray(weight, dtype)), bias)
+    out = jax.jit(linear)(x, put_tiled(weight.astype(dtype)), bias)
     assert out.shape == (rows, outputs)
     assert out.dtype == jnp.float32
     wanted = x @ weight.T + (0 if bias is None else bias)
@@ -32,7 +32,7 @@ def test_matrices_of_whole_tiles_are_tiled_where_that_is_faster():
 
 @pytest.mark.parametrize("outputs", [20, 192])
 def test_rows_of_a_tiled_matrix(outputs):
-    weight = jnp.arange(outputs * 5.0).reshape(outputs, 5)
+    weight = np.arange(outputs * 5.0, dtype=np.float32).reshape(outputs, 5)
     wanted = np.array([outputs - 1, 0, 7, 7])
-    found = rows_of(tiled(weight), jnp.asarray(wanted))
+    found = rows_of(put_tiled(weight), jnp.asarray(wanted))
     assert np.array_equal(found, weight[wanted])
