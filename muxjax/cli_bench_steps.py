@@ -139,8 +139,9 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
         )
     console = Console()
     console.print(table)
-    for (name, phase, size), seconds in measured.host.items():
+    for phase, engine in measured.engine.items():
         console.print(
-            f"{name}: the engine adds {1e3 * seconds:.2f} ms to a {phase} of {size}",
+            f"in the engine a {phase} takes {engine.stretch:.2f} of that and "
+            f"{1e3 * engine.host:.2f} ms",
             highlight=False,
         )

@@ -10,22 +10,39 @@ context of all:
 
     decode = step[bucket] + rounds x token[bucket](longest context)
 
-What the engine's own work costs a step, between steps or beside the device on its processor, is a
-constant for each bucket, `host`. `muxjax bench steps` measures all of this on the engine itself; a
-profile keeps it under `_steps`.
+In the engine, where steps of all models and its own work alternate, a step takes a little more or
+less than by itself: so much for each step, and so much of what it takes (`Engine`). `muxjax bench
+steps` measures all of this on the engine itself; a profile keeps it under `_steps`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from muxjax.errors import ProfileError
 
 Curve = tuple[tuple[float, float], ...]
 """Points (context in tokens, seconds), ascending, one at least."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What becomes of a step's time in the engine.
+
+    Attributes:
+      stretch: factor on what the step takes by itself.
+      host: seconds besides, for each step; less than 0 where steps overlap.
+    """
+
+    stretch: float = 1.0
+    host: float = 0.0
+
+    def seconds(self, alone: float) -> float:
+        """What a step takes in the engine: at least half of what it takes by itself, and some."""
+        return max(1e-6, alone / 2, self.stretch * alone + self.host)
 
 
 @dataclass(frozen=True)
@@ -36,13 +53,11 @@ class PrefillTimes:
       base: the bucket without any chunk.
       chunk: one chunk, by the context at its end.
       sample: sampling after last chunks, however many there are.
-      host: what the engine adds; less than 0 where its steps overlap.
     """
 
     base: float
     chunk: Curve
     sample: float
-    host: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +67,10 @@ class DecodeTimes:
     Attributes:
       base: a step, however many tokens it makes for each sequence.
       token: one token for every sequence, by the longest context.
-      host: as in `PrefillTimes`.
     """
 
     base: float
     token: Curve
-    host: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,13 @@ class StepTimes:
     Attributes:
       prefill: by bucket of tokens, ascending.
       decode: by bucket of sequences, ascending.
+      prefill_in_engine, decode_in_engine: what becomes of these in the engine.
     """
 
     prefill: Mapping[int, PrefillTimes]
     decode: Mapping[int, DecodeTimes]
+    prefill_in_engine: Engine = field(default_factory=Engine)
+    decode_in_engine: Engine = field(default_factory=Engine)
 
     def prefill_seconds(self, chunks: Sequence[tuple[int, int, bool]]) -> float:
         """Seconds of a prefill.
@@ -83,7 +99,7 @@ class StepTimes:
         seconds = times.base + sum(at(times.chunk, end) for _, end, _ in chunks)
         if any(last for _, _, last in chunks):
             seconds += times.sample
-        return _with_host(seconds, times.host)
+        return self.prefill_in_engine.seconds(seconds)
 
     def decode_seconds(self, sequences: int, rounds: int, context: float) -> float:
         """Seconds of a decode.
@@ -94,7 +110,7 @@ class StepTimes:
           context: the longest, on average over the rounds.
         """
         times = self.decode[bucket_of(self.decode, sequences)]
-        return _with_host(times.base + rounds * at(times.token, context), times.host)
+        return self.decode_in_engine.seconds(times.base + rounds * at(times.token, context))
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a profile; milliseconds."""
@@ -102,13 +118,15 @@ class StepTimes:
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
 
+        def engine(times: Engine) -> dict[str, float]:
+            return {"stretch": times.stretch, "host_ms": 1e3 * times.host}
+
         return {
             "prefill": {
                 str(size): {
                     "base_ms": 1e3 * times.base,
                     "chunk_ms": curve(times.chunk),
                     "sample_ms": 1e3 * times.sample,
-                    "host_ms": 1e3 * times.host,
                 }
                 for size, times in self.prefill.items()
             },
@@ -116,9 +134,12 @@ class StepTimes:
                 str(size): {
                     "base_ms": 1e3 * times.base,
                     "token_ms": curve(times.token),
-                    "host_ms": 1e3 * times.host,
                 }
                 for size, times in self.decode.items()
+            },
+            "engine": {
+                "prefill": engine(self.prefill_in_engine),
+                "decode": engine(self.decode_in_engine),
             },
         }
 
@@ -142,33 +163,25 @@ class StepTimes:
                     float(times["base_ms"]) / 1e3,
                     curve(times["chunk_ms"]),
                     float(times["sample_ms"]) / 1e3,
-                    float(times["host_ms"]) / 1e3,
                 )
                 for size, times in data["prefill"].items()
             }
             decode = {
-                int(size): DecodeTimes(
-                    float(times["base_ms"]) / 1e3,
-                    curve(times["token_ms"]),
-                    float(times["host_ms"]) / 1e3,
-                )
+                int(size): DecodeTimes(float(times["base_ms"]) / 1e3, curve(times["token_ms"]))
                 for size, times in data["decode"].items()
             }
             if not prefill or not decode:
                 raise ValueError("there must be prefills and decodes")
+            in_engine = [
+                Engine(float(times["stretch"]), float(times["host_ms"]) / 1e3)
+                for times in (data["engine"]["prefill"], data["engine"]["decode"])
+            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProfileError(
                 f"profile of {where}: the measured steps are not as `muxjax bench steps` writes "
                 f"them ({type(error).__name__}: {error}); measure them again"
             ) from error
-        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())))
-
-
-def _with_host(seconds: float, host: float) -> float:
-    """A step takes at least half of what it takes alone, whatever was measured of the engine; and
-    some time.
-    """
-    return max(1e-6, seconds / 2, seconds + host)
+        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())), *in_engine)
 
 
 def at(curve: Curve, context: float) -> float:

@@ -1,14 +1,16 @@
-"""What the engine adds to its steps: its own work, as far as it does not run beside the device.
+"""What becomes of the steps' times in the engine.
 
 A run of the engine is compared with what its steps take one by one. In it requests of all models
 and of many lengths come and go, so that steps of unlike models follow each other and evict each
-other's weights from the caches, as they do in service. The time between the ends of two steps that
-followed each other without a pause is what a step takes there; the difference is kept for each
-bucket, as the mean of the middle half. On a CPU the engine's thread takes time from the
-device's, and more of it from a prefill, which keeps all cores busy, than from a decode.
+other's weights from the caches, and the engine works beside the device, as in service. The time
+between the ends of two steps that followed each other without a pause is what a step takes there.
 
-It may be negative: in the engine a step is submitted while the one before it runs, and timed one by
-one each waits for its own submission.
+What it takes more than by itself is, for prefills and for decodes, a part of what it takes by
+itself, and a constant: the line through the steps of all models and buckets that half of them lie
+above (Theil and Sen: slopes and offsets are medians, so steps that something else held up do not
+count). The requests run twice, under a policy of long decodes and under one of short ones, since a
+line needs steps of unlike length. The constant may be negative: in the engine a step is submitted
+while the one before it runs, and timed one by one each waits for its own submission.
 """
 
 from __future__ import annotations
@@ -16,78 +18,82 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from scipy.stats import theilslopes
 
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
 from muxjax.bench.steps import Measured
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import StepTimes, bucket_of
+from muxjax.placement.step_times import Engine, StepTimes
 from muxjax.placement.trace import TraceRequest
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
+_POLICIES = ("adbs", "slo")
+"""Decodes as long as may be, and short ones."""
 _EACH = 36
 """Requests of each model."""
 _LONGEST = 96
 """Tokens of the longest prompt, and of the longest output."""
-_FEWEST = 5
-"""Steps of a bucket that say enough about it."""
-_EXTREMES = 0.25
-"""Part of the differences that is left out at either end: one step that something else held up
-would make a bucket slow for good."""
-_Key = tuple[str, str, int]
-"""Model, phase, bucket."""
+_FEWEST = 10
+"""Steps of a phase that say enough about it."""
+_BACK_TO_BACK = 1e-4
+"""Seconds between two steps of which the second was submitted before the first ended."""
 
 
 def add_host_times(rig: Rig, measured: Measured) -> None:
-    """Fills `measured.host`.
+    """Fills `measured.engine`.
 
     Raises:
-      BenchError: of a model no two steps followed each other.
+      BenchError: too few steps followed each other.
     """
     times = {name: measured.times(name) for name in rig.models}
+    pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode": []}
+    for policy in _POLICIES:
+        seen = _run(rig, policy, times, measured)
+        for (_, before, _), (phase, after, alone) in itertools.pairwise(seen):
+            end = before.started + before.seconds
+            if after.started - end < _BACK_TO_BACK:
+                pairs[phase].append((alone, after.started + after.seconds - end))
+    for phase, found in pairs.items():
+        if len(found) < _FEWEST:
+            raise BenchError(
+                f"only {len(found)} {phase} steps followed another at once; measure it again"
+            )
+        measured.engine[phase] = _line(np.array(found))
+
+
+def _run(
+    rig: Rig, policy: str, times: dict[str, StepTimes], measured: Measured
+) -> list[tuple[str, StepResult, float]]:
+    """Steps in the order in which they ran: the phase, the result, and what it takes alone."""
     held: dict[tuple[str, int], int] = {}
-    seen: list[tuple[_Key, StepResult, float]] = []
+    seen: list[tuple[str, StepResult, float]] = []
 
     def observe(unit: Unit, step: Step, result: StepResult) -> None:
         del unit
-        own = times[step.model]
-        seen.append((_key(own, step), result, _alone(own, held, step, result)))
+        phase = "prefill" if isinstance(step, Prefill) else "decode"
+        seen.append((phase, result, _alone(times[step.model], held, step, result)))
 
     workload = _mix(rig, sum(step.median for step in measured.steps) / len(measured.steps))
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
-    with rig.engine(rig.unit(rig.config.policy)) as engine:
+    with rig.engine(rig.unit(policy)) as engine:
         engine.observe(observe)
         done = replay(engine, workload, make_requests(workload, vocab, limits))
     if done.interrupted:
         raise KeyboardInterrupt
-    extra: dict[_Key, list[float]] = {}
-    for (_, before, _), (key, after, alone) in itertools.pairwise(seen):
-        end = before.started + before.seconds
-        if after.started - end < 1e-4:  # it was submitted before the other ended
-            extra.setdefault(key, []).append(after.started + after.seconds - end - alone)
-    for name, own in times.items():
-        for phase, sizes in (("prefill", own.prefill), ("decode", own.decode)):
-            for size in sizes:
-                measured.host[name, phase, size] = _added(extra, (name, phase, size))
+    return seen
 
 
-def _key(times: StepTimes, step: Step) -> _Key:
-    if isinstance(step, Prefill):
-        return step.model, "prefill", bucket_of(times.prefill, step.num_tokens)
-    return step.model, "decode", bucket_of(times.decode, len(step.sequences))
-
-
-def _added(extra: dict[_Key, list[float]], wanted: _Key) -> float:
-    """The mean of the middle half; of the same phase, where the bucket was hardly used."""
-    found = extra.get(wanted, [])
-    if len(found) < _FEWEST:
-        found = [v for key, values in extra.items() if key[:2] == wanted[:2] for v in values]
-    if not found:
-        raise BenchError(f"{wanted[0]}: no two steps followed each other; measure it again")
-    low, high = np.quantile(found, [_EXTREMES, 1 - _EXTREMES])
-    return float(np.mean([value for value in found if low <= value <= high]))
+def _line(found: np.ndarray) -> Engine:
+    """Through seconds alone and in the engine, `[N, 2]`."""
+    alone, there = found.T
+    if np.ptp(alone) > 0:
+        slope, offset, _, _ = theilslopes(there, alone)
+        if slope > 0:
+            return Engine(float(slope), float(offset))
+    return Engine(1.0, float(np.median(there - alone)))  # all alike, or nothing but noise
 
 
 def _mix(rig: Rig, step_seconds: float) -> list[TraceRequest]:

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from muxjax.bench.rig import Rig
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
+from muxjax.placement.step_times import Curve, DecodeTimes, Engine, PrefillTimes, StepTimes
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
 
@@ -70,12 +70,11 @@ class Measured:
 
     Attributes:
       steps: in the order of measuring.
-      host: seconds that the engine adds to a step, by model, phase and bucket; filled by whoever
-        runs the engine.
+      engine: what becomes of a step's time in the engine, by phase; filled by whoever runs it.
     """
 
     steps: list[Timed] = field(default_factory=list)
-    host: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    engine: dict[str, Engine] = field(default_factory=dict)
 
     def times(self, model: str) -> StepTimes:
         """One model's steps as a cost model takes them.
@@ -85,22 +84,17 @@ class Measured:
         """
         own = [step for step in self.steps if step.model == model]
         prefill = {
-            size: replace(
-                _prefill_times([s for s in own if s.size == size and s.phase == "prefill"]),
-                host=self.host.get((model, "prefill", size), 0.0),
-            )
+            size: _prefill_times([s for s in own if s.size == size and s.phase == "prefill"])
             for size in sorted({step.size for step in own if step.phase == "prefill"})
         }
         decode = {
-            size: replace(
-                _decode_times([s for s in own if s.size == size and s.phase == "decode"]),
-                host=self.host.get((model, "decode", size), 0.0),
-            )
+            size: _decode_times([s for s in own if s.size == size and s.phase == "decode"])
             for size in sorted({step.size for step in own if step.phase == "decode"})
         }
         if not prefill or not decode:
             raise BenchError(f"{model} was not measured to the end")
-        return StepTimes(prefill, decode)
+        in_engine = [self.engine.get(phase, Engine()) for phase in ("prefill", "decode")]
+        return StepTimes(prefill, decode, *in_engine)
 
 
 @dataclass(frozen=True)

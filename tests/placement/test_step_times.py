@@ -9,20 +9,22 @@ import pytest
 from muxjax.errors import ProfileError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
-from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes, at
+from muxjax.placement.step_times import DecodeTimes, Engine, PrefillTimes, StepTimes, at
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
 from tests.placement.simple_costs import SimpleCosts
 
 TIMES = StepTimes(
     prefill={
-        16: PrefillTimes(0.010, ((16, 0.001), (100, 0.002)), 0.003, 0.0005),
-        64: PrefillTimes(0.030, ((64, 0.004),), 0.003, 0.0005),
+        16: PrefillTimes(0.010, ((16, 0.001), (100, 0.002)), 0.003),
+        64: PrefillTimes(0.030, ((64, 0.004),), 0.003),
     },
     decode={
-        1: DecodeTimes(0.001, ((10, 0.010),), 0.0005),
-        8: DecodeTimes(0.001, ((10, 0.020), (110, 0.030)), 0.0005),
+        1: DecodeTimes(0.001, ((10, 0.010),)),
+        8: DecodeTimes(0.001, ((10, 0.020), (110, 0.030))),
     },
+    prefill_in_engine=Engine(1.0, 0.0005),
+    decode_in_engine=Engine(1.1, -0.0005),
 )
 
 
@@ -37,8 +39,8 @@ def test_a_prefill_is_padded_to_its_bucket() -> None:
 
 
 def test_a_decode_is_padded_and_walks_the_longest_context() -> None:
-    assert TIMES.decode_seconds(1, 4, 500) == pytest.approx(0.001 + 0.040 + 0.0005)
-    assert TIMES.decode_seconds(2, 1, 60) == pytest.approx(0.001 + 0.025 + 0.0005)
+    assert TIMES.decode_seconds(1, 4, 500) == pytest.approx(1.1 * 0.041 - 0.0005)
+    assert TIMES.decode_seconds(2, 1, 60) == pytest.approx(1.1 * 0.026 - 0.0005)
 
 
 def test_between_and_beyond_points() -> None:
@@ -69,10 +71,11 @@ def test_a_profile_keeps_them() -> None:
         {"m": {}},
         {"m": {**TIMES.to_json(), "decode": {}}},
         {"m": {**TIMES.to_json(), "prefill": {"16": {"base_ms": "fast"}}}},
+        {"m": {**TIMES.to_json(), "engine": {"prefill": {"stretch": 1}}}},
         {
             "m": {
                 **TIMES.to_json(),
-                "decode": {"1": {"base_ms": 1, "token_ms": [[9, 1], [2, 1]], "host_ms": 0}},
+                "decode": {"1": {"base_ms": 1, "token_ms": [[9, 1], [2, 1]]}},
             }
         },
     ],
@@ -97,7 +100,10 @@ def test_the_simulated_executor_takes_them() -> None:
 
 def test_a_step_always_takes_time() -> None:
     times = StepTimes(
-        {16: PrefillTimes(0.0, ((16, 0.0),), 0.0, -1.0)}, {1: DecodeTimes(0.0, ((1, 0.002),), -1.0)}
+        {16: PrefillTimes(0.0, ((16, 0.0),), 0.0)},
+        {1: DecodeTimes(0.0, ((1, 0.002),))},
+        Engine(1.0, -1.0),
+        Engine(1.0, -1.0),
     )
     assert times.prefill_seconds([(1, 1, True)]) > 0
     assert times.decode_seconds(1, 2, 5) == pytest.approx(0.002)  # half of what it takes alone

@@ -15,6 +15,7 @@ from muxjax.bench.solo import measure_solo
 from muxjax.bench.steps import Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.step_times import Engine
 from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 from muxjax.scheduling.steps import Decode, Handle, Step
@@ -35,7 +36,8 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
             buckets.decode_seqs
         )
     add_host_times(rig, measured)
-    assert {(name, phase, size) for name, phase, size in measured.host} == sizes
+    assert set(measured.engine) == {"prefill", "decode"}
+    assert all(engine.stretch > 0 for engine in measured.engine.values())
 
     times = {name: measured.times(name) for name in rig.models}
     profile = profile_of(
@@ -100,7 +102,7 @@ def test_parts_follow_from_differences() -> None:
             timed("decode", 4, 5, 50, 11.0),
             timed("decode", 4, 5, 100, 16.0),
         ],
-        {("m", "prefill", 32): 0.001, ("m", "decode", 4): 0.001},
+        {"prefill": Engine(1.0, 0.001), "decode": Engine(1.1, 0.0)},
     )
     times = measured.times("m")
     prefill, decode = times.prefill[32], times.decode[4]
@@ -111,7 +113,7 @@ def test_parts_follow_from_differences() -> None:
     assert dict(decode.token) == pytest.approx({50: 0.002, 100: 0.003})
     # One chunk, 64 tokens behind it: 7 + 4 + 2, and the engine's own.
     assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.014)
-    assert times.decode_seconds(3, 4, 75) == pytest.approx(0.001 + 4 * 0.0025 + 0.001)
+    assert times.decode_seconds(3, 4, 75) == pytest.approx(1.1 * (0.001 + 4 * 0.0025))
 
 
 def test_what_cannot_be_measured(rig: Rig) -> None:
