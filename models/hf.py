@@ -155,9 +155,12 @@ class Safetensors:
                     slice(low, low + count)
                     for low, count in zip([first[0] + row, *first[1:]], strip.shape, strict=True)
                 )
-                strip[...] = self._read(name, lambda file, index=index: file.get_slice(name)[index])
+                strip[...] = self._read_slice(name, index)
 
         return read
+
+    def _read_slice(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._read(name, lambda file: file.get_slice(name)[index])
 
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
