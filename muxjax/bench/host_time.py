@@ -5,12 +5,12 @@ and of many lengths come and go, so that steps of unlike models follow each othe
 other's weights from the caches, and the engine works beside the device, as in service. The time
 between the ends of two steps that followed each other without a pause is what a step takes there.
 
-What it takes more than by itself is, for prefills and for decodes, a part of what it takes by
-itself, and a constant: the line through the steps of all models and buckets that half of them lie
-above (Theil and Sen: slopes and offsets are medians, so steps that something else held up do not
-count). The requests run twice, under a policy of long decodes and under one of short ones, since a
-line needs steps of unlike length. The constant may be negative: in the engine a step is submitted
-while the one before it runs, and timed one by one each waits for its own submission.
+What it takes there is, for prefills and for decodes, a line over what it takes by itself, the same
+for all models and buckets. The slope is the median of all slopes between two steps (Theil and Sen),
+the constant the mean of what is left without the extremes, so that steps that something else held
+up do not count. The requests run twice, under a policy of long decodes and under one of short ones,
+since a line needs steps of unlike length. The constant may be negative: in the engine a step is
+submitted while the one before it runs, and timed one by one each waits for its own submission.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _LONGEST = 96
 """Tokens of the longest prompt, and of the longest output."""
 _FEWEST = 10
 """Steps of a phase that say enough about it."""
+_EXTREMES = 0.05
+"""Part of the steps that is left out at either end."""
 _BACK_TO_BACK = 1e-4
 """Seconds between two steps of which the second was submitted before the first ended."""
 
@@ -89,11 +91,14 @@ def _run(
 def _line(found: np.ndarray) -> Engine:
     """Through seconds alone and in the engine, `[N, 2]`."""
     alone, there = found.T
+    slope = 1.0
     if np.ptp(alone) > 0:
-        slope, offset, _, _ = theilslopes(there, alone)
-        if slope > 0:
-            return Engine(float(slope), float(offset))
-    return Engine(1.0, float(np.median(there - alone)))  # all alike, or nothing but noise
+        slope = float(theilslopes(there, alone).slope)
+    if slope <= 0:  # nothing but noise
+        slope = 1.0
+    rest = there - slope * alone
+    low, high = np.quantile(rest, [_EXTREMES, 1 - _EXTREMES])
+    return Engine(slope, float(rest[(rest >= low) & (rest <= high)].mean()))
 
 
 def _mix(rig: Rig, step_seconds: float) -> list[TraceRequest]:
