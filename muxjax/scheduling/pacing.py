@@ -2,8 +2,9 @@
 
 For each model (`Pace`):
 
-- *Tokens*: after `k` tokens, the next are due when the time that the target gives for `k` has
-  passed. Who is due first decodes first, so that all fall behind alike where there is too much.
+- *Tokens*: with a target for each token, after `k` of them the next are due when the time that the
+  target gives for `k` has passed, and whoever is due decodes first. Targets for whole requests say
+  nothing about the order: there shares of the time decide.
 - *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
   which nobody decodes. So prompts wait for each other, until all of them together have waited as
   long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
@@ -123,6 +124,12 @@ class Pace:
         self._last, self._tokens = now, tokens
         self.due = max(self.due, now - tokens * self.tpot()) + tokens * self.tpot()
 
+    def latest_decode(self) -> float:
+        """When a step must begin for the next tokens to be in time; never without a target."""
+        if self._targets.tpot is None:
+            return math.inf
+        return self.due - self._estimates.decode(self._name, len(self.state.running))
+
     def rests(self) -> None:
         """Notes that there is nothing to decode: the time until there is does not count."""
         self._last = None
@@ -151,10 +158,9 @@ class Pace:
             recalls = int(turns > self._turns)
             self._turns = turns
             if not state.waiting:
-                if not strain.total:
-                    recalls = min(most, len(state.deferred))
-                elif strain.allows(self, unit, 1):
-                    recalls = 1
+                recalls = min(most, len(state.deferred))
+                while recalls and not strain.allows(self, unit, recalls):
+                    recalls //= 2
             for _ in range(recalls):
                 unit.recall(self._name)
 
@@ -236,30 +242,28 @@ class Pace:
         return 2 * once - twice
 
 
-def decodes_in_order(
-    paces: Mapping[str, Pace], unit: Unit, strain: Strain
-) -> tuple[list[str], bool]:
+def decodes_in_order(paces: Mapping[str, Pace], unit: Unit, now: float) -> tuple[list[str], float]:
     """Models with sequences to decode, who is first before the others.
 
-    If steps in turn can keep all of them to their targets, whose tokens are due first is first. If
-    they cannot, all would be late; then the model goes first whose oldest request should be done
-    first, so that some are in time.
+    First those with a target for each token whose next are due, then whoever is furthest behind its
+    share of the time: batches that are full are then decoded more often than small ones, which cost
+    nearly as much, and nobody waits for long.
 
     Returns:
-      The models, and whether they take turns.
+      The models, and when the next tokens are due of those that are not first for that.
     """
-    running = []
+    due: list[tuple[float, str]] = []
+    others: list[tuple[float, str]] = []
+    next_due = math.inf
     for model, state in unit.models.items():
-        if state.running:
-            running.append(model)
+        pace = paces[model]
+        if not state.running:
+            pace.rests()
+            continue
+        latest = pace.latest_decode()
+        if latest <= now:
+            due.append((latest, model))
         else:
-            paces[model].rests()
-    if len(running) < 2:
-        return running, True
-    if strain.total <= 1.0:
-        return sorted(running, key=lambda model: paces[model].due), True
-
-    def oldest(model: str) -> int:
-        return next(iter(unit.models[model].running.values())).order
-
-    return sorted(running, key=oldest), False
+            next_due = min(next_due, latest)
+            others.append((unit.time.virtual((model, "decode")), model))
+    return [model for _, model in sorted(due) + sorted(others)], next_due

@@ -5,14 +5,15 @@
    prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`. Where
    more sequences would make all of them late (`strain.py`), prompts wait for some to end, unless
    they have a target for the first token.
-2. Then decodes: in the order in which their tokens are due, or, where steps in turn would keep
-   nobody to its target, the model with the oldest request first.
+2. Then decodes: first models with a target for each token whose next are due, then whoever is
+   furthest behind its share of the time, as under `adbs`.
 3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
 
 A decode burst lasts no longer than a prompt that came now would wait for others anyway: few
-sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due,
-and where tokens of another model do. Shares and their bounded overdraft, targets that pass, and the
-turns that deferred requests get keep everybody from starving.
+sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due, or
+the tokens of a model with a target for each, but never before `SHORT_BURST`, since a step has a
+cost of its own. Shares and their bounded overdraft, targets that pass, and the turns that deferred
+requests get keep everybody from starving.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
-SHORT_BURST, LONG_BURST = 0.03, 0.4
-"""Seconds of the shortest and the longest decode burst, where one token does not take longer."""
+SHORT_BURST, LONG_BURST = 0.06, 0.4
+"""Seconds of the shortest and the longest decode burst, where one token does not take longer. A
+step costs two to six milliseconds however many tokens it makes, on two cores."""
 
 
 class SloPolicy:
@@ -61,10 +63,10 @@ class SloPolicy:
             step: Step | None = unit.make_prefill(model)
             if step is not None:
                 return step
-        order, in_turn = decodes_in_order(paces, unit, strain)
+        order, next_due = decodes_in_order(paces, unit, now)
+        seconds = max(SHORT_BURST, min(pause, next_due - now))
         for model in order:
-            others = [paces[other].due for other in order if other != model] if in_turn else []
-            step = self._decode(unit, model, min(others, default=now + pause), pause, now)
+            step = self._decode(unit, model, seconds, now)
             if step is not None:
                 return step
         for model in late + early:
@@ -101,11 +103,7 @@ class SloPolicy:
         first = [model for _, model in sorted(due)]
         return first, late, [model for _, model in sorted(early)], pause
 
-    def _decode(
-        self, unit: Unit, model: str, next_due: float, pause: float, now: float
-    ) -> Step | None:
-        """A burst until prompts are due, or another model's tokens, but no shorter than most."""
-        seconds = min(pause, max(SHORT_BURST, next_due - now))
+    def _decode(self, unit: Unit, model: str, seconds: float, now: float) -> Step | None:
         size = len(unit.models[model].running)
         step = unit.make_decode(model, int(seconds / unit.estimates.decode(model, size)))
         if step is not None:

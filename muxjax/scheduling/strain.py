@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from muxjax.scheduling.pacing import Pace
     from muxjax.scheduling.unit import Unit
 
-MOST_STRAIN = 0.7
+MOST_STRAIN = 0.8
 """Of the time that prefills leave. The rest is for sequences that begin together or end late, and
 for what waiting has used of a target for the whole request."""
 FREE = 0.02
@@ -24,7 +24,7 @@ to nothing."""
 LEAST_MODELS = 5
 """Models at once, one sequence each, that targets must allow for prompts to wait. Where they are so
 tight that few can run at once, waiting for one to end costs more than all being a bit slower."""
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """How often the prefills' part of the time is measured."""
 NEW_WEIGHT = 0.3
 """Weight of a new measurement against all before it."""
@@ -60,8 +60,9 @@ class Strain:
     def allows(self, pace: Pace, unit: Unit, count: int) -> bool:
         """Whether so many sequences of a model may begin beside those that decode.
 
-        Always where nobody decodes, where they cost next to nothing, where the model keeps to an
-        even part, and where targets are tight (`LEAST_MODELS`).
+        Always where nobody decodes, where they cost next to nothing, where the model keeps to its
+        share of the decodes' time, or has nothing running and used less than its share so far, and
+        where targets are tight (`LEAST_MODELS`).
         """
         loads = self._loads
         if not loads:
@@ -72,10 +73,18 @@ class Strain:
         before = loads.get(model, 0.0)
         after = unit.estimates.decode(model, size) / tpot
         most = MOST_STRAIN * (1 - self._prefills)
-        if after - before <= FREE or self.total - before + after <= most:
+        if self.total - before + after <= most:
             return True
-        even = most / (len(loads) + (model not in loads))
-        return after <= even or LEAST_MODELS * unit.estimates.decode(model, 1) > tpot
+        if LEAST_MODELS * unit.estimates.decode(model, 1) > tpot:
+            return True
+        if before:
+            # A batch that is just large enough for the next bucket need not stay that large.
+            half = unit.estimates.decode(model, (size + 1) // 2) / tpot
+            if after - min(before, half) <= FREE:
+                return True
+        elif unit.time.credit((model, "decode")) >= 0:
+            return True
+        return after <= most * _part(unit, model)
 
     def _measure(self, unit: Unit) -> None:
         """The prefills' part of the time since the last measurement."""
@@ -86,3 +95,9 @@ class Strain:
         if total > before[1]:
             part = min(1.0, max(0.0, (prefills - before[0]) / (total - before[1])))
             self._prefills += NEW_WEIGHT * (part - self._prefills)
+
+
+def _part(unit: Unit, model: str) -> float:
+    """The model's share of the time of all decodes."""
+    shares = unit.time.shares
+    return shares[model, "decode"] / sum([shares[other, "decode"] for other in unit.models])

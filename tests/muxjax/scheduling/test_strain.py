@@ -54,13 +54,13 @@ def test_anybody_may_begin_where_nobody_decodes() -> None:
 
 
 def test_a_model_may_begin_while_all_keep_their_targets() -> None:
-    unit, paces = decoding(a=4)
+    unit, paces = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
-    step_times(unit, "b", of1=0.004, of8=0.0095)
+    step_times(unit, "b", of1=0.004, of2=0.005, of8=0.0125)
     strain = looked(unit, paces)
-    assert strain.total == pytest.approx(0.25)
-    assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.2
-    assert not strain.allows(paces["b"], unit, 8)  # 0.25 + 0.475
+    assert strain.total == pytest.approx(0.45)
+    assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.25
+    assert not strain.allows(paces["b"], unit, 7)  # 0.25 + 0.625
 
 
 def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
@@ -73,12 +73,22 @@ def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
     assert not strain.allows(paces["a"], unit, 5)
 
 
-def test_a_model_always_has_an_even_part() -> None:
+def test_a_batch_that_is_too_large_does_not_stay_so() -> None:
+    unit, paces = decoding(a=9, b=4)
+    step_times(unit, "a", of1=0.004, of8=0.012, of16=0.019)
+    step_times(unit, "b", of1=0.004, of4=0.012)
+    strain = looked(unit, paces)
+    assert not strain.allows(paces["a"], unit, 1)
+
+
+def test_who_has_nothing_running_begins_unless_it_is_ahead_of_its_share() -> None:
     unit, paces = decoding(a=8)
     step_times(unit, "a", of8=0.019)
-    step_times(unit, "b", of1=0.004, of2=0.008)
+    step_times(unit, "b", of1=0.004, of2=0.009)
     strain = looked(unit, paces)
-    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.35
+    assert strain.allows(paces["b"], unit, 2)
+    unit.time.charge(("b", "decode"), 10.0)
+    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.4: half of all decodes
     assert not strain.allows(paces["b"], unit, 2)
 
 
@@ -90,16 +100,16 @@ def test_nobody_waits_where_targets_allow_few_models_at_once() -> None:
 
 
 def test_prefills_leave_less_time() -> None:
-    unit, paces = decoding(a=4)
+    unit, paces = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
-    step_times(unit, "b", of1=0.004, of4=0.008)
+    step_times(unit, "b", of1=0.004, of4=0.0085)
     unit.time.used = dict.fromkeys(unit.time.used, 0.0)
     unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 6.0, 4.0
     strain = looked(unit, paces)
-    assert MOST_STRAIN * (1 - NEW_WEIGHT * 0.6) < 0.65 < MOST_STRAIN
-    assert not strain.allows(paces["b"], unit, 4)
+    assert MOST_STRAIN * (1 - NEW_WEIGHT * 0.6) < 0.675 < MOST_STRAIN
+    assert not strain.allows(paces["b"], unit, 3)
     # Once prefills are over, they are forgotten.
     for second in range(1, 20):
         unit.time.used["b", "decode"] += 1.0
         strain.look(paces, unit, float(second))
-    assert strain.allows(paces["b"], unit, 4)
+    assert strain.allows(paces["b"], unit, 3)
