@@ -38,6 +38,11 @@ LOOKED_AT_PART = 0.1
 """Of the time that the first in line can still wait, after which that is worked out again."""
 LOOK_AGAIN = 16
 """Steps after which what depends on slow means alone is worked out again."""
+LEAST_MODELS = 5
+"""Models at once, one sequence each, that targets must allow for taking turns to be worth it. Where
+they are so tight that few can run at once, one after the other is better than all a bit slower."""
+OVERDRAFT = 2.0
+"""Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
 MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
@@ -52,6 +57,8 @@ class Pace:
     Attributes:
       due: when its next tokens are due.
       speed: seconds for each token of a sequence, waiting for other models included.
+      tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
+        each, to take turns.
     """
 
     def __init__(self, state: ModelState, estimates: StepEstimates) -> None:
@@ -68,6 +75,7 @@ class Pace:
         self._look_at = 0.0
         self._steps = 0
         self._one = (0.0, 0.0)
+        self._find_tight()
 
     # Targets
 
@@ -216,9 +224,13 @@ class Pace:
             tokens = max(1.0, self.state.spec.prompt_tokens)
             # It may meet a step that has just begun, and the next one behind it.
             self._one = self._saved(tokens), self._spare(round(tokens)) / STEPS_AHEAD
+            self._find_tight()
         self._steps += 1
         saved, spare = self._one
         return min(running * saved, spare)
+
+    def _find_tight(self) -> None:
+        self.tight = LEAST_MODELS * self._estimates.decode(self._name, 1) > self.tpot()
 
     def _spare(self, tokens: int) -> float:
         """Seconds that a prompt may lose before its prefill begins.
@@ -242,19 +254,30 @@ class Pace:
         return 2 * once - twice
 
 
-def decodes_in_order(paces: Mapping[str, Pace], unit: Unit, now: float) -> tuple[list[str], float]:
+def decodes_in_order(
+    paces: Mapping[str, Pace], unit: Unit, now: float, total: float
+) -> tuple[list[str], float]:
     """Models with sequences to decode, who is first before the others.
 
-    First those with a target for each token whose next are due, then whoever is furthest behind its
-    share of the time: batches that are full are then decoded more often than small ones, which cost
+    First those with a target for each token whose next are due. Then, where targets are so tight
+    that turns would make everybody late, the model with the oldest sequence, so that some are in
+    time, until it is `OVERDRAFT` ahead of its share; and else whoever is furthest behind its share
+    of the time: batches that are full are then decoded more often than small ones, which cost
     nearly as much, and nobody waits for long.
+
+    Args:
+      paces: of all models of the unit.
+      unit: the unit.
+      now: seconds.
+      total: the strain, see `strain.py`.
 
     Returns:
       The models, and when the next tokens are due of those that are not first for that.
     """
     due: list[tuple[float, str]] = []
-    others: list[tuple[float, str]] = []
+    others: list[str] = []
     next_due = math.inf
+    turns = total <= 1.0
     for model, state in unit.models.items():
         pace = paces[model]
         if not state.running:
@@ -265,5 +288,13 @@ def decodes_in_order(paces: Mapping[str, Pace], unit: Unit, now: float) -> tuple
             due.append((latest, model))
         else:
             next_due = min(next_due, latest)
-            others.append((unit.time.virtual((model, "decode")), model))
-    return [model for _, model in sorted(due) + sorted(others)], next_due
+            others.append(model)
+            turns = turns or not pace.tight
+
+    def place(model: str) -> tuple[int, float]:
+        turn = (model, "decode")
+        if turns or unit.time.credit(turn) < -OVERDRAFT:
+            return 1, unit.time.virtual(turn)
+        return 0, next(iter(unit.models[model].running.values())).order
+
+    return [model for _, model in sorted(due)] + sorted(others, key=place), next_due

@@ -6,14 +6,16 @@
    more sequences would make all of them late (`strain.py`), prompts wait for some to end, unless
    they have a target for the first token.
 2. Then decodes: first models with a target for each token whose next are due, then whoever is
-   furthest behind its share of the time, as under `adbs`.
+   furthest behind its share of the time, as under `adbs`; but where targets are so tight that turns
+   make everybody late, the oldest first.
 3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
 
 A decode burst lasts no longer than a prompt that came now would wait for others anyway: few
 sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due, or
 the tokens of a model with a target for each, but never before `SHORT_BURST`, since a step has a
-cost of its own. Shares and their bounded overdraft, targets that pass, and the turns that deferred
-requests get keep everybody from starving.
+cost of its own, unless targets are so tight that such a burst would take up most of one. Shares and
+their bounded overdraft, targets that pass, and the turns that deferred requests get keep everybody
+from starving.
 """
 
 from __future__ import annotations
@@ -58,13 +60,14 @@ class SloPolicy:
                 running += len(state.running)
                 decodes.append((model, "decode"))
         unit.time.begin(waiting + decodes)
-        due, late, early, pause = self._sorted(unit, waiting, running, now)
+        shortest = 0.0 if any(pace.tight for pace in paces.values()) else SHORT_BURST
+        due, late, early, pause = self._sorted(unit, waiting, running, shortest, now)
         for model in due:
             step: Step | None = unit.make_prefill(model)
             if step is not None:
                 return step
-        order, next_due = decodes_in_order(paces, unit, now)
-        seconds = max(SHORT_BURST, min(pause, next_due - now))
+        order, next_due = decodes_in_order(paces, unit, now, strain.total)
+        seconds = max(shortest, min(pause, next_due - now))
         for model in order:
             step = self._decode(unit, model, seconds, now)
             if step is not None:
@@ -76,14 +79,14 @@ class SloPolicy:
         return None
 
     def _sorted(
-        self, unit: Unit, waiting: list[Turn], running: int, now: float
+        self, unit: Unit, waiting: list[Turn], running: int, shortest: float, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
         decodes may last until prompts are due. Those whose prompts have to wait are not among them.
         """
         time = unit.time
         pause = min([pace.patience_of_one(running) for pace in self._paces.values()])
-        pause = min(max(pause, SHORT_BURST), LONG_BURST)
+        pause = min(max(pause, shortest), LONG_BURST)
         total = sum([time.shares[turn] for turn in waiting])
         due: list[tuple[tuple[int, float], str]] = []
         late: list[str] = []

@@ -21,9 +21,6 @@ for what waiting has used of a target for the whole request."""
 FREE = 0.02
 """Strain that new sequences may add at any time: in a batch that has room for them they cost next
 to nothing."""
-LEAST_MODELS = 5
-"""Models at once, one sequence each, that targets must allow for prompts to wait. Where they are so
-tight that few can run at once, waiting for one to end costs more than all being a bit slower."""
 LOOK_SECONDS = 0.5
 """How often the prefills' part of the time is measured."""
 NEW_WEIGHT = 0.3
@@ -62,7 +59,7 @@ class Strain:
 
         Always where nobody decodes, where they cost next to nothing, where the model keeps to its
         share of the decodes' time, or has nothing running and used less than its share so far, and
-        where targets are tight (`LEAST_MODELS`).
+        where targets are tight (`LEAST_MODELS` in `pacing.py`).
         """
         loads = self._loads
         if not loads:
@@ -75,7 +72,7 @@ class Strain:
         most = MOST_STRAIN * (1 - self._prefills)
         if self.total - before + after <= most:
             return True
-        if LEAST_MODELS * unit.estimates.decode(model, 1) > tpot:
+        if pace.tight:
             return True
         if before:
             # A batch that is just large enough for the next bucket need not stay that large.

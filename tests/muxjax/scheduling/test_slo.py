@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -155,6 +156,41 @@ def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
     for one in later:
         assert one.finished
         assert ended < (one.first_token_at or 0.0)
+
+
+@pytest.mark.parametrize(("scale", "most"), [(2.0, 4), (8.0, 1000)])
+def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(scale: float, most: int) -> None:
+    # Steps of 10 ms, of which two models in turn need twice the time that scale 2 allows.
+    targets = LatencyTargets(scale=scale, alone_ttft=0.02, alone_tpot=0.01)
+    specs = [
+        spec(name, 1, 16, 512, prefill_seqs=8, prefill_tokens=64, decode_tokens=2, targets=targets)
+        for name in "abc"
+    ]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
+    for name in "abc":
+        for size in (1, 2):
+            loop.unit.estimates.observe_decode(name, size, 1, 0.01)
+    made = [arriving(loop, number, name, max_tokens=80) for number, name in enumerate("abc")]
+    loop.run()
+    assert all(one.finished for one in made)
+    decodes = [step.model for step in loop.steps if isinstance(step, Decode)]
+    turns = sum(one != other for one, other in itertools.pairwise(decodes))
+    assert turns <= most
+    if scale > 2:
+        assert turns > 10
+
+
+def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None:
+    targets = LatencyTargets(scale=1.0, alone_ttft=0.02, alone_tpot=0.01)
+    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "ab"]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.04)
+    made = [arriving(loop, number, name, max_tokens=400) for number, name in enumerate("ab")]
+    loop.run()
+    first, second = (one.finished_at or 0.0 for one in made)
+    # 16 s of decodes each, and nobody more than a few seconds ahead.
+    assert abs(first - second) < 6
 
 
 @settings(max_examples=25, deadline=None)

@@ -13,7 +13,7 @@ from tests.muxjax.scheduling.harness import Loop, request, spec
 TARGETS = LatencyTargets(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
 
 
-def decoding(**running: int) -> tuple[Unit, dict[str, Pace]]:
+def decoding(**running: int) -> Unit:
     """A unit of two models with so many sequences that decode."""
     specs = [
         spec(name, 1, 16, 512, max_seqs=16, prefill_seqs=8, prefill_tokens=64, targets=TARGETS)
@@ -29,7 +29,7 @@ def decoding(**running: int) -> tuple[Unit, dict[str, Pace]]:
         loop.turn()
     unit = loop.unit
     assert {name: len(unit.models[name].running) for name in running} == running
-    return unit, {name: Pace(state, unit.estimates) for name, state in unit.models.items()}
+    return unit
 
 
 def step_times(unit: Unit, model: str, **seconds: float) -> None:
@@ -39,53 +39,55 @@ def step_times(unit: Unit, model: str, **seconds: float) -> None:
         unit.estimates.observe_decode(model, int(size[2:]), 1, value)
 
 
-def looked(unit: Unit, paces: dict[str, Pace], now: float = 0.0) -> Strain:
+def looked(unit: Unit, now: float = 0.0) -> tuple[Strain, dict[str, Pace]]:
+    """The strain as step times are now."""
+    paces = {name: Pace(state, unit.estimates) for name, state in unit.models.items()}
     strain = Strain()
     strain.look(paces, unit, now)
-    return strain
+    return strain, paces
 
 
 def test_anybody_may_begin_where_nobody_decodes() -> None:
-    unit, paces = decoding()
+    unit = decoding()
     step_times(unit, "a", of1=1.0)
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert strain.total == 0
     assert strain.allows(paces["a"], unit, 8)
 
 
 def test_a_model_may_begin_while_all_keep_their_targets() -> None:
-    unit, paces = decoding(a=4, b=1)
+    unit = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
     step_times(unit, "b", of1=0.004, of2=0.005, of8=0.0125)
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert strain.total == pytest.approx(0.45)
     assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.25
     assert not strain.allows(paces["b"], unit, 7)  # 0.25 + 0.625
 
 
 def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
-    unit, paces = decoding(a=4, b=4)
+    unit = decoding(a=4, b=4)
     step_times(unit, "a", of1=0.004, of4=0.012, of8=0.0122, of16=0.019)
     step_times(unit, "b", of1=0.004, of4=0.012)
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert strain.total == pytest.approx(1.2)
     assert strain.allows(paces["a"], unit, 4)
     assert not strain.allows(paces["a"], unit, 5)
 
 
 def test_a_batch_that_is_too_large_does_not_stay_so() -> None:
-    unit, paces = decoding(a=9, b=4)
+    unit = decoding(a=9, b=4)
     step_times(unit, "a", of1=0.004, of8=0.012, of16=0.019)
     step_times(unit, "b", of1=0.004, of4=0.012)
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert not strain.allows(paces["a"], unit, 1)
 
 
 def test_who_has_nothing_running_begins_unless_it_is_ahead_of_its_share() -> None:
-    unit, paces = decoding(a=8)
+    unit = decoding(a=8)
     step_times(unit, "a", of8=0.019)
     step_times(unit, "b", of1=0.004, of2=0.009)
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert strain.allows(paces["b"], unit, 2)
     unit.time.charge(("b", "decode"), 10.0)
     assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.4: half of all decodes
@@ -93,19 +95,20 @@ def test_who_has_nothing_running_begins_unless_it_is_ahead_of_its_share() -> Non
 
 
 def test_nobody_waits_where_targets_allow_few_models_at_once() -> None:
-    unit, paces = decoding(a=8)
+    unit = decoding(a=8)
     step_times(unit, "a", of8=0.019)
     step_times(unit, "b", of1=0.0075)
-    assert looked(unit, paces).allows(paces["b"], unit, 1)
+    strain, paces = looked(unit)
+    assert strain.allows(paces["b"], unit, 1)
 
 
 def test_prefills_leave_less_time() -> None:
-    unit, paces = decoding(a=4, b=1)
+    unit = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
     step_times(unit, "b", of1=0.004, of4=0.0085)
     unit.time.used = dict.fromkeys(unit.time.used, 0.0)
     unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 6.0, 4.0
-    strain = looked(unit, paces)
+    strain, paces = looked(unit)
     assert MOST_STRAIN * (1 - NEW_WEIGHT * 0.6) < 0.675 < MOST_STRAIN
     assert not strain.allows(paces["b"], unit, 3)
     # Once prefills are over, they are forgotten.
