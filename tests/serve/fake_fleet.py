@@ -219,7 +219,7 @@ class FakeStream:
     def _output(self) -> tuple[list[int], str]:
         if self._fleet.text is not None:
             return [*self._fleet.text.encode(), EOS], "stop"
-        own = [token for token in self._prompt if token < BOS]
+        own = [token for token in self._prompt if token < BOS] or [ord("?")]
         room = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
         return [own[index % len(own)] for index in range(room)], "length"
 
