@@ -48,9 +48,10 @@ KEYS = ("rate_weighted_goodput", "rate_weighted_throughput", "total_throughput",
 def main() -> None:
     """Measures and prints."""
     arguments = _arguments()
-    rounds: list[dict[str, Any]] = []
-    if arguments.output is not None and arguments.output.exists():
-        rounds += [json.loads(line) for line in arguments.output.read_text().splitlines()]
+    rounds = read_rounds(arguments)
+    if not arguments.rounds:
+        report(rounds, arguments)
+        return
     with Rig.load(load_fleet_config(arguments.fleet)) as rig:
         try:
             for number in range(arguments.rounds):
@@ -62,6 +63,27 @@ def main() -> None:
         except KeyboardInterrupt:
             print("interrupted: what follows are the complete rounds", file=sys.stderr)
     report(rounds, arguments)
+
+
+def read_rounds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rounds of the file to add to.
+
+    Raises:
+      SystemExit: a round lacks one of the policies.
+    """
+    if arguments.output is None or not arguments.output.exists():
+        return []
+    rounds = [json.loads(line) for line in arguments.output.read_text().splitlines()]
+    for number, found in enumerate(rounds, start=1):
+        for cell in found["cells"]:
+            missing = sorted(set(arguments.policies) - set(cell["policies"]))
+            if missing:
+                there = ",".join(cell["policies"])
+                raise SystemExit(
+                    f"{arguments.output}: round {number} has no {', '.join(missing)};"
+                    f" ask for what it has (--policies {there}), or name another file"
+                )
+    return rounds
 
 
 def _arguments() -> argparse.Namespace:
