@@ -228,6 +228,7 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
     unit.clock = clock
     executor = TimedExecutor(
         clock,
+        jax.devices()[:1],
         {"model": cast(ModelPrograms, programs)},
         jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),
         dummy_pages=4,

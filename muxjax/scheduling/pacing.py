@@ -29,6 +29,7 @@ from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
 from muxjax.scheduling.strain import MOST_STRAIN, Strain
+from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
 DEFERRED_TURNS = 10
@@ -292,7 +293,7 @@ def decodes_in_order(
             turns = turns or not pace.tight
 
     def place(model: str) -> tuple[int, float]:
-        turn = (model, "decode")
+        turn: Turn = (model, "decode")
         if turns or unit.time.credit(turn) < -OVERDRAFT:
             return 1, unit.time.virtual(turn)
         return 0, next(iter(unit.models[model].running.values())).order

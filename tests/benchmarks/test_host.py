@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# The programs are made up, which the suite's checks of types would refuse: so in a process without.
+SCRIPT = """
+import json
+from _host_turn import time_turns
+print(json.dumps([time_turns(4, burst, 5e-4) for burst in (1, 8)]))
+"""
+
+
+def test_turns_are_timed_to_the_end_of_every_request() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder.parent), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        assert found["median_us"] > 0
+        assert {f"{part}_us" for part in ("next_step", "submit", "result", "apply")} <= set(found)
