@@ -255,7 +255,7 @@ class JaxExecutor:
             if chunk.first:
                 model.known[chunk.slot] = 0
             if chunk.num_blocks > model.known[chunk.slot]:
-                _fill(model, chunk.slot, chunk.blocks, chunk.num_blocks)
+                self._fill(model, chunk.slot, chunk.blocks, chunk.num_blocks)
             row[Column.BLOCKS :] = model.rows[chunk.slot, 1:]
             params = chunk.sampling
             if params is not None:
@@ -282,13 +282,13 @@ class JaxExecutor:
         missing = batch.num_blocks - model.known[slots]
         for index in (missing > 1).nonzero()[0].tolist():
             blocks, count = batch.blocks[index], int(batch.num_blocks[index])
-            _fill(model, int(slots[index]), blocks, count)
+            self._fill(model, int(slots[index]), blocks, count)
         # Nearly all that grow do so by one block.
         one = (missing == 1).nonzero()[0]
         if one.size:
             where, counts = slots[one], batch.num_blocks[one]
             model.rows[where, counts] = [
-                batch.blocks[index][count - 1]
+                batch.blocks[index][count - 1] % self._num_pages
                 for index, count in zip(one.tolist(), counts.tolist(), strict=True)
             ]
             model.known[where] = counts
@@ -301,6 +301,13 @@ class JaxExecutor:
         inputs = (model.rows[which], masks, np.array(step.num_tokens, np.int32))
         emitted = self.launch(step.model, "decode", size, inputs)
         return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
+
+    def _fill(self, model: StartedModel, slot: int, blocks: Sequence[int], count: int) -> None:
+        """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
+        known = int(model.known[slot])
+        # A block of a copy other than the first is named beyond the pool; see `allocator.py`.
+        model.rows[slot, 1 + known : 1 + count] = np.array(blocks[known:count]) % self._num_pages
+        model.known[slot] = count
 
 
 def start_model(programs: ModelPrograms) -> StartedModel:
@@ -342,13 +349,6 @@ def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Com
     ids = mesh.whole(jax.ShapeDtypeStruct((_POISON_BATCH,), jnp.int32), meshes.SAME)
     mapped = mesh.mapped(fill, (meshes.POOL, meshes.SAME), meshes.POOL)
     return jax.jit(mapped, donate_argnums=0).lower(mesh.whole(kv, meshes.POOL), ids).compile()
-
-
-def _fill(model: StartedModel, slot: int, blocks: Sequence[int], count: int) -> None:
-    """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
-    known = int(model.known[slot])
-    model.rows[slot, 1 + known : 1 + count] = blocks[known:count]
-    model.known[slot] = count
 
 
 def _masks(

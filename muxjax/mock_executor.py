@@ -194,8 +194,10 @@ class MockExecutor:
 
     def poison(self, pages: Sequence[int]) -> None:
         """Empties pages, so that reading them raises."""
+        copies = max(spec.copies for spec in self._specs.values())
         for page in pages:
-            self._pages.pop(page, None)
+            for copy in range(copies):
+                self._pages.pop(page + copy * self._num_pages, None)
 
     def close(self) -> None:
         """Forgets the pool."""
@@ -235,9 +237,12 @@ class MockExecutor:
             at = entry.start if isinstance(entry, PrefillChunk) else self._written(model, entry)
             for index, block in enumerate(entry.blocks[: entry.num_blocks]):
                 pages = set(range(block, block + spec.num_layers))
+                copy, first = divmod(block, self._num_pages)
                 _require(
-                    self._first_page <= block and max(pages) < self._num_pages,
-                    f"block at page {block} of {model} is outside the pool",
+                    self._first_page <= first
+                    and first + spec.num_layers <= self._num_pages
+                    and copy == entry.slot % spec.copies,
+                    f"block at page {block} of {model} is outside the pool of its copy",
                 )
                 writes = index >= at // spec.tokens_per_page
                 others = written | read if writes else written

@@ -7,6 +7,11 @@ allocation after Bonwick, USENIX Summer 1994; the leased unit is what quotas cou
 
     | dummy block | slab 0 | slab 1 | ... | slab n-1 | remainder (wasted, < a slab) |
 
+A model may have several copies side by side, each on devices of its own. A page of a slab that such a
+model leases is there once for each copy, and so is a block: the id of a block of copy `c` is its
+first page plus `c` times the pages of the pool, and what holds nothing of a copy is of no use to
+another.
+
 Blocks come from the fullest slab that has room, so that the emptier ones drain and return.
 
 Several requests may refer to a block, and a block may be kept when nobody does: it is *cached*, to
@@ -26,9 +31,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 
 from muxjax.scheduling.slab_size import choose_slab_pages
-from muxjax.scheduling.slabs import Lease, Slab, check_slabs
+from muxjax.scheduling.slabs import Lease, Part, Slab, check_slabs
 
 
 class SlabAllocator:
@@ -37,6 +43,7 @@ class SlabAllocator:
     Args:
       num_pages: pages of the pool, the dummy block included.
       layers: `L` of each model by name.
+      copies: of each model that has more than one.
       record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
 
     Attributes:
@@ -48,7 +55,12 @@ class SlabAllocator:
     """
 
     def __init__(
-        self, num_pages: int, layers: Mapping[str, int], *, record_freed: bool = False
+        self,
+        num_pages: int,
+        layers: Mapping[str, int],
+        copies: Mapping[str, int] = MappingProxyType({}),
+        *,
+        record_freed: bool = False,
     ) -> None:
         if not layers:
             raise ValueError("an allocator needs at least one model")
@@ -69,7 +81,7 @@ class SlabAllocator:
         self._empty = list(range(self.num_slabs - 1, -1, -1))
         self._leases: dict[str, Lease] = {}
         for model, pages in layers.items():
-            self.add_model(model, pages)
+            self.add_model(model, pages, copies.get(model, 1))
         self._extra: Counter[int] = Counter()  # references besides the first
         self.lease_changes = 0
         self.idle_slabs = 0
@@ -78,8 +90,8 @@ class SlabAllocator:
 
     # Models that come and go; the pool's cut into slabs stays
 
-    def add_model(self, model: str, layers: int) -> None:
-        """Takes in a model whose blocks have so many pages.
+    def add_model(self, model: str, layers: int, copies: int = 1) -> None:
+        """Takes in a model whose blocks have so many pages, and that has so many copies.
 
         Raises:
           ValueError: it is there already, or its blocks do not fit the slabs as they are cut.
@@ -93,7 +105,8 @@ class SlabAllocator:
                 f"for models of at most {largest}"
             )
         blocks = self.slab_pages // layers
-        self._leases[model] = Lease(layers, blocks, [{} for _ in range(blocks + 1)])
+        parts = [Part([{} for _ in range(blocks + 1)]) for _ in range(copies)]
+        self._leases[model] = Lease(layers, blocks, parts)
 
     def remove_model(self, model: str) -> None:
         """Drops a model that holds nothing, cached blocks included.
@@ -132,6 +145,7 @@ class SlabAllocator:
         return (in_slabs + self.remainder_pages) / (self.num_pages - self.dummy_pages)
 
     def blocks_per_slab(self, model: str) -> int:
+        """Blocks of a slab, for each copy of the model."""
         return self._leases[model].blocks_per_slab
 
     def leased_slabs(self, model: str) -> int:
@@ -147,29 +161,34 @@ class SlabAllocator:
         return self._leases[model].slabs * self.slab_pages
 
     def used_pages(self, model: str) -> int:
-        """Pages of the model's blocks in use; those of a shared block count once."""
+        """Pages of the model's blocks in use, of a copy in the mean; a shared block counts once."""
         lease = self._leases[model]
-        return lease.used_blocks * lease.layers
+        return -(-lease.used_blocks // len(lease.parts)) * lease.layers
 
     def cached_pages(self, model: str) -> int:
-        """Pages of the model's cached blocks."""
+        """Pages of the model's cached blocks, of a copy in the mean."""
         lease = self._leases[model]
-        return (len(lease.cached) + lease.idle_cached) * lease.layers
+        cached = lease.idle_cached + sum([len(part.cached) for part in lease.parts])
+        return -(-cached // len(lease.parts)) * lease.layers
 
     def slabs_for(self, model: str, num_blocks: int) -> int:
-        """Slabs that hold this many of the model's blocks, packed."""
+        """Slabs that hold this many blocks of one copy of the model, packed."""
         return -(-num_blocks // self._leases[model].blocks_per_slab)
 
-    def slabs_to_lease(self, model: str, num_blocks: int, shared: Iterable[int] = ()) -> int:
-        """Slabs that the model must lease beyond its own to get this many blocks more.
+    def slabs_to_lease(
+        self, model: str, num_blocks: int, shared: Iterable[int] = (), copy: int = 0
+    ) -> int:
+        """Slabs that the model must lease beyond its own for a copy to get so many blocks more.
 
         Args:
           model: its name.
           num_blocks: blocks, which may take the place of cached ones.
-          shared: cached or used blocks that it refers to besides.
+          shared: cached or used blocks of the copy that it refers to besides.
+          copy: whose blocks; a slab that is leased for one has blocks for all.
         """
         lease = self._leases[model]
-        missing = num_blocks - lease.free_blocks - len(lease.cached)
+        part = lease.parts[copy]
+        missing = num_blocks - part.free_blocks - len(part.cached)
         idle: set[int] = set()
         for block in shared:
             index = self.slab_of(block)
@@ -180,14 +199,14 @@ class SlabAllocator:
         missing -= len(idle) * lease.blocks_per_slab
         return len(idle) + (-(-missing // lease.blocks_per_slab) if missing > 0 else 0)
 
-    def available_blocks(self, model: str) -> int:
-        """Blocks that the model can get without another slab, in place of cached ones too."""
-        lease = self._leases[model]
-        return lease.free_blocks + len(lease.cached)
+    def available_blocks(self, model: str, copy: int = 0) -> int:
+        """Blocks that a copy can get without another slab, in place of cached ones too."""
+        part = self._leases[model].parts[copy]
+        return part.free_blocks + len(part.cached)
 
-    def free_blocks(self, model: str) -> int:
-        """Blocks that the model can get without another slab and with nothing lost."""
-        return self._leases[model].free_blocks
+    def free_blocks(self, model: str, copy: int = 0) -> int:
+        """Blocks that a copy can get without another slab and with nothing lost."""
+        return self._leases[model].parts[copy].free_blocks
 
     def references(self, block: int) -> int:
         """How many refer to a block: 0 for one that is cached or free."""
@@ -196,40 +215,47 @@ class SlabAllocator:
 
     def slab_of(self, block: int) -> int:
         """The index of the slab that a block lies in."""
-        return (block - self.dummy_pages) // self.slab_pages
+        return (block % self.num_pages - self.dummy_pages) // self.slab_pages
+
+    def copy_of(self, block: int) -> int:
+        """The copy of its model that a block is of."""
+        return block // self.num_pages
 
     def used_blocks_in(self, slab: int) -> int:
         return len(self._slabs[slab].used)
 
     # Blocks
 
-    def allocate(self, model: str, num_blocks: int) -> list[int] | None:
-        """Takes blocks for a model, all or none; cached blocks stay (`reclaim` makes room first).
+    def allocate(self, model: str, num_blocks: int, copy: int = 0) -> list[int] | None:
+        """Takes blocks for a copy of a model, all or none; cached blocks stay.
+
+        `PrefixCache.make_room` makes room first.
 
         Returns:
-          The first page of each block, or None when there is no room for all of them.
+          The ids of the blocks, for the first copy their first pages; None when there is no room
+          for all of them.
         """
         lease = self._leases[model]
-        missing = num_blocks - lease.free_blocks
+        part = lease.parts[copy]
+        missing = num_blocks - part.free_blocks
         new_slabs = -(-missing // lease.blocks_per_slab) if missing > 0 else 0
         if new_slabs > len(self._empty):
             return None
         blocks: list[int] = []
-        while lease.mask and len(blocks) < num_blocks:
-            fullest = (lease.mask & -lease.mask).bit_length() - 1
-            index = next(iter(lease.partial[fullest]))
+        while part.mask and len(blocks) < num_blocks:
+            fullest = (part.mask & -part.mask).bit_length() - 1
+            index = next(iter(part.partial[fullest]))
             slab = self._slabs[index]
+            free = slab.free[copy]
             left = max(0, fullest - (num_blocks - len(blocks)))
-            taken = slab.free[left:]
-            del slab.free[left:]
+            taken = free[left:]
+            del free[left:]
             slab.used.update(taken)
             blocks += reversed(taken)
-            lease.file(index, fullest, left)
+            part.file(index, fullest, left)
         if new_slabs:
-            self._lease_slabs(model, lease, new_slabs, blocks, num_blocks)
-        lease.slabs += new_slabs
-        lease.free_blocks += new_slabs * lease.blocks_per_slab
-        lease.free_blocks -= num_blocks
+            self._lease_slabs(model, copy, new_slabs, blocks, num_blocks)
+        part.free_blocks -= num_blocks
         lease.used_blocks += num_blocks
         return blocks
 
@@ -249,7 +275,7 @@ class SlabAllocator:
                 raise ValueError(f"block at page {block} holds nothing of {model}")
             if not slab.used:
                 self._lease_idle(lease, index)
-            del slab.cached[block], lease.cached[block]
+            del slab.cached[block], lease.parts[self.copy_of(block)].cached[block]
             slab.used.add(block)
             lease.used_blocks += 1
 
@@ -272,7 +298,7 @@ class SlabAllocator:
             slab.used.remove(block)
             lease.used_blocks -= 1
             if block in keep:
-                slab.cached[block] = lease.cached[block] = None
+                slab.cached[block] = lease.parts[self.copy_of(block)].cached[block] = None
             else:
                 self._set_free(lease, index, block)
             if not slab.used:
@@ -283,20 +309,22 @@ class SlabAllocator:
 
     # Cached blocks
 
-    def lease_roomy(self, model: str) -> bool:
-        """Leases an idle slab of the model that has free blocks; False if there is none."""
+    def lease_roomy(self, model: str, copy: int = 0) -> bool:
+        """Leases an idle slab of the model with free blocks of a copy; False if there is none."""
         lease = self._leases[model]
-        if not lease.roomy:
+        roomy = lease.parts[copy].roomy
+        if not roomy:
             return False
-        self._lease_idle(lease, next(reversed(lease.roomy)))
+        self._lease_idle(lease, next(reversed(roomy)))
         return True
 
-    def evict_block(self, model: str) -> int:
-        """Frees the oldest cached block in the slabs that the model leases; there must be one."""
+    def evict_block(self, model: str, copy: int = 0) -> int:
+        """Frees a copy's oldest cached block in slabs that the model leases; there must be one."""
         lease = self._leases[model]
-        block = next(iter(lease.cached))
+        cached = lease.parts[copy].cached
+        block = next(iter(cached))
         index = self.slab_of(block)
-        del lease.cached[block], self._slabs[index].cached[block]
+        del cached[block], self._slabs[index].cached[block]
         self._set_free(lease, index, block)
         return block
 
@@ -307,11 +335,11 @@ class SlabAllocator:
         slab = self._slabs[index]
         blocks = list(slab.cached)
         self._unfile_idle(lease, index)
-        if self._record_freed:
-            for block in blocks:
-                self._freed.extend(range(block, block + lease.layers))
         slab.model, slab.free = None, []
         slab.cached.clear()
+        if self._record_freed:
+            for block in blocks:
+                self._note_freed(slab, block, lease.layers)
         self._empty.append(index)
         return blocks
 
@@ -319,6 +347,13 @@ class SlabAllocator:
         """Pages freed since the last call, if `record_freed`; some may be in use again."""
         freed, self._freed = self._freed, []
         return freed
+
+    def _note_freed(self, slab: Slab, block: int, layers: int) -> None:
+        """Records the pages of a freed block, unless another copy has something in them."""
+        page = block % self.num_pages
+        held = {other % self.num_pages for other in (*slab.used, *slab.cached)}
+        if page not in held:
+            self._freed.extend(range(page, page + layers))
 
     # Slabs
 
@@ -331,60 +366,71 @@ class SlabAllocator:
 
     def _set_free(self, lease: Lease, index: int, block: int) -> None:
         """Makes a block of a leased slab free."""
-        slab = self._slabs[index]
-        slab.free.append(block)
-        lease.free_blocks += 1
-        free = len(slab.free)
-        lease.file(index, free - 1, free)
+        slab, copy = self._slabs[index], self.copy_of(block)
+        part, own = lease.parts[copy], slab.free[copy]
+        own.append(block)
+        part.free_blocks += 1
+        free = len(own)
+        part.file(index, free - 1, free)
         if self._record_freed:
-            self._freed.extend(range(block, block + lease.layers))
+            self._note_freed(slab, block, lease.layers)
 
     def _lease_slabs(
-        self, model: str, lease: Lease, count: int, blocks: list[int], wanted: int
+        self, model: str, copy: int, count: int, blocks: list[int], wanted: int
     ) -> None:
-        """Leases slabs and adds their blocks to those given out, until there are `wanted`."""
+        """Leases slabs and adds a copy's blocks to those given out, until there are `wanted`."""
+        lease = self._leases[model]
+        size, layers, parts = lease.blocks_per_slab, lease.layers, lease.parts
         self.lease_changes += 1
-        size, layers = lease.blocks_per_slab, lease.layers
+        lease.slabs += count
+        for part in parts:
+            part.free_blocks += count * size
         indices = self._empty[-count:]
         del self._empty[-count:]
         for index in reversed(indices):
             slab = self._slabs[index]
             slab.model = model
-            first = slab.first_page
-            if size == 1:  # the usual case where all models are as deep; it counts
-                slab.used.add(first)
-                blocks.append(first)
+            if size == len(parts) == 1:  # the usual case where all models are as deep; it counts
+                slab.free = [[]]
+                slab.used.add(slab.first_page)
+                blocks.append(slab.first_page)
                 continue
-            pages = range(first, first + size * layers, layers)
-            taken = pages[: wanted - len(blocks)]
-            slab.used.update(taken)
-            blocks += taken
-            if len(taken) < size:
-                slab.free = list(reversed(pages[len(taken) :]))
-                lease.file(index, 0, len(slab.free))
+            slab.free = []
+            for at, part in enumerate(parts):
+                first = slab.first_page + at * self.num_pages
+                pages = range(first, first + size * layers, layers)
+                if at == copy:
+                    taken = pages[: wanted - len(blocks)]
+                    slab.used.update(taken)
+                    blocks += taken
+                    pages = pages[len(taken) :]
+                slab.free.append(list(reversed(pages)))
+                part.file(index, 0, len(pages))
 
     def _return_slab(self, lease: Lease, index: int) -> None:
         """Ends the lease of a slab whose blocks are all free."""
-        lease.file(index, lease.blocks_per_slab, 0)
-        slab = self._slabs[index]
+        slab, size = self._slabs[index], lease.blocks_per_slab
+        for part in lease.parts:
+            part.file(index, size, 0)
+            part.free_blocks -= size
         slab.model = None
         slab.free = []
         self.lease_changes += 1
         lease.slabs -= 1
-        lease.free_blocks -= lease.blocks_per_slab
         self._empty.append(index)
 
     def _end_lease(self, lease: Lease, index: int) -> None:
         """Ends the lease of a slab in which nothing but cached blocks is left."""
         slab = self._slabs[index]
-        lease.file(index, len(slab.free), 0)
-        lease.slabs -= 1
-        lease.free_blocks -= len(slab.free)
+        for part, own in zip(lease.parts, slab.free, strict=True):
+            part.file(index, len(own), 0)
+            part.free_blocks -= len(own)
+            if own:
+                part.roomy[index] = None
         for block in slab.cached:
-            del lease.cached[block]
+            del lease.parts[self.copy_of(block)].cached[block]
+        lease.slabs -= 1
         lease.idle[index] = None
-        if slab.free:
-            lease.roomy[index] = None
         lease.idle_cached += len(slab.cached)
         self.idle_slabs += 1
         self.lease_changes += 1
@@ -393,15 +439,18 @@ class SlabAllocator:
         """Leases an idle slab, with what is cached in it."""
         slab = self._slabs[index]
         self._unfile_idle(lease, index)
-        lease.cached.update(slab.cached)
+        for block in slab.cached:
+            lease.parts[self.copy_of(block)].cached[block] = None
         lease.slabs += 1
-        lease.free_blocks += len(slab.free)
-        lease.file(index, 0, len(slab.free))
+        for part, own in zip(lease.parts, slab.free, strict=True):
+            part.free_blocks += len(own)
+            part.file(index, 0, len(own))
         self.lease_changes += 1
 
     def _unfile_idle(self, lease: Lease, index: int) -> None:
         del lease.idle[index]
-        lease.roomy.pop(index, None)
+        for part in lease.parts:
+            part.roomy.pop(index, None)
         lease.idle_cached -= len(self._slabs[index].cached)
         self.idle_slabs -= 1
 
@@ -409,7 +458,14 @@ class SlabAllocator:
 
     def check_invariants(self) -> None:
         """Raises AssertionError if an invariant of the module's docstring does not hold."""
-        check_slabs(self._slabs, self.slab_pages, self._leases, self._empty, self._extra)
+        check_slabs(
+            self._slabs,
+            self.slab_pages,
+            self.num_pages,
+            self._leases,
+            self._empty,
+            self._extra,
+        )
         assert self.idle_slabs == sum(len(lease.idle) for lease in self._leases.values())
         assert self._slabs[0].first_page == self.dummy_pages
         assert self._slabs[-1].first_page + self.slab_pages <= self.num_pages

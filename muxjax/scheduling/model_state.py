@@ -46,11 +46,18 @@ class ModelState:
         self.prefix_hits = 0
 
     def take_slot(self, copy: int) -> int:
-        """A free slot, of a copy of the model; of any for -1."""
-        if copy < 0 or self.spec.copies == 1:
+        """A free slot of a copy of the model."""
+        if self.spec.copies == 1:
             return self.free_slots.pop()
         slots, copies = self.free_slots, self.spec.copies
         return slots.pop(max(i for i, slot in enumerate(slots) if slot % copies == copy))
+
+    def running_on(self, copy: int) -> int:
+        """How many sequences of a copy decode."""
+        copies = self.spec.copies
+        if copies == 1:
+            return len(self.running)
+        return sum([request.slot % copies == copy for request in self.running.values()])
 
     @property
     def has_prefill(self) -> bool:

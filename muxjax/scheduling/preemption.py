@@ -19,9 +19,10 @@ Why every request that was admitted ends: the oldest one of the unit that holds 
 is not preempted while anyone else can be, and may itself take all that others hold beyond their
 floors. `quotas.compute_floors` leaves it room for its full length beside those floors: once the
 younger requests of its own model are gone, its slabs hold nothing but its blocks. It therefore runs
-to its end, and then the next one is the oldest. Only a model under its floor may preempt it, as a
-last resort, when its blocks lie strewn over more slabs than they need, and not before its prefill
-has brought it a token.
+to its end, and then the next one is the oldest. Where a model has copies, a block of another copy
+is of no use to it, but a slab that comes free is, and those go with the requests of all copies.
+Only a model under its floor may preempt it, as a last resort, when its blocks lie strewn over more
+slabs than they need, and not before its prefill has brought it a token.
 
 Slabs come free only when nothing in them is in use, so a victim is taken only if a slab comes free
 by it, and a block that others refer to as well only when they are all gone; plans are worked out on
@@ -183,15 +184,21 @@ class _Plan:
                 gone[slab] += 1
                 if gone[slab] == self._allocator.used_blocks_in(slab):
                     released.add(slab)
-            if name == self._model and not slabs <= released:
+            if name == self._model and not slabs <= released and self._same_copy(request):
                 # A block of a slab that the model keeps: the requester can have it at once.
                 self._slabs = 0
+                taken = [other for other in taken if self._same_copy(other)]
                 self._commit(name, taken, released, gone, dropped)
                 return True
             if released:
                 self._commit(name, taken, released, gone, dropped)
                 return True
         return False
+
+    def _same_copy(self, request: Request) -> bool:
+        """Whether blocks of a request of the requester's model are of use to the requester."""
+        copy_of, requester = self._allocator.copy_of, self._requester
+        return requester is not None and copy_of(request.blocks[0]) == copy_of(requester.blocks[0])
 
     def _commit(
         self,
@@ -201,7 +208,7 @@ class _Plan:
         gone: Counter[int],
         dropped: Counter[int],
     ) -> None:
-        if self._slabs and name != self._model:
+        if self._slabs:
             # Those who hold nothing of the slabs that come free may stay.
             kept = [r for r in taken if not self._holds_any(r, released)]
             for request in kept:

@@ -133,30 +133,31 @@ class PrefixCache:
 
     # Room
 
-    def make_room(self, model: str, num_blocks: int, spare: int) -> None:
+    def make_room(self, model: str, num_blocks: int, spare: int, copy: int) -> None:
         """Evicts what it takes for `allocate` to succeed, as it may by the quotas.
 
         Args:
           model: who is to get blocks.
           num_blocks: how many.
           spare: slabs that it may lease, beyond those that it must, rather than lose cached blocks.
+          copy: the copy of it whose blocks they are.
         """
         allocator = self._allocator
-        missing = num_blocks - allocator.free_blocks(model)
+        missing = num_blocks - allocator.free_blocks(model, copy)
         if missing <= 0 or not (self._indices[model] or allocator.idle_slabs):
             return
-        most = max(allocator.slabs_to_lease(model, num_blocks), spare)
-        while missing > 0 and most > 0 and allocator.lease_roomy(model):
-            missing = num_blocks - allocator.free_blocks(model)
+        most = max(allocator.slabs_to_lease(model, num_blocks, copy=copy), spare)
+        while missing > 0 and most > 0 and allocator.lease_roomy(model, copy):
+            missing = num_blocks - allocator.free_blocks(model, copy)
             most -= 1
         if missing <= 0:
             return
         size = allocator.blocks_per_slab(model)
         empty = min(most, allocator.empty_slabs)
-        slabs = max(empty, allocator.slabs_to_lease(model, num_blocks))
+        slabs = max(empty, allocator.slabs_to_lease(model, num_blocks, copy=copy))
         index = self._indices[model]
         for _ in range(missing - slabs * size):
-            index.remove(allocator.evict_block(model))
+            index.remove(allocator.evict_block(model, copy))
             missing -= 1
         self._empty_slabs(-(-missing // size) - allocator.empty_slabs)
 
@@ -187,7 +188,7 @@ class PrefixCache:
         for name, state in self._models.items():
             index, layers = self._indices[name], state.spec.num_layers
             cached = [block for block in index if not allocator.references(block)]
-            assert len(cached) * layers == allocator.cached_pages(name)
+            assert -(-len(cached) // state.spec.copies) * layers == allocator.cached_pages(name)
             for request in state.holders():
                 final = request.findable_blocks
                 assert final * state.spec.tokens_per_page <= request.num_tokens

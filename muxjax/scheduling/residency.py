@@ -34,7 +34,7 @@ import numpy as np
 from muxjax.scheduling.allocator import SlabAllocator
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.preemption import plan_preemption
-from muxjax.scheduling.prefix_cache import NOTHING, Found, PrefixCache
+from muxjax.scheduling.prefix_cache import Found, PrefixCache
 from muxjax.scheduling.quota_records import ReclaimReason
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import Request, RequestState
@@ -121,8 +121,11 @@ class Residency:
         if refusal is not None and not self._worth_trying(refusal, request):
             return None
         blocks = _blocks_to_admit(spec, request)
-        headroom = spec.blocks_for(spec.limits.max_decode_tokens * len(state.running))
-        found = self._find(state, request, blocks + headroom)
+        found = self._prefixes.find(state, request)
+        copy = found.copy if found.blocks else self._emptiest_copy(state)
+        headroom = spec.blocks_for(spec.limits.max_decode_tokens * state.running_on(copy))
+        if not self._worth_taking(state, found, blocks + headroom):
+            found = Found(copy, [])
         new = blocks - len(found.blocks)
         if not self._may_admit(state, request, new + headroom, found):
             return None
@@ -130,8 +133,8 @@ class Residency:
             self._forget(spec.name)
         state.remove(request)
         self._allocator.share(spec.name, found.blocks)
-        request.blocks = [*found.blocks, *self._allocate(spec.name, new)]
-        request.slot = state.take_slot(found.copy)
+        request.blocks = [*found.blocks, *self._allocate(spec.name, new, copy)]
+        request.slot = state.take_slot(copy)
         request.prefix_tokens = request.num_tokens
         request.findable_blocks = len(found.blocks)
         request.found_tokens = request.dispatched = len(found.blocks) * spec.tokens_per_page
@@ -209,16 +212,27 @@ class Residency:
             return True
         return refusal.slabs <= self._quotas.leasable(model)
 
-    def _find(self, state: ModelState, request: Request, blocks: int) -> Found:
-        """What of a prefix is there already, unless taking it leases slabs that others may want."""
-        found = self._prefixes.find(state, request)
+    def _emptiest_copy(self, state: ModelState) -> int:
+        """The copy with a free slot that has most blocks to give, or else most free slots."""
+        if state.spec.copies == 1:
+            return 0
+        name, available = state.spec.name, self._allocator.available_blocks
+        slots = Counter([slot % state.spec.copies for slot in state.free_slots])
+        return max(slots, key=lambda copy: (available(name, copy), slots[copy], -copy))
+
+    def _worth_taking(self, state: ModelState, found: Found, blocks: int) -> bool:
+        """Whether what is there of a prefix can be had without slabs that others may want.
+
+        Args:
+          state: the model.
+          found: what is there.
+          blocks: all that is needed, with what is found.
+        """
         if not found.blocks:
-            return found
-        name, allocator = state.spec.name, self._allocator
-        slabs = allocator.slabs_to_lease(name, blocks - len(found.blocks), found.blocks)
-        if slabs <= max(allocator.slabs_to_lease(name, blocks), self._spare(name)):
-            return found
-        return NOTHING
+            return False
+        name, to_lease, copy = state.spec.name, self._allocator.slabs_to_lease, found.copy
+        slabs = to_lease(name, blocks - len(found.blocks), found.blocks, copy)
+        return slabs <= max(to_lease(name, blocks, copy=copy), self._spare(name))
 
     def _spare(self, name: str) -> int:
         """Slabs that a model may lease beyond what it must, so as to keep what is cached."""
@@ -227,7 +241,7 @@ class Residency:
     def _may_admit(self, state: ModelState, request: Request, blocks: int, found: Found) -> bool:
         name = state.spec.name
         quotas = self._quotas
-        slabs = self._allocator.slabs_to_lease(name, blocks, found.blocks)
+        slabs = self._allocator.slabs_to_lease(name, blocks, found.blocks, found.copy)
         if not slabs:
             return True
         leased = self._allocator.leased_slabs(name)
@@ -296,19 +310,26 @@ class Residency:
         """Gives sequences the blocks that they lack, or none of them any."""
         if not slots.size:
             return True
-        name, table = state.spec.name, state.table
-        total = int(missing.sum())
+        copies = state.spec.copies
+        if copies > 1:
+            return self._give_copies(state, slots, missing)
+        name, total = state.spec.name, int(missing.sum())
         slabs = self._allocator.slabs_to_lease(name, total)
         if slabs and slabs > self._quotas.leasable(name):
             return False
-        new = iter(self._allocate(name, total))
-        if total == slots.size:  # one each, as nearly always
-            for blocks, block in zip(table.blocks[slots].tolist(), new, strict=True):
-                blocks.append(block)
-        else:
-            for blocks, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
-                blocks.extend(islice(new, count))
-        table.num_blocks[slots] += missing
+        _hand_out(state.table, slots, missing, self._allocate(name, total, 0))
+        return True
+
+    def _give_copies(self, state: ModelState, slots: np.ndarray, missing: np.ndarray) -> bool:
+        """`_give` where each copy needs blocks of its own; a slab has some for every copy."""
+        name, allocator, which = state.spec.name, self._allocator, slots % state.spec.copies
+        totals = {int(copy): int(missing[which == copy].sum()) for copy in np.unique(which)}
+        slabs = max(allocator.slabs_to_lease(name, n, copy=copy) for copy, n in totals.items())
+        if slabs and slabs > self._quotas.leasable(name):
+            return False
+        for copy, total in totals.items():
+            own = which == copy
+            _hand_out(state.table, slots[own], missing[own], self._allocate(name, total, copy))
         return True
 
     def _grow_each(self, state: ModelState, slots: np.ndarray, short: np.ndarray) -> np.ndarray:
@@ -317,14 +338,23 @@ class Residency:
         Returns:
           The slots of those that can make a token.
         """
-        name, table = state.spec.name, state.table
+        name, table, copies = state.spec.name, state.table, state.spec.copies
+        allocator = self._allocator
         queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
         while queue:
-            room = self._quotas.leasable(name) * self._allocator.blocks_per_slab(name)
-            room += self._allocator.available_blocks(name)
-            lucky = np.array([request.slot for request in queue[:room]], np.int64)
-            self._give(state, lucky, np.ones(len(lucky), np.int64))
-            del queue[:room]
+            new = self._quotas.leasable(name) * allocator.blocks_per_slab(name)
+            room = [new + allocator.available_blocks(name, copy) for copy in range(copies)]
+            lucky: list[int] = []
+            rest: list[Request] = []
+            for request in queue:
+                copy = request.slot % copies
+                if room[copy]:
+                    room[copy] -= 1
+                    lucky.append(request.slot)
+                else:
+                    rest.append(request)
+            self._give(state, np.array(lucky, np.int64), np.ones(len(lucky), np.int64))
+            queue = rest
             # What an older one may not take, a younger one of the same model may not either.
             if not queue or not self._preempt_for(name, 1, queue[0], "growth"):
                 break
@@ -361,9 +391,9 @@ class Residency:
                 self._quotas.note_reclaimed(giver, name, freed, requests, reason)
         return True
 
-    def _allocate(self, name: str, num_blocks: int) -> list[int]:
-        self._prefixes.make_room(name, num_blocks, self._spare(name))
-        blocks = self._allocator.allocate(name, num_blocks)
+    def _allocate(self, name: str, num_blocks: int, copy: int) -> list[int]:
+        self._prefixes.make_room(name, num_blocks, self._spare(name), copy)
+        blocks = self._allocator.allocate(name, num_blocks, copy)
         if blocks is None:  # the quotas, which were asked, never promise more than is free
             raise AssertionError(f"{name} was promised {num_blocks} blocks that are not there")
         self._quotas.note_leased(name)
@@ -377,7 +407,11 @@ class Residency:
             blocks = [block for request in state.holders() for block in request.blocks]
             held = Counter(blocks)
             assert all(self._allocator.references(block) == held[block] for block in held)
-            assert len(held) * state.spec.num_layers == self._allocator.used_pages(name)
+            each = -(-len(held) // state.spec.copies)
+            assert each * state.spec.num_layers == self._allocator.used_pages(name)
+            for request in state.holders():
+                copy = request.slot % state.spec.copies
+                assert all(self._allocator.copy_of(block) == copy for block in request.blocks)
         for name, refusal in self._refused.items():
             assert self._models[name].waiting.get(refusal.request.id) is refusal.request
 
@@ -393,6 +427,18 @@ def _growth(
     counts = np.minimum(table.limit[slots] - made, num_tokens)
     blocks = (table.prompt[slots] + made + counts + (per_block - 2)) // per_block
     return counts, blocks, (blocks > table.num_blocks[slots]).nonzero()[0]
+
+
+def _hand_out(table: SlotTable, slots: np.ndarray, missing: np.ndarray, blocks: list[int]) -> None:
+    """Adds blocks to the sequences that lack them, as many as each lacks."""
+    if len(blocks) == slots.size:  # one each, as nearly always
+        for own, block in zip(table.blocks[slots].tolist(), blocks, strict=True):
+            own.append(block)
+    else:
+        new = iter(blocks)
+        for own, count in zip(table.blocks[slots].tolist(), missing.tolist(), strict=True):
+            own.extend(islice(new, count))
+    table.num_blocks[slots] += missing
 
 
 def _blocks_to_admit(spec: ModelSpec, request: Request) -> int:

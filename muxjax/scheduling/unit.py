@@ -166,7 +166,7 @@ class Unit:
           PoolTooSmall: it would leave no room for a request of full length of some model. Nothing
             is changed then.
         """
-        self.allocator.add_model(spec.name, spec.num_layers)
+        self.allocator.add_model(spec.name, spec.num_layers, spec.copies)
         self.estimates.add_model(spec.name)
         specs = [*(state.spec for state in self.models.values()), spec]
         try:
@@ -631,4 +631,5 @@ def _make_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) 
             f"many for the dummy block, and there are {num_pages}; raise `pool.memory`"
         )
     layers = {spec.name: spec.num_layers for spec in specs}
-    return SlabAllocator(num_pages, layers, record_freed=record_freed)
+    copies = {spec.name: spec.copies for spec in specs}
+    return SlabAllocator(num_pages, layers, copies, record_freed=record_freed)

@@ -265,3 +265,60 @@ def test_waste_is_what_blocks_cannot_use(layers, extra) -> None:
         for model, pages in models.items()
     ]
     assert allocator.waste == pytest.approx(1 - sum(used) / len(used) / usable)
+
+
+def test_a_block_of_a_slab_is_there_for_every_copy() -> None:
+    allocator = SlabAllocator(2 + 8, {"a": 2}, {"a": 3})
+    first, second = allocator.allocate("a", 4, 0), allocator.allocate("a", 3, 2)
+    assert first is not None
+    assert second is not None
+    assert allocator.empty_slabs == 0
+    assert allocator.allocate("a", 1, 0) is None
+    assert [allocator.available_blocks("a", copy) for copy in range(3)] == [0, 4, 1]
+    assert {allocator.copy_of(block) for block in second} == {2}
+    assert {block % 10 for block in second} < set(first)
+    assert allocator.used_pages("a") == 2 * 3  # seven blocks on three copies
+    allocator.free("a", first)
+    allocator.check_invariants()
+    assert allocator.empty_slabs == 1  # of the others copy 2 has a block in use
+    allocator.free("a", second)
+    allocator.check_invariants()
+    assert allocator.empty_slabs == 4
+
+
+def test_a_page_is_freed_when_no_copy_has_anything_in_it() -> None:
+    allocator = SlabAllocator(2 + 4, {"a": 2}, {"a": 2}, record_freed=True)
+    zero, one = allocator.allocate("a", 1, 0), allocator.allocate("a", 1, 1)
+    assert zero is not None
+    assert one is not None
+    assert one == [zero[0] + 6]
+    allocator.free("a", zero)
+    assert allocator.take_freed_pages() == []
+    allocator.free("a", one)
+    assert allocator.take_freed_pages() == [zero[0], zero[0] + 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
+    copies = {"a": data.draw(st.integers(1, 3)), "b": 1}
+    allocator = SlabAllocator(3 + 24, {"a": 3, "b": 2}, copies, record_freed=True)
+    held: list[tuple[str, list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 30))):
+        if held and data.draw(st.booleans()):
+            model, blocks = held.pop(data.draw(st.integers(0, len(held) - 1)))
+            allocator.free(model, blocks, blocks if data.draw(st.booleans()) else ())
+        else:
+            model = data.draw(st.sampled_from("ab"))
+            copy = data.draw(st.integers(0, copies[model] - 1))
+            count = data.draw(st.integers(1, 4))
+            missing = max(0, count - allocator.free_blocks(model, copy))
+            new = -(-missing // allocator.blocks_per_slab(model))
+            blocks = allocator.allocate(model, count, copy) or []
+            assert bool(blocks) or new > allocator.empty_slabs
+            assert len(set(blocks)) == len(blocks)
+            assert not set(blocks) & {b for _, others in held for b in others}
+            assert all(allocator.copy_of(block) == copy for block in blocks)
+            if blocks:
+                held.append((model, blocks))
+        allocator.check_invariants()

@@ -283,7 +283,7 @@ def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
 
 def test_taking_the_slot_of_a_copy_leaves_the_others() -> None:
     state = ModelState(dataclasses.replace(spec("a", max_seqs=6), copies=3))
-    assert [state.take_slot(copy) for copy in (1, 2, -1, 1)] == [1, 2, 0, 4]
+    assert [state.take_slot(copy) for copy in (1, 2, 0, 1)] == [1, 2, 0, 4]
     assert sorted(state.free_slots) == [3, 5]
 
 
