@@ -7,9 +7,9 @@ allocation after Bonwick, USENIX Summer 1994; the leased unit is what quotas cou
 
     | dummy block | slab 0 | slab 1 | ... | slab n-1 | remainder (wasted, < a slab) |
 
-A model may have several copies side by side, each on devices of its own. A page of a slab that such a
-model leases is there once for each copy, and so is a block: the id of a block of copy `c` is its
-first page plus `c` times the pages of the pool, and what holds nothing of a copy is of no use to
+A model may have several copies side by side, each on devices of its own. A page of a slab that such
+a model leases is there once for each copy, and so is a block: the id of a block of copy `c` is its
+first page plus `c` times the pages of the pool. What holds nothing of a copy is of no use to
 another.
 
 Blocks come from the fullest slab that has room, so that the emptier ones drain and return.
