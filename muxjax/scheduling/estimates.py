@@ -35,49 +35,60 @@ class StepEstimates:
         self._prefill_guess = prefill_seconds
         self._decode_guess = decode_seconds
         # Prefill: seconds a token; decode: seconds a step of one token. By the bucket's exponent.
-        self._prefill: dict[str, dict[int, float]] = {name: {} for name in names}
-        self._decode: dict[str, dict[int, float]] = {name: {} for name in names}
+        self._prefill = {name: _Means() for name in names}
+        self._decode = {name: _Means() for name in names}
 
     def add_model(self, model: str) -> None:
         """Takes in a model; what was measured of it before is kept."""
-        self._prefill.setdefault(model, {})
-        self._decode.setdefault(model, {})
+        self._prefill.setdefault(model, _Means())
+        self._decode.setdefault(model, _Means())
 
     def prefill(self, model: str, num_tokens: int) -> float:
         """Seconds that a prefill step of this many tokens takes."""
-        return num_tokens * _nearest(self._prefill[model], num_tokens, self._prefill_guess)
+        return num_tokens * self._prefill[model].nearest(num_tokens, self._prefill_guess)
 
     def decode(self, model: str, num_seqs: int, num_tokens: int = 1) -> float:
         """Seconds that a decode step takes that makes so many tokens for so many sequences."""
-        return num_tokens * _nearest(self._decode[model], num_seqs, self._decode_guess)
+        return num_tokens * self._decode[model].nearest(num_seqs, self._decode_guess)
 
     def observe_prefill(self, model: str, num_tokens: int, seconds: float) -> None:
         """Takes in a measured prefill step."""
-        _update(self._prefill[model], num_tokens, seconds / num_tokens)
+        self._prefill[model].update(num_tokens, seconds / num_tokens)
 
     def observe_decode(self, model: str, num_seqs: int, num_tokens: int, seconds: float) -> None:
         """Takes in a measured decode step that ran for `num_tokens` tokens."""
-        _update(self._decode[model], num_seqs, seconds / num_tokens)
+        self._decode[model].update(num_seqs, seconds / num_tokens)
 
 
-def _nearest(measured: dict[int, float], size: int, guess: float) -> float:
-    bucket = (size - 1).bit_length()
-    value = measured.get(bucket)
-    if value is not None:
-        return value
-    if not measured:
-        return guess
-    away = 0
-    while value is None:  # ends, as there is one
-        away += 1
-        value = measured.get(bucket - away)
-        if value is None:
-            value = measured.get(bucket + away)
-    return value
+class _Means:
+    """Of one model and phase: the mean of each bucket that was measured, by its exponent."""
 
+    __slots__ = ("_nearest", "_values")
 
-def _update(measured: dict[int, float], size: int, value: float) -> None:
-    bucket = (size - 1).bit_length()
-    value = max(LEAST_SECONDS, value)
-    old = measured.get(bucket)
-    measured[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)
+    def __init__(self) -> None:
+        self._values: dict[int, float] = {}
+        self._nearest: dict[int, int] = {}  # of buckets that were not measured
+
+    def nearest(self, size: int, guess: float) -> float:
+        """That of the bucket, or of the one next to it; the guess if there is none."""
+        bucket = (size - 1).bit_length()
+        value = self._values.get(bucket)
+        if value is not None:
+            return value
+        if not self._values:
+            return guess
+        near = self._nearest.get(bucket)
+        if near is None:
+            # Of two that are as far away, the smaller.
+            near = min(self._values, key=lambda other: (abs(other - bucket), other))
+            self._nearest[bucket] = near
+        return self._values[near]
+
+    def update(self, size: int, value: float) -> None:
+        """Takes in a measurement."""
+        bucket = (size - 1).bit_length()
+        value = max(LEAST_SECONDS, value)
+        old = self._values.get(bucket)
+        if old is None:
+            self._nearest.clear()
+        self._values[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)

@@ -62,17 +62,19 @@ class SloPolicy:
         unit.time.begin(waiting + decodes)
         shortest = 0.0 if any(pace.tight for pace in paces.values()) else SHORT_BURST
         due, late, early, pause = self._sorted(unit, waiting, running, shortest, now)
-        for model in due:
-            step: Step | None = unit.make_prefill(model)
-            if step is not None:
-                return step
+        step = self._prefill(unit, due)
+        if step is not None:
+            return step
         order, next_due = decodes_in_order(paces, unit, now, strain.total)
         seconds = max(shortest, min(pause, next_due - now))
         for model in order:
             step = self._decode(unit, model, seconds, now)
             if step is not None:
                 return step
-        for model in late + early:
+        step = self._prefill(unit, late)
+        if step is not None:
+            return step
+        for model in early:
             step = unit.make_prefill(model)
             if step is not None:
                 return step
@@ -82,7 +84,7 @@ class SloPolicy:
         self, unit: Unit, waiting: list[Turn], running: int, shortest: float, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
-        decodes may last until prompts are due. Those whose prompts have to wait are not among them.
+        decodes may last until prompts are due. Those that have no slot for them are not among them.
         """
         time = unit.time
         pause = min([pace.patience_of_one(running) for pace in self._paces.values()])
@@ -97,7 +99,7 @@ class SloPolicy:
             if patience > 0 and running:
                 early.append((patience, model))
                 pause = min(pause, patience)
-            elif not pace.may_begin(unit, self._strain):
+            elif not (pace.state.free_slots or pace.state.prefilling):
                 continue
             elif time.credit(turn) >= -PREFILL_OVERDRAFT * time.shares[turn] / total:
                 due.append((pace.place(time.virtual(turn), now), model))
@@ -105,6 +107,15 @@ class SloPolicy:
                 late.append(model)
         first = [model for _, model in sorted(due)]
         return first, late, [model for _, model in sorted(early)], pause
+
+    def _prefill(self, unit: Unit, models: list[str]) -> Step | None:
+        """A step of the first model that has pages for one and whose prompts need not wait."""
+        for model in models:
+            if self._paces[model].may_begin(unit, self._strain):
+                step: Step | None = unit.make_prefill(model)
+                if step is not None:
+                    return step
+        return None
 
     def _decode(self, unit: Unit, model: str, seconds: float, now: float) -> Step | None:
         size = len(unit.models[model].running)

@@ -34,7 +34,8 @@ def decoding(**running: int) -> Unit:
 
 def step_times(unit: Unit, model: str, **seconds: float) -> None:
     """Sets what a decode step takes: `of8=0.01` is for 5 to 8 sequences."""
-    unit.estimates._decode[model].clear()
+    del unit.estimates._decode[model]
+    unit.estimates.add_model(model)
     for size, value in seconds.items():
         unit.estimates.observe_decode(model, int(size[2:]), 1, value)
 
