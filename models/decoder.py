@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from muxjax.models.attention import Attend, Cache, DenseAttend
 from muxjax.models.config import ModelConfig, RopeConfig, rope_frequencies
 from muxjax.models.int8 import linear_int8, rows_of_int8
-from muxjax.models.linear import linear, rows_of, tiled_shape
+from muxjax.models.linear import kept_shape, linear, rows_of
 from muxjax.models.params import param_shapes
 from muxjax.models.stacks import Stacks
 
@@ -175,8 +175,8 @@ class Decoder(nnx.Module):
 
     Args:
       config: sizes and options.
-      weights: every canonical parameter of `param_shapes(config)`, in those shapes or tiled
-        (`linear`), or int8 with its `NAME_scales` (`int8`, `kept`); or those of
+      weights: every canonical parameter of `param_shapes(config)`, in those shapes or as
+        `linear` keeps them, or int8 with its `NAME_scales` (`int8`, `kept`); or those of
         `stacks.shapes(config)`.
       stacks: which layers are stacked and run under `lax.scan`; by default none.
       vocab_size: of the whole model, where this is one device's part (`shards.Shards`): `config` is
@@ -207,7 +207,7 @@ class Decoder(nnx.Module):
         if unlike := set(shapes) ^ set(weights):
             raise ValueError(f"parameters missing or unknown: {', '.join(sorted(unlike)[:5])}")
         for name, shape in shapes.items():
-            if tuple(weights[name].shape) not in (shape, tiled_shape(shape)):
+            if tuple(weights[name].shape) not in (shape, kept_shape(shape, weights[name].dtype)):
                 raise ValueError(f"{name} has shape {weights[name].shape}, wanted {shape}")
         self.config = config
         self.vocab_size = config.vocab_size if vocab_size is None else vocab_size

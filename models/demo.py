@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import sys
 import tarfile
@@ -31,6 +30,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from muxjax.cache import cache_folder
 from muxjax.errors import DownloadError
 from muxjax.models import registries
 from muxjax.models.download import Location, Report, download, sha256_of
@@ -194,14 +194,6 @@ DEMO_MODELS: dict[str, DemoModel] = {
         ),
     )
 }
-
-
-def cache_folder() -> Path:
-    """Where demo models are kept: `$MUXJAX_CACHE`, or `muxjax` in the user's cache folder."""
-    chosen = os.environ.get("MUXJAX_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muxjax"
 
 
 def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -> Path:

@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int, Int8
 
+from muxjax.models.linear import rows_of
+from muxjax.pallas_kernels import native
 from muxjax.pallas_kernels.target import current_target
 
 BLOCK = 64
@@ -62,7 +64,7 @@ def quantise(
 
 def linear_int8(
     x: Float[Array, "T I"],
-    weight: Int8[Array, "O I"],
+    weight: Int8[Array, "O I"] | Int8[Array, "panels units width 4"],
     scales: Float[Array, " O"],
     bias: Float[Array, " O"] | None = None,
     *,
@@ -72,6 +74,9 @@ def linear_int8(
 
     `rounded` gives the product in bfloat16, though not on the CPU (as in `linear`).
     """
+    if weight.ndim == 4:
+        y = native.product_int8(x, weight, scales, len(_hadamard(x.shape[1])))
+        return y if bias is None else y + bias
     turned = _turn(x.astype(jnp.float32))
     most = jnp.max(jnp.abs(turned), axis=1, keepdims=True)
     scale = jnp.where(most == 0, 1, most / _MOST)  # T 1
@@ -83,11 +88,13 @@ def linear_int8(
 
 
 def rows_of_int8(
-    weight: Int8[Array, "V D"], scales: Float[Array, " V"], rows: Int[Array, " T"]
+    weight: Int8[Array, "V D"] | Int8[Array, "panels units width 4"],
+    scales: Float[Array, " V"],
+    rows: Int[Array, " T"],
 ) -> Float[Array, "T D"]:
     """Rows of the matrix that was quantised, as an embedding looks them up."""
     # The turn undoes itself.
-    return _turn(weight[rows].astype(jnp.float32) * scales[rows][:, None])
+    return _turn(rows_of(weight, rows).astype(jnp.float32) * scales[rows][:, None])
 
 
 def _product(x: Int8[Array, "T I"], weight: Int8[Array, "O I"]) -> Int[Array, "T O"]:

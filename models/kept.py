@@ -1,7 +1,7 @@
 """How a model's parameters are kept on the device: their types, forms and bytes.
 
 Norms and biases stay in float32: they are small, and are added to float32 activations. A matrix has
-the model's type, in tiles where these are faster (`linear`); or, under int8, it is int8 with a
+the model's type, in the form that is fastest (`linear`); or, under int8, it is int8 with a
 parameter `NAME_scales` beside it, a float32 number for each row (`int8`). All matrices are int8
 then, output head and embeddings included. Layers may be stacked (`stacks`).
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from muxjax.models import int8
 from muxjax.models.config import ModelConfig
-from muxjax.models.linear import put_tiled, tiled_shape
+from muxjax.models.linear import kept_shape, put_matrix
 from muxjax.models.params import Shape, param_shapes
 from muxjax.models.stacks import Stacks
 
@@ -34,12 +34,14 @@ def kept_params(
     kept = {}
     for name, shape in shapes.items():
         if quantization == "int8" and _is_matrix(name):
-            kept[name] = jax.ShapeDtypeStruct(shape, jnp.int8)
+            form = shape if stacks else kept_shape(shape, jnp.int8)
+            kept[name] = jax.ShapeDtypeStruct(form, jnp.int8)
             kept[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
             continue
         in_products = name != "embed" or config.tie_embeddings
-        form: Shape = tiled_shape(shape) if in_products and _is_matrix(name) else shape
-        kept[name] = jax.ShapeDtypeStruct(form, _type(name, dtype))
+        typed = _type(name, dtype)
+        form: Shape = kept_shape(shape, typed) if in_products and _is_matrix(name) else shape
+        kept[name] = jax.ShapeDtypeStruct(form, typed)
     return kept
 
 
@@ -64,13 +66,13 @@ def put_on_device(
     """
     if quantization == "int8" and _is_matrix(name):
         numbers, scales = int8.quantise(array)
-        yield name, jax.device_put(numbers, device)
+        yield name, put_matrix(numbers, device)
         yield name + SCALES, jax.device_put(scales, device)
         return
     typed = array.astype(_type(name, dtype), copy=not array.flags.writeable)
     in_products = name != "embed" or config.tie_embeddings
-    # A stack has one axis more, and is nowhere tiled.
-    put = put_tiled if in_products and _is_matrix(name) else jax.device_put
+    # A stack has one axis more, and is kept as it is.
+    put = put_matrix if in_products and _is_matrix(name) else jax.device_put
     yield name, put(typed, device)
 
 

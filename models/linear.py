@@ -1,16 +1,20 @@
 """Products with a weight matrix, in the form that is fastest on each backend.
 
-A matrix `[O, I]` may lie in memory in tiles of `TILE` outputs, `[O / TILE, I, TILE]`. XLA:CPU takes
-such a tile as it is, where it packs a plain matrix anew in each call. One product with [3072, 576],
-JAX 0.12 on two cores, plain and tiled, in ms:
+A matrix `[O, I]` is kept in one of three forms (`kept_shape`):
 
-| rows | float32 | bfloat16 |
+- *In panels*, `[O / 32, I / p, 32, p]`, on a CPU that has kernels of its own (`native`).
+- *In tiles*, `[O / TILE, I, TILE]`, on other CPUs from JAX 0.12 on. XLA:CPU takes such a tile as it
+  is, where it packs a plain matrix anew in each call.
+- *Plain*, elsewhere.
+
+One product with [3072, 576], JAX 0.12 on two cores of a Zen 5 server, in ms (the machine's speed
+varies by a third):
+
+| rows | float32: plain, tiles, panels | bfloat16: plain, tiles, panels |
 |---|---|---|
-| 1 (2 in bfloat16) | 0.42, 0.26 | 0.37, 0.30 |
-| 8 | 0.49, 0.33 | 0.51, 0.34 |
-| 128 | 2.55, 3.08 | 1.74, 1.49 |
+@TABLE@
 
-On JAX 0.10 tiles are slower (0.47, 0.52 ms for 8 rows in float32).
+On JAX 0.10 tiles are slower than plain matrices (0.47, 0.52 ms for 8 rows in float32 on Zen 4).
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
+from numpy.typing import DTypeLike
 
+from muxjax.pallas_kernels import native
 from muxjax.pallas_kernels.target import current_target
 
 TILE = 64
@@ -33,40 +39,57 @@ _LEAST_ROWS_BFLOAT16 = 8
 _LEAST_TILED_ROWS_BFLOAT16 = 2
 
 
-def tiled_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a parameter of this shape is kept: `[O / TILE, I, TILE]` for a matrix of
-    whole tiles where tiles are faster (the CPU, JAX 0.12 and later), otherwise as it is.
+def kept_shape(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, ...]:
+    """The shape in which a matrix of this shape and type is kept where it is multiplied with; that
+    of anything else is its own.
     """
-    faster = current_target().platform == "cpu" and jax.__version_info__ >= (0, 12)
-    if not faster or len(shape) != 2 or shape[0] % TILE or shape[0] * shape[1] > _MOST_TILED:
+    if len(shape) != 2 or current_target().platform != "cpu":
+        return shape
+    if native.used():
+        return native.panel_shape(shape, jnp.dtype(dtype)) or shape
+    faster = jax.__version_info__ >= (0, 12) and jnp.dtype(dtype) != jnp.int8
+    if not faster or shape[0] % TILE or shape[0] * shape[1] > _MOST_TILED:
         return shape
     return (shape[0] // TILE, shape[1], TILE)
 
 
-def put_tiled(weight: np.ndarray, device: jax.Device | None = None) -> Array:
-    """Puts a parameter on a device in its `tiled_shape`; see `kept.put_on_device` on its memory."""
-    if tiled_shape(weight.shape) == weight.shape:
-        return jax.device_put(weight, device)
-    tiles = weight.reshape(-1, TILE, weight.shape[1])  # a view here, a copy in XLA
-    return jax.device_put(tiles, device).swapaxes(1, 2)
+def put_matrix(weight: np.ndarray, device: jax.Device | None = None) -> Array:
+    """Puts a parameter on a device in its `kept_shape`; see `kept.put_on_device` on its memory."""
+    shape = kept_shape(weight.shape, weight.dtype)
+    # Views here, copies in XLA.
+    if len(shape) == 4:
+        outputs, inputs, width, packed = shape
+        panels = weight.reshape(outputs, width, inputs, packed)
+        return jax.device_put(panels, device).swapaxes(1, 2)
+    if len(shape) == 3:
+        return jax.device_put(weight.reshape(-1, TILE, shape[1]), device).swapaxes(1, 2)
+    return jax.device_put(weight, device)
 
 
 def rows_of(
-    weight: Float[Array, "O I"] | Float[Array, "tiles I tile"], rows: Int[Array, " T"]
-) -> Float[Array, "T I"]:
-    """Rows of a matrix, plain or tiled, as an embedding looks them up.
+    weight: Num[Array, "O I"]
+    | Num[Array, "tiles I tile"]
+    | Num[Array, "panels units width packed"],
+    rows: Int[Array, " T"],
+) -> Num[Array, "T I"]:
+    """Rows of a matrix in any form, as an embedding looks them up.
 
     One row is looked up twice on a TPU: as a slice a TPU7x would copy the whole matrix first, 1 GB
     of Llama 3's, into the layout that it has for slices.
     """
     if rows.shape[0] == 1 and current_target().platform == "tpu":
         return weight[jnp.repeat(rows, 2)][:1]
-    return weight[rows] if weight.ndim == 2 else weight[rows // TILE, :, rows % TILE]
+    if weight.ndim == 2:
+        return weight[rows]
+    width = weight.shape[2]
+    return weight[rows // width, :, rows % width].reshape(rows.shape[0], -1)
 
 
 def linear(
     x: Float[Array, "T I"],
-    weight: Float[Array, "O I"] | Float[Array, "tiles I tile"],
+    weight: Float[Array, "O I"]
+    | Float[Array, "tiles I tile"]
+    | Float[Array, "panels units width packed"],
     bias: Float[Array, " O"] | None = None,
     *,
     rounded: bool = False,
@@ -82,6 +105,9 @@ def linear(
     turning the product back into the slower form.
     """
     rows = x.shape[0]
+    if weight.ndim == 4:
+        y = native.product(x, weight)
+        return y if bias is None else y + bias
     x = x.astype(weight.dtype)
     if weight.ndim == 3:
         y = _tiled_product(x, weight)[:rows]

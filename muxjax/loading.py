@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
+from muxjax.cache import cache_folder
 from muxjax.config import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
 from muxjax.mesh import ModelMesh
-from muxjax.models.demo import cache_folder
 from muxjax.models.kept import kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.shards import Shards

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from muxjax.pallas_kernels import mosaic_gpu, mosaic_tpu
+from muxjax.pallas_kernels import mosaic_gpu, mosaic_tpu, native
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 from muxjax.pallas_kernels.mosaic_gpu import paged_attention_mosaic_gpu
 from muxjax.pallas_kernels.mosaic_tpu import paged_attention_mosaic_tpu
+from muxjax.pallas_kernels.native import paged_attention_native
 from muxjax.pallas_kernels.reference import paged_attention_reference
 from muxjax.pallas_kernels.request import Request
 from muxjax.pallas_kernels.target import current_target
@@ -96,6 +97,7 @@ def _reference(
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("mosaic_tpu", ("tpu",), paged_attention_mosaic_tpu, mosaic_tpu.unable),
     Implementation("mosaic_gpu", ("gpu",), paged_attention_mosaic_gpu, mosaic_gpu.unable),
+    Implementation("native", ("cpu",), paged_attention_native, native.unable),
     Implementation("xla", ("cpu", "gpu", "tpu"), paged_attention_xla),
     Implementation("reference", (), _reference),
 )

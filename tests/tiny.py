@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from muxjax.models.demo import cache_folder
+from muxjax.cache import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "train_tiny.py"

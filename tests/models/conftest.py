@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from muxjax.cache import cache_folder
 from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.demo import DEMO_MODELS, cache_folder
+from muxjax.models.demo import DEMO_MODELS
 from muxjax.models.loading import open_checkpoint
 
 

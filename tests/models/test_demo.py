@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from muxjax.cache import cache_folder
 from muxjax.errors import DownloadError
 from muxjax.models import demo, registries
 from muxjax.models.checkpoint import Checkpoint
@@ -161,13 +162,13 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path))
-    assert demo.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("MUXJAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert demo.cache_folder() == tmp_path / "xdg" / "muxjax"
+    assert cache_folder() == tmp_path / "xdg" / "muxjax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert demo.cache_folder() == tmp_path / "home" / ".cache" / "muxjax"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "muxjax"
 
 
 def test_the_real_table_is_consistent(demo_checkpoint: Callable[[str], Checkpoint]) -> None:

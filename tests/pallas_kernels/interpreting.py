@@ -9,7 +9,7 @@ import jax
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from muxjax.pallas_kernels import KVLayout, mosaic_gpu
+from muxjax.pallas_kernels import KVLayout, mosaic_gpu, native
 from tests.pallas_kernels.cases import layout_of
 
 TPU = pltpu.InterpretParams(
@@ -62,6 +62,8 @@ def interpreted(name: str) -> Iterator[None]:
 
 def interpretable(name: str) -> bool:
     """Whether the installed JAX can run the named implementation on this machine."""
+    if name == "native":
+        return native.why_not() is None
     return name != "mosaic_gpu" or jax.__version_info__ >= mosaic_gpu.FIRST_JAX
 
 
