@@ -154,24 +154,35 @@ class Attention {
 
     // Asks for so many lines more.
     void Some(int64_t lines) {
-      for (; lines > 0 && token_ < end_; --lines) {
-        if (line_ == 0) at_ = attention_->Keys(*piece_, token_);
-        const int64_t half = attention_->LinesOfToken(*piece_) / 2;
-        const int64_t place = line_ < half ? 16 * line_
-                                           : attention_->ToValues() + 16 * (line_ - half);
-        _mm_prefetch(reinterpret_cast<const char*>(at_ + place), _MM_HINT_T1);
-        if (++line_ == 2 * half) {
-          line_ = 0;
-          ++token_;
+      while (lines > 0) {
+        if (left_ == 0) {
+          if (!keys_ && token_ == end_) return;
+          // The keys of a token, then its values, then the next token.
+          keys_ = !keys_;
+          left_ = attention_->LinesOfToken(*piece_) / 2;
+          if (keys_) {
+            at_ = attention_->Keys(*piece_, token_++);
+            values_ = at_ + attention_->ToValues();
+          } else {
+            at_ = values_;
+          }
         }
+        const int64_t now = std::min(lines, left_);
+        for (int64_t i = 0; i < now; ++i) {
+          _mm_prefetch(reinterpret_cast<const char*>(at_ + 16 * i), _MM_HINT_T1);
+        }
+        at_ += 16 * now;
+        left_ -= now;
+        lines -= now;
       }
     }
 
    private:
     const Attention* attention_ = nullptr;
     const Piece* piece_ = nullptr;
-    const float* at_ = nullptr;
-    int64_t token_ = 0, end_ = 0, line_ = 0;
+    const float *at_ = nullptr, *values_ = nullptr;
+    int64_t token_ = 0, end_ = 0, left_ = 0;
+    bool keys_ = false;  // what is being asked for is keys
   };
 
   Fetcher Fetch(const Piece& piece, int64_t token) const {
@@ -242,7 +253,8 @@ class Attention {
     Scratch& s = Own();
     const int64_t count = end - at;
     const auto* x = Words(s.queries) + (base + at) * g_.head_dim;
-    for (int64_t panel = 0; panel < kTokens / kPanel; ++panel) {
+    const int64_t tokens = std::min(kTokens, End(piece) - token);
+    for (int64_t panel = 0; panel * kPanel < tokens; ++panel) {
       TimesPanel<Float32>(x, count, Words(s.keys) + panel * g_.head_dim * kPanel, g_.head_dim,
                           nullptr, 0, s.scores.data() + panel * kPanel, kTokens);
     }
@@ -251,11 +263,11 @@ class Attention {
           std::min<int64_t>(lens_[piece.seq] - 1, piece.first + (at + row) / shared_ + Shift(piece));
       float* scores = s.scores.data() + row * kTokens;
       Softmax(scores, base + at + row, own, token, s);
-      for (int64_t i = 0; i < kTokens; ++i) s.packed[i * count + row] = scores[i];
+      for (int64_t i = 0; i < tokens; ++i) s.packed[i * count + row] = scores[i];
     }
     for (int64_t panel = 0; panel < width_ / kPanel; ++panel) {
       TimesPanel<Float32>(Words(s.packed), count, Words(s.values) + panel * kTokens * kPanel,
-                          kTokens, nullptr, 0, s.sums.data() + panel * kPanel, width_);
+                          tokens, nullptr, 0, s.sums.data() + panel * kPanel, width_);
     }
     float* to = s.out.data() + (base + at) * width_;
     for (int64_t i = 0; i < count * width_; ++i) to[i] += s.sums[i];
@@ -285,7 +297,8 @@ class Attention {
     return kv_ + row * kLanes + piece.head * g_.padded;
   }
 
-  // Keys and values of tokens [token, token + 64), zeros for those outside [first, end).
+  // Keys and values of tokens [token, end), at most 64, zeros for those before `first`. Of keys, those
+  // up to the next multiple of 16 are zeros; what lies beyond is left as it was and not looked at.
   void GatherBlock(const Piece& piece, int64_t head, int64_t token, int64_t first, int64_t end,
                    Fetcher& fetcher) const {
     Scratch& s = Own();
@@ -294,10 +307,11 @@ class Attention {
       const bool is_there = token + t >= first && token + t < end;
       keys[t] = is_there ? Keys(piece, token + t) + head * g_.padded : nullptr;
     }
-    // Of each head, and each sixteen of its numbers, the same part of the next block's lines.
-    const int64_t turns = piece.heads * (kTokens / 16) * ((g_.head_dim + 15) / 16);
+    // Between the parts of this block, the same part of the next block's lines.
+    const int64_t parts = (g_.head_dim + 15) / 16, used = (end - token + 15) / 16 * 16;
+    const int64_t turns = piece.heads * used / 16 * (parts + 4);
     const int64_t lines = (kTokens * LinesOfToken(piece) + turns - 1) / turns;
-    for (int64_t t = 0; t < kTokens; t += 16) {
+    for (int64_t t = 0; t < used; t += 16) {
       float* to = s.keys.data() + t / kPanel * g_.head_dim * kPanel + t % kPanel;
       for (int64_t i = 0; i < g_.head_dim; i += 16) {
         const float* from[16];
@@ -306,7 +320,8 @@ class Attention {
         Transpose16(from, std::min<int64_t>(16, g_.head_dim - i), to + i * kPanel, kPanel);
       }
     }
-    for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t t = 0; t < end - token; ++t) {
+      if (t % 4 == 0) fetcher.Some(lines);
       for (int64_t i = 0; i < width_; i += 16) {
         const int64_t left = std::max<int64_t>(0, std::min<int64_t>(16, g_.head_dim - i));
         const __m512 some =
