@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muxjax.errors import ProfileError
@@ -43,6 +43,10 @@ class Engine:
     def seconds(self, alone: float) -> float:
         """What a step takes in the engine: at least half of what it takes by itself, and some."""
         return max(1e-6, alone / 2, self.stretch * alone + self.host)
+
+    def slower(self, factor: float) -> Engine:
+        """On a machine on which all takes so many times as long."""
+        return Engine(factor * self.stretch, factor * self.host)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,14 @@ class StepTimes:
         """
         times = self.decode[bucket_of(self.decode, sequences)]
         return self.decode_in_engine.seconds(times.base + rounds * at(times.token, context))
+
+    def slower(self, factor: float) -> StepTimes:
+        """On a machine on which all takes so many times as long."""
+        return replace(
+            self,
+            prefill_in_engine=self.prefill_in_engine.slower(factor),
+            decode_in_engine=self.decode_in_engine.slower(factor),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a profile; milliseconds."""

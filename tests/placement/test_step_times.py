@@ -43,6 +43,13 @@ def test_a_decode_is_padded_and_walks_the_longest_context() -> None:
     assert TIMES.decode_seconds(2, 1, 60) == pytest.approx(1.1 * 0.026 - 0.0005)
 
 
+def test_a_slower_machine() -> None:
+    slow = TIMES.slower(2.0)
+    chunks = [(3, 3, True)]
+    assert slow.prefill_seconds(chunks) == pytest.approx(2 * TIMES.prefill_seconds(chunks))
+    assert slow.decode_seconds(2, 4, 60) == pytest.approx(2 * TIMES.decode_seconds(2, 4, 60))
+
+
 def test_between_and_beyond_points() -> None:
     curve = ((10.0, 2.0), (20.0, 3.0))
     assert [at(curve, x) for x in (1, 10, 15, 20, 30)] == [2.0, 2.0, 2.5, 3.0, 4.0]
