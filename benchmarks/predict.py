@@ -8,23 +8,31 @@ not made from on the real engine, each followed by its simulation on that profil
 was simulated as a ratio to what was real: 1 is a perfect prediction. The bars are throughput within
 10 %, and the median and the 99th percentile of the time to the first token within 25 %.
 
-The same workload does not take the same time twice: it is replayed `--replays` times, what is real
-is the median, and `apart` is the slowest replay over the fastest, which no prediction can be better
-than. The profile is measured again before each round, since a shared machine's speed drifts.
+- Each workload is replayed `--replays` times with arrivals and lengths of their own, and simulated
+  with the same; percentiles are those of all its requests. Of 200 requests the 99th percentile is
+  the second or third slowest, which says little.
+- A shared machine is half as fast at one time as at another. Before and after each replay a mixed
+  run of some seconds, the one that `bench steps` ends with, says how long steps take now against
+  the profile's (`slower`), and the simulation's steps take as much longer. `--fixed` leaves that
+  out.
+- `steps` is what the steps of the replays were expected to take over what they took, whatever the
+  simulation made of it: where it is not near 1, the machine changed during the replay, or the step
+  times are wrong; where it is, and another ratio is not, the simulation is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.bench.host_time import add_host_times
+from muxjax.bench.host_time import Watch, add_host_times, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of
 from muxjax.bench.replay import make_requests, replay
@@ -35,11 +43,14 @@ from muxjax.bench.workloads import Asked, make_workload
 from muxjax.config import load_fleet_config
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
+from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 
 HERE = Path(__file__).parent
 BARS = {"throughput": 0.10, "ttft_p50": 0.25, "ttft_p99": 0.25}
-WORKLOADS = {
+FLOOD = 200.0
+"""Requests that find out what saturates."""
+WORKLOADS: dict[str, dict[str, Any]] = {
     "poisson, half load": {"kind": "poisson", "load": 0.5},
     "poisson, three quarters": {"kind": "poisson", "load": 0.75},
     "skewed, bursty": {"kind": "gamma", "load": 0.6, "alpha": 2.1, "cv": 3.0},
@@ -55,8 +66,9 @@ def main() -> None:
     parser.add_argument("--policy", default="adbs")
     parser.add_argument("--duration", type=float, default=12.0, help="seconds of each workload")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--replays", type=int, default=3, help="of each workload: medians")
+    parser.add_argument("--replays", type=int, default=3, help="of each workload")
     parser.add_argument("--repeats", type=int, default=7, help="of each kind of step")
+    parser.add_argument("--fixed", action="store_true", help="step times stay the profile's")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
@@ -87,64 +99,86 @@ def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict
     estimates = warm_up(rig)
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
 
-    def make(asked: dict[str, Any], rate: float) -> Any:
+    def make(asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
         asked = {key: value for key, value in asked.items() if key != "load"}
-        wanted = Asked(
-            **asked, rate=rate, seconds=arguments.duration, seed=arguments.seed + 100 * number
-        )
+        wanted = Asked(**asked, rate=rate, seconds=arguments.duration, seed=seed)
         return make_workload(rig.config, longest, wanted)
 
     # What saturates, by the simulator: everything at once.
-    flood = make({"kind": "poisson"}, 200.0 / arguments.duration)
-    flood = [type(asked)(0.0, *_rest(asked)) for asked in flood]
-    top = figures(simulate_rig(rig, profile, flood, arguments.policy, estimates))["throughput"]
+    flood = [
+        replace(asked, arrival=0.0)
+        for asked in make({"kind": "poisson"}, FLOOD / arguments.duration, arguments.seed)
+    ]
+    top = throughput(simulate_rig(rig, profile, flood, arguments.policy, estimates))
     rows = []
     for name, asked in WORKLOADS.items():
-        workload = make(asked, asked["load"] * top)
-        replays = []
-        for _ in range(arguments.replays):
+        real: list[list[RequestRecord]] = []
+        simulated: list[list[RequestRecord]] = []
+        slower: list[float] = []
+        expected = taken = 0.0
+        before = 1.0 if arguments.fixed else speed_now(rig, measured)
+        for index in range(arguments.replays):
+            seed = arguments.seed + 100 * number + index
+            workload = make(asked, asked["load"] * top, seed)
+            watch = Watch(times)
             with rig.engine(rig.unit(arguments.policy, estimates)) as engine:
-                requests = make_requests(workload, vocab, longest, number)
-                done = replay(engine, workload, requests)
+                engine.observe(watch.observe)
+                done = replay(engine, workload, make_requests(workload, vocab, longest, seed))
             if done.interrupted:
                 raise KeyboardInterrupt
-            replays.append(figures(done.records))
-        real = {key: median(one[key] for one in replays) for key in replays[0]}
-        apart = {
-            key: max(one[key] for one in replays) / min(one[key] for one in replays) for key in real
-        }
-        predicted = figures(simulate_rig(rig, profile, workload, arguments.policy, estimates))
-        ratios = {key: predicted[key] / real[key] for key in real}
+            after = 1.0 if arguments.fixed else speed_now(rig, measured)
+            slower.append((before + after) / 2)
+            before = after
+            real.append(done.records)
+            simulated.append(
+                simulate_rig(rig, profile, workload, arguments.policy, estimates, slower=slower[-1])
+            )
+            expected += slower[-1] * sum(step.expected for step in watch.seen)
+            taken += sum(step.seconds for step in watch.seen)
+        found, predicted = figures(real), figures(simulated)
+        ratios = _ratios(simulated, real)
         rows.append(
             {
                 "round": number + 1,
                 "workload": name,
-                "requests": len(workload),
-                "real": real,
+                "requests": sum(len(records) for records in real),
+                "real": found,
                 "simulated": predicted,
                 "ratio": ratios,
-                "replays_apart": apart,
+                "replays": [_ratios([s], [r]) for s, r in zip(simulated, real, strict=True)],
+                "slower": slower,
+                "steps": expected / taken,
                 "within": all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items()),
             }
         )
     return rows
 
 
-def _rest(asked: Any) -> tuple[Any, ...]:
-    return asked.model, asked.prompt_tokens, asked.output_tokens
-
-
-def figures(records: list[RequestRecord]) -> dict[str, float]:
-    """Throughput (requests/s to the last one's end) and times to the first token, in seconds."""
-    ttft = [record.ttft for record in records]
-    latency = [record.latency for record in records]
+def figures(runs: list[list[RequestRecord]]) -> dict[str, float]:
+    """Of runs of one workload: the mean throughput, and percentiles over all requests of the times
+    to the first token and to the last, in seconds.
+    """
+    ttft = [record.ttft for records in runs for record in records]
+    latency = [record.latency for records in runs for record in records]
     return {
-        "throughput": len(records) / max(record.end or 0.0 for record in records),
+        "throughput": mean(throughput(records) for records in runs),
         "ttft_p50": float(np.percentile(ttft, 50)),
         "ttft_p99": float(np.percentile(ttft, 99)),
         "latency_p50": float(np.percentile(latency, 50)),
         "latency_p99": float(np.percentile(latency, 99)),
     }
+
+
+def throughput(records: list[RequestRecord]) -> float:
+    """Requests/s until the last one's end."""
+    return len(records) / max(record.end or 0.0 for record in records)
+
+
+def _ratios(
+    simulated: list[list[RequestRecord]], real: list[list[RequestRecord]]
+) -> dict[str, float]:
+    predicted, found = figures(simulated), figures(real)
+    return {key: predicted[key] / found[key] for key in found}
 
 
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -165,7 +199,8 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
             "real TTFT p50 ms": 1e3 * row["real"]["ttft_p50"],
             "real TTFT p99 ms": 1e3 * row["real"]["ttft_p99"],
             **{f"{key} sim/real": row["ratio"][key] for key in BARS},
-            "TTFT p99 apart": row["replays_apart"]["ttft_p99"],
+            "slower": f"{min(row['slower']):.2f} to {max(row['slower']):.2f}",
+            "steps": row["steps"],
             "within": "yes" if row["within"] else "NO",
         }
         for row in rows

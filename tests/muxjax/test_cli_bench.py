@@ -76,26 +76,23 @@ def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     assert len(steps) > 10
 
 
-def test_an_interrupt_keeps_the_models_that_are_finished(
+def test_an_interrupt_keeps_the_rounds_that_are_finished(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from muxjax.bench import steps
 
     def measure(rig: Rig, *, into: steps.Measured, done: Any, **more: Any) -> None:
-        for kind in steps.kinds_of(rig, [40]):
-            if kind.model == "qwen3":
-                raise KeyboardInterrupt
-            into.steps.append(
-                Timed(
-                    kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,)
-                )
-            )
+        into.steps = [
+            Timed(kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,))
+            for kind in steps.kinds_of(rig, [40])
+        ]
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(steps, "measure", measure)
     status, out, err = run("bench", "steps", run.fleet, "--context", 40, "--json")
     assert status == 0
-    assert "qwen3 are left out" in err
-    assert set(json.loads(out)["profile"]) == {"llama", "_steps"}
+    assert "interrupted after 1 of 5 rounds" in err
+    assert set(json.loads(out)["profile"]) == {"llama", "qwen3", "_steps"}
 
 
 def test_policies_are_replayed_in_turn_and_reported(run: Cli) -> None:

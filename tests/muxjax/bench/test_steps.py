@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.bench.host_time import add_host_times
+from muxjax.bench.host_time import add_host_times, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of, write_profile
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import measure_solo
-from muxjax.bench.steps import Measured, Timed, contexts_of, kinds_of, measure, rows_of
+from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.step_times import Engine
@@ -22,10 +22,11 @@ from muxjax.scheduling.steps import Decode, Handle, Step
 
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
-    done: list[Timed] = []
+    done: list[Kind] = []
     measured = measure(rig, repeats=1, contexts=[8, 60], done=done.append)
-    assert done == measured.steps
-    assert len(rows_of(measured)) == len(kinds_of(rig, [8, 60])) == len(done)
+    kinds = kinds_of(rig, [8, 60])
+    assert done == 2 * kinds  # a round that does not count, and one that does
+    assert len(rows_of(measured)) == len(measured.steps) == len(kinds)
     sizes = {(step.model, step.phase, step.size) for step in measured.steps}
     for name in ("llama", "qwen3"):
         buckets = rig.buckets[name]
@@ -38,6 +39,7 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     add_host_times(rig, measured)
     assert set(measured.engine) == {"prefill", "decode"}
     assert all(engine.stretch > 0 for engine in measured.engine.values())
+    assert 0.1 < speed_now(rig, measured) < 10
 
     times = {name: measured.times(name) for name in rig.models}
     profile = profile_of(
@@ -64,6 +66,24 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     assert [(record.id, record.made_tokens) for record in records] == [(0, 7), (1, 3), (2, 1)]
     assert records == simulate_rig(rig, table, workload, "adbs")
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
+
+
+def test_an_interrupt_leaves_whole_rounds(rig: Rig) -> None:
+    kinds = kinds_of(rig, [60])
+    seen: list[Kind] = []
+
+    def stop(kind: Kind) -> None:
+        seen.append(kind)
+        if len(seen) == 3 * len(kinds) - 1:  # in the second round that counts
+            raise KeyboardInterrupt
+
+    measured = Measured()
+    with pytest.raises(KeyboardInterrupt):
+        measure(rig, repeats=5, contexts=[60], done=stop, into=measured)
+    assert [(step.model, step.size) for step in measured.steps] == [
+        (k.model, k.size) for k in kinds
+    ]
+    assert {len(step.seconds) for step in measured.steps} == {1}
 
 
 def test_no_step_is_longer_than_the_longest_sequence(
@@ -129,7 +149,7 @@ def test_what_cannot_be_measured(rig: Rig) -> None:
 
 def test_contexts() -> None:
     assert contexts_of(255, 3) == [31, 143, 255]
-    assert len(contexts_of(255)) == 6
+    assert contexts_of(255) == [31, 63, 95, 127, 159, 191, 223, 255]
     assert contexts_of(1) == [1]
 
 
