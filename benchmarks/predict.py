@@ -12,7 +12,7 @@ was simulated as a ratio to what was real: 1 is a perfect prediction. The bars a
   with the same; percentiles are those of all its requests. Of 200 requests the 99th percentile is
   the second or third slowest, which says little.
 - A shared machine is half as fast at one time as at another. Before and after each replay a mixed
-  run of some seconds, the one that `bench steps` ends with, says how long steps take now against
+  run of some seconds, the one that `bench steps` has, says how long steps take now against
   the profile's (`slower`), and the simulation's steps take as much longer. `--fixed` leaves that
   out.
 - `steps` is what the steps of the replays were expected to take over what they took, whatever the
@@ -32,13 +32,12 @@ from typing import Any
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.bench.host_time import Watch, add_host_times, speed_now
+from muxjax.bench.in_service import Watch, measure_in_service, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import warm_up
-from muxjax.bench.steps import measure
 from muxjax.bench.workloads import Asked, make_workload
 from muxjax.config import load_fleet_config
 from muxjax.placement.profile_table import ProfileTable
@@ -64,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the simulator with the real engine.")
     parser.add_argument("--fleet", type=Path, default=HERE / "three.yaml")
     parser.add_argument("--policy", default="adbs")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="default: all")
     parser.add_argument("--duration", type=float, default=12.0, help="seconds of each workload")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--replays", type=int, default=3, help="of each workload")
@@ -86,8 +86,7 @@ def main() -> None:
 
 def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     """Profile, then every workload, real and simulated."""
-    measured = measure(rig, repeats=arguments.repeats)
-    add_host_times(rig, measured)
+    measured = measure_in_service(rig, repeats=arguments.repeats)
     limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
     longest = {name: model.max_model_len for name, model in rig.models.items()}
     times = {name: measured.times(name) for name in rig.models}
@@ -111,7 +110,8 @@ def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict
     ]
     top = throughput(simulate_rig(rig, profile, flood, arguments.policy, estimates))
     rows = []
-    for name, asked in WORKLOADS.items():
+    for name in arguments.workload or WORKLOADS:
+        asked = WORKLOADS[name]
         real: list[list[RequestRecord]] = []
         simulated: list[list[RequestRecord]] = []
         slower: list[float] = []
@@ -120,7 +120,7 @@ def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict
         for index in range(arguments.replays):
             seed = arguments.seed + 100 * number + index
             workload = make(asked, asked["load"] * top, seed)
-            watch = Watch(times)
+            watch = Watch()
             with rig.engine(rig.unit(arguments.policy, estimates)) as engine:
                 engine.observe(watch.observe)
                 done = replay(engine, workload, make_requests(workload, vocab, longest, seed))
@@ -133,8 +133,8 @@ def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict
             simulated.append(
                 simulate_rig(rig, profile, workload, arguments.policy, estimates, slower=slower[-1])
             )
-            expected += slower[-1] * sum(step.expected for step in watch.seen)
-            taken += sum(step.seconds for step in watch.seen)
+            expected += slower[-1] * sum(step.expected(times) for step in watch.ran)
+            taken += sum(step.seconds for step in watch.ran)
         found, predicted = figures(real), figures(simulated)
         ratios = _ratios(simulated, real)
         rows.append(

@@ -73,9 +73,9 @@ def steps(
 
 
 def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
-    """What was measured: an interrupt leaves out later rounds, or the engine's own time."""
-    from muxjax.bench.host_time import add_host_times
-    from muxjax.bench.steps import Measured, kinds_of, measure
+    """What was measured: after an interrupt, all rounds that are finished."""
+    from muxjax.bench.in_service import measure_in_service
+    from muxjax.bench.steps import Measured, kinds_of
     from muxjax.progress import Bars
 
     kinds = kinds_of(rig, contexts)
@@ -86,13 +86,12 @@ def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
             def done(kind: Kind) -> None:
                 bars.advance("measuring", 1, f"{kind.model} {kind.phase} {kind.size}")
 
-            measure(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
-            add_host_times(rig, measured)
+            measure_in_service(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
     except KeyboardInterrupt:
         if not measured.steps:
             raise
         rounds = len(measured.steps[0].seconds)
-        what = f"after {rounds} of {repeats} rounds; the engine's own time is left out"
+        what = f"after {rounds} of {repeats} rounds; what becomes of steps in service is left out"
         print(f"muxjax: interrupted {what}", file=sys.stderr)
     return measured
 
@@ -132,9 +131,9 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
         )
     console = Console()
     console.print(table)
-    for phase, engine in measured.engine.items():
+    for phase, service in measured.in_service.items():
         console.print(
-            f"in the engine a {phase} takes {engine.stretch:.2f} of that and "
-            f"{1e3 * engine.host:.2f} ms",
+            f"in service a {phase} takes {service.factor:.2f} of that, and at least "
+            f"{1e3 * service.least:.2f} ms",
             highlight=False,
         )

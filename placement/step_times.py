@@ -10,9 +10,9 @@ context of all:
 
     decode = step[bucket] + rounds x token[bucket](longest context)
 
-In the engine, where steps of all models and its own work alternate, a step takes a little more or
-less than by itself: so much for each step, and so much of what it takes (`Engine`). `muxjax bench
-steps` measures all of this on the engine itself; a profile keeps it under `_steps`.
+In service, where steps of all models alternate, a step takes a little more or less than by itself,
+and no less than the engine's own work on it (`Service`). `muxjax bench steps` measures all of this
+on the engine itself; a profile keeps it under `_steps`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Curve = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What becomes of a step's time in the engine.
+class Service:
+    """What becomes of a step's time in service.
 
     Attributes:
-      stretch: factor on what the step takes by itself.
-      host: seconds besides, for each step; less than 0 where steps overlap.
+      factor: on what the step takes by itself.
+      least: seconds of any step: the host prepares one while the device runs the one before.
     """
 
-    stretch: float = 1.0
-    host: float = 0.0
+    factor: float = 1.0
+    least: float = 1e-6
 
     def seconds(self, alone: float) -> float:
-        """What a step takes in the engine: at least half of what it takes by itself, and some."""
-        return max(1e-6, alone / 2, self.stretch * alone + self.host)
+        """What a step takes in service."""
+        return max(self.least, self.factor * alone)
 
-    def slower(self, factor: float) -> Engine:
+    def slower(self, factor: float) -> Service:
         """On a machine on which all takes so many times as long."""
-        return Engine(factor * self.stretch, factor * self.host)
+        return Service(factor * self.factor, factor * self.least)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class StepTimes:
     Attributes:
       prefill: by bucket of tokens, ascending.
       decode: by bucket of sequences, ascending.
-      prefill_in_engine, decode_in_engine: what becomes of these in the engine.
+      prefill_in_service, decode_in_service: what becomes of these in service.
     """
 
     prefill: Mapping[int, PrefillTimes]
     decode: Mapping[int, DecodeTimes]
-    prefill_in_engine: Engine = field(default_factory=Engine)
-    decode_in_engine: Engine = field(default_factory=Engine)
+    prefill_in_service: Service = field(default_factory=Service)
+    decode_in_service: Service = field(default_factory=Service)
 
     def prefill_seconds(self, chunks: Sequence[tuple[int, int, bool]]) -> float:
         """Seconds of a prefill.
@@ -103,7 +103,7 @@ class StepTimes:
         seconds = times.base + sum(at(times.chunk, end) for _, end, _ in chunks)
         if any(last for _, _, last in chunks):
             seconds += times.sample
-        return self.prefill_in_engine.seconds(seconds)
+        return self.prefill_in_service.seconds(seconds)
 
     def decode_seconds(self, sequences: int, rounds: int, context: float) -> float:
         """Seconds of a decode.
@@ -114,14 +114,14 @@ class StepTimes:
           context: the longest, on average over the rounds.
         """
         times = self.decode[bucket_of(self.decode, sequences)]
-        return self.decode_in_engine.seconds(times.base + rounds * at(times.token, context))
+        return self.decode_in_service.seconds(times.base + rounds * at(times.token, context))
 
     def slower(self, factor: float) -> StepTimes:
         """On a machine on which all takes so many times as long."""
         return replace(
             self,
-            prefill_in_engine=self.prefill_in_engine.slower(factor),
-            decode_in_engine=self.decode_in_engine.slower(factor),
+            prefill_in_service=self.prefill_in_service.slower(factor),
+            decode_in_service=self.decode_in_service.slower(factor),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class StepTimes:
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
 
-        def engine(times: Engine) -> dict[str, float]:
-            return {"stretch": times.stretch, "host_ms": 1e3 * times.host}
+        def service(times: Service) -> dict[str, float]:
+            return {"factor": times.factor, "least_ms": 1e3 * times.least}
 
         return {
             "prefill": {
@@ -149,9 +149,9 @@ class StepTimes:
                 }
                 for size, times in self.decode.items()
             },
-            "engine": {
-                "prefill": engine(self.prefill_in_engine),
-                "decode": engine(self.decode_in_engine),
+            "in_service": {
+                "prefill": service(self.prefill_in_service),
+                "decode": service(self.decode_in_service),
             },
         }
 
@@ -184,16 +184,16 @@ class StepTimes:
             }
             if not prefill or not decode:
                 raise ValueError("there must be prefills and decodes")
-            in_engine = [
-                Engine(float(times["stretch"]), float(times["host_ms"]) / 1e3)
-                for times in (data["engine"]["prefill"], data["engine"]["decode"])
+            in_service = [
+                Service(float(times["factor"]), float(times["least_ms"]) / 1e3)
+                for times in (data["in_service"]["prefill"], data["in_service"]["decode"])
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProfileError(
                 f"profile of {where}: the measured steps are not as `muxjax bench steps` writes "
                 f"them ({type(error).__name__}: {error}); measure them again"
             ) from error
-        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())), *in_engine)
+        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())), *in_service)
 
 
 def at(curve: Curve, context: float) -> float:

@@ -30,7 +30,7 @@ def simulate_rig(
       workload: in order of arrival.
       policy: the scheduler's.
       estimates: step times that it begins with, as in the real run.
-      slower: how long steps take, as a multiple of the profile's (`host_time.speed_now`).
+      slower: how long steps take, as a multiple of the profile's (`in_service.speed_now`).
 
     Returns:
       A record for each request, in the workload's order.

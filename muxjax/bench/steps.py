@@ -14,8 +14,9 @@ What cannot be timed on its own follows from differences:
 
 - one chunk of attention, from one chunk of a bucket against several that fill it together;
 - sampling, from a last chunk against one that is not;
-- a decode's fixed part, from a long burst against one of a single token;
-- the engine's own time for each step, from a run of the engine against the times of its steps.
+- a decode's fixed part, from a long burst against one of a single token.
+
+What becomes of these times in service is measured beside them (`bench.in_service`).
 """
 
 from __future__ import annotations
@@ -26,13 +27,10 @@ from statistics import median
 from typing import Any
 
 from muxjax.bench.rig import Rig
+from muxjax.bench.step_maker import StepMaker
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Curve, DecodeTimes, Engine, PrefillTimes, StepTimes
-from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
-
-_GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-_FOREVER = 1 << 20
+from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, Service, StepTimes
+from muxjax.scheduling.steps import Step
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,11 @@ class Measured:
 
     Attributes:
       steps: in the order of measuring.
-      engine: what becomes of a step's time in the engine, by phase; filled by whoever runs it.
+      in_service: what becomes of them there, by phase; filled by `in_service.measure_in_service`.
     """
 
     steps: list[Timed] = field(default_factory=list)
-    engine: dict[str, Engine] = field(default_factory=dict)
+    in_service: dict[str, Service] = field(default_factory=dict)
 
     def times(self, model: str) -> StepTimes:
         """One model's steps as a cost model takes them.
@@ -95,8 +93,8 @@ class Measured:
         }
         if not prefill or not decode:
             raise BenchError(f"{model} was not measured to the end")
-        in_engine = [self.engine.get(phase, Engine()) for phase in ("prefill", "decode")]
-        return StepTimes(prefill, decode, *in_engine)
+        in_service = [self.in_service.get(phase, Service()) for phase in ("prefill", "decode")]
+        return StepTimes(prefill, decode, *in_service)
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,7 @@ def measure(
     contexts: Sequence[int] | None = None,
     done: Callable[[Kind], None] | None = None,
     into: Measured | None = None,
+    after_round: Callable[[], None] | None = None,
 ) -> Measured:
     """Times all kinds of steps.
 
@@ -178,6 +177,7 @@ def measure(
       contexts: see `kinds_of`.
       done: told of each step, those of the first round included.
       into: filled after each round that counts, so that an interrupt leaves those before it.
+      after_round: called after each round that counts.
 
     Raises:
       BenchError: no repeats, or a context that no model can hold.
@@ -199,15 +199,17 @@ def measure(
                 Timed(k.model, k.phase, k.size, k.parts, k.context, k.last, tuple(own))
                 for k, own in zip(kinds, seconds, strict=True)
             ]
+            if after_round is not None:
+                after_round()
     return found
 
 
 def _time(rig: Rig, kind: Kind) -> float:
     """Seconds of one such step, submitted behind another."""
-    steps = _Steps(rig, kind.model)
+    steps = StepMaker(rig, kind.model)
     names = list(rig.models)
     other = names[(names.index(kind.model) + 1) % len(names)]
-    between = _Steps(rig, other)
+    between = StepMaker(rig, other)
     before = between.prefill(1, 1, 1, last=True)
     step: Step
     if kind.phase == "prefill":
@@ -224,93 +226,6 @@ def _time(rig: Rig, kind: Kind) -> float:
             steps.run(prefill)
         step = steps.decode(kind.size, kind.parts, min(longest, start + kind.parts))
     return steps.run(step, behind=before)
-
-
-class _Steps:
-    """Makes steps of one model, on pages that nobody else uses."""
-
-    def __init__(self, rig: Rig, name: str) -> None:
-        self._executor = rig.executor
-        self._name = name
-        self._buckets = rig.buckets[name]
-        layout, layers = rig.models[name].layout, rig.models[name].config.num_layers
-        self._per_block = layout.tokens_per_page
-        self._layers = layers
-        self._first = rig.dummy_pages
-        self._blocks = (rig.num_pages - rig.dummy_pages) // layers
-
-    def run(self, step: Step, behind: Step | None = None) -> float:
-        """Seconds that the step took, as the executor counts them.
-
-        Args:
-          step: what is timed.
-          behind: is submitted before it, and both are on the device at once.
-        """
-        before = None if behind is None else self._executor.submit(behind)
-        handle = self._executor.submit(step)
-        if before is not None:
-            self._executor.result(before)
-        return self._executor.result(handle).seconds
-
-    def prefill(self, size: int, chunks: int, context: int, last: bool) -> Prefill:
-        """A prefill that fills its bucket, each chunk ending at the context."""
-        tokens = [size // chunks + (index < size % chunks) for index in range(chunks)]
-        return Prefill(
-            self._name,
-            [
-                self._chunk(slot, min(count, context), context, last)
-                for slot, count in enumerate(tokens)
-            ],
-        )
-
-    def arm(self, sequences: int, context: int) -> list[Prefill]:
-        """Prefills after which so many slots are ready to decode at a context."""
-        most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
-        return [
-            Prefill(
-                self._name,
-                [
-                    self._chunk(slot, 1, context, True)
-                    for slot in range(first, min(sequences, first + most))
-                ],
-            )
-            for first in range(0, sequences, most)
-        ]
-
-    def decode(self, sequences: int, tokens: int, context: int) -> Decode:
-        blocks = -(-context // self._per_block)
-        return Decode(
-            self._name,
-            [
-                DecodeSequence(slot, slot, self._table(slot, blocks), blocks, tokens)
-                for slot in range(sequences)
-            ],
-            tokens,
-        )
-
-    def _chunk(self, slot: int, tokens: int, end: int, last: bool) -> PrefillChunk:
-        blocks = -(-end // self._per_block)
-        return PrefillChunk(
-            request_id=slot,
-            slot=slot,
-            tokens=(1,) * tokens,
-            start=end - tokens,
-            num_prompt_tokens=end,
-            blocks=self._table(slot, blocks),
-            num_blocks=blocks,
-            sampling=_GREEDY if last else None,
-            max_new_tokens=_FOREVER,
-        )
-
-    def _table(self, slot: int, blocks: int) -> list[int]:
-        """Blocks of a slot, the same ones at any length; slots share some where the pool is small,
-        which changes no step's time.
-        """
-        longest = self._buckets.blocks
-        return [
-            self._first + (slot * longest + index) % self._blocks * self._layers
-            for index in range(blocks)
-        ]
 
 
 def _prefill_times(steps: Sequence[Timed]) -> PrefillTimes:

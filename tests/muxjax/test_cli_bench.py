@@ -63,7 +63,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: Rig) 
 def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     profile = run.folder / "profile.json"
     out = run.ok("bench", "steps", run.fleet, "--repeats", 1, "--context", 40, "-o", profile)
-    assert "in the engine a prefill takes" in out
+    assert "in service a prefill takes" in out
     assert "written to" in out
     plan = run.folder / "plan.json"
     run.ok("plan", run.fleet, "--profile", profile, "-o", plan)
@@ -79,7 +79,7 @@ def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
 def test_an_interrupt_keeps_the_rounds_that_are_finished(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muxjax.bench import steps
+    from muxjax.bench import in_service, steps
 
     def measure(rig: Rig, *, into: steps.Measured, done: Any, **more: Any) -> None:
         into.steps = [
@@ -88,7 +88,7 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
         ]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "measure", measure)
+    monkeypatch.setattr(in_service, "measure_in_service", measure)
     status, out, err = run("bench", "steps", run.fleet, "--context", 40, "--json")
     assert status == 0
     assert "interrupted after 1 of 5 rounds" in err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.bench.host_time import add_host_times, speed_now
+from muxjax.bench.in_service import measure_in_service, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of, write_profile
 from muxjax.bench.rig import Rig
@@ -15,7 +15,7 @@ from muxjax.bench.solo import measure_solo
 from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.step_times import Engine
+from muxjax.placement.step_times import Service
 from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 from muxjax.scheduling.steps import Decode, Handle, Step
@@ -23,7 +23,7 @@ from muxjax.scheduling.steps import Decode, Handle, Step
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     done: list[Kind] = []
-    measured = measure(rig, repeats=1, contexts=[8, 60], done=done.append)
+    measured = measure_in_service(rig, repeats=1, contexts=[8, 60], done=done.append)
     kinds = kinds_of(rig, [8, 60])
     assert done == 2 * kinds  # a round that does not count, and one that does
     assert len(rows_of(measured)) == len(measured.steps) == len(kinds)
@@ -36,10 +36,9 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
         assert {size for n, p, size in sizes if (n, p) == (name, "decode")} == set(
             buckets.decode_seqs
         )
-    add_host_times(rig, measured)
-    assert set(measured.engine) == {"prefill", "decode"}
-    assert all(engine.stretch > 0 for engine in measured.engine.values())
-    assert 0.1 < speed_now(rig, measured) < 10
+    assert set(measured.in_service) == {"prefill", "decode"}
+    assert all(service.factor > 0 for service in measured.in_service.values())
+    assert speed_now(rig, measured) > 0
 
     times = {name: measured.times(name) for name in rig.models}
     profile = profile_of(
@@ -122,7 +121,7 @@ def test_parts_follow_from_differences() -> None:
             timed("decode", 4, 5, 50, 11.0),
             timed("decode", 4, 5, 100, 16.0),
         ],
-        {"prefill": Engine(1.0, 0.001), "decode": Engine(1.1, 0.0)},
+        {"prefill": Service(0.9), "decode": Service(1.1, 0.015)},
     )
     times = measured.times("m")
     prefill, decode = times.prefill[32], times.decode[4]
@@ -131,9 +130,10 @@ def test_parts_follow_from_differences() -> None:
     assert dict(prefill.chunk) == pytest.approx({32: 0.001, 96: 0.007})
     assert decode.base == pytest.approx(0.001)
     assert dict(decode.token) == pytest.approx({50: 0.002, 100: 0.003})
-    # One chunk, 64 tokens behind it: 7 + 4 + 2, and the engine's own.
-    assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.014)
-    assert times.decode_seconds(3, 4, 75) == pytest.approx(1.1 * (0.001 + 4 * 0.0025))
+    # One chunk, 64 tokens behind it: 7 + 4 + 2.
+    assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.9 * 0.013)
+    assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
+    assert times.decode_seconds(3, 4, 75) == 0.015
 
 
 def test_what_cannot_be_measured(rig: Rig) -> None:
