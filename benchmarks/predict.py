@@ -15,6 +15,9 @@ was simulated as a ratio to what was real: 1 is a perfect prediction. The bars a
   run of some seconds, the one that `bench steps` has, says how long steps take now against
   the profile's (`slower`), and the simulation's steps take as much longer. `--fixed` leaves that
   out.
+- A replay at whose ends these differ by more than a tenth says nothing, as the machine changed in
+  it: it is made again, as often as there are replays (`unsteady`). Loads are parts of what
+  saturates the machine as it is then.
 - `steps` is what the steps of the replays were expected to take over what they took, whatever the
   simulation made of it: where it is not near 1, the machine changed during the replay, or the step
   times are wrong; where it is, and another ratio is not, the simulation is wrong.
@@ -24,7 +27,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -47,6 +51,8 @@ from muxjax.planning import shape_of
 
 HERE = Path(__file__).parent
 BARS = {"throughput": 0.10, "ttft_p50": 0.25, "ttft_p99": 0.25}
+STEADY = 1.1
+"""How unlike the machine may be before and after a replay that counts."""
 FLOOD = 200.0
 """Requests that find out what saturates."""
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -76,7 +82,8 @@ def main() -> None:
     with Rig.load(load_fleet_config(arguments.fleet)) as rig:
         try:
             for number in range(arguments.rounds):
-                rows += one_round(rig, arguments, number)
+                for row in one_round(rig, arguments, number):
+                    rows.append(row)
         except KeyboardInterrupt:
             print("interrupted: what follows is finished", file=sys.stderr)
     report(rows, arguments)
@@ -84,74 +91,135 @@ def main() -> None:
         sys.exit(1)
 
 
-def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:
-    """Profile, then every workload, real and simulated."""
-    measured = measure_in_service(rig, repeats=arguments.repeats)
-    limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
-    longest = {name: model.max_model_len for name, model in rig.models.items()}
-    times = {name: measured.times(name) for name in rig.models}
-    shapes = {
-        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-        for name, model in rig.models.items()
-    }
-    profile = ProfileTable(profile_of(times, limits, longest), shapes)
-    estimates = warm_up(rig)
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
+@dataclass(frozen=True)
+class Pair:
+    """A replay and its simulation.
 
-    def make(asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
-        asked = {key: value for key, value in asked.items() if key != "load"}
-        wanted = Asked(**asked, rate=rate, seconds=arguments.duration, seed=seed)
-        return make_workload(rig.config, longest, wanted)
+    Attributes:
+      real, simulated: what became of each request.
+      before, after: how long steps took then, as a multiple of the profile's.
+      expected, taken: seconds of all steps of the replay, by the step times and in fact.
+    """
 
-    # What saturates, by the simulator: everything at once.
-    flood = [
-        replace(asked, arrival=0.0)
-        for asked in make({"kind": "poisson"}, FLOOD / arguments.duration, arguments.seed)
-    ]
-    top = throughput(simulate_rig(rig, profile, flood, arguments.policy, estimates))
-    rows = []
-    for name in arguments.workload or WORKLOADS:
-        asked = WORKLOADS[name]
-        real: list[list[RequestRecord]] = []
-        simulated: list[list[RequestRecord]] = []
-        slower: list[float] = []
-        expected = taken = 0.0
-        before = 1.0 if arguments.fixed else speed_now(rig, measured)
-        for index in range(arguments.replays):
-            seed = arguments.seed + 100 * number + index
-            workload = make(asked, asked["load"] * top, seed)
-            watch = Watch()
-            with rig.engine(rig.unit(arguments.policy, estimates)) as engine:
-                engine.observe(watch.observe)
-                done = replay(engine, workload, make_requests(workload, vocab, longest, seed))
-            if done.interrupted:
-                raise KeyboardInterrupt
-            after = 1.0 if arguments.fixed else speed_now(rig, measured)
-            slower.append((before + after) / 2)
-            before = after
-            real.append(done.records)
-            simulated.append(
-                simulate_rig(rig, profile, workload, arguments.policy, estimates, slower=slower[-1])
-            )
-            expected += slower[-1] * sum(step.expected(times) for step in watch.ran)
-            taken += sum(step.seconds for step in watch.ran)
-        found, predicted = figures(real), figures(simulated)
-        ratios = _ratios(simulated, real)
-        rows.append(
-            {
-                "round": number + 1,
-                "workload": name,
-                "requests": sum(len(records) for records in real),
-                "real": found,
-                "simulated": predicted,
-                "ratio": ratios,
-                "replays": [_ratios([s], [r]) for s, r in zip(simulated, real, strict=True)],
-                "slower": slower,
-                "steps": expected / taken,
-                "within": all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items()),
-            }
+    real: list[RequestRecord]
+    simulated: list[RequestRecord]
+    before: float
+    after: float
+    expected: float
+    taken: float
+
+    @property
+    def slower(self) -> float:
+        return (self.before + self.after) / 2
+
+    @property
+    def steady(self) -> bool:
+        """Whether the machine was as fast at the end as at the start."""
+        return max(self.before, self.after) <= STEADY * min(self.before, self.after)
+
+
+class Bench:
+    """A rig with a profile of its own, measured now."""
+
+    def __init__(self, rig: Rig, arguments: argparse.Namespace) -> None:
+        self._rig, self._arguments = rig, arguments
+        self._measured = measure_in_service(rig, repeats=arguments.repeats)
+        self._times = {name: self._measured.times(name) for name in rig.models}
+        limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
+        self._longest = {name: model.max_model_len for name, model in rig.models.items()}
+        shapes = {
+            name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+            for name, model in rig.models.items()
+        }
+        self._profile = ProfileTable(profile_of(self._times, limits, self._longest), shapes)
+        self._estimates = warm_up(rig)
+
+    def speed(self) -> float:
+        """How long steps take now, as a multiple of the profile's."""
+        return 1.0 if self._arguments.fixed else speed_now(self._rig, self._measured)
+
+    def run(self, asked: dict[str, Any], seed: int, before: float) -> Pair:
+        """One replay, and what the simulator says of it.
+
+        Args:
+          asked: the workload; `load` is the part of what saturates the machine as it is now.
+          seed: of its requests.
+          before: the speed, just measured.
+        """
+        asked = dict(asked)
+        rate = asked.pop("load") * self._saturating(before)
+        workload = self._make(asked, rate, seed)
+        rig, watch = self._rig, Watch()
+        vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
+        with rig.engine(rig.unit(self._arguments.policy, self._estimates)) as engine:
+            engine.observe(watch.observe)
+            requests = make_requests(workload, vocab, self._longest, seed)
+            done = replay(engine, workload, requests)
+        if done.interrupted:
+            raise KeyboardInterrupt
+        after = self.speed()
+        slower = (before + after) / 2
+        expected = slower * sum(step.expected(self._times) for step in watch.ran)
+        taken = sum(step.seconds for step in watch.ran)
+        simulated = self._simulate(workload, slower)
+        return Pair(done.records, simulated, before, after, expected, taken)
+
+    def _saturating(self, slower: float) -> float:
+        """Requests/s of what the simulator makes of many at once."""
+        seed, seconds = self._arguments.seed, self._arguments.duration
+        flood = self._make({"kind": "poisson"}, FLOOD / seconds, seed)
+        return throughput(self._simulate([replace(asked, arrival=0.0) for asked in flood], slower))
+
+    def _make(self, asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
+        wanted = Asked(**asked, rate=rate, seconds=self._arguments.duration, seed=seed)
+        return make_workload(self._rig.config, self._longest, wanted)
+
+    def _simulate(self, workload: list[TraceRequest], slower: float) -> list[RequestRecord]:
+        return simulate_rig(
+            self._rig,
+            self._profile,
+            workload,
+            self._arguments.policy,
+            self._estimates,
+            slower=slower,
         )
-    return rows
+
+
+def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> Iterator[dict[str, Any]]:
+    """Profile, then every workload, real and simulated."""
+    bench = Bench(rig, arguments)
+    for name in arguments.workload or WORKLOADS:
+        pairs: list[Pair] = []
+        unsteady = 0
+        speed = bench.speed()
+        while len(pairs) < arguments.replays:
+            seed = arguments.seed + 100 * number + len(pairs)
+            pair = bench.run(WORKLOADS[name], seed, speed)
+            speed = pair.after
+            if pair.steady or unsteady >= arguments.replays:
+                pairs.append(pair)
+            else:
+                unsteady += 1
+        yield row_of(number, name, pairs, unsteady)
+
+
+def row_of(number: int, name: str, pairs: list[Pair], unsteady: int) -> dict[str, Any]:
+    """What is reported of one workload."""
+    real, simulated = [p.real for p in pairs], [p.simulated for p in pairs]
+    ratios = _ratios(simulated, real)
+    return {
+        "round": number + 1,
+        "workload": name,
+        "requests": sum(len(records) for records in real),
+        "real": figures(real),
+        "simulated": figures(simulated),
+        "ratio": ratios,
+        "replays": [_ratios([p.simulated], [p.real]) for p in pairs],
+        "slower": [p.slower for p in pairs],
+        "unsteady": unsteady,
+        "steps": sum(p.expected for p in pairs) / sum(p.taken for p in pairs),
+        "within": all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items()),
+    }
 
 
 def figures(runs: list[list[RequestRecord]]) -> dict[str, float]:
@@ -200,6 +268,7 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
             "real TTFT p99 ms": 1e3 * row["real"]["ttft_p99"],
             **{f"{key} sim/real": row["ratio"][key] for key in BARS},
             "slower": f"{min(row['slower']):.2f} to {max(row['slower']):.2f}",
+            "unsteady": row["unsteady"],
             "steps": row["steps"],
             "within": "yes" if row["within"] else "NO",
         }
