@@ -35,7 +35,7 @@ _EACH = 18
 """Requests of each model in a mixed run: about two seconds for three models of 15M."""
 _LONGEST = 96
 """Tokens of the longest prompt, and of the longest output."""
-_FEWEST = 10
+FEWEST = 10
 """Steps of a phase that say enough about it."""
 _EXTREMES = 0.05
 """Part of the steps that is left out at either end, as something else may have held them up."""
@@ -141,7 +141,23 @@ def speed_now(rig: Rig, measured: Measured) -> float:
       BenchError: too few steps followed each other.
     """
     times = {name: measured.times(name) for name in rig.models}
-    return _ratio(_mixed_run(rig, measured, _POLICIES[0]), times)
+    return slowness(_mixed_run(rig, measured, _POLICIES[0]), times)
+
+
+def slowness(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
+    """What steps took over what they were expected to, without the extremes.
+
+    Raises:
+      BenchError: too few steps.
+    """
+    if len(ran) < FEWEST:
+        raise BenchError(f"only {len(ran)} steps, which say too little; measure it again")
+    expected = np.array([step.expected(times) for step in ran])
+    seconds = np.array([step.seconds for step in ran])
+    ratios = seconds / expected
+    low, high = np.quantile(ratios, [_EXTREMES, 1 - _EXTREMES])
+    usual = (ratios >= low) & (ratios <= high)
+    return float(seconds[usual].sum() / expected[usual].sum())
 
 
 def _mixed_run(rig: Rig, measured: Measured, policy: str) -> list[Ran]:
@@ -161,23 +177,11 @@ def _mixed_run(rig: Rig, measured: Measured, policy: str) -> list[Ran]:
 
 def _service(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> Service:
     """What becomes of steps of one phase."""
-    if len(ran) < _FEWEST:
+    if len(ran) < FEWEST:
         raise BenchError(f"only {len(ran)} steps followed another at once; measure it again")
     least = float(np.quantile([step.seconds for step in ran], _EXTREMES))
     longer = [step for step in ran if step.expected(times) > least]
-    return Service(_ratio(longer, times) if len(longer) >= _FEWEST else 1.0, least)
-
-
-def _ratio(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
-    """What steps took over what they were expected to, without the extremes."""
-    if len(ran) < _FEWEST:
-        raise BenchError(f"only {len(ran)} steps followed another at once; measure it again")
-    expected = np.array([step.expected(times) for step in ran])
-    seconds = np.array([step.seconds for step in ran])
-    ratios = seconds / expected
-    low, high = np.quantile(ratios, [_EXTREMES, 1 - _EXTREMES])
-    usual = (ratios >= low) & (ratios <= high)
-    return float(seconds[usual].sum() / expected[usual].sum())
+    return Service(slowness(longer, times) if len(longer) >= FEWEST else 1.0, least)
 
 
 def _mix(rig: Rig, step_seconds: float) -> list[TraceRequest]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import predict
 import pytest
-from predict import Pair, figures, row_of
+from predict import Pair, figures, quarters_of, row_of
 
+from muxjax.bench.in_service import Ran
 from muxjax.placement.records import RequestRecord
 
 
@@ -21,7 +23,24 @@ def records(*ttfts: float) -> list[RequestRecord]:
 
 
 def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> Pair:
-    return Pair(records(real), records(simulated), before, after, expected=3.0, taken=2.0)
+    quarters = [before] * 4
+    return Pair(records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0)
+
+
+def test_the_machine_may_change_within_a_replay() -> None:
+    assert pair(1.0, 1.1).steady
+    assert not pair(1.0, 1.2).steady
+    assert not replace(pair(1.0, 1.0), quarters=[1.0, 1.0, 1.2, 1.0]).steady
+
+
+def test_quarters_take_as_long() -> None:
+    ran = [Ran("m", None, 1, 1, 1.0, seconds, waited=False) for seconds in (4, 1, 1, 1, 1, 4, 4)]
+    assert [[step.seconds for step in part] for part in quarters_of(ran)] == [
+        [],
+        [4, 1, 1, 1],
+        [1],
+        [4, 4],
+    ]
 
 
 def test_percentiles_are_of_all_replays() -> None:

@@ -58,9 +58,9 @@ def decoded(seconds: float, rounds: int = 1) -> Ran:
 
 def test_a_few_steps_that_were_held_up_do_not_count() -> None:
     steps = [decoded(0.0022) for _ in range(38)]
-    assert in_service._ratio([*steps, decoded(0.5), decoded(0.0001)], TIMES) == pytest.approx(1.1)
+    assert in_service.slowness([*steps, decoded(0.5), decoded(0.0001)], TIMES) == pytest.approx(1.1)
     with pytest.raises(BenchError, match="only 9 steps"):
-        in_service._ratio(steps[:9], TIMES)
+        in_service.slowness(steps[:9], TIMES)
 
 
 def test_the_shortest_steps_say_what_the_engine_needs() -> None:
