@@ -112,8 +112,11 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="steps", caption="milliseconds, medians; spread: highest less lowest")
-    for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread"):
+    table = Table(
+        title="steps",
+        caption="milliseconds, medians; spread: highest less lowest; in service: times as long",
+    )
+    for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread", "in service"):
         left = column in ("model", "phase")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
@@ -128,12 +131,7 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
             str(row["context"]),
             f"{row['median_ms']:.3g}",
             f"{spread:.0%}",
+            "" if row["in_service"] is None else f"{row['in_service']:.2f}",
         )
     console = Console()
     console.print(table)
-    for phase, service in measured.in_service.items():
-        console.print(
-            f"in service a {phase} takes {service.factor:.2f} of that, and at least "
-            f"{1e3 * service.least:.2f} ms",
-            highlight=False,
-        )

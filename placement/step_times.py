@@ -10,43 +10,23 @@ context of all:
 
     decode = step[bucket] + rounds x token[bucket](longest context)
 
-In service, where steps of all models alternate, a step takes a little more or less than by itself,
-and no less than the engine's own work on it (`Service`). `muxjax bench steps` measures all of this
-on the engine itself; a profile keeps it under `_steps`.
+These are times in service, where steps of all models alternate. `muxjax bench steps` measures all
+of this on the engine itself; a profile keeps it under `_steps`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from muxjax.errors import ProfileError
 
 Curve = tuple[tuple[float, float], ...]
 """Points (context in tokens, seconds), ascending, one at least."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """What becomes of a step's time in service.
-
-    Attributes:
-      factor: on what the step takes by itself.
-      least: seconds of any step: the host prepares one while the device runs the one before.
-    """
-
-    factor: float = 1.0
-    least: float = 1e-6
-
-    def seconds(self, alone: float) -> float:
-        """What a step takes in service."""
-        return max(self.least, self.factor * alone)
-
-    def slower(self, factor: float) -> Service:
-        """On a machine on which all takes so many times as long."""
-        return Service(factor * self.factor, factor * self.least)
+_LEAST = 1e-6
+"""Seconds of any step."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +43,10 @@ class PrefillTimes:
     chunk: Curve
     sample: float
 
+    def slower(self, factor: float) -> PrefillTimes:
+        """All of it so many times as long."""
+        return PrefillTimes(factor * self.base, _scaled(self.chunk, factor), factor * self.sample)
+
 
 @dataclass(frozen=True)
 class DecodeTimes:
@@ -76,6 +60,10 @@ class DecodeTimes:
     base: float
     token: Curve
 
+    def slower(self, factor: float) -> DecodeTimes:
+        """All of it so many times as long."""
+        return DecodeTimes(factor * self.base, _scaled(self.token, factor))
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -84,13 +72,10 @@ class StepTimes:
     Attributes:
       prefill: by bucket of tokens, ascending.
       decode: by bucket of sequences, ascending.
-      prefill_in_service, decode_in_service: what becomes of these in service.
     """
 
     prefill: Mapping[int, PrefillTimes]
     decode: Mapping[int, DecodeTimes]
-    prefill_in_service: Service = field(default_factory=Service)
-    decode_in_service: Service = field(default_factory=Service)
 
     def prefill_seconds(self, chunks: Sequence[tuple[int, int, bool]]) -> float:
         """Seconds of a prefill.
@@ -103,7 +88,7 @@ class StepTimes:
         seconds = times.base + sum(at(times.chunk, end) for _, end, _ in chunks)
         if any(last for _, _, last in chunks):
             seconds += times.sample
-        return self.prefill_in_service.seconds(seconds)
+        return max(_LEAST, seconds)
 
     def decode_seconds(self, sequences: int, rounds: int, context: float) -> float:
         """Seconds of a decode.
@@ -114,14 +99,13 @@ class StepTimes:
           context: the longest, on average over the rounds.
         """
         times = self.decode[bucket_of(self.decode, sequences)]
-        return self.decode_in_service.seconds(times.base + rounds * at(times.token, context))
+        return max(_LEAST, times.base + rounds * at(times.token, context))
 
     def slower(self, factor: float) -> StepTimes:
         """On a machine on which all takes so many times as long."""
-        return replace(
-            self,
-            prefill_in_service=self.prefill_in_service.slower(factor),
-            decode_in_service=self.decode_in_service.slower(factor),
+        return StepTimes(
+            {size: times.slower(factor) for size, times in self.prefill.items()},
+            {size: times.slower(factor) for size, times in self.decode.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,9 +113,6 @@ class StepTimes:
 
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
-
-        def service(times: Service) -> dict[str, float]:
-            return {"factor": times.factor, "least_ms": 1e3 * times.least}
 
         return {
             "prefill": {
@@ -148,10 +129,6 @@ class StepTimes:
                     "token_ms": curve(times.token),
                 }
                 for size, times in self.decode.items()
-            },
-            "in_service": {
-                "prefill": service(self.prefill_in_service),
-                "decode": service(self.decode_in_service),
             },
         }
 
@@ -184,16 +161,16 @@ class StepTimes:
             }
             if not prefill or not decode:
                 raise ValueError("there must be prefills and decodes")
-            in_service = [
-                Service(float(times["factor"]), float(times["least_ms"]) / 1e3)
-                for times in (data["in_service"]["prefill"], data["in_service"]["decode"])
-            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProfileError(
                 f"profile of {where}: the measured steps are not as `muxjax bench steps` writes "
                 f"them ({type(error).__name__}: {error}); measure them again"
             ) from error
-        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())), *in_service)
+        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())))
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return tuple((context, factor * seconds) for context, seconds in curve)
 
 
 def at(curve: Curve, context: float) -> float:

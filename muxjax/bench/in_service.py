@@ -2,10 +2,11 @@
 
 Timed one by one (`bench.steps`), each step follows one of another model. In a mixed run of the
 engine, requests of all models and of many lengths come and go, a model's steps follow its own as
-well, and the engine works beside the device. What steps take there over what they take one by one
-is a factor for prefills and one for decodes, the same for all buckets (on two cores 0.97 and 0.91:
-behind a burst of its own model a burst takes a tenth less). The shortest steps there say what the
-engine needs itself for a step, which is more than the device needs for a tiny model.
+well, and the engine works beside the device. What steps of a bucket take there over what they take
+one by one is a factor on all of its times (on two cores 0.95 to 1 for prefills, 0.9 for most
+decodes, as a burst behind one of its own model takes a tenth less, and 1.2 for decodes of one
+sequence of a larger model). Of a tiny model a step is
+mostly the engine's own work on it, which is in the factor.
 
 A shared machine is half as fast at one time as at another, so a part of the mixed run follows each
 round of steps, under a policy of long decodes and one of short ones in turn: both meet the same
@@ -22,9 +23,9 @@ import numpy as np
 
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
-from muxjax.bench.steps import Kind, Measured, measure
+from muxjax.bench.steps import Bucket, Kind, Measured, measure
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Service, StepTimes
+from muxjax.placement.step_times import StepTimes, bucket_of
 from muxjax.placement.trace import TraceRequest
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
@@ -36,7 +37,7 @@ _EACH = 18
 _LONGEST = 96
 """Tokens of the longest prompt, and of the longest output."""
 FEWEST = 10
-"""Steps of a phase that say enough about it."""
+"""Steps that say enough about their kind."""
 _EXTREMES = 0.05
 """Part of the steps that is left out at either end, as something else may have held them up."""
 _BACK_TO_BACK = 1e-4
@@ -62,6 +63,14 @@ class Ran:
     context: float
     seconds: float
     waited: bool
+
+    def bucket(self, times: Mapping[str, StepTimes]) -> Bucket:
+        """Which compiled step it was."""
+        own = times[self.model]
+        if self.chunks is not None:
+            tokens = sum(count for count, _, _ in self.chunks)
+            return self.model, "prefill", bucket_of(own.prefill, tokens)
+        return self.model, "decode", bucket_of(own.decode, self.sequences)
 
     def expected(self, times: Mapping[str, StepTimes]) -> float:
         """Seconds that it takes by the step times of all models."""
@@ -127,10 +136,8 @@ def measure_in_service(
 
     measure(rig, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
     times = {name: found.times(name) for name in rig.models}
-    found.in_service = {
-        "prefill": _service([step for step in ran if step.chunks is not None], times),
-        "decode": _service([step for step in ran if step.chunks is None], times),
-    }
+    for bucket in sorted({(step.model, step.phase, step.size) for step in found.steps}):
+        found.in_service[bucket] = _factor(bucket, ran, times)
     return found
 
 
@@ -175,13 +182,12 @@ def _mixed_run(rig: Rig, measured: Measured, policy: str) -> list[Ran]:
     return [step for step in watch.ran if not step.waited]
 
 
-def _service(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> Service:
-    """What becomes of steps of one phase."""
-    if len(ran) < FEWEST:
-        raise BenchError(f"only {len(ran)} steps followed another at once; measure it again")
-    least = float(np.quantile([step.seconds for step in ran], _EXTREMES))
-    longer = [step for step in ran if step.expected(times) > least]
-    return Service(slowness(longer, times) if len(longer) >= FEWEST else 1.0, least)
+def _factor(bucket: Bucket, ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
+    """What steps of a bucket take over what they take alone; of the phase, where there were few."""
+    own = [step for step in ran if step.bucket(times) == bucket]
+    if len(own) < FEWEST:
+        own = [step for step in ran if step.bucket(times)[1] == bucket[1]]
+    return slowness(own, times)
 
 
 def _mix(rig: Rig, step_seconds: float) -> list[TraceRequest]:

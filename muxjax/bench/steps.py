@@ -29,8 +29,11 @@ from typing import Any
 from muxjax.bench.rig import Rig
 from muxjax.bench.step_maker import StepMaker
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, Service, StepTimes
+from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.steps import Step
+
+Bucket = tuple[str, str, int]
+"""Model, phase (prefill or decode), and tokens of a prefill or sequences of a decode."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ class Measured:
 
     Attributes:
       steps: in the order of measuring.
-      in_service: what becomes of them there, by phase; filled by `in_service.measure_in_service`.
+      in_service: factors on them by model, phase and bucket; filled by `bench.in_service`.
     """
 
     steps: list[Timed] = field(default_factory=list)
-    in_service: dict[str, Service] = field(default_factory=dict)
+    in_service: dict[Bucket, float] = field(default_factory=dict)
 
     def times(self, model: str) -> StepTimes:
         """One model's steps as a cost model takes them.
@@ -83,18 +86,18 @@ class Measured:
           BenchError: the model was not measured to the end.
         """
         own = [step for step in self.steps if step.model == model]
-        prefill = {
-            size: _prefill_times([s for s in own if s.size == size and s.phase == "prefill"])
-            for size in sorted({step.size for step in own if step.phase == "prefill"})
-        }
-        decode = {
-            size: _decode_times([s for s in own if s.size == size and s.phase == "decode"])
-            for size in sorted({step.size for step in own if step.phase == "decode"})
-        }
+        prefill: dict[int, PrefillTimes] = {}
+        decode: dict[int, DecodeTimes] = {}
+        for phase, size in sorted({(step.phase, step.size) for step in own}):
+            steps = [step for step in own if (step.phase, step.size) == (phase, size)]
+            factor = self.in_service.get((model, phase, size), 1.0)
+            if phase == "prefill":
+                prefill[size] = _prefill_times(steps).slower(factor)
+            else:
+                decode[size] = _decode_times(steps).slower(factor)
         if not prefill or not decode:
             raise BenchError(f"{model} was not measured to the end")
-        in_service = [self.in_service.get(phase, Service()) for phase in ("prefill", "decode")]
-        return StepTimes(prefill, decode, *in_service)
+        return StepTimes(prefill, decode)
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,7 @@ def rows_of(measured: Measured) -> list[dict[str, Any]]:
             "lowest_ms": 1e3 * min(step.seconds),
             "highest_ms": 1e3 * max(step.seconds),
             "repeats": len(step.seconds),
+            "in_service": measured.in_service.get((step.model, step.phase, step.size)),
         }
         for step in measured.steps
     ]

@@ -63,7 +63,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: Rig) 
 def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     profile = run.folder / "profile.json"
     out = run.ok("bench", "steps", run.fleet, "--repeats", 1, "--context", 40, "-o", profile)
-    assert "in service a prefill takes" in out
+    assert "in service: times as long" in out
     assert "written to" in out
     plan = run.folder / "plan.json"
     run.ok("plan", run.fleet, "--profile", profile, "-o", plan)

@@ -63,11 +63,9 @@ def test_a_few_steps_that_were_held_up_do_not_count() -> None:
         in_service.slowness(steps[:9], TIMES)
 
 
-def test_the_shortest_steps_say_what_the_engine_needs() -> None:
-    # The device takes 2 ms for a round, the engine 5 ms for a step.
-    steps = [
-        decoded(max(0.005, 0.0018 * rounds), rounds) for rounds in (1, 2, 8) for _ in range(20)
-    ]
-    found = in_service._service(steps, TIMES)
-    assert found.least == 0.005
-    assert found.factor == pytest.approx(0.9)
+def test_each_bucket_has_a_factor_of_its_own() -> None:
+    ran = [decoded(0.0018) for _ in range(10)] + [Ran("m", [(9, 9, True)], 0, 0, 0, 0.01, False)]
+    assert in_service._factor(("m", "decode", 8), ran, TIMES) == pytest.approx(0.9)
+    assert in_service._factor(("m", "decode", 16), ran, TIMES) == pytest.approx(0.9)  # not seen
+    with pytest.raises(BenchError, match="only 1 steps"):
+        in_service._factor(("m", "prefill", 64), ran, TIMES)

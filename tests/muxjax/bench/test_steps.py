@@ -15,7 +15,6 @@ from muxjax.bench.solo import measure_solo
 from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.step_times import Service
 from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 from muxjax.scheduling.steps import Decode, Handle, Step
@@ -36,8 +35,8 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
         assert {size for n, p, size in sizes if (n, p) == (name, "decode")} == set(
             buckets.decode_seqs
         )
-    assert set(measured.in_service) == {"prefill", "decode"}
-    assert all(service.factor > 0 for service in measured.in_service.values())
+    assert set(measured.in_service) == sizes
+    assert min(measured.in_service.values()) > 0
     assert speed_now(rig, measured) > 0
 
     times = {name: measured.times(name) for name in rig.models}
@@ -121,19 +120,18 @@ def test_parts_follow_from_differences() -> None:
             timed("decode", 4, 5, 50, 11.0),
             timed("decode", 4, 5, 100, 16.0),
         ],
-        {"prefill": Service(0.9), "decode": Service(1.1, 0.015)},
+        {("m", "prefill", 32): 0.9, ("m", "decode", 4): 1.1, ("other", "decode", 4): 7.0},
     )
     times = measured.times("m")
     prefill, decode = times.prefill[32], times.decode[4]
-    assert prefill.sample == pytest.approx(0.002)
-    assert prefill.base == pytest.approx(0.007)  # 10 - 2 - 1
-    assert dict(prefill.chunk) == pytest.approx({32: 0.001, 96: 0.007})
-    assert decode.base == pytest.approx(0.001)
-    assert dict(decode.token) == pytest.approx({50: 0.002, 100: 0.003})
+    assert prefill.sample == pytest.approx(0.9 * 0.002)
+    assert prefill.base == pytest.approx(0.9 * 0.007)  # 10 - 2 - 1
+    assert dict(prefill.chunk) == pytest.approx({32: 0.9 * 0.001, 96: 0.9 * 0.007})
+    assert decode.base == pytest.approx(1.1 * 0.001)
+    assert dict(decode.token) == pytest.approx({50: 1.1 * 0.002, 100: 1.1 * 0.003})
     # One chunk, 64 tokens behind it: 7 + 4 + 2.
     assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.9 * 0.013)
     assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
-    assert times.decode_seconds(3, 4, 75) == 0.015
 
 
 def test_what_cannot_be_measured(rig: Rig) -> None:
