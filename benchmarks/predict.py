@@ -8,38 +8,56 @@ not made from on the real engine, each followed by its simulation on that profil
 was simulated as a ratio to what was real: 1 is a perfect prediction. The bars are throughput within
 10 %, and the median and the 99th percentile of the time to the first token within 25 %.
 
-The same workload does not take the same time twice: it is replayed `--replays` times, what is real
-is the median, and `apart` is the slowest replay over the fastest, which no prediction can be better
-than. The profile is measured again before each round, since a shared machine's speed drifts.
+- Each workload is replayed `--replays` times with arrivals and lengths of their own, and simulated
+  with the same; percentiles are those of all its requests. Of 200 requests the 99th percentile is
+  the second or third slowest, which says little.
+- A shared machine is half as fast at one time as at another. Before and after each replay a mixed
+  run of some seconds, the one that `bench steps` has, says how long steps take now against
+  the profile's (`slower`), and the simulation's steps take as much longer. `--fixed` leaves that
+  out.
+- Where these two, or what the steps of the four quarters of the replay took over what they were
+  expected to, are more than 15 % apart, the machine changed during the replay: it is made again, as
+  often in all as there are replays (`unsteady`). On a quiet machine the quarters were 3 to 6 %
+  apart, and 20 to 60 % where something else ran for some seconds. Loads are parts of what
+  saturates the machine as it is then.
+- `steps` is what the steps of the replays were expected to take over what they took, whatever the
+  simulation made of it: where it is not near 1, the machine changed during the replay, or the step
+  times are wrong; where it is, and another ratio is not, the simulation is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.bench.host_time import add_host_times
+from muxjax.bench.in_service import FEWEST, Ran, Watch, measure_in_service, slowness, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import warm_up
-from muxjax.bench.steps import measure
 from muxjax.bench.workloads import Asked, make_workload
 from muxjax.config import load_fleet_config
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
+from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 
 HERE = Path(__file__).parent
 BARS = {"throughput": 0.10, "ttft_p50": 0.25, "ttft_p99": 0.25}
-WORKLOADS = {
+STEADY = 1.15
+"""How unlike the machine may be at different times of a replay that counts."""
+FLOOD = 200.0
+"""Requests that find out what saturates."""
+WORKLOADS: dict[str, dict[str, Any]] = {
     "poisson, half load": {"kind": "poisson", "load": 0.5},
     "poisson, three quarters": {"kind": "poisson", "load": 0.75},
     "skewed, bursty": {"kind": "gamma", "load": 0.6, "alpha": 2.1, "cv": 3.0},
@@ -53,10 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the simulator with the real engine.")
     parser.add_argument("--fleet", type=Path, default=HERE / "three.yaml")
     parser.add_argument("--policy", default="adbs")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="default: all")
     parser.add_argument("--duration", type=float, default=12.0, help="seconds of each workload")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--replays", type=int, default=3, help="of each workload: medians")
+    parser.add_argument("--replays", type=int, default=3, help="of each workload")
     parser.add_argument("--repeats", type=int, default=7, help="of each kind of step")
+    parser.add_argument("--fixed", action="store_true", help="step times stay the profile's")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
@@ -64,7 +84,8 @@ def main() -> None:
     with Rig.load(load_fleet_config(arguments.fleet)) as rig:
         try:
             for number in range(arguments.rounds):
-                rows += one_round(rig, arguments, number)
+                for row in one_round(rig, arguments, number):
+                    rows.append(row)
         except KeyboardInterrupt:
             print("interrupted: what follows is finished", file=sys.stderr)
     report(rows, arguments)
@@ -72,79 +93,174 @@ def main() -> None:
         sys.exit(1)
 
 
-def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> list[dict[str, Any]]:
-    """Profile, then every workload, real and simulated."""
-    measured = measure(rig, repeats=arguments.repeats)
-    add_host_times(rig, measured)
-    limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
-    longest = {name: model.max_model_len for name, model in rig.models.items()}
-    times = {name: measured.times(name) for name in rig.models}
-    shapes = {
-        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-        for name, model in rig.models.items()
-    }
-    profile = ProfileTable(profile_of(times, limits, longest), shapes)
-    estimates = warm_up(rig)
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
+@dataclass(frozen=True)
+class Pair:
+    """A replay and its simulation.
 
-    def make(asked: dict[str, Any], rate: float) -> Any:
-        asked = {key: value for key, value in asked.items() if key != "load"}
-        wanted = Asked(
-            **asked, rate=rate, seconds=arguments.duration, seed=arguments.seed + 100 * number
-        )
-        return make_workload(rig.config, longest, wanted)
+    Attributes:
+      real, simulated: what became of each request.
+      before, after: how long steps took then, as a multiple of the profile's.
+      quarters: the same of the replay's own steps.
+      expected, taken: seconds of all steps of the replay, by the step times and in fact.
+    """
 
-    # What saturates, by the simulator: everything at once.
-    flood = make({"kind": "poisson"}, 200.0 / arguments.duration)
-    flood = [type(asked)(0.0, *_rest(asked)) for asked in flood]
-    top = figures(simulate_rig(rig, profile, flood, arguments.policy, estimates))["throughput"]
-    rows = []
-    for name, asked in WORKLOADS.items():
-        workload = make(asked, asked["load"] * top)
-        replays = []
-        for _ in range(arguments.replays):
-            with rig.engine(rig.unit(arguments.policy, estimates)) as engine:
-                requests = make_requests(workload, vocab, longest, number)
-                done = replay(engine, workload, requests)
-            if done.interrupted:
-                raise KeyboardInterrupt
-            replays.append(figures(done.records))
-        real = {key: median(one[key] for one in replays) for key in replays[0]}
-        apart = {
-            key: max(one[key] for one in replays) / min(one[key] for one in replays) for key in real
+    real: list[RequestRecord]
+    simulated: list[RequestRecord]
+    before: float
+    after: float
+    quarters: list[float]
+    expected: float
+    taken: float
+
+    @property
+    def slower(self) -> float:
+        return (self.before + self.after) / 2
+
+    @property
+    def steady(self) -> bool:
+        """Whether the machine was as fast all the time."""
+        speeds = [self.before, *self.quarters, self.after]
+        return max(speeds) <= STEADY * min(speeds)
+
+
+class Bench:
+    """A rig with a profile of its own, measured now."""
+
+    def __init__(self, rig: Rig, arguments: argparse.Namespace) -> None:
+        self._rig, self._arguments = rig, arguments
+        self._measured = measure_in_service(rig, repeats=arguments.repeats)
+        self._times = {name: self._measured.times(name) for name in rig.models}
+        limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
+        self._longest = {name: model.max_model_len for name, model in rig.models.items()}
+        shapes = {
+            name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+            for name, model in rig.models.items()
         }
-        predicted = figures(simulate_rig(rig, profile, workload, arguments.policy, estimates))
-        ratios = {key: predicted[key] / real[key] for key in real}
-        rows.append(
-            {
-                "round": number + 1,
-                "workload": name,
-                "requests": len(workload),
-                "real": real,
-                "simulated": predicted,
-                "ratio": ratios,
-                "replays_apart": apart,
-                "within": all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items()),
-            }
+        self._profile = ProfileTable(profile_of(self._times, limits, self._longest), shapes)
+        self._estimates = warm_up(rig)
+
+    def speed(self) -> float:
+        """How long steps take now, as a multiple of the profile's."""
+        return 1.0 if self._arguments.fixed else speed_now(self._rig, self._measured)
+
+    def run(self, asked: dict[str, Any], seed: int, before: float) -> Pair:
+        """One replay, and what the simulator says of it.
+
+        Args:
+          asked: the workload; `load` is the part of what saturates the machine as it is now.
+          seed: of its requests.
+          before: the speed, just measured.
+        """
+        asked = dict(asked)
+        rate = asked.pop("load") * self._saturating(before)
+        workload = self._make(asked, rate, seed)
+        rig, watch = self._rig, Watch()
+        vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
+        with rig.engine(rig.unit(self._arguments.policy, self._estimates)) as engine:
+            engine.observe(watch.observe)
+            requests = make_requests(workload, vocab, self._longest, seed)
+            done = replay(engine, workload, requests)
+        if done.interrupted:
+            raise KeyboardInterrupt
+        after = self.speed()
+        slower = (before + after) / 2
+        expected = slower * sum(step.expected(self._times) for step in watch.ran)
+        taken = sum(step.seconds for step in watch.ran)
+        simulated = self._simulate(workload, slower)
+        parts = [part for part in quarters_of(watch.ran) if len(part) >= FEWEST]
+        quarters = [slowness(part, self._times) for part in parts]
+        return Pair(done.records, simulated, before, after, quarters, expected, taken)
+
+    def _saturating(self, slower: float) -> float:
+        """Requests/s of what the simulator makes of many at once."""
+        seed, seconds = self._arguments.seed, self._arguments.duration
+        flood = self._make({"kind": "poisson"}, FLOOD / seconds, seed)
+        return throughput(self._simulate([replace(asked, arrival=0.0) for asked in flood], slower))
+
+    def _make(self, asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
+        wanted = Asked(**asked, rate=rate, seconds=self._arguments.duration, seed=seed)
+        return make_workload(self._rig.config, self._longest, wanted)
+
+    def _simulate(self, workload: list[TraceRequest], slower: float) -> list[RequestRecord]:
+        return simulate_rig(
+            self._rig,
+            self._profile,
+            workload,
+            self._arguments.policy,
+            self._estimates,
+            slower=slower,
         )
-    return rows
 
 
-def _rest(asked: Any) -> tuple[Any, ...]:
-    return asked.model, asked.prompt_tokens, asked.output_tokens
+def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> Iterator[dict[str, Any]]:
+    """Profile, then every workload, real and simulated."""
+    bench = Bench(rig, arguments)
+    for name in arguments.workload or WORKLOADS:
+        pairs: list[Pair] = []
+        unsteady = 0
+        speed = bench.speed()
+        while len(pairs) < arguments.replays:
+            seed = arguments.seed + 100 * number + len(pairs)
+            pair = bench.run(WORKLOADS[name], seed, speed)
+            speed = pair.after
+            if pair.steady or unsteady >= arguments.replays:
+                pairs.append(pair)
+            else:
+                unsteady += 1
+        yield row_of(number, name, pairs, unsteady)
 
 
-def figures(records: list[RequestRecord]) -> dict[str, float]:
-    """Throughput (requests/s to the last one's end) and times to the first token, in seconds."""
-    ttft = [record.ttft for record in records]
-    latency = [record.latency for record in records]
+def row_of(number: int, name: str, pairs: list[Pair], unsteady: int) -> dict[str, Any]:
+    """What is reported of one workload."""
+    real, simulated = [p.real for p in pairs], [p.simulated for p in pairs]
+    ratios = _ratios(simulated, real)
     return {
-        "throughput": len(records) / max(record.end or 0.0 for record in records),
+        "round": number + 1,
+        "workload": name,
+        "requests": sum(len(records) for records in real),
+        "real": figures(real),
+        "simulated": figures(simulated),
+        "ratio": ratios,
+        "replays": [_ratios([p.simulated], [p.real]) for p in pairs],
+        "slower": [p.slower for p in pairs],
+        "unsteady": unsteady,
+        "steps": sum(p.expected for p in pairs) / sum(p.taken for p in pairs),
+        "within": all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items()),
+    }
+
+
+def quarters_of(ran: list[Ran]) -> list[list[Ran]]:
+    """Steps in four parts that took as long."""
+    ends = np.cumsum([step.seconds for step in ran])
+    which = np.minimum(3, (4 * ends / ends[-1]).astype(int))
+    return [[s for s, part in zip(ran, which, strict=True) if part == each] for each in range(4)]
+
+
+def figures(runs: list[list[RequestRecord]]) -> dict[str, float]:
+    """Of runs of one workload: the mean throughput, and percentiles over all requests of the times
+    to the first token and to the last, in seconds.
+    """
+    ttft = [record.ttft for records in runs for record in records]
+    latency = [record.latency for records in runs for record in records]
+    return {
+        "throughput": mean(throughput(records) for records in runs),
         "ttft_p50": float(np.percentile(ttft, 50)),
         "ttft_p99": float(np.percentile(ttft, 99)),
         "latency_p50": float(np.percentile(latency, 50)),
         "latency_p99": float(np.percentile(latency, 99)),
     }
+
+
+def throughput(records: list[RequestRecord]) -> float:
+    """Requests/s until the last one's end."""
+    return len(records) / max(record.end or 0.0 for record in records)
+
+
+def _ratios(
+    simulated: list[list[RequestRecord]], real: list[list[RequestRecord]]
+) -> dict[str, float]:
+    predicted, found = figures(simulated), figures(real)
+    return {key: predicted[key] / found[key] for key in found}
 
 
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -165,7 +281,9 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
             "real TTFT p50 ms": 1e3 * row["real"]["ttft_p50"],
             "real TTFT p99 ms": 1e3 * row["real"]["ttft_p99"],
             **{f"{key} sim/real": row["ratio"][key] for key in BARS},
-            "TTFT p99 apart": row["replays_apart"]["ttft_p99"],
+            "slower": f"{min(row['slower']):.2f} to {max(row['slower']):.2f}",
+            "unsteady": row["unsteady"],
+            "steps": row["steps"],
             "within": "yes" if row["within"] else "NO",
         }
         for row in rows

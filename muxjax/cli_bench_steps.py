@@ -13,7 +13,7 @@ from muxjax.errors import BenchError
 
 if TYPE_CHECKING:
     from muxjax.bench.rig import Rig
-    from muxjax.bench.steps import Measured, Timed
+    from muxjax.bench.steps import Kind, Measured
 
 
 def register(app: typer.Typer) -> None:
@@ -31,11 +31,11 @@ def steps(
             help="Write the profile (JSON) here, for `plan --profile` and `simulate`.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Steps of each kind that count.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Steps of each kind that count: rounds.")] = 5,
     context: Annotated[
         list[int] | None,
         typer.Option(
-            help="Tokens that a sequence holds; may be repeated. By default three for each model, "
+            help="Tokens that a sequence holds; may be repeated. By default eight for each model, "
             "up to its longest sequence."
         ),
     ] = None,
@@ -43,7 +43,7 @@ def steps(
 ) -> None:
     """Time a fleet's compiled steps, each bucket, at several contexts.
 
-    Ctrl-C keeps the models that are finished.
+    All kinds are timed once in each round; Ctrl-C keeps the rounds that are finished.
     """
     from muxjax.config import load_fleet_config
 
@@ -56,8 +56,8 @@ def steps(
     from muxjax.bench.steps import rows_of
 
     with Rig.load(config) as rig:
-        measured, finished = _measured(rig, repeats, context)
-        profile = _profile(rig, measured, finished)
+        measured = _measured(rig, repeats, context)
+        profile = _profile(rig, measured)
     if output is not None:
         from muxjax.bench.profile_file import write_profile
 
@@ -72,47 +72,39 @@ def steps(
         print(f"written to {output}")
 
 
-def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> tuple[Measured, list[str]]:
-    """What was measured, and the models that are finished."""
-    from muxjax.bench.host_time import add_host_times
-    from muxjax.bench.steps import Measured, kinds_of, measure
+def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
+    """What was measured: after an interrupt, all rounds that are finished."""
+    from muxjax.bench.in_service import measure_in_service
+    from muxjax.bench.steps import Measured, kinds_of
     from muxjax.progress import Bars
 
     kinds = kinds_of(rig, contexts)
     measured = Measured()
     try:
-        with Bars({"measuring": len(kinds)}, show=True) as bars:
+        with Bars({"measuring": len(kinds) * (repeats + 1)}, show=True) as bars:
 
-            def done(timed: Timed) -> None:
-                bars.advance("measuring", 1, f"{timed.model} {timed.phase} {timed.size}")
+            def done(kind: Kind) -> None:
+                bars.advance("measuring", 1, f"{kind.model} {kind.phase} {kind.size}")
 
-            measure(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
-            add_host_times(rig, measured)
+            measure_in_service(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
     except KeyboardInterrupt:
-        wanted = {name: sum(kind.model == name for kind in kinds) for name in rig.models}
-        finished = [
-            name
-            for name, count in wanted.items()
-            if sum(step.model == name for step in measured.steps) == count
-        ]
-        if not finished:
+        if not measured.steps:
             raise
-        left = ", ".join(name for name in wanted if name not in finished)
-        what = f"; {left} are left out" if left else "; without the engine's own time"
-        print(f"muxjax: interrupted{what}", file=sys.stderr)
-        return measured, finished
-    return measured, list(rig.models)
+        rounds = len(measured.steps[0].seconds)
+        what = f"after {rounds} of {repeats} rounds; what becomes of steps in service is left out"
+        print(f"muxjax: interrupted {what}", file=sys.stderr)
+    return measured
 
 
-def _profile(rig: Rig, measured: Measured, finished: list[str]) -> dict[str, Any]:
+def _profile(rig: Rig, measured: Measured) -> dict[str, Any]:
     """The profile, under the names that planning looks for."""
     from muxjax.bench.profile_file import profile_of
 
     kinds = {entry.name: entry.profile or entry.name for entry in rig.config.models}
     return profile_of(
-        {kinds[name]: measured.times(name) for name in finished},
-        {kinds[name]: rig.specs[name].limits for name in finished},
-        {kinds[name]: rig.models[name].max_model_len for name in finished},
+        {kind: measured.times(name) for name, kind in kinds.items()},
+        {kind: rig.specs[name].limits for name, kind in kinds.items()},
+        {kind: rig.models[name].max_model_len for name, kind in kinds.items()},
     )
 
 
@@ -120,8 +112,11 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="steps", caption="milliseconds, medians; spread: highest less lowest")
-    for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread"):
+    table = Table(
+        title="steps",
+        caption="milliseconds, medians; spread: highest less lowest; in service: times as long",
+    )
+    for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread", "in service"):
         left = column in ("model", "phase")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
@@ -136,12 +131,7 @@ def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
             str(row["context"]),
             f"{row['median_ms']:.3g}",
             f"{spread:.0%}",
+            "" if row["in_service"] is None else f"{row['in_service']:.2f}",
         )
     console = Console()
     console.print(table)
-    for phase, engine in measured.engine.items():
-        console.print(
-            f"in the engine a {phase} takes {engine.stretch:.2f} of that and "
-            f"{1e3 * engine.host:.2f} ms",
-            highlight=False,
-        )

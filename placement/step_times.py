@@ -10,39 +10,23 @@ context of all:
 
     decode = step[bucket] + rounds x token[bucket](longest context)
 
-In the engine, where steps of all models and its own work alternate, a step takes a little more or
-less than by itself: so much for each step, and so much of what it takes (`Engine`). `muxjax bench
-steps` measures all of this on the engine itself; a profile keeps it under `_steps`.
+These are times in service, where steps of all models alternate. `muxjax bench steps` measures all
+of this on the engine itself; a profile keeps it under `_steps`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from muxjax.errors import ProfileError
 
 Curve = tuple[tuple[float, float], ...]
 """Points (context in tokens, seconds), ascending, one at least."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What becomes of a step's time in the engine.
-
-    Attributes:
-      stretch: factor on what the step takes by itself.
-      host: seconds besides, for each step; less than 0 where steps overlap.
-    """
-
-    stretch: float = 1.0
-    host: float = 0.0
-
-    def seconds(self, alone: float) -> float:
-        """What a step takes in the engine: at least half of what it takes by itself, and some."""
-        return max(1e-6, alone / 2, self.stretch * alone + self.host)
+_LEAST = 1e-6
+"""Seconds of any step."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,10 @@ class PrefillTimes:
     chunk: Curve
     sample: float
 
+    def slower(self, factor: float) -> PrefillTimes:
+        """All of it so many times as long."""
+        return PrefillTimes(factor * self.base, _scaled(self.chunk, factor), factor * self.sample)
+
 
 @dataclass(frozen=True)
 class DecodeTimes:
@@ -72,6 +60,10 @@ class DecodeTimes:
     base: float
     token: Curve
 
+    def slower(self, factor: float) -> DecodeTimes:
+        """All of it so many times as long."""
+        return DecodeTimes(factor * self.base, _scaled(self.token, factor))
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -80,13 +72,10 @@ class StepTimes:
     Attributes:
       prefill: by bucket of tokens, ascending.
       decode: by bucket of sequences, ascending.
-      prefill_in_engine, decode_in_engine: what becomes of these in the engine.
     """
 
     prefill: Mapping[int, PrefillTimes]
     decode: Mapping[int, DecodeTimes]
-    prefill_in_engine: Engine = field(default_factory=Engine)
-    decode_in_engine: Engine = field(default_factory=Engine)
 
     def prefill_seconds(self, chunks: Sequence[tuple[int, int, bool]]) -> float:
         """Seconds of a prefill.
@@ -99,7 +88,7 @@ class StepTimes:
         seconds = times.base + sum(at(times.chunk, end) for _, end, _ in chunks)
         if any(last for _, _, last in chunks):
             seconds += times.sample
-        return self.prefill_in_engine.seconds(seconds)
+        return max(_LEAST, seconds)
 
     def decode_seconds(self, sequences: int, rounds: int, context: float) -> float:
         """Seconds of a decode.
@@ -110,16 +99,20 @@ class StepTimes:
           context: the longest, on average over the rounds.
         """
         times = self.decode[bucket_of(self.decode, sequences)]
-        return self.decode_in_engine.seconds(times.base + rounds * at(times.token, context))
+        return max(_LEAST, times.base + rounds * at(times.token, context))
+
+    def slower(self, factor: float) -> StepTimes:
+        """On a machine on which all takes so many times as long."""
+        return StepTimes(
+            {size: times.slower(factor) for size, times in self.prefill.items()},
+            {size: times.slower(factor) for size, times in self.decode.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a profile; milliseconds."""
 
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
-
-        def engine(times: Engine) -> dict[str, float]:
-            return {"stretch": times.stretch, "host_ms": 1e3 * times.host}
 
         return {
             "prefill": {
@@ -136,10 +129,6 @@ class StepTimes:
                     "token_ms": curve(times.token),
                 }
                 for size, times in self.decode.items()
-            },
-            "engine": {
-                "prefill": engine(self.prefill_in_engine),
-                "decode": engine(self.decode_in_engine),
             },
         }
 
@@ -172,16 +161,16 @@ class StepTimes:
             }
             if not prefill or not decode:
                 raise ValueError("there must be prefills and decodes")
-            in_engine = [
-                Engine(float(times["stretch"]), float(times["host_ms"]) / 1e3)
-                for times in (data["engine"]["prefill"], data["engine"]["decode"])
-            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProfileError(
                 f"profile of {where}: the measured steps are not as `muxjax bench steps` writes "
                 f"them ({type(error).__name__}: {error}); measure them again"
             ) from error
-        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())), *in_engine)
+        return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())))
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return tuple((context, factor * seconds) for context, seconds in curve)
 
 
 def at(curve: Curve, context: float) -> float:

@@ -19,6 +19,8 @@ def simulate_rig(
     workload: Sequence[TraceRequest],
     policy: str,
     estimates: StepEstimates | None = None,
+    *,
+    slower: float = 1.0,
 ) -> list[RequestRecord]:
     """Simulates a run of the rig.
 
@@ -28,18 +30,23 @@ def simulate_rig(
       workload: in order of arrival.
       policy: the scheduler's.
       estimates: step times that it begins with, as in the real run.
+      slower: how long steps take, as a multiple of the profile's (`in_service.speed_now`).
 
     Returns:
       A record for each request, in the workload's order.
     """
     models: Mapping[str, SimulatedModel] = {
         name: SimulatedModel(
-            name, max_seqs=rig.buckets[name].max_seqs, times=profile.step_times[name]
+            name,
+            max_seqs=rig.buckets[name].max_seqs,
+            times=profile.step_times[name].slower(slower),
         )
         for name in rig.models
     }
     executor = SimulatedExecutor(models, profile, "time_sliced")
-    unit = UnitSimulation("simulated", rig.unit(policy, estimates), executor)
+    # A simulated prompt's tokens mean nothing: all would be found in the prefix cache.
+    scheduler = rig.unit(policy, estimates, prefix_cache=False)
+    unit = UnitSimulation("simulated", scheduler, executor)
     records: list[RequestRecord] = []
     Simulation([unit]).run(workload, records.append)
     return sorted(records, key=lambda record: record.id)

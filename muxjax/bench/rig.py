@@ -49,7 +49,9 @@ class Rig:
         self.pool_bytes = plan.pool_bytes
         self.specs = {name: part.spec for name, part in plan.parts.items()}
         self._kv = plan.kv
-        self._fresh: dict[str, Unit] = {config.policy: plan.make_unit()}
+        self._fresh: dict[tuple[str, bool], Unit] = {
+            (config.policy, config.pool.prefix_cache): plan.make_unit()
+        }
 
     @classmethod
     def load(cls, config: FleetConfig, *, progress: bool = True) -> Self:
@@ -80,6 +82,8 @@ class Rig:
         policy: str,
         estimates: StepEstimates | None = None,
         targets: Mapping[str, LatencyTargets] | None = None,
+        *,
+        prefix_cache: bool = True,
     ) -> Unit:
         """A new scheduler.
 
@@ -87,19 +91,23 @@ class Rig:
           policy: its policy.
           estimates: step times that it begins with; copied. By default it has to guess.
           targets: of each model, in place of those in the fleet file.
+          prefix_cache: whether it may find prefixes again, where the fleet file allows it: not for
+            prompts whose tokens mean nothing.
 
         Raises:
           BenchError: a policy that there is not, or that needs another pool.
         """
-        if policy not in self._fresh:
+        cached = prefix_cache and self.config.pool.prefix_cache
+        if (policy, cached) not in self._fresh:
             check_policies([policy])
+            pool = self.config.pool.model_copy(update={"prefix_cache": cached})
             plan = loading.make_plan(
-                self.config.model_copy(update={"policy": policy}), progress=False
+                self.config.model_copy(update={"policy": policy, "pool": pool}), progress=False
             )
             if plan.kv != self._kv:
                 raise BenchError(f"{policy} cuts another pool, so it cannot be compared here")
-            self._fresh[policy] = plan.make_unit()
-        unit = copy.deepcopy(self._fresh[policy])
+            self._fresh[policy, cached] = plan.make_unit()
+        unit = copy.deepcopy(self._fresh[policy, cached])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)
         if targets is not None:

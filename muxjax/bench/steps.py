@@ -1,36 +1,39 @@
 """Times the compiled steps of a fleet on its own executor: what `placement.step_times` says.
 
 Each time is the median of several steps, from submitting a step to having its tokens (which a step
-gives when all of its results are ready), after one that is not counted. Before each step that is
-timed another model makes a token, so that weights are not in a processor's caches that would not be
-there in service: on two cores with 60 MB models a prefill of 128 tokens takes 16 ms after its own
-like and 20 ms after another model. Prompts are arbitrary, contexts are pages of zeros: no step's
-time depends on values.
+gives when all of its results are ready). All kinds of steps are timed once in each round, after a
+round that is not counted: a shared machine may be half as fast for some seconds, and one kind after
+the other would then be measured on unlike machines (on two virtual cores a decode of 16 took 17 ms
+at a context of 165 and, half a minute later, 9 ms at 210). Before each step that is timed another
+model makes a token, so that weights are not in a processor's caches that would not be there in
+service: on two cores with 60 MB models a prefill of 128 tokens takes 16 ms after its own like and
+20 ms after another model. Prompts are arbitrary, contexts are pages of zeros: no step's time
+depends on values.
 
 What cannot be timed on its own follows from differences:
 
 - one chunk of attention, from one chunk of a bucket against several that fill it together;
 - sampling, from a last chunk against one that is not;
-- a decode's fixed part, from a long burst against one of a single token;
-- the engine's own time for each step, from a run of the engine against the times of its steps.
+- a decode's fixed part, from a long burst against one of a single token.
+
+What becomes of these times in service is measured beside them (`bench.in_service`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from muxjax.bench.rig import Rig
+from muxjax.bench.step_maker import StepMaker
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Curve, DecodeTimes, Engine, PrefillTimes, StepTimes
-from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
+from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
+from muxjax.scheduling.steps import Step
 
-_GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-_FOREVER = 1 << 20
+Bucket = tuple[str, str, int]
+"""Model, phase (prefill or decode), and tokens of a prefill or sequences of a decode."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ class Measured:
 
     Attributes:
       steps: in the order of measuring.
-      engine: what becomes of a step's time in the engine, by phase; filled by whoever runs it.
+      in_service: factors on them by model, phase and bucket; filled by `bench.in_service`.
     """
 
     steps: list[Timed] = field(default_factory=list)
-    engine: dict[str, Engine] = field(default_factory=dict)
+    in_service: dict[Bucket, float] = field(default_factory=dict)
 
     def times(self, model: str) -> StepTimes:
         """One model's steps as a cost model takes them.
@@ -83,22 +86,24 @@ class Measured:
           BenchError: the model was not measured to the end.
         """
         own = [step for step in self.steps if step.model == model]
-        prefill = {
-            size: _prefill_times([s for s in own if s.size == size and s.phase == "prefill"])
-            for size in sorted({step.size for step in own if step.phase == "prefill"})
-        }
-        decode = {
-            size: _decode_times([s for s in own if s.size == size and s.phase == "decode"])
-            for size in sorted({step.size for step in own if step.phase == "decode"})
-        }
+        prefill: dict[int, PrefillTimes] = {}
+        decode: dict[int, DecodeTimes] = {}
+        for phase, size in sorted({(step.phase, step.size) for step in own}):
+            steps = [step for step in own if (step.phase, step.size) == (phase, size)]
+            factor = self.in_service.get((model, phase, size), 1.0)
+            if phase == "prefill":
+                prefill[size] = _prefill_times(steps).slower(factor)
+            else:
+                decode[size] = _decode_times(steps).slower(factor)
         if not prefill or not decode:
             raise BenchError(f"{model} was not measured to the end")
-        in_engine = [self.engine.get(phase, Engine()) for phase in ("prefill", "decode")]
-        return StepTimes(prefill, decode, *in_engine)
+        return StepTimes(prefill, decode)
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
+    """A kind of step to measure; see `Timed`."""
+
     model: str
     phase: str
     size: int
@@ -107,7 +112,7 @@ class _Kind:
     last: bool = True
 
 
-def contexts_of(longest: int, count: int = 6) -> list[int]:
+def contexts_of(longest: int, count: int = 8) -> list[int]:
     """Contexts to measure: spread evenly from an eighth of the longest to the longest. Attention
     may walk them in blocks, so that its time grows in stairs: a few points do not show them.
     """
@@ -118,13 +123,13 @@ def contexts_of(longest: int, count: int = 6) -> list[int]:
     return sorted({round(first + index * step) for index in range(count)})
 
 
-def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[_Kind]:
+def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[Kind]:
     """Every kind of step to measure.
 
     Args:
       rig: the fleet.
-      contexts: tokens to measure decodes and long prompts at; by default six for each model, up
-        to its longest sequence.
+      contexts: tokens to measure decodes and long prompts at; by default eight for each model,
+        up to its longest sequence.
 
     Raises:
       BenchError: a context that no model can hold.
@@ -143,18 +148,18 @@ def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[_Kind]:
         for size in buckets.prefill_tokens:
             size_end = min(size, limit - 1)
             chunks = min(buckets.prefill_seqs, size)
-            found.append(_Kind(name, "prefill", size, 1, size_end))
-            found.append(_Kind(name, "prefill", size, 1, size_end, last=False))
+            found.append(Kind(name, "prefill", size, 1, size_end))
+            found.append(Kind(name, "prefill", size, 1, size_end, last=False))
             if chunks > 1:
-                found.append(_Kind(name, "prefill", size, chunks, max(1, size // chunks)))
+                found.append(Kind(name, "prefill", size, chunks, max(1, size // chunks)))
             for context in usable:
                 if context > size_end:
-                    found.append(_Kind(name, "prefill", size, 1, context))
+                    found.append(Kind(name, "prefill", size, 1, context))
         for size in buckets.decode_seqs:
             bursts = sorted({max(context, burst) for context in usable})
-            found += [_Kind(name, "decode", size, burst, context) for context in bursts]
+            found += [Kind(name, "decode", size, burst, context) for context in bursts]
             if burst > 1:  # what a step costs besides its tokens is the same at any context
-                found.append(_Kind(name, "decode", size, 1, bursts[0]))
+                found.append(Kind(name, "decode", size, 1, bursts[0]))
     return found
 
 
@@ -163,17 +168,19 @@ def measure(
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
-    done: Callable[[Timed], None] | None = None,
+    done: Callable[[Kind], None] | None = None,
     into: Measured | None = None,
+    after_round: Callable[[], None] | None = None,
 ) -> Measured:
     """Times all kinds of steps.
 
     Args:
       rig: whose; nothing else may use its executor.
-      repeats: steps of each kind that count.
+      repeats: rounds that count.
       contexts: see `kinds_of`.
-      done: told each kind as it is measured.
-      into: filled as it goes, so that an interrupt leaves what was measured.
+      done: told of each step, those of the first round included.
+      into: filled after each round that counts, so that an interrupt leaves those before it.
+      after_round: called after each round that counts.
 
     Raises:
       BenchError: no repeats, or a context that no model can hold.
@@ -181,114 +188,47 @@ def measure(
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
     found = Measured() if into is None else into
-    for kind in kinds_of(rig, contexts):
-        seconds = list(_repeat(rig, kind, repeats))
-        timed = Timed(
-            kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, tuple(seconds)
-        )
-        found.steps.append(timed)
-        if done is not None:
-            done(timed)
+    kinds = kinds_of(rig, contexts)
+    seconds: list[list[float]] = [[] for _ in kinds]
+    for number in range(repeats + 1):
+        for kind, own in zip(kinds, seconds, strict=True):
+            taken = _time(rig, kind)
+            if number:
+                own.append(taken)
+            if done is not None:
+                done(kind)
+        if number:
+            found.steps[:] = [
+                Timed(k.model, k.phase, k.size, k.parts, k.context, k.last, tuple(own))
+                for k, own in zip(kinds, seconds, strict=True)
+            ]
+            if after_round is not None:
+                after_round()
     return found
 
 
-def _repeat(rig: Rig, kind: _Kind, repeats: int) -> Iterator[float]:
-    """Seconds of each repetition."""
-    steps = _Steps(rig, kind.model)
-    run = steps.run
+def _time(rig: Rig, kind: Kind) -> float:
+    """Seconds of one such step, submitted behind another."""
+    steps = StepMaker(rig, kind.model)
     names = list(rig.models)
     other = names[(names.index(kind.model) + 1) % len(names)]
-    between = _Steps(rig, other)
-    for index in range(repeats + 1):
-        step: Step
-        if kind.phase == "prefill":
-            step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
-        else:
-            # Sequences go on where the burst before left them: back to where they were.
-            # The context is in the burst's middle, where the longest sequence has room for it.
-            longest = rig.models[kind.model].max_model_len
-            start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
-            for arming in steps.arm(kind.size, start):
-                run(arming)
-            step = steps.decode(kind.size, kind.parts, min(longest, start + kind.parts))
-        if other != kind.model:
-            between.run(between.prefill(1, 1, 1, last=True))
-        seconds = run(step)
-        if index:
-            yield seconds
-
-
-class _Steps:
-    """Makes steps of one model, on pages that nobody else uses."""
-
-    def __init__(self, rig: Rig, name: str) -> None:
-        self._executor = rig.executor
-        self._name = name
-        self._buckets = rig.buckets[name]
-        layout, layers = rig.models[name].layout, rig.models[name].config.num_layers
-        self._per_block = layout.tokens_per_page
-        self._layers = layers
-        self._first = rig.dummy_pages
-        self._blocks = (rig.num_pages - rig.dummy_pages) // layers
-
-    def run(self, step: Step) -> float:
-        """Seconds until the step's tokens were there."""
-        began = time.perf_counter()
-        self._executor.result(self._executor.submit(step))
-        return time.perf_counter() - began
-
-    def prefill(self, size: int, chunks: int, context: int, last: bool) -> Prefill:
-        """A prefill that fills its bucket, each chunk ending at the context."""
-        tokens = [size // chunks + (index < size % chunks) for index in range(chunks)]
-        return Prefill(
-            self._name,
-            [
-                self._chunk(slot, min(count, context), context, last)
-                for slot, count in enumerate(tokens)
-            ],
-        )
-
-    def arm(self, sequences: int, context: int) -> Iterator[Prefill]:
-        """Prefills after which so many slots are ready to decode at a context."""
-        most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
-        for first in range(0, sequences, most):
-            slots = range(first, min(sequences, first + most))
-            yield Prefill(self._name, [self._chunk(slot, 1, context, True) for slot in slots])
-
-    def decode(self, sequences: int, tokens: int, context: int) -> Decode:
-        blocks = -(-context // self._per_block)
-        return Decode(
-            self._name,
-            [
-                DecodeSequence(slot, slot, self._table(slot, blocks), blocks, tokens)
-                for slot in range(sequences)
-            ],
-            tokens,
-        )
-
-    def _chunk(self, slot: int, tokens: int, end: int, last: bool) -> PrefillChunk:
-        blocks = -(-end // self._per_block)
-        return PrefillChunk(
-            request_id=slot,
-            slot=slot,
-            tokens=(1,) * tokens,
-            start=end - tokens,
-            num_prompt_tokens=end,
-            blocks=self._table(slot, blocks),
-            num_blocks=blocks,
-            sampling=_GREEDY if last else None,
-            max_new_tokens=_FOREVER,
-        )
-
-    def _table(self, slot: int, blocks: int) -> list[int]:
-        """Blocks of a slot, the same ones at any length; slots share some where the pool is small,
-        which changes no step's time.
-        """
-        longest = self._buckets.blocks
-        return [
-            self._first + (slot * longest + index) % self._blocks * self._layers
-            for index in range(blocks)
-        ]
+    between = StepMaker(rig, other)
+    before = between.prefill(1, 1, 1, last=True)
+    step: Step
+    if kind.phase == "prefill":
+        step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
+    else:
+        # Sequences go on where the burst before left them: back to where they were.
+        # The context is in the burst's middle, where the longest sequence has room for it.
+        longest = rig.models[kind.model].max_model_len
+        start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
+        arming = steps.arm(kind.size, start)
+        if other == kind.model:  # a token of its own would move a sequence
+            before = arming.pop()
+        for prefill in arming:
+            steps.run(prefill)
+        step = steps.decode(kind.size, kind.parts, min(longest, start + kind.parts))
+    return steps.run(step, behind=before)
 
 
 def _prefill_times(steps: Sequence[Timed]) -> PrefillTimes:
@@ -334,6 +274,7 @@ def rows_of(measured: Measured) -> list[dict[str, Any]]:
             "lowest_ms": 1e3 * min(step.seconds),
             "highest_ms": 1e3 * max(step.seconds),
             "repeats": len(step.seconds),
+            "in_service": measured.in_service.get((step.model, step.phase, step.size)),
         }
         for step in measured.steps
     ]

@@ -63,7 +63,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: Rig) 
 def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     profile = run.folder / "profile.json"
     out = run.ok("bench", "steps", run.fleet, "--repeats", 1, "--context", 40, "-o", profile)
-    assert "in the engine a prefill takes" in out
+    assert "in service: times as long" in out
     assert "written to" in out
     plan = run.folder / "plan.json"
     run.ok("plan", run.fleet, "--profile", profile, "-o", plan)
@@ -76,26 +76,23 @@ def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     assert len(steps) > 10
 
 
-def test_an_interrupt_keeps_the_models_that_are_finished(
+def test_an_interrupt_keeps_the_rounds_that_are_finished(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muxjax.bench import steps
+    from muxjax.bench import in_service, steps
 
     def measure(rig: Rig, *, into: steps.Measured, done: Any, **more: Any) -> None:
-        for kind in steps.kinds_of(rig, [40]):
-            if kind.model == "qwen3":
-                raise KeyboardInterrupt
-            into.steps.append(
-                Timed(
-                    kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,)
-                )
-            )
+        into.steps = [
+            Timed(kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,))
+            for kind in steps.kinds_of(rig, [40])
+        ]
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "measure", measure)
+    monkeypatch.setattr(in_service, "measure_in_service", measure)
     status, out, err = run("bench", "steps", run.fleet, "--context", 40, "--json")
     assert status == 0
-    assert "qwen3 are left out" in err
-    assert set(json.loads(out)["profile"]) == {"llama", "_steps"}
+    assert "interrupted after 1 of 5 rounds" in err
+    assert set(json.loads(out)["profile"]) == {"llama", "qwen3", "_steps"}
 
 
 def test_policies_are_replayed_in_turn_and_reported(run: Cli) -> None:

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.bench.host_time import add_host_times
+from muxjax.bench.in_service import measure_in_service, speed_now
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of, write_profile
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import measure_solo
-from muxjax.bench.steps import Measured, Timed, contexts_of, kinds_of, measure, rows_of
+from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.step_times import Engine
 from muxjax.placement.trace import TraceRequest
 from muxjax.planning import shape_of
 from muxjax.scheduling.steps import Decode, Handle, Step
 
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
-    done: list[Timed] = []
-    measured = measure(rig, repeats=1, contexts=[8, 60], done=done.append)
-    assert done == measured.steps
-    assert len(rows_of(measured)) == len(kinds_of(rig, [8, 60])) == len(done)
+    done: list[Kind] = []
+    measured = measure_in_service(rig, repeats=1, contexts=[8, 60], done=done.append)
+    kinds = kinds_of(rig, [8, 60])
+    assert done == 2 * kinds  # a round that does not count, and one that does
+    assert len(rows_of(measured)) == len(measured.steps) == len(kinds)
     sizes = {(step.model, step.phase, step.size) for step in measured.steps}
     for name in ("llama", "qwen3"):
         buckets = rig.buckets[name]
@@ -35,9 +35,9 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
         assert {size for n, p, size in sizes if (n, p) == (name, "decode")} == set(
             buckets.decode_seqs
         )
-    add_host_times(rig, measured)
-    assert set(measured.engine) == {"prefill", "decode"}
-    assert all(engine.stretch > 0 for engine in measured.engine.values())
+    assert set(measured.in_service) == sizes
+    assert min(measured.in_service.values()) > 0
+    assert speed_now(rig, measured) > 0
 
     times = {name: measured.times(name) for name in rig.models}
     profile = profile_of(
@@ -64,6 +64,24 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     assert [(record.id, record.made_tokens) for record in records] == [(0, 7), (1, 3), (2, 1)]
     assert records == simulate_rig(rig, table, workload, "adbs")
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
+
+
+def test_an_interrupt_leaves_whole_rounds(rig: Rig) -> None:
+    kinds = kinds_of(rig, [60])
+    seen: list[Kind] = []
+
+    def stop(kind: Kind) -> None:
+        seen.append(kind)
+        if len(seen) == 3 * len(kinds) - 1:  # in the second round that counts
+            raise KeyboardInterrupt
+
+    measured = Measured()
+    with pytest.raises(KeyboardInterrupt):
+        measure(rig, repeats=5, contexts=[60], done=stop, into=measured)
+    assert [(step.model, step.size) for step in measured.steps] == [
+        (k.model, k.size) for k in kinds
+    ]
+    assert {len(step.seconds) for step in measured.steps} == {1}
 
 
 def test_no_step_is_longer_than_the_longest_sequence(
@@ -102,18 +120,18 @@ def test_parts_follow_from_differences() -> None:
             timed("decode", 4, 5, 50, 11.0),
             timed("decode", 4, 5, 100, 16.0),
         ],
-        {"prefill": Engine(1.0, 0.001), "decode": Engine(1.1, 0.0)},
+        {("m", "prefill", 32): 0.9, ("m", "decode", 4): 1.1, ("other", "decode", 4): 7.0},
     )
     times = measured.times("m")
     prefill, decode = times.prefill[32], times.decode[4]
-    assert prefill.sample == pytest.approx(0.002)
-    assert prefill.base == pytest.approx(0.007)  # 10 - 2 - 1
-    assert dict(prefill.chunk) == pytest.approx({32: 0.001, 96: 0.007})
-    assert decode.base == pytest.approx(0.001)
-    assert dict(decode.token) == pytest.approx({50: 0.002, 100: 0.003})
-    # One chunk, 64 tokens behind it: 7 + 4 + 2, and the engine's own.
-    assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.014)
-    assert times.decode_seconds(3, 4, 75) == pytest.approx(1.1 * (0.001 + 4 * 0.0025))
+    assert prefill.sample == pytest.approx(0.9 * 0.002)
+    assert prefill.base == pytest.approx(0.9 * 0.007)  # 10 - 2 - 1
+    assert dict(prefill.chunk) == pytest.approx({32: 0.9 * 0.001, 96: 0.9 * 0.007})
+    assert decode.base == pytest.approx(1.1 * 0.001)
+    assert dict(decode.token) == pytest.approx({50: 1.1 * 0.002, 100: 1.1 * 0.003})
+    # One chunk, 64 tokens behind it: 7 + 4 + 2.
+    assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.9 * 0.013)
+    assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
 
 
 def test_what_cannot_be_measured(rig: Rig) -> None:
@@ -129,7 +147,7 @@ def test_what_cannot_be_measured(rig: Rig) -> None:
 
 def test_contexts() -> None:
     assert contexts_of(255, 3) == [31, 143, 255]
-    assert len(contexts_of(255)) == 6
+    assert contexts_of(255) == [31, 63, 95, 127, 159, 191, 223, 255]
     assert contexts_of(1) == [1]
 
 

@@ -1,0 +1,97 @@
+"""What predict.py makes of replays and their simulations."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import predict
+import pytest
+from predict import Pair, figures, quarters_of, row_of
+
+from muxjax.bench.in_service import Ran
+from muxjax.placement.records import RequestRecord
+
+
+def records(*ttfts: float) -> list[RequestRecord]:
+    """Requests that all arrive at the start, the last of which ends after 10 s."""
+    return [
+        RequestRecord(index, "m", "unit", "finished", 0.0, 1, 2, 2, ttft, 10.0)
+        for index, ttft in enumerate(ttfts)
+    ]
+
+
+def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> Pair:
+    quarters = [before] * 4
+    return Pair(records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0)
+
+
+def test_the_machine_may_change_within_a_replay() -> None:
+    assert pair(1.0, 1.1).steady
+    assert not pair(1.0, 1.2).steady
+    assert not replace(pair(1.0, 1.0), quarters=[1.0, 1.0, 1.2, 1.0]).steady
+
+
+def test_quarters_take_as_long() -> None:
+    ran = [Ran("m", None, 1, 1, 1.0, seconds, waited=False) for seconds in (4, 1, 1, 1, 1, 4, 4)]
+    assert [[step.seconds for step in part] for part in quarters_of(ran)] == [
+        [],
+        [4, 1, 1, 1],
+        [1],
+        [4, 4],
+    ]
+
+
+def test_percentiles_are_of_all_replays() -> None:
+    found = figures([records(0.1, 0.2), records(0.3)])
+    assert found["ttft_p50"] == pytest.approx(0.2)
+    assert found["throughput"] == pytest.approx((0.2 + 0.1) / 2)
+    assert found["latency_p99"] == 10.0
+
+
+def test_a_row_says_whether_the_bars_are_met() -> None:
+    row = row_of(0, "w", [pair(1.0, 1.0, simulated=1.2), pair(1.0, 1.1, simulated=1.2)], 1)
+    assert row["ratio"]["ttft_p99"] == pytest.approx(1.2)
+    assert row["within"]
+    assert (row["unsteady"], row["requests"], row["steps"]) == (1, 2, 1.5)
+    assert row["slower"] == pytest.approx([1.0, 1.05])
+    assert not row_of(0, "w", [pair(1.0, 1.0, simulated=1.3)], 0)["within"]
+
+
+class FakeBench:
+    """Speeds that are told; each run notes the one before it."""
+
+    def __init__(self, speeds: list[float]) -> None:
+        self._speeds = iter(speeds)
+        self.before: list[float] = []
+        self.seeds: list[int] = []
+
+    def speed(self) -> float:
+        return next(self._speeds)
+
+    def run(self, asked: dict[str, Any], seed: int, before: float) -> Pair:
+        self.before.append(before)
+        self.seeds.append(seed)
+        return pair(before, self.speed())
+
+
+@pytest.mark.parametrize(
+    ("speeds", "kept", "unsteady"),
+    [
+        ([1.0, 1.0, 1.05], 2, 0),
+        ([1.0, 1.5, 1.5, 1.5], 2, 1),  # it slows down in the first
+        ([1.0, 1.5, 1.0, 1.5, 1.0], 2, 2),  # it never rests: no more than so often
+    ],
+)
+def test_a_replay_in_which_the_machine_changed_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, speeds: list[float], kept: int, unsteady: int
+) -> None:
+    bench = FakeBench(speeds)
+    monkeypatch.setattr(predict, "Bench", lambda rig, arguments: bench)
+    arguments = argparse.Namespace(workload=["overload"], replays=2, seed=7)
+    (row,) = predict.one_round(None, arguments, 1)  # type: ignore[arg-type]
+    assert (len(row["replays"]), row["unsteady"]) == (kept, unsteady)
+    assert bench.before == speeds[:-1]
+    assert bench.seeds[0] == 107
+    assert bench.seeds[-1] == 108
