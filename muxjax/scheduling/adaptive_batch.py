@@ -55,13 +55,8 @@ class AdaptiveBatch:
             return None
         turns.sort(key=time.virtual)
         if prefills and decodes:
-            total = sum([time.shares[turn] for turn in prefills])
-            first = {
-                turn
-                for turn in prefills
-                if time.credit(turn) >= -PREFILL_OVERDRAFT * time.shares[turn] / total
-            }
-            turns.sort(key=lambda turn: turn not in first)
+            ahead = time.mean + PREFILL_OVERDRAFT / sum([time.shares[turn] for turn in prefills])
+            turns.sort(key=lambda turn: turn[1] == "decode" or time.virtual(turn) > ahead)
         for turn in turns:
             model, phase = turn
             step: Step | None

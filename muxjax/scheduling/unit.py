@@ -77,7 +77,7 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Flight:
     """A step that was made and not applied: its number, what was charged for it, who is in it."""
 
@@ -314,6 +314,10 @@ class Unit:
         """The model and phase of each step made and not applied, in the order of making."""
         return [flight.turn for flight in self._in_flight]
 
+    def refused(self, model: str) -> bool:
+        """Whether a model's first waiting request was refused pages and would be so again."""
+        return self._residency.refused(self.models[model])
+
     def settled(self, request: Request) -> bool:
         """Whether no step in flight works on the request."""
         last = request.last_step
@@ -425,7 +429,9 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
-        if not state.prefilling and not (state.waiting and state.free_slots):
+        if not state.prefilling and (
+            not state.waiting or not state.free_slots or self._residency.refused(state)
+        ):
             return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
