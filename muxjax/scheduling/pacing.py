@@ -28,7 +28,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
-from muxjax.scheduling.strain import MOST_STRAIN, Strain
+from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
@@ -132,7 +132,7 @@ class Pace:
             return [r.arrival + (scale - 1) * self.alone_ttft(len(r.prompt)) for r in requests]
         mean, alone_tpot = self.mean_output(), self.alone_tpot()
         # Who begins only where the strain allows it is no slower than that, whatever went before.
-        speed = min(self.speed, MOST_STRAIN * self.tpot())
+        speed = min(self.speed, self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
         starts = []
         for request in requests:

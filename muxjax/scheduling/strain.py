@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from muxjax.scheduling.pacing import Pace
     from muxjax.scheduling.unit import Unit
 
-MOST_STRAIN = 0.8
-"""Of the time that prefills leave. The rest is for sequences that begin together or end late, and
-for what waiting has used of a target for the whole request."""
 FREE = 0.02
 """Strain that new sequences may add at any time: in a batch that has room for them they cost next
 to nothing."""
@@ -77,7 +74,7 @@ class Strain:
         size = running + max(1, min(count, spec.limits.max_seqs - running))
         before = loads.get(model, 0.0)
         after = unit.estimates.decode(model, size) / tpot
-        most = MOST_STRAIN * (1 - self._prefills)
+        most = 1 - self._prefills
         if self._total - before + after <= most:
             return True
         if before:

@@ -145,7 +145,7 @@ def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
     loop = Loop.of(specs, 2000, "slo")
     for name in "abc":
         loop.unit.estimates.observe_decode(name, 1, 1, 0.01)
-        loop.unit.estimates.observe_decode(name, 2, 1, 0.03)
+        loop.unit.estimates.observe_decode(name, 2, 1, 0.035)
     loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
     first = [arriving(loop, number, name, max_tokens=30) for number, name in enumerate("abc")]
     for _ in range(12):
