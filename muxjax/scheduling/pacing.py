@@ -42,6 +42,9 @@ LEAST_MODELS = 5
 they are so tight that few can run at once, one after the other is better than all a bit slower."""
 OVERDRAFT = 2.0
 """Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
+SLOWEST = 0.8
+"""How slow a request is taken to be at worst when it is called a lost cause, in parts of what its
+target allows: with 1 a hundredth fewer were in time where targets are tight."""
 MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
@@ -61,6 +64,7 @@ class Pace:
       tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
         each, to take turns.
       prefills, decodes: the model's two parts of the time.
+      owes: whether it has a target for each token.
     """
 
     def __init__(self, state: ModelState, estimates: StepEstimates) -> None:
@@ -77,6 +81,7 @@ class Pace:
         self._look_at = 0.0
         self.prefills: Turn = (self._name, "prefill")
         self.decodes: Turn = (self._name, "decode")
+        self.owes = self._targets.tpot is not None
         self._find_tpot()
         self.look()
 
@@ -132,7 +137,7 @@ class Pace:
             return [r.arrival + (scale - 1) * self.alone_ttft(len(r.prompt)) for r in requests]
         mean, alone_tpot = self.mean_output(), self.alone_tpot()
         # Who begins only where the strain allows it is no slower than that, whatever went before.
-        speed = min(self.speed, self.tpot())
+        speed = min(self.speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
         starts = []
         for request in requests:

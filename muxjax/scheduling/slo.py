@@ -20,9 +20,12 @@ from starving.
 
 from __future__ import annotations
 
+import math
+
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
 from muxjax.scheduling.pacing import Pace, decodes_in_order
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.prefill_size import prefill_tokens
+from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
@@ -45,13 +48,15 @@ class SloPolicy:
         self._membership = -1  # `unit.membership` that they were made for
         self._last = ""  # the model of the last step
         self._saved = self._spare = 0.0  # the least of all models, see `Pace.look`
-        self._tight = False
+        self._tight = self._owes = False
+        self._cut = False  # whether the last step was a part of a prefill
 
     def next_step(self, unit: Unit, now: float) -> Step | None:
         self._look(unit)
         step = self._pick(unit, now)
         if step is not None:
             self._last = step.model
+            self._cut = self._cut and isinstance(step, Prefill)
         return step
 
     def _pick(self, unit: Unit, now: float) -> Step | None:
@@ -74,16 +79,19 @@ class SloPolicy:
         unit.time.begin(waiting + decodes)
         shortest = 0.0 if self._tight else SHORT_BURST
         due, late, early, pause = self._sorted(unit, waiting, running, shortest, now)
-        step = self._prefill(unit, due)
-        if step is not None:
-            return step
+        # Between the parts of a prefill come the tokens that it was cut for.
+        tokens_due = self._tokens_due(decodes)
+        if not (self._cut and tokens_due <= now):
+            step = self._prefill(unit, due, tokens_due - now)
+            if step is not None:
+                return step
         order, next_due = decodes_in_order(self._paces, unit, decodes, now, strain)
         seconds = max(shortest, min(pause, next_due - now))
         for model in order:
             step = self._decode(unit, model, seconds, now)
             if step is not None:
                 return step
-        step = self._prefill(unit, late)
+        step = self._prefill(unit, due + late, math.inf)
         if step is not None:
             return step
         for model in early:
@@ -106,6 +114,13 @@ class SloPolicy:
         self._saved = min([pace.saved for pace in self._all])
         self._spare = min([pace.spare for pace in self._all])
         self._tight = any(pace.tight for pace in self._all)
+        self._owes = any(pace.owes for pace in self._all)
+
+    def _tokens_due(self, decodes: list[Turn]) -> float:
+        """When a step must begin for all tokens to be in time of models with a target for each."""
+        if not self._owes:
+            return math.inf
+        return min([self._paces[model].latest_decode() for model, _ in decodes], default=math.inf)
 
     def _sorted(
         self, unit: Unit, waiting: list[Turn], running: int, shortest: float, now: float
@@ -124,7 +139,7 @@ class SloPolicy:
         early: list[tuple[float, str]] = []
         for turn in waiting:
             model, pace = turn[0], self._paces[turn[0]]
-            if not pace.state.prefilling and (not pace.state.free_slots or unit.refused(model)):
+            if not unit.may_prefill(model):
                 continue
             patience, virtual = pace.patience(running, now), time.virtual(turn)
             if patience > 0 and running:
@@ -137,12 +152,17 @@ class SloPolicy:
         first = [model for _, model in sorted(due)]
         return first, late, [model for _, model in sorted(early)], pause
 
-    def _prefill(self, unit: Unit, models: list[str]) -> Step | None:
-        """A step of the first model that has pages for one and whose prompts need not wait."""
+    def _prefill(self, unit: Unit, models: list[str], seconds: float) -> Step | None:
+        """A step of the first model that has pages for one and whose prompts need not wait; a part
+        of one if it would take longer than others can wait for their tokens.
+        """
         for model in models:
-            if self._paces[model].may_begin(unit, self._strain):
-                step: Step | None = unit.make_prefill(model)
+            pace = self._paces[model]
+            if pace.may_begin(unit, self._strain):
+                most = prefill_tokens(pace.state.spec, unit.estimates, seconds)
+                step: Step | None = unit.make_prefill(model, most)
                 if step is not None:
+                    self._cut = most < pace.state.spec.limits.max_prefill_tokens
                     return step
         return None
 
