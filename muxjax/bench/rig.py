@@ -80,6 +80,7 @@ class Rig:
         policy: str,
         estimates: StepEstimates | None = None,
         targets: Mapping[str, LatencyTargets] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> Unit:
         """A new scheduler.
 
@@ -87,6 +88,7 @@ class Rig:
           policy: its policy.
           estimates: step times that it begins with; copied. By default it has to guess.
           targets: of each model, in place of those in the fleet file.
+          rates: requests a second that it expects of each model, in place of those in the file.
 
         Raises:
           BenchError: a policy that there is not, or that needs another pool.
@@ -102,8 +104,13 @@ class Rig:
         unit = copy.deepcopy(self._fresh[policy])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)
+        specs = dict(self.specs)
         if targets is not None:
-            unit.change_models([replace(self.specs[n], targets=t) for n, t in targets.items()])
+            specs |= {name: replace(specs[name], targets=own) for name, own in targets.items()}
+        if rates is not None:
+            specs |= {name: replace(specs[name], rate=rate) for name, rate in rates.items()}
+        if specs != self.specs:
+            unit.change_models(specs.values())
         return unit
 
     @contextmanager
