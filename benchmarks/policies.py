@@ -8,7 +8,8 @@ Three models (`three.yaml`, or any `--fleet`) get requests whose popularity fall
 The rate that saturates is found first, for each `--alpha`: what the reference policy delivers of a
 flood. Then each policy replays the same workload at each `--load` times that rate, policies in
 turn, another one first in each cell, round after round, on one pool, with the same programs; each
-round has arrivals of its own.
+round has arrivals of its own. All are told the rates of the models, so that shares and quotas,
+those of `static` above all, are sized by what comes and not by what the fleet file expects.
 
 A request counts if its whole latency is at most `--slo-scale` times what it takes alone, measured
 in the same run (MuxServe's measure, scale 8). What is compared is the *rate-weighted goodput*: for
@@ -32,7 +33,7 @@ from muxjax.bench.compare import compare
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig, check_policies
 from muxjax.bench.solo import Solo, measure_solo
-from muxjax.bench.workloads import Asked, make_workload
+from muxjax.bench.workloads import Asked, fleet_rates, make_workload
 from muxjax.config import load_fleet_config
 from muxjax.placement.metrics import Target
 from muxjax.placement.trace import TraceRequest
@@ -133,7 +134,8 @@ def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, A
             # Nobody is always the first to run, since a machine may slow down under load.
             first = len(cells) % len(arguments.policies)
             order = arguments.policies[first:] + arguments.policies[:first]
-            runs = compare(rig, workload, order, targets, solo, seed=seed)
+            rates = fleet_rates(rig.config, Asked(alpha=alpha, rate=load * top))
+            runs = compare(rig, workload, order, targets, solo, rates=rates, seed=seed)
             if runs[-1].replay.interrupted:
                 raise KeyboardInterrupt
             cells.append(

@@ -307,7 +307,7 @@ def _buckets(spec: ModelSpec, copies: int) -> Buckets:
     while size < max_seqs:
         seqs.add(size)
         size *= 4
-    tokens = {max(16, limits.max_prefill_tokens // 4), limits.max_prefill_tokens}
+    tokens = {limits.part_prefill_tokens, limits.max_prefill_tokens}
     return Buckets(
         prefill_tokens=tuple(sorted(tokens)),
         prefill_seqs=limits.max_prefill_seqs,

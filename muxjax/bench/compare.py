@@ -55,6 +55,7 @@ def compare(
     targets: Mapping[str, Target],
     solo: Solo,
     *,
+    rates: Mapping[str, float] | None = None,
     rounds: int = 1,
     seed: int = 0,
     on_run: Callable[[Run], None] | None = None,
@@ -72,6 +73,7 @@ def compare(
       policies: what to compare.
       targets: of each model: what is counted, and what schedulers work towards.
       solo: what targets are multiples of, and the step times that schedulers begin with.
+      rates: requests a second that schedulers expect of each model; None: the fleet file's.
       rounds: runs of each policy.
       seed: of the prompts.
       on_run: told each run as it ends.
@@ -93,7 +95,7 @@ def compare(
     runs: list[Run] = []
     for index in range(rounds):
         for policy in policies:
-            unit = rig.unit(policy, solo.estimates, asked)
+            unit = rig.unit(policy, solo.estimates, asked, rates)
             requests = make_requests(workload, vocab, limits, seed)
             opened = nullcontext(None) if on_record is None else on_record(policy, index)
             with opened as take, rig.engine(unit) as engine:

@@ -82,6 +82,7 @@ class Rig:
         policy: str,
         estimates: StepEstimates | None = None,
         targets: Mapping[str, LatencyTargets] | None = None,
+        rates: Mapping[str, float] | None = None,
         *,
         prefix_cache: bool = True,
     ) -> Unit:
@@ -91,6 +92,7 @@ class Rig:
           policy: its policy.
           estimates: step times that it begins with; copied. By default it has to guess.
           targets: of each model, in place of those in the fleet file.
+          rates: requests a second that it expects of each model, in place of those in the file.
           prefix_cache: whether it may find prefixes again, where the fleet file allows it: not for
             prompts whose tokens mean nothing.
 
@@ -110,8 +112,13 @@ class Rig:
         unit = copy.deepcopy(self._fresh[policy, cached])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)
+        specs = dict(self.specs)
         if targets is not None:
-            unit.change_models([replace(self.specs[n], targets=t) for n, t in targets.items()])
+            specs |= {name: replace(specs[name], targets=own) for name, own in targets.items()}
+        if rates is not None:
+            specs |= {name: replace(specs[name], rate=rate) for name, rate in rates.items()}
+        if specs != self.specs:
+            unit.change_models(specs.values())
         return unit
 
     @contextmanager

@@ -4,6 +4,9 @@ for one program at a time.
 
 from __future__ import annotations
 
+import math
+
+from muxjax.scheduling.prefill_size import prefill_tokens
 from muxjax.scheduling.steps import Step
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
@@ -31,6 +34,8 @@ class AdaptiveBatch:
     2. Then whoever is furthest behind its share goes, prefill or decode.
     3. A decode burst is as long as `BURST_SECONDS` allows, shorter for a model whose share is
        smaller than that of others that decode.
+    4. A prefill beside decodes lasts as long as is left of the overdraft; where nothing is, as long
+       as such a burst, longer for a model whose share is larger than theirs (`prefill_size.py`).
 
     Whoever cannot go, for want of pages or because all its tokens are in flight, is passed over.
     Algorithm 3 starts no decodes while a prefill is held back for want of the chip; here a prefill
@@ -54,24 +59,41 @@ class AdaptiveBatch:
         if not turns:
             return None
         turns.sort(key=time.virtual)
+        ahead = math.inf
         if prefills and decodes:
-            total = sum([time.shares[turn] for turn in prefills])
-            first = {
-                turn
-                for turn in prefills
-                if time.credit(turn) >= -PREFILL_OVERDRAFT * time.shares[turn] / total
-            }
-            turns.sort(key=lambda turn: turn not in first)
+            ahead = time.mean + PREFILL_OVERDRAFT / sum([time.shares[turn] for turn in prefills])
+            turns.sort(key=lambda turn: turn[1] == "decode" or time.virtual(turn) > ahead)
         for turn in turns:
             model, phase = turn
             step: Step | None
             if phase == "prefill":
-                step = unit.make_prefill(model)
+                if not unit.may_prefill(model):
+                    continue
+                seconds = self._prefill_seconds(unit, turn, decodes, ahead)
+                spec = unit.models[model].spec
+                step = unit.make_prefill(model, prefill_tokens(spec, unit.estimates, seconds))
             else:
                 step = unit.make_decode(model, self._burst(unit, turn, decodes))
             if step is not None:
                 return step
         return None
+
+    @staticmethod
+    def _prefill_seconds(unit: Unit, turn: Turn, decodes: list[Turn], ahead: float) -> float:
+        """How long a prefill of this model may last.
+
+        Args:
+          unit: the unit.
+          turn: the prefill.
+          decodes: who has sequences to decode.
+          ahead: virtual time at which the overdraft is used up; infinite where nobody decodes.
+        """
+        shares = unit.time.shares
+        left = (ahead - unit.time.virtual(turn)) * shares[turn]
+        if left >= BURST_SECONDS or not decodes:
+            return left
+        mean = sum([shares[other] for other in decodes]) / len(decodes)
+        return max(left, BURST_SECONDS * max(1.0, shares[turn] / mean))
 
     @staticmethod
     def _burst(unit: Unit, turn: Turn, decodes: list[Turn]) -> int:

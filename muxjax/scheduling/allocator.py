@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 
 from muxjax.scheduling.slab_size import choose_slab_pages
@@ -328,20 +329,26 @@ class SlabAllocator:
         self._set_free(lease, index, block)
         return block
 
-    def evict_slab(self, model: str) -> list[int]:
-        """Empties the model's oldest idle slab, which there must be; returns its cached blocks."""
+    def evict_slabs(self, model: str, count: int) -> list[int]:
+        """Empties so many idle slabs of the model, the oldest first; returns what was cached there.
+
+        There must be as many. Where pages are short some are emptied before each step.
+        """
         lease = self._leases[model]
-        index = next(iter(lease.idle))
-        slab = self._slabs[index]
-        blocks = list(slab.cached)
-        self._unfile_idle(lease, index)
-        slab.model, slab.free = None, []
-        slab.cached.clear()
-        if self._record_freed:
-            for block in blocks:
-                self._note_freed(slab, block, lease.layers)
-        self._empty.append(index)
-        return blocks
+        indices = list(islice(lease.idle, count))
+        evicted: list[int] = []
+        for index in indices:
+            slab = self._slabs[index]
+            blocks = list(slab.cached)
+            self._unfile_idle(lease, index)
+            slab.model, slab.free = None, []
+            slab.cached.clear()
+            if self._record_freed:
+                for block in blocks:
+                    self._note_freed(slab, block, lease.layers)
+            evicted += blocks
+        self._empty += indices
+        return evicted
 
     def take_freed_pages(self) -> list[int]:
         """Pages freed since the last call, if `record_freed`; some may be in use again."""

@@ -107,11 +107,12 @@ class Static:
             self._virtual = {model: self._virtual.get(model, 0.0) for model in unit.models}
             self._working &= set(unit.models)
         virtual = self._virtual
-        working = {m for m, state in unit.models.items() if state.has_prefill or state.has_decode}
-        stayed = [virtual[model] for model in working & self._working]
-        for model in working - self._working:  # who comes back has no credit
-            virtual[model] = max(virtual[model], min(stayed, default=virtual[model]))
-        self._working = working
+        working = [m for m, state in unit.models.items() if state.has_prefill or state.has_decode]
+        stayed = [virtual[model] for model in working if model in self._working]
+        for model in working:
+            if model not in self._working:  # who comes back has no credit
+                virtual[model] = max(virtual[model], min(stayed, default=virtual[model]))
+        self._working = set(working)
         for model in sorted(working, key=lambda m: virtual[m]):
             step = _own_step(unit, model)
             if step is not None:

@@ -45,11 +45,19 @@ class StepEstimates:
 
     def prefill(self, model: str, num_tokens: int) -> float:
         """Seconds that a prefill step of this many tokens takes."""
-        return num_tokens * self._prefill[model].nearest(num_tokens, self._prefill_guess)
+        means = self._prefill[model]
+        value = means.values.get((num_tokens - 1).bit_length())
+        if value is None:
+            value = means.nearest(num_tokens, self._prefill_guess)
+        return num_tokens * value
 
     def decode(self, model: str, num_seqs: int, num_tokens: int = 1) -> float:
         """Seconds that a decode step takes that makes so many tokens for so many sequences."""
-        return num_tokens * self._decode[model].nearest(num_seqs, self._decode_guess)
+        means = self._decode[model]  # asked dozens of times a step: a call less counts
+        value = means.values.get((num_seqs - 1).bit_length())
+        if value is None:
+            value = means.nearest(num_seqs, self._decode_guess)
+        return num_tokens * value
 
     def observe_prefill(self, model: str, num_tokens: int, seconds: float) -> None:
         """Takes in a measured prefill step."""
@@ -63,32 +71,29 @@ class StepEstimates:
 class _Means:
     """Of one model and phase: the mean of each bucket that was measured, by its exponent."""
 
-    __slots__ = ("_nearest", "_values")
+    __slots__ = ("_nearest", "values")
 
     def __init__(self) -> None:
-        self._values: dict[int, float] = {}
+        self.values: dict[int, float] = {}
         self._nearest: dict[int, int] = {}  # of buckets that were not measured
 
     def nearest(self, size: int, guess: float) -> float:
-        """That of the bucket, or of the one next to it; the guess if there is none."""
+        """That of the measured bucket next to it; the guess if there is none."""
         bucket = (size - 1).bit_length()
-        value = self._values.get(bucket)
-        if value is not None:
-            return value
-        if not self._values:
+        if not self.values:
             return guess
         near = self._nearest.get(bucket)
         if near is None:
             # Of two that are as far away, the smaller.
-            near = min(self._values, key=lambda other: (abs(other - bucket), other))
+            near = min(self.values, key=lambda other: (abs(other - bucket), other))
             self._nearest[bucket] = near
-        return self._values[near]
+        return self.values[near]
 
     def update(self, size: int, value: float) -> None:
         """Takes in a measurement."""
         bucket = (size - 1).bit_length()
         value = max(LEAST_SECONDS, value)
-        old = self._values.get(bucket)
+        old = self.values.get(bucket)
         if old is None:
             self._nearest.clear()
-        self._values[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)
+        self.values[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
-from muxjax.scheduling.strain import MOST_STRAIN, Strain
+from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
@@ -37,13 +37,14 @@ SPEED_WEIGHT = 0.1
 """Weight of a new measurement of the seconds a token, against all before it."""
 LOOKED_AT_PART = 0.1
 """Of the time that the first in line can still wait, after which that is worked out again."""
-LOOK_AGAIN = 16
-"""Steps after which what depends on slow means alone is worked out again."""
 LEAST_MODELS = 5
 """Models at once, one sequence each, that targets must allow for taking turns to be worth it. Where
 they are so tight that few can run at once, one after the other is better than all a bit slower."""
 OVERDRAFT = 2.0
 """Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
+SLOWEST = 0.8
+"""How slow a request is taken to be at worst when it is called a lost cause, in parts of what its
+target allows: with 1 a hundredth fewer were in time where targets are tight."""
 MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
@@ -58,8 +59,12 @@ class Pace:
     Attributes:
       due: when its next tokens are due.
       speed: seconds for each token of a sequence, waiting for other models included.
+      saved: seconds that one prefill of two prompts of mean length saves, against two.
+      spare: seconds that such a prompt may lose if it came now.
       tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
         each, to take turns.
+      prefills, decodes: the model's two parts of the time.
+      owes: whether it has a target for each token.
     """
 
     def __init__(self, state: ModelState, estimates: StepEstimates) -> None:
@@ -74,9 +79,22 @@ class Pace:
         self._turns = 0
         self._head: Request | None = None
         self._look_at = 0.0
-        self._steps = 0
-        self._one = (0.0, 0.0)
-        self._find_tight()
+        self.prefills: Turn = (self._name, "prefill")
+        self.decodes: Turn = (self._name, "decode")
+        self.owes = self._targets.tpot is not None
+        self._find_tpot()
+        self.look()
+
+    def look(self) -> None:
+        """Works out anew what depends on step times alone."""
+        tokens = max(1.0, self.state.spec.prompt_tokens)
+        self.saved = self._saved(tokens)
+        # It may meet a step that has just begun, and the next one behind it.
+        self.spare = self._spare(round(tokens)) / STEPS_AHEAD
+        self.tight = LEAST_MODELS * self._estimates.decode(self._name, 1) > self.tpot()
+        limits = self.state.spec.limits
+        self._most = min(limits.max_prefill_seqs, math.ceil(limits.max_prefill_tokens / tokens))
+        self._wait: tuple[Request | None, int, float, float] = (None, 0, 0.0, 0.0)
 
     # Targets
 
@@ -93,34 +111,46 @@ class Pace:
 
     def tpot(self) -> float:
         """Seconds for each token that the target allows."""
-        return self._targets.tpot or self._targets.scale * self.alone_tpot()
+        return self._tpot
 
-    def expected_output(self, request: Request) -> float:
-        """Tokens that the request is expected to make in all."""
+    def mean_output(self) -> float:
+        """Tokens that a request is expected to make, if it may make as many."""
         state = self.state
         mean = state.spec.output_tokens
         if state.finished:
             # What was expected counts as ten requests.
             mean = (10 * mean + state.output_tokens) / (10 + state.finished)
-        return min(float(request.max_new_tokens), max(1.0, mean))
+        return max(1.0, mean)
 
     def latest_start(self, request: Request) -> float:
         """When the request's prefill must begin for it to meet its target, as things go."""
-        targets = self._targets
-        tokens = len(request.prompt)
-        if targets.ttft is not None:
-            return request.arrival + targets.ttft - self._estimates.prefill(self._name, tokens)
-        alone = self.alone_ttft(tokens)
-        steps = self.expected_output(request) - 1
+        return self.latest_starts([request])[0]
+
+    def latest_starts(self, requests: Iterable[Request]) -> list[float]:
+        """`latest_start` of each."""
+        targets, name, prefill = self._targets, self._name, self._estimates.prefill
+        ttft, scale = targets.ttft, targets.scale
+        if ttft is not None:
+            return [r.arrival + ttft - prefill(name, len(r.prompt)) for r in requests]
         if targets.tpot is not None:
             # Of a target for tokens, prompts may take nothing.
-            return request.arrival + targets.scale * alone - alone
-        spare = targets.scale * (alone + steps * self.alone_tpot())
+            return [r.arrival + (scale - 1) * self.alone_ttft(len(r.prompt)) for r in requests]
+        mean, alone_tpot = self.mean_output(), self.alone_tpot()
         # Who begins only where the strain allows it is no slower than that, whatever went before.
-        speed = min(self.speed, MOST_STRAIN * self.tpot())
-        speed = max(speed, self._estimates.decode(self._name, len(self.state.running) + 1))
-        prefill = self._estimates.prefill(self._name, tokens)
-        return request.arrival + spare - MARGIN * (prefill + steps * speed)
+        speed = min(self.speed, SLOWEST * self.tpot())
+        speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
+        starts = []
+        for request in requests:
+            tokens = len(request.prompt)
+            steps = min(float(request.max_new_tokens), mean) - 1
+            spare = scale * (self.alone_ttft(tokens) + steps * alone_tpot)
+            needed = MARGIN * (prefill(name, tokens) + steps * speed)
+            starts.append(request.arrival + spare - needed)
+        return starts
+
+    def _find_tpot(self) -> None:
+        targets = self._targets
+        self._tpot = targets.tpot or targets.scale * self.alone_tpot()
 
     # What was done
 
@@ -131,6 +161,7 @@ class Pace:
             old = self.speed
             self.speed = seconds if not old else old + SPEED_WEIGHT * (seconds - old)
         self._last, self._tokens = now, tokens
+        self._find_tpot()
         self.due = max(self.due, now - tokens * self.tpot()) + tokens * self.tpot()
 
     def latest_decode(self) -> float:
@@ -138,6 +169,10 @@ class Pace:
         if self._targets.tpot is None:
             return math.inf
         return self.due - self._estimates.decode(self._name, len(self.state.running))
+
+    def load(self) -> float:
+        """The part of the time that its sequences need to keep to their targets."""
+        return self._estimates.decode(self._name, len(self.state.running)) / self.tpot()
 
     def rests(self) -> None:
         """Notes that there is nothing to decode: the time until there is does not count."""
@@ -148,17 +183,20 @@ class Pace:
     def sort_line(self, unit: Unit, strain: Strain, now: float) -> None:
         """Defers lost causes among those that are next, and brings deferred requests back."""
         state = self.state
-        most = state.spec.limits.max_prefill_seqs
         head = next(iter(state.waiting.values()), None)
-        if head is not None and (head is not self._head or now >= self._look_at):
+        looks = head is not None and (head is not self._head or now >= self._look_at)
+        if not looks and not state.deferred:
+            return
+        most = state.spec.limits.max_prefill_seqs
+        if looks:
             spare = math.inf
-            for request in list(itertools.islice(state.waiting.values(), most)):
-                if not request.deferred and not request.preemptions:
-                    left = self.latest_start(request) - now
-                    if left < 0:
-                        unit.defer(request)
-                    else:
-                        spare = min(spare, left)
+            first = itertools.islice(state.waiting.values(), most)
+            some = [one for one in first if not one.deferred and not one.preemptions]
+            for request, latest in zip(some, self.latest_starts(some), strict=True):
+                if latest < now:
+                    unit.defer(request)
+                else:
+                    spare = min(spare, latest - now)
             # The time that is left is a guess, and is looked at again when a part has passed.
             self._head = next(iter(state.waiting.values()), None)
             self._look_at = now + LOOKED_AT_PART * spare
@@ -183,15 +221,18 @@ class Pace:
         state = self.state
         if state.prefilling:
             return 0.0
-        limits = state.spec.limits
         count = len(state.waiting)
-        tokens = count * max(1.0, state.spec.prompt_tokens)
-        if count >= limits.max_prefill_seqs or tokens >= limits.max_prefill_tokens:
+        if count >= self._most:
             return 0.0
         head = next(iter(state.waiting.values()))
-        # They came one after the other, so that on average they waited half as long as the first.
-        patience = 2 * running * self._saved(tokens) / (count + 1)
-        return min(patience, self._spare(len(head.prompt))) - (now - head.arrival)
+        if self._wait[:2] != (head, count):
+            tokens = count * max(1.0, state.spec.prompt_tokens)
+            # They came one after the other, so that on average they waited half as long as the
+            # first.
+            each = 2 * self._saved(tokens) / (count + 1)
+            self._wait = head, count, each, self._spare(len(head.prompt))
+        _, _, each, spare = self._wait
+        return min(running * each, spare) - (now - head.arrival)
 
     def may_begin(self, unit: Unit, strain: Strain) -> bool:
         """Whether the model's prompts need not wait for sequences to end."""
@@ -219,20 +260,6 @@ class Pace:
                 return 0, latest
         return 1, virtual
 
-    def patience_of_one(self, running: int) -> float:
-        """Seconds that a prompt of mean length would wait for others if it came now."""
-        if self._steps % LOOK_AGAIN == 0:
-            tokens = max(1.0, self.state.spec.prompt_tokens)
-            # It may meet a step that has just begun, and the next one behind it.
-            self._one = self._saved(tokens), self._spare(round(tokens)) / STEPS_AHEAD
-            self._find_tight()
-        self._steps += 1
-        saved, spare = self._one
-        return min(running * saved, spare)
-
-    def _find_tight(self) -> None:
-        self.tight = LEAST_MODELS * self._estimates.decode(self._name, 1) > self.tpot()
-
     def _spare(self, tokens: int) -> float:
         """Seconds that a prompt may lose before its prefill begins.
 
@@ -256,7 +283,7 @@ class Pace:
 
 
 def decodes_in_order(
-    paces: Mapping[str, Pace], unit: Unit, now: float, total: float
+    paces: Mapping[str, Pace], unit: Unit, decodes: list[Turn], now: float, strain: Strain
 ) -> tuple[list[str], float]:
     """Models with sequences to decode, who is first before the others.
 
@@ -269,33 +296,34 @@ def decodes_in_order(
     Args:
       paces: of all models of the unit.
       unit: the unit.
+      decodes: who has sequences to decode.
       now: seconds.
-      total: the strain, see `strain.py`.
+      strain: as it is now.
 
     Returns:
       The models, and when the next tokens are due of those that are not first for that.
     """
     due: list[tuple[float, str]] = []
-    others: list[str] = []
+    others: list[Turn] = []
     next_due = math.inf
-    turns = total <= 1.0
-    for model, state in unit.models.items():
-        pace = paces[model]
-        if not state.running:
-            pace.rests()
-            continue
+    turns = False
+    for turn in decodes:
+        pace = paces[turn[0]]
         latest = pace.latest_decode()
         if latest <= now:
-            due.append((latest, model))
+            due.append((latest, turn[0]))
         else:
             next_due = min(next_due, latest)
-            others.append(model)
+            others.append(turn)
             turns = turns or not pace.tight
+    time = unit.time
+    others.sort(key=time.virtual)
+    if not turns and strain.total > 1.0:
 
-    def place(model: str) -> tuple[int, float]:
-        turn: Turn = (model, "decode")
-        if turns or unit.time.credit(turn) < -OVERDRAFT:
-            return 1, unit.time.virtual(turn)
-        return 0, next(iter(unit.models[model].running.values())).order
+        def place(turn: Turn) -> tuple[int, int]:
+            if time.credit(turn) < -OVERDRAFT:
+                return 1, 0
+            return 0, next(iter(unit.models[turn[0]].running.values())).order
 
-    return [model for _, model in sorted(due)] + sorted(others, key=place), next_due
+        others.sort(key=place)
+    return [model for _, model in sorted(due)] + [model for model, _ in others], next_due

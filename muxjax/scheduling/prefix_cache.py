@@ -23,6 +23,7 @@ prompt. With any other penalty it must see what was put out before a preemption.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
@@ -76,8 +77,7 @@ class PrefixCache:
 
     def remove_model(self, name: str) -> None:
         """Frees all that is cached of a model without requests, which is about to leave."""
-        while self._allocator.idle_slabs_of(name):
-            self._allocator.evict_slab(name)
+        self._allocator.evict_slabs(name, self._allocator.idle_slabs_of(name))
         del self._indices[name]
 
     # What is found, and what can be
@@ -165,20 +165,23 @@ class PrefixCache:
         """Evicts idle slabs, each of the model that is most over its floor then."""
         if count <= 0:
             return
+        # How far each is over its floor, negated; how many it has.
         over = [
-            (-self._quotas.over_floor(name) - idle, at, name)
+            (-self._quotas.over_floor(name) - idle, at, idle, name)
             for at, name in enumerate(self._models)
             if (idle := self._allocator.idle_slabs_of(name))
         ]
         heapify(over)
+        evicted: Counter[str] = Counter()
         for _ in range(count):
-            rank, at, name = over[0]
-            for block in self._allocator.evict_slab(name):
-                self._indices[name].remove(block)
-            if self._allocator.idle_slabs_of(name):
-                heapreplace(over, (rank + 1, at, name))
+            rank, at, idle, name = over[0]
+            evicted[name] += 1
+            if idle > 1:
+                heapreplace(over, (rank + 1, at, idle - 1, name))
             else:
                 heappop(over)
+        for name, slabs in evicted.items():
+            self._indices[name].remove_all(self._allocator.evict_slabs(name, slabs))
 
     # Tests
 

@@ -80,5 +80,11 @@ class PrefixIndex:
 
     def remove(self, block: int) -> None:
         """Forgets a block, which must be known."""
-        copy, key = self._keys.pop(block)
-        del self._blocks[copy][key]
+        self.remove_all([block])
+
+    def remove_all(self, blocks: Iterable[int]) -> None:
+        """Forgets blocks, which must be known."""
+        pop, known = self._keys.pop, self._blocks
+        for block in blocks:
+            copy, key = pop(block)
+            del known[copy][key]

@@ -24,6 +24,7 @@ The oldest request of the unit keeps its pages even so; see `preemption.py`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,25 +57,21 @@ class _Refusal:
       request: the request.
       since: steps made when its model was first refused, and not for having filled its quota.
       asked: steps made when the policy last asked for it.
-      tried: steps made when it was last worked out that it cannot be admitted.
-      changes: what `Residency._changes` gave then.
+      again: steps made when it is worked out again whether it can be admitted.
+      changes: what `Residency._changes` gave when that was worked out last.
       slabs: how many were needed.
       place: 2 if it had to borrow because others of its model filled the quota then, else 1.
       over_quota: whether it needs more than its model's quota by itself.
-      ripe: whether it had been refused for `RECLAIM_STEPS` steps already.
-      claims: whether it may have others preempted.
     """
 
     request: Request
     since: int
     asked: int
-    tried: int
+    again: float
     changes: int
     slabs: int
     place: int
     over_quota: bool
-    ripe: bool
-    claims: bool
 
 
 class Residency:
@@ -113,12 +110,8 @@ class Residency:
         """Moves the first waiting request to those being prefilled, if there is room for it."""
         if not state.waiting or not state.free_slots:
             return None
-        request = next(iter(state.waiting.values()))
-        if request.last_step and not self._settled(request):
-            return None
-        spec = state.spec
-        refusal = self._refused.get(spec.name)
-        if refusal is not None and not self._worth_trying(refusal, request):
+        request, spec = next(iter(state.waiting.values())), state.spec
+        if self.refused(state) or (request.last_step and not self._settled(request)):
             return None
         blocks = _blocks_to_admit(spec, request)
         found = self._prefixes.find(state, request)
@@ -129,7 +122,7 @@ class Residency:
         new = blocks - len(found.blocks)
         if not self._may_admit(state, request, new + headroom, found):
             return None
-        if refusal is not None:
+        if spec.name in self._refused:
             self._forget(spec.name)
         state.remove(request)
         self._allocator.share(spec.name, found.blocks)
@@ -141,6 +134,24 @@ class Residency:
         self._prefixes.note_admitted(state, request)
         state.start_prefill(request)
         return request
+
+    def refused(self, state: ModelState) -> bool:
+        """Whether a model's first waiting request was refused pages and nothing has changed since.
+
+        It counts as asked for once more. Where pages are short this is asked of each model before
+        each step, so that it must be quick.
+        """
+        refusal = self._refused.get(state.spec.name)
+        if refusal is None:
+            return False
+        made = self.steps_made
+        refusal.asked = made
+        if refusal.request is not next(iter(state.waiting.values()), None):
+            return False
+        name = state.spec.name
+        if refusal.changes != self._changes(name) or made >= refusal.again:
+            return False
+        return refusal.slabs > self._quotas.leasable(name)
 
     def grow(
         self, state: ModelState, slots: np.ndarray, num_tokens: int
@@ -200,18 +211,6 @@ class Residency:
     def _ripe(self, refusal: _Refusal) -> bool:
         return refusal.place == 1 and self.steps_made - refusal.since >= RECLAIM_STEPS
 
-    def _worth_trying(self, refusal: _Refusal, request: Request) -> bool:
-        """Whether anything has changed since a model's first request was refused."""
-        refusal.asked = self.steps_made
-        model = request.model
-        if refusal.request is not request or refusal.changes != self._changes(model):
-            return True
-        if refusal.claims and self.steps_made - refusal.tried >= _CLAIM_AGAIN:
-            return True
-        if self._ripe(refusal) and not refusal.ripe:
-            return True
-        return refusal.slabs <= self._quotas.leasable(model)
-
     def _emptiest_copy(self, state: ModelState) -> int:
         """The copy with a free slot that has most blocks to give, or else most free slots."""
         if state.spec.copies == 1:
@@ -264,8 +263,11 @@ class Residency:
         quotas.note_refused(name, slabs)
         made, changes = self.steps_made, self._changes(name)
         since = made if refusal is None or refusal.place == 2 else refusal.since
+        again = made + _CLAIM_AGAIN if reason else math.inf
+        if place == 1 and not ripe:
+            again = min(again, since + RECLAIM_STEPS)
         self._refused[name] = _Refusal(
-            request, since, made, made, changes, slabs, place, over_quota, ripe, bool(reason)
+            request, since, made, again, changes, slabs, place, over_quota
         )
         return False
 

@@ -27,6 +27,11 @@ class BucketLimits:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    @property
+    def part_prefill_tokens(self) -> int:
+        """The smaller size that prefills are compiled for: a quarter, and 16 at least."""
+        return min(self.max_prefill_tokens, max(16, self.max_prefill_tokens // 4))
+
 
 DEFAULT_SCALE = 8.0
 """Latency allowed where no target is given, in multiples of what a request takes alone (MuxServe's

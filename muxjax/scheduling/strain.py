@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from muxjax.scheduling.pacing import Pace
     from muxjax.scheduling.unit import Unit
 
-MOST_STRAIN = 0.8
-"""Of the time that prefills leave. The rest is for sequences that begin together or end late, and
-for what waiting has used of a target for the whole request."""
 FREE = 0.02
 """Strain that new sequences may add at any time: in a batch that has room for them they cost next
 to nothing."""
@@ -28,31 +25,39 @@ NEW_WEIGHT = 0.3
 
 
 class Strain:
-    """Of one unit, as of the last `look`; none until then.
-
-    Attributes:
-      total: the sum over models; 0 where nobody decodes; above 1, steps in turn keep nobody to its
-        target.
-    """
+    """Of one unit, as of the last `look`; none until then."""
 
     def __init__(self) -> None:
-        self.total = 0.0
-        self._loads: dict[str, float] = {}
+        self._loads: dict[str, float] | None = {}
+        self._total = 0.0
+        self._paces: Mapping[str, Pace] = {}
         self._prefills = 0.0
         self._used = (0.0, 0.0)
         self._look_at = 0.0
 
     def look(self, paces: Mapping[str, Pace], unit: Unit, now: float) -> None:
-        """Works out the strain of the sequences that decode."""
-        estimates, loads = unit.estimates, self._loads
-        loads.clear()
-        for model, state in unit.models.items():
-            if state.running:
-                loads[model] = estimates.decode(model, len(state.running)) / paces[model].tpot()
-        self.total = sum(loads.values())
+        """Takes the sequences that decode now. Their strain is worked out when it is asked for, as
+        most steps need none.
+        """
+        self._paces, self._loads = paces, None
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._measure(unit)
+
+    @property
+    def loads(self) -> Mapping[str, float]:
+        """The strain of each model that decodes."""
+        if self._loads is None:
+            self._loads = {n: pace.load() for n, pace in self._paces.items() if pace.state.running}
+            self._total = sum(self._loads.values())
+        return self._loads
+
+    @property
+    def total(self) -> float:
+        """The sum over models; 0 where nobody decodes; above 1, steps in turn keep nobody to its
+        target.
+        """
+        return self._total if self.loads else 0.0
 
     def allows(self, pace: Pace, unit: Unit, count: int) -> bool:
         """Whether so many sequences of a model may begin beside those that decode.
@@ -61,18 +66,16 @@ class Strain:
         share of the decodes' time, or has nothing running and used less than its share so far, and
         where targets are tight (`LEAST_MODELS` in `pacing.py`).
         """
-        loads = self._loads
-        if not loads:
+        loads = self.loads
+        if pace.tight or not loads:
             return True
-        model, tpot = pace.state.spec.name, pace.tpot()
-        free = pace.state.spec.limits.max_seqs - len(pace.state.running)
-        size = len(pace.state.running) + max(1, min(count, free))
+        spec, running = pace.state.spec, len(pace.state.running)
+        model, tpot = spec.name, pace.tpot()
+        size = running + max(1, min(count, spec.limits.max_seqs - running))
         before = loads.get(model, 0.0)
         after = unit.estimates.decode(model, size) / tpot
-        most = MOST_STRAIN * (1 - self._prefills)
-        if self.total - before + after <= most:
-            return True
-        if pace.tight:
+        most = 1 - self._prefills
+        if self._total - before + after <= most:
             return True
         if before:
             # A batch that is just large enough for the next bucket need not stay that large.
@@ -81,7 +84,7 @@ class Strain:
                 return True
         elif unit.time.credit((model, "decode")) >= 0:
             return True
-        return after <= most * _part(unit, model)
+        return after <= most * unit.time.part((model, "decode"))
 
     def _measure(self, unit: Unit) -> None:
         """The prefills' part of the time since the last measurement."""
@@ -92,9 +95,3 @@ class Strain:
         if total > before[1]:
             part = min(1.0, max(0.0, (prefills - before[0]) / (total - before[1])))
             self._prefills += NEW_WEIGHT * (part - self._prefills)
-
-
-def _part(unit: Unit, model: str) -> float:
-    """The model's share of the time of all decodes."""
-    shares = unit.time.shares
-    return shares[model, "decode"] / sum([shares[other, "decode"] for other in unit.models])

@@ -14,7 +14,7 @@ deficit of deficit round-robin is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 Phase = Literal["prefill", "decode"]
@@ -30,14 +30,24 @@ prefills may be ahead (`policies.PREFILL_OVERDRAFT`): what decodes are owed is n
 
 
 class TimeQuotas:
-    """Shares, use and credit of every (model, phase) of a unit."""
+    """Shares, use and credit of every (model, phase) of a unit.
+
+    Attributes:
+      shares: of the time, for each; 1 together.
+      used: seconds of device time.
+      mean: the virtual time of all that have work.
+    """
 
     def __init__(self, models: Iterable[str]) -> None:
         self.shares: dict[Turn, float] = {}
         self.used: dict[Turn, float] = {}
         self._virtual: dict[Turn, float] = {}
-        self._mean = 0.0
+        self.mean = 0.0
         self._active: frozenset[Turn] = frozenset()
+        # Of those that had work last: who, in the order given; their shares; the sum of share times
+        # virtual time; and the mean below which none of them is too far behind.
+        self._last: list[Turn] = []
+        self._weight = self._sum = self._fine_below = 0.0
         self.set_models(models)
 
     def set_models(self, models: Iterable[str]) -> None:
@@ -48,8 +58,9 @@ class TimeQuotas:
         phases: tuple[Phase, ...] = ("prefill", "decode")
         turns: list[Turn] = [(model, phase) for model in models for phase in phases]
         self.shares = {turn: 1.0 / len(turns) for turn in turns}
-        self._virtual = {turn: self._virtual.get(turn, self._mean) for turn in turns}
+        self._virtual = {turn: self._virtual.get(turn, self.mean) for turn in turns}
         self._active = self._active.intersection(turns)
+        self._changed()
         for turn in turns:
             self.used.setdefault(turn, 0.0)
 
@@ -62,29 +73,53 @@ class TimeQuotas:
         for turn in self.shares:
             part = max(0.0, needs[turn]) / total if total > 0 else even
             self.shares[turn] = EVEN_PART * even + (1 - EVEN_PART) * part
+        self._changed()
 
-    def begin(self, active: Sequence[Turn]) -> None:
-        """Says who has work now. To be called before credits are compared."""
+    def _changed(self) -> None:
+        """Notes that the shares are others."""
+        self._last = []
+        self._phases = dict.fromkeys(("prefill", "decode"), 0.0)
+        for (_, phase), share in self.shares.items():
+            self._phases[phase] += share
+
+    def begin(self, active: list[Turn]) -> None:
+        """Says who has work now. To be called before credits are compared.
+
+        Mostly that is who had it before, and then the sums go on from there: it is asked before
+        each step, and with many models this is the most of what a step costs.
+        """
+        if active and active == self._last:
+            self.mean = self._sum / self._weight
+            if self.mean < self._fine_below:
+                return
         before, self._active = self._active, frozenset(active)
+        self._last = list(active)
         virtual, shares = self._virtual, self.shares
         if not active:
             for turn, value in virtual.items():
-                virtual[turn] = min(value, self._mean)
+                virtual[turn] = min(value, self.mean)
             return
         stayed = [turn for turn in active if turn in before]
         if stayed:
             weight = sum([shares[turn] for turn in stayed])
-            self._mean = sum([shares[turn] * virtual[turn] for turn in stayed]) / weight
+            self.mean = sum([shares[turn] * virtual[turn] for turn in stayed]) / weight
         for turn in active:
-            floor = self._mean
+            floor = self.mean
             if turn in before:
                 floor -= MAX_CREDIT / shares[turn]
             if virtual[turn] < floor:
                 virtual[turn] = floor
+        self._weight = sum([shares[turn] for turn in active])
+        self._sum = sum([shares[turn] * virtual[turn] for turn in active])
+        self._fine_below = min([virtual[turn] + MAX_CREDIT / shares[turn] for turn in active])
 
     def credit(self, turn: Turn) -> float:
         """Seconds that it is behind (above 0) or ahead of (below 0) its share."""
-        return self.shares[turn] * (self._mean - self._virtual[turn])
+        return self.shares[turn] * (self.mean - self._virtual[turn])
+
+    def part(self, turn: Turn) -> float:
+        """Its share of the time of all that are in the same phase."""
+        return self.shares[turn] / self._phases[turn[1]]
 
     def virtual(self, turn: Turn) -> float:
         """Its virtual time: the least is next."""
@@ -93,4 +128,8 @@ class TimeQuotas:
     def charge(self, turn: Turn, seconds: float) -> None:
         """Books device time; negative to correct an estimate."""
         self.used[turn] += seconds
-        self._virtual[turn] += seconds / self.shares[turn]
+        share = self.shares[turn]
+        virtual = self._virtual[turn] = self._virtual[turn] + seconds / share
+        if turn in self._active:
+            self._sum += seconds
+            self._fine_below = min(self._fine_below, virtual + MAX_CREDIT / share)

@@ -77,7 +77,7 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Flight:
     """A step that was made and not applied: its number, what was charged for it, who is in it."""
 
@@ -314,6 +314,15 @@ class Unit:
         """The model and phase of each step made and not applied, in the order of making."""
         return [flight.turn for flight in self._in_flight]
 
+    def may_prefill(self, model: str) -> bool:
+        """Whether there is a prefix to work on, and no reason is known why it could not be."""
+        state = self.models[model]
+        if state.prefilling:
+            return True
+        if not state.waiting or not state.free_slots:
+            return False
+        return not self._residency.refused(state)
+
     def settled(self, request: Request) -> bool:
         """Whether no step in flight works on the request."""
         last = request.last_step
@@ -425,7 +434,7 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
-        if not state.prefilling and not (state.waiting and state.free_slots):
+        if not self.may_prefill(model):
             return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens

@@ -56,6 +56,16 @@ def test_a_unit_takes_the_targets_that_are_asked_for(rig: Rig) -> None:
     assert rig.unit("slo").models["llama"].spec == rig.specs["llama"]
 
 
+def test_a_unit_expects_the_rates_that_it_is_told(rig: Rig) -> None:
+    shares = {}
+    for rate in (1.0, 9.0):
+        unit = rig.unit("static", rates={"llama": rate, "qwen3": 1.0})
+        assert unit.models["llama"].spec.rate == rate
+        shares[rate] = unit.time.shares["llama", "decode"]
+    assert shares[9.0] > 1.2 * shares[1.0]
+    assert rig.unit("static").models["llama"].spec == rig.specs["llama"]
+
+
 def test_a_policy_that_there_is_not(rig: Rig) -> None:
     with pytest.raises(BenchError, match="no policy 'best'; there are slo, adbs"):
         rig.unit("best")

@@ -8,7 +8,7 @@ from muxjax.mock_executor import MockLatency
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
-from muxjax.scheduling.steps import Decode
+from muxjax.scheduling.steps import Decode, Prefill
 from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
 
 
@@ -43,6 +43,25 @@ def test_adbs_gives_decodes_their_share_when_prefills_flood() -> None:
     # Prefills are ahead of the mean of both by the overdraft, decodes behind it by as much.
     ahead = used["a", "prefill"] - used["b", "decode"]
     assert ahead == pytest.approx(2 * PREFILL_OVERDRAFT, abs=0.2)
+
+
+def test_adbs_cuts_prefills_that_have_used_their_part_of_the_time_up() -> None:
+    specs = [
+        spec("a", 1, 16, 2048, max_seqs=256, prefill_tokens=512),
+        spec("b", 1, 16, 2048, decode_tokens=4),
+    ]
+    loop = Loop.of(specs, 30_000)
+    loop.check = False
+    loop.executor.latency = MockLatency(prefill=0.005, prefill_token=0.001, decode=0.02)
+    loop.unit.add(request(0, "b", max_tokens=1000))
+    loop.turn()
+    for i in range(40):
+        loop.unit.add(request(1 + i, "a", prompt_tokens=510, max_tokens=1))
+    for _ in range(120):
+        loop.turn()
+    sizes = [s.num_tokens for s in loop.steps if isinstance(s, Prefill) and s.model == "a"]
+    assert max(sizes[:3]) > 500  # nothing is cut while there is some overdraft left
+    assert max(sizes[12:]) == 128
 
 
 def test_adbs_shares_decode_time_as_needed() -> None:

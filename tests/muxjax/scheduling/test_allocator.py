@@ -213,7 +213,7 @@ def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order)
             gone = [block for block in dict.fromkeys(blocks) if block in left - keep]
             held[model] = +mine
         elif move == "slab" and allocator.idle_slabs_of(model):
-            gone = allocator.evict_slab(model)
+            gone = allocator.evict_slabs(model, 1)
             assert len({allocator.slab_of(block) for block in gone}) == 1
             assert allocator.free_slabs == free
         elif move == "block" and allocator.available_blocks(model) > allocator.free_blocks(model):
@@ -242,7 +242,7 @@ def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order)
     assert allocator.free_slabs == allocator.num_slabs
     for model in models:
         while allocator.idle_slabs_of(model):
-            allocator.evict_slab(model)
+            allocator.evict_slabs(model, 1)
     assert allocator.empty_slabs == allocator.num_slabs
     allocator.check_invariants()
 

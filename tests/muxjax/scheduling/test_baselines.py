@@ -52,3 +52,14 @@ def test_mutex_draws_lots_the_same_way_each_time() -> None:
     steps = shorthand(two_models("mutex", tokens=40))
     assert steps == shorthand(two_models("mutex", tokens=40))
     assert "aa" in steps.lower() or "bb" in steps.lower()
+
+
+def test_static_is_the_same_in_every_process() -> None:
+    # Models that are as far as each other go in the unit's order, not in that of a set of names.
+    specs = [spec(name) for name in "hgfedcba"]
+    loop = Loop.of(specs, 2000, "static")
+    for number, one in enumerate(specs):
+        loop.unit.add(request(number, one.name))
+    for _ in range(8):
+        loop.turn()
+    assert shorthand(loop) == "HGFEDCBA"

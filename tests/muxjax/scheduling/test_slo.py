@@ -120,6 +120,33 @@ def test_decodes_go_by_shares_until_tokens_are_due(tpot: float | None) -> None:
     assert share < 0.35 if tpot else 0.4 < share < 0.6
 
 
+@pytest.mark.parametrize("tpot", [None, 0.012])
+def test_long_prompts_go_in_parts_where_tokens_of_others_are_due(tpot: float | None) -> None:
+    # A prompt of 4,096 tokens, of which 1,024 in one step would take 0.8 s.
+    specs = [
+        spec("a", 1, 16, 8192, prefill_tokens=1024),
+        spec("b", 1, 16, 2048, decode_tokens=2, targets=LatencyTargets(tpot=tpot)),
+    ]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.check = False
+    loop.executor.latency = MockLatency(prefill=0.005, prefill_token=0.0008, decode=0.01)
+    for tokens in (256, 1024):
+        loop.unit.estimates.observe_prefill("a", tokens, 0.005 + 0.0008 * tokens)
+    arriving(loop, 0, "b", max_tokens=400)
+    for _ in range(10):
+        loop.turn()
+    came: list[float] = []
+    loop.on_update = lambda u: came.append(loop.executor.now) if u.request.id == 0 else None
+    long = arriving(loop, 1, "a", prompt_tokens=4096, max_tokens=2)
+    loop.run()
+    gaps = [later - sooner for sooner, later in itertools.pairwise(came)]
+    chunks = [s.chunks[0] for s in loop.steps if isinstance(s, Prefill) and s.model == "a"]
+    assert len(chunks) == (16 if tpot else 4)
+    # A part takes 0.21 s, and between two there is one burst.
+    assert max(gaps) < 0.3 if tpot else max(gaps) > 0.8
+    assert (long.finished_at or 0.0) - long.arrival < 5.0
+
+
 def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
     targets = LatencyTargets(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
@@ -145,7 +172,7 @@ def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
     loop = Loop.of(specs, 2000, "slo")
     for name in "abc":
         loop.unit.estimates.observe_decode(name, 1, 1, 0.01)
-        loop.unit.estimates.observe_decode(name, 2, 1, 0.03)
+        loop.unit.estimates.observe_decode(name, 2, 1, 0.035)
     loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
     first = [arriving(loop, number, name, max_tokens=30) for number, name in enumerate("abc")]
     for _ in range(12):

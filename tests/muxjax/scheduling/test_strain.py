@@ -6,7 +6,7 @@ import pytest
 
 from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.specs import LatencyTargets
-from muxjax.scheduling.strain import MOST_STRAIN, NEW_WEIGHT, Strain
+from muxjax.scheduling.strain import NEW_WEIGHT, Strain
 from muxjax.scheduling.unit import Unit
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
@@ -59,11 +59,11 @@ def test_anybody_may_begin_where_nobody_decodes() -> None:
 def test_a_model_may_begin_while_all_keep_their_targets() -> None:
     unit = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
-    step_times(unit, "b", of1=0.004, of2=0.005, of8=0.0125)
+    step_times(unit, "b", of1=0.004, of2=0.005, of8=0.017)
     strain, paces = looked(unit)
     assert strain.total == pytest.approx(0.45)
     assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.25
-    assert not strain.allows(paces["b"], unit, 7)  # 0.25 + 0.625
+    assert not strain.allows(paces["b"], unit, 7)  # 0.25 + 0.85
 
 
 def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
@@ -87,11 +87,11 @@ def test_a_batch_that_is_too_large_does_not_stay_so() -> None:
 def test_who_has_nothing_running_begins_unless_it_is_ahead_of_its_share() -> None:
     unit = decoding(a=8)
     step_times(unit, "a", of8=0.019)
-    step_times(unit, "b", of1=0.004, of2=0.009)
+    step_times(unit, "b", of1=0.004, of2=0.012)
     strain, paces = looked(unit)
     assert strain.allows(paces["b"], unit, 2)
     unit.time.charge(("b", "decode"), 10.0)
-    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.4: half of all decodes
+    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.5: half of all decodes
     assert not strain.allows(paces["b"], unit, 2)
 
 
@@ -106,11 +106,11 @@ def test_nobody_waits_where_targets_allow_few_models_at_once() -> None:
 def test_prefills_leave_less_time() -> None:
     unit = decoding(a=4, b=1)
     step_times(unit, "a", of4=0.005)
-    step_times(unit, "b", of1=0.004, of4=0.0085)
+    step_times(unit, "b", of1=0.004, of4=0.013)
     unit.time.used = dict.fromkeys(unit.time.used, 0.0)
     unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 6.0, 4.0
     strain, paces = looked(unit)
-    assert MOST_STRAIN * (1 - NEW_WEIGHT * 0.6) < 0.675 < MOST_STRAIN
+    assert 1 - NEW_WEIGHT * 0.6 < 0.25 + 0.65 < 1
     assert not strain.allows(paces["b"], unit, 3)
     # Once prefills are over, they are forgotten.
     for second in range(1, 20):

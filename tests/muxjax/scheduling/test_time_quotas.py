@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from muxjax.scheduling.time_quotas import EVEN_PART, MAX_CREDIT, TimeQuotas, Turn
 
@@ -88,3 +90,29 @@ def test_an_estimate_can_be_corrected() -> None:
     time.charge(A, -0.4)
     assert time.used[A] == pytest.approx(0.1)
     assert time.virtual(A) == pytest.approx(0.1 / time.shares[A])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sets(st.sampled_from([A, B, ("a", "prefill"), ("b", "prefill")])),
+            st.sampled_from([A, B, ("a", "prefill")]),
+            st.floats(-0.5, 5.0),
+        ),
+        max_size=40,
+    )
+)
+def test_sums_that_go_on_are_those_worked_out_anew(
+    moves: list[tuple[set[Turn], Turn, float]],
+) -> None:
+    kept, anew = quotas(a=3.0, b=1.0), quotas(a=3.0, b=1.0)
+    for active, turn, seconds in moves:
+        line = sorted(active)
+        for time in (kept, anew):
+            time.begin(line)
+            time.begin(line)
+            time.charge(turn, seconds)
+        anew._last = []  # as if others had had work
+        for one in kept.shares:
+            assert kept.credit(one) == pytest.approx(anew.credit(one), abs=1e-6)
+            assert kept.virtual(one) == pytest.approx(anew.virtual(one), abs=1e-6)
