@@ -11,13 +11,13 @@ Every request runs to its full length: nothing is a stop token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxjax.placement.cost_model import CostModel
 from muxjax.placement.plan import Execution
 from muxjax.placement.step_times import StepTimes
-from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult
+from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
 
 TOKEN = 0
 """Every token that is made."""
@@ -193,8 +193,7 @@ class SimulatedExecutor:
         held = self._held[step.model]
         context = made = longest = 0
         tokens: list[list[int]] = []
-        for sequence in step.sequences:
-            slot, count = sequence.slot, sequence.num_tokens
+        for slot, count in _slots_and_counts(step):
             before = held[slot]
             context += before * count + count * (count + 1) // 2
             made += count
@@ -235,6 +234,14 @@ class SimulatedExecutor:
             share += job.share
             traffic += job.traffic
         self._slowdown = max(1.0, share, traffic)
+
+
+def _slots_and_counts(step: Decode) -> Iterable[tuple[int, int]]:
+    """The slot of each sequence and how many tokens it makes."""
+    sequences = step.sequences
+    if isinstance(sequences, DecodeBatch):  # as the scheduler makes them: no object for each
+        return zip(sequences.slots.tolist(), sequences.num_tokens.tolist(), strict=True)
+    return [(sequence.slot, sequence.num_tokens) for sequence in sequences]
 
 
 def _left(job: Job) -> float:

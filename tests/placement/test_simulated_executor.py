@@ -4,7 +4,14 @@ import pytest
 
 from muxjax.placement.simulated_executor import Job, SimulatedExecutor, SimulatedModel
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.steps import Decode, DecodeSequence, Executor, Prefill, PrefillChunk
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeBatch,
+    DecodeSequence,
+    Executor,
+    Prefill,
+    PrefillChunk,
+)
 from tests.placement.simple_costs import SimpleCosts
 
 MODELS = {"a": SimulatedModel("small"), "b": SimulatedModel("small", tp=2)}
@@ -41,6 +48,19 @@ def test_one_program_at_a_time() -> None:
     executor.now = 1.0
     assert executor.result(executor.submit(decode("a", 1))).started == 1.0
     assert executor.next_end() is None
+
+
+def test_a_batch_as_the_scheduler_makes_it_is_the_same_step() -> None:
+    took = []
+    for columns in (False, True):
+        executor = SimulatedExecutor(MODELS, SimpleCosts(), "time_sliced")
+        executor.result(executor.submit(prefill()))
+        step = decode("a", 3, 1, tokens=3)
+        if columns:
+            step = Decode("a", DecodeBatch.of(step.sequences), 3)
+        result = executor.result(executor.submit(step))
+        took.append((result.tokens, result.seconds))
+    assert took[0] == took[1]
 
 
 def test_tokens_are_as_many_as_the_step_has() -> None:
