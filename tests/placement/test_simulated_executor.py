@@ -4,6 +4,7 @@ import pytest
 
 from muxjax.placement.simulated_executor import Job, SimulatedExecutor, SimulatedModel
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.steps import (
     Decode,
     DecodeBatch,
@@ -161,3 +162,17 @@ def test_results_come_in_the_order_of_their_ends() -> None:
     executor.result(first)
     executor.close()
     assert executor.next_end() is None
+
+
+def test_side_by_side_what_is_lent_counts() -> None:
+    models = {name: SimulatedModel("small", prefill_share=0.5) for name in "ab"}
+    compute = ComputeShares({("a", "prefill"): 0.5, ("b", "prefill"): 0.5})
+    executor = SimulatedExecutor(models, SimpleCosts(), "concurrent", compute=compute)
+    compute.lend(("a", "prefill"), [], [("a", "prefill")])
+    first = executor.submit(prefill("a", 10))
+    assert executor.next_end() == (pytest.approx(0.010), first)
+    # The owner starts beside it; together they want 1.5 times the chip until the first is done.
+    executor.now = 0.004
+    compute.lend(("b", "prefill"), [("a", "prefill")], [("a", "prefill"), ("b", "prefill")])
+    executor.submit(prefill("b", 10))
+    assert executor.result(first).seconds == pytest.approx(0.004 + 1.5 * 0.006)
