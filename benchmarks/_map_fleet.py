@@ -60,6 +60,7 @@ class Job:
       seed: of the workload.
       policies: to compare.
       profile: step times of the A100.
+      ahead: choose placements on other requests than those that count.
     """
 
     alpha: float
@@ -71,6 +72,7 @@ class Job:
     seed: int
     policies: tuple[PolicyName, ...]
     profile: Path
+    ahead: bool = False
 
 
 def default_profile() -> Path:
