@@ -46,7 +46,7 @@ they are so tight that few can run at once, one after the other is better than a
 PACE = 0.98
 """Of the time a token that a target for the whole request allows. The first token takes the rest:
 at 1 every fourth request of a 30B beside a 13B was just late. Less makes others wait for nothing:
-at 0.8 its neighbours served 3 % less."""
+at 0.8 the whole fleet served 2 % less."""
 OVERDRAFT = 2.0
 """Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
 MARGIN = 1.1
