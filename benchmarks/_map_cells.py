@@ -43,6 +43,8 @@ BLOCKS = 2**13
 """Of a pool, at most: more take longer to set up than seconds of requests take to simulate."""
 SHORT = 0.005
 """How far `slo` may fall short where it is placed: half of what the bars allow."""
+ENOUGH = 0.99
+"""What `slo` must attain to be tried on no other placements."""
 ALIKE: Mapping[Execution, Mapping[str, PolicyName]] = {
     "time_sliced": {
         "spatial": "adbs",
@@ -173,7 +175,8 @@ class _Runner:
         attains as much as the best of the others on theirs, and serves as much as `adbs`; of those
         the best. If there is none, where the larger shortfall of the two is the least.
 
-        On the one that is best for `adbs` nothing more is tried if it falls short of nobody there.
+        On the one that is best for `adbs` nothing more is tried if it falls short of nobody there
+        and there is hardly more to win.
         """
         others = ["adbs", *(p for p in self._job.policies if p not in ("slo", "adbs"))]
         theirs = {policy: self.choose(policy, scale) for policy in others}
@@ -189,8 +192,9 @@ class _Runner:
             less = [1 - served[measure] / wanted[measure] for measure in wanted]
             return max(most - attainment(outcome, scale), *less)
 
-        if short(theirs["adbs"][1]) <= 0:
-            return theirs["adbs"]
+        base = theirs["adbs"]
+        if short(base[1]) <= 0 and attainment(self._try(base[1], "slo", scale), scale) >= ENOUGH:
+            return base
         tried = [*theirs.values(), *self._candidates("slo", scale).items()]
         shorts = [short(chosen) for _, chosen in tried]
         allowed = max(SHORT, min(shorts))

@@ -103,10 +103,8 @@ class Outcomes:
 def test_where_slo_falls_short_of_nobody_nothing_more_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = {("a", "others"): (0.9, 10.0), ("b", "others"): (0.8, 20.0)}
-    outcomes = Outcomes(
-        monkeypatch, {**found, ("a", "slo"): (0.9, 10.0), ("b", "slo"): (0.99, 20.0)}
-    )
+    found = {("a", "others"): (0.99, 10.0), ("b", "others"): (0.98, 20.0)}
+    outcomes = Outcomes(monkeypatch, {**found, ("a", "slo"): (0.99, 10.0), ("b", "slo"): (1, 20.0)})
     assert outcomes.choice() == "a"
     assert set(outcomes.tried) == {"a"}
 
@@ -119,6 +117,7 @@ def test_where_slo_falls_short_of_nobody_nothing_more_is_tried(
         ((0.95, 9.0), (0.91, 10.0), "b"),  # serves less on a
         ((0.95, 9.0), (0.80, 10.0), "a"),  # short on both: in throughput by less
         ((0.895, 10.0), (0.91, 9.97), "b"),  # hardly short on either: attains more
+        ((0.95, 10.0), (0.97, 10.0), "b"),  # short on neither, and there is more to win
     ],
 )
 def test_slo_is_placed_where_it_falls_least_short(
