@@ -1,8 +1,10 @@
 """One (alpha, load) of the policy map: every policy on its own best placement, at every SLO scale.
 
-A policy's placement is chosen on requests that are not those that count: other ones of the same
-rates and lengths (`TRAINING_SEED`). Runs that do not depend on the scale are made once for all
-scales, and parts of placements that are alike once for all placements.
+A policy's placement is the one that is best for it on the requests that count, so that policies are
+compared and not their luck; with `Job.ahead` the one that is best on other requests of the same
+rates and lengths (`TRAINING_SEED`), as one must choose who does not know what will come. Runs that
+do not depend on the scale are made once for all scales, and parts of placements that are alike once
+for all placements.
 """
 
 from __future__ import annotations
@@ -34,16 +36,15 @@ POLICIES: tuple[PolicyName, ...] = (
     "mutex",
 )
 TRAINING_SEED = 1_000_003
-"""Added to the seed for the requests on which placements are chosen."""
-AS_GOOD = 0.003
-"""Placements that attain so much less than the best of them count as equal: one may as well be
-better on other requests."""
+"""Added to the seed for the requests on which placements are chosen ahead."""
+AS_GOOD = 0.001
+"""Placements that attain so much less than the best of them count as equal."""
 BLOCKS = 2**13
 """Of a pool, at most: more take longer to set up than seconds of requests take to simulate."""
-WORTH_LEAVING = 0.01
-"""How much more `slo` must attain elsewhere to leave the placement that is best for `adbs`."""
-AS_MUCH = 0.005
-"""How much less than `adbs` a placement of `slo` may serve: half of what the bar allows."""
+SHORT = 0.005
+"""How far `slo` may fall short where it is placed: half of what the bars allow."""
+ENOUGH = 0.99
+"""What `slo` must attain to be tried on no other placements."""
 ALIKE: Mapping[Execution, Mapping[str, PolicyName]] = {
     "time_sliced": {
         "spatial": "adbs",
@@ -86,6 +87,7 @@ def cells(job: Job) -> list[dict[str, Any]]:
             "hardware": job.hardware,
             "seed": job.seed,
             "seconds": job.seconds,
+            "chosen_ahead": job.ahead,
             "slo_attainment": {},
             "throughput": {},
             "placement": {},
@@ -134,14 +136,13 @@ class _Runner:
         self._known: dict[object, Outcome] = {}
 
     def choose(self, policy: PolicyName, scale: float) -> tuple[str, list[Units]]:
-        """The placement that is best for the policy, on other requests of the same kind: which
-        attains most, and of those that attain as much serves most.
+        """The placement that is best for the policy: which attains most, and of those that attain
+        as much serves most.
 
-        `slo` takes the one that is best for `adbs`, unless it attains more on another and serves as
-        much there.
+        `slo` takes the one that is best for `adbs`, unless others are ahead of it there.
         """
         if policy == "slo":
-            return self._better_than_adbs(scale)
+            return self._choose_for_slo(scale)
         found = self._candidates(policy, scale)
         best = self._best(list(found.values()), policy, scale)
         return next(name for name, chosen in found.items() if chosen is best), best
@@ -160,7 +161,7 @@ class _Runner:
                 continue
             try:
                 best = [self._best([[units] for units in part], policy, scale)[0] for part in parts]
-                self._run(best, policy, scale, counting=False)
+                self._try(best, policy, scale)
             except PlanError as error:
                 refused = error
             else:
@@ -169,28 +170,41 @@ class _Runner:
             raise refused
         return found
 
-    def _better_than_adbs(self, scale: float) -> tuple[str, list[Units]]:
-        """The best for `slo` of those where it serves as much as `adbs` does, if it is worth it."""
-        name, base = self.choose("adbs", scale)
-        share = attainment(self._run(base, "slo", scale, counting=False), scale)
-        if 1 - share < WORTH_LEAVING:
-            return name, base  # whatever another one attains
-        wanted = self._served(base, "adbs", scale)
-        enough = {}
-        for other, chosen in self._candidates("slo", scale).items():
-            served = self._served(chosen, "slo", scale)
-            if all(s >= (1 - AS_MUCH) * least for s, least in zip(served, wanted, strict=True)):
-                enough[other] = chosen
-        if enough:
-            best = self._best(list(enough.values()), "slo", scale)
-            most = attainment(self._run(best, "slo", scale, counting=False), scale)
-            if most - share >= WORTH_LEAVING:
-                return next(other for other, chosen in enough.items() if chosen is best), best
-        return name, base
+    def _choose_for_slo(self, scale: float) -> tuple[str, list[Units]]:
+        """Of all placements that any policy may take, one where `slo` falls short of nobody: it
+        attains as much as the best of the others on theirs, and serves as much as `adbs`; of those
+        the best. If there is none, where the larger shortfall of the two is the least.
 
-    def _served(self, chosen: list[Units], policy: PolicyName, scale: float) -> tuple[float, float]:
-        served = throughput(self._run(chosen, policy, scale, counting=False))
-        return served["total"], served["rate_weighted"]
+        On the one that is best for `adbs` nothing more is tried if it falls short of nobody there
+        and there is hardly more to win.
+        """
+        others = ["adbs", *(p for p in self._job.policies if p not in ("slo", "adbs"))]
+        theirs = {policy: self.choose(policy, scale) for policy in others}
+        most = max(
+            attainment(self._try(chosen, policy, scale), scale)
+            for policy, (_, chosen) in theirs.items()
+        )
+        wanted = throughput(self._try(theirs["adbs"][1], "adbs", scale))
+
+        def short(chosen: list[Units]) -> float:
+            outcome = self._try(chosen, "slo", scale)
+            served = throughput(outcome)
+            less = [1 - served[measure] / wanted[measure] for measure in wanted]
+            return max(most - attainment(outcome, scale), *less)
+
+        base = theirs["adbs"]
+        if short(base[1]) <= 0 and attainment(self._try(base[1], "slo", scale), scale) >= ENOUGH:
+            return base
+        tried = [*theirs.values(), *self._candidates("slo", scale).items()]
+        shorts = [short(chosen) for _, chosen in tried]
+        allowed = max(SHORT, min(shorts))
+        near = [one for one, by in zip(tried, shorts, strict=True) if by <= allowed]
+        best = self._best([chosen for _, chosen in near], "slo", scale)
+        return next(one for one in near if one[1] is best)
+
+    def _try(self, chosen: Iterable[Units], policy: PolicyName, scale: float) -> Outcome:
+        """What the policy attains of the requests that placements are chosen on."""
+        return self._run(chosen, policy, scale, counting=not self._job.ahead)
 
     def score(self, chosen: Iterable[Units], policy: PolicyName, scale: float) -> Outcome:
         """What the policy attains of the requests that count."""
@@ -201,7 +215,7 @@ class _Runner:
     ) -> list[Units]:
         if len(choices) == 1:
             return choices[0]
-        outcomes = [self._run(one, policy, scale, counting=False) for one in choices]
+        outcomes = [self._try(one, policy, scale) for one in choices]
         shares = [attainment(outcome, scale) for outcome in outcomes]
         served = [throughput(outcome)["total"] for outcome in outcomes]
         near = [n for n, share in enumerate(shares) if share >= max(shares) - AS_GOOD]

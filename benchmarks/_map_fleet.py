@@ -60,6 +60,7 @@ class Job:
       seed: of the workload.
       policies: to compare.
       profile: step times of the A100.
+      ahead: choose placements on other requests than those that count.
     """
 
     alpha: float
@@ -71,6 +72,7 @@ class Job:
     seed: int
     policies: tuple[PolicyName, ...]
     profile: Path
+    ahead: bool = False
 
 
 def default_profile() -> Path:
@@ -84,7 +86,7 @@ def fleet(alpha: float, load: float) -> list[ModelLoad]:
     """The 19 models with their rates."""
     rates = power_law_rates(len(KINDS), alpha, highest=MAX_RATE * load)
     return [
-        ModelLoad(f"llm-{index}", kind, rate, PROMPT_TOKENS, OUTPUT_TOKENS)
+        ModelLoad(f"llm-{index}", kind, rate, PROMPT_TOKENS, OUTPUT_TOKENS, longest=LONGEST)
         for index, (kind, rate) in enumerate(zip(KINDS, rates, strict=True))
     ]
 
@@ -130,7 +132,8 @@ def placements(
     if job.hardware == "a100" and job.execution == "concurrent":
         try:
             muxserve = Options(job.execution, as_upstream=True)
-            found["muxserve"] = make_plan(loads, cluster, [costs], muxserve).units
+            unaware = [replace(load, longest=None) for load in loads]
+            found["muxserve"] = make_plan(unaware, cluster, [costs], muxserve).units
         except PlanError:
             pass  # its search finds none for some loads
     found["spatial"] = spatial_units(plan, costs, plan.shapes)

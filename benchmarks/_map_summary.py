@@ -13,7 +13,7 @@ WITHIN = 0.01
 """How much less than the best baseline `slo` may attain, and serve than `adbs`."""
 
 
-MAP = ("execution", "hardware", "seed", "seconds")
+MAP = ("execution", "hardware", "seed", "seconds", "chosen_ahead")
 """What sets maps apart."""
 
 
@@ -66,15 +66,15 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _map_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[key] for key in MAP)
+    return tuple(cell.get(key, False) for key in MAP)
 
 
 def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What programs side by side attain more than one at a time, cell by cell, under `slo`."""
-    keys = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds")
+    keys = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds", "chosen_ahead")
     by_place: dict[tuple[Any, ...], dict[str, float]] = {}
     for cell in found:
-        place = tuple(cell[key] for key in keys)
+        place = tuple(cell.get(key, False) for key in keys)
         by_place.setdefault(place, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
     return [
         {
@@ -104,8 +104,17 @@ def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a cell is known by: its map, its place in it, and its workload."""
-    keys = ("execution", "hardware", "alpha", "load", "slo_scale", "seed", "seconds")
-    return tuple(cell[key] for key in keys)
+    keys = (
+        "execution",
+        "hardware",
+        "alpha",
+        "load",
+        "slo_scale",
+        "seed",
+        "seconds",
+        "chosen_ahead",
+    )
+    return tuple(cell.get(key, False) for key in keys)
 
 
 def show(found: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """The policy map: `slo` against every baseline, over popularity, load and SLO scale. Simulated.
 
     python benchmarks/policy_map.py [--execution time_sliced,concurrent] [--hardware a100,h200,v6e]
-        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 10]
+        [--alpha 0.7,2.1] [--load 1] [--slo-scale 2,4,8,16] [--seed 0] [--seconds 10] [--ahead]
         [--processes 2] [--json] [--output map.json] [--plot map.svg]
 
 MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`, the most
@@ -83,7 +83,8 @@ def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) ->
         cell = by_place.get(_cell_of(job, scale))
         lacking = set(job.policies).difference(cell["slo_attainment"] if cell else ())
         if lacking:
-            policies |= lacking
+            # Where `slo` is placed depends on what the others attain.
+            policies |= set(job.policies) if "slo" in lacking else lacking
             scales.append(scale)
     ordered = tuple(policy for policy in job.policies if policy in policies)
     return replace(job, scales=tuple(scales), policies=ordered) if scales else None
@@ -117,7 +118,8 @@ class _Pool(ProcessPoolExecutor):
 
 
 def _cell_of(job: Job, scale: float) -> tuple[Any, ...]:
-    return (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
+    place = (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
+    return (*place, job.ahead)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--policies", type=_choice(POLICIES), default=POLICIES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals")
+    parser.add_argument("--ahead", action="store_true", help="choose placements on other requests")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--profile", type=Path, default=None)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -176,6 +179,7 @@ def main() -> None:
             arguments.seed,
             arguments.policies,
             profile,
+            arguments.ahead,
         )
         for hardware, execution, alpha, load in itertools.product(
             arguments.hardware, arguments.execution, arguments.alpha, arguments.load

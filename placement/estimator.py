@@ -34,6 +34,9 @@ from muxjax.placement.plan import Execution
 
 POOL_SHARE = 0.9
 """Part of the memory beside the weights that the pool takes, as the engine has it."""
+PAGED = 0.97
+"""Of it, what a request of full length finds in pages: the rest is the dummy block and the ends of
+slabs."""
 PREFILL_TOKENS = 2048
 """Most tokens of a prefill step, as the engine has it on accelerators."""
 LARGEST_BATCH = 1024
@@ -52,6 +55,7 @@ class Curve:
       rate: requests a second of one copy.
       output_tokens: of a request.
       sequence_bytes: KV of one request, on each device.
+      longest_bytes: that of the longest one.
       weight_bytes: on each device.
       prefill: seconds of a prefill of the whole batch, at each of `_BATCHES`.
       decode: seconds of all decode steps of a request, at each of them.
@@ -63,6 +67,7 @@ class Curve:
     rate: float
     output_tokens: float
     sequence_bytes: float
+    longest_bytes: float
     weight_bytes: float
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
@@ -90,6 +95,7 @@ def make_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> Curv
         rate=load.rate / copies,
         output_tokens=load.output_tokens,
         sequence_bytes=load.tokens * costs.kv_bytes_per_token(kind, tp=tp),
+        longest_bytes=(load.longest or 0) * costs.kv_bytes_per_token(kind, tp=tp),
         weight_bytes=costs.weight_bytes(kind, tp=tp),
         prefill=tuple(prefill),
         decode=decode,
@@ -181,7 +187,8 @@ def pool_bytes(curves: Sequence[Curve], memory: float) -> float:
 def settle(
     curves: Sequence[Curve], memory: float, execution: Execution, slow: float = 1.0
 ) -> Point | None:
-    """Where a unit settles, or None where weights and one request of each model do not fit.
+    """Where a unit settles, or None where weights and one request of each model do not fit, or not
+    the longest of one model beside a mean one of each other.
 
     Args:
       curves: its models.
@@ -190,7 +197,9 @@ def settle(
       slow: concurrent: by how much decodes are slowed, the sum of the shares if that is above 1.
     """
     pool = pool_bytes(curves, memory)
-    if pool < sum([curve.sequence_bytes for curve in curves]):
+    mean = sum([curve.sequence_bytes for curve in curves])
+    longest = max([curve.longest_bytes - curve.sequence_bytes for curve in curves])
+    if pool < mean or (longest > 0 and PAGED * pool < mean + longest):
         return None
     if execution == "time_sliced":
         return _time_sliced(curves, pool)

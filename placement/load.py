@@ -40,6 +40,8 @@ class ModelLoad:
       slo: latency targets.
       kv_floor: the part of its unit's pool that is always its own; None: computed.
       max_batch: most sequences of a copy that run at once; None: as many as its memory holds.
+      longest: tokens of the longest request, which its pool must hold beside one mean request of
+        each other model, as the engine asks; None: no more than the mean one.
 
     Raises:
       PlanError: a rate or length that is negative, NaN or infinite, or an output of no token.
@@ -53,6 +55,7 @@ class ModelLoad:
     slo: Slo = Slo()
     kv_floor: float | None = None
     max_batch: int | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         for field, what in (
@@ -74,6 +77,8 @@ class ModelLoad:
             raise PlanError(f"{self.name}: kv_floor must be from 0 to 1, not {self.kv_floor}")
         if self.max_batch is not None and self.max_batch < 1:
             raise PlanError(f"{self.name}: max_batch must be at least 1, not {self.max_batch}")
+        if self.longest is not None and self.longest < 1:
+            raise PlanError(f"{self.name}: longest must be at least 1 token, not {self.longest}")
 
     @property
     def tokens(self) -> float:

@@ -14,6 +14,7 @@ bandwidth less: few multiprocessors can ask for more than their share of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from muxjax.placement.devices import Device
 from muxjax.placement.model_shape import ModelShape
@@ -29,6 +30,15 @@ decodes at 30 % of the multiprocessors 1.4 to 1.8 times slower, not 3.3."""
 _MAX_DEGREE = 8
 
 
+class _Sizes(NamedTuple):
+    """What follows from a model's shape and its split: a simulation asks for it at every step."""
+
+    layer_params: int
+    head_params: int
+    weight_bytes: float
+    token_bytes: float
+
+
 class Roofline:
     """A `CostModel` from the models' shapes and a device's figures.
 
@@ -39,6 +49,7 @@ class Roofline:
 
     def __init__(self, shapes: Mapping[str, ModelShape], device: Device) -> None:
         self._shapes = dict(shapes)
+        self._sizes: dict[tuple[str, int], _Sizes] = {}
         self.device = device
 
     @property
@@ -66,36 +77,48 @@ class Roofline:
         """See `CostModel`."""
         if num_tokens <= 0:
             return 0.0
-        shape = self._shapes[model]
+        shape, sizes = self._shapes[model], self._sizes_of(model, tp)
         length = min(length, num_tokens)
         prompts = num_tokens / length
         heads = shape.num_heads * shape.head_dim
-        operations = 2 * (shape.layer_params * num_tokens + shape.head_params * prompts)
+        operations = 2 * (sizes.layer_params * num_tokens + sizes.head_params * prompts)
         operations += 2 * shape.num_layers * heads * length * num_tokens  # half of length, Q and V
-        moved = shape.weight_bytes(tp) + num_tokens * shape.kv_bytes_per_token(tp)
+        moved = sizes.weight_bytes + num_tokens * sizes.token_bytes
         return self._seconds(shape, operations / tp, moved, num_tokens, tp, share)
 
     def decode_seconds(
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
         """See `CostModel`."""
-        shape = self._shapes[model]
+        shape, sizes = self._shapes[model], self._sizes_of(model, tp)
         batch = max(batch, 1.0)
         heads = shape.num_heads * shape.head_dim
-        operations = 2 * batch * (shape.layer_params + shape.head_params)
+        operations = 2 * batch * (sizes.layer_params + sizes.head_params)
         operations += 4 * shape.num_layers * heads * context * batch
-        moved = shape.weight_bytes(tp) + batch * context * shape.kv_bytes_per_token(tp)
+        moved = sizes.weight_bytes + batch * context * sizes.token_bytes
         if not shape.tie_embeddings:  # of the embedding only the tokens' rows are read
-            moved -= shape.head_params * shape.embed_bits / 8 / tp
+            moved -= sizes.head_params * shape.embed_bits / 8 / tp
         return self._seconds(shape, operations / tp, moved, batch, tp, share)
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
         """See `CostModel`."""
-        return self._shapes[model].weight_bytes(tp)
+        return self._sizes_of(model, tp).weight_bytes
 
     def kv_bytes_per_token(self, model: str, *, tp: int = 1) -> float:
         """See `CostModel`."""
-        return self._shapes[model].kv_bytes_per_token(tp)
+        return self._sizes_of(model, tp).token_bytes
+
+    def _sizes_of(self, model: str, tp: int) -> _Sizes:
+        sizes = self._sizes.get((model, tp))
+        if sizes is None:
+            shape = self._shapes[model]
+            sizes = self._sizes[model, tp] = _Sizes(
+                shape.layer_params,
+                shape.head_params,
+                shape.weight_bytes(tp),
+                shape.kv_bytes_per_token(tp),
+            )
+        return sizes
 
     def _seconds(
         self,

@@ -11,13 +11,15 @@ Every request runs to its full length: nothing is a stop token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxjax.placement.cost_model import CostModel
 from muxjax.placement.plan import Execution
 from muxjax.placement.step_times import StepTimes
-from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult
+from muxjax.scheduling.compute_shares import ComputeShares
+from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
+from muxjax.scheduling.time_quotas import Turn
 
 TOKEN = 0
 """Every token that is made."""
@@ -85,6 +87,7 @@ class SimulatedExecutor:
       execution: one program at a time, or side by side.
       bandwidth: bytes a second of one device's memory, which programs side by side share; None:
         they do not get in each other's way there.
+      compute: what programs side by side take of the compute; None: their models' shares.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class SimulatedExecutor:
         execution: Execution,
         *,
         bandwidth: float | None = None,
+        compute: ComputeShares | None = None,
     ) -> None:
+        self._compute = compute
         self._models = dict(models)
         self._costs = costs
         self.side_by_side = execution == "concurrent"
@@ -182,7 +187,8 @@ class SimulatedExecutor:
             return self._job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
         length = squares / total
         each = total / model.copies
-        costs, tp, share = self._costs, model.tp, model.prefill_share
+        costs, tp = self._costs, model.tp
+        share = self._share((step.model, "prefill"), model.prefill_share)
         seconds = costs.prefill_seconds(model.kind, each, length, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp)
         moved += each * costs.kv_bytes_per_token(model.kind, tp=tp)
@@ -193,8 +199,7 @@ class SimulatedExecutor:
         held = self._held[step.model]
         context = made = longest = 0
         tokens: list[list[int]] = []
-        for sequence in step.sequences:
-            slot, count = sequence.slot, sequence.num_tokens
+        for slot, count in _slots_and_counts(step):
             before = held[slot]
             context += before * count + count * (count + 1) // 2
             made += count
@@ -208,11 +213,15 @@ class SimulatedExecutor:
             return self._job(step, tokens, alone, 1.0, 0.0)
         # Sequences that are still alive, on average over the rounds.
         batch = max(1.0, made / rounds / model.copies)
-        costs, tp, share = self._costs, model.tp, model.decode_share
+        costs, tp = self._costs, model.tp
+        share = self._share((step.model, "decode"), model.decode_share)
         each = costs.decode_seconds(model.kind, batch, context / made, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp) * rounds
         moved += context / model.copies * costs.kv_bytes_per_token(model.kind, tp=tp)
         return self._job(step, tokens, rounds * each, share, moved)
+
+    def _share(self, turn: Turn, own: float) -> float:
+        return own if self._compute is None else self._compute.taken(turn)
 
     def _job(
         self, step: Step, tokens: list[list[int]], seconds: float, share: float, moved: float
@@ -235,6 +244,14 @@ class SimulatedExecutor:
             share += job.share
             traffic += job.traffic
         self._slowdown = max(1.0, share, traffic)
+
+
+def _slots_and_counts(step: Decode) -> Iterable[tuple[int, int]]:
+    """The slot of each sequence and how many tokens it makes."""
+    sequences = step.sequences
+    if isinstance(sequences, DecodeBatch):  # as the scheduler makes them: no object for each
+        return zip(sequences.slots.tolist(), sequences.num_tokens.tolist(), strict=True)
+    return [(sequence.slot, sequence.num_tokens) for sequence in sequences]
 
 
 def _left(job: Job) -> float:

@@ -128,7 +128,8 @@ def make_unit(
             for spec in specs
         ]
     simulated = {model.name: _simulated(model, execution, costs) for model in planned.models}
-    executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth)
+    compute = _compute(planned) if execution == "concurrent" else None
+    executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth, compute=compute)
     open_pool = execution == "concurrent" and system.policy in ("fcfs", "round_robin")
     estimates = _estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
@@ -142,7 +143,7 @@ def make_unit(
         unit = Unit(
             specs,
             int(planned.kv_bytes // page_bytes),
-            _policy(system, planned, execution),
+            _policy(system, compute),
             demand=demand,
             estimates=estimates,
             kv_quotas=OpenPool if open_pool else pool_of(system.policy),
@@ -157,15 +158,17 @@ def make_unit(
     return UnitSimulation(planned.name, unit, executor)
 
 
-def _policy(system: System, planned: PlannedUnit, execution: Execution) -> Policy:
+def _policy(system: System, compute: ComputeShares | None) -> Policy:
     name = "adbs" if system.policy == "spatial" else system.policy
-    if execution == "time_sliced":
-        return make_policy(name)
+    return make_policy(name) if compute is None else make_concurrent_policy(name, compute)
+
+
+def _compute(planned: PlannedUnit) -> ComputeShares:
     shares: dict[tuple[str, Literal["prefill", "decode"]], float] = {}
     for model in planned.models:
         shares[model.name, "prefill"] = model.prefill_share
         shares[model.name, "decode"] = model.decode_share
-    return make_concurrent_policy(name, ComputeShares(shares))
+    return ComputeShares(shares)
 
 
 def _in_parts(planned: PlannedUnit) -> PlannedUnit:

@@ -33,10 +33,31 @@ class ComputeShares:
                     f"{model}: the {phase} share must be above 0 and at most 1, not {share}"
                 )
         self._shares = dict(shares)
+        self._taken: dict[Turn, float] = {}
         self._most = 1.0 + overlap + 1e-9
 
     def __getitem__(self, turn: Turn) -> float:
         return self._shares[turn]
+
+    def taken(self, turn: Turn) -> float:
+        """What the program takes that was started last: its own share, unless more was lent."""
+        return self._taken.get(turn, self._shares[turn])
+
+    def lend(self, turn: Turn, running: Collection[Turn], working: Collection[Turn]) -> None:
+        """Deals what the idle leave among those that have work, in proportion to their own shares.
+
+        To be called for each program that is started. What is lent is not called back before the
+        program ends: the owner starts beside it, and all are slower for so long.
+
+        Args:
+          turn: which program is started.
+          running: those that run already; nothing of theirs is lent.
+          working: those for which there is work, this one and the running among them.
+        """
+        own = self._shares[turn]
+        part = own / sum([self._shares[other] for other in working])
+        free = 1.0 - sum([self.taken(other) for other in running])
+        self._taken[turn] = max(own, min(part, free))
 
     def fits(self, turn: Turn, running: Collection[Turn]) -> bool:
         """Whether the program can start beside those that run; each runs once at a time."""

@@ -46,7 +46,7 @@ class ConcurrentAdaptiveBatch:
                     continue
                 step = unit.make_prefill(model)
                 if step is not None:
-                    self.made(step, now)
+                    self.made(unit, step, now)
                     return step
                 self._refused[model] = _finished(unit)
             if held_back and self.one_prefill:
@@ -55,7 +55,7 @@ class ConcurrentAdaptiveBatch:
             if self._compute.fits((model, "decode"), running):
                 step = unit.make_decode(model)
                 if step is not None:
-                    self.made(step, now)
+                    self.made(unit, step, now)
                     return step
         return None
 
@@ -69,9 +69,9 @@ class ConcurrentAdaptiveBatch:
         del now
         return [m for m in self._turns(unit, "decode") if unit.models[m].has_decode]
 
-    def made(self, step: Step, now: float) -> None:
+    def made(self, unit: Unit, step: Step, now: float) -> None:
         """Notes which step was made."""
-        del now
+        del unit, now
         self._last["prefill" if isinstance(step, Prefill) else "decode"] = step.model
 
     def _turns(self, unit: Unit, phase: Phase) -> list[str]:

@@ -7,11 +7,13 @@ from muxjax.scheduling.concurrent_policies import ConcurrentStatic
 from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.strain import Strain
+from muxjax.scheduling.time_quotas import Phase, Turn
 from muxjax.scheduling.unit import Unit
 
 
 class ConcurrentSlo(ConcurrentStatic):
-    """`slo`: each model on its own part of the chip, where its prompts wait for each other.
+    """`slo`: each model on its own part of the chip, where its prompts wait for each other, and on
+    what those leave that have nothing to do.
 
     Beside a prefill that takes the whole chip, as under `adbs`, nobody else decodes, and programs
     that share what is left are slow: tight targets allow neither. On its own part a model is held
@@ -50,7 +52,14 @@ class ConcurrentSlo(ConcurrentStatic):
                 self._paces[model].rests()
         return super().decodes(unit, now)
 
-    def made(self, step: Step, now: float) -> None:
-        """Notes what targets count with."""
+    def made(self, unit: Unit, step: Step, now: float) -> None:
+        """Lends what is idle, and notes what targets count with."""
+        phase: Phase = "prefill" if isinstance(step, Prefill) else "decode"
+        working: list[Turn] = [
+            (model, phase)
+            for model, state in unit.models.items()
+            if state.has_prefill or state.has_decode
+        ]
+        self._compute.lend((step.model, phase), unit.in_flight(), working)
         if not isinstance(step, Prefill):
             self._paces[step.model].began_decode(step.num_tokens, now)

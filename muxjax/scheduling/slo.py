@@ -5,9 +5,9 @@
    prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`. Where
    more sequences would make all of them late (`strain.py`), prompts wait for some to end, unless
    they have a target for the first token.
-2. Then decodes: first models with a target for each token whose next are due, then whoever is
-   furthest behind its share of the time, as under `adbs`; but where targets are so tight that turns
-   make everybody late, the oldest first.
+2. Then decodes: first models whose next tokens are due, by a target for each token or by tight ones
+   for whole requests that all can keep, then whoever is furthest behind its share of the time, as
+   under `adbs`; but where targets are so tight that turns make everybody late, the oldest first.
 3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
 
 A decode burst lasts no longer than a prompt that came now would wait for others anyway: few

@@ -57,3 +57,11 @@ def test_a_cell_without_slo_is_kept_and_not_judged() -> None:
     found = report([a_cell(adbs=0.8), a_cell("concurrent", slo=0.9, adbs=0.8)])
     assert [cell.get("passes") for cell in found["cells"]] == [True, None]
     assert len(found["maps"]) == 1
+
+
+def test_placements_chosen_ahead_make_a_map_of_their_own() -> None:
+    cells = [{**a_cell(slo=0.9, adbs=0.8), "chosen_ahead": ahead} for ahead in (False, True)]
+    assert [one["chosen_ahead"] for one in summary(cells)] == [False, True]
+    assert [cell["chosen_ahead"] for cell in report(cells)["cells"]] == [False, True]
+    (before,) = summary([a_cell(slo=0.9, adbs=0.8)])  # a cell of a file that does not say
+    assert before["chosen_ahead"] is False

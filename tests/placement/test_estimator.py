@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.placement.estimator import (
+    PAGED,
     POOL_SHARE,
     Curve,
     busy_seconds,
@@ -62,6 +63,17 @@ def test_what_does_not_fit_is_none() -> None:
         half = curve(weights=4900.0)
         assert settle([half, half], MEMORY, execution) is None
         assert settle([half], MEMORY, execution) is not None
+
+
+def test_the_longest_request_of_one_fits_beside_a_mean_one_of_each_other() -> None:
+    # A mean request holds 150 bytes. The pool needs 1,000 and 150, and a little for its pages.
+    long = ModelLoad("a", "m", 1.0, 100.0, 50.0, longest=1000)
+    curves = [make_curve(one, FakeCosts(), size=1, tp=1) for one in (long, load())]
+    weights = sum(c.weight_bytes for c in curves)
+    for needed, fits in ((1150 / PAGED + 1, True), (1150, False)):
+        memory = weights + needed / POOL_SHARE
+        assert (settle(curves, memory, "time_sliced") is not None) == fits
+        assert settle([curve(), curve()], memory, "time_sliced") is not None
 
 
 def test_time_sliced_serves_what_the_time_allows() -> None:

@@ -4,7 +4,15 @@ import pytest
 
 from muxjax.placement.simulated_executor import Job, SimulatedExecutor, SimulatedModel
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.steps import Decode, DecodeSequence, Executor, Prefill, PrefillChunk
+from muxjax.scheduling.compute_shares import ComputeShares
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeBatch,
+    DecodeSequence,
+    Executor,
+    Prefill,
+    PrefillChunk,
+)
 from tests.placement.simple_costs import SimpleCosts
 
 MODELS = {"a": SimulatedModel("small"), "b": SimulatedModel("small", tp=2)}
@@ -41,6 +49,19 @@ def test_one_program_at_a_time() -> None:
     executor.now = 1.0
     assert executor.result(executor.submit(decode("a", 1))).started == 1.0
     assert executor.next_end() is None
+
+
+def test_a_batch_as_the_scheduler_makes_it_is_the_same_step() -> None:
+    took = []
+    for columns in (False, True):
+        executor = SimulatedExecutor(MODELS, SimpleCosts(), "time_sliced")
+        executor.result(executor.submit(prefill()))
+        step = decode("a", 3, 1, tokens=3)
+        if columns:
+            step = Decode("a", DecodeBatch.of(step.sequences), 3)
+        result = executor.result(executor.submit(step))
+        took.append((result.tokens, result.seconds))
+    assert took[0] == took[1]
 
 
 def test_tokens_are_as_many_as_the_step_has() -> None:
@@ -141,3 +162,17 @@ def test_results_come_in_the_order_of_their_ends() -> None:
     executor.result(first)
     executor.close()
     assert executor.next_end() is None
+
+
+def test_side_by_side_what_is_lent_counts() -> None:
+    models = {name: SimulatedModel("small", prefill_share=0.5) for name in "ab"}
+    compute = ComputeShares({("a", "prefill"): 0.5, ("b", "prefill"): 0.5})
+    executor = SimulatedExecutor(models, SimpleCosts(), "concurrent", compute=compute)
+    compute.lend(("a", "prefill"), [], [("a", "prefill")])
+    first = executor.submit(prefill("a", 10))
+    assert executor.next_end() == (pytest.approx(0.010), first)
+    # The owner starts beside it; together they want 1.5 times the chip until the first is done.
+    executor.now = 0.004
+    compute.lend(("b", "prefill"), [("a", "prefill")], [("a", "prefill"), ("b", "prefill")])
+    executor.submit(prefill("b", 10))
+    assert executor.result(first).seconds == pytest.approx(0.004 + 1.5 * 0.006)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.scheduling.compute_shares import ComputeShares
+from muxjax.scheduling.time_quotas import Turn
 
 SHARES = ComputeShares(
     {("a", "prefill"): 1.0, ("a", "decode"): 0.3, ("b", "prefill"): 0.9, ("b", "decode"): 0.5}
@@ -26,3 +27,22 @@ def test_a_program_runs_once_at_a_time() -> None:
 def test_a_share_is_a_part_of_the_chip(share: float) -> None:
     with pytest.raises(ValueError, match="the decode share must be"):
         ComputeShares({("a", "decode"): share})
+
+
+def test_what_the_idle_leave_is_lent_to_those_that_work() -> None:
+    a: Turn
+    b: Turn
+    c: Turn
+    a, b, c = ("a", "decode"), ("b", "decode"), ("c", "decode")
+    shares = ComputeShares({a: 0.5, b: 0.3, c: 0.2})
+    assert shares.taken(a) == 0.5
+    shares.lend(a, [], [a, b])  # c is idle
+    assert shares.taken(a) == pytest.approx(0.5 / 0.8)
+    shares.lend(b, [a], [a, b])
+    assert shares.taken(b) == pytest.approx(0.3 / 0.8)
+    # The owner takes its own beside those that have borrowed, and lends nothing of theirs.
+    shares.lend(c, [a, b], [a, b, c])
+    assert shares.taken(c) == 0.2
+    shares.lend(a, [b, c], [a, b, c])
+    assert shares.taken(a) == 0.5
+    assert shares[a] == 0.5  # whether a program fits goes by what is its own

@@ -36,3 +36,21 @@ def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
     steps = started(found)
     assert [kind(step) for step in steps] == [("b", "prefill"), ("a", "decode")]
     assert started(found) == []  # nothing of a model beside its own step
+
+
+def test_who_is_alone_with_work_has_the_whole_chip_until_its_step_ends() -> None:
+    compute = ComputeShares(SHARES)
+    found = Unit(
+        [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, side_by_side=True
+    )
+    found.add(request(0, "a", max_tokens=20))
+    (alone,) = started(found)
+    assert compute.taken(("a", "prefill")) == 1.0
+    found.add(request(1, "b", max_tokens=20))
+    (beside,) = started(found)  # at once, though its part is lent
+    assert compute.taken(("b", "prefill")) == 0.4
+    finish(found, alone)
+    (decode,) = started(found)
+    assert kind(decode) == ("a", "decode")
+    assert compute.taken(("a", "decode")) == 0.6  # and no more than its own beside b
+    finish(found, beside)

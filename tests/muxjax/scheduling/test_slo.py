@@ -147,6 +147,26 @@ def test_long_prompts_go_in_parts_where_tokens_of_others_are_due(tpot: float | N
     assert (long.finished_at or 0.0) - long.arrival < 5.0
 
 
+def test_tight_targets_for_whole_requests_go_before_shares_while_all_can_be_kept() -> None:
+    # Steps of 10 ms. One model needs a token every 20 ms, three others every 100 ms: 0.8 of the
+    # time in all. A quarter of it would not do for the first, and is more than the others need.
+    specs = [
+        spec(
+            name, 1, 16, 512, decode_tokens=2, targets=LatencyTargets(None, None, 2.0, 0.02, alone)
+        )
+        for name, alone in zip("abcd", (0.01, 0.05, 0.05, 0.05), strict=True)
+    ]
+    loop = Loop.of(specs, 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
+    for name in "abcd":
+        loop.unit.estimates.observe_decode(name, 1, 1, 0.01)
+    made = [arriving(loop, number, name, max_tokens=80) for number, name in enumerate("abcd")]
+    loop.run()
+    ends = [one.finished_at or 0.0 for one in made]
+    assert ends[0] <= 80 * 0.02 + 0.04
+    assert max(ends) <= 80 * 0.04  # the time is not left idle
+
+
 def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
     targets = LatencyTargets(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
