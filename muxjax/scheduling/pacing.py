@@ -173,7 +173,7 @@ class Pace:
             self.due = min(self.due, now)  # who begins later has nothing of tokens that were early
         self.due = max(self.due, now - allowed) + allowed
 
-    def latest_decode(self, whole: bool) -> float:
+    def latest_decode(self, whole: bool = False) -> float:
         """When a step must begin for the next tokens to be in time; never without a target.
 
         Args:
@@ -324,7 +324,7 @@ def decodes_in_order(
     others: list[Turn] = []
     next_due = math.inf
     turns = False
-    whole = any([pace.tight for pace in paces.values()]) and strain.total <= 1.0
+    whole = any(pace.tight for pace in paces.values()) and strain.total <= 1.0
     for turn in decodes:
         pace = paces[turn[0]]
         latest = pace.latest_decode(whole)
