@@ -18,7 +18,7 @@ import numpy as np
 from muxjax.models import int8
 from muxjax.models.config import ModelConfig
 from muxjax.models.linear import kept_shape, put_matrix
-from muxjax.models.params import Shape, param_shapes
+from muxjax.models.params import param_shapes
 from muxjax.models.stacks import Stacks
 
 Dtype = Literal["float32", "bfloat16"]
@@ -34,13 +34,12 @@ def kept_params(
     kept = {}
     for name, shape in shapes.items():
         if quantization == "int8" and _is_matrix(name):
-            form = shape if stacks else kept_shape(shape, jnp.int8)
-            kept[name] = jax.ShapeDtypeStruct(form, jnp.int8)
+            kept[name] = jax.ShapeDtypeStruct(kept_shape(shape, jnp.int8), jnp.int8)
             kept[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
             continue
         in_products = name != "embed" or config.tie_embeddings
         typed = _type(name, dtype)
-        form: Shape = kept_shape(shape, typed) if in_products and _is_matrix(name) else shape
+        form = kept_shape(shape, typed) if in_products and _is_matrix(name) else shape
         kept[name] = jax.ShapeDtypeStruct(form, typed)
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
@@ -17,7 +18,7 @@ from muxjax.mesh import ModelMesh
 from muxjax.models.kept import kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.shards import Shards
-from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.placement.demand import expected_demand
 from muxjax.programs import ModelPrograms, Program
@@ -25,6 +26,8 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.unit_plan import ModelPlan, Plan, dtype_of, kv_dtype, plan_model
 from muxjax.weights import decoder_of, load_weights, stacks_of
+
+log = logging.getLogger("muxjax")
 
 _CPU_POOL_BYTES = 1 << 30
 _ACCELERATOR_POOL_SHARE = 0.9
@@ -118,6 +121,8 @@ def make_plan(
     }
     plan = Plan(config, devices, kv, parts, demand, poison)
     plan.make_unit()  # refuses a pool that is too small
+    if current_target().platform == "cpu" and (reason := native.why_not()):
+        log.info("products and attention are XLA's, not the CPU's own kernels: %s", reason)
     return plan
 
 
