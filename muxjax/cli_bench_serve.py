@@ -139,15 +139,17 @@ def serve(
         slo_scale = DEFAULT_SCALE
 
     from muxjax.bench.rig import Rig
-    from muxjax.bench.workloads import make_workload
+    from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
     from muxjax.placement.metrics import Target
 
     with Rig.load(config) as rig:
         limits = {name: model.max_model_len for name, model in rig.models.items()}
         source = make_workload(rig.config, limits, asked, _renamed(rename))
+        # What a trace holds nobody knows before: its rates are those of the fleet file.
+        rates = fleet_rates(rig.config, asked) if workload in KINDS else None
         targets = {name: Target(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models}
         with recorded(trace) as timeline:
-            runs, solo = _run(rig, source, policies, targets, rounds, seed, output, timeline)
+            runs, solo = _run(rig, source, rates, policies, targets, rounds, seed, output, timeline)
     report = _report(fleet_file, policies, rounds, asked, targets, source, solo, runs)
     if output is not None:
         from muxjax.bench.saved import save
@@ -164,6 +166,7 @@ def serve(
 def _run(
     rig: Rig,
     workload: Sequence[TraceRequest],
+    rates: Mapping[str, float] | None,
     policies: Sequence[str],
     targets: Mapping[str, Target],
     rounds: int,
@@ -200,6 +203,7 @@ def _run(
             policies,
             targets,
             solo,
+            rates=rates,
             rounds=rounds,
             seed=seed,
             on_record=records,
