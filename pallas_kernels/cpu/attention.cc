@@ -24,7 +24,7 @@ using ffi::Result;
 
 constexpr int64_t kTokens = 64;      // of the context at a time
 constexpr int64_t kMaxRows = 96;     // queries times heads that share, in a piece of work; about
-constexpr int64_t kRunsOfThread = 4;  // pieces that follow each other: the next one is fetched ahead
+constexpr int64_t kLine = 16;        // numbers in a line of the cache
 constexpr float kMasked = -1e30f;
 constexpr int64_t kLanes = 128;      // numbers in a row of the pool
 
@@ -120,77 +120,27 @@ class Attention {
 
   int64_t QueriesOfPiece() const { return std::max<int64_t>(1, kMaxRows / shared_); }
 
-  // Some pieces of work, one after the other. While a block of tokens is worked on the next one is
-  // fetched, be it another piece's.
-  void Run(const Piece* pieces, int64_t count) const {
-    Fetcher fetcher;
-    for (int64_t index = 0; index < count; ++index) {
-      const Piece& piece = pieces[index];
-      if (index == 0) {
-        fetcher = Fetch(piece, FirstToken(piece));
-        fetcher.Some(kTokens * LinesOfToken(piece));
-      }
-      for (int64_t token = FirstToken(piece); token < End(piece); token += kTokens) {
-        if (token == FirstToken(piece)) Begin(piece);
-        if (token + kTokens < End(piece)) {
-          fetcher = Fetch(piece, token + kTokens);
-        } else if (index + 1 < count) {
-          fetcher = Fetch(pieces[index + 1], FirstToken(pieces[index + 1]));
-        }
-        Block(piece, token, fetcher);
-      }
-      Finish(piece);
+  void Run(const Piece& piece) const {
+    Begin(piece);
+    for (int64_t token = FirstToken(piece); token < End(piece); token += kTokens) {
+      Touch(piece, token);
+      Block(piece, token);
     }
+    Finish(piece);
   }
 
  private:
-  // Asks for the memory of some tokens bit by bit, so that it comes while something is worked out.
-  // Without it 16 sequences of 192 tokens came at 6 GB/s.
-  class Fetcher {
-   public:
-    Fetcher() = default;
-    Fetcher(const Attention* attention, const Piece* piece, int64_t token, int64_t end)
-        : attention_(attention), piece_(piece), token_(token), end_(end) {}
-
-    // Asks for so many lines more.
-    void Some(int64_t lines) {
-      while (lines > 0) {
-        if (left_ == 0) {
-          if (!keys_ && token_ == end_) return;
-          // The keys of a token, then its values, then the next token.
-          keys_ = !keys_;
-          left_ = attention_->LinesOfToken(*piece_) / 2;
-          if (keys_) {
-            at_ = attention_->Keys(*piece_, token_++);
-            values_ = at_ + attention_->ToValues();
-          } else {
-            at_ = values_;
-          }
-        }
-        const int64_t now = std::min(lines, left_);
-        for (int64_t i = 0; i < now; ++i) {
-          _mm_prefetch(reinterpret_cast<const char*>(at_ + 16 * i), _MM_HINT_T1);
-        }
-        at_ += 16 * now;
-        left_ -= now;
-        lines -= now;
-      }
+  // Reads a number of each line of a block, in the order of memory, before it is worked on: the
+  // processor then sees what comes next and fetches it ahead. What works on a block reads it in
+  // another order, and waits for each line: 16 sequences of 192 tokens took 21 ms so, 9.5 ms with
+  // prefetches of the next block in between, and 7 ms this way (30 layers, 142 MB).
+  void Touch(const Piece& piece, int64_t token) const {
+    const int64_t numbers = piece.heads * g_.padded;
+    for (int64_t t = token; t < std::min(End(piece), token + kTokens); ++t) {
+      const volatile float* keys = Keys(piece, t);
+      for (int64_t i = 0; i < numbers; i += kLine) (void)keys[i];
+      for (int64_t i = 0; i < numbers; i += kLine) (void)keys[ToValues() + i];
     }
-
-   private:
-    const Attention* attention_ = nullptr;
-    const Piece* piece_ = nullptr;
-    const float *at_ = nullptr, *values_ = nullptr;
-    int64_t token_ = 0, end_ = 0, left_ = 0;
-    bool keys_ = false;  // what is being asked for is keys
-  };
-
-  Fetcher Fetch(const Piece& piece, int64_t token) const {
-    return Fetcher(this, &piece, token, std::min(End(piece), token + kTokens));
-  }
-
-  int64_t LinesOfToken(const Piece& piece) const {
-    return 2 * ((piece.heads * g_.padded + 15) / 16);
   }
 
   int64_t ToValues() const { return g_.kv_heads * g_.padded; }
@@ -219,10 +169,10 @@ class Attention {
     for (int64_t head = 0; head < piece.heads; ++head) PackQueries(piece, head, Own());
   }
 
-  void Block(const Piece& piece, int64_t token, Fetcher& fetcher) const {
+  void Block(const Piece& piece, int64_t token) const {
     const int64_t rows = Rows(piece), first = std::max(token, FirstSeen(piece));
     for (int64_t head = 0; head < piece.heads; ++head) {
-      GatherBlock(piece, head, token, first, std::min(End(piece), token + kTokens), fetcher);
+      GatherBlock(piece, head, token, first, std::min(End(piece), token + kTokens));
       for (int64_t block = 0; block < Blocks(rows); ++block) {
         Attend(piece, head * rows, FirstRow(block, rows), FirstRow(block + 1, rows), token);
       }
@@ -299,29 +249,24 @@ class Attention {
 
   // Keys and values of tokens [token, end), at most 64, zeros for those before `first`. Of keys, those
   // up to the next multiple of 16 are zeros; what lies beyond is left as it was and not looked at.
-  void GatherBlock(const Piece& piece, int64_t head, int64_t token, int64_t first, int64_t end,
-                   Fetcher& fetcher) const {
+  void GatherBlock(const Piece& piece, int64_t head, int64_t token, int64_t first,
+                   int64_t end) const {
     Scratch& s = Own();
     const float* keys[kTokens];
     for (int64_t t = 0; t < kTokens; ++t) {
       const bool is_there = token + t >= first && token + t < end;
       keys[t] = is_there ? Keys(piece, token + t) + head * g_.padded : nullptr;
     }
-    // Between the parts of this block, the same part of the next block's lines.
-    const int64_t parts = (g_.head_dim + 15) / 16, used = (end - token + 15) / 16 * 16;
-    const int64_t turns = piece.heads * used / 16 * (parts + 4);
-    const int64_t lines = (kTokens * LinesOfToken(piece) + turns - 1) / turns;
+    const int64_t used = (end - token + 15) / 16 * 16;
     for (int64_t t = 0; t < used; t += 16) {
       float* to = s.keys.data() + t / kPanel * g_.head_dim * kPanel + t % kPanel;
       for (int64_t i = 0; i < g_.head_dim; i += 16) {
         const float* from[16];
         for (int64_t j = 0; j < 16; ++j) from[j] = keys[t + j] ? keys[t + j] + i : nullptr;
-        fetcher.Some(lines);
         Transpose16(from, std::min<int64_t>(16, g_.head_dim - i), to + i * kPanel, kPanel);
       }
     }
     for (int64_t t = 0; t < end - token; ++t) {
-      if (t % 4 == 0) fetcher.Some(lines);
       for (int64_t i = 0; i < width_; i += 16) {
         const int64_t left = std::max<int64_t>(0, std::min<int64_t>(16, g_.head_dim - i));
         const __m512 some =
@@ -424,12 +369,7 @@ Error PagedAttention(ffi::ThreadPool pool, Buffer<ffi::F32> q, Buffer<ffi::F32> 
   }
   const int64_t used = std::min<int64_t>(begins[seqs], queries);
   std::memset(out->typed_data() + used * width, 0, (queries - used) * width * sizeof(float));
-  const auto count = static_cast<int64_t>(pieces.size());
-  const int64_t runs = std::min(count, kRunsOfThread * pool.num_threads());
-  ForEach(pool, runs, [&](int64_t run) {
-    const int64_t first = count * run / runs;
-    attention.Run(pieces.data() + first, count * (run + 1) / runs - first);
-  });
+  ForEach(pool, pieces.size(), [&](int64_t index) { attention.Run(pieces[index]); });
   return Error::Success();
 }
 
