@@ -78,7 +78,9 @@ def _load() -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         found = getattr(error, "stderr", None) or str(error)
         log.warning("the CPU's own kernels could not be made with %s: %s", compiler, found)
-        return f"{compiler} could not make them: {found.strip().splitlines()[0]}"
+        lines = found.strip().splitlines() or ["it did not say why"]
+        why = next((line for line in lines if "error" in line), lines[0])
+        return f"{compiler} could not make them: {why}"
     for name in _HANDLERS:
         handler = jax.ffi.pycapsule(getattr(library, f"muxjax_{name}"))
         jax.ffi.register_ffi_target(f"muxjax_{name}", handler, platform="cpu")

@@ -100,7 +100,7 @@ Sizes SizesOf(const X& x, const W& w) {
 }
 
 template <typename Kind, typename X, typename W, typename Y>
-Error Check(const X& x, const W& w, const Y& y) {
+Error Check(const X& x, const W& w, Y& y) {  // y not const: JAX 0.10 has no const access
   const auto xs = x.dimensions(), ws = w.dimensions(), ys = y->dimensions();
   if (xs.size() != 2 || ws.size() != 4 || ys.size() != 2 || ws[2] != kPanel ||
       ws[3] != Kind::kInUnit || xs[1] != ws[1] * ws[3] || ys[0] != xs[0] ||
