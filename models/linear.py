@@ -7,12 +7,14 @@ A matrix `[O, I]` is kept in one of three forms (`kept_shape`):
   is, where it packs a plain matrix anew in each call.
 - *Plain*, elsewhere.
 
-One product with [3072, 576], JAX 0.12 on two cores of a Zen 5 server, in ms (the machine's speed
-varies by a third):
+`benchmarks/native.py` compares the first two: tiles and panels for [3072, 576] in ms, JAX 0.12 on two
+cores of a Zen 5 server:
 
-| rows | float32: plain, tiles, panels | bfloat16: plain, tiles, panels |
+| rows | float32 | bfloat16 |
 |---|---|---|
-@TABLE@
+| 1 | 0.19, 0.17 | 0.18, 0.09 |
+| 16 | 0.28, 0.25 | 0.21, 0.15 |
+| 128 | 2.58, 1.65 | 1.65, 1.20 |
 
 On JAX 0.10 tiles are slower than plain matrices (0.47, 0.52 ms for 8 rows in float32 on Zen 4).
 """

@@ -24,11 +24,11 @@ import tempfile
 import threading
 import time
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8
 
@@ -111,7 +111,7 @@ def _built(compiler: str) -> Path:
     said = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    parts = [said, jaxlib.__version__, *command[1 : len(command) - len(sources)]]
+    parts = [said, version("jaxlib"), *command[1 : len(command) - len(sources)]]
     parts += [path.read_text("utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = cache_folder() / "native" / f"kernels-{digest}.so"
