@@ -7,8 +7,8 @@ A matrix `[O, I]` is kept in one of three forms (`kept_shape`):
   is, where it packs a plain matrix anew in each call.
 - *Plain*, elsewhere.
 
-`benchmarks/native.py` compares the first two: tiles and panels for [3072, 576] in ms, JAX 0.12 on two
-cores of a Zen 5 server:
+`benchmarks/native.py` compares the first two: tiles and panels for [3072, 576] in ms, JAX 0.12 on
+two cores of a Zen 5 server:
 
 | rows | float32 | bfloat16 |
 |---|---|---|
