@@ -127,6 +127,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has not asked for the kernels yet."""
     native._load.cache_clear()
+    monkeypatch.delenv("MUXJAX_NATIVE", raising=False)
     yield
     monkeypatch.undo()
     native._load.cache_clear()
