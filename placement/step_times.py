@@ -147,6 +147,9 @@ class StepTimes:
             return found
 
         try:
+            if unknown := set(data) - {"prefill", "decode"}:
+                # Until 26 November 2026 the engine's own part stood beside them.
+                raise ValueError(f"what is {', '.join(sorted(unknown))}?")
             prefill = {
                 int(size): PrefillTimes(
                     float(times["base_ms"]) / 1e3,

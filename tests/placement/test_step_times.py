@@ -109,3 +109,10 @@ def test_a_step_always_takes_time() -> None:
     )
     assert times.prefill_seconds([(1, 1, True)]) > 0
     assert times.decode_seconds(1, 2, 5) > 0
+
+
+def test_steps_of_another_form_are_refused() -> None:
+    """Those with an engine's part of their own, say, which would otherwise be left out."""
+    found = {**TIMES.to_json(), "engine": {"prefill": {"stretch": 1.1, "host_ms": 2.0}}}
+    with pytest.raises(ProfileError, match=r"what is engine\?.*measure them again"):
+        StepTimes.from_json(found, "chat")
