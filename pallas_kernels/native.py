@@ -111,7 +111,8 @@ def _built(compiler: str) -> Path:
     said = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    parts = [said, version("jaxlib"), *command[1 : len(command) - len(sources)]]
+    # Not the folder of the headers: environments with the same jaxlib share the library.
+    parts = [said, version("jaxlib"), *_FLAGS, *features]
     parts += [path.read_text("utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = cache_folder() / "native" / f"kernels-{digest}.so"
