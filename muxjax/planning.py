@@ -123,12 +123,20 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)
     bits = 32.0 if wide else 16.0
     int8 = entry.quantization == "int8"
+    wide_kv = (wide and not int8) or (on_cpu and not _cpu_reads_half_pools())
     return shape_of(
         found.config,
         weight_bits=8.0 if int8 else found.weight_bits or bits,
         embed_bits=8.0 if int8 else bits,
-        kv_bits=32.0 if on_cpu or entry.dtype == "float32" else 16.0,
+        kv_bits=32.0 if wide_kv or entry.dtype == "float32" else 16.0,
     )
+
+
+def _cpu_reads_half_pools() -> bool:
+    # Only here: planning for other hardware does without JAX.
+    from muxjax.pallas_kernels import native
+
+    return native.reads_half_pools()
 
 
 def shape_of(

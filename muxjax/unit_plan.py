@@ -21,7 +21,7 @@ from muxjax.models.kept import Dtype, Quantization, kept_bytes
 from muxjax.models.params import param_shapes
 from muxjax.models.shards import Shards
 from muxjax.models.tokenizer import Tokenizer
-from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.programs import Buckets
 from muxjax.scheduling.estimates import StepEstimates
@@ -241,18 +241,19 @@ def plan_model(
 
 def dtype_of(entry: ModelEntry) -> Dtype:
     """float32 on the CPU unless asked otherwise: as exact as the reference, and at small batches as
-    fast; bfloat16 elsewhere.
+    fast; bfloat16 elsewhere. Of an int8 model only keys and values have it, and are bfloat16.
     """
     if entry.dtype != "auto":
         return entry.dtype
-    return "float32" if current_target().platform == "cpu" else "bfloat16"
+    whole = current_target().platform == "cpu" and entry.quantization == "none"
+    return "float32" if whole else "bfloat16"
 
 
 def kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
-    """float32 on the CPU, where attention computes in it and where a bfloat16 scatter copies the
-    whole pool on JAX 0.10; elsewhere the widest of the models'.
-    """
-    if current_target().platform == "cpu" or "float32" in dtypes:
+    """The widest of the models'; on a CPU whose pool cannot be bfloat16, float32."""
+    if "float32" in dtypes or (
+        current_target().platform == "cpu" and not native.reads_half_pools()
+    ):
         return jnp.dtype("float32")
     return jnp.dtype("bfloat16")
 

@@ -41,6 +41,8 @@ log = logging.getLogger("muxjax")
 
 PANEL = 32
 """Outputs of a matrix that lie together."""
+KV_DTYPES = ("float32", "bfloat16")
+"""Of a pool that attention reads."""
 _FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "fma")
 """As Linux calls what the kernels need."""
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
@@ -179,10 +181,18 @@ def _result(x: Array, weight: Array) -> jax.ShapeDtypeStruct:
 # Attention
 
 
+def reads_half_pools() -> bool:
+    """Whether a pool of bfloat16 is faster than one of float32 on this machine's CPU: the kernel
+    reads it, where XLA would widen it first, and JAX writes to it in place (before 0.12, XLA:CPU
+    copies all of it). The first call may compile the kernels.
+    """
+    return why_not() is None and jax.__version_info__ >= (0, 12)
+
+
 def unable(request: Request) -> str | None:
     """Why the kernel cannot carry out a request, or None."""
-    if request.kv_dtype != jnp.float32:
-        return f"the pool must be float32, not {request.kv_dtype}"
+    if request.kv_dtype.name not in KV_DTYPES:
+        return f"the pool must be of {' or '.join(KV_DTYPES)}, not {request.kv_dtype}"
     if request.target.platform != "cpu":
         return f"it runs on this machine's CPU, not on a {request.target}"
     return why_not()
