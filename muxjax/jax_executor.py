@@ -17,6 +17,7 @@ import numpy as np
 from muxjax import mesh as meshes
 from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
+from muxjax.host_memory import keep_freed_memory
 from muxjax.mesh import ModelMesh
 from muxjax.programs import ModelPrograms, bucket
 from muxjax.sampler import Logprobs
@@ -133,6 +134,8 @@ class JaxExecutor:
             self.poison(range(dummy_pages, kv.shape[0]))
         self._models = {name: start_model(programs) for name, programs in models.items()}
         self._free_at = 0.0
+        if devices[0].platform == "cpu":
+            keep_freed_memory()
 
     def add_model(self, started: StartedModel) -> None:
         """Takes in a model, from `start_model`, between two steps."""

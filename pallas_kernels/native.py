@@ -48,7 +48,14 @@ _FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx5
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300.0
-_HANDLERS = ("product_f32", "product_bf16", "product_int8", "paged_attention")
+_HANDLERS = (
+    "product_f32",
+    "product_bf16",
+    "product_int8",
+    "rms_norm",
+    "heads",
+    "paged_attention",
+)
 _SOURCES = Path(__file__).parent / "cpu"
 _lock = threading.Lock()
 
@@ -176,6 +183,41 @@ def product_int8(
 
 def _result(x: Array, weight: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((x.shape[0], weight.shape[0] * PANEL), jnp.float32)
+
+
+# Between products
+
+
+def rms_norm(
+    x: Float[Array, "*s C"], weight: Float[Array, " C"], eps: float
+) -> Float[Array, "*s C"]:
+    """Root-mean-square norm over the last axis, which XLA:CPU makes four programs of."""
+    call = jax.ffi.ffi_call("muxjax_rms_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    result: Array = call(x.astype(jnp.float32), weight, eps=np.float32(eps))
+    return result
+
+
+def rotated_heads(
+    qkv: Float[Array, "T width"],
+    by: tuple[Float[Array, "T 1 half_H"], Float[Array, "T 1 half_H"]],
+    norms: tuple[Float[Array, " H"], Float[Array, " H"]] | None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    eps: float,
+) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
+    """Queries and keys of `qkv` (queries, keys, values), normed head by head with `norms` of each,
+    if there are such, and rotated by cosines and sines.
+    """
+    num_tokens, head_dim = qkv.shape[0], 2 * by[0].shape[-1]
+    shapes = tuple(
+        jax.ShapeDtypeStruct((num_tokens, heads, head_dim), jnp.float32)
+        for heads in (num_heads, num_kv_heads)
+    )
+    none = jnp.zeros(0, jnp.float32)
+    call = jax.ffi.ffi_call("muxjax_heads", shapes)
+    q, k = call(qkv, *by, *(norms or (none, none)), eps=np.float32(eps))
+    return q, k
 
 
 # Attention

@@ -211,7 +211,7 @@ RowScale Round(const float* from, int64_t count, uint32_t* to, int64_t step) {
   __m512i sum = _mm512_setzero_si512();
   alignas(16) uint32_t rounded[4];
   for (int64_t i = 0; i < count; i += 16) {
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_div_ps(load(i), _mm512_set1_ps(scale)));
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(i), _mm512_set1_ps(1 / scale)));
     sum = _mm512_add_epi32(sum, whole);
     _mm_store_si128(reinterpret_cast<__m128i*>(rounded), _mm512_cvtepi32_epi8(whole));
     for (int64_t j = 0; j < 4 && i + 4 * j < count; ++j) to[(i / 4 + j) * step] = rounded[j];
