@@ -32,4 +32,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = {_TRIM_THRESHOLD: _KEPT, _TOP_PAD: _GROWN_BY, _MMAP_THRESHOLD: _MAPPED_FROM}
-    return all([mallopt(option, value) == 1 for option, value in settings.items()])
+    told = [mallopt(option, value) == 1 for option, value in settings.items()]
+    return all(told)

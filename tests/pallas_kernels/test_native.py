@@ -1,9 +1,10 @@
-"""The CPU's own products and how they are made; its attention is in `test_attention`."""
+"""The CPU's own products and norms and how they are made; on attention see `test_attention`."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from muxjax.models.decoder import rms_norm, rotate
 from muxjax.models.int8 import linear_int8, quantise, rows_of_int8
 from muxjax.models.linear import kept_shape, linear, put_matrix, rows_of
 from muxjax.pallas_kernels import native
@@ -201,3 +203,47 @@ def test_the_sources_are_clean() -> None:
         )
         ours = [line for line in done.stderr.splitlines() if line.startswith(str(path.parent))]
         assert not [line for line in ours if "warning" in line]
+
+
+@here
+@pytest.mark.parametrize("shape", [(1, 16), (5, 40), (3, 7, 64), (300, 576)])
+def test_norms(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal(shape[-1]), jnp.float32)
+    found = jax.jit(native.rms_norm, static_argnums=2)(x, weight, 1e-6)
+    np.testing.assert_allclose(found, rms_norm(x, weight, 1e-6), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[:1], native.rms_norm(x[:1], weight, 1e-6))
+
+
+@here
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 256), (40, 9, 3, 64), (3, 2, 2, 40), (200, 3, 1, 8)])
+def test_heads(sizes: tuple[int, int, int, int], normed: bool) -> None:
+    tokens, num_heads, num_kv_heads, head_dim = sizes
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    qkv = normal(tokens, (num_heads + 2 * num_kv_heads) * head_dim)
+    angles = normal(tokens, 1, head_dim // 2)
+    by = jnp.cos(angles), jnp.sin(angles)
+    norms = (normal(head_dim), normal(head_dim)) if normed else None
+    q, k = native.rotated_heads(
+        qkv, by, norms, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=1e-6
+    )
+    heads = qkv.reshape(tokens, -1, head_dim)
+    wanted_q, wanted_k = heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads]
+    if norms is not None:
+        wanted_q, wanted_k = rms_norm(wanted_q, norms[0], 1e-6), rms_norm(wanted_k, norms[1], 1e-6)
+    np.testing.assert_allclose(q, rotate(wanted_q, by), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(k, rotate(wanted_k, by), rtol=1e-5, atol=2e-6)
+
+
+@here
+def test_heads_that_do_not_fit_are_refused() -> None:
+    heads = partial(native.rotated_heads, num_heads=2, num_kv_heads=1, eps=1e-6)
+    by = jnp.ones((2, 1, 8)), jnp.ones((2, 1, 8))
+    with pytest.raises(Exception, match="shapes that do not fit"):
+        heads(jnp.ones((2, 60)), by, None)
