@@ -4,8 +4,9 @@
     python benchmarks/perplexity.py --model demo:gemma3-270m --precision int8 --json
 
 The text (data/README.md) is cut into pieces that the model sees whole, each after the begin token
-where the model has one. The steps' own products are used, with attention inside the piece. `loss`
-is how far the perplexity is above that of float32, `+-` its standard error over the text's tokens,
+where the model has one. The steps' own products are used, with attention inside the piece, and with
+keys and values rounded to bfloat16, as a pool holds them, for all precisions but float32. `loss` is
+how far the perplexity is above that of float32, `+-` its standard error over the text's tokens,
 which are the same for both.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from _common import PRECISIONS, Precision, print_json, show, surroundings
 from flax import nnx
 
+from muxjax.models.attention import DenseAttend
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.decoder import Decoder
 from muxjax.models.kept import kept_bytes, put_on_device
@@ -76,6 +78,17 @@ def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
     return np.array([[*first, *ids[i * length : (i + 1) * length]] for i in range(count)], np.int32)
 
 
+class HalfPool(DenseAttend):
+    """Attention over keys and values as a pool of bfloat16 holds them."""
+
+    def __call__(
+        self, cache: None, layer: Any, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any
+    ) -> tuple[jax.Array, None]:
+        """See `Attend`."""
+        k, v = (x.astype(jnp.bfloat16).astype(x.dtype) for x in (k, v))
+        return super().__call__(cache, layer, q, k, v, **options)
+
+
 def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) -> np.ndarray:
     """Minus the log-probability of each token but the first of each piece."""
     weights: dict[str, Any] = {}
@@ -85,10 +98,14 @@ def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) ->
         )
         weights.update(kept)
     graph, state = nnx.split(Decoder(checkpoint.config, weights))
+    exact = precision == PRECISIONS["float32"]
+    attend = DenseAttend(PIECE) if exact else HalfPool(PIECE)
 
     @jax.jit
     def losses(state: Any, tokens: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, state).dense_logits(tokens[None])[0, :-1]
+        decoder = nnx.merge(graph, state)
+        hidden, _ = decoder(tokens, jnp.arange(PIECE), None, attend)
+        logits = decoder.logits(hidden)[:-1]
         chosen = jnp.take_along_axis(logits, tokens[1:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(logits, axis=1) - chosen
 
