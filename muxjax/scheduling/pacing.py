@@ -3,9 +3,7 @@
 For each model (`Pace`):
 
 - *Tokens*: with a target for each token, after `k` of them the next are due when the time that the
-  target gives for `k` has passed, and whoever is due decodes first. Targets for whole requests say
-  the same where they are tight and can be kept by all (`strain.py`); else they say nothing about
-  the order: there shares of the time decide.
+  target gives for `k` has passed. What follows for the order of decodes is in `decode_order.py`.
 - *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
   which nobody decodes. So prompts wait for each other, until all of them together have waited as
   long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
@@ -23,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
@@ -41,12 +39,10 @@ LOOKED_AT_PART = 0.1
 LEAST_MODELS = 5
 """Models at once, one sequence each, that targets must allow for taking turns to be worth it. Where
 they are so tight that few can run at once, one after the other is better than all a bit slower."""
-PACE = 0.98
+TOKENS_PART = 0.98
 """Of the time a token that a target for the whole request allows. The first token takes the rest:
 at 1 every fourth request of a 30B beside a 13B was just late. Less makes others wait for nothing:
 at 0.8 the whole fleet served 2 % less."""
-OVERDRAFT = 2.0
-"""Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
 SLOWEST = 0.8
 """How slow a request is taken to be at worst when it is called a lost cause, in parts of what its
 target allows: with 1 a hundredth fewer were in time where targets are tight."""
@@ -169,7 +165,7 @@ class Pace:
         self._find_tpot()
         allowed = tokens * self.tpot()
         if self._targets.tpot is None:
-            allowed *= PACE
+            allowed *= TOKENS_PART
             self.due = min(self.due, now)  # who begins later has nothing of tokens that were early
         self.due = max(self.due, now - allowed) + allowed
 
@@ -293,55 +289,3 @@ class Pace:
         """Seconds that one prefill of twice as many tokens saves, against two."""
         once, twice = (self._estimates.prefill(self._name, round(n * tokens)) for n in (1, 2))
         return 2 * once - twice
-
-
-def decodes_in_order(
-    paces: Mapping[str, Pace], unit: Unit, decodes: list[Turn], now: float, strain: Strain
-) -> tuple[list[str], float]:
-    """Models with sequences to decode, who is first before the others.
-
-    First those whose next tokens are due: with a target for each token, and where targets for whole
-    requests are tight and there is time to keep all of them. Shares of the time would give a model
-    of small batches and long steps less than it needs there, and one that has time enough more: a
-    30B beside a 13B took 2.1 to 2.3 times what it takes alone, and 1.6 with tokens that are due.
-
-    Then, where targets are so tight that turns would make everybody late, the model with the oldest
-    sequence, so that some are in time, until it is `OVERDRAFT` ahead of its share; and else whoever
-    is furthest behind its share of the time: batches that are full are then decoded more often than
-    small ones, which cost nearly as much, and nobody waits for long.
-
-    Args:
-      paces: of all models of the unit.
-      unit: the unit.
-      decodes: who has sequences to decode.
-      now: seconds.
-      strain: as it is now.
-
-    Returns:
-      The models, and when the next tokens are due of those that are not first for that.
-    """
-    due: list[tuple[float, str]] = []
-    others: list[Turn] = []
-    next_due = math.inf
-    turns = False
-    whole = any(pace.tight for pace in paces.values()) and strain.total <= 1.0
-    for turn in decodes:
-        pace = paces[turn[0]]
-        latest = pace.latest_decode(whole)
-        if latest <= now:
-            due.append((latest, turn[0]))
-        else:
-            next_due = min(next_due, latest)
-            others.append(turn)
-            turns = turns or not pace.tight
-    time = unit.time
-    others.sort(key=time.virtual)
-    if not turns and strain.total > 1.0:
-
-        def place(turn: Turn) -> tuple[int, int]:
-            if time.credit(turn) < -OVERDRAFT:
-                return 1, 0
-            return 0, next(iter(unit.models[turn[0]].running.values())).order
-
-        others.sort(key=place)
-    return [model for _, model in sorted(due)] + [model for model, _ in others], next_due

@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
-from muxjax.scheduling.pacing import Pace, decodes_in_order
+from muxjax.scheduling.decode_order import decodes_in_order
+from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.prefill_size import prefill_tokens
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.strain import Strain
