@@ -28,7 +28,6 @@ from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
 from muxjax.scheduling.strain import Strain
-from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
 DEFERRED_TURNS = 10
@@ -64,7 +63,6 @@ class Pace:
       spare: seconds that such a prompt may lose if it came now.
       tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
         each, to take turns.
-      prefills, decodes: the model's two parts of the time.
       owes: whether it has a target for each token.
     """
 
@@ -80,8 +78,6 @@ class Pace:
         self._turns = 0
         self._head: Request | None = None
         self._look_at = 0.0
-        self.prefills: Turn = (self._name, "prefill")
-        self.decodes: Turn = (self._name, "decode")
         self.owes = self._targets.tpot is not None
         self._find_tpot()
         self.look()
@@ -192,7 +188,7 @@ class Pace:
     def sort_line(self, unit: Unit, strain: Strain, now: float) -> None:
         """Defers lost causes among those that are next, and brings deferred requests back."""
         state = self.state
-        head = next(iter(state.waiting.values()), None)
+        head = state.first
         looks = head is not None and (head is not self._head or now >= self._look_at)
         if not looks and not state.deferred:
             return
@@ -207,7 +203,7 @@ class Pace:
                 else:
                     spare = min(spare, latest - now)
             # The time that is left is a guess, and is looked at again when a part has passed.
-            self._head = next(iter(state.waiting.values()), None)
+            self._head = state.first
             self._look_at = now + LOOKED_AT_PART * spare
         if state.deferred:
             turns = state.finished // DEFERRED_TURNS
@@ -233,7 +229,9 @@ class Pace:
         count = len(state.waiting)
         if count >= self._most:
             return 0.0
-        head = next(iter(state.waiting.values()))
+        head = state.first
+        if head is None:
+            raise ValueError(f"{self._name} has no prompts that could wait")
         if self._wait[:2] != (head, count):
             tokens = count * max(1.0, state.spec.prompt_tokens)
             # They came one after the other, so that on average they waited half as long as the

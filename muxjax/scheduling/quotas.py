@@ -113,9 +113,10 @@ class KVQuotas:
 
     def leasable(self, model: str) -> int:
         """Slabs that the model may lease now."""
-        allocator = self._allocator
-        free = allocator.free_slabs
-        within_quota = self.quotas[model] - allocator.leased_slabs(model)
+        free = self._allocator.free_slabs
+        if not free:
+            return 0
+        within_quota = self.quotas[model] - self._allocator.leased_slabs(model)
         if within_quota >= free:
             return free
         borrowable = free - self._unfilled_floors(model)

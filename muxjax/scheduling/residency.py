@@ -108,9 +108,9 @@ class Residency:
 
     def admit(self, state: ModelState) -> Request | None:
         """Moves the first waiting request to those being prefilled, if there is room for it."""
-        if not state.waiting or not state.free_slots:
+        request, spec = state.first, state.spec
+        if request is None or not state.free_slots:
             return None
-        request, spec = next(iter(state.waiting.values())), state.spec
         if self.refused(state) or (request.last_step and not self._settled(request)):
             return None
         blocks = _blocks_to_admit(spec, request)
@@ -141,15 +141,14 @@ class Residency:
         It counts as asked for once more. Where pages are short this is asked of each model before
         each step, so that it must be quick.
         """
-        refusal = self._refused.get(state.spec.name)
+        name = state.spec.name
+        refusal = self._refused.get(name)
         if refusal is None:
             return False
-        made = self.steps_made
-        refusal.asked = made
-        if refusal.request is not next(iter(state.waiting.values()), None):
+        refusal.asked = made = self.steps_made
+        if refusal.request is not state.first or made >= refusal.again:
             return False
-        name = state.spec.name
-        if refusal.changes != self._changes(name) or made >= refusal.again:
+        if refusal.changes != self._released[name] + self._line_changes + self._quotas.changes:
             return False
         return refusal.slabs > self._quotas.leasable(name)
 

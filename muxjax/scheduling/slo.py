@@ -68,13 +68,13 @@ class SloPolicy:
         running = 0
         for pace in self._all:
             state = pace.state
-            if state.waiting or state.prefilling or state.deferred:
+            if state.first is not None or state.prefilling or state.deferred:
                 pace.sort_line(unit, strain, now)
-                if state.prefilling or state.waiting:
-                    waiting.append(pace.prefills)
+                if state.prefilling or state.first is not None:
+                    waiting.append(state.prefills)
             if state.running:
                 running += len(state.running)
-                decodes.append(pace.decodes)
+                decodes.append(state.decodes)
             else:
                 pace.rests()
         unit.time.begin(waiting + decodes)
