@@ -136,13 +136,15 @@ class Pace:
         # Who begins only where the strain allows it is no slower than that, whatever went before.
         speed = min(self.speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
+        given, mean_prompt = targets.alone_ttft, max(1.0, self.state.spec.prompt_tokens)
         starts = []
         for request in requests:
             tokens = len(request.prompt)
             steps = min(float(request.max_new_tokens), mean) - 1
-            spare = scale * (self.alone_ttft(tokens) + steps * alone_tpot)
-            needed = MARGIN * (prefill(name, tokens) + steps * speed)
-            starts.append(request.arrival + spare - needed)
+            first = prefill(name, tokens)  # half of what this costs, so it is asked for once
+            alone = first if given is None else given * tokens / mean_prompt
+            spare = scale * (alone + steps * alone_tpot)
+            starts.append(request.arrival + spare - MARGIN * (first + steps * speed))
         return starts
 
     def _find_tpot(self) -> None:
