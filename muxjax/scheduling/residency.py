@@ -120,12 +120,13 @@ class Residency:
         if not self._worth_taking(state, found, blocks + headroom):
             found = Found(copy, [])
         new = blocks - len(found.blocks)
-        if not self._may_admit(state, request, new + headroom, found):
+        if not self._may_admit(state, request, blocks, new + headroom, found):
             return None
         if spec.name in self._refused:
             self._forget(spec.name)
         state.remove(request)
-        self._allocator.share(spec.name, found.blocks)
+        if found.blocks:
+            self._allocator.share(spec.name, found.blocks)
         request.blocks = [*found.blocks, *self._allocate(spec.name, new, copy)]
         request.slot = state.take_slot(copy)
         request.prefix_tokens = request.num_tokens
@@ -236,7 +237,18 @@ class Residency:
         """Slabs that a model may lease beyond what it must, so as to keep what is cached."""
         return 0 if self._refused else self._quotas.spare(name)
 
-    def _may_admit(self, state: ModelState, request: Request, blocks: int, found: Found) -> bool:
+    def _may_admit(
+        self, state: ModelState, request: Request, alone: int, blocks: int, found: Found
+    ) -> bool:
+        """Whether there is room for a request, or is made.
+
+        Args:
+          state: its model.
+          request: the first that waits.
+          alone: blocks that it takes itself.
+          blocks: blocks to be had besides those found, with those for others that run.
+          found: what is there of its prefix.
+        """
         name = state.spec.name
         quotas = self._quotas
         slabs = self._allocator.slabs_to_lease(name, blocks, found.blocks, found.copy)
@@ -246,9 +258,8 @@ class Residency:
         total = leased + slabs
         refusal = self._refused.get(name)
         ripe = refusal is not None and self._ripe(refusal)
-        alone = self._allocator.slabs_for(name, _blocks_to_admit(state.spec, request))
         quota = quotas.quotas[name]
-        over_quota = alone > quota
+        over_quota = self._allocator.slabs_for(name, alone) > quota
         place = 1 if over_quota or total <= quota else 2
         fits = slabs <= quotas.leasable(name)
         reason = self._claim(name, leased, total, ripe)
