@@ -168,6 +168,14 @@ class ModelEntry(_Section):
             )
         return self
 
+    def check_length(self, max_position: int) -> None:
+        """Raises FleetConfigError if sequences are to be longer than the model's context."""
+        if self.max_model_len is not None and self.max_model_len > max_position:
+            raise FleetConfigError(
+                f"max_model_len of {self.name} is {self.max_model_len}; the model's own context "
+                f"length is {max_position}"
+            )
+
 
 class PoolConfig(_Section):
     """The KV pool that all models of the unit share."""

@@ -55,6 +55,8 @@ def plan_inputs(
 
     Raises:
       CheckpointError, DownloadError: a model whose config cannot be had.
+      FleetConfigError: a `max_model_len` beyond the model's context, or models of one profile and
+        unlike sizes.
       PlanError: an unknown device, or a model that is not in the profile.
       ProfileError: a profile that cannot be used.
     """
@@ -90,11 +92,13 @@ def plan_inputs(
             execution = "concurrent"
     # What the file says about the engine is kept to; its defaults are not the fleet's wishes.
     most = config.engine.max_seqs if "max_seqs" in config.engine.model_fields_set else None
+    loads = []
+    for entry in config.models:
+        kind = kinds[entry.name] if profile is not None else entry.name
+        entry.check_length(shapes[kind].max_position)
+        loads.append(_load(entry, kind, most))
     return PlanInputs(
-        loads=tuple(
-            _load(entry, kinds[entry.name] if profile else entry.name, most)
-            for entry in config.models
-        ),
+        loads=tuple(loads),
         cluster=there,
         costs=tuple(costs),
         profile=None if profile is None else str(profile),
@@ -112,6 +116,9 @@ def _load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
         slo=Slo(entry.slo.ttft, entry.slo.tpot),
         kv_floor=entry.kv_floor,
         max_batch=max_batch,
+        # The engine refuses a pool that cannot hold this. A length that is not given, it chooses
+        # itself, so that the pool holds it (`geometry.longest_sequence`).
+        longest=entry.max_model_len,
     )
 
 

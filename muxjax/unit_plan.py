@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from muxjax.config import EngineConfig, FleetConfig, ModelEntry
-from muxjax.errors import FleetConfigError
 from muxjax.geometry import longest_sequence
 from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint
@@ -203,11 +202,7 @@ def plan_model(
     shards, name = Shards(checkpoint.config, mesh.degree), entry.name
     local, rows = shards.local, kv.shape[1]
     layout = KVLayout(rows, local.num_kv_heads, local.head_dim)
-    if entry.max_model_len is not None and entry.max_model_len > local.max_position:
-        raise FleetConfigError(
-            f"max_model_len of {name} is {entry.max_model_len}; the model's own context length "
-            f"is {local.max_position}"
-        )
+    entry.check_length(local.max_position)
     length = entry.max_model_len or longest_sequence(
         local.max_position, layout, local.num_layers, free_pages, available
     )

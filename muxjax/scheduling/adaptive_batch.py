@@ -49,34 +49,42 @@ class AdaptiveBatch:
         time = unit.time
         prefills: list[Turn] = []
         decodes: list[Turn] = []
-        for model, state in unit.models.items():
-            if state.has_prefill:
-                prefills.append((model, "prefill"))
-            if state.has_decode:
-                decodes.append((model, "decode"))
-        turns = prefills + decodes
-        time.begin(turns)
-        if not turns:
-            return None
-        turns.sort(key=time.virtual)
+        for state in unit.models.values():
+            if state.waiting or state.prefilling or state.deferred:
+                prefills.append(state.prefills)
+            if state.running:
+                decodes.append(state.decodes)
+        time.begin(prefills + decodes)
+        virtual = time.virtual
+        prefills.sort(key=virtual)
         ahead = math.inf
         if prefills and decodes:
             ahead = time.mean + PREFILL_OVERDRAFT / sum([time.shares[turn] for turn in prefills])
-            turns.sort(key=lambda turn: turn[1] == "decode" or time.virtual(turn) > ahead)
+        step: Step | None
+        for turn in prefills:
+            if virtual(turn) > ahead:
+                break
+            step = self._prefill(unit, turn, decodes, ahead)
+            if step is not None:
+                return step
+        turns = [turn for turn in prefills if virtual(turn) > ahead] + decodes
+        turns.sort(key=virtual)
         for turn in turns:
-            model, phase = turn
-            step: Step | None
-            if phase == "prefill":
-                if not unit.may_prefill(model):
-                    continue
-                seconds = self._prefill_seconds(unit, turn, decodes, ahead)
-                spec = unit.models[model].spec
-                step = unit.make_prefill(model, prefill_tokens(spec, unit.estimates, seconds))
+            if turn[1] == "prefill":
+                step = self._prefill(unit, turn, decodes, ahead)
             else:
-                step = unit.make_decode(model, self._burst(unit, turn, decodes))
+                step = unit.make_decode(turn[0], self._burst(unit, turn, decodes))
             if step is not None:
                 return step
         return None
+
+    def _prefill(self, unit: Unit, turn: Turn, decodes: list[Turn], ahead: float) -> Step | None:
+        model = turn[0]
+        if not unit.may_prefill(model):
+            return None
+        seconds = self._prefill_seconds(unit, turn, decodes, ahead)
+        spec = unit.models[model].spec
+        return unit.make_prefill(model, prefill_tokens(spec, unit.estimates, seconds))
 
     @staticmethod
     def _prefill_seconds(unit: Unit, turn: Turn, decodes: list[Turn], ahead: float) -> float:

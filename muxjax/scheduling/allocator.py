@@ -12,7 +12,9 @@ a model leases is there once for each copy, and so is a block: the id of a block
 first page plus `c` times the pages of the pool. What holds nothing of a copy is of no use to
 another.
 
-Blocks come from the fullest slab that has room, so that the emptier ones drain and return.
+Blocks come from the fullest slab that has room, so that the emptier ones drain and return
+(`cut_lease.py`). Slabs that hold one block, which all do where models are as deep, need less
+bookkeeping (`whole_lease.py`).
 
 Several requests may refer to a block, and a block may be kept when nobody does: it is *cached*, to
 be found again (`prefix_cache.py`), and goes as soon as its pages are wanted. So a slab in which
@@ -29,13 +31,13 @@ Invariants, which `check_invariants` tests:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from itertools import islice
 from types import MappingProxyType
 
+from muxjax.scheduling.cut_lease import CutLease
 from muxjax.scheduling.slab_size import choose_slab_pages
-from muxjax.scheduling.slabs import Lease, Part, Slab, check_slabs
+from muxjax.scheduling.slabs import Lease, Slabs
+from muxjax.scheduling.whole_lease import WholeLease
 
 
 class SlabAllocator:
@@ -46,10 +48,6 @@ class SlabAllocator:
       layers: `L` of each model by name.
       copies: of each model that has more than one.
       record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
-
-    Attributes:
-      lease_changes: how often some model has come to lease more or fewer slabs.
-      idle_slabs: slabs that hold cached blocks and nothing in use.
 
     Raises:
       ValueError: no models, or a pool without room for one slab.
@@ -76,18 +74,13 @@ class SlabAllocator:
         self.slab_pages = choose_slab_pages(usable, layers.values())
         self.num_slabs = usable // self.slab_pages
         self.remainder_pages = usable - self.num_slabs * self.slab_pages
-        self._slabs = [
-            Slab(self.dummy_pages + index * self.slab_pages) for index in range(self.num_slabs)
-        ]
-        self._empty = list(range(self.num_slabs - 1, -1, -1))
+        slabs = range(self.dummy_pages, num_pages - self.slab_pages + 1, self.slab_pages)
+        self._slabs = Slabs(
+            num_pages, self.slab_pages, self.dummy_pages, record_freed, list(reversed(slabs))
+        )
         self._leases: dict[str, Lease] = {}
         for model, pages in layers.items():
             self.add_model(model, pages, copies.get(model, 1))
-        self._extra: Counter[int] = Counter()  # references besides the first
-        self.lease_changes = 0
-        self.idle_slabs = 0
-        self._record_freed = record_freed
-        self._freed: list[int] = []
 
     # Models that come and go; the pool's cut into slabs stays
 
@@ -105,9 +98,9 @@ class SlabAllocator:
                 f"a block of {model} has {layers} pages, one for each layer, and the pool is cut "
                 f"for models of at most {largest}"
             )
-        blocks = self.slab_pages // layers
-        parts = [Part([{} for _ in range(blocks + 1)]) for _ in range(copies)]
-        self._leases[model] = Lease(layers, blocks, parts)
+        whole = copies == 1 and self.slab_pages // layers == 1
+        kind = WholeLease if whole else CutLease
+        self._leases[model] = kind(self._slabs, model, layers, copies)
 
     def remove_model(self, model: str) -> None:
         """Drops a model that holds nothing, cached blocks included.
@@ -129,12 +122,23 @@ class SlabAllocator:
     @property
     def empty_slabs(self) -> int:
         """Slabs that hold nothing at all."""
-        return len(self._empty)
+        return len(self._slabs.empty)
+
+    @property
+    def idle_slabs(self) -> int:
+        """Slabs that hold cached blocks and nothing in use."""
+        return self._slabs.idle
 
     @property
     def free_slabs(self) -> int:
         """Slabs in which nothing is in use: empty or idle."""
-        return len(self._empty) + self.idle_slabs
+        slabs = self._slabs
+        return len(slabs.empty) + slabs.idle
+
+    @property
+    def lease_changes(self) -> int:
+        """How often some model has come to lease more or fewer slabs."""
+        return self._slabs.changes
 
     @property
     def waste(self) -> float:
@@ -157,6 +161,13 @@ class SlabAllocator:
         """Slabs with cached blocks of the model and nothing in use."""
         return len(self._leases[model].idle)
 
+    def held_slabs(self) -> list[tuple[str, int, int]]:
+        """The models, the slabs that hold something of each, and how many of these are idle."""
+        return [
+            (model, lease.slabs + len(lease.idle), len(lease.idle))
+            for model, lease in self._leases.items()
+        ]
+
     def leased_pages(self, model: str) -> int:
         """Pages of the slabs that the model leases."""
         return self._leases[model].slabs * self.slab_pages
@@ -164,13 +175,12 @@ class SlabAllocator:
     def used_pages(self, model: str) -> int:
         """Pages of the model's blocks in use, of a copy in the mean; a shared block counts once."""
         lease = self._leases[model]
-        return -(-lease.used_blocks // len(lease.parts)) * lease.layers
+        return -(-lease.used_blocks // lease.copies) * lease.layers
 
     def cached_pages(self, model: str) -> int:
         """Pages of the model's cached blocks, of a copy in the mean."""
         lease = self._leases[model]
-        cached = lease.idle_cached + sum([len(part.cached) for part in lease.parts])
-        return -(-cached // len(lease.parts)) * lease.layers
+        return -(-lease.cached_blocks // lease.copies) * lease.layers
 
     def slabs_for(self, model: str, num_blocks: int) -> int:
         """Slabs that hold this many blocks of one copy of the model, packed."""
@@ -187,32 +197,22 @@ class SlabAllocator:
           shared: cached or used blocks of the copy that it refers to besides.
           copy: whose blocks; a slab that is leased for one has blocks for all.
         """
-        lease = self._leases[model]
-        part = lease.parts[copy]
-        missing = num_blocks - part.free_blocks - len(part.cached)
-        idle: set[int] = set()
-        for block in shared:
-            index = self.slab_of(block)
-            slab = self._slabs[index]
-            missing += block in slab.cached
-            if not slab.used:
-                idle.add(index)
-        missing -= len(idle) * lease.blocks_per_slab
-        return len(idle) + (-(-missing // lease.blocks_per_slab) if missing > 0 else 0)
+        return self._leases[model].to_lease(num_blocks, shared, copy)
 
     def available_blocks(self, model: str, copy: int = 0) -> int:
         """Blocks that a copy can get without another slab, in place of cached ones too."""
-        part = self._leases[model].parts[copy]
-        return part.free_blocks + len(part.cached)
+        return self._leases[model].available_blocks(copy)
 
     def free_blocks(self, model: str, copy: int = 0) -> int:
         """Blocks that a copy can get without another slab and with nothing lost."""
-        return self._leases[model].parts[copy].free_blocks
+        return self._leases[model].free_blocks(copy)
 
     def references(self, block: int) -> int:
         """How many refer to a block: 0 for one that is cached or free."""
-        slab = self._slabs[self.slab_of(block)]
-        return 1 + self._extra.get(block, 0) if block in slab.used else 0
+        slabs = self._slabs
+        slab = slabs.cut.get(slabs.slab_of(block))
+        used = block in slabs.whole if slab is None else block in slab.used
+        return 1 + slabs.extra.get(block, 0) if used else 0
 
     def slab_of(self, block: int) -> int:
         """The index of the slab that a block lies in."""
@@ -223,7 +223,10 @@ class SlabAllocator:
         return block // self.num_pages
 
     def used_blocks_in(self, slab: int) -> int:
-        return len(self._slabs[slab].used)
+        """Blocks in use of the slab of this index."""
+        first = self.dummy_pages + slab * self.slab_pages
+        cut = self._slabs.cut.get(first)
+        return int(first in self._slabs.whole) if cut is None else len(cut.used)
 
     # Blocks
 
@@ -236,29 +239,7 @@ class SlabAllocator:
           The ids of the blocks, for the first copy their first pages; None when there is no room
           for all of them.
         """
-        lease = self._leases[model]
-        part = lease.parts[copy]
-        missing = num_blocks - part.free_blocks
-        new_slabs = -(-missing // lease.blocks_per_slab) if missing > 0 else 0
-        if new_slabs > len(self._empty):
-            return None
-        blocks: list[int] = []
-        while part.mask and len(blocks) < num_blocks:
-            fullest = (part.mask & -part.mask).bit_length() - 1
-            index = next(iter(part.partial[fullest]))
-            slab = self._slabs[index]
-            free = slab.free[copy]
-            left = max(0, fullest - (num_blocks - len(blocks)))
-            taken = free[left:]
-            del free[left:]
-            slab.used.update(taken)
-            blocks += reversed(taken)
-            part.file(index, fullest, left)
-        if new_slabs:
-            self._lease_slabs(model, copy, new_slabs, blocks, num_blocks)
-        part.free_blocks -= num_blocks
-        lease.used_blocks += num_blocks
-        return blocks
+        return self._leases[model].allocate(num_blocks, copy)
 
     def share(self, model: str, blocks: Iterable[int]) -> None:
         """Adds a reference to blocks that are in use or cached.
@@ -266,19 +247,7 @@ class SlabAllocator:
         Raises:
           ValueError: a block that the model does not have.
         """
-        lease = self._leases[model]
-        for block in blocks:
-            index, slab = self._find(model, block)
-            if block in slab.used:
-                self._extra[block] += 1
-                continue
-            if block not in slab.cached:
-                raise ValueError(f"block at page {block} holds nothing of {model}")
-            if not slab.used:
-                self._lease_idle(lease, index)
-            del slab.cached[block], lease.parts[self.copy_of(block)].cached[block]
-            slab.used.add(block)
-            lease.used_blocks += 1
+        self._leases[model].share(blocks)
 
     def free(self, model: str, blocks: Iterable[int], keep: Container[int] = ()) -> None:
         """Gives references back; a block without any is cached if it is to be kept, else free.
@@ -286,193 +255,42 @@ class SlabAllocator:
         Raises:
           ValueError: a block that the model does not have in use (freed twice, or never its own).
         """
-        lease = self._leases[model]
-        for block in blocks:
-            index, slab = self._find(model, block)
-            if block not in slab.used:
-                raise ValueError(f"block at page {block} is not in use by {model}: freed twice?")
-            if self._extra and block in self._extra:
-                self._extra[block] -= 1
-                if not self._extra[block]:
-                    del self._extra[block]
-                continue
-            slab.used.remove(block)
-            lease.used_blocks -= 1
-            if block in keep:
-                slab.cached[block] = lease.parts[self.copy_of(block)].cached[block] = None
-            else:
-                self._set_free(lease, index, block)
-            if not slab.used:
-                if slab.cached:
-                    self._end_lease(lease, index)
-                else:
-                    self._return_slab(lease, index)
+        self._leases[model].free(blocks, keep)
+
+    def take_freed_pages(self) -> list[int]:
+        """Pages freed since the last call, if `record_freed`; some may be in use again."""
+        freed, self._slabs.freed = self._slabs.freed, []
+        return freed
 
     # Cached blocks
 
     def lease_roomy(self, model: str, copy: int = 0) -> bool:
         """Leases an idle slab of the model with free blocks of a copy; False if there is none."""
-        lease = self._leases[model]
-        roomy = lease.parts[copy].roomy
-        if not roomy:
-            return False
-        self._lease_idle(lease, next(reversed(roomy)))
-        return True
+        return self._leases[model].lease_roomy(copy)
 
     def evict_block(self, model: str, copy: int = 0) -> int:
         """Frees a copy's oldest cached block in slabs that the model leases; there must be one."""
-        lease = self._leases[model]
-        cached = lease.parts[copy].cached
-        block = next(iter(cached))
-        index = self.slab_of(block)
-        del cached[block], self._slabs[index].cached[block]
-        self._set_free(lease, index, block)
-        return block
+        return self._leases[model].evict_block(copy)
 
     def evict_slabs(self, model: str, count: int) -> list[int]:
         """Empties so many idle slabs of the model, the oldest first; returns what was cached there.
 
         There must be as many. Where pages are short some are emptied before each step.
         """
-        lease = self._leases[model]
-        indices = list(islice(lease.idle, count))
-        evicted: list[int] = []
-        for index in indices:
-            slab = self._slabs[index]
-            blocks = list(slab.cached)
-            self._unfile_idle(lease, index)
-            slab.model, slab.free = None, []
-            slab.cached.clear()
-            if self._record_freed:
-                for block in blocks:
-                    self._note_freed(slab, block, lease.layers)
-            evicted += blocks
-        self._empty += indices
-        return evicted
-
-    def take_freed_pages(self) -> list[int]:
-        """Pages freed since the last call, if `record_freed`; some may be in use again."""
-        freed, self._freed = self._freed, []
-        return freed
-
-    def _note_freed(self, slab: Slab, block: int, layers: int) -> None:
-        """Records the pages of a freed block, unless another copy has something in them."""
-        page = block % self.num_pages
-        held = {other % self.num_pages for other in (*slab.used, *slab.cached)}
-        if page not in held:
-            self._freed.extend(range(page, page + layers))
-
-    # Slabs
-
-    def _find(self, model: str, block: int) -> tuple[int, Slab]:
-        index = self.slab_of(block)
-        slab = self._slabs[index] if 0 <= index < self.num_slabs else None
-        if slab is None or slab.model != model:
-            raise ValueError(f"block at page {block} is not in use by {model}: freed twice?")
-        return index, slab
-
-    def _set_free(self, lease: Lease, index: int, block: int) -> None:
-        """Makes a block of a leased slab free."""
-        slab, copy = self._slabs[index], self.copy_of(block)
-        part, own = lease.parts[copy], slab.free[copy]
-        own.append(block)
-        part.free_blocks += 1
-        free = len(own)
-        part.file(index, free - 1, free)
-        if self._record_freed:
-            self._note_freed(slab, block, lease.layers)
-
-    def _lease_slabs(
-        self, model: str, copy: int, count: int, blocks: list[int], wanted: int
-    ) -> None:
-        """Leases slabs and adds a copy's blocks to those given out, until there are `wanted`."""
-        lease = self._leases[model]
-        size, layers, parts = lease.blocks_per_slab, lease.layers, lease.parts
-        self.lease_changes += 1
-        lease.slabs += count
-        for part in parts:
-            part.free_blocks += count * size
-        indices = self._empty[-count:]
-        del self._empty[-count:]
-        for index in reversed(indices):
-            slab = self._slabs[index]
-            slab.model = model
-            if size == len(parts) == 1:  # the usual case where all models are as deep; it counts
-                slab.free = [[]]
-                slab.used.add(slab.first_page)
-                blocks.append(slab.first_page)
-                continue
-            slab.free = []
-            for at, part in enumerate(parts):
-                first = slab.first_page + at * self.num_pages
-                pages = range(first, first + size * layers, layers)
-                if at == copy:
-                    taken = pages[: wanted - len(blocks)]
-                    slab.used.update(taken)
-                    blocks += taken
-                    pages = pages[len(taken) :]
-                slab.free.append(list(reversed(pages)))
-                part.file(index, 0, len(pages))
-
-    def _return_slab(self, lease: Lease, index: int) -> None:
-        """Ends the lease of a slab whose blocks are all free."""
-        slab, size = self._slabs[index], lease.blocks_per_slab
-        for part in lease.parts:
-            part.file(index, size, 0)
-            part.free_blocks -= size
-        slab.model = None
-        slab.free = []
-        self.lease_changes += 1
-        lease.slabs -= 1
-        self._empty.append(index)
-
-    def _end_lease(self, lease: Lease, index: int) -> None:
-        """Ends the lease of a slab in which nothing but cached blocks is left."""
-        slab = self._slabs[index]
-        for part, own in zip(lease.parts, slab.free, strict=True):
-            part.file(index, len(own), 0)
-            part.free_blocks -= len(own)
-            if own:
-                part.roomy[index] = None
-        for block in slab.cached:
-            del lease.parts[self.copy_of(block)].cached[block]
-        lease.slabs -= 1
-        lease.idle[index] = None
-        lease.idle_cached += len(slab.cached)
-        self.idle_slabs += 1
-        self.lease_changes += 1
-
-    def _lease_idle(self, lease: Lease, index: int) -> None:
-        """Leases an idle slab, with what is cached in it."""
-        slab = self._slabs[index]
-        self._unfile_idle(lease, index)
-        for block in slab.cached:
-            lease.parts[self.copy_of(block)].cached[block] = None
-        lease.slabs += 1
-        for part, own in zip(lease.parts, slab.free, strict=True):
-            part.free_blocks += len(own)
-            part.file(index, 0, len(own))
-        self.lease_changes += 1
-
-    def _unfile_idle(self, lease: Lease, index: int) -> None:
-        del lease.idle[index]
-        for part in lease.parts:
-            part.roomy.pop(index, None)
-        lease.idle_cached -= len(self._slabs[index].cached)
-        self.idle_slabs -= 1
+        return self._leases[model].evict_slabs(count)
 
     # Tests
 
     def check_invariants(self) -> None:
         """Raises AssertionError if an invariant of the module's docstring does not hold."""
-        check_slabs(
-            self._slabs,
-            self.slab_pages,
-            self.num_pages,
-            self._leases,
-            self._empty,
-            self._extra,
-        )
-        assert self.idle_slabs == sum(len(lease.idle) for lease in self._leases.values())
-        assert self._slabs[0].first_page == self.dummy_pages
-        assert self._slabs[-1].first_page + self.slab_pages <= self.num_pages
+        slabs = self._slabs
+        found = list(slabs.empty)
+        for model, lease in self._leases.items():
+            assert lease.model == model
+            found += lease.check_invariants()
+        everything = range(self.num_slabs)
+        assert sorted(found) == [self.dummy_pages + at * self.slab_pages for at in everything]
+        assert max(found) + self.slab_pages <= self.num_pages
+        assert slabs.idle == sum(len(lease.idle) for lease in self._leases.values())
+        assert all(count > 0 for count in slabs.extra.values())
+        assert all(self.references(block) == 1 + count for block, count in slabs.extra.items())

@@ -34,11 +34,7 @@ class Fcfs:
             for model, state in states
             if state.prefilling
         ]
-        waiting = [
-            (next(iter(state.waiting.values())).order, model)
-            for model, state in states
-            if state.waiting
-        ]
+        waiting = [(state.first.order, model) for model, state in states if state.first is not None]
         line = started or waiting
         if line:
             prefill = unit.make_prefill(min(line)[1])

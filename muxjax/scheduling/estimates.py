@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 EWMA_WEIGHT = 0.2
 """Weight of a new measurement against all before it."""
+_BUCKETS = 40
+"""More than there are: sizes are below 2**39."""
 LEAST_SECONDS = 1e-9
 """What a token takes at least, whatever a coarse clock says: policies divide by it."""
 
@@ -46,17 +48,15 @@ class StepEstimates:
     def prefill(self, model: str, num_tokens: int) -> float:
         """Seconds that a prefill step of this many tokens takes."""
         means = self._prefill[model]
-        value = means.values.get((num_tokens - 1).bit_length())
-        if value is None:
-            value = means.nearest(num_tokens, self._prefill_guess)
+        near = means.near.get((num_tokens - 1).bit_length())
+        value = self._prefill_guess if near is None else means.values[near]
         return num_tokens * value
 
     def decode(self, model: str, num_seqs: int, num_tokens: int = 1) -> float:
         """Seconds that a decode step takes that makes so many tokens for so many sequences."""
         means = self._decode[model]  # asked dozens of times a step: a call less counts
-        value = means.values.get((num_seqs - 1).bit_length())
-        if value is None:
-            value = means.nearest(num_seqs, self._decode_guess)
+        near = means.near.get((num_seqs - 1).bit_length())
+        value = self._decode_guess if near is None else means.values[near]
         return num_tokens * value
 
     def observe_prefill(self, model: str, num_tokens: int, seconds: float) -> None:
@@ -69,31 +69,23 @@ class StepEstimates:
 
 
 class _Means:
-    """Of one model and phase: the mean of each bucket that was measured, by its exponent."""
+    """Of one model and phase: the mean of each bucket that was measured, by its exponent; and the
+    measured bucket that is nearest to each, where there is any.
+    """
 
-    __slots__ = ("_nearest", "values")
+    __slots__ = ("near", "values")
 
     def __init__(self) -> None:
         self.values: dict[int, float] = {}
-        self._nearest: dict[int, int] = {}  # of buckets that were not measured
-
-    def nearest(self, size: int, guess: float) -> float:
-        """That of the measured bucket next to it; the guess if there is none."""
-        bucket = (size - 1).bit_length()
-        if not self.values:
-            return guess
-        near = self._nearest.get(bucket)
-        if near is None:
-            # Of two that are as far away, the smaller.
-            near = min(self.values, key=lambda other: (abs(other - bucket), other))
-            self._nearest[bucket] = near
-        return self.values[near]
+        self.near: dict[int, int] = {}
 
     def update(self, size: int, value: float) -> None:
         """Takes in a measurement."""
         bucket = (size - 1).bit_length()
         value = max(LEAST_SECONDS, value)
         old = self.values.get(bucket)
-        if old is None:
-            self._nearest.clear()
         self.values[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)
+        if old is None:
+            for other in range(_BUCKETS):
+                # Of two that are as far away, the smaller.
+                self.near[other] = min(self.values, key=lambda one: (abs(one - other), one))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.specs import ModelSpec
+from muxjax.scheduling.time_quotas import Turn
 
 
 class ModelState:
@@ -16,7 +17,9 @@ class ModelState:
 
     Attributes:
       spec: the model.
-      waiting: requests without pages, in the order in which they are admitted.
+      waiting: requests without pages, in the order in which they are admitted. Changed by the
+        methods only.
+      first: the first of them, as policies ask for it in each step; None where nobody waits.
       deferred: requests without pages that wait behind those, in order of their deferral.
       prefilling: requests with pages whose prefix is not wholly dispatched.
       running: requests with pages whose prefix is.
@@ -28,11 +31,13 @@ class ModelState:
       finished: requests that have ended.
       prefix_queries: prompt tokens that were looked for in the prefix cache.
       prefix_hits: those that were found.
+      prefills, decodes: its two parts of the time.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.waiting: OrderedDict[int, Request] = OrderedDict()
+        self.first: Request | None = None
         self.deferred: OrderedDict[int, Request] = OrderedDict()
         self.prefilling: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
@@ -44,6 +49,8 @@ class ModelState:
         self.finished = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.prefills: Turn = (spec.name, "prefill")
+        self.decodes: Turn = (spec.name, "decode")
 
     def take_slot(self, copy: int) -> int:
         """A free slot of a copy of the model."""
@@ -100,10 +107,12 @@ class ModelState:
             RequestState.RUNNING: self.running,
         }
         del groups[request.state][request.id]
+        if request is self.first:
+            self._find_first()
 
     def defer(self, request: Request) -> None:
         """Moves a waiting request behind all others that wait."""
-        del self.waiting[request.id]
+        self.remove(request)
         request.state = RequestState.DEFERRED
         self.deferred[request.id] = request
 
@@ -120,6 +129,8 @@ class ModelState:
             return
         request.state = RequestState.WAITING
         self.waiting[request.id] = request
+        if last is None:
+            self.first = request
 
     def requeue(self, request: Request) -> None:
         """Puts a preempted request back in line: before all who came after it."""
@@ -132,6 +143,10 @@ class ModelState:
         for other in (request, *reversed(older)):
             self.waiting[other.id] = other
             self.waiting.move_to_end(other.id, last=False)
+        self._find_first()
+
+    def _find_first(self) -> None:
+        self.first = next(iter(self.waiting.values()), None)
 
     def check_invariants(self) -> None:
         """Raises AssertionError if groups, slots and the requests' own fields do not agree.
@@ -157,6 +172,7 @@ class ModelState:
                 holds = state in (RequestState.PREFILL, RequestState.RUNNING)
                 assert bool(request.blocks) == holds
                 assert holds or request.slot == -1
+        assert self.first is next(iter(self.waiting.values()), None)
         assert all(r.dispatched < r.prefix_tokens for r in self.prefilling.values())
         self._check_table()
 

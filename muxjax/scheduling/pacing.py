@@ -3,9 +3,7 @@
 For each model (`Pace`):
 
 - *Tokens*: with a target for each token, after `k` of them the next are due when the time that the
-  target gives for `k` has passed, and whoever is due decodes first. Targets for whole requests say
-  the same where they are tight and can be kept by all (`strain.py`); else they say nothing about
-  the order: there shares of the time decide.
+  target gives for `k` has passed. What follows for the order of decodes is in `decode_order.py`.
 - *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
   which nobody decodes. So prompts wait for each other, until all of them together have waited as
   long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
@@ -23,14 +21,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import STEPS_AHEAD
 from muxjax.scheduling.strain import Strain
-from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
 DEFERRED_TURNS = 10
@@ -41,12 +38,10 @@ LOOKED_AT_PART = 0.1
 LEAST_MODELS = 5
 """Models at once, one sequence each, that targets must allow for taking turns to be worth it. Where
 they are so tight that few can run at once, one after the other is better than all a bit slower."""
-PACE = 0.98
+TOKENS_PART = 0.98
 """Of the time a token that a target for the whole request allows. The first token takes the rest:
 at 1 every fourth request of a 30B beside a 13B was just late. Less makes others wait for nothing:
 at 0.8 the whole fleet served 2 % less."""
-OVERDRAFT = 2.0
-"""Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
 SLOWEST = 0.8
 """How slow a request is taken to be at worst when it is called a lost cause, in parts of what its
 target allows: with 1 a hundredth fewer were in time where targets are tight."""
@@ -68,7 +63,6 @@ class Pace:
       spare: seconds that such a prompt may lose if it came now.
       tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
         each, to take turns.
-      prefills, decodes: the model's two parts of the time.
       owes: whether it has a target for each token.
     """
 
@@ -84,8 +78,6 @@ class Pace:
         self._turns = 0
         self._head: Request | None = None
         self._look_at = 0.0
-        self.prefills: Turn = (self._name, "prefill")
-        self.decodes: Turn = (self._name, "decode")
         self.owes = self._targets.tpot is not None
         self._find_tpot()
         self.look()
@@ -144,13 +136,15 @@ class Pace:
         # Who begins only where the strain allows it is no slower than that, whatever went before.
         speed = min(self.speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
+        given, mean_prompt = targets.alone_ttft, max(1.0, self.state.spec.prompt_tokens)
         starts = []
         for request in requests:
             tokens = len(request.prompt)
             steps = min(float(request.max_new_tokens), mean) - 1
-            spare = scale * (self.alone_ttft(tokens) + steps * alone_tpot)
-            needed = MARGIN * (prefill(name, tokens) + steps * speed)
-            starts.append(request.arrival + spare - needed)
+            first = prefill(name, tokens)  # half of what this costs, so it is asked for once
+            alone = first if given is None else given * tokens / mean_prompt
+            spare = scale * (alone + steps * alone_tpot)
+            starts.append(request.arrival + spare - MARGIN * (first + steps * speed))
         return starts
 
     def _find_tpot(self) -> None:
@@ -169,7 +163,7 @@ class Pace:
         self._find_tpot()
         allowed = tokens * self.tpot()
         if self._targets.tpot is None:
-            allowed *= PACE
+            allowed *= TOKENS_PART
             self.due = min(self.due, now)  # who begins later has nothing of tokens that were early
         self.due = max(self.due, now - allowed) + allowed
 
@@ -196,7 +190,7 @@ class Pace:
     def sort_line(self, unit: Unit, strain: Strain, now: float) -> None:
         """Defers lost causes among those that are next, and brings deferred requests back."""
         state = self.state
-        head = next(iter(state.waiting.values()), None)
+        head = state.first
         looks = head is not None and (head is not self._head or now >= self._look_at)
         if not looks and not state.deferred:
             return
@@ -211,7 +205,7 @@ class Pace:
                 else:
                     spare = min(spare, latest - now)
             # The time that is left is a guess, and is looked at again when a part has passed.
-            self._head = next(iter(state.waiting.values()), None)
+            self._head = state.first
             self._look_at = now + LOOKED_AT_PART * spare
         if state.deferred:
             turns = state.finished // DEFERRED_TURNS
@@ -237,7 +231,9 @@ class Pace:
         count = len(state.waiting)
         if count >= self._most:
             return 0.0
-        head = next(iter(state.waiting.values()))
+        head = state.first
+        if head is None:
+            raise ValueError(f"{self._name} has no prompts that could wait")
         if self._wait[:2] != (head, count):
             tokens = count * max(1.0, state.spec.prompt_tokens)
             # They came one after the other, so that on average they waited half as long as the
@@ -293,55 +289,3 @@ class Pace:
         """Seconds that one prefill of twice as many tokens saves, against two."""
         once, twice = (self._estimates.prefill(self._name, round(n * tokens)) for n in (1, 2))
         return 2 * once - twice
-
-
-def decodes_in_order(
-    paces: Mapping[str, Pace], unit: Unit, decodes: list[Turn], now: float, strain: Strain
-) -> tuple[list[str], float]:
-    """Models with sequences to decode, who is first before the others.
-
-    First those whose next tokens are due: with a target for each token, and where targets for whole
-    requests are tight and there is time to keep all of them. Shares of the time would give a model
-    of small batches and long steps less than it needs there, and one that has time enough more: a
-    30B beside a 13B took 2.1 to 2.3 times what it takes alone, and 1.6 with tokens that are due.
-
-    Then, where targets are so tight that turns would make everybody late, the model with the oldest
-    sequence, so that some are in time, until it is `OVERDRAFT` ahead of its share; and else whoever
-    is furthest behind its share of the time: batches that are full are then decoded more often than
-    small ones, which cost nearly as much, and nobody waits for long.
-
-    Args:
-      paces: of all models of the unit.
-      unit: the unit.
-      decodes: who has sequences to decode.
-      now: seconds.
-      strain: as it is now.
-
-    Returns:
-      The models, and when the next tokens are due of those that are not first for that.
-    """
-    due: list[tuple[float, str]] = []
-    others: list[Turn] = []
-    next_due = math.inf
-    turns = False
-    whole = any(pace.tight for pace in paces.values()) and strain.total <= 1.0
-    for turn in decodes:
-        pace = paces[turn[0]]
-        latest = pace.latest_decode(whole)
-        if latest <= now:
-            due.append((latest, turn[0]))
-        else:
-            next_due = min(next_due, latest)
-            others.append(turn)
-            turns = turns or not pace.tight
-    time = unit.time
-    others.sort(key=time.virtual)
-    if not turns and strain.total > 1.0:
-
-        def place(turn: Turn) -> tuple[int, int]:
-            if time.credit(turn) < -OVERDRAFT:
-                return 1, 0
-            return 0, next(iter(unit.models[turn[0]].running.values())).order
-
-        others.sort(key=place)
-    return [model for _, model in sorted(due)] + [model for model, _ in others], next_due

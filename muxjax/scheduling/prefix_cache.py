@@ -23,8 +23,7 @@ prompt. With any other penalty it must see what was put out before a preemption.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import NamedTuple
@@ -67,13 +66,13 @@ class PrefixCache:
         self._allocator = allocator
         self._quotas = quotas
         self._enabled = enabled
-        self._indices = {name: PrefixIndex(state.spec.copies) for name, state in models.items()}
+        self._indices = {name: PrefixIndex() for name in models}
 
     # Models that come and go
 
     def add_model(self, name: str) -> None:
         """Takes in a model, of which nothing can be found yet."""
-        self._indices[name] = PrefixIndex(self._models[name].spec.copies)
+        self._indices[name] = PrefixIndex()
 
     def remove_model(self, name: str) -> None:
         """Frees all that is cached of a model without requests, which is about to leave."""
@@ -121,15 +120,15 @@ class PrefixCache:
             return
         index, copy = self._indices[request.model], request.slot % spec.copies
         keys = extend_keys(request, spec.tokens_per_page, count)
-        for at in range(first, count):
-            index.add(copy, keys[at], request.blocks[at])
+        index.add(copy, keys[first:count], request.blocks[first:count])
         request.findable_blocks = count
 
     def release(self, request: Request) -> None:
         """Gives a request's blocks back; those that can be found stay as long as they may."""
         self.note_written(request)
         # The end of a prefix is of no use without its beginning, so it must be older.
-        self._allocator.free(request.model, request.blocks[::-1], self._indices[request.model])
+        keep = self._indices[request.model].blocks
+        self._allocator.free(request.model, request.blocks[::-1], keep)
 
     # Room
 
@@ -157,7 +156,7 @@ class PrefixCache:
         slabs = max(empty, allocator.slabs_to_lease(model, num_blocks, copy=copy))
         index = self._indices[model]
         for _ in range(missing - slabs * size):
-            index.remove(allocator.evict_block(model, copy))
+            index.remove([allocator.evict_block(model, copy)])
             missing -= 1
         self._empty_slabs(-(-missing // size) - allocator.empty_slabs)
 
@@ -165,23 +164,14 @@ class PrefixCache:
         """Evicts idle slabs, each of the model that is most over its floor then."""
         if count <= 0:
             return
-        # How far each is over its floor, negated; how many it has.
+        floors = self._quotas.floors
         over = [
-            (-self._quotas.over_floor(name) - idle, at, idle, name)
-            for at, name in enumerate(self._models)
-            if (idle := self._allocator.idle_slabs_of(name))
+            (name, held - floors[name], idle)
+            for name, held, idle in self._allocator.held_slabs()
+            if idle
         ]
-        heapify(over)
-        evicted: Counter[str] = Counter()
-        for _ in range(count):
-            rank, at, idle, name = over[0]
-            evicted[name] += 1
-            if idle > 1:
-                heapreplace(over, (rank + 1, at, idle - 1, name))
-            else:
-                heappop(over)
-        for name, slabs in evicted.items():
-            self._indices[name].remove_all(self._allocator.evict_slabs(name, slabs))
+        for name, slabs in most_over(over, count).items():
+            self._indices[name].remove(self._allocator.evict_slabs(name, slabs))
 
     # Tests
 
@@ -199,6 +189,34 @@ class PrefixCache:
                 for block in request.blocks[final:]:  # what it writes to is its own
                     assert block not in index
                     assert allocator.references(block) == 1
+
+
+def most_over(over: Iterable[tuple[str, int, int]], count: int) -> dict[str, int]:
+    """Takes slabs one by one, each from the model that is most over its floor then; of several the
+    first.
+
+    Args:
+      over: of each model its name, by how much it is over its floor, and how many it can give.
+      count: how many, not more than all can give together.
+
+    Returns:
+      How many of whom.
+    """
+    heap = [(-above, at, idle, name) for at, (name, above, idle) in enumerate(over)]
+    heapify(heap)
+    taken: dict[str, int] = {}
+    while count > 0:
+        rank, at, idle, name = heap[0]
+        # As many at once as there are until another one comes before it.
+        next_rank, next_at = min(heap[1:3], default=(rank + idle, at))[:2]
+        some = min(count, idle, next_rank - rank + (at < next_at))
+        taken[name] = taken.get(name, 0) + some
+        count -= some
+        if idle > some:
+            heapreplace(heap, (rank + some, at, idle - some, name))
+        else:
+            heappop(heap)
+    return taken
 
 
 def _findable(request: Request) -> int:

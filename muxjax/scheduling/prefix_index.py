@@ -9,7 +9,7 @@ the tokens: whoever could make two prefixes collide would be answered with someb
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Sequence
 from hashlib import blake2b
 
 from muxjax.scheduling.requests import Request
@@ -29,10 +29,11 @@ def extend_keys(request: Request, tokens_per_block: int, count: int) -> Sequence
         return keys
     key = keys[-1] if keys else _root(request.params.cache_salt)
     tokens = request.tokens_between(known * tokens_per_block, count * tokens_per_block)
-    data = memoryview(array("i", tokens)).cast("B")
+    data = array("i", tokens).tobytes()
     size = tokens_per_block * _TOKEN_BYTES
     for start in range(0, len(data), size):
-        key = blake2b(data[start : start + size], key=key, digest_size=_DIGEST_BYTES).digest()
+        # Both parts are of fixed length; a keyed digest says the same and takes half as long again.
+        key = blake2b(key + data[start : start + size], digest_size=_DIGEST_BYTES).digest()
         keys.append(key)
     return keys
 
@@ -46,12 +47,13 @@ class PrefixIndex:
     """The blocks of one model that can be found; those of each copy apart.
 
     A copy of a model writes to its own part of the pool, so a block holds something for the copy
-    whose slot wrote it, and nothing for the others.
+    whose slot wrote it, and nothing for the others: but for the first copy, its number is part of
+    the key.
     """
 
-    def __init__(self, copies: int) -> None:
-        self._blocks: list[dict[bytes, int]] = [{} for _ in range(copies)]
-        self._keys: dict[int, tuple[int, bytes]] = {}
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
 
     def __contains__(self, block: object) -> bool:
         return block in self._keys
@@ -62,29 +64,35 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def blocks(self) -> KeysView[int]:
+        """All of them, quick to ask."""
+        return self._keys.keys()
+
     def find(self, copy: int, keys: Iterable[bytes]) -> list[int]:
         """The blocks of a copy with these keys, as far as there are any without a gap."""
-        known = self._blocks[copy]
+        known = self._blocks
         found: list[int] = []
-        for key in keys:
+        for key in _of_copy(copy, keys):
             block = known.get(key)
             if block is None:
                 break
             found.append(block)
         return found
 
-    def add(self, copy: int, key: bytes, block: int) -> None:
-        """Makes a block findable, unless another one is under that key."""
-        if self._blocks[copy].setdefault(key, block) == block:
-            self._keys[block] = (copy, key)
+    def add(self, copy: int, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
+        """Makes blocks findable, each unless another one is under its key."""
+        known, own = self._blocks, self._keys
+        for key, block in zip(_of_copy(copy, keys), blocks, strict=True):
+            if known.setdefault(key, block) == block:
+                own[block] = key
 
-    def remove(self, block: int) -> None:
-        """Forgets a block, which must be known."""
-        self.remove_all([block])
-
-    def remove_all(self, blocks: Iterable[int]) -> None:
+    def remove(self, blocks: Iterable[int]) -> None:
         """Forgets blocks, which must be known."""
-        pop, known = self._keys.pop, self._blocks
+        known, pop = self._blocks, self._keys.pop
         for block in blocks:
-            copy, key = pop(block)
-            del known[copy][key]
+            del known[pop(block)]
+
+
+def _of_copy(copy: int, keys: Iterable[bytes]) -> Iterable[bytes]:
+    return keys if not copy else [b"%d" % copy + key for key in keys]

@@ -115,11 +115,13 @@ class KVQuotas:
         """Slabs that the model may lease now."""
         allocator = self._allocator
         free = allocator.free_slabs
-        within_quota = self.quotas[model] - allocator.leased_slabs(model)
+        if not free:
+            return 0
+        leased = allocator.leased_slabs(model)
+        within_quota = self.quotas[model] - leased
         if within_quota >= free:
             return free
-        borrowable = free - self._unfilled_floors(model)
-        return max(within_quota, borrowable, 0)
+        return max(within_quota, free - self._unfilled_floors(model, leased), 0)
 
     def over_quota(self, model: str) -> int:
         """Slabs that the model leases beyond its quota, negative below it."""
@@ -133,8 +135,9 @@ class KVQuotas:
         """Slabs that the model may lease in nobody's way: within its quota, and beyond what others
         are guaranteed and do not hold.
         """
-        free = self._allocator.free_slabs - self._unfilled_floors(model)
-        return max(0, min(-self.over_quota(model), free))
+        leased = self._allocator.leased_slabs(model)
+        free = self._allocator.free_slabs - self._unfilled_floors(model, leased)
+        return max(0, min(self.quotas[model] - leased, free))
 
     def note_leased(self, model: str) -> None:
         """To be called after each allocation, so that short peaks count as use."""
@@ -233,14 +236,16 @@ class KVQuotas:
                         QuotaMove(now, giver, taker, pages, reason, use[giver], use[taker])
                     )
 
-    def _unfilled_floors(self, model: str) -> int:
-        """Slabs that other models are guaranteed and do not hold."""
-        leased = self._allocator.leased_slabs
-        if self._unfilled_at != self._allocator.lease_changes:
-            self._unfilled_at = self._allocator.lease_changes
+    def _unfilled_floors(self, model: str, own: int) -> int:
+        """Slabs that other models are guaranteed and do not hold, where this one leases `own`."""
+        changes = self._allocator.lease_changes
+        if self._unfilled_at != changes:
+            self._unfilled_at = changes
+            leased = self._allocator.leased_slabs
             missing = [floor - leased(other) for other, floor in self.floors.items()]
             self._unfilled = sum([slabs for slabs in missing if slabs > 0])
-        return self._unfilled - max(0, self.floors[model] - leased(model))
+        floor = self.floors[model]
+        return self._unfilled - (floor - own if floor > own else 0)
 
     # Tests
 

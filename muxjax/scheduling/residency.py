@@ -108,9 +108,9 @@ class Residency:
 
     def admit(self, state: ModelState) -> Request | None:
         """Moves the first waiting request to those being prefilled, if there is room for it."""
-        if not state.waiting or not state.free_slots:
+        request, spec = state.first, state.spec
+        if request is None or not state.free_slots:
             return None
-        request, spec = next(iter(state.waiting.values())), state.spec
         if self.refused(state) or (request.last_step and not self._settled(request)):
             return None
         blocks = _blocks_to_admit(spec, request)
@@ -120,12 +120,13 @@ class Residency:
         if not self._worth_taking(state, found, blocks + headroom):
             found = Found(copy, [])
         new = blocks - len(found.blocks)
-        if not self._may_admit(state, request, new + headroom, found):
+        if not self._may_admit(state, request, blocks, new + headroom, found):
             return None
         if spec.name in self._refused:
             self._forget(spec.name)
         state.remove(request)
-        self._allocator.share(spec.name, found.blocks)
+        if found.blocks:
+            self._allocator.share(spec.name, found.blocks)
         request.blocks = [*found.blocks, *self._allocate(spec.name, new, copy)]
         request.slot = state.take_slot(copy)
         request.prefix_tokens = request.num_tokens
@@ -141,15 +142,14 @@ class Residency:
         It counts as asked for once more. Where pages are short this is asked of each model before
         each step, so that it must be quick.
         """
-        refusal = self._refused.get(state.spec.name)
+        name = state.spec.name
+        refusal = self._refused.get(name)
         if refusal is None:
             return False
-        made = self.steps_made
-        refusal.asked = made
-        if refusal.request is not next(iter(state.waiting.values()), None):
+        refusal.asked = made = self.steps_made
+        if refusal.request is not state.first or made >= refusal.again:
             return False
-        name = state.spec.name
-        if refusal.changes != self._changes(name) or made >= refusal.again:
+        if refusal.changes != self._released[name] + self._line_changes + self._quotas.changes:
             return False
         return refusal.slabs > self._quotas.leasable(name)
 
@@ -237,7 +237,18 @@ class Residency:
         """Slabs that a model may lease beyond what it must, so as to keep what is cached."""
         return 0 if self._refused else self._quotas.spare(name)
 
-    def _may_admit(self, state: ModelState, request: Request, blocks: int, found: Found) -> bool:
+    def _may_admit(
+        self, state: ModelState, request: Request, alone: int, blocks: int, found: Found
+    ) -> bool:
+        """Whether there is room for a request, or is made.
+
+        Args:
+          state: its model.
+          request: the first that waits.
+          alone: blocks that it takes itself.
+          blocks: blocks to be had besides those found, with those for others that run.
+          found: what is there of its prefix.
+        """
         name = state.spec.name
         quotas = self._quotas
         slabs = self._allocator.slabs_to_lease(name, blocks, found.blocks, found.copy)
@@ -247,9 +258,8 @@ class Residency:
         total = leased + slabs
         refusal = self._refused.get(name)
         ripe = refusal is not None and self._ripe(refusal)
-        alone = self._allocator.slabs_for(name, _blocks_to_admit(state.spec, request))
         quota = quotas.quotas[name]
-        over_quota = alone > quota
+        over_quota = self._allocator.slabs_for(name, alone) > quota
         place = 1 if over_quota or total <= quota else 2
         fits = slabs <= quotas.leasable(name)
         reason = self._claim(name, leased, total, ripe)

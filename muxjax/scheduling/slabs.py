@@ -1,26 +1,25 @@
-"""What the allocator remembers of slabs and of the models that lease them."""
+"""The slabs of a pool, and what a model that leases some of them can do with them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class Slab:
-    """One slab: which model has it, and what its blocks are.
+    """A slab that is cut into several blocks, or is leased by a model with several copies.
 
     Attributes:
-      first_page: where it begins.
-      model: who leases it, or whose cached blocks it holds; None for an empty one.
-      free: blocks of each copy of the model that hold nothing; of no copy where it is empty.
+      model: who has it.
+      free: blocks of each copy of the model that hold nothing.
       used: blocks that a request refers to.
       cached: blocks that are kept and that nobody refers to, the oldest first.
     """
 
-    first_page: int
-    model: str | None = None
+    model: str
     free: list[list[int]] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     cached: dict[int, None] = field(default_factory=dict)
@@ -45,111 +44,136 @@ class Part:
     cached: dict[int, None] = field(default_factory=dict)
     roomy: dict[int, None] = field(default_factory=dict)
 
-    def file(self, index: int, old: int, new: int) -> None:
+    def file(self, slab: int, old: int, new: int) -> None:
         """Files a slab under its new number of free blocks; slabs without any are not filed."""
         if old:
-            del self.partial[old][index]
+            del self.partial[old][slab]
             if not self.partial[old]:
                 self.mask &= ~(1 << old)
         if new:
-            self.partial[new][index] = None
+            self.partial[new][slab] = None
             self.mask |= 1 << new
 
 
 @dataclass(slots=True)
-class Lease:
-    """What one model has.
+class Slabs:
+    """What the leases of all models share. A slab goes by its first page.
 
     Attributes:
+      num_pages: pages of the pool.
+      slab_pages: pages of a slab.
+      first_page: of the first slab.
+      record_freed: whether pages that were freed are kept in `freed`.
+      empty: slabs that hold nothing; the last of them is leased first.
+      cut: slabs of several blocks that hold something.
+      whole: blocks in use that take a slab each, and whose they are.
+      idle: how many slabs hold cached blocks and nothing in use.
+      changes: how often some model has come to lease more or fewer slabs.
+      extra: references to a block besides the first.
+      freed: pages that were freed.
+    """
+
+    num_pages: int
+    slab_pages: int
+    first_page: int
+    record_freed: bool
+    empty: list[int]
+    cut: dict[int, Slab] = field(default_factory=dict)
+    whole: dict[int, Lease] = field(default_factory=dict)
+    idle: int = 0
+    changes: int = 0
+    extra: Counter[int] = field(default_factory=Counter)
+    freed: list[int] = field(default_factory=list)
+
+    def slab_of(self, block: int) -> int:
+        """The slab that a block lies in."""
+        page = block % self.num_pages
+        return page - (page - self.first_page) % self.slab_pages
+
+    def drop_extra(self, block: int) -> bool:
+        """Takes back one reference besides the first; False if there is none."""
+        if block not in self.extra:
+            return False
+        self.extra[block] -= 1
+        if not self.extra[block]:
+            del self.extra[block]
+        return True
+
+
+class Lease(ABC):
+    """What one model has of the slabs.
+
+    Attributes:
+      model: its name.
       layers: pages of its blocks.
+      copies: how many there are of it.
       blocks_per_slab: blocks of a slab, for each copy.
-      parts: what each copy has.
       slabs: how many it leases: those with a block in use.
       used_blocks: blocks in use, of all copies.
       idle: slabs that hold cached blocks of it and nothing in use, the oldest first.
-      idle_cached: cached blocks in idle slabs.
     """
 
-    layers: int
-    blocks_per_slab: int
-    parts: list[Part]
-    slabs: int = 0
-    used_blocks: int = 0
-    idle: dict[int, None] = field(default_factory=dict)
-    idle_cached: int = 0
+    def __init__(self, pool: Slabs, model: str, layers: int, copies: int) -> None:
+        self._pool = pool
+        self.model = model
+        self.layers = layers
+        self.copies = copies
+        self.blocks_per_slab = pool.slab_pages // layers
+        self.slabs = 0
+        self.used_blocks = 0
+        self.idle: dict[int, None] = {}
 
+    @property
+    @abstractmethod
+    def cached_blocks(self) -> int:
+        """Cached blocks of all copies."""
 
-def check_slabs(
-    slabs: Sequence[Slab],
-    slab_pages: int,
-    num_pages: int,
-    leases: Mapping[str, Lease],
-    empty: Sequence[int],
-    extra: Mapping[int, int],
-) -> None:
-    """Raises AssertionError if slabs, leases and references do not agree.
+    @abstractmethod
+    def free_blocks(self, copy: int) -> int:
+        """Free blocks of a copy in the slabs that are leased."""
 
-    Args:
-      slabs: all of a pool.
-      slab_pages: pages of each.
-      num_pages: pages of the pool.
-      leases: by model.
-      empty: slabs that nobody has.
-      extra: of blocks with several references, how many there are besides the first.
-    """
-    found = {model: Counter[str]() for model in leases}
-    used: set[int] = set()
-    for index, slab in enumerate(slabs):
-        if slab.model is None:
-            assert not slab.used, f"slab {index} is not leased and has blocks in use"
-            assert not slab.free, f"slab {index} is not leased and has blocks"
-            assert not slab.cached, f"slab {index} is not leased and has cached blocks"
-            continue
-        lease, count = leases[slab.model], found[slab.model]
-        assert slab.used or slab.cached, f"slab {index} is leased and empty"
-        assert len(slab.free) == len(lease.parts)
-        free = [block for own in slab.free for block in own]
-        blocks = Counter(divmod(block, num_pages) for block in (*slab.used, *free, *slab.cached))
-        assert blocks == {
-            (copy, slab.first_page + at * lease.layers): 1
-            for copy in range(len(lease.parts))
-            for at in range(lease.blocks_per_slab)
-        }
-        assert lease.blocks_per_slab * lease.layers <= slab_pages
-        assert (index in lease.idle) == (not slab.used)
-        for copy, (part, own) in enumerate(zip(lease.parts, slab.free, strict=True)):
-            assert all(block // num_pages == copy for block in own)
-            assert (index in part.roomy) == (not slab.used and bool(own))
-            filed = bool(slab.used and own)
-            assert filed == any(index in slabs for slabs in part.partial)
-            assert not filed or index in part.partial[len(own)]
-            if slab.used:
-                count[f"free of {copy}"] += len(own)
-        for block in slab.cached:
-            assert (block in lease.parts[block // num_pages].cached) == bool(slab.used)
-        used |= slab.used
-        count["used"] += len(slab.used)
-        if slab.used:
-            count["slabs"] += 1
-            count["cached"] += len(slab.cached)
-        else:
-            count["idle"] += 1
-            count["idle_cached"] += len(slab.cached)
-    for model, lease in leases.items():
-        counters = {
-            "used": lease.used_blocks,
-            "slabs": lease.slabs,
-            "cached": sum(len(part.cached) for part in lease.parts),
-            "idle": len(lease.idle),
-            "idle_cached": lease.idle_cached,
-        }
-        counters |= {f"free of {at}": part.free_blocks for at, part in enumerate(lease.parts)}
-        off = {key: value for key, value in counters.items() if value != found[model][key]}
-        assert not off, f"counters of {model} are off: {off}, {found[model]}"
-        for part in lease.parts:
-            for count_, filed_ in enumerate(part.partial):
-                assert bool(filed_) == bool(part.mask >> count_ & 1)
-    held = sum(slab.model is not None for slab in slabs)
-    assert held + len(empty) == len(slabs)
-    assert all(slabs[index].model is None for index in empty)
-    assert all(block in used and count > 0 for block, count in extra.items())
+    @abstractmethod
+    def available_blocks(self, copy: int) -> int:
+        """Those and the cached ones."""
+
+    @abstractmethod
+    def to_lease(self, num_blocks: int, shared: Iterable[int], copy: int) -> int:
+        """See `SlabAllocator.slabs_to_lease`."""
+
+    @abstractmethod
+    def allocate(self, num_blocks: int, copy: int) -> list[int] | None:
+        """See `SlabAllocator.allocate`."""
+
+    @abstractmethod
+    def share(self, blocks: Iterable[int]) -> None:
+        """See `SlabAllocator.share`."""
+
+    @abstractmethod
+    def free(self, blocks: Iterable[int], keep: Container[int]) -> None:
+        """See `SlabAllocator.free`."""
+
+    @abstractmethod
+    def lease_roomy(self, copy: int) -> bool:
+        """See `SlabAllocator.lease_roomy`."""
+
+    @abstractmethod
+    def evict_block(self, copy: int) -> int:
+        """See `SlabAllocator.evict_block`."""
+
+    @abstractmethod
+    def evict_slabs(self, count: int) -> list[int]:
+        """See `SlabAllocator.evict_slabs`."""
+
+    @abstractmethod
+    def check_invariants(self) -> set[int]:
+        """Raises AssertionError if counters, blocks and slabs do not agree.
+
+        Returns:
+          The slabs that hold something of the model.
+        """
+
+    def _not_in_use(self, block: int) -> ValueError:
+        return ValueError(f"block at page {block} is not in use by {self.model}: freed twice?")
+
+    def _not_there(self, block: int) -> ValueError:
+        return ValueError(f"block at page {block} holds nothing of {self.model}")

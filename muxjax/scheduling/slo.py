@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
-from muxjax.scheduling.pacing import Pace, decodes_in_order
+from muxjax.scheduling.decode_order import decodes_in_order
+from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.prefill_size import prefill_tokens
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.strain import Strain
@@ -67,13 +68,13 @@ class SloPolicy:
         running = 0
         for pace in self._all:
             state = pace.state
-            if state.waiting or state.prefilling or state.deferred:
+            if state.first is not None or state.prefilling or state.deferred:
                 pace.sort_line(unit, strain, now)
-                if state.prefilling or state.waiting:
-                    waiting.append(pace.prefills)
+                if state.prefilling or state.first is not None:
+                    waiting.append(state.prefills)
             if state.running:
                 running += len(state.running)
-                decodes.append(pace.decodes)
+                decodes.append(state.decodes)
             else:
                 pace.rests()
         unit.time.begin(waiting + decodes)

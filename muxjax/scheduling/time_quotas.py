@@ -14,7 +14,7 @@ deficit of deficit round-robin is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 Phase = Literal["prefill", "decode"]
@@ -121,9 +121,10 @@ class TimeQuotas:
         """Its share of the time of all that are in the same phase."""
         return self.shares[turn] / self._phases[turn[1]]
 
-    def virtual(self, turn: Turn) -> float:
-        """Its virtual time: the least is next."""
-        return self._virtual[turn]
+    @property
+    def virtual(self) -> Callable[[Turn], float]:
+        """The virtual time of a turn: the least is next."""
+        return self._virtual.__getitem__
 
     def charge(self, turn: Turn, seconds: float) -> None:
         """Books device time; negative to correct an estimate."""

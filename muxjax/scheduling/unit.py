@@ -319,7 +319,7 @@ class Unit:
         state = self.models[model]
         if state.prefilling:
             return True
-        if not state.waiting or not state.free_slots:
+        if state.first is None or not state.free_slots:
             return False
         return not self._residency.refused(state)
 
@@ -434,8 +434,6 @@ class Unit:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
         state = self.models[model]
-        if not self.may_prefill(model):
-            return None
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
         if max_tokens is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.prefix_cache import most_over
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import Prefill
@@ -306,3 +309,19 @@ def test_a_unit_without_a_cache_keeps_and_hashes_nothing() -> None:
 def test_steps_side_by_side_have_no_cache() -> None:
     with pytest.raises(ValueError, match="side by side"):
         Unit([spec("a")], 400, make_policy("adbs"), side_by_side=True, prefix_cache=True)
+
+
+@given(
+    held=st.lists(st.tuples(st.integers(-4, 6), st.integers(1, 6)), max_size=5),
+    part=st.floats(0, 1),
+)
+def test_slabs_are_taken_as_if_one_by_one(held, part) -> None:
+    count = int(part * sum(idle for _, idle in held))
+    over = [(f"m{at}", above, idle) for at, (above, idle) in enumerate(held)]
+    left = {name: [above, idle] for name, above, idle in over}
+    taken: dict[str, int] = {}
+    for _ in range(count):
+        name = max((one for one in left if left[one][1]), key=lambda one: left[one][0])
+        left[name] = [left[name][0] - 1, left[name][1] - 1]
+        taken[name] = taken.get(name, 0) + 1
+    assert most_over(over, count) == taken

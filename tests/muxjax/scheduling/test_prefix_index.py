@@ -46,23 +46,24 @@ def test_tokens_do_not_run_into_each_other() -> None:
 
 
 def test_blocks_are_found_up_to_a_gap_and_by_their_copy_only() -> None:
-    index = PrefixIndex(2)
-    index.add(0, b"one", 10)
-    index.add(0, b"three", 30)
-    index.add(1, b"two", 20)
+    index = PrefixIndex()
+    index.add(0, [b"one", b"three"], [10, 30])
+    index.add(1, [b"two"], [20])
     assert index.find(0, [b"one", b"two", b"three"]) == [10]
-    assert index.find(1, [b"one"]) == []
-    index.add(0, b"two", 21)
+    assert index.find(1, [b"two", b"one"]) == [20]
+    index.add(0, [b"two"], [21])
     assert index.find(0, [b"one", b"two", b"three"]) == [10, 21, 30]
-    index.remove(10)
+    index.remove([10])
     assert index.find(0, [b"one", b"two", b"three"]) == []
     assert sorted(index) == [20, 21, 30]
+    index.remove([21, 20])
+    assert list(index.blocks) == [30]
+    assert index.find(1, [b"two"]) == []
 
 
 def test_the_first_block_of_a_key_stays() -> None:
-    index = PrefixIndex(1)
-    index.add(0, b"key", 1)
-    index.add(0, b"key", 2)
+    index = PrefixIndex()
+    index.add(0, [b"key", b"key"], [1, 2])
     assert index.find(0, [b"key"]) == [1]
     assert 2 not in index
     assert len(index) == 1
