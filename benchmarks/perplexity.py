@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _common import PRECISIONS, Precision, print_json, show, surroundings
-from flax import nnx
+from flax import nnx, struct
 
 from muxjax.models.attention import DenseAttend
 from muxjax.models.checkpoint import Checkpoint
@@ -78,6 +78,7 @@ def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
     return np.array([[*first, *ids[i * length : (i + 1) * length]] for i in range(count)], np.int32)
 
 
+@struct.dataclass
 class HalfPool(DenseAttend):
     """Attention over keys and values as a pool of bfloat16 holds them."""
 
@@ -86,7 +87,7 @@ class HalfPool(DenseAttend):
     ) -> tuple[jax.Array, None]:
         """See `Attend`."""
         k, v = (x.astype(jnp.bfloat16).astype(x.dtype) for x in (k, v))
-        return super().__call__(cache, layer, q, k, v, **options)
+        return DenseAttend.__call__(self, cache, layer, q, k, v, **options)
 
 
 def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) -> np.ndarray:
