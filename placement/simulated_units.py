@@ -172,8 +172,13 @@ def _compute(planned: PlannedUnit) -> ComputeShares:
 
 
 def _in_parts(planned: PlannedUnit) -> PlannedUnit:
-    """The unit with compute shares that are the models' alone, by their need of device time."""
-    needs = [max(1e-9, model.prefill_time + model.decode_time) for model in planned.models]
+    """The unit with compute shares that are the models' alone, by their need of the compute: of the
+    time that their steps take, the part of the chip that the plan gives them for it.
+    """
+    needs = [
+        max(1e-9, m.prefill_time * m.prefill_share + m.decode_time * m.decode_share)
+        for m in planned.models
+    ]
     least = LEAST_PART / len(needs)
     total = sum(needs)
     models = []

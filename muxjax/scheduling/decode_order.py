@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from muxjax.scheduling.pacing import Pace
+from muxjax.scheduling.pacing import TOKENS_PART, Pace
 from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
@@ -28,6 +28,8 @@ def decodes_in_order(
     requests are tight and there is time to keep all of them. Shares of the time would give a model
     of small batches and long steps less than it needs there, and one that has time enough more: a
     30B beside a 13B took 2.1 to 2.3 times what it takes alone, and 1.6 with tokens that are due.
+    Where there is not time for all and prefills, everybody would be just late: of two 7B, a 13B and
+    a 65B 59 % were in time so, and 90 % by shares.
 
     Then, where targets are so tight that turns would make everybody late, the model with the oldest
     sequence, so that some are in time, until it is `OVERDRAFT` ahead of its share; and else whoever
@@ -48,7 +50,7 @@ def decodes_in_order(
     others: list[Turn] = []
     next_due = math.inf
     turns = False
-    whole = any(pace.tight for pace in paces.values()) and strain.total <= 1.0
+    whole = any(pace.tight for pace in paces.values()) and strain.leaves_room(TOKENS_PART)
     for turn in decodes:
         pace = paces[turn[0]]
         latest = pace.latest_decode(whole)

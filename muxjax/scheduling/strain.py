@@ -59,6 +59,12 @@ class Strain:
         """
         return self._total if self.loads else 0.0
 
+    def leaves_room(self, pace: float) -> bool:
+        """Whether steps in turn keep all sequences to this part of what their targets allow, beside
+        prefills.
+        """
+        return self.total <= pace * (1 - self._prefills)
+
     def allows(self, pace: Pace, unit: Unit, count: int) -> bool:
         """Whether so many sequences of a model may begin beside those that decode.
 

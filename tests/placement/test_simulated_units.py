@@ -74,6 +74,18 @@ def test_who_has_a_part_of_the_compute_of_its_own(policy: PolicyName, at_once: i
     assert found.steps["prefill"] == at_once
 
 
+@pytest.mark.parametrize("policy", ["slo", "static"])
+def test_a_part_of_the_compute_is_as_large_as_the_need_of_it(policy: PolicyName) -> None:
+    # Both decode nearly all the time, on parts of the chip that are not alike.
+    common = {"prefill_share": 1.0, "prefill_time": 0.02, "decode_time": 0.9}
+    models = planned("a", decode_share=0.8, **common), planned("b", decode_share=0.2, **common)
+    system = System(policy, "concurrent")
+    found = make_unit(unit(*models), system, SimpleCosts(), SHAPES, bandwidth=None)
+    parts = [found.executor._models[name].decode_share for name in "ab"]
+    assert sum(parts) == pytest.approx(1.0)
+    assert parts[0] == pytest.approx(0.1 + 0.8 * 0.74 / 0.94)
+
+
 def test_the_scheduler_begins_with_the_cost_models_times() -> None:
     found = make_unit(unit(planned("a")), System(), SimpleCosts(), SHAPES, bandwidth=None).unit
     assert found.estimates.prefill("a", 64) == pytest.approx(0.064)

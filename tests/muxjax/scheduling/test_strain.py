@@ -117,3 +117,17 @@ def test_prefills_leave_less_time() -> None:
         unit.time.used["b", "decode"] += 1.0
         strain.look(paces, unit, float(second))
     assert strain.allows(paces["b"], unit, 3)
+
+
+def test_prefills_and_an_earlier_pace_leave_less_room() -> None:
+    unit = decoding(a=4, b=1)
+    step_times(unit, "a", of4=0.010)
+    step_times(unit, "b", of1=0.009)
+    strain, paces = looked(unit)
+    assert strain.total == pytest.approx(0.95)
+    assert strain.leaves_room(0.98)
+    assert not strain.leaves_room(0.9)
+    unit.time.used = dict.fromkeys(unit.time.used, 0.0)
+    unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 2.0, 8.0
+    strain.look(paces, unit, 1.0)
+    assert not strain.leaves_room(0.98)  # 0.98 x (1 - 0.3 x 0.2)
