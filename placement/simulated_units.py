@@ -183,7 +183,7 @@ def _in_parts(planned: PlannedUnit) -> PlannedUnit:
     total = sum(needs)
     models = []
     for model, need in zip(planned.models, needs, strict=True):
-        part = least + (1 - LEAST_PART) * need / total
+        part = min(1.0, least + (1 - LEAST_PART) * (need / total))
         models.append(model.model_copy(update={"prefill_share": part, "decode_share": part}))
     return planned.model_copy(update={"models": tuple(models)})
 

@@ -86,6 +86,14 @@ def test_a_part_of_the_compute_is_as_large_as_the_need_of_it(policy: PolicyName)
     assert parts[0] == pytest.approx(0.1 + 0.8 * 0.74 / 0.94)
 
 
+@pytest.mark.parametrize("decode_time", [0.012, 0.068, 0.082, 0.144, 0.9])
+def test_a_model_alone_has_the_whole_chip(decode_time: float) -> None:
+    alone = planned("a", prefill_share=1.0, prefill_time=0.013, decode_time=decode_time)
+    system = System("slo", "concurrent")
+    found = make_unit(unit(alone), system, SimpleCosts(), SHAPES, bandwidth=None)
+    assert found.executor._models["a"].decode_share == 1.0
+
+
 def test_the_scheduler_begins_with_the_cost_models_times() -> None:
     found = make_unit(unit(planned("a")), System(), SimpleCosts(), SHAPES, bandwidth=None).unit
     assert found.estimates.prefill("a", 64) == pytest.approx(0.064)
