@@ -215,18 +215,17 @@ class SlabAllocator:
         return 1 + slabs.extra.get(block, 0) if used else 0
 
     def slab_of(self, block: int) -> int:
-        """The index of the slab that a block lies in."""
-        return (block % self.num_pages - self.dummy_pages) // self.slab_pages
+        """The slab that a block lies in, by its first page."""
+        return self._slabs.slab_of(block)
 
     def copy_of(self, block: int) -> int:
         """The copy of its model that a block is of."""
-        return block // self.num_pages
+        return self._slabs.copy_of(block)
 
     def used_blocks_in(self, slab: int) -> int:
-        """Blocks in use of the slab of this index."""
-        first = self.dummy_pages + slab * self.slab_pages
-        cut = self._slabs.cut.get(first)
-        return int(first in self._slabs.whole) if cut is None else len(cut.used)
+        """Blocks in use of a slab."""
+        cut = self._slabs.cut.get(slab)
+        return int(slab in self._slabs.whole) if cut is None else len(cut.used)
 
     # Blocks
 

@@ -94,7 +94,7 @@ class CutLease(Lease):
                 raise self._not_there(block)
             if not slab.used:
                 self._lease_idle(first, slab)
-            del slab.cached[block], self.parts[block // pool.num_pages].cached[block]
+            del slab.cached[block], self.parts[pool.copy_of(block)].cached[block]
             slab.used.add(block)
             self.used_blocks += 1
 
@@ -110,7 +110,7 @@ class CutLease(Lease):
             slab.used.remove(block)
             self.used_blocks -= 1
             if block in keep:
-                slab.cached[block] = self.parts[block // pool.num_pages].cached[block] = None
+                slab.cached[block] = self.parts[pool.copy_of(block)].cached[block] = None
             else:
                 self._set_free(first, slab, block)
             if not slab.used:
@@ -148,10 +148,7 @@ class CutLease(Lease):
             slab = pool.cut[first]
             self._unfile_idle(first, slab)
             del pool.cut[first]
-            if pool.record_freed:
-                for block in slab.cached:
-                    page = block % pool.num_pages
-                    pool.freed.extend(range(page, page + self.layers))
+            pool.note_freed(slab.cached, self.layers)
             evicted += slab.cached
         pool.empty += slabs
         return evicted
@@ -168,7 +165,7 @@ class CutLease(Lease):
     def _set_free(self, first: int, slab: Slab, block: int) -> None:
         """Makes a block of a leased slab free."""
         pool = self._pool
-        copy = block // pool.num_pages
+        copy = pool.copy_of(block)
         part, own = self.parts[copy], slab.free[copy]
         own.append(block)
         part.free_blocks += 1
@@ -178,7 +175,7 @@ class CutLease(Lease):
             page = block % pool.num_pages
             # Unless another copy has something in them.
             if page not in {other % pool.num_pages for other in (*slab.used, *slab.cached)}:
-                pool.freed.extend(range(page, page + self.layers))
+                pool.note_freed([block], self.layers)
 
     def _lease_slabs(self, copy: int, count: int, blocks: list[int], wanted: int) -> None:
         """Leases slabs and adds a copy's blocks to those given out, until there are `wanted`."""
@@ -222,7 +219,7 @@ class CutLease(Lease):
             if own:
                 part.roomy[first] = None
         for block in slab.cached:
-            del self.parts[block // pool.num_pages].cached[block]
+            del self.parts[pool.copy_of(block)].cached[block]
         self.slabs -= 1
         self.idle[first] = None
         self.idle_cached += len(slab.cached)
@@ -234,7 +231,7 @@ class CutLease(Lease):
         pool = self._pool
         self._unfile_idle(first, slab)
         for block in slab.cached:
-            self.parts[block // pool.num_pages].cached[block] = None
+            self.parts[pool.copy_of(block)].cached[block] = None
         self.slabs += 1
         for part, own in zip(self.parts, slab.free, strict=True):
             part.free_blocks += len(own)
@@ -268,7 +265,7 @@ class CutLease(Lease):
                 filed = [n for n, some in enumerate(part.partial) if first in some]
                 assert filed == ([len(own)] if slab.used and own else [])
             for block in slab.cached:
-                held = block in self.parts[block // pool.num_pages].cached
+                held = block in self.parts[pool.copy_of(block)].cached
                 assert held == bool(slab.used)
         counters = {
             "used": self.used_blocks,
@@ -296,4 +293,4 @@ class CutLease(Lease):
             for at in range(self.blocks_per_slab)
         }
         for copy, own in enumerate(slab.free):
-            assert {block // pool.num_pages for block in own} <= {copy}
+            assert {pool.copy_of(block) for block in own} <= {copy}

@@ -90,6 +90,17 @@ class Slabs:
         page = block % self.num_pages
         return page - (page - self.first_page) % self.slab_pages
 
+    def copy_of(self, block: int) -> int:
+        """The copy of its model that a block is of."""
+        return block // self.num_pages
+
+    def note_freed(self, blocks: Iterable[int], layers: int) -> None:
+        """Records the pages of blocks of so many layers, if that is asked for."""
+        if self.record_freed:
+            for block in blocks:
+                page = block % self.num_pages
+                self.freed.extend(range(page, page + layers))
+
     def drop_extra(self, block: int) -> bool:
         """Takes back one reference besides the first; False if there is none."""
         if block not in self.extra:

@@ -74,24 +74,25 @@ class WholeLease(Lease):
         pool, idle = self._pool, self.idle
         whole, empty, extra = pool.whole, pool.empty, pool.extra
         kept, gone = len(idle), len(empty)
-        for block in blocks:
-            if whole.get(block) is not self:
-                raise self._not_in_use(block)
-            if extra and pool.drop_extra(block):
-                continue
-            del whole[block]
-            if block in keep:
-                idle[block] = None
-            else:
-                empty.append(block)
-        kept, gone = len(idle) - kept, len(empty) - gone
-        if pool.record_freed and gone:
-            for block in empty[-gone:]:
-                pool.freed.extend(range(block, block + self.layers))
-        pool.idle += kept
-        pool.changes += 1
-        self.slabs -= kept + gone
-        self.used_blocks -= kept + gone
+        try:
+            for block in blocks:
+                if whole.get(block) is not self:
+                    raise self._not_in_use(block)
+                if extra and pool.drop_extra(block):
+                    continue
+                del whole[block]
+                if block in keep:
+                    idle[block] = None
+                else:
+                    empty.append(block)
+        finally:  # of a block that was freed before, those before it stay counted
+            kept, gone = len(idle) - kept, len(empty) - gone
+            if gone:
+                pool.note_freed(empty[-gone:], self.layers)
+            pool.idle += kept
+            pool.changes += 1
+            self.slabs -= kept + gone
+            self.used_blocks -= kept + gone
 
     def lease_roomy(self, copy: int) -> bool:
         """Never: no slab has room beside a block."""
@@ -110,9 +111,7 @@ class WholeLease(Lease):
             del idle[block]
         pool.empty += blocks
         pool.idle -= len(blocks)
-        if pool.record_freed:
-            for block in blocks:
-                pool.freed.extend(range(block, block + self.layers))
+        pool.note_freed(blocks, self.layers)
         return blocks
 
     def check_invariants(self) -> set[int]:

@@ -183,7 +183,9 @@ def test_who_frees_no_slab_is_not_preempted() -> None:
 
     def emptied(gone: set[int]) -> list[int]:
         held = {allocator.slab_of(b) for r in requests if r.id not in gone for b in r.blocks}
-        return [slab for slab in range(allocator.num_slabs) if slab not in held]
+        size, first = allocator.slab_pages, allocator.dummy_pages
+        slabs = range(first, first + allocator.num_slabs * size, size)
+        return [slab for slab in slabs if slab not in held]
 
     assert 0 not in chosen
     assert emptied(chosen)

@@ -61,3 +61,12 @@ def test_freed_pages_are_recorded() -> None:
     assert lease._pool.freed == [6, 7, 8]
     lease.evict_slabs(1)
     assert lease._pool.freed == [6, 7, 8, 3, 4, 5]
+
+
+def test_a_block_that_is_freed_twice_leaves_the_others_counted() -> None:
+    lease = lease_of(3, record_freed=True)
+    lease.allocate(3, 0)
+    with pytest.raises(ValueError, match="block at page 3 is not in use by a"):
+        lease.free([6, 3, 3, 9], keep={6})
+    lease.check_invariants()
+    assert (lease.slabs, list(lease.idle), lease._pool.freed) == (1, [6], [3, 4, 5])
