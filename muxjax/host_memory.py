@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
-
-log = logging.getLogger("muxjax")
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _KEPT = 256 << 20

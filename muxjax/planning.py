@@ -130,12 +130,14 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)
     bits = 32.0 if wide else 16.0
     int8 = entry.quantization == "int8"
-    wide_kv = (wide and not int8) or (on_cpu and not _cpu_reads_half_pools())
+    # An int8 model on a CPU keeps keys and values in bfloat16 where it is not told otherwise.
+    wide_kv = entry.dtype == "float32" if int8 else wide
+    wide_kv = wide_kv or (on_cpu and not _cpu_reads_half_pools())
     return shape_of(
         found.config,
         weight_bits=8.0 if int8 else found.weight_bits or bits,
         embed_bits=8.0 if int8 else bits,
-        kv_bits=32.0 if wide_kv or entry.dtype == "float32" else 16.0,
+        kv_bits=32.0 if wide_kv else 16.0,
     )
 
 

@@ -54,13 +54,13 @@ class RowAttention {
     for (int64_t token = first; token < end; token += kTokens) {
       const int64_t tokens = std::min(kTokens, end - token);
       all_.Touch(piece, token, token + tokens);
+      const uint64_t seen = all_.Seen(piece, 0, token);
       const Number* keys[kTokens];
       for (int64_t t = 0; t < tokens; ++t) keys[t] = all_.Keys(piece, token + t);
       for (int64_t head = 0; head < piece.heads; ++head) {
         Score<shared>(s.queries.data() + head * shared * width_, keys, head * g_.padded, tokens, s);
         for (int64_t row = 0; row < shared; ++row) {
-          s.running.Weigh(s.scores[row], head * shared + row, all_.Seen(piece, 0, token),
-                          g_.softcap);
+          s.running.Weigh(s.scores[row], head * shared + row, seen, g_.softcap);
         }
         AddValues<shared>(keys, all_.ToValues() + head * g_.padded, tokens, head * shared, s);
       }
