@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,6 +55,7 @@ def shared() -> Iterator[Fleet]:
 @pytest.fixture
 def loaded(shared: Fleet) -> Iterator[Fleet]:
     """The fleet as its file says, whatever the test before has made of it."""
+    gc.collect()  # what other tests left is not to go while this one looks at `memory`
     yield shared
     assert shared.reload(FILE)["failed"] == {}
     for model in shared.models:
