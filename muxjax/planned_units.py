@@ -10,7 +10,7 @@ import jax
 from muxjax.config import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.demand import expected_demand
-from muxjax.placement.plan import Plan, PlannedModel, PlannedUnit
+from muxjax.placement.plan import Plan, PlannedUnit
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 
@@ -89,13 +89,8 @@ def unit_part(
         config=_config(config, unit, sum(each.size for each in plan.units)),
         devices=devices,
         demand=_demand(unit),
-        seconds=planned_seconds(unit),
+        seconds=unit.token_seconds,
     )
-
-
-def planned_seconds(unit: PlannedUnit) -> dict[str, float]:
-    """Of each model: device seconds that a token of a request takes; one where that is not said."""
-    return {model.name: _seconds(model) for model in unit.models}
 
 
 def _devices(
@@ -160,9 +155,3 @@ def _demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
         )
 
     return demand
-
-
-def _seconds(model: PlannedModel) -> float:
-    tokens = model.rate * (model.prompt_tokens + model.output_tokens)
-    time = model.prefill_time + model.decode_time
-    return time / tokens if time and tokens else 1.0

@@ -1,7 +1,7 @@
 """Which unit serves a request, and what becomes of it when that unit dies.
 
-A model may be on several units (replicas). A request goes to the unit with the least expected wait:
-the device time, as planned, of all that is outstanding there.
+A model may be on several units (replicas). A request goes to the unit where it is expected to end
+first: by the device time, as planned, of all that is outstanding there and of its own.
 
 The router stands between engine and stream. It keeps each request's prompt, settings (the seed
 among them) and the tokens that its stream was given. When a unit's loop ends, its requests go on in
@@ -35,6 +35,7 @@ from muxjax.engine import Sink
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request
+from muxjax.scheduling.routing import soonest
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +281,7 @@ class Router:
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
     def _place(self, carried: Carried) -> None:
-        """Hands a request to the living unit with the least expected wait, or holds it.
+        """Hands a request to the living unit where it is expected to end first, or holds it.
 
         Raises:
           ModelUnavailable: the model is refused.
@@ -313,7 +314,7 @@ class Router:
         living = [u for u in self._units if request.model in u.model_names and u.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        unit = min(living, key=lambda unit: self._waits[unit.name])
+        unit = soonest(living, self._waits, request.model, tokens)
         carried.unit = unit
         carried.seconds = unit.seconds(request.model, tokens)
         self._waits[unit.name] += carried.seconds

@@ -71,6 +71,13 @@ class PlannedModel(_Part):
     ttft: Amount | None = None
     tpot: Amount | None = None
 
+    @property
+    def token_seconds(self) -> float:
+        """Device time that a token of a request is expected to take; 1 where that is not said."""
+        tokens = self.rate * (self.prompt_tokens + self.output_tokens)
+        time = self.prefill_time + self.decode_time
+        return time / tokens if time and tokens else 1.0
+
 
 class PlannedUnit(_Part):
     """A mesh and the models on it.
@@ -104,6 +111,11 @@ class PlannedUnit(_Part):
     def size(self) -> int:
         """Devices of the mesh."""
         return len(self.devices)
+
+    @property
+    def token_seconds(self) -> dict[str, float]:
+        """Device time that a token of each model's requests is expected to take."""
+        return {model.name: model.token_seconds for model in self.models}
 
 
 class PlannedDevice(_Part):

@@ -155,7 +155,7 @@ def make_unit(
             f"models on it, or on more devices: {planned.kv_bytes / 1e9:.3g} GB of each are left "
             f"for keys and values"
         ) from error
-    return UnitSimulation(planned.name, unit, executor)
+    return UnitSimulation(planned.name, unit, executor, planned.token_seconds)
 
 
 def _policy(system: System, compute: ComputeShares | None) -> Policy:

@@ -2,7 +2,8 @@
 
 Each unit has the real `Unit`, with its policy, allocator and quotas, and a `SimulatedExecutor`; the
 loop around them is the engine's. Units run at the same time and meet only in the router: a request
-goes to the unit that holds its model, to the one with the fewest unfinished requests if several do.
+goes to the unit that holds its model, if several do to the one that the engine's router would take
+(`scheduling/routing.py`).
 Units are therefore moved on one by one, each up to the moment of the request that it gets next.
 
 Nothing is drawn at random here, so a workload's seed decides everything.
@@ -11,7 +12,7 @@ Nothing is drawn at random here, so a workload's seed decides everything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
@@ -20,6 +21,7 @@ from muxjax.placement.simulated_executor import Job, SimulatedExecutor
 from muxjax.placement.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
+from muxjax.scheduling.routing import soonest
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
@@ -43,12 +45,19 @@ class UnitSimulation:
       name: of the unit.
       unit: its scheduler.
       executor: its device.
+      seconds: of each model: device time that a token of a request is expected to take.
 
     Attributes:
       observer: is shown each step.
     """
 
-    def __init__(self, name: str, unit: Unit, executor: SimulatedExecutor) -> None:
+    def __init__(
+        self,
+        name: str,
+        unit: Unit,
+        executor: SimulatedExecutor,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         self.name = name
         self.unit = unit
         self.executor = executor
@@ -56,8 +65,12 @@ class UnitSimulation:
         self._in_flight: deque[Job] = deque()
         self._stuck = 0
         self.steps = {"prefill": 0, "decode": 0}
-        self._asked: dict[int, int] = {}
+        self._seconds = dict(seconds or {})
         self.observer: Observer | None = None
+
+    def seconds(self, model: str, num_tokens: int) -> float:
+        """What a request of so many tokens, output included, is expected to take of the devices."""
+        return self._seconds.get(model, 1.0) * num_tokens
 
     def add(self, request: Request) -> None:
         """Queues a request at its arrival, up to which the unit must have been moved on.
@@ -158,9 +171,12 @@ class Simulation:
           WorkloadError: a model that no unit has.
         """
         outputs: dict[int, int] = {}
+        waits = dict.fromkeys([unit.name for unit in self.units], 0.0)
 
         def ended(unit: UnitSimulation, request: Request) -> None:
-            on_record(_record(unit.name, request, outputs.pop(request.id)))
+            asked = outputs.pop(request.id)
+            waits[unit.name] -= unit.seconds(request.model, len(request.prompt) + asked)
+            on_record(_record(unit.name, request, asked))
 
         for number, asked in enumerate(workload):
             holders = self._holders.get(asked.model)
@@ -171,7 +187,8 @@ class Simulation:
                 )
             for unit in holders:
                 unit.advance(asked.arrival, ended)
-            unit = min(holders, key=_unfinished)
+            tokens = asked.prompt_tokens + asked.output_tokens
+            unit = soonest(holders, waits, asked.model, tokens)
             request = Request(
                 number,
                 asked.model,
@@ -187,6 +204,8 @@ class Simulation:
                 except InvalidRequest as error:
                     del outputs[number]
                     reason = str(error)
+                else:
+                    waits[unit.name] += unit.seconds(asked.model, tokens)
             if reason is not None:
                 on_record(_rejected(number, asked, reason))
         for unit in self.units:
@@ -200,10 +219,6 @@ class Simulation:
         if waiting < self._max_waiting:
             return None
         return f"{waiting} requests wait already"
-
-
-def _unfinished(unit: UnitSimulation) -> int:
-    return unit.unit.num_requests
 
 
 def _prompt(tokens: int) -> Sequence[int]:

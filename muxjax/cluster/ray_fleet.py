@@ -22,7 +22,7 @@ from muxjax.config import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
 from muxjax.placement.plan import Plan, load_plan
-from muxjax.planned_units import check_plan, planned_seconds
+from muxjax.planned_units import check_plan
 
 try:
     import ray
@@ -73,7 +73,7 @@ def ray_fleet(
         stack.callback(remove_placement_group, group)
         seconds = {"0": {entry.name: 1.0 for entry in config.models}}
         if plan is not None:
-            seconds = {unit.name: planned_seconds(unit) for unit in plan.units if unit.models}
+            seconds = {unit.name: unit.token_seconds for unit in plan.units if unit.models}
         with ThreadPoolExecutor(len(places), thread_name_prefix="muxjax-start") as starting:
             units = starting.map(
                 lambda name: RemoteUnit(

@@ -63,6 +63,17 @@ def test_replicas_share_the_requests() -> None:
     assert sorted(record.unit for record in found.values()) == ["unit-0"] * 2 + ["unit-1"] * 2
 
 
+def test_one_request_goes_to_the_quicker_replica() -> None:
+    """As the engine's router has it, where the plan says how much time a token takes."""
+    slow = unit(planned("a", decode_time=0.9))
+    quick = unit(planned("a", decode_time=0.3), name="unit-1")
+    spaced = [TraceRequest(float(second), "a", 20, 5) for second in range(3)]
+    assert {record.unit for record in run(made(slow, quick), *spaced).values()} == {"unit-1"}
+    at_once = [TraceRequest(0.0, "a", 20, 5) for _ in range(4)]
+    taken = [record.unit for record in run(made(slow, quick), *at_once).values()]
+    assert sorted(taken) == ["unit-0", "unit-1", "unit-1", "unit-1"]
+
+
 def test_requests_that_do_not_fit_are_rejected_or_cut() -> None:
     found = run(
         made(unit(planned("a"))),
