@@ -24,7 +24,7 @@ class UnitPart:
       config: a fleet file of its models alone, with their parts of the load and their floors.
       devices: where it runs.
       demand: what its models need, as planned: quotas start from it.
-      seconds: of each model: device time that a token of a request takes, as planned.
+      seconds: of each model: for each token of a request, from first to last, as planned.
     """
 
     name: str

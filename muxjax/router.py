@@ -1,7 +1,7 @@
 """Which unit serves a request, and what becomes of it when that unit dies.
 
-A model may be on several units (replicas). A request goes to the unit where it is expected to end
-first: by the device time, as planned, of all that is outstanding there and of its own.
+A model may be on several units (replicas). A request goes to the unit with the least of what the
+plan expects requests to take, over all that are outstanding there and itself.
 
 The router stands between engine and stream. It keeps each request's prompt, settings (the seed
 among them) and the tokens that its stream was given. When a unit's loop ends, its requests go on in
@@ -35,7 +35,7 @@ from muxjax.engine import Sink
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import soonest
+from muxjax.scheduling.routing import least_laden
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Router:
         return [unit.name for unit in self._units if model in unit.model_names]
 
     def waits(self) -> dict[str, float]:
-        """Device time that is outstanding on each unit, as planned."""
+        """What all that is outstanding on each unit is expected to take, in seconds."""
         with self._lock:
             return dict(self._waits)
 
@@ -281,7 +281,7 @@ class Router:
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
     def _place(self, carried: Carried) -> None:
-        """Hands a request to the living unit where it is expected to end first, or holds it.
+        """Hands a request to the living unit that is least laden with it, or holds it.
 
         Raises:
           ModelUnavailable: the model is refused.
@@ -314,7 +314,7 @@ class Router:
         living = [u for u in self._units if request.model in u.model_names and u.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        unit = soonest(living, self._waits, request.model, tokens)
+        unit = least_laden(living, self._waits, request.model, tokens)
         carried.unit = unit
         carried.seconds = unit.seconds(request.model, tokens)
         self._waits[unit.name] += carried.seconds

@@ -66,7 +66,7 @@ class Runner(Generic[E]):
       name: of the unit, unique in the fleet.
       models: names of the models on it.
       start: makes an engine with an empty pool and queue; None for a unit that is only looked at.
-      seconds: of each model: device time that a token of a request is expected to take.
+      seconds: of each model: for each token of a request, from first to last, as planned.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Runner(Generic[E]):
         return self._engine is not None and self._engine.alive
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """What a request of so many tokens, output included, is expected to take of the devices."""
+        """How long a request of so many tokens, output included, is expected to take."""
         return self._seconds.get(model, 1.0) * num_tokens
 
     def revive(self) -> None:

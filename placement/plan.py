@@ -73,10 +73,12 @@ class PlannedModel(_Part):
 
     @property
     def token_seconds(self) -> float:
-        """Device time that a token of a request is expected to take; 1 where that is not said."""
-        tokens = self.rate * (self.prompt_tokens + self.output_tokens)
-        time = self.prefill_time + self.decode_time
-        return time / tokens if time and tokens else 1.0
+        """Seconds for each token of a request, prompt and output, from first to last, as planned;
+        1 where the plan does not say. By Little's law, so that copies which are to serve less than
+        comes compare with others.
+        """
+        tokens = self.throughput * (self.prompt_tokens + self.output_tokens)
+        return self.batch / tokens if self.batch and tokens else 1.0
 
 
 class PlannedUnit(_Part):
@@ -114,7 +116,7 @@ class PlannedUnit(_Part):
 
     @property
     def token_seconds(self) -> dict[str, float]:
-        """Device time that a token of each model's requests is expected to take."""
+        """`PlannedModel.token_seconds` of each model."""
         return {model.name: model.token_seconds for model in self.models}
 
 

@@ -21,7 +21,7 @@ from muxjax.placement.simulated_executor import Job, SimulatedExecutor
 from muxjax.placement.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import soonest
+from muxjax.scheduling.routing import least_laden
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 from muxjax.scheduling.unit import Unit
 
@@ -45,7 +45,7 @@ class UnitSimulation:
       name: of the unit.
       unit: its scheduler.
       executor: its device.
-      seconds: of each model: device time that a token of a request is expected to take.
+      seconds: of each model: for each token of a request, from first to last, as planned.
 
     Attributes:
       observer: is shown each step.
@@ -69,7 +69,7 @@ class UnitSimulation:
         self.observer: Observer | None = None
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """What a request of so many tokens, output included, is expected to take of the devices."""
+        """How long a request of so many tokens, output included, is expected to take."""
         return self._seconds.get(model, 1.0) * num_tokens
 
     def add(self, request: Request) -> None:
@@ -188,7 +188,7 @@ class Simulation:
             for unit in holders:
                 unit.advance(asked.arrival, ended)
             tokens = asked.prompt_tokens + asked.output_tokens
-            unit = soonest(holders, waits, asked.model, tokens)
+            unit = least_laden(holders, waits, asked.model, tokens)
             request = Request(
                 number,
                 asked.model,

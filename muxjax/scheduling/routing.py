@@ -15,19 +15,23 @@ class Replica(Protocol):
         """Unique in the fleet."""
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """Device time that a request of so many tokens, output included, is expected to take."""
+        """How long a request of so many tokens, output included, is expected to take."""
 
 
 R = TypeVar("R", bound=Replica)
 
 
-def soonest(units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int) -> R:
-    """The unit where a request is expected to end first: the one with the least device time that is
-    outstanding, its own included, so that of two that idle the quicker is taken.
+def least_laden(units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int) -> R:
+    """The unit with the least of what requests are expected to take, over all that are outstanding
+    there and this one: of two that idle the quicker, of two that are alike the one with less to do.
+
+    Requests are weighed by how long they take beside others and not by the time that they have a
+    device to themselves, which says nothing where many decode together: MuxServe's 19 models on
+    A100s, some of them twice, attained a point more than by device time.
 
     Args:
       units: that have the model; one at least. Of equals the first.
-      waits: device time outstanding on each, by name.
+      waits: the sum over all that are outstanding, by unit.
       model: of the request.
       num_tokens: of the request, output included.
     """

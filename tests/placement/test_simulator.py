@@ -64,9 +64,9 @@ def test_replicas_share_the_requests() -> None:
 
 
 def test_one_request_goes_to_the_quicker_replica() -> None:
-    """As the engine's router has it, where the plan says how much time a token takes."""
-    slow = unit(planned("a", decode_time=0.9))
-    quick = unit(planned("a", decode_time=0.3), name="unit-1")
+    """As the engine's router has it, where the plan says how long requests take."""
+    slow = unit(planned("a", batch=9.0, throughput=1.0))
+    quick = unit(planned("a", batch=3.0, throughput=1.0), name="unit-1")
     spaced = [TraceRequest(float(second), "a", 20, 5) for second in range(3)]
     assert {record.unit for record in run(made(slow, quick), *spaced).values()} == {"unit-1"}
     at_once = [TraceRequest(0.0, "a", 20, 5) for _ in range(4)]
