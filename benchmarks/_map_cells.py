@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from _map_fleet import CLUSTERS, Job, Units, cost_model, fleet, placements, workload
+from _map_summary import WITHIN
 
 from muxjax.errors import PlanError
 from muxjax.placement.cluster import parse_cluster
@@ -41,7 +42,7 @@ AS_GOOD = 0.001
 """Placements that attain so much less than the best of them count as equal."""
 BLOCKS = 2**13
 """Of a pool, at most: more take longer to set up than seconds of requests take to simulate."""
-SHORT = 0.005
+SHORT = WITHIN / 2
 """How far `slo` may fall short where it is placed: half of what the bars allow."""
 ENOUGH = 0.99
 """What `slo` must attain to be tried on no other placements."""
@@ -116,6 +117,16 @@ def throughput(outcome: Outcome) -> dict[str, float]:
     return {"total": sum(rates.values()), "rate_weighted": weighted / max(1, offered)}
 
 
+Named = tuple[str, list[Units]]
+"""A placement and its name."""
+
+
+def _least(shorts: Sequence[float], places: Sequence[Named]) -> list[Named]:
+    """Those that fall hardly short, or the ones that do least."""
+    allowed = max(SHORT, min(shorts))
+    return [place for place, by in zip(places, shorts, strict=True) if by <= allowed]
+
+
 class _Runner:
     """Runs parts of placements, each once for everything that it depends on."""
 
@@ -135,7 +146,7 @@ class _Runner:
         self._counting = workload(loads, job.seconds, job.seed)
         self._known: dict[object, Outcome] = {}
 
-    def choose(self, policy: PolicyName, scale: float) -> tuple[str, list[Units]]:
+    def choose(self, policy: PolicyName, scale: float) -> Named:
         """The placement that is best for the policy: which attains most, and of those that attain
         as much serves most.
 
@@ -170,10 +181,12 @@ class _Runner:
             raise refused
         return found
 
-    def _choose_for_slo(self, scale: float) -> tuple[str, list[Units]]:
+    def _choose_for_slo(self, scale: float) -> Named:
         """Of all placements that any policy may take, one where `slo` falls short of nobody: it
         attains as much as the best of the others on theirs, and serves as much as `adbs`; of those
-        the best. If there is none, where the larger shortfall of the two is the least.
+        the best. If there is none, where the larger shortfall of the two is the least, as long as
+        the bars allow that; else of those where it attains as much the one where it serves most; if
+        there is none of these either, where it attains most.
 
         On the one that is best for `adbs` nothing more is tried if it falls short of nobody there
         and there is hardly more to win.
@@ -186,19 +199,24 @@ class _Runner:
         )
         wanted = throughput(self._try(theirs["adbs"][1], "adbs", scale))
 
-        def short(chosen: list[Units]) -> float:
+        def short(chosen: list[Units]) -> tuple[float, float]:
             outcome = self._try(chosen, "slo", scale)
             served = throughput(outcome)
             less = [1 - served[measure] / wanted[measure] for measure in wanted]
-            return max(most - attainment(outcome, scale), *less)
+            return most - attainment(outcome, scale), max(less)
 
         base = theirs["adbs"]
-        if short(base[1]) <= 0 and attainment(self._try(base[1], "slo", scale), scale) >= ENOUGH:
+        if (
+            max(short(base[1])) <= 0
+            and attainment(self._try(base[1], "slo", scale), scale) >= ENOUGH
+        ):
             return base
-        tried = [*theirs.values(), *self._candidates("slo", scale).items()]
-        shorts = [short(chosen) for _, chosen in tried]
-        allowed = max(SHORT, min(shorts))
-        near = [one for one, by in zip(tried, shorts, strict=True) if by <= allowed]
+        near = [*theirs.values(), *self._candidates("slo", scale).items()]
+        if min(max(short(chosen)) for _, chosen in near) <= WITHIN:
+            near = _least([max(short(chosen)) for _, chosen in near], near)
+        else:
+            for measure in (0, 1):
+                near = _least([short(chosen)[measure] for _, chosen in near], near)
         best = self._best([chosen for _, chosen in near], "slo", scale)
         return next(one for one in near if one[1] is best)
 

@@ -115,7 +115,10 @@ def test_where_slo_falls_short_of_nobody_nothing_more_is_tried(
     [
         ((0.85, 10.0), (0.95, 10.0), "b"),  # behind on a
         ((0.95, 9.0), (0.91, 10.0), "b"),  # serves less on a
-        ((0.95, 9.0), (0.80, 10.0), "a"),  # short on both: in throughput by less
+        ((0.91, 9.8), (0.88, 10.0), "a"),  # short on both: attainment comes first
+        ((0.91, 9.8), (0.95, 9.7), "a"),  # behind on neither: serves more on a
+        ((0.80, 10.0), (0.85, 9.0), "b"),  # behind on both, less on b
+        ((0.892, 10.0), (0.95, 9.8), "a"),  # behind on a by no more than the bars allow
         ((0.895, 10.0), (0.91, 9.97), "b"),  # hardly short on either: attains more
         ((0.95, 10.0), (0.97, 10.0), "b"),  # short on neither, and there is more to win
     ],
