@@ -12,7 +12,7 @@
 
 A decode burst lasts no longer than a prompt that came now would wait for others anyway: few
 sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due, or
-the tokens of a model with a target for each, but never before `SHORT_BURST`, since a step has a
+the tokens of a model with a target for each, but never before `SHORT_TOKENS`, since a step has a
 cost of its own, unless targets are so tight that such a burst would take up most of one. Shares and
 their bounded overdraft, targets that pass, and the turns that deferred requests get keep everybody
 from starving.
@@ -31,10 +31,13 @@ from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
-SHORT_BURST, LONG_BURST = 0.03, 0.4
-"""Seconds of the shortest and the longest decode burst, where one token does not take longer. A
-step costs one to four milliseconds however many tokens it makes, on two cores; with 0.06 s requests
-of few tokens came too late, with 0.02 s an eighth less was served in time."""
+SHORT_TOKENS, SHORT_BURST = 4, 0.03
+"""The least of a decode burst: so many tokens, as long as they take no longer than so many seconds.
+A step costs as much as a tenth to a third of a token however many it makes, on two cores; with half
+as many tokens a tenth less was served in time at saturation, with 0.03 s of tokens of 2 ms requests
+of few tokens came too late."""
+LONG_BURST = 0.4
+"""Seconds of the longest, where one token does not take longer."""
 
 
 class SloPolicy:
@@ -78,8 +81,7 @@ class SloPolicy:
             else:
                 pace.rests()
         unit.time.begin(waiting + decodes)
-        shortest = 0.0 if self._tight else SHORT_BURST
-        due, late, early, pause = self._sorted(unit, waiting, running, shortest, now)
+        due, late, early, pause = self._sorted(unit, waiting, running, now)
         # Between the parts of a prefill come the tokens that it was cut for.
         tokens_due = self._tokens_due(decodes)
         if not (self._cut and tokens_due <= now):
@@ -87,7 +89,7 @@ class SloPolicy:
             if step is not None:
                 return step
         order, next_due = decodes_in_order(self._paces, unit, decodes, now, strain)
-        seconds = max(shortest, min(pause, next_due - now))
+        seconds = min(pause, next_due - now)
         for model in order:
             step = self._decode(unit, model, seconds, now)
             if step is not None:
@@ -124,7 +126,7 @@ class SloPolicy:
         return min([self._paces[model].latest_decode() for model, _ in decodes], default=math.inf)
 
     def _sorted(
-        self, unit: Unit, waiting: list[Turn], running: int, shortest: float, now: float
+        self, unit: Unit, waiting: list[Turn], running: int, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
         decodes may last until prompts are due. Those that have no slot or no pages for them are not
@@ -132,7 +134,7 @@ class SloPolicy:
         """
         time = unit.time
         # What a prompt of the most urgent model would wait for others if it came now.
-        pause = min(max(min(running * self._saved, self._spare), shortest), LONG_BURST)
+        pause = min(running * self._saved, self._spare, LONG_BURST)
         # Beyond it a model's prefills are ahead by more than their part of the overdraft.
         ahead = time.mean + PREFILL_OVERDRAFT / (sum([time.shares[t] for t in waiting]) or 1.0)
         due: list[tuple[tuple[int, float], str]] = []
@@ -169,7 +171,9 @@ class SloPolicy:
 
     def _decode(self, unit: Unit, model: str, seconds: float, now: float) -> Step | None:
         size = len(unit.models[model].running)
-        step = unit.make_decode(model, int(seconds / unit.estimates.decode(model, size)))
+        token = unit.estimates.decode(model, size)
+        least = 0 if self._tight else min(SHORT_TOKENS, int(SHORT_BURST / token))
+        step = unit.make_decode(model, max(least, int(seconds / token)))
         if step is not None:
             self._paces[model].began_decode(step.num_tokens, now)
         return step
