@@ -3,6 +3,7 @@
     python benchmarks/policies.py
     python benchmarks/policies.py --policies adbs,fcfs --alpha 2.1 --load 1 --rounds 2
     python benchmarks/policies.py --rounds 1 --seed 3 --output rounds.jsonl    # adds a round
+    python benchmarks/policies.py --simulated --rounds 16    # steps are measured, then simulated
 
 Three models (`three.yaml`, or any `--fleet`) get requests whose popularity falls as a power law.
 The rate that saturates is found first, for each `--alpha`: what the reference policy delivers of a
@@ -16,6 +17,10 @@ in the same run (MuxServe's measure, scale 8). What is compared is the *rate-wei
 each model, requests that count over the time to the last arrival, weighted by the model's part of
 all requests, added up. `ratio` is the first policy's over the best of `--against`, in the same
 round.
+
+A shared machine's speed swings, and where it is saturated that decides more than the policy does.
+`--simulated` measures the steps once and has the rest simulated, on a machine that is always as
+fast; `predict.py` says how far that can be trusted.
 """
 
 from __future__ import annotations
@@ -23,19 +28,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from _common import print_json, show, surroundings
 
-from muxjax.bench.compare import compare
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.compare import compare, extra_metrics
+from muxjax.bench.in_service import measure_in_service
+from muxjax.bench.predict import rig_profile, simulate_rig
+from muxjax.bench.replay import Replay, make_requests, replay
 from muxjax.bench.rig import Rig, check_policies
 from muxjax.bench.solo import Solo, measure_solo
 from muxjax.bench.workloads import Asked, fleet_rates, make_workload
 from muxjax.config import load_fleet_config
-from muxjax.placement.metrics import Target
+from muxjax.placement.metrics import Metrics, Target
+from muxjax.placement.profile_table import ProfileTable
+from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
 from muxjax.scheduling.policies import POLICIES
 
@@ -54,9 +64,10 @@ def main() -> None:
         report(rounds, arguments)
         return
     with Rig.load(load_fleet_config(arguments.fleet)) as rig:
+        profile = rig_profile(rig, measure_in_service(rig)) if arguments.simulated else None
         try:
             for number in range(arguments.rounds):
-                found = one_round(rig, arguments, arguments.seed + number)
+                found = one_round(rig, arguments, arguments.seed + number, profile)
                 rounds.append(found)
                 if arguments.output is not None:
                     with arguments.output.open("a", encoding="utf-8") as file:
@@ -104,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=10.0, help="seconds of each workload")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--simulated", action="store_true", help="simulate measured steps")
     parser.add_argument("--output", type=Path, help="add rounds to this file (JSON lines)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     found = parser.parse_args()
@@ -116,8 +128,10 @@ def _arguments() -> argparse.Namespace:
     return found
 
 
-def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """All cells, once."""
+def one_round(
+    rig: Rig, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
+) -> dict[str, Any]:
+    """All cells, once; simulated if there is a profile."""
     limits = {name: model.max_model_len for name, model in rig.models.items()}
     targets = {name: Target(scale=arguments.slo_scale, kind=name) for name in rig.models}
 
@@ -128,16 +142,24 @@ def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, A
     solo = measure_solo(rig, make(1.0, 10.0, requests=50))
     cells = []
     for alpha in arguments.alpha:
-        top = saturating_rate(rig, solo, make(alpha, 1e3, requests=FLOOD), arguments.reference)
+        flood = make(alpha, 1e3, requests=FLOOD)
+        top = saturating_rate(rig, solo, flood, arguments.reference, profile)
         for load in arguments.load:
             workload = make(alpha, load * top, seconds=arguments.duration)
             # Nobody is always the first to run, since a machine may slow down under load.
             first = len(cells) % len(arguments.policies)
             order = arguments.policies[first:] + arguments.policies[:first]
             rates = fleet_rates(rig.config, Asked(alpha=alpha, rate=load * top))
-            runs = compare(rig, workload, order, targets, solo, rates=rates, seed=seed)
-            if runs[-1].replay.interrupted:
-                raise KeyboardInterrupt
+            if profile is None:
+                runs = compare(rig, workload, order, targets, solo, rates=rates, seed=seed)
+                if runs[-1].replay.interrupted:
+                    raise KeyboardInterrupt
+                metrics = {run.policy: run.metrics for run in runs}
+            else:
+                metrics = {
+                    policy: simulated(rig, profile, workload, policy, targets, solo, rates)
+                    for policy in order
+                }
             cells.append(
                 {
                     "alpha": alpha,
@@ -145,16 +167,46 @@ def one_round(rig: Rig, arguments: argparse.Namespace, seed: int) -> dict[str, A
                     "rate": load * top,
                     "requests": len(workload),
                     "policies": {
-                        run.policy: {key: run.metrics[key] for key in KEYS} for run in runs
+                        policy: {key: found[key] for key in KEYS}
+                        for policy, found in metrics.items()
                     },
                 }
             )
     return {"seed": seed, "slo_scale": arguments.slo_scale, "cells": cells}
 
 
-def saturating_rate(rig: Rig, solo: Solo, flood: list[TraceRequest], policy: str) -> float:
+def simulated(
+    rig: Rig,
+    profile: ProfileTable,
+    workload: list[TraceRequest],
+    policy: str,
+    targets: Mapping[str, Target],
+    solo: Solo,
+    rates: Mapping[str, float],
+) -> dict[str, Any]:
+    """What `compare` would measure, simulated."""
+    asked = {
+        name: target.for_scheduler(
+            rig.specs[name].prompt_tokens, rig.specs[name].output_tokens, solo.costs
+        )
+        for name, target in targets.items()
+    }
+    records = simulate_rig(
+        rig, profile, workload, policy, solo.estimates, targets=asked, rates=rates
+    )
+    metrics = Metrics(targets, solo.costs)
+    for record in records:
+        metrics.add(record)
+    return extra_metrics(metrics.summary(), workload, Replay(records, _end(records)))
+
+
+def saturating_rate(
+    rig: Rig, solo: Solo, flood: list[TraceRequest], policy: str, profile: ProfileTable | None
+) -> float:
     """Requests a second that are served when all come at once."""
     at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]
+    if profile is not None:
+        return len(flood) / _end(simulate_rig(rig, profile, at_once, policy, solo.estimates))
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
     with rig.engine(rig.unit(policy, solo.estimates)) as engine:
@@ -162,6 +214,10 @@ def saturating_rate(rig: Rig, solo: Solo, flood: list[TraceRequest], policy: str
     if done.interrupted:
         raise KeyboardInterrupt
     return len(at_once) / done.seconds
+
+
+def _end(records: list[RequestRecord]) -> float:
+    return max(record.end or 0.0 for record in records)
 
 
 def report(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

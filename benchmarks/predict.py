@@ -39,17 +39,14 @@ import numpy as np
 from _common import print_json, show, surroundings
 
 from muxjax.bench.in_service import FEWEST, Ran, Watch, measure_in_service, slowness, speed_now
-from muxjax.bench.predict import simulate_rig
-from muxjax.bench.profile_file import profile_of
+from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import warm_up
 from muxjax.bench.workloads import Asked, make_workload
 from muxjax.config import load_fleet_config
-from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
-from muxjax.planning import shape_of
 
 HERE = Path(__file__).parent
 BARS = {"throughput": 0.10, "ttft_p50": 0.25, "ttft_p99": 0.25}
@@ -130,13 +127,8 @@ class Bench:
         self._rig, self._arguments = rig, arguments
         self._measured = measure_in_service(rig, repeats=arguments.repeats)
         self._times = {name: self._measured.times(name) for name in rig.models}
-        limits = {entry.name: rig.specs[entry.name].limits for entry in rig.config.models}
         self._longest = {name: model.max_model_len for name, model in rig.models.items()}
-        shapes = {
-            name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-            for name, model in rig.models.items()
-        }
-        self._profile = ProfileTable(profile_of(self._times, limits, self._longest), shapes)
+        self._profile = rig_profile(rig, self._measured)
         self._estimates = warm_up(rig)
 
     def speed(self) -> float:

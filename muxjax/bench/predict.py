@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from muxjax.bench.profile_file import profile_of
 from muxjax.bench.rig import Rig
+from muxjax.bench.steps import Measured
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator import Simulation, UnitSimulation
 from muxjax.placement.trace import TraceRequest
+from muxjax.planning import shape_of
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.specs import LatencyTargets
+
+
+def rig_profile(rig: Rig, measured: Measured) -> ProfileTable:
+    """The profile of a rig whose steps were just measured."""
+    shapes = {
+        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+        for name, model in rig.models.items()
+    }
+    times = {name: measured.times(name) for name in rig.models}
+    limits = {name: rig.specs[name].limits for name in rig.models}
+    longest = {name: model.max_model_len for name, model in rig.models.items()}
+    return ProfileTable(profile_of(times, limits, longest), shapes)
 
 
 def simulate_rig(
@@ -21,6 +37,8 @@ def simulate_rig(
     estimates: StepEstimates | None = None,
     *,
     slower: float = 1.0,
+    targets: Mapping[str, LatencyTargets] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[RequestRecord]:
     """Simulates a run of the rig.
 
@@ -31,6 +49,8 @@ def simulate_rig(
       policy: the scheduler's.
       estimates: step times that it begins with, as in the real run.
       slower: how long steps take, as a multiple of the profile's (`in_service.speed_now`).
+      targets: of each model, see `Rig.unit`.
+      rates: that the scheduler expects, see `Rig.unit`.
 
     Returns:
       A record for each request, in the workload's order.
@@ -45,7 +65,7 @@ def simulate_rig(
     }
     executor = SimulatedExecutor(models, profile, "time_sliced")
     # A simulated prompt's tokens mean nothing: all would be found in the prefix cache.
-    scheduler = rig.unit(policy, estimates, prefix_cache=False)
+    scheduler = rig.unit(policy, estimates, targets, rates, prefix_cache=False)
     unit = UnitSimulation("simulated", scheduler, executor)
     records: list[RequestRecord] = []
     Simulation([unit]).run(workload, records.append)

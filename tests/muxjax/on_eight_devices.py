@@ -143,6 +143,8 @@ def make_plan() -> Plan:
                         kv_floor=share / 4,
                         kv_quota=share,
                         prefill_time=0.1,
+                        batch=2.0,
+                        throughput=1.0,
                         decode_time=0.1,
                     )
                     for model, (tp, copies) in models.items()

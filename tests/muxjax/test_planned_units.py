@@ -26,8 +26,8 @@ def test_each_unit_is_a_fleet_of_its_own():
     # Six megabytes for four devices.
     assert [part.config.pool.memory for part in parts.values()] == [3_000_000, 1_500_000, 1_500_000]
     assert parts["left"].seconds == {
-        "three": pytest.approx(0.2 / 24),
-        "four": pytest.approx(0.2 / 24),
+        "three": pytest.approx(2.0 / 24),
+        "four": pytest.approx(2.0 / 24),
     }
 
 
@@ -50,7 +50,9 @@ def test_what_a_plan_does_not_say_is_worked_out():
             update={
                 "models": tuple(
                     model.model_copy(
-                        update={"kv_quota": 0.0, "prefill_time": 0.0, "decode_time": 0.0}
+                        update=dict.fromkeys(
+                            ("kv_quota", "prefill_time", "decode_time", "batch"), 0.0
+                        )
                     )
                     for model in unit.models
                 )
