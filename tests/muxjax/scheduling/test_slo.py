@@ -55,6 +55,20 @@ def test_prompts_wait_for_each_other_while_many_decode() -> None:
     assert {chunk.request_id for chunk in steps[0].chunks} == {first.id, second.id}
 
 
+@pytest.mark.parametrize(("token", "made"), [(0.002, 4), (0.009, 3), (0.04, 1)])
+def test_the_shortest_burst_is_four_tokens_or_30_ms(token: float, made: int) -> None:
+    # A prefill costs as much a token however many it takes: nothing is saved by waiting.
+    loop = Loop.of([spec("a", 1, 16, 512, prefill_tokens=64, decode_tokens=16)], 2000, "slo")
+    loop.executor.latency = MockLatency(prefill=0.0, prefill_token=0.01, decode=token)
+    for tokens in (8, 16, 32):
+        loop.unit.estimates.observe_prefill("a", tokens, 0.01 * tokens)
+    loop.unit.estimates.observe_decode("a", 1, 1, token)
+    arriving(loop, 0, prompt_tokens=8, max_tokens=200)
+    loop.run()
+    decodes = [step.num_tokens for step in loop.steps if isinstance(step, Decode)]
+    assert set(decodes[:20]) == {made}
+
+
 def test_a_target_for_the_first_token_ends_the_wait() -> None:
     targets = LatencyTargets(ttft=0.1)
     specs = [
