@@ -206,17 +206,16 @@ class _Runner:
             return most - attainment(outcome, scale), max(less)
 
         base = theirs["adbs"]
-        if (
-            max(short(base[1])) <= 0
-            and attainment(self._try(base[1], "slo", scale), scale) >= ENOUGH
-        ):
+        there = attainment(self._try(base[1], "slo", scale), scale)
+        if max(short(base[1])) <= 0 and there >= ENOUGH:
             return base
         near = [*theirs.values(), *self._candidates("slo", scale).items()]
-        if min(max(short(chosen)) for _, chosen in near) <= WITHIN:
-            near = _least([max(short(chosen)) for _, chosen in near], near)
+        larger = [max(short(chosen)) for _, chosen in near]
+        if min(larger) <= WITHIN:
+            near = _least(larger, near)
         else:
-            for measure in (0, 1):
-                near = _least([short(chosen)[measure] for _, chosen in near], near)
+            near = _least([short(chosen)[0] for _, chosen in near], near)
+            near = _least([short(chosen)[1] for _, chosen in near], near)
         best = self._best([chosen for _, chosen in near], "slo", scale)
         return next(one for one in near if one[1] is best)
 
