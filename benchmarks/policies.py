@@ -35,7 +35,7 @@ from typing import Any
 
 from _common import print_json, show, surroundings
 
-from muxjax.bench.compare import compare, extra_metrics
+from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
 from muxjax.bench.in_service import measure_in_service
 from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import Replay, make_requests, replay
@@ -64,8 +64,8 @@ def main() -> None:
         report(rounds, arguments)
         return
     with Rig.load(load_fleet_config(arguments.fleet)) as rig:
-        profile = rig_profile(rig, measure_in_service(rig)) if arguments.simulated else None
         try:
+            profile = rig_profile(rig, measure_in_service(rig)) if arguments.simulated else None
             for number in range(arguments.rounds):
                 found = one_round(rig, arguments, arguments.seed + number, profile)
                 rounds.append(found)
@@ -81,12 +81,15 @@ def read_rounds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rounds of the file to add to.
 
     Raises:
-      SystemExit: a round lacks one of the policies.
+      SystemExit: a round lacks one of the policies, or was not made in the same way.
     """
     if arguments.output is None or not arguments.output.exists():
         return []
     rounds = [json.loads(line) for line in arguments.output.read_text().splitlines()]
     for number, found in enumerate(rounds, start=1):
+        if found.get("simulated", False) != arguments.simulated:
+            kind = "not simulated" if arguments.simulated else "simulated"
+            raise SystemExit(f"{arguments.output}: round {number} is {kind}; name another file")
         for cell in found["cells"]:
             missing = sorted(set(arguments.policies) - set(cell["policies"]))
             if missing:
@@ -172,7 +175,12 @@ def one_round(
                     },
                 }
             )
-    return {"seed": seed, "slo_scale": arguments.slo_scale, "cells": cells}
+    return {
+        "seed": seed,
+        "slo_scale": arguments.slo_scale,
+        "simulated": profile is not None,
+        "cells": cells,
+    }
 
 
 def simulated(
@@ -185,12 +193,7 @@ def simulated(
     rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """What `compare` would measure, simulated."""
-    asked = {
-        name: target.for_scheduler(
-            rig.specs[name].prompt_tokens, rig.specs[name].output_tokens, solo.costs
-        )
-        for name, target in targets.items()
-    }
+    asked = scheduler_targets(rig, targets, solo)
     records = simulate_rig(
         rig, profile, workload, policy, solo.estimates, targets=asked, rates=rates
     )
@@ -265,6 +268,8 @@ def report(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     ]
     if table:
         title = f"{len(rounds)} rounds; {first} against the best of {', '.join(arguments.against)}"
+        if arguments.simulated:
+            title += ", simulated"
         show(title, tuple(table[0]), table, scale=arguments.slo_scale)
 
 

@@ -16,6 +16,7 @@ from muxjax.bench.solo import Solo
 from muxjax.placement.metrics import Metrics, Target
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
+from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.timeline import Timeline
 
 OnRecord = Callable[[RequestRecord, bool], None]
@@ -86,12 +87,7 @@ def compare(
     """
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
-    asked = {
-        name: target.for_scheduler(
-            rig.specs[name].prompt_tokens, rig.specs[name].output_tokens, solo.costs
-        )
-        for name, target in targets.items()
-    }
+    asked = scheduler_targets(rig, targets, solo)
     runs: list[Run] = []
     for index in range(rounds):
         for policy in policies:
@@ -116,6 +112,17 @@ def compare(
             if result.interrupted:
                 return runs
     return runs
+
+
+def scheduler_targets(
+    rig: Rig, targets: Mapping[str, Target], solo: Solo
+) -> dict[str, LatencyTargets]:
+    """What schedulers work towards where these targets are counted."""
+    found = {}
+    for name, target in targets.items():
+        spec = rig.specs[name]
+        found[name] = target.for_scheduler(spec.prompt_tokens, spec.output_tokens, solo.costs)
+    return found
 
 
 def extra_metrics(

@@ -12,21 +12,16 @@ from muxjax.placement.records import RequestRecord
 from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator import Simulation, UnitSimulation
 from muxjax.placement.trace import TraceRequest
-from muxjax.planning import shape_of
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import LatencyTargets
 
 
 def rig_profile(rig: Rig, measured: Measured) -> ProfileTable:
     """The profile of a rig whose steps were just measured."""
-    shapes = {
-        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-        for name, model in rig.models.items()
-    }
     times = {name: measured.times(name) for name in rig.models}
     limits = {name: rig.specs[name].limits for name in rig.models}
     longest = {name: model.max_model_len for name, model in rig.models.items()}
-    return ProfileTable(profile_of(times, limits, longest), shapes)
+    return ProfileTable(profile_of(times, limits, longest), rig.shapes)
 
 
 def simulate_rig(

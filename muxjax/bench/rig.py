@@ -18,6 +18,8 @@ from muxjax.config import FleetConfig
 from muxjax.engine import Engine
 from muxjax.errors import BenchError
 from muxjax.jax_executor import JaxExecutor
+from muxjax.placement.model_shape import ModelShape
+from muxjax.planning import shape_of
 from muxjax.programs import Buckets
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
@@ -76,6 +78,14 @@ class Rig:
             )
         executor = JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
         return cls(config, plan, executor)
+
+    @property
+    def shapes(self) -> dict[str, ModelShape]:
+        """Of each model, for a `ProfileTable`."""
+        return {
+            name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+            for name, model in self.models.items()
+        }
 
     def unit(
         self,

@@ -14,7 +14,6 @@ from muxjax.bench.rig import Rig
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.trace import TraceRequest
-from muxjax.planning import shape_of
 from muxjax.scheduling.estimates import StepEstimates
 
 REPEATS = 3
@@ -133,8 +132,4 @@ def _table(rig: Rig, rows: Sequence[dict[str, Any]]) -> ProfileTable:
             "prefill": 1e3 * row["ttft_s"],
             "decoding": 1e3 * row["tpot_s"],
         }
-    shapes = {
-        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-        for name, model in rig.models.items()
-    }
-    return ProfileTable(profile, shapes)
+    return ProfileTable(profile, rig.shapes)

@@ -26,8 +26,9 @@ def least_laden(units: Iterable[R], waits: Mapping[str, float], model: str, num_
     there and this one: of two that idle the quicker, of two that are alike the one with less to do.
 
     Requests are weighed by how long they take beside others and not by the time that they have a
-    device to themselves, which says nothing where many decode together: MuxServe's 19 models on
-    A100s, some of them twice, attained a point more than by device time.
+    device to themselves, which says nothing where many decode together. By that a point less was in
+    time in eight cells of `benchmarks/policy_map.py` (A100s, alpha 0.7 and 0.9, load 0.75 and 1,
+    scale 2 and 4), where some of the 19 models are on two meshes.
 
     Args:
       units: that have the model; one at least. Of equals the first.
