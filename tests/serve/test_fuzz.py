@@ -91,12 +91,16 @@ def _mend_chat(body: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def counted() -> Iterator[None]:
-    """Says at the end what was sent, and that it was not all refused."""
+    """Says at the end what this process sent, and that none of its paths was only refused.
+
+    The tests of this file may be dealt out to several processes, each path's to one of them.
+    """
     yield
     posts = {f"{path} {status}": count for (path, status), count in SENT.items() if "POST" in path}
     print(f"\n{sum(SENT.values())} requests, {dict(sorted(posts.items()))}")
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
-        assert SENT[f"POST {path}", 200] > 0, path
+        sent = sum(count for (at, _), count in SENT.items() if at == f"POST {path}")
+        assert sent == 0 or SENT[f"POST {path}", 200] > 0, path
 
 
 def send(case: schemathesis.Case) -> None:
