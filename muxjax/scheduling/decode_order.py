@@ -16,7 +16,10 @@ from muxjax.scheduling.time_quotas import Turn
 from muxjax.scheduling.unit import Unit
 
 OVERDRAFT = 2.0
-"""Seconds of decoding that a model may be ahead of its share where turns make everybody late."""
+"""Decodes that a model may be ahead of its share where turns make everybody late, in requests of
+mean length that are alone. With fewer, those that are first are interrupted, and late as well: with
+2 seconds, half of a 13B's request, 27 % were in time of a 7B and two 13B on four overloaded A100s,
+and 56 % with two requests."""
 
 
 def decodes_in_order(
@@ -32,7 +35,7 @@ def decodes_in_order(
     a 65B 59 % were in time so, and 90 % by shares.
 
     Then, where targets are so tight that turns would make everybody late, the model with the oldest
-    sequence, so that some are in time, until it is `OVERDRAFT` ahead of its share; and else whoever
+    sequence, so that some are in time, until it is `OVERDRAFT` ahead of its share; else whoever
     is furthest behind its share of the time: batches that are full are then decoded more often than
     small ones, which cost nearly as much, and nobody waits for long.
 
@@ -62,10 +65,11 @@ def decodes_in_order(
             turns = turns or not pace.tight
     time = unit.time
     others.sort(key=time.virtual)
-    if not turns and strain.total > 1.0:
+    if not turns and not whole:
 
         def place(turn: Turn) -> tuple[int, int]:
-            if time.credit(turn) < -OVERDRAFT:
+            pace = paces[turn[0]]
+            if time.credit(turn) < -OVERDRAFT * pace.mean_output() * pace.alone_tpot():
                 return 1, 0
             return 0, next(iter(unit.models[turn[0]].running.values())).order
 

@@ -219,20 +219,34 @@ def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
         assert ended < (one.first_token_at or 0.0)
 
 
-@pytest.mark.parametrize(("scale", "most"), [(2.0, 4), (8.0, 1000)])
-def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(scale: float, most: int) -> None:
-    # Steps of 10 ms, of which two models in turn need twice the time that scale 2 allows.
-    targets = LatencyTargets(scale=scale, alone_ttft=0.02, alone_tpot=0.01)
+@pytest.mark.parametrize("step", [0.01, 0.1])
+@pytest.mark.parametrize(("names", "scale", "most"), [("ab", 2, 3), ("abc", 2, 4), ("abc", 8, 999)])
+def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
+    step: float, names: str, scale: float, most: int
+) -> None:
+    # Three models in turn need one and a half times what scale 2 allows, two all of it, with
+    # nothing left for prefills. However long steps take: requests last for 0.8 and for 8 s.
+    targets = LatencyTargets(scale=scale, alone_ttft=2 * step, alone_tpot=step)
     specs = [
-        spec(name, 1, 16, 512, prefill_seqs=8, prefill_tokens=64, decode_tokens=2, targets=targets)
-        for name in "abc"
+        spec(
+            name,
+            1,
+            16,
+            512,
+            prefill_seqs=8,
+            prefill_tokens=64,
+            decode_tokens=2,
+            output_tokens=80.0,
+            targets=targets,
+        )
+        for name in names
     ]
     loop = Loop.of(specs, 2000, "slo")
-    loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.01)
-    for name in "abc":
+    loop.executor.latency = MockLatency(prefill=step / 10, prefill_token=0.0, decode=step)
+    for name in names:
         for size in (1, 2):
-            loop.unit.estimates.observe_decode(name, size, 1, 0.01)
-    made = [arriving(loop, number, name, max_tokens=80) for number, name in enumerate("abc")]
+            loop.unit.estimates.observe_decode(name, size, 1, step)
+    made = [arriving(loop, number, name, max_tokens=80) for number, name in enumerate(names)]
     loop.run()
     assert all(one.finished for one in made)
     decodes = [step.model for step in loop.steps if isinstance(step, Decode)]
@@ -244,13 +258,16 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(scale: float,
 
 def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None:
     targets = LatencyTargets(scale=1.0, alone_ttft=0.02, alone_tpot=0.01)
-    specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "ab"]
+    specs = [
+        spec(name, 1, 16, 512, decode_tokens=2, output_tokens=50.0, targets=targets)
+        for name in "ab"
+    ]
     loop = Loop.of(specs, 2000, "slo")
     loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.04)
     made = [arriving(loop, number, name, max_tokens=400) for number, name in enumerate("ab")]
     loop.run()
     first, second = (one.finished_at or 0.0 for one in made)
-    # 16 s of decodes each, and nobody more than a few seconds ahead.
+    # 16 s of decodes each, and nobody ahead by more than a few requests of mean length.
     assert abs(first - second) < 6
 
 
