@@ -45,6 +45,7 @@ class PlannedModel(_Part):
       prefill_share, decode_share: part of the compute (concurrent; 1 where time is sliced).
       prefill_time, decode_time: part of the device time that its steps are expected to take.
       kv_floor, kv_quota: part of the unit's KV pool that is guaranteed, and that it begins with.
+      longest: tokens of the longest request, where the fleet file says; its `max_model_len`.
       max_batch: sequences at once that its quota holds, all copies together.
       batch: sequences that decode together at the expected load, all copies together.
       throughput: requests a second that are expected to be served.
@@ -65,6 +66,7 @@ class PlannedModel(_Part):
     decode_time: Share = 0.0
     kv_floor: Share = 0.0
     kv_quota: Share = 0.0
+    longest: Count | None = None
     max_batch: Count = 1
     batch: Amount = 0.0
     throughput: Amount = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from muxjax.placement.arrivals import power_law_rates
 from muxjax.placement.lengths import Lengths, LogNormal, Sampled
 from muxjax.placement.plan import Plan, PlannedModel
-from muxjax.placement.simulated_units import LONGEST
+from muxjax.placement.simulated_units import longest_request
 from muxjax.placement.workload import Traffic
 
 
@@ -58,7 +58,7 @@ def _lengths(plan: Plan, model: PlannedModel) -> Lengths:
     """Log-normal lengths; prompt and output share the model's longest request as they share the
     mean one, so that no request is too long for it.
     """
-    longest = min(plan.shapes[model.kind].max_position, LONGEST)
+    longest = longest_request(model, plan.shapes[model.kind])
     prompt, output = max(1.0, model.prompt_tokens), max(1.0, model.output_tokens)
     part = prompt / (prompt + output)
     return LogNormal(

@@ -357,6 +357,7 @@ def _planned_unit(scorer: Scorer, unit: Unit, name: str, node: int, first: int) 
                 decode_time=decode,
                 kv_floor=floors[index],
                 kv_quota=quotas[index],
+                longest=load.longest,
                 max_batch=max(1, min(limit, holds)) * curve.copies,
                 batch=min(batch, limit) * curve.copies,
                 throughput=load.rate * item[1] * fraction,

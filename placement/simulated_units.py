@@ -46,7 +46,8 @@ OWN_PARTS = ("static", "slo")
 LEAST_PART = 0.2
 """Of the compute, divided evenly among such parts whatever the need."""
 LONGEST = 8192
-"""The longest request where the model's own context is longer, as in the engine."""
+"""The longest request where the fleet does not say and the model's own context is longer, as in the
+engine."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ def make_unit(
     return UnitSimulation(planned.name, unit, executor, planned.token_seconds)
 
 
+def longest_request(model: PlannedModel, shape: ModelShape) -> int:
+    """Tokens of the longest request of a model, prompt and output."""
+    return min(shape.max_position, model.longest or LONGEST)
+
+
 def _policy(system: System, compute: ComputeShares | None) -> Policy:
     name = "adbs" if system.policy == "spatial" else system.policy
     return make_policy(name) if compute is None else make_concurrent_policy(name, compute)
@@ -222,7 +228,7 @@ def _specs(
                 model.name,
                 shape.num_layers,
                 int(page_bytes // token_bytes[model.name]),
-                min(shape.max_position, LONGEST),
+                longest_request(model, shape),
                 limits,
                 model.rate,
                 model.prompt_tokens,

@@ -30,5 +30,7 @@ def test_lengths_are_the_plans_within_the_models_limit() -> None:
     traffic = planned_traffic(PLAN)[0]
     # 20 tokens in, 10 out, 512 at most.
     assert traffic.lengths == LogNormal(20.0, 10.0, max_prompt=341, max_output=170)
+    short = plan(unit(planned("a", longest=150)))
+    assert planned_traffic(short)[0].lengths == LogNormal(20.0, 10.0, max_prompt=100, max_output=50)
     sampled = planned_traffic(PLAN, pairs=[(1, 2)])[0]
     assert sampled.lengths == Sampled([(1, 2)])

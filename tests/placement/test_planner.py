@@ -188,3 +188,8 @@ def test_time_shares_are_within_bounds_where_upstreams_placement_is_begun_from()
     plan = make_plan(loads, parse_cluster("4x8:a100-80gb"), [table], Options("time_sliced"))
     for unit in plan.units:
         assert sum(m.prefill_time + m.decode_time for m in unit.models) <= 1 + 1e-6
+
+
+def test_the_longest_request_is_in_the_plan() -> None:
+    found = plan_of([ModelLoad("a", "llama3-8b", 1.0, longest=4096)], "1x1:h100")
+    assert found.units[0].models[0].longest == 4096

@@ -22,6 +22,16 @@ def test_the_pool_is_the_plans_and_pages_hold_whole_tokens() -> None:
     assert found.models["a"].spec.limits.max_seqs == 16
 
 
+def test_the_longest_request_is_the_plans_where_it_says() -> None:
+    # A pool of 195 tokens: none of 512, the model's own length, but one of 100.
+    small = unit(planned("a", longest=100), kv_bytes=1e5)
+    found = make_unit(small, System(), SimpleCosts(), SHAPES, bandwidth=None).unit
+    assert found.models["a"].spec.max_model_len == 100
+    model = unit(planned("a", longest=1000))
+    found = make_unit(model, System(), SimpleCosts(), SHAPES, bandwidth=None).unit
+    assert found.models["a"].spec.max_model_len == 512
+
+
 def test_a_toy_on_a_large_device_has_larger_pages() -> None:
     large = unit(planned("a"), kv_bytes=64e9)
     found = make_unit(large, System(), SimpleCosts(), SHAPES, bandwidth=None).unit
