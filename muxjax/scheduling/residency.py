@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
 from muxjax.scheduling.allocator import SlabAllocator
+from muxjax.scheduling.flights import Flights
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.preemption import plan_preemption
 from muxjax.scheduling.prefix_cache import Found, PrefixCache
@@ -77,15 +78,12 @@ class _Refusal:
 class Residency:
     """Gives pages and slots to requests and takes them back, within quotas.
 
-    Attributes:
-      steps_made: how many steps the unit has made; the unit counts them.
-
     Args:
       models: state of each model; requests move between its groups here.
       allocator: the pool.
       quotas: floors and quotas.
       prefixes: what of a prefix is in the pool already.
-      settled: whether no step in flight works on a request.
+      flights: steps made and not applied; how many have been made in all.
     """
 
     def __init__(
@@ -94,24 +92,23 @@ class Residency:
         allocator: SlabAllocator,
         quotas: KVQuotas,
         prefixes: PrefixCache,
-        settled: Callable[[Request], bool],
+        flights: Flights,
     ) -> None:
         self._models = models
         self._allocator = allocator
         self._quotas = quotas
         self._prefixes = prefixes
-        self._settled = settled
+        self._flights = flights
         self._refused: dict[str, _Refusal] = {}
         self._released: dict[str, int] = defaultdict(int)
         self._line_changes = 0
-        self.steps_made = 0
 
     def admit(self, state: ModelState) -> Request | None:
         """Moves the first waiting request to those being prefilled, if there is room for it."""
         request, spec = state.first, state.spec
         if request is None or not state.free_slots:
             return None
-        if self.refused(state) or (request.last_step and not self._settled(request)):
+        if self.refused(state) or (request.last_step and not self._flights.settled(request)):
             return None
         blocks = _blocks_to_admit(spec, request)
         found = self._prefixes.find(state, request)
@@ -146,7 +143,7 @@ class Residency:
         refusal = self._refused.get(name)
         if refusal is None:
             return False
-        refusal.asked = made = self.steps_made
+        refusal.asked = made = self._flights.made
         if refusal.request is not state.first or made >= refusal.again:
             return False
         if refusal.changes != self._released[name] + self._line_changes + self._quotas.changes:
@@ -209,7 +206,7 @@ class Residency:
         self._line_changes += 1
 
     def _ripe(self, refusal: _Refusal) -> bool:
-        return refusal.place == 1 and self.steps_made - refusal.since >= RECLAIM_STEPS
+        return refusal.place == 1 and self._flights.made - refusal.since >= RECLAIM_STEPS
 
     def _emptiest_copy(self, state: ModelState) -> int:
         """The copy with a free slot that has most blocks to give, or else most free slots."""
@@ -271,7 +268,7 @@ class Residency:
         if fits or (reason and self._preempt_for(name, slabs, None, reason)):
             return True
         quotas.note_refused(name, slabs)
-        made, changes = self.steps_made, self._changes(name)
+        made, changes = self._flights.made, self._changes(name)
         since = made if refusal is None or refusal.place == 2 else refusal.since
         again = made + _CLAIM_AGAIN if reason else math.inf
         if place == 1 and not ripe:
@@ -306,7 +303,7 @@ class Residency:
         quota = self._quotas.quotas[model]
         patience = max(RECLAIM_STEPS, 2 * len(self._models))
         for name, refusal in self._refused.items():
-            if name == model or self.steps_made - refusal.asked > patience:
+            if name == model or self._flights.made - refusal.asked > patience:
                 continue
             other = 0 if self._ripe(refusal) else refusal.place
             if (other, refusal.request.order) > (place, request.order):

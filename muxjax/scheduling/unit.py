@@ -22,34 +22,24 @@ Rules that hold throughout:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.sampling_params import HEAD_START
 from muxjax.scheduling.admission import refuse_if_late
 from muxjax.scheduling.allocator import SlabAllocator
-from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.flights import Flights
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.prefix_cache import PrefixCache
 from muxjax.scheduling.quotas import KVQuotas
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
 from muxjax.scheduling.residency import Residency
+from muxjax.scheduling.results import take_prompt_logprobs, take_tokens
 from muxjax.scheduling.specs import Demand, ModelSpec
-from muxjax.scheduling.steps import (
-    Decode,
-    DecodeBatch,
-    Prefill,
-    PrefillChunk,
-    Step,
-    StepResult,
-    TokenLogprobs,
-)
+from muxjax.scheduling.step_maker import StepMaker
+from muxjax.scheduling.steps import Decode, Prefill, Step, StepResult
 from muxjax.scheduling.time_quotas import TimeQuotas, Turn
 from muxjax.scheduling.unit_stats import model_stats, pool_stats
 
@@ -75,17 +65,6 @@ class Policy(Protocol):
     def next_step(self, unit: Unit, now: float) -> Step | None:
         """The next step, or None if no model has one that can be made now."""
         ...
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A step that was made and not applied: its number, what was charged for it, who is in it."""
-
-    number: int
-    step: Step
-    turn: Turn
-    seconds: float
-    requests: list[Request]
 
 
 class Unit:
@@ -135,7 +114,7 @@ class Unit:
         self.policy = policy
         self.estimates = estimates or StepEstimates(names)
         self.allocator = _make_allocator(specs, num_pages, record_freed)
-        self._side_by_side = side_by_side
+        self._flights = Flights(side_by_side=side_by_side)
         self._refuse_late = refuse_late
         self._demand = demand
         demands = {spec.name: demand(spec, self.estimates) for spec in specs}
@@ -147,14 +126,12 @@ class Unit:
             raise ValueError("steps that run side by side may read a block before it is written")
         self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
         self._residency = Residency(
-            self.models, self.allocator, self.quotas, self._prefixes, self.settled
+            self.models, self.allocator, self.quotas, self._prefixes, self._flights
         )
+        self._maker = StepMaker(self.models, self._flights, self._residency, self._prefixes)
         self.membership = 0
         self._requests: dict[int, Request] = {}
         self._added = 0
-        self._in_flight: deque[_Flight] = deque()
-        self._steps_made = 0
-        self._in_step: list[Request] = []  # those in the step that is being made
 
     # Models that come and go
 
@@ -207,7 +184,7 @@ class Unit:
         state = self.models[name]
         if state.has_prefill or state.has_decode:
             return False
-        return all(flight.turn[0] != name for flight in self._in_flight)
+        return all(model != name for model, _ in self._flights.turns())
 
     def _divide(self, specs: list[ModelSpec]) -> None:
         demands = {spec.name: self._demand(spec, self.estimates) for spec in specs}
@@ -308,11 +285,11 @@ class Unit:
     @property
     def num_in_flight(self) -> int:
         """Steps made and not applied."""
-        return len(self._in_flight)
+        return len(self._flights)
 
     def in_flight(self) -> list[Turn]:
         """The model and phase of each step made and not applied, in the order of making."""
-        return [flight.turn for flight in self._in_flight]
+        return self._flights.turns()
 
     def may_prefill(self, model: str) -> bool:
         """Whether there is a prefix to work on, and no reason is known why it could not be."""
@@ -325,8 +302,7 @@ class Unit:
 
     def settled(self, request: Request) -> bool:
         """Whether no step in flight works on the request."""
-        last = request.last_step
-        return all(flight.number != last for flight in self._in_flight)
+        return self._flights.settled(request)
 
     # The loop
 
@@ -348,12 +324,9 @@ class Unit:
             )
         step = self.policy.next_step(self, now)
         if step is not None:
-            self._steps_made += 1
             turn, seconds = self.expected_time(step)
             self.time.charge(turn, seconds)
-            made = _Flight(self._steps_made, step, turn, seconds, self._in_step)
-            self._in_flight.append(made)
-            self._residency.steps_made = self._steps_made
+            self._flights.begin(step, turn, seconds, self._maker.requests)
         return step
 
     def apply(self, step: Step, result: StepResult, now: float) -> list[RequestUpdate]:
@@ -370,50 +343,24 @@ class Unit:
         Raises:
           ValueError: a step out of order.
         """
-        flight = self._take_from_flight(step)
+        flight = self._flights.end(step)
         self.time.charge(flight.turn, result.seconds - flight.seconds)
         state = self.models[step.model]
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
             if result.prompt_logprobs:
-                self._take_prompt_logprobs(step, result)
+                take_prompt_logprobs(self._requests, step, result)
         else:
             rounds = max(map(len, result.tokens), default=0)
             if rounds:
                 size = len(step.sequences)
                 self.estimates.observe_decode(step.model, size, rounds, result.seconds)
-        updates: list[RequestUpdate] = []
-        finished, made = RequestState.FINISHED, 0
-        new = tuple.__new__  # half the time of `RequestUpdate(...)`, of which there are hundreds
-        for request, tokens, logprobs in zip(
-            flight.requests, result.tokens, result.logprobs, strict=True
-        ):
-            if not tokens or request.state is finished:
-                continue
-            output, count = request.output, len(tokens)
-            made += count
-            if (
-                output
-                and request.constraint is None
-                and len(output) + count < request.max_new_tokens
-                and request.stop_set.isdisjoint(tokens)
-            ):
-                output += tokens
-                update = new(RequestUpdate, (request, tokens, logprobs, None))
-            else:
-                update = self._take_first_or_last(request, tokens, logprobs, now)
-            updates.append(update)
+        updates, made = take_tokens(flight.requests, result, now)
         state.output_tokens += made
+        for request, _, _, reason in updates:
+            if reason is not None:
+                self.finish(request, reason, now)
         return updates
-
-    def _take_from_flight(self, step: Step) -> _Flight:
-        for index, flight in enumerate(self._in_flight):
-            if flight.step is step:
-                del self._in_flight[index]
-                return flight
-            if not self._side_by_side:
-                break
-        raise ValueError("steps must be applied in the order in which they were made")
 
     def take_freed_pages(self) -> list[int]:
         """Pages freed since the last call (test mode), to be poisoned before the next step."""
@@ -433,29 +380,7 @@ class Unit:
         Returns:
           The step, or None if no prefix can be worked on (none waits, no slot, no pages).
         """
-        state = self.models[model]
-        limits = state.spec.limits
-        budget = limits.max_prefill_tokens
-        if max_tokens is not None:
-            budget = min(budget, max(1, max_tokens))
-        chunks: list[PrefillChunk] = []
-        self._in_step = []
-        for request in list(state.prefilling.values()):
-            if budget == 0 or len(chunks) == limits.max_prefill_seqs:
-                break
-            chunks.append(self._next_chunk(state, request, budget))
-            budget -= len(chunks[-1].tokens)
-        while budget > 0 and len(chunks) < limits.max_prefill_seqs:
-            admitted = self._residency.admit(state)
-            if admitted is None:
-                break
-            chunks.append(self._next_chunk(state, admitted, budget))
-            budget -= len(chunks[-1].tokens)
-        if not chunks:
-            return None
-        for request in self._in_step:
-            self._prefixes.note_written(request)
-        return Prefill(model, chunks)
+        return self._maker.prefill(model, max_tokens)
 
     def make_decode(self, model: str, max_tokens: int | None = None) -> Decode | None:
         """Makes a decode of all of a model's sequences that may have tokens left to make.
@@ -476,110 +401,9 @@ class Unit:
         Returns:
           The step, or None if there is no such sequence.
         """
-        state = self.models[model]
-        most = state.spec.limits.max_decode_tokens
-        if max_tokens is not None:
-            most = min(most, max(1, max_tokens))
-        table = state.table
-        left: np.ndarray = table.limit - table.made
-        constrained = bool(table.constrained.any())
-        if constrained:
-            most = 1
-        if self._in_flight and (self._side_by_side or constrained):
-            busy = np.zeros(len(left), bool)
-            for flight in self._in_flight:  # few, so that this is a third of `np.isin`
-                busy |= table.last_step == flight.number
-            left[busy if self._side_by_side else busy & table.constrained] = 0
-        slots = left.nonzero()[0]
-        if not slots.size:
-            return None
-        slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))
-        if not slots.size:
-            return None
-        table.made[slots] += counts
-        table.last_step[slots] = self._steps_made + 1
-        self._in_step = requests = table.requests[slots].tolist()
-        masks = [_mask(request) for request in requests] if constrained else None
-        batch = DecodeBatch(
-            table.ids[slots], slots, table.blocks[slots].tolist(), blocks, counts, masks
-        )
-        return Decode(model, batch, int(counts.max()))
+        return self._maker.decode(model, max_tokens)
 
-    # Parts of steps and results
-
-    def _next_chunk(self, state: ModelState, request: Request, budget: int) -> PrefillChunk:
-        start = request.dispatched
-        end = min(request.prefix_tokens, start + budget)
-        last = end == request.prefix_tokens
-        request.dispatch(end, self._steps_made + 1)
-        self._in_step.append(request)
-        if last:
-            state.start_decode(request)
-        following: tuple[int, ...] = ()
-        wanted = request.params.prompt_logprobs
-        if wanted is not None and len(request.prompt_logprobs) < len(request.prompt) - 1:
-            following = tuple(request.prompt[start + 1 : end + 1])
-        return PrefillChunk(
-            request_id=request.id,
-            slot=request.slot,
-            tokens=request.tokens_between(start, end),
-            start=start,
-            num_prompt_tokens=len(request.prompt),
-            blocks=request.blocks,
-            num_blocks=state.spec.blocks_for(end),
-            sampling=request.params if last else None,
-            max_new_tokens=request.max_new_tokens,
-            stop_ids=request.stop_ids,
-            mask=_mask(request) if last else None,
-            following=following,
-            prompt_logprobs=wanted or 0,
-            found=request.found_tokens,
-        )
-
-    def _take_prompt_logprobs(self, step: Prefill, result: StepResult) -> None:
-        for chunk, found in zip(step.chunks, result.prompt_logprobs, strict=True):
-            request = self._requests.get(chunk.request_id)
-            if request is not None and chunk.following:
-                # A request that was preempted on the way begins anew.
-                request.prompt_logprobs[chunk.start :] = found
-
-    @staticmethod
-    def _follow(constraint: Constraint, request: Request, token: int) -> FinishReason | None:
-        """Advances a constraint; how the request ends, if it does."""
-        try:
-            return "stop" if constraint.advance(token) else None
-        except InvalidRequest as error:
-            request.error = error
-            return "error"
-
-    def _take_first_or_last(
-        self,
-        request: Request,
-        tokens: list[int],
-        logprobs: list[TokenLogprobs] | None,
-        now: float,
-    ) -> RequestUpdate:
-        """Takes tokens in that are a request's first, may end it, or must follow a grammar."""
-        if request.first_token_at is None:
-            request.first_token_at = now
-        reason: FinishReason | None = None
-        room = request.max_new_tokens - len(request.output)
-        for index, token in enumerate(tokens, start=1):
-            if token in request.stop_set:
-                reason = "stop"
-            elif index == room:
-                reason = "length"
-            else:
-                continue
-            if index < len(tokens):
-                after = len(tokens) - index
-                raise ValueError(f"request {request.id} got {after} tokens after its end")
-        if request.constraint is not None and reason != "stop":
-            reason = self._follow(request.constraint, request, tokens[-1]) or reason
-        request.output += tokens
-        if reason is not None:
-            self.finish(request, reason, now)
-        return RequestUpdate(request, tokens, logprobs, reason)
+    # Time
 
     def expected_time(self, step: Step) -> tuple[Turn, float]:
         """Whose time a step takes, and how many seconds as far as is known."""
@@ -624,10 +448,6 @@ class Unit:
             queued += len(state.waiting) + len(state.deferred)
             queued += len(state.prefilling) + len(state.running)
         assert queued == len(self._requests)
-
-
-def _mask(request: Request) -> np.ndarray | None:
-    return None if request.constraint is None else request.constraint.mask
 
 
 def _make_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) -> SlabAllocator:

@@ -76,6 +76,16 @@ class Loop:
     on_update: Callable[[RequestUpdate], None] | None = None
     check: bool = True
 
+    @property
+    def shapes(self) -> list[str]:
+        """Steps in short: P with the chunks' sizes, D with the sequences' tokens."""
+        return [
+            "P" + ",".join(str(len(chunk.tokens)) for chunk in step.chunks)
+            if isinstance(step, Prefill)
+            else "D" + ",".join(str(sequence.num_tokens) for sequence in step.sequences)
+            for step in self.steps
+        ]
+
     def __post_init__(self) -> None:
         self._pending: list[tuple[Step, object]] = []
 

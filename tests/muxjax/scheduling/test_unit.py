@@ -15,16 +15,6 @@ from muxjax.scheduling.unit import Unit
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 
-def shapes(loop: Loop) -> list[str]:
-    """Steps in short: P with the chunks' sizes, D with the sequences' tokens."""
-    return [
-        "P" + ",".join(str(len(chunk.tokens)) for chunk in step.chunks)
-        if isinstance(step, Prefill)
-        else "D" + ",".join(str(sequence.num_tokens) for sequence in step.sequences)
-        for step in loop.steps
-    ]
-
-
 def test_one_request_step_by_step() -> None:
     loop = Loop.of([spec("a", 2, 4, decode_tokens=4)], 40)
     wanted = request(0, prompt_tokens=5, max_tokens=7)
@@ -50,64 +40,12 @@ def test_one_request_step_by_step() -> None:
     assert (len(wanted.output), wanted.pending) == (1, 4)
 
     loop.run()
-    assert shapes(loop) == ["P5", "D4", "D2"]
+    assert loop.shapes == ["P5", "D4", "D2"]
     assert [len(update.tokens) for update in loop.updates] == [1, 4, 2]
     assert [update.finish_reason for update in loop.updates] == [None, None, "length"]
     assert wanted.output == solo_tokens(loop.unit, wanted)
     assert wanted.finish_reason == "length"
     loop.assert_empty()
-
-
-def test_long_prompts_are_prefilled_in_chunks() -> None:
-    loop = Loop.of([spec("a", prefill_tokens=16)], 100)
-    wanted = request(0, prompt_tokens=40, max_tokens=1)
-    loop.unit.add(wanted)
-    loop.run()
-    assert shapes(loop) == ["P16", "P16", "P8"]
-    starts = [chunk.start for step in loop.steps for chunk in step.chunks]
-    lasts = [chunk.last for step in loop.steps for chunk in step.chunks]
-    assert starts == [0, 16, 32]
-    assert lasts == [False, False, True]
-    assert [chunk.num_blocks for step in loop.steps for chunk in step.chunks] == [4, 8, 10]
-    assert wanted.output == solo_tokens(loop.unit, wanted)
-
-
-def test_prompts_are_packed_and_the_last_is_cut() -> None:
-    loop = Loop.of([spec("a", prefill_tokens=16)], 200)
-    for i, length in enumerate((5, 7, 9)):
-        loop.unit.add(request(i, prompt_tokens=length, max_tokens=1))
-    loop.run()
-    assert shapes(loop) == ["P5,7,4", "P5"]
-
-
-def test_a_prefill_has_at_most_so_many_chunks() -> None:
-    loop = Loop.of([spec("a", prefill_seqs=2)], 200)
-    for i in range(3):
-        loop.unit.add(request(i, prompt_tokens=2, max_tokens=1))
-    loop.run()
-    assert shapes(loop) == ["P2,2", "P2"]
-
-
-def test_a_step_can_be_limited_further() -> None:
-    loop = Loop.of([spec("a")], 200)
-    loop.unit.add(request(0, prompt_tokens=6, max_tokens=9))
-    prefill = loop.unit.make_prefill("a", max_tokens=4)
-    assert prefill is not None
-    assert prefill.num_tokens == 4
-    rest = loop.unit.make_prefill("a")
-    assert rest is not None
-    assert rest.num_tokens == 2
-    decode = loop.unit.make_decode("a", max_tokens=0)
-    assert decode is not None
-    assert decode.num_tokens == 1
-
-
-def test_a_sequence_whose_tokens_are_all_in_flight_is_left_out() -> None:
-    loop = Loop.of([spec("a", decode_tokens=4)], 200)
-    loop.unit.add(request(0, max_tokens=3))
-    loop.unit.add(request(1, max_tokens=9))
-    loop.run()
-    assert shapes(loop) == ["P5,5", "D2,4", "D4"]
 
 
 def test_nothing_can_be_done_while_all_is_in_flight() -> None:
@@ -116,31 +54,6 @@ def test_nothing_can_be_done_while_all_is_in_flight() -> None:
     assert loop.unit.next_step(0.0) is not None
     assert loop.unit.next_step(0.0) is None
     assert loop.unit.num_in_flight == 1
-
-
-def test_a_stop_id_ends_the_request_and_is_kept_in_its_tokens() -> None:
-    loop = Loop.of([spec("a", decode_tokens=4)], 200)
-    tokens = solo_tokens(loop.unit, request(0, max_tokens=12))
-    assert len(set(tokens)) == len(tokens)
-    wanted = request(0, max_tokens=12, stop_ids=[tokens[6]])
-    loop.unit.add(wanted)
-    loop.run()
-    assert wanted.output == tokens[:7]
-    assert wanted.finish_reason == "stop"
-    assert loop.updates[-1].tokens == tokens[5:7]
-    assert loop.updates[-1].finish_reason == "stop"
-    loop.assert_empty()
-
-
-def test_a_stop_id_as_the_first_token() -> None:
-    loop = Loop.of([spec("a")], 200)
-    first = solo_tokens(loop.unit, request(0))[0]
-    wanted = request(0, stop_ids=[first])
-    loop.unit.add(wanted)
-    loop.run()
-    assert wanted.output == [first]
-    assert wanted.finish_reason == "stop"
-    loop.assert_empty()
 
 
 def test_a_request_ends_at_the_length_limit_of_its_model() -> None:
@@ -191,22 +104,6 @@ def test_cancelling_at_any_time_gives_everything_back(turns: int) -> None:
     loop.assert_empty()
 
 
-def test_logprobs_come_with_their_tokens() -> None:
-    loop = Loop.of([spec("a", decode_tokens=2)], 60)
-    loop.unit.add(request(0, max_tokens=4, logprobs=2))
-    loop.unit.add(request(1, max_tokens=4))
-    loop.run()
-    for update in loop.updates:
-        if update.request.id == 1:
-            assert update.logprobs is None
-            continue
-        assert update.logprobs is not None
-        for token, logprobs in zip(update.tokens, update.logprobs, strict=True):
-            assert logprobs.logprob == -float(token % 10)
-            assert logprobs.top[0] == (token, logprobs.logprob)
-            assert len(logprobs.top) == 2
-
-
 def test_penalties_and_seeds_are_the_same_after_preemption() -> None:
     loop = Loop.of([spec("a", 1, 4, 36, decode_tokens=1)], 1 + 9)
     params = SamplingParams(max_tokens=20, seed=5, presence_penalty=0.5)
@@ -251,15 +148,6 @@ def test_results_must_come_in_order() -> None:
     assert second is not None
     with pytest.raises(ValueError, match="in the order"):
         loop.unit.apply(second, StepResult([[1]], [None], 0.0, 0.1), 0.0)
-
-
-def test_tokens_after_a_requests_end_are_an_error() -> None:
-    loop = Loop.of([spec("a")], 100)
-    loop.unit.add(request(0, stop_ids=[7]))
-    step = loop.unit.next_step(0.0)
-    assert step is not None
-    with pytest.raises(ValueError, match="after its end"):
-        loop.unit.apply(step, StepResult([[7, 8]], [None], 0.0, 0.1), 0.0)
 
 
 def test_freed_pages_are_reported_for_poisoning() -> None:

@@ -1,0 +1,57 @@
+"""What steps are made of."""
+
+from __future__ import annotations
+
+from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+
+
+def test_long_prompts_are_prefilled_in_chunks() -> None:
+    loop = Loop.of([spec("a", prefill_tokens=16)], 100)
+    wanted = request(0, prompt_tokens=40, max_tokens=1)
+    loop.unit.add(wanted)
+    loop.run()
+    assert loop.shapes == ["P16", "P16", "P8"]
+    starts = [chunk.start for step in loop.steps for chunk in step.chunks]
+    lasts = [chunk.last for step in loop.steps for chunk in step.chunks]
+    assert starts == [0, 16, 32]
+    assert lasts == [False, False, True]
+    assert [chunk.num_blocks for step in loop.steps for chunk in step.chunks] == [4, 8, 10]
+    assert wanted.output == solo_tokens(loop.unit, wanted)
+
+
+def test_prompts_are_packed_and_the_last_is_cut() -> None:
+    loop = Loop.of([spec("a", prefill_tokens=16)], 200)
+    for i, length in enumerate((5, 7, 9)):
+        loop.unit.add(request(i, prompt_tokens=length, max_tokens=1))
+    loop.run()
+    assert loop.shapes == ["P5,7,4", "P5"]
+
+
+def test_a_prefill_has_at_most_so_many_chunks() -> None:
+    loop = Loop.of([spec("a", prefill_seqs=2)], 200)
+    for i in range(3):
+        loop.unit.add(request(i, prompt_tokens=2, max_tokens=1))
+    loop.run()
+    assert loop.shapes == ["P2,2", "P2"]
+
+
+def test_a_step_can_be_limited_further() -> None:
+    loop = Loop.of([spec("a")], 200)
+    loop.unit.add(request(0, prompt_tokens=6, max_tokens=9))
+    prefill = loop.unit.make_prefill("a", max_tokens=4)
+    assert prefill is not None
+    assert prefill.num_tokens == 4
+    rest = loop.unit.make_prefill("a")
+    assert rest is not None
+    assert rest.num_tokens == 2
+    decode = loop.unit.make_decode("a", max_tokens=0)
+    assert decode is not None
+    assert decode.num_tokens == 1
+
+
+def test_a_sequence_whose_tokens_are_all_in_flight_is_left_out() -> None:
+    loop = Loop.of([spec("a", decode_tokens=4)], 200)
+    loop.unit.add(request(0, max_tokens=3))
+    loop.unit.add(request(1, max_tokens=9))
+    loop.run()
+    assert loop.shapes == ["P5,5", "D2,4", "D4"]
