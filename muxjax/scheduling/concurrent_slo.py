@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent_policies import ConcurrentStatic
+from muxjax.scheduling.lost_causes import LostCauses
 from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.scheduling.strain import Strain
@@ -26,6 +27,7 @@ class ConcurrentSlo(ConcurrentStatic):
     def __init__(self, compute: ComputeShares) -> None:
         super().__init__(compute)
         self._paces: dict[str, Pace] = {}
+        self._lost: dict[str, LostCauses] = {}
         self._strain = Strain()  # stays 0: nobody is slower for what others decode
         self._membership = -1  # `unit.membership` that they were made for
 
@@ -33,14 +35,18 @@ class ConcurrentSlo(ConcurrentStatic):
         if self._membership != unit.membership:
             self._membership = unit.membership
             self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
+            self._lost = {name: LostCauses([pace]) for name, pace in self._paces.items()}
         return super().next_step(unit, now)
 
     def prefills(self, unit: Unit, now: float) -> list[str]:
         """Models whose part of the chip is free and whose prompts are due."""
         due = []
         for model in super().prefills(unit, now):
-            pace, running = self._paces[model], len(unit.models[model].running)
-            pace.sort_line(unit, self._strain, now)
+            self._lost[model].look(unit, self._strain, now)
+            pace, state = self._paces[model], unit.models[model]
+            if state.first is None and not state.prefilling:
+                continue
+            running = len(state.running)
             if not running or pace.patience(running, now) <= 0:
                 due.append(model)
         return due

@@ -9,10 +9,8 @@ For each model (`Pace`):
   long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
   what knowledge of the future would give), or until their targets allow no more: those of the
   shortest outputs, as long as the model keeps its targets.
-- *Lost causes*: a request that would miss its target even if it began now is deferred, once:
-  requests that can still make it go first. Deferred ones fill what the others leave, and one in
-  `DEFERRED_TURNS` prompts is a deferred one, so that they are served even where the load never
-  lets up.
+- *Lost causes*: a request that would miss its target even if it began now is deferred, see
+  `lost_causes.py`.
 
 How long an output will be is not known: the mean of what the model has made so far stands for it.
 """
@@ -29,7 +27,6 @@ from muxjax.scheduling.requests import Request
 from muxjax.scheduling.strain import Strain
 from muxjax.scheduling.unit import Unit
 
-DEFERRED_TURNS = 10
 SPEED_WEIGHT = 0.1
 """Weight of a new measurement of the seconds a token, against all before it."""
 LOOKED_AT_PART = 0.1
@@ -42,8 +39,8 @@ TOKENS_PART = 0.98
 at 1 every fourth request of a 30B beside a 13B was just late. Less makes others wait for nothing:
 at 0.8 the whole fleet served 2 % less."""
 SLOWEST = 0.8
-"""How slow a request is taken to be at worst when it is called a lost cause, in parts of what its
-target allows: with 1 a hundredth fewer were in time where targets are tight."""
+"""How slow a request is taken to be at worst where targets are tight when it is called a lost
+cause, in parts of what its target allows: with 1 a hundredth fewer were in time."""
 BURST_PART = 0.25
 """Of what a prompt can spare, the part that a decode burst may last: it may meet one that has just
 begun, and one behind it, and others' prefills. With a half 5 to 10 % less was served in time, of
@@ -78,7 +75,6 @@ class Pace:
         self.speed = 0.0
         self._last: float | None = None
         self._tokens = 0
-        self._turns = 0
         self._head: Request | None = None
         self._look_at = 0.0
         self.owes = self._targets.tpot is not None
@@ -135,8 +131,10 @@ class Pace:
             # Of a target for tokens, prompts may take nothing.
             return [r.arrival + (scale - 1) * self.alone_ttft(len(r.prompt)) for r in requests]
         mean, alone_tpot = self.mean_output(), self.alone_tpot()
-        # Who begins only where the strain allows it is no slower than that, whatever went before.
-        speed = min(self.speed, SLOWEST * self.tpot())
+        speed = self.speed
+        if self.tight:
+            # Not all take turns then: who begins need not be as slow as those before.
+            speed = min(speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
         given, mean_prompt = targets.alone_ttft, max(1.0, self.state.spec.prompt_tokens)
         starts = []
@@ -189,36 +187,23 @@ class Pace:
 
     # Prompts
 
-    def sort_line(self, unit: Unit, strain: Strain, now: float) -> None:
-        """Defers lost causes among those that are next, and brings deferred requests back."""
+    def defer_lost(self, unit: Unit, now: float) -> None:
+        """Defers those of the prompts that are next which would be late even if they began now."""
         state = self.state
         head = state.first
-        looks = head is not None and (head is not self._head or now >= self._look_at)
-        if not looks and not state.deferred:
+        if head is None or (head is self._head and now < self._look_at):
             return
-        most = state.spec.limits.max_prefill_seqs
-        if looks:
-            spare = math.inf
-            first = itertools.islice(state.waiting.values(), most)
-            some = [one for one in first if not one.deferred and not one.preemptions]
-            for request, latest in zip(some, self.latest_starts(some), strict=True):
-                if latest < now:
-                    unit.defer(request)
-                else:
-                    spare = min(spare, latest - now)
-            # The time that is left is a guess, and is looked at again when a part has passed.
-            self._head = state.first
-            self._look_at = now + LOOKED_AT_PART * spare
-        if state.deferred:
-            turns = state.finished // DEFERRED_TURNS
-            recalls = int(turns > self._turns)
-            self._turns = turns
-            if not state.waiting:
-                recalls = min(most, len(state.deferred))
-                while recalls and not strain.allows(self, unit, recalls):
-                    recalls //= 2
-            for _ in range(recalls):
-                unit.recall(self._name)
+        spare = math.inf
+        first = itertools.islice(state.waiting.values(), state.spec.limits.max_prefill_seqs)
+        some = [one for one in first if not one.deferred and not one.preemptions]
+        for request, latest in zip(some, self.latest_starts(some), strict=True):
+            if latest < now:
+                unit.defer(request)
+            else:
+                spare = min(spare, latest - now)
+        # The time that is left is a guess, and is looked at again when a part has passed.
+        self._head = state.first
+        self._look_at = now + LOOKED_AT_PART * spare
 
     def patience(self, running: int, now: float) -> float:
         """Seconds that the model's prompts may still wait for others; 0 or less: they are due.

@@ -14,8 +14,8 @@ A decode burst lasts no longer than a prompt that came now would wait for others
 sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due, or
 the tokens of a model with a target for each, but never before `SHORT_TOKENS`, since a step has a
 cost of its own, unless targets are so tight that such a burst would take up most of one. Shares and
-their bounded overdraft, targets that pass, and the turns that deferred requests get keep everybody
-from starving.
+their bounded overdraft, targets that pass, and the turns that lost causes get (`lost_causes.py`)
+keep everybody from starving.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import math
 
 from muxjax.scheduling.adaptive_batch import PREFILL_OVERDRAFT
 from muxjax.scheduling.decode_order import decodes_in_order
+from muxjax.scheduling.lost_causes import LostCauses
 from muxjax.scheduling.pacing import Pace
 from muxjax.scheduling.prefill_size import prefill_tokens
 from muxjax.scheduling.steps import Prefill, Step
@@ -48,6 +49,7 @@ class SloPolicy:
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}
         self._all: list[Pace] = []
+        self._lost = LostCauses([])
         self._strain = Strain()
         self._membership = -1  # `unit.membership` that they were made for
         self._last = ""  # the model of the last step
@@ -66,15 +68,14 @@ class SloPolicy:
     def _pick(self, unit: Unit, now: float) -> Step | None:
         strain = self._strain
         strain.look(self._paces, unit, now)
+        self._lost.look(unit, strain, now)
         waiting: list[Turn] = []
         decodes: list[Turn] = []
         running = 0
         for pace in self._all:
             state = pace.state
-            if state.first is not None or state.prefilling or state.deferred:
-                pace.sort_line(unit, strain, now)
-                if state.prefilling or state.first is not None:
-                    waiting.append(state.prefills)
+            if state.prefilling or state.first is not None:
+                waiting.append(state.prefills)
             if state.running:
                 running += len(state.running)
                 decodes.append(state.decodes)
@@ -109,6 +110,7 @@ class SloPolicy:
             self._membership = unit.membership
             self._paces = {n: Pace(s, unit.estimates) for n, s in unit.models.items()}
             self._all = list(self._paces.values())
+            self._lost = LostCauses(self._all)
         elif self._last:
             self._paces[self._last].look()
         else:
