@@ -57,9 +57,9 @@ class LostCauses:
                 pace.defer_lost(unit, now)
             count += len(pace.state.deferred)
         if count:
-            self._bring_back(unit, strain, count)
+            self._bring_back(unit, strain, count, now)
 
-    def _bring_back(self, unit: Unit, strain: Strain, count: int) -> None:
+    def _bring_back(self, unit: Unit, strain: Strain, count: int, now: float) -> None:
         deferred = [pace for pace in self._paces if pace.state.deferred]
         turns = sum([pace.state.finished for pace in self._paces]) // TURNS
         if turns > self._turns:
@@ -68,7 +68,7 @@ class LostCauses:
         self._turns = turns
         running = sum([len(pace.state.running) for pace in self._paces])
         many = count > max(FEW, FEW_PART * running)
-        wait = many and any(_may_be_in_time(pace) for pace in self._paces)
+        wait = many and any(_may_be_in_time(pace, now) for pace in self._paces)
         for pace in deferred:
             state = pace.state
             if state.waiting or (wait and len(state.deferred) > MINOR_PART * count):
@@ -80,8 +80,13 @@ class LostCauses:
                 unit.recall(state.spec.name)
 
 
-def _may_be_in_time(pace: Pace) -> bool:
-    """Whether a model has requests that were not called lost causes."""
+def _may_be_in_time(pace: Pace, now: float) -> bool:
+    """Whether a model has requests that were not called lost causes, and run no longer than those
+    of mean length may: nobody is to wait for the end of a very long one.
+    """
     state = pace.state
-    groups = state.waiting, state.prefilling, state.running
-    return any(not request.deferred for group in groups for request in group.values())
+    for group in (state.waiting, state.prefilling):
+        if any(not request.deferred for request in group.values()):
+            return True
+    since = now - pace.allowed()
+    return any(not one.deferred and one.arrival > since for one in state.running.values())

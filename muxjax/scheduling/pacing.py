@@ -117,6 +117,14 @@ class Pace:
             mean = (10 * mean + state.output_tokens) / (10 + state.finished)
         return max(1.0, mean)
 
+    def allowed(self) -> float:
+        """Seconds that a request of mean length may take in all."""
+        targets = self._targets
+        first = targets.ttft
+        if first is None:
+            first = targets.scale * self.alone_ttft(round(max(1.0, self.state.spec.prompt_tokens)))
+        return first + self.mean_output() * self.tpot()
+
     def latest_start(self, request: Request) -> float:
         """When the request's prefill must begin for it to meet its target, as things go."""
         return self.latest_starts([request])[0]

@@ -31,8 +31,8 @@ def crowd(**deferred: int) -> tuple[Unit, LostCauses]:
     return unit, LostCauses([Pace(state, unit.estimates) for state in unit.models.values()])
 
 
-def came_back(unit: Unit, lost: LostCauses, model: str) -> list[Request]:
-    lost.look(unit, Strain(), 0.0)
+def came_back(unit: Unit, lost: LostCauses, model: str, now: float = 0.0) -> list[Request]:
+    lost.look(unit, Strain(), now)
     return list(unit.models[model].waiting.values())
 
 
@@ -52,6 +52,13 @@ def test_many_wait_until_none_is_left_that_may_be_in_time() -> None:
     assert [one.id for one in came_back(unit, lost, "b")] == list(range(1, 1 + most))
     # Those that came back are not in anybody's way, but they go first.
     assert len(came_back(unit, lost, "b")) == most
+
+
+def test_nobody_waits_for_the_end_of_a_very_long_request() -> None:
+    unit, lost = crowd(b=MANY)
+    pace = Pace(unit.models["a"], unit.estimates)
+    assert came_back(unit, lost, "b", now=0.9 * pace.allowed()) == []
+    assert came_back(unit, lost, "b", now=1.1 * pace.allowed())
 
 
 def test_one_comes_back_for_so_many_that_end() -> None:
