@@ -6,18 +6,17 @@
     python benchmarks/policies.py --simulated --rounds 16    # steps are measured, then simulated
 
 Three models (`three.yaml`, or any `--fleet`) get requests whose popularity falls as a power law.
-For each `--alpha` and `--load` the rate that saturates is found first, and what requests take
-alone, as a shared machine is not as fast at all times: what the reference policy delivers of a
-flood. Then each policy replays the same workload at `--load` times that rate, policies in turn,
-another one first in each cell, round after round, on one pool, with the same programs; each round
-has arrivals of its own. All are told the rates of the models, so that shares and quotas,
+For each `--alpha` and `--load` what requests take alone is measured first, and the rate that
+saturates, which is what the reference policy delivers of a flood: a shared machine is not as fast
+at all times. Then each policy replays the same workload at `--load` times that rate, policies in
+turn, another one first in each cell, round after round, on one pool, with the same programs; each
+round has arrivals of its own. All are told the rates of the models, so that shares and quotas,
 those of `static` above all, are sized by what comes and not by what the fleet file expects.
 
 A request counts if its whole latency is at most `--slo-scale` times what it takes alone (MuxServe's
-measure, scale 8). What is compared is the *rate-weighted goodput*: for
-each model, requests that count over the time to the last arrival, weighted by the model's part of
-all requests, added up. `ratio` is the first policy's over the best of `--against`, in the same
-round.
+measure, scale 8). What is compared is the *rate-weighted goodput*: for each model, requests that
+count over the time to the last arrival, weighted by the model's part of all requests, added up.
+`ratio` is the first policy's over the best of `--against`, in the same round.
 
 A shared machine's speed swings, and where it is saturated that decides more than the policy does.
 `--simulated` measures the steps once and has the rest simulated, on a machine that is always as
@@ -149,6 +148,7 @@ def one_round(
     for alpha in arguments.alpha:
         flood = make(alpha, 1e3, requests=FLOOD)
         for load in arguments.load:
+            # Simulated steps are as fast in all cells.
             if solo is None or profile is None:
                 solo = measure_solo(rig, make(1.0, 10.0, requests=50))
             top = saturating_rate(rig, solo, flood, arguments.reference, profile)

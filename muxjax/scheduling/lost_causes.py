@@ -81,12 +81,11 @@ class LostCauses:
 
 
 def _may_be_in_time(pace: Pace, now: float) -> bool:
-    """Whether a model has requests that were not called lost causes, and run no longer than those
-    of mean length may: nobody is to wait for the end of a very long one.
+    """Whether a model has requests that were not called lost causes, and are here no longer than
+    those of mean length may be: nobody is to wait for the end of a very long one.
     """
-    state = pace.state
-    for group in (state.waiting, state.prefilling):
-        if any(not request.deferred for request in group.values()):
-            return True
-    since = now - pace.allowed()
-    return any(not one.deferred and one.arrival > since for one in state.running.values())
+    state, since = pace.state, now - pace.allowed()
+    groups = state.waiting, state.prefilling, state.running
+    return any(
+        not one.deferred and one.arrival > since for group in groups for one in group.values()
+    )

@@ -83,7 +83,7 @@ class Pace:
 
     def look(self) -> None:
         """Works out anew what depends on step times alone."""
-        tokens = max(1.0, self.state.spec.prompt_tokens)
+        tokens = self.mean_prompt()
         self.saved = self._saved(tokens)
         self.spare = BURST_PART * self._spare(round(tokens))
         self.tight = LEAST_MODELS * self._estimates.decode(self._name, 1) > self.tpot()
@@ -101,12 +101,21 @@ class Pace:
         """Seconds to the first token of a request of so many that is alone."""
         given = self._targets.alone_ttft
         if given is not None:
-            return given * tokens / max(1.0, self.state.spec.prompt_tokens)
+            return given * tokens / self.mean_prompt()
         return self._estimates.prefill(self._name, tokens)
+
+    def ttft(self, tokens: int) -> float:
+        """Seconds to the first token of a request of so many that the target allows."""
+        targets = self._targets
+        return targets.scale * self.alone_ttft(tokens) if targets.ttft is None else targets.ttft
 
     def tpot(self) -> float:
         """Seconds for each token that the target allows."""
         return self._tpot
+
+    def mean_prompt(self) -> float:
+        """Tokens of a prompt, as expected."""
+        return max(1.0, self.state.spec.prompt_tokens)
 
     def mean_output(self) -> float:
         """Tokens that a request is expected to make, if it may make as many."""
@@ -119,11 +128,7 @@ class Pace:
 
     def allowed(self) -> float:
         """Seconds that a request of mean length may take in all."""
-        targets = self._targets
-        first = targets.ttft
-        if first is None:
-            first = targets.scale * self.alone_ttft(round(max(1.0, self.state.spec.prompt_tokens)))
-        return first + self.mean_output() * self.tpot()
+        return self.ttft(round(self.mean_prompt())) + self.mean_output() * self.tpot()
 
     def latest_start(self, request: Request) -> float:
         """When the request's prefill must begin for it to meet its target, as things go."""
@@ -144,7 +149,7 @@ class Pace:
             # Not all take turns then: who begins need not be as slow as those before.
             speed = min(speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
-        given, mean_prompt = targets.alone_ttft, max(1.0, self.state.spec.prompt_tokens)
+        given, mean_prompt = targets.alone_ttft, self.mean_prompt()
         starts = []
         for request in requests:
             tokens = len(request.prompt)
@@ -230,7 +235,7 @@ class Pace:
         if head is None:
             raise ValueError(f"{self._name} has no prompts that could wait")
         if self._wait[:2] != (head, count):
-            tokens = count * max(1.0, state.spec.prompt_tokens)
+            tokens = count * self.mean_prompt()
             # They came one after the other, so that on average they waited half as long as the
             # first.
             each = 2 * self._saved(tokens) / (count + 1)
@@ -271,14 +276,9 @@ class Pace:
         nobody knows which ones are so short; but any time at all where the model does not keep its
         targets as it is, since then what counts is how much gets done.
         """
-        targets = self._targets
-        if targets.ttft is not None:
-            allowed = targets.ttft
-        elif self.speed > self.tpot():
+        if self._targets.ttft is None and self.speed > self.tpot():
             return math.inf
-        else:
-            allowed = targets.scale * self.alone_ttft(tokens)
-        return allowed - self._estimates.prefill(self._name, tokens)
+        return self.ttft(tokens) - self._estimates.prefill(self._name, tokens)
 
     def _saved(self, tokens: float) -> float:
         """Seconds that one prefill of twice as many tokens saves, against two."""
