@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from muxjax import __version__, cli_bench, cli_convert, cli_plan, cli_serve, cli_simulate
+from muxjax import cli_bench, cli_convert, cli_plan, cli_serve, cli_simulate
+from muxjax._version import __version__
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
