@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muxjax.cli_trace import recorded
+from muxjax.cli.trace import recorded
 
 if TYPE_CHECKING:
     from muxjax.cluster.host_list import Hosts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muxjax.cli_trace import recorded
+from muxjax.cli.trace import recorded
 from muxjax.errors import BenchError, WorkloadError
 
 if TYPE_CHECKING:

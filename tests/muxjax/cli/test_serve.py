@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from muxjax.serve.keys import load_keys
-from tests.muxjax.test_cli import CliFleet, fake_fleet, one, run  # noqa: F401  fixtures
+from tests.muxjax.cli.test_main import CliFleet, fake_fleet, one, run  # noqa: F401  fixtures
 
 
 def test_serve_tells_mistakes_before_it_loads(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from muxjax import cli
+from muxjax.cli.main import main as cli
 from tests.placement.simple_costs import plan, planned, unit
 
 FLEET = """\

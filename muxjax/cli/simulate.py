@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from muxjax.cli_trace import recorded
+from muxjax.cli.trace import recorded
 from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _plan(
                 raise PlanError(f"{option} is for making a plan; {file} is one already")
         return load_plan(file), {}
 
-    from muxjax.cli_plan import read_fleet, search_plan
+    from muxjax.cli.plan import read_fleet, search_plan
     from muxjax.placement.load import Slo
     from muxjax.planning import plan_inputs
 

@@ -101,7 +101,7 @@ def plan(
 
     from rich.console import Console
 
-    from muxjax.plan_table import show_plan
+    from muxjax.cli.plan_table import show_plan
 
     console = Console()
     show_plan(found, Console(width=120) if not sys.stdout.isatty() else console)

@@ -14,8 +14,12 @@ from typing import Annotated
 
 import typer
 
-from muxjax import cli_bench, cli_convert, cli_plan, cli_serve, cli_simulate
 from muxjax._version import __version__
+from muxjax.cli import bench as cli_bench
+from muxjax.cli import convert as cli_convert
+from muxjax.cli import plan as cli_plan
+from muxjax.cli import serve as cli_serve
+from muxjax.cli import simulate as cli_simulate
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
@@ -125,8 +129,8 @@ def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
 
     config = load_fleet_config(fleet_file)
 
+    from muxjax.cli.models_table import describe_models, table_of
     from muxjax.fleet import Fleet
-    from muxjax.models_table import describe_models, table_of
 
     with Fleet.load(config, warm_up=False) as fleet:
         rows = describe_models(fleet)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax import cli
 from muxjax.bench import rig as rig_module
 from muxjax.bench.rig import Rig
 from muxjax.bench.steps import Timed
+from muxjax.cli.main import main as cli
 from muxjax.config import load_fleet_config
 from tests.muxjax.conftest import RIG
 

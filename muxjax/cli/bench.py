@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from muxjax import cli_bench_http, cli_bench_report, cli_bench_serve, cli_bench_steps
+from muxjax.cli import bench_http as cli_bench_http
+from muxjax.cli import bench_report as cli_bench_report
+from muxjax.cli import bench_serve as cli_bench_serve
+from muxjax.cli import bench_steps as cli_bench_steps
 
 app = typer.Typer(
     name="bench",

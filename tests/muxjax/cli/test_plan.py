@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax import cli
+from muxjax.cli.main import main as cli
 from muxjax.config import load_fleet_config
 from muxjax.placement.plan import load_plan
 from tests.placement.data import a100_profile, shared_data
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FLEET = """
 cluster: 1x2:h100
 models:

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from muxjax import cli
+from muxjax.cli.main import main as cli
 from muxjax.errors import CheckpointError
 from muxjax.models.config import ModelConfig
 from muxjax.models.hf_config import from_family
 from muxjax.pallas_kernels.layout import KVLayout
 from tests.serve.fake_fleet import TEMPLATE, fake_tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -264,8 +264,8 @@ def test_help_imports_nothing_heavy():
     heavy = ("rich", "jax", "numpy", "fastapi", "uvicorn", "pydantic", "yaml", "tokenizers", "flax")
     program = (
         "import sys; sys.argv = ['muxjax', '--help']\n"
-        "import muxjax.cli\n"
-        "try: muxjax.cli.main()\n"
+        "import muxjax.cli.main\n"
+        "try: muxjax.cli.main.main()\n"
         f"finally: print('loaded:', [name for name in {heavy} if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", program]
