@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muxjax import Fleet, SamplingParams, loading
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.jax_executor import JaxExecutor
 from muxjax.live_unit import LiveUnit
 from muxjax.models.kept import Dtype, Quantization, kept_params

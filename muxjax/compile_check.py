@@ -14,7 +14,7 @@ from rich.table import Table
 
 from muxjax import loading
 from muxjax.aot import DescribedDevices
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.hlo import collectives, copies_of, kernels
 from muxjax.programs import ModelPrograms
 

@@ -13,7 +13,7 @@ import jax
 
 from muxjax import loading
 from muxjax.cluster.remote_unit import RemoteUnit
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
 from muxjax.fleet_admin import FleetAdmin
 from muxjax.fleet_stats import merged

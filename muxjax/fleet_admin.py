@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax import reloading
-from muxjax.config import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
 from muxjax.errors import MuxError, UnknownModel
 from muxjax.health import ModelState
 from muxjax.lifecycle import Lifecycle

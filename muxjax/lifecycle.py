@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from muxjax import loading
-from muxjax.config import ModelEntry
+from muxjax.config.fleet_file import ModelEntry
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
 from muxjax.health import ModelState, ModelStatus
 from muxjax.live_unit import LiveUnit

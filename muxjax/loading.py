@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from muxjax.cache import cache_folder
-from muxjax.config import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
 from muxjax.mesh import ModelMesh

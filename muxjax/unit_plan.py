@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.config import EngineConfig, FleetConfig, ModelEntry
+from muxjax.config.fleet_file import EngineConfig, FleetConfig, ModelEntry
 from muxjax.geometry import longest_sequence
 from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint

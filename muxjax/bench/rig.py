@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from muxjax import loading
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.engine import Engine
 from muxjax.errors import BenchError
 from muxjax.jax_executor import JaxExecutor

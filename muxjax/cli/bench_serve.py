@@ -104,7 +104,7 @@ def serve(
     way as far as it came.
     """
     from muxjax.bench.workloads import Asked
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
     from muxjax.scheduling.specs import DEFAULT_SCALE
 
     config = load_fleet_config(fleet_file)

@@ -45,7 +45,7 @@ def steps(
 
     All kinds are timed once in each round; Ctrl-C keeps the rounds that are finished.
     """
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
 
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")

@@ -77,7 +77,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt: the text as it comes, or one JSON object."""
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
     from muxjax.sampling_params import SamplingParams
 
     params = SamplingParams(
@@ -125,7 +125,7 @@ def generate(
 @app.command()
 def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
     """Load a fleet, compile nothing, and say what it holds: shapes, bytes, where from."""
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
 
@@ -158,7 +158,7 @@ def compile_check(
     if something does not compile or does not fit.
     """
     from muxjax.aot import describe, set_environment
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     set_environment(target)
@@ -210,7 +210,7 @@ def fetch(
 @app.command()
 def schema() -> None:
     """Print the fleet file's JSON Schema, which editors complete and check by."""
-    from muxjax.config import fleet_json_schema
+    from muxjax.config.fleet_file import fleet_json_schema
 
     print(json.dumps(fleet_json_schema(), indent=2))
 

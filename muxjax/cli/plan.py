@@ -13,7 +13,7 @@ import typer
 from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
-    from muxjax.config import FleetConfig
+    from muxjax.config.fleet_file import FleetConfig
     from muxjax.placement.plan import Plan
     from muxjax.placement.planner import Options
     from muxjax.planning import PlanInputs
@@ -148,14 +148,14 @@ def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:
     Raises:
       FleetConfigError: neither or both are given, or the file is at fault.
     """
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
 
     if (fleet_file is None) == (muxserve is None):
         raise FleetConfigError("give either a fleet file or --muxserve FILE")
     if fleet_file is not None:
         return load_fleet_config(fleet_file)
 
-    from muxjax.muxserve_yaml import read_muxserve
+    from muxjax.config.muxserve_yaml import read_muxserve
 
     assert muxserve is not None
     try:
@@ -176,7 +176,7 @@ def import_muxserve(
     """Make a fleet file from MuxServe's models.yaml."""
     import yaml
 
-    from muxjax.muxserve_yaml import read_muxserve
+    from muxjax.config.muxserve_yaml import read_muxserve
 
     fleet = read_muxserve(models_file)
     read_fleet(None, models_file)  # what is written is a valid fleet file

@@ -12,7 +12,7 @@ from muxjax.cli.trace import recorded
 
 if TYPE_CHECKING:
     from muxjax.cluster.host_list import Hosts
-    from muxjax.config import FleetConfig
+    from muxjax.config.fleet_file import FleetConfig
     from muxjax.fleet import Fleet
 
 
@@ -85,7 +85,7 @@ def serve(
     fleet file again and applies it.
     """
     from muxjax.cluster.host_list import Hosts
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     if (tls_cert is None) != (tls_key is None):

@@ -20,7 +20,7 @@ from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
 from muxjax.jax_executor import JaxExecutor

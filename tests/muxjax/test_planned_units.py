@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.demand import expected_demand
 from muxjax.planned_units import planned_units

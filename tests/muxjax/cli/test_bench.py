@@ -16,7 +16,7 @@ from muxjax.bench import rig as rig_module
 from muxjax.bench.rig import Rig
 from muxjax.bench.steps import Timed
 from muxjax.cli.main import main as cli
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from tests.muxjax.conftest import RIG
 
 SERVE = ["--rate", "40", "--requests", "8"]

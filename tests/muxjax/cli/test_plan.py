@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from muxjax.cli.main import main as cli
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.plan import load_plan
 from tests.placement.data import a100_profile, shared_data
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError
 from muxjax.placement.model_shape import LLAMA_SHAPES
-from muxjax.yaml_lines import read_yaml
 
 DEVICE = "a100-80gb"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from muxjax.memory_size import parse_memory
+from muxjax.config.memory_size import parse_memory
 
 
 @pytest.mark.parametrize(

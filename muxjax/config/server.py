@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from muxjax.memory_size import Memory
+from muxjax.config.memory_size import Memory
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]

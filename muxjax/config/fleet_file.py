@@ -34,12 +34,12 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from muxjax.config.memory_size import Memory
+from muxjax.config.server import ServerConfig
+from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.memory_size import Memory
 from muxjax.placement.cluster import parse_cluster
 from muxjax.scheduling.specs import DEFAULT_SCALE
-from muxjax.server_config import ServerConfig
-from muxjax.yaml_lines import read_yaml
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
 # `pool:` with every line under it commented out is null in YAML.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.config import FleetConfig, fleet_json_schema, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, fleet_json_schema, load_fleet_config
 from muxjax.errors import FleetConfigError
 
 CHAT = {"name": "chat", "source": "demo:smollm2-135m"}
