@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.health import ModelState, UnitHealth
+from muxjax.engine.health import ModelState, UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 

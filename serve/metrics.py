@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from muxjax.config.fleet_file import SloConfig
-from muxjax.health import ModelStatus, UnitHealth
+from muxjax.engine.health import ModelStatus, UnitHealth
 from muxjax.serve.admission import Admission
 from muxjax.serve.watched import Ending
 

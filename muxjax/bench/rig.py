@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from muxjax import loading
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import BenchError
 from muxjax.jax_executor import JaxExecutor
 from muxjax.placement.model_shape import ModelShape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, WorkloadError
 from muxjax.mock_executor import VOCAB, MockExecutor
 from muxjax.placement.trace import TraceRequest

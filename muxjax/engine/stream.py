@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
+from muxjax.engine.detokenizer import Delta, Output
+from muxjax.engine.loop_waker import LoopWaker
 from muxjax.errors import EngineDead
-from muxjax.loop_waker import LoopWaker
-from muxjax.output import Delta, Output
 from muxjax.scheduling.requests import RequestUpdate
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muxjax.constraints import Constraints, GrammarConstraint
+from muxjax.engine.grammar_constraints import Constraints, GrammarConstraint
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import MAX_GRAMMAR_CHARS, Grammar
 from muxjax.models.byte_tokenizer import byte_tokenizer

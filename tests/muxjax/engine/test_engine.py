@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.mock_executor import MockExecutor
 from muxjax.scheduling.policies import make_policy

@@ -30,10 +30,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from muxjax.carried import Carried
-from muxjax.engine import Sink
+from muxjax.engine.engine import Sink
+from muxjax.engine.routed_request import Carried
+from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
-from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.routing import least_laden
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from muxjax.constraints import Constraints
+from muxjax.engine.detokenizer import Output
+from muxjax.engine.grammar_constraints import Constraints
 from muxjax.errors import InvalidRequest, UnknownModel
 from muxjax.models.tokenizer import Tokenizer
-from muxjax.output import Output
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import Request
 from muxjax.unit_plan import LoadedModel

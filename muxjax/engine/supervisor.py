@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from muxjax.engine import Observer, Sink
+from muxjax.engine.engine import Observer, Sink
+from muxjax.engine.health import UnitHealth
 from muxjax.errors import EngineDead
-from muxjax.health import UnitHealth
 from muxjax.scheduling.requests import Request
 
 

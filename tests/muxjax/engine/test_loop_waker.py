@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from muxjax.loop_waker import LoopWaker
+from muxjax.engine.loop_waker import LoopWaker
 
 
 def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None:

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from muxjax.engine.detokenizer import Delta, Output
+from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead
 from muxjax.models.byte_tokenizer import byte_tokenizer
-from muxjax.output import Delta, Output
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
-from muxjax.stream import Stream
 
 TOKENIZER = byte_tokenizer(260)
 WAIT = 20.0

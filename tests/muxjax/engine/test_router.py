@@ -5,18 +5,18 @@ from collections.abc import Callable
 
 import pytest
 
-from muxjax import router as routing
-from muxjax.engine import Engine
+from muxjax.engine import router as routing
+from muxjax.engine.engine import Engine
+from muxjax.engine.router import Router
+from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
 from muxjax.mock_executor import MockExecutor
-from muxjax.router import Router
-from muxjax.runner import Runner
 from muxjax.scheduling.policies import make_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import Step
 from muxjax.scheduling.unit import Unit
+from tests.muxjax.engine.test_engine import WAIT, Collector
 from tests.muxjax.scheduling.harness import request, solo_tokens, spec
-from tests.muxjax.test_engine import WAIT, Collector
 
 PAGES = 60
 SPECS = {"a": spec("a", 2, 4), "b": spec("b", 3, 6)}

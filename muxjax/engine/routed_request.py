@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from muxjax.engine import Sink
+from muxjax.engine.engine import Sink
 from muxjax.errors import EngineDead
 from muxjax.scheduling.requests import Request, RequestUpdate
 
 if TYPE_CHECKING:
-    from muxjax.router import Router
-    from muxjax.runner import Runner
+    from muxjax.engine.router import Router
+    from muxjax.engine.supervisor import Runner
 
 
 class Carried:
