@@ -20,11 +20,11 @@ from muxjax.models.byte_tokenizer import byte_tokenizer
 from muxjax.programs import Buckets, ModelPrograms
 from muxjax.sampler import Logprobs
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
-from muxjax.scheduling.unit import Unit
 from muxjax.steps import Emitted
 
 PROMPT, OUTPUT = 161, 338

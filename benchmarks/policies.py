@@ -47,7 +47,7 @@ from muxjax.placement.metrics import Metrics, Target
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
-from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.policies.registry import POLICIES
 
 HERE = Path(__file__).parent
 WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")

@@ -24,10 +24,10 @@ from muxjax.fleet_admin import FleetAdmin
 from muxjax.fleet_stats import merged
 from muxjax.live_unit import LiveUnit
 from muxjax.placement import plan as placement
-from muxjax.placement.demand import expected_demand
 from muxjax.planned_units import UnitPart, planned_units
 from muxjax.progress import Bars
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.scheduling.timeline import Timeline

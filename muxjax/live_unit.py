@@ -19,8 +19,8 @@ from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead
 from muxjax.jax_executor import JaxExecutor, start_model
 from muxjax.programs import ModelPrograms
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Executor
-from muxjax.scheduling.unit import Unit
 from muxjax.unit_plan import LoadedModel, ModelPlan, Plan
 
 _LAST_STEP_SECONDS = 60.0

@@ -20,8 +20,8 @@ from muxjax.models.loading import open_checkpoint
 from muxjax.models.shards import Shards
 from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
-from muxjax.placement.demand import expected_demand
 from muxjax.programs import ModelPrograms, Program
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.unit_plan import ModelPlan, Plan, dtype_of, kv_dtype, plan_model

@@ -24,10 +24,10 @@ from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.programs import Buckets
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.pools import pool_of
+from muxjax.scheduling.kv_cache.pool_division import pool_of
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, Demand, LatencyTargets, ModelSpec
-from muxjax.scheduling.unit import Unit
 from muxjax.steps import StepFunctions
 
 _PREFILL_SEQS = 8

@@ -23,10 +23,10 @@ from muxjax.planning import shape_of
 from muxjax.programs import Buckets
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.steps import Handle, Step, StepResult
-from muxjax.scheduling.unit import Unit
 from muxjax.unit_plan import Plan
 
 

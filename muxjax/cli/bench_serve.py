@@ -251,7 +251,7 @@ def _report(
 
 def _policies(text: str | None, default: str) -> list[str]:
     """The policies that are asked for."""
-    from muxjax.scheduling.policies import POLICIES
+    from muxjax.scheduling.policies.registry import POLICIES
 
     names = [default] if text is None else [name.strip() for name in text.split(",")]
     for name in names:

@@ -40,8 +40,8 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     from muxjax import loading
     from muxjax.cluster.unit_host import UnitHost
     from muxjax.live_unit import LiveUnit
-    from muxjax.placement.demand import expected_demand
     from muxjax.planned_units import UnitPart, unit_part
+    from muxjax.scheduling.demand import expected_demand
 
     loading.enable_compilation_cache()
     if plan is None:

@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest, Overloaded
 from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import STEPS_AHEAD, Executor, Handle, Step, StepResult
-from muxjax.scheduling.unit import Unit
 
 log = logging.getLogger(__name__)
 

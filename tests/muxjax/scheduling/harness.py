@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from muxjax.mock_executor import MockExecutor, mock_tokens
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Prefill, Step
-from muxjax.scheduling.unit import Unit
 
 
 def spec(
