@@ -14,18 +14,18 @@ import numpy as np
 from muxjax.engine.detokenizer import Output
 from muxjax.engine.engine import Engine
 from muxjax.engine.stream import Stream
-from muxjax.jax_executor import JaxExecutor
-from muxjax.mesh import ModelMesh
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.programs import Buckets, ModelPrograms
+from muxjax.executor.sampler import Logprobs
+from muxjax.executor.step_functions import Emitted
 from muxjax.models.byte_tokenizer import byte_tokenizer
-from muxjax.programs import Buckets, ModelPrograms
-from muxjax.sampler import Logprobs
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
-from muxjax.steps import Emitted
 
 PROMPT, OUTPUT = 161, 338
 """Mean lengths of MuxServe's workloads."""

@@ -15,8 +15,8 @@ from rich.table import Table
 from muxjax import loading
 from muxjax.aot import DescribedDevices
 from muxjax.config.fleet_file import FleetConfig
+from muxjax.executor.programs import ModelPrograms
 from muxjax.hlo import collectives, copies_of, kernels
-from muxjax.programs import ModelPrograms
 
 _MB = 10**6
 

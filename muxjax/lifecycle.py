@@ -24,8 +24,8 @@ from muxjax.config.fleet_file import ModelEntry
 from muxjax.engine.health import ModelState, ModelStatus
 from muxjax.engine.router import Router
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
+from muxjax.executor.programs import ModelPrograms
 from muxjax.live_unit import LiveUnit
-from muxjax.programs import ModelPrograms
 from muxjax.unit_plan import ModelPlan
 
 log = logging.getLogger("muxjax")

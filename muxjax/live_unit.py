@@ -17,8 +17,8 @@ from typing import Any
 from muxjax.engine.engine import Engine
 from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead
-from muxjax.jax_executor import JaxExecutor, start_model
-from muxjax.programs import ModelPrograms
+from muxjax.executor.jax_executor import JaxExecutor, start_model
+from muxjax.executor.programs import ModelPrograms
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Executor
 from muxjax.unit_plan import LoadedModel, ModelPlan, Plan

@@ -17,10 +17,10 @@ from muxjax import loading
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.engine.engine import Engine
 from muxjax.errors import BenchError
-from muxjax.jax_executor import JaxExecutor
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.programs import Buckets
 from muxjax.placement.model_shape import ModelShape
 from muxjax.planning import shape_of
-from muxjax.programs import Buckets
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.registry import POLICIES

@@ -13,7 +13,7 @@ import pytest
 
 from muxjax import Fleet
 from muxjax.config.server import ServerConfig
-from muxjax.jax_executor import JaxExecutor
+from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
 from muxjax.serve.logs import JsonLines
 from muxjax.serve.settings import Settings

@@ -6,11 +6,11 @@ import pytest
 
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest
-from muxjax.mock_executor import MockExecutor
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Step
+from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.scheduling.harness import request, solo_tokens, spec
 
 WAIT = 20.0

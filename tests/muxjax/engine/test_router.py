@@ -10,11 +10,11 @@ from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
 from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
-from muxjax.mock_executor import MockExecutor
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Step
+from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.engine.test_engine import WAIT, Collector
 from tests.muxjax.scheduling.harness import request, solo_tokens, spec
 

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
-from muxjax.mock_executor import MockExecutor
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.scheduling.steps import Decode, Prefill, StepResult
+from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 

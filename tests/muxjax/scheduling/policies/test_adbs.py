@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from muxjax.mock_executor import MockLatency
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.adbs import PREFILL_OVERDRAFT
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.scheduling.steps import Decode, Prefill
+from muxjax.testing.mock_executor import MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
 
 

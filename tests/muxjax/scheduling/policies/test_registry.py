@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.mock_executor import MockExecutor, MockLatency
 from muxjax.scheduling.policies.registry import POLICIES, make_policy
 from muxjax.scheduling.scheduler import Policy, Unit
+from muxjax.testing.mock_executor import MockExecutor, MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxjax.mock_executor import MockLatency
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.steps import Decode, Prefill
+from muxjax.testing.mock_executor import MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
 
 

@@ -15,13 +15,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from muxjax.choosing import Adjustments, choose, prompt_logprobs
-from muxjax.device_state import SlotState
+from muxjax.executor.sample_step import Adjustments, choose, prompt_logprobs
+from muxjax.executor.sampler import Logprobs
+from muxjax.executor.slot_state import SlotState
+from muxjax.executor.step_inputs import PrefillRows, unpack_bias, unpack_prefill
 from muxjax.models.attention import PagedAttend
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels import KVLayout
-from muxjax.sampler import Logprobs
-from muxjax.step_inputs import PrefillRows, unpack_bias, unpack_prefill
 
 
 @struct.dataclass

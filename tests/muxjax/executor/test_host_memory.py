@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource
-from muxjax.host_memory import keep_freed_memory
+from muxjax.executor.host_memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -37,7 +37,7 @@ def test_a_block_that_was_freed_is_taken_again() -> None:
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from muxjax import host_memory
+    from muxjax.executor import host_memory
 
     monkeypatch.setattr(host_memory.sys, "platform", "darwin")
     assert not host_memory.keep_freed_memory()

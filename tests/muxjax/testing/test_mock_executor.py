@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from muxjax.mock_executor import MockExecutor, MockLatency, MockPoolError, mock_tokens
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeSequence, Executor, Prefill, PrefillChunk
+from muxjax.testing.mock_executor import MockExecutor, MockLatency, MockPoolError, mock_tokens
 
 GREEDY = SamplingParams(temperature=0.0)
 # Two layers, two tokens a page; the dummy block is pages 0 and 1. The salt of "a" is 97.

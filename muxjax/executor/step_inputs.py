@@ -17,7 +17,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.sampler import Settings
+from muxjax.executor.sampler import Settings
 from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from muxjax.scheduling.steps import PrefillChunk
 

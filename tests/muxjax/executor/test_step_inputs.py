@@ -1,9 +1,9 @@
 import jax
 import numpy as np
 
+from muxjax.executor.step_inputs import Column, pack_chunk, seed_words, unpack_prefill
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import PrefillChunk
-from muxjax.step_inputs import Column, pack_chunk, seed_words, unpack_prefill
 
 
 def test_what_is_packed_is_unpacked():

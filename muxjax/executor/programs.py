@@ -17,15 +17,15 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import PartitionSpec
 
-from muxjax import mesh as meshes
-from muxjax import parking
-from muxjax.device_state import SlotState
-from muxjax.mesh import ModelMesh
+from muxjax.executor import mesh as meshes
+from muxjax.executor import weight_offload as parking
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.slot_state import SlotState
+from muxjax.executor.step_functions import Emitted, StepFunctions
+from muxjax.executor.step_inputs import Column, mask_words
 from muxjax.models.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
 from muxjax.sampling_params import MAX_LOGIT_BIAS
-from muxjax.step_inputs import Column, mask_words
-from muxjax.steps import Emitted, StepFunctions
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from muxjax.programs import Buckets, bucket
+from muxjax.executor.programs import Buckets, bucket
 
 
 def test_the_least_bucket_that_holds():

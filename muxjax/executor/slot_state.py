@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.sampler import Settings
+from muxjax.executor.sampler import Settings
 from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax import parking
+from muxjax.executor import weight_offload as parking
 
 
 def leaves() -> list[jax.Array]:

@@ -10,10 +10,10 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from muxjax import sampler
-from muxjax.device_state import SlotState
+from muxjax.executor import sampler
+from muxjax.executor.sampler import Logprobs, Settings
+from muxjax.executor.slot_state import SlotState
 from muxjax.models.decoder import Decoder
-from muxjax.sampler import Logprobs, Settings
 
 _TILE = 16
 """Rows of logits that the log-probabilities of a prompt take at a time."""

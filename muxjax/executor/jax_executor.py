@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax import mesh as meshes
-from muxjax.device_state import SlotState
 from muxjax.errors import EngineDead
-from muxjax.host_memory import keep_freed_memory
-from muxjax.mesh import ModelMesh
-from muxjax.programs import ModelPrograms, bucket
-from muxjax.sampler import Logprobs
+from muxjax.executor import mesh as meshes
+from muxjax.executor.host_memory import keep_freed_memory
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.programs import ModelPrograms, bucket
+from muxjax.executor.sampler import Logprobs
+from muxjax.executor.slot_state import SlotState
+from muxjax.executor.step_functions import Emitted
+from muxjax.executor.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
 from muxjax.scheduling.steps import (
     Decode,
     DecodeBatch,
@@ -30,8 +32,6 @@ from muxjax.scheduling.steps import (
     StepResult,
     TokenLogprobs,
 )
-from muxjax.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
-from muxjax.steps import Emitted
 
 _POISON_BATCH = 64
 _ALL = np.uint32(2**32 - 1)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax import sampler
-from muxjax.sampler import Settings
+from muxjax.executor import sampler
+from muxjax.executor.sampler import Settings
 
 VOCAB = 1200  # more than two chunks of the inverted distribution
 
