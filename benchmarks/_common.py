@@ -20,14 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from muxjax import Fleet, SamplingParams, loading
+from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.live_unit import LiveUnit
 from muxjax.models.kept import Dtype, Quantization, kept_params
 from muxjax.progress import Bars
-from muxjax.unit_plan import LoadedModel, Plan
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.unit_spec import LoadedModel, Plan
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,9 @@ def load(folder: Path, devices: int) -> tuple[int, object]:
     import jax
     from flax import nnx
 
-    from muxjax import loading
     from muxjax.config.fleet_file import load_fleet_config
-    from muxjax.weights import load_weights
+    from muxjax.units import build as loading
+    from muxjax.units.weights import load_weights
 
     entry = {"name": "model", "source": str(folder), "dtype": "bfloat16"}
     config = load_fleet_config(

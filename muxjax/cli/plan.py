@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from muxjax.config.fleet_file import FleetConfig
     from muxjax.placement.plan import Plan
     from muxjax.placement.planner import Options
-    from muxjax.planning import PlanInputs
+    from muxjax.units.plan_inputs import PlanInputs
 
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
 MuxServe = Annotated[
@@ -77,7 +77,7 @@ def plan(
 ) -> None:
     """Find which models share which devices, and say what that will deliver. Starts nothing."""
     from muxjax.placement.planner import Options
-    from muxjax.planning import plan_inputs
+    from muxjax.units.plan_inputs import plan_inputs
 
     began = time.perf_counter()
     config = read_fleet(fleet_file, muxserve)

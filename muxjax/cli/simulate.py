@@ -250,7 +250,7 @@ def _plan(
 
     from muxjax.cli.plan import read_fleet, search_plan
     from muxjax.placement.load import Slo
-    from muxjax.planning import plan_inputs
+    from muxjax.units.plan_inputs import plan_inputs
 
     inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
     chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked

@@ -26,7 +26,7 @@ from muxjax.placement.plan import Plan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost
-    from muxjax.unit_plan import LoadedModel
+    from muxjax.units.unit_spec import LoadedModel
 
 START_SECONDS = 600.0
 """Most seconds from asking for a process to a unit that serves, the wait for a node included."""

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from muxjax import aot
+from muxjax.compile_check import devices as aot
 
 CASES = [
     # N, K, H, tokens of a page, rows left over, dtype, window, softcap

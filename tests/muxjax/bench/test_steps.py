@@ -16,8 +16,8 @@ from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, mea
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.trace import TraceRequest
-from muxjax.planning import shape_of
 from muxjax.scheduling.steps import Decode, Handle, Step
+from muxjax.units.plan_inputs import shape_of
 
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:

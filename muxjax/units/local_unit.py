@@ -21,7 +21,7 @@ from muxjax.executor.jax_executor import JaxExecutor, start_model
 from muxjax.executor.programs import ModelPrograms
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Executor
-from muxjax.unit_plan import LoadedModel, ModelPlan, Plan
+from muxjax.units.unit_spec import LoadedModel, ModelPlan, Plan
 
 _LAST_STEP_SECONDS = 60.0
 """For the last step of a model whose requests have ended."""

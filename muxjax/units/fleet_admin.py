@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from muxjax import reloading
 from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
 from muxjax.engine.health import ModelState
 from muxjax.engine.router import Router
 from muxjax.errors import MuxError, UnknownModel
-from muxjax.lifecycle import Lifecycle
-from muxjax.live_unit import LiveUnit
-from muxjax.membership import Membership
+from muxjax.units import reload as reloading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.registry import Membership
+from muxjax.units.sleep_wake import Lifecycle
 
 log = logging.getLogger("muxjax")
 

@@ -3,10 +3,10 @@ import pytest
 
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.planned_units import planned_units
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import ModelSpec
+from muxjax.units.planned_units import planned_units
 from tests.muxjax.on_eight_devices import UNITS, make_plan, planned_fleet
 
 ONE = jax.devices()[:1]

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from muxjax.compile_check.gpu_targets import GPU_TARGETS
 from muxjax.errors import MuxError
-from muxjax.gpu_targets import GPU_TARGETS
 
 if TYPE_CHECKING:
     import jax

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from muxjax import loading
 from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError, MuxError
-from muxjax.live_unit import LiveUnit
-from muxjax.membership import Membership
-from muxjax.unit_plan import ModelPlan
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.registry import Membership
+from muxjax.units.unit_spec import ModelPlan
 
 _AT_ONCE = frozenset(
     {

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from muxjax.aot import TargetUnavailable, set_environment
+from muxjax.compile_check.devices import TargetUnavailable, set_environment
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_compiler_that_is_not_installed_is_asked_for():
     program = """
 import sys
 sys.modules["libtpu"] = None
-from muxjax.aot import describe, set_environment, TargetUnavailable
+from muxjax.compile_check.devices import describe, set_environment, TargetUnavailable
 set_environment("v5e:2x2")
 try:
     describe("v9x:2x2")

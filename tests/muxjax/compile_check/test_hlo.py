@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 
-from muxjax.hlo import collectives, copies_of, kernels
+from muxjax.compile_check.hlo import collectives, copies_of, kernels
 
 POOL = jax.ShapeDtypeStruct((100, 16, 128), jnp.bfloat16)
 

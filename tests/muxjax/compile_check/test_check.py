@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from muxjax import compile_check
-from muxjax.aot import DescribedDevices, TargetUnavailable
-from muxjax.compile_check import CheckedProgram, CompileCheck, faults_of, table_of
+from muxjax.compile_check import check as compile_check
+from muxjax.compile_check.check import CheckedProgram, CompileCheck, faults_of, table_of
+from muxjax.compile_check.devices import DescribedDevices, TargetUnavailable
 
 # Llama 3 8B, SmolLM2 135M (once in int8) and Gemma 3 270M by shape; weights are shapes only.
 LLAMA = {

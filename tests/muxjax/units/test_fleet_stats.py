@@ -1,4 +1,4 @@
-from muxjax.fleet_stats import merged
+from muxjax.units.fleet_stats import merged
 
 
 def unit(devices: list[int], **models: dict) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 
-from muxjax import Fleet, SamplingParams, membership
+from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import (
     CheckpointError,
@@ -21,7 +21,8 @@ from muxjax.errors import (
     UnknownModel,
     WrongState,
 )
-from muxjax.reloading import differences
+from muxjax.units import registry as membership
+from muxjax.units.reload import differences
 from tests.muxjax.tiny_fleets import entry, fleet
 
 A_STEP = 10_000

@@ -6,12 +6,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from muxjax import loading
 from muxjax.config.fleet_file import ModelEntry
 from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, WrongState
-from muxjax.lifecycle import Life, Lifecycle, make_ready
-from muxjax.live_unit import LiveUnit
-from muxjax.unit_plan import ModelPlan
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.sleep_wake import Life, Lifecycle, make_ready
+from muxjax.units.unit_spec import ModelPlan
 
 log = logging.getLogger("muxjax")
 

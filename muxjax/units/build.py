@@ -15,7 +15,6 @@ from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
 from muxjax.models.kept import kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.shards import Shards
@@ -24,8 +23,9 @@ from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
-from muxjax.unit_plan import ModelPlan, Plan, dtype_of, kv_dtype, plan_model
-from muxjax.weights import decoder_of, load_weights, stacks_of
+from muxjax.units.page_geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
+from muxjax.units.unit_spec import ModelPlan, Plan, dtype_of, kv_dtype, plan_model
+from muxjax.units.weights import decoder_of, load_weights, stacks_of
 
 log = logging.getLogger("muxjax")
 

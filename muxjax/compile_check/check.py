@@ -12,11 +12,11 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from muxjax import loading
-from muxjax.aot import DescribedDevices
+from muxjax.compile_check.devices import DescribedDevices
+from muxjax.compile_check.hlo import collectives, copies_of, kernels
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.executor.programs import ModelPrograms
-from muxjax.hlo import collectives, copies_of, kernels
+from muxjax.units import build as loading
 
 _MB = 10**6
 

@@ -19,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from muxjax import loading
 from muxjax.config.fleet_file import ModelEntry
 from muxjax.engine.health import ModelState, ModelStatus
 from muxjax.engine.router import Router
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
 from muxjax.executor.programs import ModelPrograms
-from muxjax.live_unit import LiveUnit
-from muxjax.unit_plan import ModelPlan
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.unit_spec import ModelPlan
 
 log = logging.getLogger("muxjax")
 

@@ -1,6 +1,7 @@
 import pytest
 
-from muxjax.geometry import (
+from muxjax.pallas_kernels import KVLayout
+from muxjax.units.page_geometry import (
     DEFAULT_LONGEST,
     GPU_TOKEN_GROUP,
     KVShape,
@@ -8,7 +9,6 @@ from muxjax.geometry import (
     longest_sequence,
     pages_in,
 )
-from muxjax.pallas_kernels import KVLayout
 
 
 def test_the_demo_models_waste_no_row():

@@ -15,7 +15,6 @@ from muxjax.config.fleet_file import EngineConfig, FleetConfig, ModelEntry
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import Buckets
 from muxjax.executor.step_functions import StepFunctions
-from muxjax.geometry import longest_sequence
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
 from muxjax.models.kept import Dtype, Quantization, kept_bytes
@@ -29,6 +28,7 @@ from muxjax.scheduling.kv_cache.pool_division import pool_of
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, Demand, LatencyTargets, ModelSpec
+from muxjax.units.page_geometry import longest_sequence
 
 _PREFILL_SEQS = 8
 

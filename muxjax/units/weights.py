@@ -23,7 +23,7 @@ from muxjax.models.stacks import Stacks
 from muxjax.pallas_kernels.target import current_target
 
 if TYPE_CHECKING:
-    from muxjax.unit_plan import ModelPlan
+    from muxjax.units.unit_spec import ModelPlan
 
 AHEAD = 8
 """This share of a device's bytes is read ahead, of formats that are read in the background."""
