@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from muxjax.bench.profile_file import profile_of
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.bench.steps import Measured
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord

@@ -10,7 +10,7 @@ import predict
 import pytest
 from predict import Pair, figures, quarters_of, row_of
 
-from muxjax.bench.in_service import Ran
+from muxjax.bench.step_recorder import Ran
 from muxjax.placement.records import RequestRecord
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.predict import simulate_rig
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.placement.trace import TraceRequest

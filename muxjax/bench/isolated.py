@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.errors import BenchError
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.trace import TraceRequest

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muxjax.bench.http_client import Ask
-from muxjax.bench.http_prompts import Prompter
+from muxjax.bench.http.client import Ask
+from muxjax.bench.http.prompts import Prompter
 from muxjax.errors import BenchError, WorkloadError
 from muxjax.placement.arrivals import power_law_rates
 from muxjax.placement.traces import SHAREGPT_LIMITS, open_trace

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from muxjax.bench.http_client import Server
+from muxjax.bench.http.client import Server
 from muxjax.errors import BenchError
 
 SAFE_IDS = range(10, 250)

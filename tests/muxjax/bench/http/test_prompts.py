@@ -10,8 +10,8 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from muxjax.bench.http_client import Server
-from muxjax.bench.http_prompts import SAFE_IDS, make_prompter
+from muxjax.bench.http.client import Server
+from muxjax.bench.http.prompts import SAFE_IDS, make_prompter
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import serving
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 
-from muxjax.bench.http_client import Ask, Outcome, Server, perform
+from muxjax.bench.http.client import Ask, Outcome, Server, perform
 from muxjax.errors import BenchError
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from muxjax.bench.http_client import Outcome
-from muxjax.bench.http_load import Load
+from muxjax.bench.http.client import Outcome
+from muxjax.bench.http.load import Load
 from muxjax.errors import BenchError
 
 METRICS = ("ttft", "tpot", "itl", "e2el")

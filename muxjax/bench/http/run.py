@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 
 from muxjax._version import __version__
-from muxjax.bench.http_client import Ask, Backend, Server, list_models
-from muxjax.bench.http_datasets import Pace, Prompts, make_asks, shares_of
-from muxjax.bench.http_load import Load, run_load
-from muxjax.bench.http_metrics import Measures, summarise
-from muxjax.bench.http_prompts import Prompter, make_prompter
+from muxjax.bench.http.client import Ask, Backend, Server, list_models
+from muxjax.bench.http.datasets import Pace, Prompts, make_asks, shares_of
+from muxjax.bench.http.load import Load, run_load
+from muxjax.bench.http.metrics import Measures, summarise
+from muxjax.bench.http.prompts import Prompter, make_prompter
 from muxjax.errors import BenchError
 from muxjax.progress import Bars
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.bench import in_service
-from muxjax.bench.in_service import Ran, Watch
+from muxjax.bench import step_recorder as in_service
+from muxjax.bench.step_recorder import Ran, Watch
 from muxjax.errors import BenchError
 from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.policies.registry import make_policy

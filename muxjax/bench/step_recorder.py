@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.bench.steps import Bucket, Kind, Measured, measure
 from muxjax.errors import BenchError
 from muxjax.placement.step_times import StepTimes, bucket_of

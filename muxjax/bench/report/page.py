@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.bench.saved import Saved
-from muxjax.bench.tables import GRIDS, Grid
+from muxjax.bench.report.saved import Saved
+from muxjax.bench.report.tables import GRIDS, Grid
 from muxjax.errors import BenchError
 
 _STYLE = """
@@ -101,7 +101,7 @@ def _grids(found: Saved) -> list[Grid]:
 
 def _picture(found: Saved) -> bytes | bool | None:
     """A PNG; None where there is nothing to draw; False where nothing can be drawn."""
-    from muxjax.bench.plots import plot
+    from muxjax.bench.report.plots import plot
 
     try:
         figure = plot(found.kind, found.report)

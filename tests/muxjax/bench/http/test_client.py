@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.bench.http_client import Ask, Outcome, Server, list_models, perform, request_body
+from muxjax.bench.http.client import Ask, Outcome, Server, list_models, perform, request_body
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 

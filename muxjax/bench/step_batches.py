@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
 

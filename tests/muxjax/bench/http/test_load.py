@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from muxjax.bench.http_client import Ask, Outcome, Server
-from muxjax.bench.http_load import Load, run_load, send_all
+from muxjax.bench.http.client import Ask, Outcome, Server
+from muxjax.bench.http.load import Load, run_load, send_all
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 

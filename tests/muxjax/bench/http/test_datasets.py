@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muxjax.bench.http_datasets import Pace, Prompts, make_asks, shares_of
-from muxjax.bench.http_prompts import Prompter
+from muxjax.bench.http.datasets import Pace, Prompts, make_asks, shares_of
+from muxjax.bench.http.prompts import Prompter
 from muxjax.errors import BenchError, WorkloadError
 
 

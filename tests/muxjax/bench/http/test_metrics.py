@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxjax.bench.http_client import Ask, Outcome
-from muxjax.bench.http_load import Load
-from muxjax.bench.http_metrics import Measures, jain_index, summarise
+from muxjax.bench.http.client import Ask, Outcome
+from muxjax.bench.http.load import Load
+from muxjax.bench.http.metrics import Measures, jain_index, summarise
 from muxjax.errors import BenchError
 
 

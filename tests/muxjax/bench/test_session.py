@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.errors import BenchError, MuxError
 from muxjax.placement.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
