@@ -24,7 +24,7 @@ from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.models.kept import Dtype, Quantization, kept_params
+from muxjax.models.nn.weight_format import Dtype, Quantization, kept_params
 from muxjax.progress import Bars
 from muxjax.units import build as loading
 from muxjax.units.local_unit import LiveUnit
@@ -63,7 +63,7 @@ class Machine:
         self._big = jnp.ones(_READ_BYTES // 4, jnp.float32)
         self._sum = jax.jit(jnp.sum)
         self._dot = jax.jit(
-            # As `muxjax.models.linear` has it: the weight to the left.
+            # As `muxjax.models.nn.linear` has it: the weight to the left.
             lambda w, x: jax.lax.dot_general(
                 w,
                 x,

@@ -66,9 +66,9 @@ def write(folder: Path, layers: int, stored: str) -> None:
     """Writes the model in both forms."""
     import jax
 
-    from muxjax.models.convert import convert
-    from muxjax.models.hf import open_hf, save_hf
-    from muxjax.models.loading import open_checkpoint
+    from muxjax.models.checkpoints.convert import convert
+    from muxjax.models.checkpoints.hf import open_hf, save_hf
+    from muxjax.models.checkpoints.loading import open_checkpoint
 
     shape = {
         "vocab_size": 32000,

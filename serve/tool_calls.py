@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muxjax.grammar import Grammar
-from muxjax.models.chat import knows_tools
+from muxjax.models.tokenizers.chat_template import knows_tools
 from muxjax.serve.messages import ChatMessage, Tool
 
 _SPACES = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": "[ \\n\\r\\t]{1,20}"}

@@ -24,7 +24,7 @@ PACKAGES = {
     "serve": "muxjax.serve",
 }
 IMPORTS = (
-    "import muxjax, muxjax.cli.main, muxjax.config.fleet_file, muxjax.scheduling.steps, muxjax.models.config,"
+    "import muxjax, muxjax.cli.main, muxjax.config.fleet_file, muxjax.scheduling.steps, muxjax.models.nn.config,"
     " muxjax.pallas_kernels.layout, muxjax.placement, muxjax.serve.body as b, sys;"
     " print(muxjax.__file__, b.__file__, sep='\\n')"
 )

@@ -197,7 +197,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch demo models into the cache, with their licences. What is there is not fetched again."""
-    from muxjax.models.demo import DEMO_MODELS, fetch_demo
+    from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
     if unknown:

@@ -15,9 +15,9 @@ from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.models.kept import kept_bytes, kept_params
-from muxjax.models.loading import open_checkpoint
-from muxjax.models.shards import Shards
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.nn.shards import Shards
+from muxjax.models.nn.weight_format import kept_bytes, kept_params
 from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.demand import expected_demand

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.models.config import ModelConfig
-from muxjax.models.config_only import read_shape
-from muxjax.models.params import param_shapes
+from muxjax.models.checkpoints.config_only import read_shape
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.params import param_shapes
 from muxjax.placement.cluster import Cluster, parse_cluster
 from muxjax.placement.cost_model import PlanningCosts
 from muxjax.placement.load import ModelLoad, Slo

@@ -15,12 +15,12 @@ from muxjax.config.fleet_file import EngineConfig, FleetConfig, ModelEntry
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import Buckets
 from muxjax.executor.step_functions import StepFunctions
-from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.config import ModelConfig
-from muxjax.models.kept import Dtype, Quantization, kept_bytes
-from muxjax.models.params import param_shapes
-from muxjax.models.shards import Shards
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.params import param_shapes
+from muxjax.models.nn.shards import Shards
+from muxjax.models.nn.weight_format import Dtype, Quantization, kept_bytes
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.estimates import StepEstimates

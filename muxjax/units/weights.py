@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.models.config import ModelConfig
-from muxjax.models.decoder import Decoder, Weight
-from muxjax.models.kept import put_on_device
-from muxjax.models.stacks import Stacks
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.decoder import Decoder, Weight
+from muxjax.models.nn.stacks import Stacks
+from muxjax.models.nn.weight_format import put_on_device
 from muxjax.pallas_kernels.target import current_target
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.models.decoder import rms_norm, rotate
-from muxjax.models.int8 import linear_int8, quantise, rows_of_int8
-from muxjax.models.linear import kept_shape, linear, put_matrix, rows_of
+from muxjax.models.nn.decoder import rms_norm, rotate
+from muxjax.models.nn.int8 import linear_int8, quantise, rows_of_int8
+from muxjax.models.nn.linear import kept_shape, linear, put_matrix, rows_of
 from muxjax.pallas_kernels import native
 
 here = pytest.mark.skipif(

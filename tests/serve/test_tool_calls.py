@@ -12,7 +12,7 @@ import pytest
 
 from muxjax.engine.grammar_constraints import Constraints
 from muxjax.grammar import Grammar
-from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.serve.messages import ChatMessage, Tool
 from muxjax.serve.tool_calls import form_of, grammar_of, messages_for
 from tests.serve.fake_fleet import TEMPLATE, FakeFleet, FakeModel, fake_tokenizer
