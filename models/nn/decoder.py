@@ -25,7 +25,7 @@ from muxjax.models.nn.int8 import linear_int8, rows_of_int8
 from muxjax.models.nn.linear import kept_shape, linear, rows_of
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 
 Weight = Array | np.ndarray | jax.ShapeDtypeStruct
 """A parameter; only its shape, where a decoder is made to be compiled."""

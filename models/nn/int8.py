@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int, Int8
 
 from muxjax.models.nn.linear import rows_of
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 
 BLOCK = 64

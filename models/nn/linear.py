@@ -28,7 +28,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 from numpy.typing import DTypeLike
 
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 
 TILE = 64

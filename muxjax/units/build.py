@@ -18,7 +18,8 @@ from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.shards import Shards
 from muxjax.models.nn.weight_format import kept_bytes, kept_params
-from muxjax.pallas_kernels import KVLayout, native
+from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates

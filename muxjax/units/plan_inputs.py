@@ -143,7 +143,7 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
 
 def _cpu_reads_half_pools() -> bool:
     # Only here: planning for other hardware does without JAX.
-    from muxjax.pallas_kernels import native
+    from muxjax.pallas_kernels.cpu import native
 
     return native.reads_half_pools()
 

@@ -21,7 +21,8 @@ from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.shards import Shards
 from muxjax.models.nn.weight_format import Dtype, Quantization, kept_bytes
 from muxjax.models.tokenizers.tokenizer import Tokenizer
-from muxjax.pallas_kernels import KVLayout, native
+from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.kv_cache.pool_division import pool_of

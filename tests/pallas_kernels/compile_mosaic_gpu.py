@@ -38,7 +38,7 @@ def compile_case(
     import jax.numpy as jnp
 
     from muxjax.pallas_kernels import LANES, KVLayout, paged_attention
-    from muxjax.pallas_kernels.mosaic_gpu_tiles import choose_tiles
+    from muxjax.pallas_kernels.gpu.tiles import choose_tiles
 
     num_heads, num_kv, head_dim, tokens, left_over, name, window, softcap = case
     rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over

@@ -123,7 +123,7 @@ def test_a_decoder_of_every_kind_of_layer(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3_softcaps"])
 def test_stacked_layers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muxjax.pallas_kernels.native.used", lambda: False)  # as on a TPU
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.used", lambda: False)  # as on a TPU
     case = golden.tiny(name)
     tokens = jnp.asarray([case.tokens])
     apart = int8_decoder(case).dense_logits(tokens)

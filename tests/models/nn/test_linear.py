@@ -8,8 +8,8 @@ from muxjax.models.nn.linear import kept_shape, linear, put_matrix, rows_of
 
 @pytest.fixture(autouse=True)
 def xla(monkeypatch):
-    """XLA's own products; the CPU's are in `tests/pallas_kernels/test_native.py`."""
-    monkeypatch.setattr("muxjax.pallas_kernels.native.used", lambda: False)
+    """XLA's own products; the CPU's are in `tests/pallas_kernels/cpu/test_native.py`."""
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.used", lambda: False)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])

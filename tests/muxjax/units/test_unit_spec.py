@@ -3,7 +3,7 @@
 import pytest
 
 from muxjax.config.fleet_file import ModelEntry
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 from muxjax.units.unit_spec import dtype_of, kv_dtype
 from tests.muxjax.tiny_fleets import entry
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from muxjax.pallas_kernels.head_rows import HeadRows, select_outputs, spread_queries
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.mosaic_tpu_blocks import decode_sizes, prefill_sizes
-from muxjax.pallas_kernels.mosaic_tpu_decode import decode as decode_kernel
-from muxjax.pallas_kernels.mosaic_tpu_pages import TILE
-from muxjax.pallas_kernels.mosaic_tpu_prefill import prefill as prefill_kernel
-from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.target import current_target
+from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
+from muxjax.pallas_kernels.tpu.decode import decode as decode_kernel
+from muxjax.pallas_kernels.tpu.head_rows import HeadRows, select_outputs, spread_queries
+from muxjax.pallas_kernels.tpu.pages import TILE
+from muxjax.pallas_kernels.tpu.prefill import prefill as prefill_kernel
 
 _DTYPES = ("bfloat16", "float32")
 

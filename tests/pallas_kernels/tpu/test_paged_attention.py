@@ -12,10 +12,10 @@ import pytest
 
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.api import choose
-from muxjax.pallas_kernels.mosaic_tpu_blocks import decode_sizes, prefill_sizes
-from muxjax.pallas_kernels.mosaic_tpu_pages import Copies, PageBlock
-from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
+from muxjax.pallas_kernels.tpu.pages import Copies, PageBlock
 from tests.pallas_kernels import interpreting
 from tests.pallas_kernels.cases import GEOMETRIES, make_case
 from tests.pallas_kernels.test_attention import run
@@ -38,7 +38,7 @@ def test_a_wait_that_is_left_out_is_caught(monkeypatch, decode):
 def test_many_blocks_take_turns_in_the_buffers(monkeypatch):
     # Blocks of one page: 19 in the longest context, and every sequence's first follows another's.
     monkeypatch.setattr(
-        "muxjax.pallas_kernels.mosaic_tpu.decode_sizes",
+        "muxjax.pallas_kernels.tpu.paged_attention.decode_sizes",
         lambda *args: decode_sizes(*args)._replace(pages=1),
     )
     case = make_case((9, 3, 64), [400, 1, 0, 65, 21, 22], [1] * 6)

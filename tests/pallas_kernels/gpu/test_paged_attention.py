@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.pallas_kernels import KVLayout, mosaic_gpu, paged_attention
-from muxjax.pallas_kernels.mosaic_gpu_tiles import SHARED_MEMORY, choose_splits, choose_tiles
-from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels import KVLayout, paged_attention
+from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
+from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY, choose_splits, choose_tiles
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.target import Target
 from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
 from tests.pallas_kernels.interpreting import interpretable, interpreted
@@ -91,7 +92,7 @@ def test_queries_of_one_sequence_never_write_anothers_rows():
 def test_blocks_of_queries():
     if not interpretable("mosaic_gpu"):
         pytest.skip("this JAX has no Mosaic GPU")
-    from muxjax.pallas_kernels.mosaic_gpu_prefill import blocks_of_queries
+    from muxjax.pallas_kernels.gpu.prefill import blocks_of_queries
 
     lens, starts = jnp.array([300, 0, 40]), jnp.array([0, 130, 130, 135])
     blocks = np.asarray(blocks_of_queries(lens, starts, 140, 128)).T
@@ -112,7 +113,7 @@ def test_a_missing_wait_is_caught(barrier, monkeypatch):
     """The check that the other tests rely on: without one wait, the interpreter objects."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    from muxjax.pallas_kernels import mosaic_gpu_core
+    from muxjax.pallas_kernels.gpu import core as mosaic_gpu_core
 
     wait = plgpu.barrier_wait
     case = make_case((1, 1, 64), [70], [1], layout=layout(1, 64, 16))

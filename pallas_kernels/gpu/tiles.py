@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from muxjax.pallas_kernels.gpu.tuned import TUNED
 from muxjax.pallas_kernels.layout import LANES, KVLayout
-from muxjax.pallas_kernels.mosaic_gpu_tuned import TUNED
 
 ROWS = 64
 """Rows of scores that a warpgroup computes: the M of a `wgmma`."""

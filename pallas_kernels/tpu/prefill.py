@@ -23,9 +23,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from muxjax.pallas_kernels.head_rows import HeadRows
 from muxjax.pallas_kernels.layout import LANES, KVLayout
-from muxjax.pallas_kernels.mosaic_tpu_pages import TILE, Copies, PageBlock, keep_rows
+from muxjax.pallas_kernels.tpu.head_rows import HeadRows
+from muxjax.pallas_kernels.tpu.pages import TILE, Copies, PageBlock, keep_rows
 
 MASKED = -1e30
 _NO_TOKEN = 1 << 30

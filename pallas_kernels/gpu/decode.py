@@ -17,9 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.pallas_kernels import mosaic_gpu_core as core
-from muxjax.pallas_kernels.mosaic_gpu_core import Scalar
-from muxjax.pallas_kernels.mosaic_gpu_tiles import ROWS, Tiles
+from muxjax.pallas_kernels.gpu import core
+from muxjax.pallas_kernels.gpu.core import Scalar
+from muxjax.pallas_kernels.gpu.tiles import ROWS, Tiles
 
 
 def decode(

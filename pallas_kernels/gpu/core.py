@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.pallas_kernels.mosaic_gpu_tiles import COLUMNS, ROWS, Tiles
+from muxjax.pallas_kernels.gpu.tiles import COLUMNS, ROWS, Tiles
 
 MASKED = -1e30
 """A score that no position can have; finite, so that a row of nothing else stays a number."""

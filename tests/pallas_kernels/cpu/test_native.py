@@ -15,7 +15,7 @@ import pytest
 from muxjax.models.nn.decoder import rms_norm, rotate
 from muxjax.models.nn.int8 import linear_int8, quantise, rows_of_int8
 from muxjax.models.nn.linear import kept_shape, linear, put_matrix, rows_of
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 
 here = pytest.mark.skipif(
     native.why_not() is not None, reason=f"no kernels of this CPU's own: {native.why_not()}"

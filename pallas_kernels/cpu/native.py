@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, Int8
 
 from muxjax.cache import cache_folder
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.target import current_target
 
 log = logging.getLogger("muxjax")

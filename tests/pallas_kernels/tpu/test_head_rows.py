@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from muxjax.pallas_kernels import KVLayout
-from muxjax.pallas_kernels.head_rows import HeadRows, select_outputs, spread_queries
+from muxjax.pallas_kernels.tpu.head_rows import HeadRows, select_outputs, spread_queries
 
 
 @pytest.mark.parametrize(

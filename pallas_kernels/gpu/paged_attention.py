@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from muxjax.pallas_kernels.gpu.tiles import ROWS, WIDTHS, choose_splits, choose_tiles
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.mosaic_gpu_tiles import ROWS, WIDTHS, choose_splits, choose_tiles
-from muxjax.pallas_kernels.request import Request
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.target import current_target
 
 FIRST_JAX = (0, 11)
@@ -55,7 +55,9 @@ def paged_attention_mosaic_gpu(
 ) -> Float[Array, "T N H"]:
     """See `paged_attention`. Queries are rounded to the pool's type."""
     # Imported here: `jax.experimental.pallas.mosaic_gpu` of older JAX lacks what the kernels use.
-    from muxjax.pallas_kernels import mosaic_gpu_core, mosaic_gpu_decode, mosaic_gpu_prefill
+    from muxjax.pallas_kernels.gpu import core as mosaic_gpu_core
+    from muxjax.pallas_kernels.gpu import decode as mosaic_gpu_decode
+    from muxjax.pallas_kernels.gpu import prefill as mosaic_gpu_prefill
 
     target = current_target()
     tiles = choose_tiles(
