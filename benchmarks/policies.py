@@ -43,10 +43,10 @@ from muxjax.bench.session import Rig, check_policies
 from muxjax.bench.step_recorder import measure_in_service
 from muxjax.bench.workloads import Asked, fleet_rates, make_workload
 from muxjax.config.fleet_file import load_fleet_config
-from muxjax.placement.metrics import Metrics, Target
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.policies.registry import POLICIES
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from muxjax.engine.input_processor import Prompt, RequestMaker
 from muxjax.engine.router import Router
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
-from muxjax.placement import plan as placement
+from muxjax.placement.planner import plan as placement
 from muxjax.progress import Bars
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.demand import expected_demand

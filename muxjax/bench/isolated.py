@@ -12,8 +12,8 @@ from typing import Any
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.session import Rig
 from muxjax.errors import BenchError
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
 
 REPEATS = 3

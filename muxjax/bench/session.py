@@ -18,7 +18,7 @@ from muxjax.engine.engine import Engine
 from muxjax.errors import BenchError
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import Buckets
-from muxjax.placement.model_shape import ModelShape
+from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.registry import POLICIES

@@ -25,8 +25,8 @@ from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.session import Rig
 from muxjax.bench.steps import Bucket, Kind, Measured, measure
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import StepTimes, bucket_of
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.step_times import StepTimes, bucket_of
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 

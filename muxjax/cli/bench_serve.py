@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from muxjax.bench.compare import Run
     from muxjax.bench.isolated import Solo
     from muxjax.bench.session import Rig
-    from muxjax.placement.metrics import Target
-    from muxjax.placement.trace import TraceRequest
+    from muxjax.placement.simulator.metrics import Target
+    from muxjax.placement.workload.trace import TraceRequest
     from muxjax.scheduling.timeline import Timeline
 
 
@@ -140,7 +140,7 @@ def serve(
 
     from muxjax.bench.session import Rig
     from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
-    from muxjax.placement.metrics import Target
+    from muxjax.placement.simulator.metrics import Target
 
     with Rig.load(config) as rig:
         limits = {name: model.max_model_len for name, model in rig.models.items()}

@@ -14,8 +14,8 @@ from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
     from muxjax.config.fleet_file import FleetConfig
-    from muxjax.placement.plan import Plan
-    from muxjax.placement.planner import Options
+    from muxjax.placement.planner.plan import Plan
+    from muxjax.placement.planner.planner import Options
     from muxjax.units.plan_inputs import PlanInputs
 
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
@@ -76,7 +76,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find which models share which devices, and say what that will deliver. Starts nothing."""
-    from muxjax.placement.planner import Options
+    from muxjax.placement.planner.planner import Options
     from muxjax.units.plan_inputs import plan_inputs
 
     began = time.perf_counter()
@@ -120,7 +120,7 @@ def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = N
     Raises:
       PlanError: nothing fits.
     """
-    from muxjax.placement.planner import make_plan
+    from muxjax.placement.planner.planner import make_plan
     from muxjax.progress import Bars
 
     with Bars({"planning": 1000}, show=True) as bars:

@@ -22,7 +22,7 @@ from muxjax.cluster.messages import Asked, Report
 from muxjax.cluster.unit_process import load_host, prepare_devices
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import EngineDead, MuxError
-from muxjax.placement.plan import Plan
+from muxjax.placement.planner.plan import Plan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost

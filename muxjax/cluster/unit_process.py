@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.placement.plan import Plan
+from muxjax.placement.planner.plan import Plan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost

@@ -12,13 +12,13 @@ from muxjax.errors import FleetConfigError, PlanError
 from muxjax.models.checkpoints.config_only import read_shape
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import param_shapes
-from muxjax.placement.cluster import Cluster, parse_cluster
-from muxjax.placement.cost_model import PlanningCosts
-from muxjax.placement.load import ModelLoad, Slo
-from muxjax.placement.model_shape import ModelShape
-from muxjax.placement.plan import Execution
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.roofline import Roofline
+from muxjax.placement.costs.cluster import Cluster, parse_cluster
+from muxjax.placement.costs.cost_model import PlanningCosts
+from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.plan import Execution
 
 DEFAULT_CLUSTER = "1x1:cpu"
 """This machine, where neither the fleet file nor the command line says what there is."""

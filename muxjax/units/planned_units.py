@@ -9,7 +9,7 @@ import jax
 
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.plan import Plan, PlannedUnit
+from muxjax.placement.planner.plan import Plan, PlannedUnit
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec

@@ -11,7 +11,7 @@ import pytest
 from predict import Pair, figures, quarters_of, row_of
 
 from muxjax.bench.step_recorder import Ran
-from muxjax.placement.records import RequestRecord
+from muxjax.placement.simulator.records import RequestRecord
 
 
 def records(*ttfts: float) -> list[RequestRecord]:

@@ -28,8 +28,8 @@ import numpy as np
 from muxjax.bench.http.client import Ask
 from muxjax.bench.http.prompts import Prompter
 from muxjax.errors import BenchError, WorkloadError
-from muxjax.placement.arrivals import power_law_rates
-from muxjax.placement.traces import SHAREGPT_LIMITS, open_trace
+from muxjax.placement.workload.arrivals import power_law_rates
+from muxjax.placement.workload.trace_files import SHAREGPT_LIMITS, open_trace
 
 DataSet = Literal["random", "sharegpt", "custom", "burstgpt", "trace"]
 _DEFAULT_OUTPUT = 256

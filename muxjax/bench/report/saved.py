@@ -22,7 +22,7 @@ from typing import Any
 
 from muxjax.bench.compare import OnRecord
 from muxjax.errors import BenchError
-from muxjax.placement.records import RequestRecord
+from muxjax.placement.simulator.records import RequestRecord
 
 _RECORD = tuple(field.name for field in fields(RequestRecord))
 

@@ -7,7 +7,7 @@ import pytest
 from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.session import Rig
 from muxjax.errors import BenchError, MuxError
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import LatencyTargets
 

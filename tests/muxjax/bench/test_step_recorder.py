@@ -7,7 +7,7 @@ import pytest
 from muxjax.bench import step_recorder as in_service
 from muxjax.bench.step_recorder import Ran, Watch
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes
+from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec

@@ -14,8 +14,8 @@ from muxjax.bench.session import Rig
 from muxjax.bench.step_recorder import measure_in_service, speed_now
 from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.steps import Decode, Handle, Step
 from muxjax.units.plan_inputs import shape_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.planner import make_plan
+from muxjax.placement.planner.planner import make_plan
 from muxjax.units.plan_inputs import plan_inputs
 
 CONTEXT = 131_072
