@@ -56,7 +56,7 @@ _HANDLERS = (
     "heads",
     "paged_attention",
 )
-_SOURCES = Path(__file__).parent / "cpu"
+_SOURCES = Path(__file__).parent
 _lock = threading.Lock()
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-FOLDER = Path(__file__).parent / "live"
+FOLDER = Path(__file__).parent
 _TYPES = {
     ".html": "text/html",
     ".css": "text/css",
