@@ -6,13 +6,14 @@
 # make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
 # make ray      the tests that start Ray on this machine, which this installs
 #
-# PYTHON=python3.11 and VENV=.venv311 choose another Python and folder; HOST and PORT are for `serve`,
-# PYTEST_ARGS for `test` (e.g. PYTEST_ARGS="tests/muxjax -k config").
+# PYTHON=python3.12 and VENV=.venv312 choose another Python and folder, PIP_ARGS="jax==0.11.1" pins
+# packages. HOST and PORT are for `serve`, PYTEST_ARGS for `test` (PYTEST_ARGS="tests/muxjax -k config").
 
 VENV ?= .venv
 PYTHON ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
+PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
@@ -37,22 +38,22 @@ $(BIN)/python:
 
 $(RUN): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax and what it needs to run"
-	@scripts/pip-install $(VENV) -e .
+	@scripts/pip-install $(VENV) -e . $(PIP_ARGS)
 	@touch $@
 
 $(DEV): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax and what its tests and checks need"
-	@scripts/pip-install $(VENV) -e '.[dev]'
+	@scripts/pip-install $(VENV) -e '.[dev]' $(PIP_ARGS)
 	@touch $(RUN) $@
 
 $(AOT): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax, what its tests need, and the compilers for TPUs and GPUs"
-	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]'
+	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
 
 $(RAY): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax, what its tests need, and Ray"
-	@scripts/pip-install $(VENV) -e '.[dev,ray]'
+	@scripts/pip-install $(VENV) -e '.[dev,ray]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
 
 serve: $(RUN)
@@ -86,5 +87,5 @@ bench: $(RUN)
 	$(BIN)/python benchmarks/decode.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv311 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv312 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -20,12 +20,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
 
 from muxjax.placement.costs.cluster import NodeGroup
 from muxjax.placement.planner.scorer import Item, Items, Scorer
 
-Unit: TypeAlias = tuple[int, int, Items, bool]
+type Unit = tuple[int, int, Items, bool]
 """Index of the kind of node, devices, items, and whether degrees and shares are as MuxServe's
 search has them."""
 

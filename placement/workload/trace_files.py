@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from muxjax.errors import WorkloadError
 from muxjax.placement.workload.trace import TraceRequest, checked
 
 Format = Literal["mooncake", "azure", "burstgpt", "muxserve"]
-_Row: TypeAlias = tuple[str, TraceRequest]
+type _Row = tuple[str, TraceRequest]
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
