@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from muxjax import Fleet, SamplingParams, loading
-from muxjax.config import load_fleet_config
-from muxjax.jax_executor import JaxExecutor
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.live_unit import LiveUnit
 from muxjax.models.kept import Dtype, Quantization, kept_params
-from muxjax.programs import ModelPrograms, Program
 from muxjax.progress import Bars
 from muxjax.unit_plan import LoadedModel, Plan
 

@@ -160,7 +160,7 @@ def load(folder: Path, devices: int) -> tuple[int, object]:
     from flax import nnx
 
     from muxjax import loading
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
     from muxjax.weights import load_weights
 
     entry = {"name": "model", "source": str(folder), "dtype": "bfloat16"}

@@ -42,12 +42,12 @@ from muxjax.bench.replay import Replay, make_requests, replay
 from muxjax.bench.rig import Rig, check_policies
 from muxjax.bench.solo import Solo, measure_solo
 from muxjax.bench.workloads import Asked, fleet_rates, make_workload
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.metrics import Metrics, Target
 from muxjax.placement.profile_table import ProfileTable
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
-from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.policies.registry import POLICIES
 
 HERE = Path(__file__).parent
 WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")

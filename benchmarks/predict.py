@@ -44,7 +44,7 @@ from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.rig import Rig
 from muxjax.bench.solo import warm_up
 from muxjax.bench.workloads import Asked, make_workload
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest
 

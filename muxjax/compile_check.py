@@ -14,9 +14,9 @@ from rich.table import Table
 
 from muxjax import loading
 from muxjax.aot import DescribedDevices
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.executor.programs import ModelPrograms
 from muxjax.hlo import collectives, copies_of, kernels
-from muxjax.programs import ModelPrograms
 
 _MB = 10**6
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax import reloading
-from muxjax.config import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
+from muxjax.engine.health import ModelState
+from muxjax.engine.router import Router
 from muxjax.errors import MuxError, UnknownModel
-from muxjax.health import ModelState
 from muxjax.lifecycle import Lifecycle
 from muxjax.live_unit import LiveUnit
 from muxjax.membership import Membership
-from muxjax.router import Router
 
 log = logging.getLogger("muxjax")
 

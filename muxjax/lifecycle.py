@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from muxjax import loading
-from muxjax.config import ModelEntry
+from muxjax.config.fleet_file import ModelEntry
+from muxjax.engine.health import ModelState, ModelStatus
+from muxjax.engine.router import Router
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
-from muxjax.health import ModelState, ModelStatus
+from muxjax.executor.programs import ModelPrograms
 from muxjax.live_unit import LiveUnit
-from muxjax.programs import ModelPrograms
-from muxjax.router import Router
 from muxjax.unit_plan import ModelPlan
 
 log = logging.getLogger("muxjax")

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
+from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead
-from muxjax.jax_executor import JaxExecutor, start_model
-from muxjax.programs import ModelPrograms
-from muxjax.runner import Runner
+from muxjax.executor.jax_executor import JaxExecutor, start_model
+from muxjax.executor.programs import ModelPrograms
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Executor
-from muxjax.scheduling.unit import Unit
 from muxjax.unit_plan import LoadedModel, ModelPlan, Plan
 
 _LAST_STEP_SECONDS = 60.0

@@ -11,17 +11,17 @@ from typing import Any
 import jax
 
 from muxjax.cache import cache_folder
-from muxjax.config import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
-from muxjax.mesh import ModelMesh
 from muxjax.models.kept import kept_bytes, kept_params
 from muxjax.models.loading import open_checkpoint
 from muxjax.models.shards import Shards
 from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
-from muxjax.placement.demand import expected_demand
-from muxjax.programs import ModelPrograms, Program
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.unit_plan import ModelPlan, Plan, dtype_of, kv_dtype, plan_model

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from muxjax import loading
-from muxjax.config import ModelEntry
+from muxjax.config.fleet_file import ModelEntry
 from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, WrongState
 from muxjax.lifecycle import Life, Lifecycle, make_ready
 from muxjax.live_unit import LiveUnit

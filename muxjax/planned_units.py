@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import jax
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.demand import expected_demand
 from muxjax.placement.plan import Plan, PlannedUnit
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 

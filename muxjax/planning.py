@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.config import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.models.config import ModelConfig
 from muxjax.models.config_only import read_shape

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxjax import loading
-from muxjax.config import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError, MuxError
 from muxjax.live_unit import LiveUnit
 from muxjax.membership import Membership

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.config import EngineConfig, FleetConfig, ModelEntry
+from muxjax.config.fleet_file import EngineConfig, FleetConfig, ModelEntry
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.programs import Buckets
+from muxjax.executor.step_functions import StepFunctions
 from muxjax.geometry import longest_sequence
-from muxjax.mesh import ModelMesh
 from muxjax.models.checkpoint import Checkpoint
 from muxjax.models.config import ModelConfig
 from muxjax.models.kept import Dtype, Quantization, kept_bytes
@@ -22,13 +24,11 @@ from muxjax.models.shards import Shards
 from muxjax.models.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout, native
 from muxjax.pallas_kernels.target import current_target
-from muxjax.programs import Buckets
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.pools import pool_of
+from muxjax.scheduling.kv_cache.pool_division import pool_of
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, Demand, LatencyTargets, ModelSpec
-from muxjax.scheduling.unit import Unit
-from muxjax.steps import StepFunctions
 
 _PREFILL_SEQS = 8
 

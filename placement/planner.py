@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.errors import PlanError
 from muxjax.placement.bound import upper_bound
 from muxjax.placement.cluster import Cluster

@@ -18,8 +18,8 @@ from muxjax.placement.cost_model import CostModel
 from muxjax.placement.plan import Execution
 from muxjax.placement.step_times import StepTimes
 from muxjax.scheduling.compute_shares import ComputeShares
+from muxjax.scheduling.fair_share import Turn
 from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
-from muxjax.scheduling.time_quotas import Turn
 
 TOKEN = 0
 """Every token that is made."""

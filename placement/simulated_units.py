@@ -14,7 +14,6 @@ from typing import Literal
 
 from muxjax.errors import PlanError, PoolTooSmall
 from muxjax.placement.cost_model import CostModel
-from muxjax.placement.demand import expected_demand
 from muxjax.placement.metrics import Target
 from muxjax.placement.model_shape import ModelShape
 from muxjax.placement.plan import Execution, PlannedModel, PlannedUnit
@@ -24,12 +23,13 @@ from muxjax.placement.simulator import UnitSimulation
 from muxjax.placement.step_times import StepTimes
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent import make_concurrent_policy
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.pools import pool_of
-from muxjax.scheduling.quotas import OpenPool
+from muxjax.scheduling.kv_cache.pool_division import pool_of
+from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Policy, Unit
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
-from muxjax.scheduling.unit import Policy, Unit
 
 PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
 """Those of the engine (`scheduling/policies.py`), and `spatial`: each model on devices of its own

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
 from muxjax.placement.cost_model import PlanningCosts
 from muxjax.placement.metrics import Metrics, Target

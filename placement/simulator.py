@@ -22,8 +22,8 @@ from muxjax.placement.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.routing import least_laden
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
-from muxjax.scheduling.unit import Unit
 
 STUCK_SECONDS = 0.05
 """How long the loop waits where requests exist and no step can be made: time moves quotas."""

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from muxjax.config.server import ServerConfig
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike
@@ -28,7 +29,6 @@ from muxjax.serve.limits import KeyLimits, too_many
 from muxjax.serve.queues import ModelQueue
 from muxjax.serve.tenancy import params_of
 from muxjax.serve.watched import Observer, Place, Watched
-from muxjax.server_config import ServerConfig
 
 
 class Admission:

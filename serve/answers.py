@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.errors import MuxError
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.errors import api_error

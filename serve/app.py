@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.serve.admission import Admission, View
 from muxjax.serve.body import read_json
 from muxjax.serve.chat import chat

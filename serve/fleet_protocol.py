@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from muxjax.config import FleetConfig
-from muxjax.health import ModelState, UnitHealth
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.health import ModelState, UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 

@@ -29,13 +29,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from muxjax.config.server import ServerConfig
 from muxjax.serve import logs
 from muxjax.serve.admission import Admission, View
 from muxjax.serve.errors import ApiError, error_response
 from muxjax.serve.keys import Key, Keys, Right
 from muxjax.serve.limits import KeyLimits
 from muxjax.serve.tracing import Tracing
-from muxjax.server_config import ServerConfig
 
 _OPEN_PREFIXES = ("/page/",)
 _ADMIN_PREFIXES = ("/models/", "/fleet/")

@@ -27,9 +27,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from muxjax.config.yaml_lines import parse_yaml
 from muxjax.errors import FleetConfigError, KeyFileError
 from muxjax.sampling_params import MAX_PRIORITY
-from muxjax.yaml_lines import parse_yaml
 
 Right = Literal["generate", "metrics", "admin"]
 ALL_RIGHTS: tuple[Right, ...] = ("generate", "metrics", "admin")

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from muxjax.config import SloConfig
-from muxjax.health import ModelStatus, UnitHealth
+from muxjax.config.fleet_file import SloConfig
+from muxjax.engine.health import ModelStatus, UnitHealth
 from muxjax.serve.admission import Admission
 from muxjax.serve.watched import Ending
 

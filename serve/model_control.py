@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import (
     CheckpointError,
     DownloadError,

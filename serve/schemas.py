@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from muxjax.health import ModelStatus
+from muxjax.engine.health import ModelStatus
 
 
 class _Answer(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from muxjax.health import ModelState, ModelStatus, UnitHealth
+from muxjax.engine.health import ModelState, ModelStatus, UnitHealth
 from muxjax.serve.admission import Admission
 from muxjax.serve.fleet_protocol import ManagedFleet, ModelLike
 from muxjax.serve.front import Caller

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.errors import MuxError
 
 

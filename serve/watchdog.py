@@ -19,8 +19,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
+from muxjax.engine.health import UnitHealth
 from muxjax.errors import MuxError
-from muxjax.health import UnitHealth
 from muxjax.serve import logs
 from muxjax.serve.fleet_protocol import SupervisedFleet
 

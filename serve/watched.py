@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from muxjax.config.server import ServerConfig
 from muxjax.errors import EngineDead, TimedOut
 from muxjax.serve.fleet_protocol import DeltaLike, StreamLike
 from muxjax.serve.limits import KeyLimits, Reservation
 from muxjax.serve.queues import ModelQueue
-from muxjax.server_config import ServerConfig
 
 
 @runtime_checkable

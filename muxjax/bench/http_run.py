@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.bench.http_client import Ask, Backend, Server, list_models
 from muxjax.bench.http_datasets import Pace, Prompts, make_asks, shares_of
 from muxjax.bench.http_load import Load, run_load

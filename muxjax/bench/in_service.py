@@ -27,8 +27,8 @@ from muxjax.bench.steps import Bucket, Kind, Measured, measure
 from muxjax.errors import BenchError
 from muxjax.placement.step_times import StepTimes, bucket_of
 from muxjax.placement.trace import TraceRequest
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step, StepResult
-from muxjax.scheduling.unit import Unit
 
 _POLICIES = ("adbs", "slo")
 """Decodes as long as may be, and short ones."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
 from muxjax.placement.records import RequestRecord
 from muxjax.placement.trace import TraceRequest

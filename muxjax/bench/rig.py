@@ -14,19 +14,19 @@ from dataclasses import replace
 from typing import Any, Self
 
 from muxjax import loading
-from muxjax.config import FleetConfig
-from muxjax.engine import Engine
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.engine import Engine
 from muxjax.errors import BenchError
-from muxjax.jax_executor import JaxExecutor
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.programs import Buckets
 from muxjax.placement.model_shape import ModelShape
 from muxjax.planning import shape_of
-from muxjax.programs import Buckets
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies import POLICIES
+from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.steps import Handle, Step, StepResult
-from muxjax.scheduling.unit import Unit
 from muxjax.unit_plan import Plan
 
 

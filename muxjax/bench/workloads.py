@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import WorkloadError
 from muxjax.placement.arrivals import power_law_rates
 from muxjax.placement.lengths import LogNormal

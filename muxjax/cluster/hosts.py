@@ -20,7 +20,7 @@ import numpy as np
 from muxjax import loading
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.wire import Link, Message
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError
 from muxjax.unit_plan import Plan
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.remote_unit import RemoteUnit
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
 from muxjax.placement.plan import Plan, load_plan

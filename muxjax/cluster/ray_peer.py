@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from muxjax.cluster.messages import Asked, Report
 from muxjax.cluster.unit_process import load_host, prepare_devices
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import EngineDead, MuxError
 from muxjax.placement.plan import Plan
 

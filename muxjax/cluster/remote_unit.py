@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
-from muxjax.runner import Runner
+from muxjax.engine.supervisor import Runner
 from muxjax.unit_plan import LoadedModel
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]

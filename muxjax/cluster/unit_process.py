@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.placement.plan import Plan
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     from muxjax import loading
     from muxjax.cluster.unit_host import UnitHost
     from muxjax.live_unit import LiveUnit
-    from muxjax.placement.demand import expected_demand
     from muxjax.planned_units import UnitPart, unit_part
+    from muxjax.scheduling.demand import expected_demand
 
     loading.enable_compilation_cache()
     if plan is None:

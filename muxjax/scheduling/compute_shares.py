@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from muxjax.scheduling.time_quotas import Turn
+from muxjax.scheduling.fair_share import Turn
 
 OVERLAP = 0.2
 """How much of the chip may be promised twice (MuxServe's `overload_threshold` of 2 tenths)."""

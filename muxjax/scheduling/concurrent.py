@@ -10,7 +10,7 @@ from muxjax.scheduling.concurrent_policies import (
     ConcurrentStatic,
 )
 from muxjax.scheduling.concurrent_slo import ConcurrentSlo
-from muxjax.scheduling.unit import Policy
+from muxjax.scheduling.scheduler import Policy
 
 CONCURRENT_POLICIES = {
     policy.name: policy

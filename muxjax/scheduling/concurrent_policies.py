@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from muxjax.scheduling.compute_shares import ComputeShares
+from muxjax.scheduling.fair_share import Phase, Turn
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step
-from muxjax.scheduling.time_quotas import Phase, Turn
-from muxjax.scheduling.unit import Unit
 
 
 class ConcurrentAdaptiveBatch:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent_policies import ConcurrentStatic
-from muxjax.scheduling.lost_causes import LostCauses
-from muxjax.scheduling.pacing import Pace
+from muxjax.scheduling.fair_share import Phase, Turn
+from muxjax.scheduling.policies.deferral import LostCauses
+from muxjax.scheduling.policies.slo_tracker import Pace
+from muxjax.scheduling.policies.slo_utilization import Strain
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step
-from muxjax.scheduling.strain import Strain
-from muxjax.scheduling.time_quotas import Phase, Turn
-from muxjax.scheduling.unit import Unit
 
 
 class ConcurrentSlo(ConcurrentStatic):

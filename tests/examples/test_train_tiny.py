@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from muxjax import Fleet, SamplingParams
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.models.loading import open_checkpoint
 from tests import tiny
 

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from muxjax import Fleet, SamplingParams, parking
+from muxjax import Fleet, SamplingParams
 from muxjax.errors import FleetConfigError, ModelUnavailable, UnknownModel, WrongState
-from muxjax.programs import ModelPrograms
+from muxjax.executor import weight_offload as parking
+from muxjax.executor.programs import ModelPrograms
 from tests.muxjax.tiny_fleets import entry, fleet
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from muxjax import Fleet, SamplingParams, membership
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import (
     CheckpointError,
     FleetConfigError,

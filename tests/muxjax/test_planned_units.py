@@ -1,10 +1,10 @@
 import jax
 import pytest
 
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.demand import expected_demand
 from muxjax.planned_units import planned_units
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import ModelSpec
 from tests.muxjax.on_eight_devices import UNITS, make_plan, planned_fleet

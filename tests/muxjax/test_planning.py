@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.planner import make_plan
 from muxjax.planning import plan_inputs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxjax.config import ModelEntry
+from muxjax.config.fleet_file import ModelEntry
 from muxjax.pallas_kernels import native
 from muxjax.unit_plan import dtype_of, kv_dtype
 from tests.muxjax.tiny_fleets import entry

@@ -4,7 +4,7 @@ import pytest
 
 from muxjax.errors import PlanError
 from muxjax.placement.simulated_units import MOST_BLOCKS, PolicyName, System, make_unit
-from muxjax.scheduling.quotas import KVQuotas, OpenPool
+from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool
 from tests.muxjax.scheduling.harness import request
 from tests.placement.simple_costs import SHAPE, SimpleCosts, planned, unit
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from muxjax import __version__
+from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
 from muxjax.placement.metrics import Target
 from muxjax.placement.records import RequestRecord

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from muxjax.config.server import ServerConfig
 from muxjax.errors import EngineDead, TimedOut
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.admission import Admission
 from muxjax.serve.errors import ApiError
 from muxjax.serve.watched import Ending, Watched
-from muxjax.server_config import ServerConfig
 from tests.serve.fake_fleet import FakeFleet
 
 PROMPT = list(b"ab")

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from muxjax.config.server import ServerConfig
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.keys import Key, Keys, digest_of
 from muxjax.serve.settings import Settings
-from muxjax.server_config import ServerConfig
 from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet
 

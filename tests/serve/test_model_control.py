@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from muxjax.engine.health import ModelState
 from muxjax.errors import ModelUnavailable, WrongState
-from muxjax.health import ModelState
 from muxjax.serve.keys import Key, Keys, digest_of
 from muxjax.serve.settings import Settings
 from tests.serve.conftest import running_server

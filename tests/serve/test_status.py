@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from muxjax.config import SloConfig
+from muxjax.config.fleet_file import SloConfig
 from muxjax.serve.settings import Settings
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from muxjax.constraints import Constraints
+from muxjax.engine.grammar_constraints import Constraints
 from muxjax.grammar import Grammar
 from muxjax.models.byte_tokenizer import byte_tokenizer
 from muxjax.serve.messages import ChatMessage, Tool

@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from muxjax import Fleet
-from muxjax.jax_executor import JaxExecutor
+from muxjax.config.server import ServerConfig
+from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
 from muxjax.serve.logs import JsonLines
 from muxjax.serve.settings import Settings
 from muxjax.serve.watchdog import Watchdog, describe_stacks
-from muxjax.server_config import ServerConfig
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
 from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet

@@ -8,10 +8,10 @@ from muxjax.bench import in_service
 from muxjax.bench.in_service import Ran, Watch
 from muxjax.errors import BenchError
 from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, StepResult
-from muxjax.scheduling.unit import Unit
 
 TIMES = {
     "m": StepTimes(

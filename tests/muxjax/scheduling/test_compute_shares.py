@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.scheduling.compute_shares import ComputeShares
-from muxjax.scheduling.time_quotas import Turn
+from muxjax.scheduling.fair_share import Turn
 
 SHARES = ComputeShares(
     {("a", "prefill"): 1.0, ("a", "decode"): 0.3, ("b", "prefill"): 0.9, ("b", "decode"): 0.5}

@@ -6,9 +6,9 @@ import pytest
 
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent import make_concurrent_policy
-from muxjax.scheduling.quotas import OpenPool
+from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step, StepResult
-from muxjax.scheduling.unit import Unit
 from tests.muxjax.scheduling.harness import request, spec
 
 

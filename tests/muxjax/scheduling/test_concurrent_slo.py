@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from muxjax.scheduling.compute_shares import ComputeShares
 from muxjax.scheduling.concurrent_slo import ConcurrentSlo
-from muxjax.scheduling.quotas import OpenPool
-from muxjax.scheduling.unit import Unit
+from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.scheduler import Unit
 from tests.muxjax.scheduling.harness import request, spec
 from tests.muxjax.scheduling.test_concurrent_policies import finish, kind, started
 
