@@ -19,7 +19,7 @@ from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import Buckets, ModelPrograms
 from muxjax.executor.sampler import Logprobs
 from muxjax.executor.step_functions import Emitted
-from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate

@@ -22,7 +22,7 @@ class DecodeStreamLike(Protocol):
 
 @runtime_checkable
 class TokenizerLike(Protocol):
-    """The part of `muxjax.models.tokenizer.Tokenizer` that requests and answers need."""
+    """The part of `muxjax.models.tokenizers.tokenizer.Tokenizer` that requests and answers need."""
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of a text; False for what a chat template made, which has its own begin."""

@@ -18,7 +18,7 @@ class _Command(TyperCommand):
     """Takes options with several values, and refuses those of vLLM's that there are not."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        from muxjax.bench.vllm_flags import prepare
+        from muxjax.bench.http.vllm_flags import prepare
 
         return super().parse_args(ctx, prepare(args))
 
@@ -154,12 +154,12 @@ def http(
     Options and JSON keys are vLLM's; there are also blocks for each model, `slo_attainment` and
     `jain_index`. Ctrl-C keeps what is finished.
     """
-    from muxjax.bench.http_client import Server
-    from muxjax.bench.http_datasets import Pace, Prompts
-    from muxjax.bench.http_metrics import Measures
-    from muxjax.bench.http_run import HttpBench, backend_of, saved_to, write_result
-    from muxjax.bench.vllm_flags import goodput as limits_of
-    from muxjax.bench.vllm_flags import pairs, tokenizer_path
+    from muxjax.bench.http.client import Server
+    from muxjax.bench.http.datasets import Pace, Prompts
+    from muxjax.bench.http.metrics import Measures
+    from muxjax.bench.http.run import HttpBench, backend_of, saved_to, write_result
+    from muxjax.bench.http.vllm_flags import goodput as limits_of
+    from muxjax.bench.http.vllm_flags import pairs, tokenizer_path
 
     kind = backend_of(backend)
     if ramp_up_strategy not in (None, "linear", "exponential"):
@@ -247,7 +247,7 @@ def http(
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        from muxjax.bench.tables import show_http
+        from muxjax.bench.report.tables import show_http
 
         show_http(result)
     failed = [outcome for outcome in load.outcomes if not outcome.success]

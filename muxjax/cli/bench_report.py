@@ -25,9 +25,9 @@ def report(
     ] = None,
 ) -> None:
     """Tables and plots of saved runs: printed, and as one HTML file that needs no other."""
-    from muxjax.bench.report import grids_of, write_report
-    from muxjax.bench.saved import find
-    from muxjax.bench.tables import show_grids
+    from muxjax.bench.report.page import grids_of, write_report
+    from muxjax.bench.report.saved import find
+    from muxjax.bench.report.tables import show_grids
 
     found = find(folder)
     show_grids(grids_of(found))
@@ -47,7 +47,7 @@ def picture(
     title: Annotated[str, typer.Option(help="Above the picture.")] = "",
 ) -> None:
     """Draw a part of a trace of `--trace`: who ran when, who waited, who held pages."""
-    from muxjax.bench.trace_picture import trace_picture
+    from muxjax.bench.report.trace_picture import trace_picture
 
     if seconds is not None and not seconds > 0:
         raise BenchError(f"--seconds must be above 0, not {seconds}")

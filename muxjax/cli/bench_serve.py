@@ -16,10 +16,10 @@ from muxjax.errors import BenchError, WorkloadError
 
 if TYPE_CHECKING:
     from muxjax.bench.compare import Run
-    from muxjax.bench.rig import Rig
-    from muxjax.bench.solo import Solo
-    from muxjax.placement.metrics import Target
-    from muxjax.placement.trace import TraceRequest
+    from muxjax.bench.isolated import Solo
+    from muxjax.bench.session import Rig
+    from muxjax.placement.simulator.metrics import Target
+    from muxjax.placement.workload.trace import TraceRequest
     from muxjax.scheduling.timeline import Timeline
 
 
@@ -138,9 +138,9 @@ def serve(
     if slo_scale is None and slo_ttft is None and slo_tpot is None:
         slo_scale = DEFAULT_SCALE
 
-    from muxjax.bench.rig import Rig
+    from muxjax.bench.session import Rig
     from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
-    from muxjax.placement.metrics import Target
+    from muxjax.placement.simulator.metrics import Target
 
     with Rig.load(config) as rig:
         limits = {name: model.max_model_len for name, model in rig.models.items()}
@@ -152,13 +152,13 @@ def serve(
             runs, solo = _run(rig, source, rates, policies, targets, rounds, seed, output, timeline)
     report = _report(fleet_file, policies, rounds, asked, targets, source, solo, runs)
     if output is not None:
-        from muxjax.bench.saved import save
+        from muxjax.bench.report.saved import save
 
         save(report, output / "serve.json")
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        from muxjax.bench.tables import show_serve
+        from muxjax.bench.report.tables import show_serve
 
         show_serve(report)
 
@@ -176,7 +176,7 @@ def _run(
 ) -> tuple[list[Run], Solo]:
     """Requests alone, then all runs, with a bar for each policy."""
     from muxjax.bench.compare import OnRecord, compare
-    from muxjax.bench.solo import measure_solo
+    from muxjax.bench.isolated import measure_solo
     from muxjax.progress import Bars
 
     if output is not None:
@@ -190,7 +190,7 @@ def _run(
         if output is None:
             yield None
             return
-        from muxjax.bench.saved import record_file
+        from muxjax.bench.report.saved import record_file
 
         with record_file(output / f"requests-{policy}-r{number + 1}.csv") as take:
             yield take

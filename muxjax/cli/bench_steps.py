@@ -12,7 +12,7 @@ import typer
 from muxjax.errors import BenchError
 
 if TYPE_CHECKING:
-    from muxjax.bench.rig import Rig
+    from muxjax.bench.session import Rig
     from muxjax.bench.steps import Kind, Measured
 
 
@@ -52,7 +52,7 @@ def steps(
     config = load_fleet_config(fleet_file)
 
     from muxjax.bench.machine import machine
-    from muxjax.bench.rig import Rig
+    from muxjax.bench.session import Rig
     from muxjax.bench.steps import rows_of
 
     with Rig.load(config) as rig:
@@ -74,7 +74,7 @@ def steps(
 
 def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
     """What was measured: after an interrupt, all rounds that are finished."""
-    from muxjax.bench.in_service import measure_in_service
+    from muxjax.bench.step_recorder import measure_in_service
     from muxjax.bench.steps import Measured, kinds_of
     from muxjax.progress import Bars
 

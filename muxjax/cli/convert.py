@@ -36,8 +36,8 @@ def convert(
 
     DEST appears when it is complete.
     """
-    from muxjax.models.convert import convert as write
-    from muxjax.models.loading import open_checkpoint
+    from muxjax.models.checkpoints.convert import convert as write
+    from muxjax.models.checkpoints.loading import open_checkpoint
 
     size = write(open_checkpoint(source), dest.expanduser().absolute(), dtype.value)
     print(f"{dest}: {size / 1e6:,.0f} MB of parameters")

@@ -157,15 +157,15 @@ def compile_check(
     The fleet is cut for as many devices of the target as its `tensor_parallel` says. Exit status 1
     if something does not compile or does not fit.
     """
-    from muxjax.aot import describe, set_environment
+    from muxjax.compile_check.devices import describe, set_environment
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
     set_environment(target)
     devices = describe(target)
 
-    from muxjax.compile_check import CheckedProgram, faults_of, table_of
-    from muxjax.compile_check import compile_check as check_fleet
+    from muxjax.compile_check.check import CheckedProgram, faults_of, table_of
+    from muxjax.compile_check.check import compile_check as check_fleet
     from muxjax.progress import Bars
 
     with ExitStack() as shown:
@@ -197,7 +197,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch demo models into the cache, with their licences. What is there is not fetched again."""
-    from muxjax.models.demo import DEMO_MODELS, fetch_demo
+    from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
     if unknown:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from muxjax.models.params import param_shapes
+from muxjax.models.nn.params import param_shapes
 
 _COLUMNS = {
     "name": "model",

@@ -14,9 +14,9 @@ from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
     from muxjax.config.fleet_file import FleetConfig
-    from muxjax.placement.plan import Plan
-    from muxjax.placement.planner import Options
-    from muxjax.planning import PlanInputs
+    from muxjax.placement.planner.plan import Plan
+    from muxjax.placement.planner.planner import Options
+    from muxjax.units.plan_inputs import PlanInputs
 
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
 MuxServe = Annotated[
@@ -76,8 +76,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find which models share which devices, and say what that will deliver. Starts nothing."""
-    from muxjax.placement.planner import Options
-    from muxjax.planning import plan_inputs
+    from muxjax.placement.planner.planner import Options
+    from muxjax.units.plan_inputs import plan_inputs
 
     began = time.perf_counter()
     config = read_fleet(fleet_file, muxserve)
@@ -120,7 +120,7 @@ def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = N
     Raises:
       PlanError: nothing fits.
     """
-    from muxjax.placement.planner import make_plan
+    from muxjax.placement.planner.planner import make_plan
     from muxjax.progress import Bars
 
     with Bars({"planning": 1000}, show=True) as bars:

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muxjax.placement.plan import Plan, PlannedModel, PlannedUnit
+from muxjax.placement.planner.plan import Plan, PlannedModel, PlannedUnit
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

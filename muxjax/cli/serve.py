@@ -105,12 +105,12 @@ def serve(
             "--trace records steps of this process; with --ray they are others'"
         )
 
-    from muxjax.serve import logs
-    from muxjax.serve.keys import load_keys
+    from muxjax.serve.access.keys import load_keys
+    from muxjax.serve.ops import logs
+    from muxjax.serve.ops.tracing import Tracing
     from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
     from muxjax.serve.server import serve as serve_fleet
     from muxjax.serve.settings import Settings
-    from muxjax.serve.tracing import Tracing
 
     found = load_keys(keys, [model.name for model in config.models])
     tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
@@ -160,7 +160,7 @@ def key(
     name: Annotated[str, typer.Argument(help="What logs call the holder.")],
 ) -> None:
     """Make an API key: the secret for its holder, and the entry for the key file."""
-    from muxjax.serve.keys import new_entry
+    from muxjax.serve.access.keys import new_entry
 
     secret, entry = new_entry(name)
     print(f"# The secret, shown only now:\n#   {secret}\n{entry}")

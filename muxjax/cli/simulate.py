@@ -16,12 +16,12 @@ from muxjax.cli.trace import recorded
 from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
-    from muxjax.placement.load import Slo
-    from muxjax.placement.plan import Execution, Plan
-    from muxjax.placement.simulated_units import System
-    from muxjax.placement.simulation import Setup
-    from muxjax.placement.trace import Workload
-    from muxjax.placement.traces import TraceFile
+    from muxjax.placement.planner.load import Slo
+    from muxjax.placement.planner.plan import Execution, Plan
+    from muxjax.placement.simulator.simulated_units import System
+    from muxjax.placement.simulator.simulation import Setup
+    from muxjax.placement.workload.trace import Workload
+    from muxjax.placement.workload.trace_files import TraceFile
     from muxjax.scheduling.timeline import Timeline
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
@@ -124,11 +124,11 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate a plan: the real scheduler on a simulated clock."""
-    from muxjax.placement.metrics import Target
-    from muxjax.placement.plan_costs import plan_costs, plan_targets
-    from muxjax.placement.simulation import Setup, checked_scales
-    from muxjax.placement.trace import First
-    from muxjax.placement.traces import open_trace
+    from muxjax.placement.simulator.metrics import Target
+    from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
+    from muxjax.placement.simulator.simulation import Setup, checked_scales
+    from muxjax.placement.workload.trace import First
+    from muxjax.placement.workload.trace_files import open_trace
     from muxjax.scheduling.specs import DEFAULT_SCALE
 
     scales = checked_scales(_numbers(rate_scales, "--rate-scales"))
@@ -235,8 +235,8 @@ def _plan(
     seed: int,
 ) -> tuple[Plan, dict[str, Slo]]:
     """The plan, read or made, and the latency targets that the fleet file has."""
-    from muxjax.placement.plan import load_plan
-    from muxjax.placement.planner import Options
+    from muxjax.placement.planner.plan import load_plan
+    from muxjax.placement.planner.planner import Options
 
     if file is not None and file.suffix.lower() == ".json":
         for option, value in (
@@ -249,8 +249,8 @@ def _plan(
         return load_plan(file), {}
 
     from muxjax.cli.plan import read_fleet, search_plan
-    from muxjax.placement.load import Slo
-    from muxjax.planning import plan_inputs
+    from muxjax.placement.planner.load import Slo
+    from muxjax.units.plan_inputs import plan_inputs
 
     inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
     chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked
@@ -260,8 +260,8 @@ def _plan(
 
 
 def _systems(policies: str, execution: str) -> list[System]:
-    from muxjax.placement.plan import Execution
-    from muxjax.placement.simulated_units import PolicyName, System
+    from muxjax.placement.planner.plan import Execution
+    from muxjax.placement.simulator.simulated_units import PolicyName, System
 
     if execution not in get_args(Execution):
         raise PlanError(f"no execution {execution!r}; there are {', '.join(get_args(Execution))}")
@@ -290,8 +290,8 @@ def _synthetic(
     tokenizer: Path | None,
     seed: int,
 ) -> Workload:
-    from muxjax.placement.planned_workload import planned_traffic
-    from muxjax.placement.workload import Arrivals, Synthetic
+    from muxjax.placement.simulator.planned_workload import planned_traffic
+    from muxjax.placement.workload.synthetic import Arrivals, Synthetic
 
     for option, value, owner in (
         ("--cv", cv, "gamma"),
@@ -326,7 +326,7 @@ def _synthetic(
 
 
 def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, int]] | None:
-    from muxjax.placement.traces import approximate_tokens, sharegpt_lengths
+    from muxjax.placement.workload.trace_files import approximate_tokens, sharegpt_lengths
 
     if lengths is None:
         return None
@@ -343,8 +343,8 @@ def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, 
 
 
 def _assigned(plan: Plan, trace: TraceFile, rename: Sequence[str], seed: int) -> Workload:
-    from muxjax.placement.planned_workload import planned_rates
-    from muxjax.placement.workload import Assigned
+    from muxjax.placement.simulator.planned_workload import planned_rates
+    from muxjax.placement.workload.synthetic import Assigned
 
     renamed: dict[str, str] = {}
     for pair in rename:
@@ -377,8 +377,8 @@ def _run_all(
       output: the folder for the records.
       timeline: records the steps of all runs.
     """
-    from muxjax.placement.simulation import run, sweep
-    from muxjax.placement.simulation_files import record_file
+    from muxjax.placement.simulator.output_files import record_file
+    from muxjax.placement.simulator.simulation import run, sweep
     from muxjax.progress import Bars
 
     if output is not None:
@@ -417,7 +417,7 @@ def _run_all(
 
 
 def _write(report: Mapping[str, Any], output: Path) -> None:
-    from muxjax.placement.simulation_files import write_json, write_plots, write_tables
+    from muxjax.placement.simulator.output_files import write_json, write_plots, write_tables
 
     write_json(report, output / "simulation.json")
     write_tables(report["policies"], output)

@@ -7,7 +7,6 @@ from collections import deque
 
 import jax
 
-from muxjax import loading
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
@@ -15,6 +14,7 @@ from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError, MuxError
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import STEPS_AHEAD
+from muxjax.units import build as loading
 
 log = logging.getLogger("muxjax")
 

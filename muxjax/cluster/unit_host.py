@@ -17,7 +17,7 @@ from muxjax.engine.grammar_constraints import Constraints
 from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.unit_plan import LoadedModel
+from muxjax.units.unit_spec import LoadedModel
 
 
 class UnitHost:

@@ -38,7 +38,7 @@ from muxjax.config.memory_size import Memory
 from muxjax.config.server import ServerConfig
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.cluster import parse_cluster
+from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.scheduling.specs import DEFAULT_SCALE
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")

@@ -20,7 +20,7 @@ from typing import Any
 
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError
-from muxjax.placement.model_shape import LLAMA_SHAPES
+from muxjax.placement.costs.model_shape import LLAMA_SHAPES
 
 DEVICE = "a100-80gb"
 

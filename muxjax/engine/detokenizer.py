@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.scheduling.requests import FinishReason, RequestUpdate
 from muxjax.scheduling.steps import TokenLogprobs
 

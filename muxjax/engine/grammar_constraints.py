@@ -17,7 +17,7 @@ import numpy as np
 from muxjax.errors import InvalidRequest
 from muxjax.executor.step_inputs import mask_words
 from muxjax.grammar import Grammar
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 
 _SPACES = r"[ \n\r\t]{1,20}"
 """Between the parts of JSON. Bounded, as models that have lost their way make spaces for ever."""

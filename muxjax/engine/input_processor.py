@@ -13,10 +13,10 @@ from typing import TypeAlias
 from muxjax.engine.detokenizer import Output
 from muxjax.engine.grammar_constraints import Constraints
 from muxjax.errors import InvalidRequest, UnknownModel
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.unit_plan import LoadedModel
+from muxjax.units.unit_spec import LoadedModel
 
 Prompt: TypeAlias = str | Sequence[int]
 

@@ -23,7 +23,7 @@ from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.slot_state import SlotState
 from muxjax.executor.step_functions import Emitted, StepFunctions
 from muxjax.executor.step_inputs import Column, mask_words
-from muxjax.models.decoder import Decoder
+from muxjax.models.nn.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
 from muxjax.sampling_params import MAX_LOGIT_BIAS
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from muxjax.executor import sampler
 from muxjax.executor.sampler import Logprobs, Settings
 from muxjax.executor.slot_state import SlotState
-from muxjax.models.decoder import Decoder
+from muxjax.models.nn.decoder import Decoder
 
 _TILE = 16
 """Rows of logits that the log-probabilities of a prompt take at a time."""

@@ -19,8 +19,8 @@ from muxjax.executor.sample_step import Adjustments, choose, prompt_logprobs
 from muxjax.executor.sampler import Logprobs
 from muxjax.executor.slot_state import SlotState
 from muxjax.executor.step_inputs import PrefillRows, unpack_bias, unpack_prefill
-from muxjax.models.attention import PagedAttend
-from muxjax.models.decoder import Decoder
+from muxjax.models.nn.attention import PagedAttend
+from muxjax.models.nn.decoder import Decoder
 from muxjax.pallas_kernels import KVLayout
 
 

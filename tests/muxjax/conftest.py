@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.config.fleet_file import load_fleet_config
 from tests.muxjax.tiny_fleets import fleet
 

@@ -17,7 +17,7 @@ from typing import Any
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.engine.health import ModelState, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 

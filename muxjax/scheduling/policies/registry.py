@@ -6,7 +6,8 @@
 | `adbs` | MuxServe's adaptive batch scheduling | `adaptive_batch.py` |
 | `fcfs`, `round_robin`, `static`, `temporal`, `mutex` | baselines | `baselines.py` |
 
-`spatial`, devices of its own for each model, is no policy but a placement (`placement/spatial.py`).
+`spatial`, separate devices for each model, is not a policy but a placement
+(`placement/planner/spatial.py`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from muxjax.bench.replay import make_requests, replay
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, WorkloadError
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Unit

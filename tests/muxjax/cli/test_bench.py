@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax.bench import rig as rig_module
-from muxjax.bench.rig import Rig
+from muxjax.bench import session as rig_module
+from muxjax.bench.session import Rig
 from muxjax.bench.steps import Timed
 from muxjax.cli.main import main as cli
 from muxjax.config.fleet_file import load_fleet_config
@@ -79,7 +79,8 @@ def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
 def test_an_interrupt_keeps_the_rounds_that_are_finished(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muxjax.bench import in_service, steps
+    from muxjax.bench import step_recorder as in_service
+    from muxjax.bench import steps
 
     def measure(rig: Rig, *, into: steps.Measured, done: Any, **more: Any) -> None:
         into.steps = [

@@ -16,8 +16,8 @@ import pytest
 
 from muxjax.cli.main import main as cli
 from muxjax.errors import CheckpointError
-from muxjax.models.config import ModelConfig
-from muxjax.models.hf_config import from_family
+from muxjax.models.checkpoints.hf_config import from_family
+from muxjax.models.nn.config import ModelConfig
 from muxjax.pallas_kernels.layout import KVLayout
 from tests.serve.fake_fleet import TEMPLATE, fake_tokenizer
 
@@ -232,7 +232,7 @@ def test_fetch_refuses_unknown_names(monkeypatch, capsys):
 
 
 def test_fetch_prints_where_the_models_are(monkeypatch, capsys):
-    from muxjax.models import demo
+    from muxjax.models.download import demo
 
     monkeypatch.setattr(demo, "fetch_demo", lambda name: Path("/cache") / name)
     assert run(monkeypatch, "fetch", "gemma3-270m") == 0

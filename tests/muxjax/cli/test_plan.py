@@ -13,7 +13,7 @@ import yaml
 
 from muxjax.cli.main import main as cli
 from muxjax.config.fleet_file import load_fleet_config
-from muxjax.placement.plan import load_plan
+from muxjax.placement.planner.plan import load_plan
 from tests.placement.data import a100_profile, shared_data
 
 ROOT = Path(__file__).parents[3]

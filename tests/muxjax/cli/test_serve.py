@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.serve.keys import load_keys
+from muxjax.serve.access.keys import load_keys
 from tests.muxjax.cli.test_main import CliFleet, fake_fleet, one, run  # noqa: F401  fixtures
 
 

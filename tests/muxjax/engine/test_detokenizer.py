@@ -1,7 +1,7 @@
 import pytest
 
 from muxjax.engine.detokenizer import Output
-from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.steps import TokenLogprobs

@@ -11,7 +11,7 @@ import pytest
 from muxjax.engine.grammar_constraints import Constraints, GrammarConstraint
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import MAX_GRAMMAR_CHARS, Grammar
-from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 
 VOCAB = 301
 EOS = 256

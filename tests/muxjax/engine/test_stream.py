@@ -9,7 +9,7 @@ import pytest
 from muxjax.engine.detokenizer import Delta, Output
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead
-from muxjax.models.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
 
 TOKENIZER = byte_tokenizer(260)
