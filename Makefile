@@ -75,13 +75,8 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy sees the package as it is installed from a wheel: the folders at the top become sub-packages
-# only there. `build` holds setuptools' leftovers, which would put removed modules into the wheel.
 types: $(DEV)
-	@rm -rf build $(VENV)/installed
-	@$(BIN)/python -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation --target $(VENV)/installed .
-	@rm -rf build
-	cd $(VENV)/installed && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p muxjax
+	$(BIN)/python -m mypy -p muxjax
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -20,14 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from muxjax import Fleet, SamplingParams, loading
-from muxjax.config import load_fleet_config
-from muxjax.jax_executor import JaxExecutor
-from muxjax.live_unit import LiveUnit
-from muxjax.models.kept import Dtype, Quantization, kept_params
-from muxjax.programs import ModelPrograms, Program
+from muxjax import Fleet, SamplingParams
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.programs import ModelPrograms, Program
+from muxjax.models.nn.weight_format import Dtype, Quantization, kept_params
 from muxjax.progress import Bars
-from muxjax.unit_plan import LoadedModel, Plan
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.unit_spec import LoadedModel, Plan
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Machine:
         self._big = jnp.ones(_READ_BYTES // 4, jnp.float32)
         self._sum = jax.jit(jnp.sum)
         self._dot = jax.jit(
-            # As `muxjax.models.linear` has it: the weight to the left.
+            # As `muxjax.models.nn.linear` has it: the weight to the left.
             lambda w, x: jax.lax.dot_general(
                 w,
                 x,

@@ -11,21 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.engine import Engine
-from muxjax.jax_executor import JaxExecutor
-from muxjax.mesh import ModelMesh
-from muxjax.models.byte_tokenizer import byte_tokenizer
-from muxjax.output import Output
-from muxjax.programs import Buckets, ModelPrograms
-from muxjax.sampler import Logprobs
+from muxjax.engine.detokenizer import Output
+from muxjax.engine.engine import Engine
+from muxjax.engine.stream import Stream
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.mesh import ModelMesh
+from muxjax.executor.programs import Buckets, ModelPrograms
+from muxjax.executor.sampler import Logprobs
+from muxjax.executor.step_functions import Emitted
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
-from muxjax.scheduling.unit import Unit
-from muxjax.steps import Emitted
-from muxjax.stream import Stream
 
 PROMPT, OUTPUT = 161, 338
 """Mean lengths of MuxServe's workloads."""

@@ -17,14 +17,14 @@ from _map_fleet import CLUSTERS, Job, Units, cost_model, fleet, placements, work
 from _map_summary import WITHIN
 
 from muxjax.errors import PlanError
-from muxjax.placement.cluster import parse_cluster
-from muxjax.placement.metrics import Target
-from muxjax.placement.plan import Execution
-from muxjax.placement.plan_costs import plan_targets
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.simulated_units import PolicyName, System, make_unit
-from muxjax.placement.simulator import Simulation
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.cluster import parse_cluster
+from muxjax.placement.planner.plan import Execution
+from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.simulator.plan_costs import plan_targets
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.simulator.simulated_units import PolicyName, System, make_unit
+from muxjax.placement.simulator.simulator import Simulation
+from muxjax.placement.workload.trace import TraceRequest
 
 POLICIES: tuple[PolicyName, ...] = (
     "slo",
@@ -110,7 +110,7 @@ def attainment(outcome: Outcome, scale: float) -> float:
 
 
 def throughput(outcome: Outcome) -> dict[str, float]:
-    """Requests a second, as `placement/metrics.py` has them."""
+    """Requests a second, as `placement/simulator/metrics.py` has them."""
     rates = {n: m.finished / m.last_end if m.last_end else 0.0 for n, m in outcome.items()}
     offered = sum(model.offered for model in outcome.values())
     weighted = sum(rates[name] * model.offered for name, model in outcome.items())

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from muxjax.errors import PlanError
-from muxjax.placement.arrivals import power_law_rates
-from muxjax.placement.cluster import Cluster
-from muxjax.placement.cost_model import PlanningCosts
-from muxjax.placement.lengths import LogNormal
-from muxjax.placement.load import ModelLoad, Slo
-from muxjax.placement.model_shape import LLAMA_SHAPES
-from muxjax.placement.plan import Execution, Plan, PlannedModel, PlannedUnit
-from muxjax.placement.planner import Options, make_plan
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.roofline import Roofline
-from muxjax.placement.simulated_units import PolicyName
-from muxjax.placement.spatial import POOL_SHARE, spatial_units
-from muxjax.placement.trace import TraceRequest
-from muxjax.placement.workload import Synthetic, Traffic
+from muxjax.placement.costs.cluster import Cluster
+from muxjax.placement.costs.cost_model import PlanningCosts
+from muxjax.placement.costs.model_shape import LLAMA_SHAPES
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.plan import Execution, Plan, PlannedModel, PlannedUnit
+from muxjax.placement.planner.planner import Options, make_plan
+from muxjax.placement.planner.spatial import POOL_SHARE, spatial_units
+from muxjax.placement.simulator.simulated_units import PolicyName
+from muxjax.placement.workload.arrivals import power_law_rates
+from muxjax.placement.workload.lengths import LogNormal
+from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.trace import TraceRequest
 
 Hardware = Literal["a100", "h200", "v6e"]
 CLUSTERS: Mapping[Hardware, str] = {

@@ -31,7 +31,7 @@ from _common import (
 )
 
 from muxjax import Fleet, SamplingParams
-from muxjax.jax_executor import JaxExecutor
+from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
 
 PROMPT = 16

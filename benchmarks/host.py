@@ -27,10 +27,10 @@ import numpy as np
 from _common import print_json, show, surroundings
 from _host_turn import MOST_TOKENS, Feed, Times, time_turns
 
-from muxjax.scheduling.policies import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import DecodeBatch, Prefill, Step, StepResult
-from muxjax.scheduling.unit import Unit
 
 NEXT_STEP_LIMIT = 100e-6
 TURN_LIMIT = 500e-6

@@ -20,7 +20,7 @@ from statistics import median, pstdev
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.serve.keys import Key, Keys, digest_of, new_secret
+from muxjax.serve.access.keys import Key, Keys, digest_of, new_secret
 
 KEYS = 50
 BATCH = 20

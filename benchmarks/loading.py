@@ -66,9 +66,9 @@ def write(folder: Path, layers: int, stored: str) -> None:
     """Writes the model in both forms."""
     import jax
 
-    from muxjax.models.convert import convert
-    from muxjax.models.hf import open_hf, save_hf
-    from muxjax.models.loading import open_checkpoint
+    from muxjax.models.checkpoints.convert import convert
+    from muxjax.models.checkpoints.hf import open_hf, save_hf
+    from muxjax.models.checkpoints.loading import open_checkpoint
 
     shape = {
         "vocab_size": 32000,
@@ -159,9 +159,9 @@ def load(folder: Path, devices: int) -> tuple[int, object]:
     import jax
     from flax import nnx
 
-    from muxjax import loading
-    from muxjax.config import load_fleet_config
-    from muxjax.weights import load_weights
+    from muxjax.config.fleet_file import load_fleet_config
+    from muxjax.units import build as loading
+    from muxjax.units.weights import load_weights
 
     entry = {"name": "model", "source": str(folder), "dtype": "bfloat16"}
     config = load_fleet_config(

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.models.int8 import linear_int8, quantise
-from muxjax.models.linear import linear, put_matrix
-from muxjax.pallas_kernels import native
+from muxjax.models.nn.int8 import linear_int8, quantise
+from muxjax.models.nn.linear import linear, put_matrix
+from muxjax.pallas_kernels.cpu import native
 
 BYTES = 200e6
 """Of all matrices together: more than a cache holds."""

@@ -29,8 +29,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.bench.http_client import Ask, Server
-from muxjax.bench.http_load import Load, run_load
+from muxjax.bench.http.client import Ask, Server
+from muxjax.bench.http.load import Load, run_load
 from muxjax.errors import BenchError
 
 LARGEST_ID = 40_000

@@ -23,11 +23,11 @@ import numpy as np
 from _common import PRECISIONS, Precision, print_json, show, surroundings
 from flax import nnx, struct
 
-from muxjax.models.attention import DenseAttend
-from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.decoder import Decoder
-from muxjax.models.kept import kept_bytes, put_on_device
-from muxjax.models.loading import open_checkpoint
+from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.nn.attention import DenseAttend
+from muxjax.models.nn.decoder import Decoder
+from muxjax.models.nn.weight_format import kept_bytes, put_on_device
 from muxjax.progress import Bars
 
 TEXT = Path(__file__).parent / "data" / "wells.txt"

@@ -28,12 +28,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.placement.cluster import parse_cluster
-from muxjax.placement.load import ModelLoad
-from muxjax.placement.model_shape import LLAMA_SHAPES, ModelShape
-from muxjax.placement.planner import Options, make_plan
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.roofline import Roofline
+from muxjax.placement.costs.cluster import parse_cluster
+from muxjax.placement.costs.model_shape import LLAMA_SHAPES, ModelShape
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.load import ModelLoad
+from muxjax.placement.planner.planner import Options, make_plan
 
 CASES = {
     "condense500": (5.2096, 8.8),

@@ -36,18 +36,18 @@ from typing import Any
 from _common import print_json, show, surroundings
 
 from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
-from muxjax.bench.in_service import measure_in_service
+from muxjax.bench.isolated import Solo, measure_solo
 from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import Replay, make_requests, replay
-from muxjax.bench.rig import Rig, check_policies
-from muxjax.bench.solo import Solo, measure_solo
+from muxjax.bench.session import Rig, check_policies
+from muxjax.bench.step_recorder import measure_in_service
 from muxjax.bench.workloads import Asked, fleet_rates, make_workload
-from muxjax.config import load_fleet_config
-from muxjax.placement.metrics import Metrics, Target
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.trace import TraceRequest
-from muxjax.scheduling.policies import POLICIES
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.workload.trace import TraceRequest
+from muxjax.scheduling.policies.registry import POLICIES
 
 HERE = Path(__file__).parent
 WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")

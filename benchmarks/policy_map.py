@@ -41,7 +41,7 @@ from _map_fleet import Hardware, Job, default_profile
 from _map_picture import draw
 from _map_summary import place_of, report, show
 
-from muxjax.placement.plan import Execution
+from muxjax.placement.planner.plan import Execution
 from muxjax.progress import Bars
 
 ALPHAS = (0.7, 0.9, 1.3, 1.7, 2.1)

@@ -38,15 +38,15 @@ from typing import Any
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.bench.in_service import FEWEST, Ran, Watch, measure_in_service, slowness, speed_now
+from muxjax.bench.isolated import warm_up
 from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.rig import Rig
-from muxjax.bench.solo import warm_up
+from muxjax.bench.session import Rig
+from muxjax.bench.step_recorder import FEWEST, Ran, Watch, measure_in_service, slowness, speed_now
 from muxjax.bench.workloads import Asked, make_workload
-from muxjax.config import load_fleet_config
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.trace import TraceRequest
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.workload.trace import TraceRequest
 
 HERE = Path(__file__).parent
 BARS = {"throughput": 0.10, "ttft_p50": 0.25, "ttft_p99": 0.25}

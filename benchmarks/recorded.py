@@ -41,15 +41,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.placement.devices import find_device
-from muxjax.placement.lengths import LogNormal, Uniform
-from muxjax.placement.metrics import Metrics, Target
-from muxjax.placement.plan import Execution, PlannedModel, PlannedUnit
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.simulated_units import PolicyName, StepSizes, System, make_unit
-from muxjax.placement.simulator import Simulation
-from muxjax.placement.trace import TraceRequest
-from muxjax.placement.workload import Synthetic, Traffic
+from muxjax.placement.costs.devices import find_device
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
+from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.simulated_units import PolicyName, StepSizes, System, make_unit
+from muxjax.placement.simulator.simulator import Simulation
+from muxjax.placement.workload.lengths import LogNormal, Uniform
+from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.progress import Bars
 
 SystemName = Literal["muxserve", "spatial", "temporal"]

@@ -114,11 +114,11 @@ class PacedExecutor:
 @contextlib.contextmanager
 def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any]:
     """MuxJAX's application on a fleet without a device."""
-    from muxjax import loading
-    from muxjax.config import load_fleet_config
+    from muxjax.config.fleet_file import load_fleet_config
     from muxjax.fleet import Fleet
-    from muxjax.live_unit import LiveUnit
     from muxjax.serve.app import create_app
+    from muxjax.units import build as loading
+    from muxjax.units.local_unit import LiveUnit
 
     shape = {
         "vocab_size": 300,

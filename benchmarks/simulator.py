@@ -23,20 +23,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.placement.arrivals import power_law_rates
-from muxjax.placement.cluster import parse_cluster
-from muxjax.placement.lengths import LogNormal
-from muxjax.placement.load import ModelLoad
-from muxjax.placement.metrics import Target
-from muxjax.placement.model_shape import LLAMA_SHAPES
-from muxjax.placement.plan import Execution, Plan
-from muxjax.placement.plan_costs import plan_costs, plan_targets
-from muxjax.placement.planned_workload import planned_traffic
-from muxjax.placement.planner import Options, make_plan
-from muxjax.placement.roofline import Roofline
-from muxjax.placement.simulated_units import System
-from muxjax.placement.simulation import Setup, run
-from muxjax.placement.workload import Synthetic, Traffic
+from muxjax.placement.costs.cluster import parse_cluster
+from muxjax.placement.costs.model_shape import LLAMA_SHAPES
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.load import ModelLoad
+from muxjax.placement.planner.plan import Execution, Plan
+from muxjax.placement.planner.planner import Options, make_plan
+from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
+from muxjax.placement.simulator.planned_workload import planned_traffic
+from muxjax.placement.simulator.simulated_units import System
+from muxjax.placement.simulator.simulation import Setup, run
+from muxjax.placement.workload.arrivals import power_law_rates
+from muxjax.placement.workload.lengths import LogNormal
+from muxjax.placement.workload.synthetic import Synthetic, Traffic
 from muxjax.progress import Bars
 from muxjax.scheduling.specs import DEFAULT_SCALE
 

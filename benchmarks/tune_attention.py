@@ -25,7 +25,8 @@ from _attention import LAYERS, Geometry, Workload
 from rich.console import Console
 from rich.progress import track
 
-from muxjax.pallas_kernels import mosaic_gpu_tiles, mosaic_gpu_tuned
+from muxjax.pallas_kernels.gpu import tiles as mosaic_gpu_tiles
+from muxjax.pallas_kernels.gpu import tuned as mosaic_gpu_tuned
 
 GEOMETRIES = [
     Geometry(32, 8, 128),
@@ -107,7 +108,7 @@ def tune_gpu(works: list[Workload], console: Console) -> dict[Any, Any]:
 
 def tune_tpu(works: list[Workload], console: Console) -> dict[Any, Any]:
     """Lines for `mosaic_tpu_blocks.TUNED`."""
-    from muxjax.pallas_kernels import mosaic_tpu_blocks as blocks
+    from muxjax.pallas_kernels.tpu import blocks
 
     kind = jax.devices()[0].device_kind
     found = {}

@@ -31,7 +31,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from muxjax import Fleet, SamplingParams, parking
+from muxjax import Fleet, SamplingParams
+from muxjax.executor import weight_offload as parking
 
 MODEL = "model"
 CHECK = 10

@@ -24,12 +24,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from muxjax.models import orbax
-from muxjax.models.byte_tokenizer import byte_tokenizer
-from muxjax.models.config import Family, ModelConfig
-from muxjax.models.decoder import Decoder
-from muxjax.models.hf import save_hf
-from muxjax.models.hf_config import from_family
+from muxjax.models.checkpoints import orbax
+from muxjax.models.checkpoints.hf import save_hf
+from muxjax.models.checkpoints.hf_config import from_family
+from muxjax.models.nn.config import Family, ModelConfig
+from muxjax.models.nn.decoder import Decoder
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.progress import Bars
 
 HERE = Path(__file__).resolve().parent

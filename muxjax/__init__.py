@@ -7,17 +7,9 @@ all models by computed quotas (after MuxServe, Duan et al., ICML 2024).
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-# In a checkout the sub-packages `models`, `serve`, ... are folders beside this one, not inside it.
-# An installed package has them inside; Python started in a checkout would otherwise find this
-# folder first and no `muxjax.models` under it.
-_ROOT = Path(__file__).resolve().parent.parent
-if (_ROOT / "pallas_kernels" / "layout.py").is_file() and str(_ROOT) not in __path__:
-    __path__.append(str(_ROOT))
+from muxjax._version import __version__
 
 if TYPE_CHECKING:
     from muxjax.fleet import Completion, Delta, Fleet, Stream

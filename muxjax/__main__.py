@@ -1,5 +1,5 @@
 """`python -m muxjax`."""
 
-from muxjax.cli import main
+from muxjax.cli.main import main
 
 main()

@@ -11,27 +11,27 @@ from typing import Any, Self
 
 import jax
 
-from muxjax import loading
 from muxjax.cluster.remote_unit import RemoteUnit
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
+from muxjax.engine.detokenizer import Delta
+from muxjax.engine.health import ModelState, UnitHealth
+from muxjax.engine.input_processor import Prompt, RequestMaker
+from muxjax.engine.router import Router
+from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
-from muxjax.fleet_admin import FleetAdmin
-from muxjax.fleet_stats import merged
-from muxjax.health import ModelState, UnitHealth
-from muxjax.live_unit import LiveUnit
-from muxjax.output import Delta
-from muxjax.placement import plan as placement
-from muxjax.placement.demand import expected_demand
-from muxjax.planned_units import UnitPart, planned_units
+from muxjax.placement.planner import plan as placement
 from muxjax.progress import Bars
-from muxjax.request_maker import Prompt, RequestMaker
-from muxjax.router import Router
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.scheduling.timeline import Timeline
-from muxjax.stream import Stream
-from muxjax.unit_plan import LoadedModel
+from muxjax.units import build as loading
+from muxjax.units.fleet_admin import FleetAdmin
+from muxjax.units.fleet_stats import merged
+from muxjax.units.local_unit import LiveUnit
+from muxjax.units.planned_units import UnitPart, planned_units
+from muxjax.units.unit_spec import LoadedModel
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
 

@@ -1,6 +1,7 @@
 """What an output must look like: a JSON Schema, a regular expression or a grammar.
 
-A grammar is data; `muxjax.constraints` turns it into the tokens that a model may choose next.
+A grammar is data; `muxjax.engine.grammar_constraints` compiles it into masks of the tokens that
+are allowed next.
 """
 
 from __future__ import annotations

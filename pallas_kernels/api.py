@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from muxjax.pallas_kernels import mosaic_gpu, mosaic_tpu, native
+from muxjax.pallas_kernels.cpu import native
+from muxjax.pallas_kernels.cpu.native import paged_attention_native
+from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
+from muxjax.pallas_kernels.gpu.paged_attention import paged_attention_mosaic_gpu
 from muxjax.pallas_kernels.layout import LANES, KVLayout
-from muxjax.pallas_kernels.mosaic_gpu import paged_attention_mosaic_gpu
-from muxjax.pallas_kernels.mosaic_tpu import paged_attention_mosaic_tpu
-from muxjax.pallas_kernels.native import paged_attention_native
+from muxjax.pallas_kernels.metadata import Request
 from muxjax.pallas_kernels.reference import paged_attention_reference
-from muxjax.pallas_kernels.request import Request
 from muxjax.pallas_kernels.target import current_target
+from muxjax.pallas_kernels.tpu import paged_attention as mosaic_tpu
+from muxjax.pallas_kernels.tpu.paged_attention import paged_attention_mosaic_tpu
 from muxjax.pallas_kernels.xla import paged_attention_xla
 
 

@@ -13,28 +13,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from muxjax import __version__
-from muxjax.serve.admission import Admission, View
+from muxjax._version import __version__
+from muxjax.serve.access.admission import Admission, View
+from muxjax.serve.access.middleware import Front
 from muxjax.serve.body import read_json
-from muxjax.serve.chat import chat
-from muxjax.serve.completions import complete
 from muxjax.serve.errors import install_error_handlers
-from muxjax.serve.fields import CompletionRequest
 from muxjax.serve.fleet_protocol import ManagedFleet
-from muxjax.serve.front import Front
-from muxjax.serve.metrics import Metrics
-from muxjax.serve.model_control import ModelControl
-from muxjax.serve.models import find_model
-from muxjax.serve.page import add_page
-from muxjax.serve.recent import Recent
-from muxjax.serve.requests import (
+from muxjax.serve.live.page import add_page
+from muxjax.serve.openai.chat import chat
+from muxjax.serve.openai.completions import complete
+from muxjax.serve.openai.fields import CompletionRequest
+from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.openai.requests import (
     ChatRequest,
     DetokenizeRequest,
     LoadRequest,
     ModelRequest,
     TokenizeRequest,
 )
-from muxjax.serve.schemas import (
+from muxjax.serve.openai.schemas import (
     ADMIN_ERRORS,
     BODY_ERRORS,
     LOOK_ERRORS,
@@ -51,10 +48,13 @@ from muxjax.serve.schemas import (
     Tokens,
     error_responses,
 )
+from muxjax.serve.openai.tokenize import detokenize, tokenize
+from muxjax.serve.ops.metrics import Metrics
+from muxjax.serve.ops.model_control import ModelControl
+from muxjax.serve.ops.rolling_latency import Recent
+from muxjax.serve.ops.status import Status
+from muxjax.serve.ops.watchdog import Watchdog
 from muxjax.serve.settings import Settings, slo_of
-from muxjax.serve.status import Status
-from muxjax.serve.tokens import detokenize, tokenize
-from muxjax.serve.watchdog import Watchdog
 
 
 def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from muxjax.config import FleetConfig
-from muxjax.health import ModelState, UnitHealth
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.health import ModelState, UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 
@@ -22,7 +22,7 @@ class DecodeStreamLike(Protocol):
 
 @runtime_checkable
 class TokenizerLike(Protocol):
-    """The part of `muxjax.models.tokenizer.Tokenizer` that requests and answers need."""
+    """The part of `muxjax.models.tokenizers.tokenizer.Tokenizer` that requests and answers need."""
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of a text; False for what a chat template made, which has its own begin."""

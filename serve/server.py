@@ -21,12 +21,12 @@ from types import FrameType
 import uvicorn
 
 from muxjax.errors import MuxError
-from muxjax.serve import logs
-from muxjax.serve.admission import Admission
+from muxjax.serve.access.admission import Admission
+from muxjax.serve.access.keys import ENVIRONMENT
 from muxjax.serve.app import create_app
 from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
-from muxjax.serve.keys import ENVIRONMENT
-from muxjax.serve.model_control import ModelControl
+from muxjax.serve.ops import logs
+from muxjax.serve.ops.model_control import ModelControl
 from muxjax.serve.settings import Settings
 
 _LOOK = 0.05

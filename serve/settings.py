@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muxjax.config import FleetConfig, SloConfig
-from muxjax.serve.keys import Keys
-from muxjax.serve.tracing import Tracing
-from muxjax.server_config import ServerConfig
+from muxjax.config.fleet_file import FleetConfig, SloConfig
+from muxjax.config.server import ServerConfig
+from muxjax.serve.access.keys import Keys
+from muxjax.serve.ops.tracing import Tracing
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from muxjax.bench.http_metrics import jain_index
+from muxjax.bench.http.metrics import jain_index
+from muxjax.bench.isolated import Solo
 from muxjax.bench.replay import Replay, make_requests, replay
-from muxjax.bench.rig import Rig
-from muxjax.bench.solo import Solo
-from muxjax.placement.metrics import Metrics, Target
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.trace import TraceRequest
+from muxjax.bench.session import Rig
+from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.specs import LatencyTargets
 from muxjax.scheduling.timeline import Timeline
 

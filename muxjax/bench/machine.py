@@ -7,7 +7,7 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
-from muxjax import __version__
+from muxjax._version import __version__
 
 
 def machine() -> dict[str, Any]:

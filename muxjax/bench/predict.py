@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from muxjax.bench.profile_file import profile_of
-from muxjax.bench.rig import Rig
+from muxjax.bench.session import Rig
 from muxjax.bench.steps import Measured
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.simulated_executor import SimulatedExecutor, SimulatedModel
-from muxjax.placement.simulator import Simulation, UnitSimulation
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
+from muxjax.placement.simulator.simulator import Simulation, UnitSimulation
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import LatencyTargets
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from muxjax.errors import BenchError
-from muxjax.placement.profile_table import STEPS, ProfileTable
-from muxjax.placement.step_times import StepTimes
+from muxjax.placement.costs.profile_table import STEPS, ProfileTable
+from muxjax.placement.costs.step_times import StepTimes
 from muxjax.scheduling.specs import BucketLimits
 
 

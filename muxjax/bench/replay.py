@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
-from muxjax.placement.records import RequestRecord
-from muxjax.placement.trace import TraceRequest
+from muxjax.placement.simulator.records import RequestRecord
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request, RequestUpdate
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from muxjax.bench.rig import Rig
-from muxjax.bench.step_maker import StepMaker
+from muxjax.bench.session import Rig
+from muxjax.bench.step_batches import StepMaker
 from muxjax.errors import BenchError
-from muxjax.placement.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
+from muxjax.placement.costs.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.steps import Step
 
 Bucket = tuple[str, str, int]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import WorkloadError
-from muxjax.placement.arrivals import power_law_rates
-from muxjax.placement.lengths import LogNormal
-from muxjax.placement.trace import First, TraceRequest
-from muxjax.placement.traces import open_trace
-from muxjax.placement.workload import Arrivals, Assigned, Synthetic, Traffic
+from muxjax.placement.workload.arrivals import power_law_rates
+from muxjax.placement.workload.lengths import LogNormal
+from muxjax.placement.workload.synthetic import Arrivals, Assigned, Synthetic, Traffic
+from muxjax.placement.workload.trace import First, TraceRequest
+from muxjax.placement.workload.trace_files import open_trace
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
 """Synthetic workloads; anything else that `--workload` names is a trace's file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError
 
 

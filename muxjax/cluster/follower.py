@@ -7,14 +7,14 @@ from collections import deque
 
 import jax
 
-from muxjax import loading
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError, MuxError
-from muxjax.jax_executor import JaxExecutor
+from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import STEPS_AHEAD
+from muxjax.units import build as loading
 
 log = logging.getLogger("muxjax")
 

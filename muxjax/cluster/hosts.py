@@ -17,12 +17,12 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from muxjax import loading
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.wire import Link, Message
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError
-from muxjax.unit_plan import Plan
+from muxjax.units import build as loading
+from muxjax.units.unit_spec import Plan
 
 MEETING_SECONDS = 120
 """Most seconds that the hosts wait for each other."""

@@ -15,18 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from muxjax import loading
 from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.hosts import give_up, join, make_plan, meet
 from muxjax.cluster.wire import Link, Message
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.programs import ModelPrograms
+from muxjax.executor.step_functions import Emitted
 from muxjax.fleet import Fleet
-from muxjax.jax_executor import JaxExecutor
-from muxjax.live_unit import LiveUnit
-from muxjax.programs import ModelPrograms
-from muxjax.steps import Emitted
+from muxjax.units import build as loading
+from muxjax.units.local_unit import LiveUnit
 
 
 class LeadingExecutor(JaxExecutor):

@@ -18,11 +18,11 @@ from typing import Any
 
 from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.remote_unit import RemoteUnit
-from muxjax.config import FleetConfig, load_fleet_config
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
-from muxjax.placement.plan import Plan, load_plan
-from muxjax.planned_units import check_plan
+from muxjax.placement.planner.plan import Plan, load_plan
+from muxjax.units.planned_units import check_plan
 
 try:
     import ray

@@ -20,13 +20,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from muxjax.cluster.messages import Asked, Report
 from muxjax.cluster.unit_process import load_host, prepare_devices
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import EngineDead, MuxError
-from muxjax.placement.plan import Plan
+from muxjax.placement.planner.plan import Plan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost
-    from muxjax.unit_plan import LoadedModel
+    from muxjax.units.unit_spec import LoadedModel
 
 START_SECONDS = 600.0
 """Most seconds from asking for a process to a unit that serves, the wait for a node included."""

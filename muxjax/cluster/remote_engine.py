@@ -13,7 +13,7 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.cluster.messages import Asked, News, Report
-from muxjax.engine import Observer, Sink
+from muxjax.engine.engine import Observer, Sink
 from muxjax.errors import EngineDead, MuxError
 from muxjax.scheduling.requests import Request, RequestUpdate
 
@@ -52,7 +52,7 @@ class Peer(Protocol):
 
 
 class RemoteEngine:
-    """See `muxjax.runner.UnitEngine`.
+    """See `muxjax.engine.supervisor.UnitEngine`.
 
     Args:
       name: of the unit.

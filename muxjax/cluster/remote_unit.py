@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
-from muxjax.runner import Runner
-from muxjax.unit_plan import LoadedModel
+from muxjax.engine.supervisor import Runner
+from muxjax.units.unit_spec import LoadedModel
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
 """Starts another process with the unit and waits until it serves; gives the way to it, and what it
@@ -16,7 +16,7 @@ holds. Ends early, with `EngineDead`, when the event is set."""
 
 
 class RemoteUnit(Runner[RemoteEngine]):
-    """See `muxjax.live_unit.LiveUnit`. It is started anew by starting another process.
+    """See `muxjax.units.local_unit.LiveUnit`. It is started anew by starting another process.
 
     Args:
       name: in the plan.

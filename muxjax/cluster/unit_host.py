@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from muxjax.cluster.messages import Asked, News, Report
-from muxjax.constraints import Constraints
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
+from muxjax.engine.grammar_constraints import Constraints
+from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
-from muxjax.runner import Runner
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.unit_plan import LoadedModel
+from muxjax.units.unit_spec import LoadedModel
 
 
 class UnitHost:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from muxjax.config import FleetConfig
-from muxjax.placement.plan import Plan
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.placement.planner.plan import Plan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost
@@ -37,11 +37,11 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     """
     import jax
 
-    from muxjax import loading
     from muxjax.cluster.unit_host import UnitHost
-    from muxjax.live_unit import LiveUnit
-    from muxjax.placement.demand import expected_demand
-    from muxjax.planned_units import UnitPart, unit_part
+    from muxjax.scheduling.demand import expected_demand
+    from muxjax.units import build as loading
+    from muxjax.units.local_unit import LiveUnit
+    from muxjax.units.planned_units import UnitPart, unit_part
 
     loading.enable_compilation_cache()
     if plan is None:

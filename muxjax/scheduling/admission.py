@@ -14,7 +14,7 @@ from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 
 if TYPE_CHECKING:
-    from muxjax.scheduling.unit import Unit
+    from muxjax.scheduling.scheduler import Unit
 
 
 def refuse_if_late(unit: Unit, state: ModelState, request: Request) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from muxjax.scheduling.fair_share import Turn
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.specs import ModelSpec
-from muxjax.scheduling.time_quotas import Turn
 
 
 class ModelState:

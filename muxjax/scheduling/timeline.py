@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Prefill, Step, StepResult
-from muxjax.scheduling.unit import Unit
 
 DEFAULT_STEPS = 100_000
 """Steps that are kept: half an hour at 50 steps a second, some 50 MB of JSON."""

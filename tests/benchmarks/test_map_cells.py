@@ -9,7 +9,7 @@ from _map_cells import POLICIES, TRAINING_SEED, _Model, _Runner
 from _map_fleet import Job, fleet, workload
 
 from muxjax.errors import PlanError
-from muxjax.placement.plan import Execution
+from muxjax.placement.planner.plan import Execution
 
 
 def a_job(execution: Execution = "time_sliced", ahead: bool = False) -> Job:

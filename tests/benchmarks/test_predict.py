@@ -10,8 +10,8 @@ import predict
 import pytest
 from predict import Pair, figures, quarters_of, row_of
 
-from muxjax.bench.in_service import Ran
-from muxjax.placement.records import RequestRecord
+from muxjax.bench.step_recorder import Ran
+from muxjax.placement.simulator.records import RequestRecord
 
 
 def records(*ttfts: float) -> list[RequestRecord]:

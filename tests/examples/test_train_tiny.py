@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from muxjax import Fleet, SamplingParams
-from muxjax.config import load_fleet_config
-from muxjax.models.loading import open_checkpoint
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.models.checkpoints.loading import open_checkpoint
 from tests import tiny
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from muxjax.models.config import ModelConfig
-from muxjax.models.hf_config import from_hf
-from muxjax.models.params import param_shapes
+from muxjax.models.checkpoints.hf_config import from_hf
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.params import param_shapes
 
 FOLDER = Path(__file__).parent
 DEMO_NAMES = ("smollm2-135m", "gemma3-270m", "stories15m")

@@ -21,10 +21,10 @@ import tokenizers
 import torch
 import transformers
 
-from muxjax.models.demo import fetch_demo
-from muxjax.models.hf import save_hf
-from muxjax.models.hf_config import from_family, from_hf
-from muxjax.models.loading import open_checkpoint
+from muxjax.models.checkpoints.hf import save_hf
+from muxjax.models.checkpoints.hf_config import from_family, from_hf
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.download.demo import fetch_demo
 from tests.golden import DEMO_NAMES, FOLDER, params_checksum, tiny_params
 
 OUTPUT_TOKENS = 32

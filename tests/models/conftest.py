@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from muxjax.cache import cache_folder
-from muxjax.models.checkpoint import Checkpoint
-from muxjax.models.demo import DEMO_MODELS
-from muxjax.models.loading import open_checkpoint
+from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.download.demo import DEMO_MODELS
 
 
 @functools.cache

@@ -12,9 +12,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from muxjax.models.config import ModelConfig
-from muxjax.models.hf import hf_mapping
-from muxjax.models.params import take_apart
+from muxjax.models.checkpoints.hf import hf_mapping
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.params import take_apart
 
 ARCHITECTURES = {"mistral": "llama"}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from muxjax.bench.rig import Rig
-from muxjax.config import load_fleet_config
+from muxjax.bench.session import Rig
+from muxjax.config.fleet_file import load_fleet_config
 from tests.muxjax.tiny_fleets import fleet
 
 RIG = fleet("llama", "qwen3", memory="4MB")

@@ -9,8 +9,8 @@ from typing import Any
 
 from muxjax import Fleet, SamplingParams
 from muxjax.errors import EngineDead
-from muxjax.placement.model_shape import ModelShape
-from muxjax.placement.plan import Plan, PlannedModel, PlannedNodes, PlannedUnit
+from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.planner.plan import Plan, PlannedModel, PlannedNodes, PlannedUnit
 
 # Query and KV heads of SmolLM2, Gemma 3 270M and Llama 3 8B. None of the other sizes divides by 8.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from muxjax import Fleet, SamplingParams
-from muxjax.models.decoder import Decoder
-from muxjax.models.loading import open_checkpoint
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.nn.decoder import Decoder
 from tests.muxjax.tiny_fleets import entry, fleet
 
 VOCAB = 20

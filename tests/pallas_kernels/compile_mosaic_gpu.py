@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from muxjax import aot
+from muxjax.compile_check import devices as aot
 
 CASES = [
     # N, K, H, tokens of a page, rows left over, dtype, window, softcap
@@ -38,7 +38,7 @@ def compile_case(
     import jax.numpy as jnp
 
     from muxjax.pallas_kernels import LANES, KVLayout, paged_attention
-    from muxjax.pallas_kernels.mosaic_gpu_tiles import choose_tiles
+    from muxjax.pallas_kernels.gpu.tiles import choose_tiles
 
     num_heads, num_kv, head_dim, tokens, left_over, name, window, softcap = case
     rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over

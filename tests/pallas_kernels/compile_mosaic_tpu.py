@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from muxjax import aot
+from muxjax.compile_check import devices as aot
 from tests.pallas_kernels.cases import GEOMETRIES, layout_of
 
 SEQUENCES, CHUNKS, BLOCKS, PREFILL_TOKENS, POOL_BYTES = 32, 8, 128, 512, 4 << 30
@@ -20,7 +20,7 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from muxjax.hlo import copies_of, kernels
+    from muxjax.compile_check.hlo import copies_of, kernels
     from muxjax.pallas_kernels import paged_attention
 
     described = aot.describe(target)

@@ -9,7 +9,9 @@ import jax
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from muxjax.pallas_kernels import KVLayout, mosaic_gpu, native
+from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.cpu import native
+from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
 from tests.pallas_kernels.cases import layout_of
 
 TPU = pltpu.InterpretParams(

@@ -146,9 +146,9 @@ def request(platform: str) -> Request:
 
 
 def test_nothing_is_chosen_silently(monkeypatch):
-    monkeypatch.setattr("muxjax.pallas_kernels.native.why_not", lambda: None)
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.why_not", lambda: None)
     assert choose(None, request("cpu")).name == "native"
-    monkeypatch.setattr("muxjax.pallas_kernels.native.why_not", lambda: "no compiler")
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.why_not", lambda: "no compiler")
     assert choose(None, request("cpu")).name == "xla"
     with pytest.raises(ValueError, match="native: no compiler"):
         choose("native", request("cpu"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.pallas_kernels.mosaic_gpu_tiles import SHARED_MEMORY
+from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY
 from tests.pallas_kernels.compile_mosaic_gpu import CASES
 from tests.pallas_kernels.interpreting import interpretable
 

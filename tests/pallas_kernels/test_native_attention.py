@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.pallas_kernels import native
+from muxjax.pallas_kernels.cpu import native
 from tests.pallas_kernels.cases import dense, make_case
 from tests.pallas_kernels.test_attention import run
 

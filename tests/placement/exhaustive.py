@@ -12,15 +12,15 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from muxjax.errors import PlanError
-from muxjax.placement.cluster import Cluster
-from muxjax.placement.cost_model import PlanningCosts
-from muxjax.placement.estimator import make_curve, settle
-from muxjax.placement.exact import solve
-from muxjax.placement.load import ModelLoad
-from muxjax.placement.planner import make_plan
-from muxjax.placement.roofline import Roofline
-from muxjax.placement.scorer import Scorer
-from muxjax.placement.search import Placement, Search
+from muxjax.placement.costs.cluster import Cluster
+from muxjax.placement.costs.cost_model import PlanningCosts
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.estimator import make_curve, settle
+from muxjax.placement.planner.exact import solve
+from muxjax.placement.planner.load import ModelLoad
+from muxjax.placement.planner.planner import make_plan
+from muxjax.placement.planner.scorer import Scorer
+from muxjax.placement.planner.search import Placement, Search
 from tests.placement.fleets import SHAPES, tiny_fleet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muxjax.placement.model_shape import ModelShape
+from muxjax.placement.costs.model_shape import ModelShape
 
 SHAPE = ModelShape(1, 8, 8, 8, 8, 8, 8)
 

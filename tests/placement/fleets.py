@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from muxjax.placement.cluster import Cluster, parse_cluster
-from muxjax.placement.load import ModelLoad
-from muxjax.placement.model_shape import LLAMA_SHAPES, ModelShape
+from muxjax.placement.costs.cluster import Cluster, parse_cluster
+from muxjax.placement.costs.model_shape import LLAMA_SHAPES, ModelShape
+from muxjax.placement.planner.load import ModelLoad
 
 SHAPES: dict[str, ModelShape] = {
     **LLAMA_SHAPES,

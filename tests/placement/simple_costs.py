@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from muxjax.placement.model_shape import ModelShape
-from muxjax.placement.plan import (
+from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.planner.plan import (
     Execution,
     Plan,
     PlannedDevice,

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muxjax.config import FleetConfig
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.health import ModelState, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
-from muxjax.health import ModelState, ModelStatus, UnitHealth
-from muxjax.models.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from muxjax.config.server import ServerConfig
 from muxjax.serve.server import Tls, bind, serve, sigterm_interrupts
 from muxjax.serve.settings import Settings
-from muxjax.server_config import ServerConfig
 from tests.serve.fake_fleet import FakeFleet
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import trustme
 
-from muxjax.serve.keys import Key, Keys, digest_of
+from muxjax.serve.access.keys import Key, Keys, digest_of
 from muxjax.serve.server import (
     AddressInUse,
     Exposed,

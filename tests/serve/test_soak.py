@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from muxjax import Fleet
+from muxjax.config.server import ServerConfig
 from muxjax.serve.settings import Settings
-from muxjax.server_config import ServerConfig
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
 from tests.serve.conftest import running_server, wait_until
 

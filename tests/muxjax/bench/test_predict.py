@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.predict import simulate_rig
-from muxjax.bench.rig import Rig
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.step_times import DecodeTimes, PrefillTimes, StepTimes
-from muxjax.placement.trace import TraceRequest
+from muxjax.bench.session import Rig
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
+from muxjax.placement.workload.trace import TraceRequest
 
 STEPS = StepTimes(
     {16: PrefillTimes(0.01, ((16, 0.0),), 0.0), 128: PrefillTimes(0.08, ((128, 0.0),), 0.0)},

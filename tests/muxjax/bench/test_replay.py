@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, WorkloadError
-from muxjax.mock_executor import VOCAB, MockExecutor
-from muxjax.placement.trace import TraceRequest
-from muxjax.scheduling.policies import make_policy
+from muxjax.placement.workload.trace import TraceRequest
+from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.steps import Step
-from muxjax.scheduling.unit import Unit
+from muxjax.testing.mock_executor import VOCAB, MockExecutor
 from tests.muxjax.scheduling.harness import spec
 
 SPECS = [spec("a", 2, 4), spec("b", 3, 6)]

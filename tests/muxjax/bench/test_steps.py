@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.bench.in_service import measure_in_service, speed_now
+from muxjax.bench.isolated import measure_solo
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of, write_profile
-from muxjax.bench.rig import Rig
-from muxjax.bench.solo import measure_solo
+from muxjax.bench.session import Rig
+from muxjax.bench.step_recorder import measure_in_service, speed_now
 from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
-from muxjax.placement.profile_table import ProfileTable
-from muxjax.placement.trace import TraceRequest
-from muxjax.planning import shape_of
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.steps import Decode, Handle, Step
+from muxjax.units.plan_inputs import shape_of
 
 
 def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:

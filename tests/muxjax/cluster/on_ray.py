@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from muxjax import Fleet, SamplingParams
 from muxjax.cluster.ray_fleet import ray_fleet
-from muxjax.placement.plan import Plan, PlannedNodes
+from muxjax.placement.planner.plan import Plan, PlannedNodes
 from tests.muxjax.on_eight_devices import KINDS, PROMPTS, make_plan, planned_fleet
 
 TOKENS = 160

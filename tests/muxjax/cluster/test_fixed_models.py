@@ -5,7 +5,7 @@ import pytest
 from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.leader import leading
-from muxjax.config import load_fleet_config
+from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError
 
 SMALL = {"name": "small", "source": "demo:stories15m"}

@@ -58,7 +58,7 @@ def test_no_stream_is_lost_or_changed_when_a_process_or_a_node_goes(
 def test_without_ray_the_error_names_the_extra():
     program = (
         "import sys; sys.modules['ray'] = None; sys.argv[1:] = sys.argv[1:]\n"
-        "from muxjax.cli import main; main()"
+        "from muxjax.cli.main import main; main()"
     )
     fleet = ROOT / "examples" / "demo.yaml"
     done = subprocess.run(
@@ -74,5 +74,5 @@ def test_without_ray_the_error_names_the_extra():
 
 
 def test_nothing_of_ray_is_imported_without_the_flag():
-    program = "import sys, muxjax.fleet, muxjax.cli_serve; assert 'ray' not in sys.modules"
+    program = "import sys, muxjax.fleet, muxjax.cli.serve; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=True)

@@ -11,15 +11,15 @@ import pytest
 from muxjax.cluster.messages import Asked, Report
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.cluster.unit_host import UnitHost
-from muxjax.engine import Engine
+from muxjax.engine.engine import Engine
+from muxjax.engine.router import Router
+from muxjax.engine.supervisor import Runner
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
-from muxjax.router import Router
-from muxjax.runner import Runner
-from muxjax.scheduling.policies import make_policy
-from muxjax.scheduling.unit import Unit
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Unit
+from tests.muxjax.engine.test_engine import WAIT, Collector
+from tests.muxjax.engine.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
 from tests.muxjax.scheduling.harness import request
-from tests.muxjax.test_engine import WAIT, Collector
-from tests.muxjax.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
 
 
 class LocalPeer:

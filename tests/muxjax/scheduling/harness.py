@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from muxjax.mock_executor import MockExecutor, mock_tokens
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Prefill, Step
-from muxjax.scheduling.unit import Unit
+from muxjax.testing.mock_executor import MockExecutor, mock_tokens
 
 
 def spec(

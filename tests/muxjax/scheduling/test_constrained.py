@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from muxjax.errors import InvalidRequest
-from muxjax.mock_executor import VOCAB, mock_tokens
 from muxjax.scheduling.constraint import Constraint
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import Decode
+from muxjax.testing.mock_executor import VOCAB, mock_tokens
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_the_host_part_imports_no_jax() -> None:
     program = (
-        "import sys, muxjax.scheduling.unit, muxjax.mock_executor, muxjax.placement.demand\n"
+        "import sys, muxjax.scheduling.scheduler, muxjax.testing.mock_executor\n"
+        "import muxjax.scheduling.demand\n"
         "heavy = {'jax', 'jaxlib', 'flax', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

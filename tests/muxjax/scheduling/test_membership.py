@@ -8,10 +8,10 @@ import random
 import pytest
 
 from muxjax.errors import PoolTooSmall
-from muxjax.mock_executor import MockExecutor
-from muxjax.scheduling.policies import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.timeline import Timeline
-from muxjax.scheduling.unit import Unit
+from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 A, B, C = spec("a", 2, 4), spec("b", 3, 6), spec("c", 1, 8)

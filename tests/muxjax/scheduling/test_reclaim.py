@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.policies import POLICIES
-from muxjax.scheduling.quotas import OpenPool
+from muxjax.scheduling.kv_cache.manager import RECLAIM_STEPS
+from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.policies.registry import POLICIES
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.residency import RECLAIM_STEPS
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import Demand, ModelSpec
-from muxjax.scheduling.unit import Unit
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 MOST_STEPS = 20

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from muxjax.mock_executor import MockExecutor
-from muxjax.scheduling.policies import make_policy
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.timeline import Timeline
-from muxjax.scheduling.unit import Unit
+from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.scheduling.harness import request, spec
 
 SPECS = [spec("a", 2, 4), spec("b", 3, 6)]

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
-from muxjax.mock_executor import MockLatency
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import POLICIES, make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import Prefill
-from muxjax.scheduling.unit import Unit
+from muxjax.testing.mock_executor import MockLatency
 from tests.muxjax.scheduling.harness import Loop, solo_tokens, spec
 
 

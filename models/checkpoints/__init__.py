@@ -1,0 +1,1 @@
+"""Checkpoint formats: Hugging Face safetensors, GGUF, Orbax and llama2.c."""

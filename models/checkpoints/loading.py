@@ -1,0 +1,73 @@
+"""The one entry to checkpoints: from what a fleet file calls a source to an open checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.checkpoints.sources import is_hub_id, own_config
+
+
+def open_checkpoint(
+    source: str | Path,
+    *,
+    config_mapping: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Checkpoint:
+    """Opens a checkpoint: reads its header, and checks architecture and shapes. Reads no weights.
+
+    Args:
+      source: a GGUF file; a llama2.c `.bin` file; a Hugging Face folder (config.json and
+        safetensors); an Orbax folder written by `models.orbax.save`; `demo:NAME`; `config:FAMILY`
+        (random weights); or, where no such path exists, a Hub id `org/name` (`@revision`).
+      config_mapping: for `config:FAMILY`, keys as in Hugging Face's config.json, and `seed`.
+      progress: show bars while something is fetched.
+
+    Raises:
+      CheckpointError: it cannot be opened or is not supported.
+      DownloadError: it cannot be fetched.
+      FleetConfigError: `config_mapping` has an unknown key, or goes with a source that has its own
+        config.
+    """
+    text = str(source)
+    own = own_config(text, config_mapping)
+    if own is not None:
+        from muxjax.models.checkpoints.random_weights import open_random
+
+        config, seed = own
+        return open_random(config, text, seed)
+    if text.startswith("demo:"):
+        from muxjax.models.download.demo import fetch_demo
+
+        return _open_path(fetch_demo(text.removeprefix("demo:"), progress=progress))
+    path = Path(source).expanduser()
+    if not path.exists() and is_hub_id(text):
+        from muxjax.models.download.hub import fetch_from_hub
+
+        path = fetch_from_hub(text, progress=progress)
+    return _open_path(path)
+
+
+def _open_path(path: Path) -> Checkpoint:
+    if path.is_dir():
+        if (path / "muxjax.json").is_file():
+            from muxjax.models.checkpoints.orbax_reader import open_orbax
+
+            return open_orbax(path)
+        if (path / "config.json").is_file():
+            from muxjax.models.checkpoints.hf import open_hf
+
+            return open_hf(path)
+        raise CheckpointError(f"{path}: neither config.json nor muxjax.json in this folder")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    if path.suffix == ".bin":
+        from muxjax.models.checkpoints.llama2c import open_llama2c
+
+        return open_llama2c(path)
+    from muxjax.models.checkpoints.gguf import open_gguf
+
+    return open_gguf(path)

@@ -1,0 +1,136 @@
+"""Reads the checkpoints that `orbax` writes, each device's part straight into its own memory.
+
+Orbax keeps arrays in TensorStore's formats: zarr arrays in the folder's OCDBT database. They are
+read by TensorStore itself, because `import orbax.checkpoint` takes longer (0.8 s) than many models,
+and because Orbax restores into arrays of its own: here a part is copied once, from the page cache
+into the memory that the device is then given. Weights are not compressed, so a file is mapped and
+only the part's own bytes are touched, whatever the chunks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoints.buffers import aligned_empty
+from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
+from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.nn.config import ModelConfig, config_from_dict
+from muxjax.models.nn.params import Part, Shape, param_shapes
+from muxjax.models.tokenizers.hf_tokenizer import read_tokenizer
+
+FORMAT = 1
+CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
+_HEADER = ".zarray"
+_TYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+_INDEX_CACHE = 1 << 24
+"""Bytes of OCDBT's index that are kept, which otherwise is read again for each chunk."""
+
+
+def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Reads a whole checkpoint: its config and its canonical parameters.
+
+    Raises:
+      CheckpointError: as `open_orbax`.
+    """
+    checkpoint = open_orbax(folder)
+    return checkpoint.config, dict(checkpoint.weights())
+
+
+def open_orbax(folder: Path) -> Checkpoint:
+    """Opens a folder that `orbax.save` wrote.
+
+    Raises:
+      CheckpointError: another format, a broken config, or parameters that do not fit it.
+    """
+    described = read_json(folder / CONFIG_FILE)
+    if described.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder}: format {described.get('format')!r}; this version reads {FORMAT}"
+        )
+    try:
+        config = config_from_dict(described["config"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a config: {error}") from error
+    shapes = param_shapes(config)
+    return Checkpoint(
+        config=config,
+        origin=str(folder),
+        source=OrbaxTensors(folder / PARAMS_FOLDER),
+        mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
+        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+    )
+
+
+class OrbaxTensors:
+    """The parameters of an Orbax folder under their canonical names.
+
+    Raises:
+      CheckpointError: there are none, or one is of another type than `orbax.save` writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        files = {
+            "driver": "file",
+            "path": f"{self._folder}/",
+            "file_io_mode": {"mode": "memmap"},
+        }
+        index = {"driver": "ocdbt", "base": files, "cache_pool": "cache_pool#ocdbt"}
+        context = ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_CACHE}})
+        try:
+            keys = ts.KvStore.open(index, context=context).result().list().result()
+            names = [
+                key.decode().removesuffix(f"/{_HEADER}")
+                for key in keys
+                if key.endswith(f"/{_HEADER}".encode())
+            ]
+            opening = {
+                name: ts.open(
+                    {"driver": "zarr", "kvstore": index | {"path": f"{name}/"}},
+                    read=True,
+                    open=True,
+                    context=context,
+                )
+                for name in names
+            }
+            self._arrays = {name: array.result() for name, array in opening.items()}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: not an Orbax checkpoint: {error}") from error
+        if not self._arrays:
+            raise CheckpointError(f"{folder}: not an Orbax checkpoint")
+        for name in self._arrays:
+            if self.dtype(name) not in _TYPES:
+                raise CheckpointError(f"{folder}: {name} is {self.dtype(name)}")
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return {name: tuple(array.shape) for name, array in self._arrays.items()}
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """See `checkpoint.PartSource`."""
+        return np.dtype(self._arrays[name].dtype.numpy_dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        array = aligned_empty(tuple(self._arrays[name].shape), self.dtype(name))
+        self.read_into(array, name, 0, 0)()
+        return array
+
+    def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
+        """See `checkpoint.PartSource`; TensorStore's threads do it."""
+        index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
+        found = self._arrays[name][index].translate_to[(0,) * out.ndim]
+        started = ts.array(out).write(found)
+
+        def wait() -> None:
+            try:
+                started.result()
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"{self._folder}: cannot read {name}: {error}") from error
+
+        return wait

@@ -1,0 +1,1 @@
+"""Downloads of checkpoints: demo models and the Hugging Face Hub."""

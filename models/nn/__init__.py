@@ -1,0 +1,1 @@
+"""Decoder layers, parameters, sharding and weight formats."""

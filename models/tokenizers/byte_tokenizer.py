@@ -1,0 +1,35 @@
+"""A tokenizer without a vocabulary: one token per byte."""
+
+from __future__ import annotations
+
+from muxjax.errors import CheckpointError, InvalidRequest
+from muxjax.models.tokenizers import bpe
+from muxjax.models.tokenizers.hf_tokenizer import tokenizer_files
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+
+
+def byte_tokenizer(vocab_size: int) -> Tokenizer:
+    """One token per byte, for models with random weights and for tiny trained ones.
+
+    Ids from 256 on have no text. A smaller vocabulary can express only the lowest bytes; other
+    text is refused with InvalidRequest.
+    """
+
+    def encode(text: str, add_special: bool) -> list[int]:
+        ids = list(text.encode("utf-8"))
+        if max(ids, default=0) >= vocab_size:
+            raise InvalidRequest(
+                f"byte {max(ids)} is outside of the model's vocabulary of {vocab_size}",
+                field="prompt",
+            )
+        return ids
+
+    def to_files() -> dict[str, str]:
+        if vocab_size < 256:
+            raise CheckpointError(f"tokenizer.json needs all 256 bytes, not {vocab_size}")
+        letters = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
+        backend = bpe.byte_level_bpe(letters, (), (), control=(), user_defined=())
+        return tokenizer_files(backend, {}, None)
+
+    pieces = [bytes([byte]) for byte in range(min(256, vocab_size))]
+    return Tokenizer(encode, pieces + [b""] * (vocab_size - len(pieces)), to_files=to_files)

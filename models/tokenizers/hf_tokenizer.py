@@ -1,0 +1,166 @@
+"""Tokenizers from Hugging Face's files, and writing them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.tokenizers import bpe
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+
+
+def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokenizer | None:
+    """Reads `tokenizer.json` and what is beside it; None where the folder has no tokenizer.
+
+    Args:
+      folder: with tokenizer.json, and perhaps tokenizer_config.json, special_tokens_map.json,
+        chat_template.jinja.
+      eos_token_ids: end tokens that the model's config names; the tokenizer's is added.
+
+    Raises:
+      CheckpointError: only a SentencePiece model, a broken file, or a kind of decoder that is not
+        known.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        if (folder / "tokenizer.model").is_file():
+            raise CheckpointError(
+                f"{folder}: tokenizer.model without tokenizer.json: not supported"
+            )
+        return None
+    described = read_json(path)
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+    except Exception as error:  # the library raises nothing more particular
+        raise CheckpointError(f"{path}: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    settings = _settings(folder)
+    names = {
+        key: name
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (name := _token_name(settings.get(key))) is not None
+    }
+    begin = backend.token_to_id(names.get("bos_token", ""))
+    end = backend.token_to_id(names.get("eos_token", ""))
+    template = _chat_template(folder, settings)
+    kinds = list(_decoders(described.get("decoder")))
+    added = backend.get_added_tokens_decoder()
+    ends = (*eos_token_ids, *(() if end is None else (end,)))
+    return Tokenizer(
+        encode_text=_encoder(backend, begin, settings.get("add_bos_token")),
+        pieces=_to_bytes(kinds, path)(_pieces(backend), added),
+        special_ids=frozenset(index for index, token in added.items() if token.special),
+        bos_token_id=begin,
+        eos_token_ids=tuple(dict.fromkeys(ends)),
+        chat_template=template,
+        special_tokens=names,
+        spaced=_spaced(kinds),
+        to_files=lambda: tokenizer_files(backend, names, template),
+    )
+
+
+def tokenizer_files(
+    backend: tokenizers.Tokenizer, names: dict[str, str], template: str | None
+) -> dict[str, str]:
+    """The files, name to contents, that `read_tokenizer` and `transformers` read."""
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    if template is not None:
+        settings["chat_template"] = template
+    return {
+        TOKENIZER_FILE: backend.to_str(),
+        CONFIG_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", CONFIG_FILE):
+        path = folder / name
+        if path.is_file():
+            settings |= read_json(path)
+    return settings
+
+
+def _token_name(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        return next((each["template"] for each in template if each["name"] == "default"), None)
+    return template
+
+
+def _encoder(
+    backend: tokenizers.Tokenizer, begin: int | None, adds_begin: bool | None
+) -> Callable[[str, bool], list[int]]:
+    """Encodes; `add_bos_token` of tokenizer_config.json wins over the post-processor."""
+
+    def encode(text: str, special: bool) -> list[int]:
+        ids = backend.encode(text, add_special_tokens=special).ids
+        if special and begin is not None and adds_begin is not None:
+            has = bool(ids) and ids[0] == begin
+            plain = backend.encode(text, add_special_tokens=False).ids if has else ids
+            own = bool(plain) and plain[0] == begin  # written in the text itself
+            if adds_begin and not has:
+                return [begin, *ids]
+            if not adds_begin and has and not own:
+                return ids[1:]
+        return ids
+
+    return encode
+
+
+def _decoders(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if decoder is None:
+        return
+    if decoder["type"] == "Sequence":
+        for each in decoder["decoders"]:
+            yield from _decoders(each)
+    else:
+        yield decoder
+
+
+def _to_bytes(
+    kinds: list[dict[str, Any]], path: Path
+) -> Callable[[Sequence[str], Collection[int]], list[bytes]]:
+    types = {kind["type"] for kind in kinds}
+    if "ByteLevel" in types:
+        return bpe.byte_level_bytes
+    replaced = any(kind["type"] == "Replace" and kind.get("content") == " " for kind in kinds)
+    if replaced or types & {"ByteFallback", "Metaspace"}:
+        return bpe.sentencepiece_bytes
+    raise CheckpointError(
+        f"{path}: unknown decoder ({', '.join(sorted(types)) or 'none'}); known are byte-level "
+        "and SentencePiece ones"
+    )
+
+
+def _spaced(kinds: list[dict[str, Any]]) -> bool:
+    return any(
+        (kind["type"] == "Strip" and kind.get("start", 0) > 0)
+        or (kind["type"] == "Metaspace" and kind.get("prepend_scheme", "always") != "never")
+        for kind in kinds
+    )
+
+
+def _pieces(backend: tokenizers.Tokenizer) -> list[str]:
+    """The vocabulary by id, added tokens included; ids that are not used have no text."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for piece, index in vocabulary.items():
+        pieces[index] = piece
+    return pieces

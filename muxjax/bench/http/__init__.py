@@ -1,0 +1,1 @@
+"""Benchmarks of OpenAI-compatible servers over HTTP."""

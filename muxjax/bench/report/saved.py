@@ -1,0 +1,120 @@
+"""Files of results: written by `bench`, found again by `bench report`.
+
+| file | holds |
+|---|---|
+| `serve.json` | a run of `bench serve` |
+| `requests-POLICY-rROUND.csv` | a row for each of its requests, written as they end |
+| any `.json` with `"kind": "http"`, or with vLLM's keys | runs over HTTP, one in a line |
+| any `.json` with `"kind": "steps"` | a run of `bench steps --json` |
+| `simulation.json` | a run of `muxjax simulate --output` |
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from muxjax.bench.compare import OnRecord
+from muxjax.errors import BenchError
+from muxjax.placement.simulator.records import RequestRecord
+
+_RECORD = tuple(field.name for field in fields(RequestRecord))
+
+
+def save(report: Mapping[str, Any], path: Path) -> None:
+    """Writes a report, in place of one that is there.
+
+    Raises:
+      BenchError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def record_file(path: Path) -> Iterator[OnRecord]:
+    """A file that takes records one by one."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow((*_RECORD, "met_target"))
+
+        def take(record: RequestRecord, met: bool) -> None:
+            writer.writerow((*(getattr(record, name) for name in _RECORD), int(met)))
+
+        yield take
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A report that was found.
+
+    Attributes:
+      path: its file.
+      kind: serve, http, steps, or simulation.
+      report: its contents.
+    """
+
+    path: Path
+    kind: str
+    report: dict[str, Any]
+
+
+def find(folder: Path) -> list[Saved]:
+    """All reports in a folder and those below it, by name.
+
+    Raises:
+      BenchError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise BenchError(f"{folder}: no such folder")
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        found += [Saved(path, kind, report) for kind, report in _reports(path)]
+    if not found:
+        raise BenchError(
+            f"{folder}: no results in it; `bench serve --output`, `bench http --save-result`, "
+            f"`bench steps --json` and `simulate --output` write some"
+        )
+    return found
+
+
+def _reports(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from error
+    try:
+        found = [json.loads(text)]
+    except ValueError:
+        try:  # results that were appended, a line each
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            return
+    for report in found:
+        kind = _kind(report)
+        if kind is not None:
+            yield kind, report
+
+
+def _kind(report: object) -> str | None:
+    """What a file's contents are; None for what is no result."""
+    if not isinstance(report, dict):
+        return None
+    if report.get("kind") in ("serve", "http", "steps"):
+        return str(report["kind"])
+    if {"policies", "config_hash", "targets"} <= report.keys():
+        return "simulation"
+    if {"request_throughput", "output_throughput", "duration"} <= report.keys():
+        return "http"  # vLLM's own
+    return None

@@ -1,0 +1,97 @@
+"""Steps of any size and context, on their own: what is timed one by one (`bench.steps`)."""
+
+from __future__ import annotations
+
+from muxjax.bench.session import Rig
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
+
+_GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+_FOREVER = 1 << 20
+
+
+class StepMaker:
+    """Makes steps of one model, on pages that nobody else uses."""
+
+    def __init__(self, rig: Rig, name: str) -> None:
+        self._executor = rig.executor
+        self._name = name
+        self._buckets = rig.buckets[name]
+        layout, layers = rig.models[name].layout, rig.models[name].config.num_layers
+        self._per_block = layout.tokens_per_page
+        self._layers = layers
+        self._first = rig.dummy_pages
+        self._blocks = (rig.num_pages - rig.dummy_pages) // layers
+
+    def run(self, step: Step, behind: Step | None = None) -> float:
+        """Seconds that the step took, as the executor counts them.
+
+        Args:
+          step: what is timed.
+          behind: is submitted before it, and both are on the device at once.
+        """
+        before = None if behind is None else self._executor.submit(behind)
+        handle = self._executor.submit(step)
+        if before is not None:
+            self._executor.result(before)
+        return self._executor.result(handle).seconds
+
+    def prefill(self, size: int, chunks: int, context: int, last: bool) -> Prefill:
+        """A prefill that fills its bucket, each chunk ending at the context."""
+        tokens = [size // chunks + (index < size % chunks) for index in range(chunks)]
+        return Prefill(
+            self._name,
+            [
+                self._chunk(slot, min(count, context), context, last)
+                for slot, count in enumerate(tokens)
+            ],
+        )
+
+    def arm(self, sequences: int, context: int) -> list[Prefill]:
+        """Prefills after which so many slots are ready to decode at a context."""
+        most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
+        return [
+            Prefill(
+                self._name,
+                [
+                    self._chunk(slot, 1, context, True)
+                    for slot in range(first, min(sequences, first + most))
+                ],
+            )
+            for first in range(0, sequences, most)
+        ]
+
+    def decode(self, sequences: int, tokens: int, context: int) -> Decode:
+        blocks = -(-context // self._per_block)
+        return Decode(
+            self._name,
+            [
+                DecodeSequence(slot, slot, self._table(slot, blocks), blocks, tokens)
+                for slot in range(sequences)
+            ],
+            tokens,
+        )
+
+    def _chunk(self, slot: int, tokens: int, end: int, last: bool) -> PrefillChunk:
+        blocks = -(-end // self._per_block)
+        return PrefillChunk(
+            request_id=slot,
+            slot=slot,
+            tokens=(1,) * tokens,
+            start=end - tokens,
+            num_prompt_tokens=end,
+            blocks=self._table(slot, blocks),
+            num_blocks=blocks,
+            sampling=_GREEDY if last else None,
+            max_new_tokens=_FOREVER,
+        )
+
+    def _table(self, slot: int, blocks: int) -> list[int]:
+        """Blocks of a slot, the same ones at any length; slots share some where the pool is small,
+        which changes no step's time.
+        """
+        longest = self._buckets.blocks
+        return [
+            self._first + (slot * longest + index) % self._blocks * self._layers
+            for index in range(blocks)
+        ]

@@ -1,0 +1,1 @@
+"""The command line: `muxjax serve | generate | plan | simulate | bench | ...`."""

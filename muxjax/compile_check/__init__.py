@@ -1,0 +1,1 @@
+"""Compiles the steps of a fleet for devices that are not present."""

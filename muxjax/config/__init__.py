@@ -1,0 +1,1 @@
+"""The fleet file and the settings of the server. Imports no JAX."""

@@ -1,0 +1,90 @@
+"""Steps that were made and whose results have not been taken in."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.requests import Request
+from muxjax.scheduling.steps import Step
+
+
+@dataclass(slots=True)
+class Flight:
+    """One such step.
+
+    Attributes:
+      number: of the step, counted from 1.
+      step: the step.
+      turn: whose time it takes.
+      seconds: what was charged for it.
+      requests: who is in it, in its order.
+    """
+
+    number: int
+    step: Step
+    turn: Turn
+    seconds: float
+    requests: list[Request]
+
+
+class Flights:
+    """Those of one unit.
+
+    Args:
+      side_by_side: steps may end in any order.
+
+    Attributes:
+      side_by_side: as given.
+      made: how many steps have been made, ended ones included.
+    """
+
+    def __init__(self, *, side_by_side: bool) -> None:
+        self.side_by_side = side_by_side
+        self.made = 0
+        self._flights: deque[Flight] = deque()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def begin(self, step: Step, turn: Turn, seconds: float, requests: list[Request]) -> None:
+        """Counts a step as made."""
+        self.made += 1
+        self._flights.append(Flight(self.made, step, turn, seconds, requests))
+
+    def end(self, step: Step) -> Flight:
+        """Takes out the oldest step; any if they run side by side.
+
+        Raises:
+          ValueError: a step out of order.
+        """
+        for index, flight in enumerate(self._flights):
+            if flight.step is step:
+                del self._flights[index]
+                return flight
+            if not self.side_by_side:
+                break
+        raise ValueError("steps must be applied in the order in which they were made")
+
+    def turns(self) -> list[Turn]:
+        """The model and phase of each, in the order of making."""
+        return [flight.turn for flight in self._flights]
+
+    def settled(self, request: Request) -> bool:
+        """Whether none works on the request."""
+        last = request.last_step
+        return all(flight.number != last for flight in self._flights)
+
+    def work_on(self, last_step: np.ndarray) -> np.ndarray:
+        """Which slots one works on.
+
+        Args:
+          last_step: `[S]`, the number of the last step of each slot's sequence.
+        """
+        busy = np.zeros(len(last_step), bool)
+        for flight in self._flights:  # few, so that this is a third of `np.isin`
+            busy |= last_step == flight.number
+        return busy

@@ -1,0 +1,1 @@
+"""Scheduling policies: which model and phase runs next."""

@@ -1,0 +1,1 @@
+"""Helpers for tests: an executor whose tokens can be computed by hand."""

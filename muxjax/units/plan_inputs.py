@@ -1,0 +1,171 @@
+"""From a fleet file to what planning works on: loads, a cluster, costs. Imports no JAX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from muxjax.config.fleet_file import FleetConfig, ModelEntry
+from muxjax.errors import FleetConfigError, PlanError
+from muxjax.models.checkpoints.config_only import read_shape
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.params import param_shapes
+from muxjax.placement.costs.cluster import Cluster, parse_cluster
+from muxjax.placement.costs.cost_model import PlanningCosts
+from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.costs.profile_table import ProfileTable
+from muxjax.placement.costs.roofline import Roofline
+from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.plan import Execution
+
+DEFAULT_CLUSTER = "1x1:cpu"
+"""This machine, where neither the fleet file nor the command line says what there is."""
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What `placement.planner.make_plan` takes.
+
+    Attributes:
+      loads: the models and what is expected of them.
+      cluster: what there is.
+      costs: for each group of its nodes.
+      profile: path of the profile that they are from.
+      execution: concurrent for a profile with shares of compute, else time sliced.
+    """
+
+    loads: tuple[ModelLoad, ...]
+    cluster: Cluster
+    costs: tuple[PlanningCosts, ...]
+    profile: str | None
+    execution: Execution
+
+
+def plan_inputs(
+    config: FleetConfig, *, cluster: str | None = None, profile: Path | None = None
+) -> PlanInputs:
+    """Reads the models' shapes, from their configs only, and makes the cost models.
+
+    Args:
+      config: the fleet file.
+      cluster: instead of the fleet file's.
+      profile: measured step times; without them costs are calculated.
+
+    Raises:
+      CheckpointError, DownloadError: a model whose config cannot be had.
+      FleetConfigError: a `max_model_len` beyond the model's context, or models of one profile and
+        unlike sizes.
+      PlanError: an unknown device, or a model that is not in the profile.
+      ProfileError: a profile that cannot be used.
+    """
+    there = parse_cluster(cluster or config.cluster or DEFAULT_CLUSTER)
+    on_cpu = all(group.device.name == "cpu" for group in there.groups)
+    kinds = {entry.name: entry.profile or entry.name for entry in config.models}
+    shapes: dict[str, ModelShape] = {}
+    for entry in config.models:
+        kind = kinds[entry.name] if profile is not None else entry.name
+        shape = _shape(entry, on_cpu)
+        if shapes.setdefault(kind, shape) != shape:
+            raise FleetConfigError(
+                f"two models with the profile {kind} have other sizes ({entry.name} is one)"
+            )
+    costs: Sequence[PlanningCosts]
+    execution: Execution = "time_sliced"
+    if profile is None:
+        costs = [Roofline(shapes, group.device) for group in there.groups]
+    else:
+        table = ProfileTable(profile, shapes)
+        for name, kind in kinds.items():
+            if kind not in table.models:
+                raise PlanError(
+                    f"{name}: the profile {profile} has no model {kind}; it has "
+                    f"{', '.join(table.raw)}: say which one with `profile:`, or measure it"
+                )
+        costs = [table] * len(there.groups)
+        if any(
+            len(table.shares(kind, tp)) > 1
+            for kind in kinds.values()
+            for tp in table.tp_degrees(kind)
+        ):
+            execution = "concurrent"
+    # What the file says about the engine is kept to; its defaults are not the fleet's wishes.
+    most = config.engine.max_seqs if "max_seqs" in config.engine.model_fields_set else None
+    loads = []
+    for entry in config.models:
+        kind = kinds[entry.name] if profile is not None else entry.name
+        entry.check_length(shapes[kind].max_position)
+        loads.append(_load(entry, kind, most))
+    return PlanInputs(
+        loads=tuple(loads),
+        cluster=there,
+        costs=tuple(costs),
+        profile=None if profile is None else str(profile),
+        execution=execution,
+    )
+
+
+def _load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
+    return ModelLoad(
+        name=entry.name,
+        kind=kind,
+        rate=entry.rate,
+        prompt_tokens=entry.prompt_tokens,
+        output_tokens=entry.output_tokens,
+        slo=Slo(entry.slo.ttft, entry.slo.tpot),
+        kv_floor=entry.kv_floor,
+        max_batch=max_batch,
+        # The engine refuses a pool that cannot hold this. A length that is not given, it chooses
+        # itself, so that the pool holds it (`geometry.longest_sequence`).
+        longest=entry.max_model_len,
+    )
+
+
+def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
+    """The model's shape with the precision that it is served in: float32 on a CPU unless asked
+    otherwise, as the engine has it.
+    """
+    found = read_shape(entry.source, entry.config)
+    wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)
+    bits = 32.0 if wide else 16.0
+    int8 = entry.quantization == "int8"
+    # An int8 model on a CPU keeps keys and values in bfloat16 where it is not told otherwise.
+    wide_kv = entry.dtype == "float32" if int8 else wide
+    wide_kv = wide_kv or (on_cpu and not _cpu_reads_half_pools())
+    return shape_of(
+        found.config,
+        weight_bits=8.0 if int8 else found.weight_bits or bits,
+        embed_bits=8.0 if int8 else bits,
+        kv_bits=32.0 if wide_kv else 16.0,
+    )
+
+
+def _cpu_reads_half_pools() -> bool:
+    # Only here: planning for other hardware does without JAX.
+    from muxjax.pallas_kernels.cpu import native
+
+    return native.reads_half_pools()
+
+
+def shape_of(
+    config: ModelConfig, *, weight_bits: float, embed_bits: float, kv_bits: float
+) -> ModelShape:
+    """The sizes of a model that planning needs."""
+    return ModelShape(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        tie_embeddings=config.tie_embeddings,
+        weight_bits=weight_bits,
+        embed_bits=embed_bits,
+        kv_bits=kv_bits,
+        small_params=sum(
+            math.prod(shape) for shape in param_shapes(config).values() if len(shape) == 1
+        ),
+        max_position=config.max_position,
+    )

@@ -1,0 +1,1 @@
+"""Matrix products and paged attention for CPUs in C++, called through the XLA FFI."""

@@ -1,0 +1,417 @@
+"""What the Mosaic GPU kernels share: moving tiles of keys and values, and the running softmax.
+
+A block of threads is made of warpgroups (128 threads). The last one, the producer, fetches tiles
+with TMA into a ring of `stages` slots; the others attend to them. Barriers hand slots over:
+`ready` says that a slot's tile is there, `free` that all who read it are done. The softmax is the
+online one (Milakov and Gimelshein 2018), as in FlashAttention (Dao et al. 2022), in base 2.
+
+Rows that must not be read (past a sequence's length, before its window) may hold anything, NaN
+included, and 0 x NaN is NaN. Scores of such keys are replaced, but values are summed by the tensor
+cores, so the producer zeroes such rows of values before it hands the tile over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Bool, Float, Int
+
+from muxjax.pallas_kernels.gpu.tiles import COLUMNS, ROWS, Tiles
+
+MASKED = -1e30
+"""A score that no position can have; finite, so that a row of nothing else stays a number."""
+_LOG2E = math.log2(math.e)
+_UNROLLED = 8
+"""Copies issued together; their page numbers are loaded before the first of them."""
+
+Scalar = Int[Array, ""]
+Mask = Callable[[Scalar], Bool[Array, "rows tokens"]]
+"""From a tile's number to what its scores may count."""
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """A block's shared memory; see `scratch` for shapes."""
+
+    keys: Any
+    values: Any
+    queries: Any
+    plain_queries: Any
+    out: Any
+    staging: Any
+    ready: Any
+    free: Any
+    staged: Any
+    queries_in: Any
+    weights: Any
+
+
+def _swizzled(tiles: Tiles, *shape: int) -> Any:
+    # JAX gives them no `transform_array`; a memory reference does not need it.
+    tiling = plgpu.TilingTransform((8, tiles.swizzle // 2))  # type: ignore[abstract]
+    swizzle = plgpu.SwizzleTransform(tiles.swizzle)  # type: ignore[abstract]
+    return plgpu.SMEM(shape, tiles.part_dtype, transforms=(tiling, swizzle))
+
+
+def scratch(tiles: Tiles, out_dtype: jnp.dtype) -> list[Any]:
+    """The scratch of a kernel, in the order of `Buffers`' fields."""
+    t = tiles
+    ring = _swizzled(t, t.stages, t.parts, t.tokens, t.width)
+    arrivals = t.chunks if t.direct else 1
+    return [
+        ring,
+        ring,
+        _swizzled(t, t.warpgroups, t.parts, ROWS, t.width),
+        plgpu.SMEM((t.warpgroups, ROWS, t.query_columns), t.dtype),
+        plgpu.SMEM((t.warpgroups, ROWS, COLUMNS), out_dtype),
+        None if t.direct else plgpu.SMEM((2, t.tokens, t.width), t.dtype),
+        plgpu.Barrier(num_arrivals=arrivals, num_barriers=(2, t.stages)),
+        plgpu.Barrier(num_arrivals=t.warpgroups, num_barriers=(2, t.stages)),
+        plgpu.Barrier(num_arrivals=t.chunks, num_barriers=2),
+        plgpu.Barrier(num_barriers=t.warpgroups),
+        _swizzled(t, t.warpgroups, t.parts, ROWS, t.tokens) if t.interpreted else None,
+    ]
+
+
+def _split(x: Array, tiles: Tiles) -> list[Array]:
+    """Numbers of 16 bits that sum to `x`: `x` itself, or three bfloat16."""
+    if tiles.parts == 1:
+        return [x.astype(tiles.part_dtype)]
+    parts = []
+    for _ in range(tiles.parts):
+        parts.append(x.astype(tiles.part_dtype))
+        x = x - parts[-1].astype(jnp.float32)
+    return parts
+
+
+def share_registers(tiles: Tiles, *, producer: bool) -> None:
+    """Moves registers from the producer to those who compute, where these would be short of them.
+
+    65,536 registers make 168 a thread for three warpgroups; 2 x 232 + 40 = 3 x 168.
+    """
+    if tiles.warpgroups == 2:
+        if producer:
+            plgpu.set_max_registers(40, action="decrease")
+        else:
+            plgpu.set_max_registers(232, action="increase")
+
+
+def load_queries(
+    tiles: Tiles,
+    buffers: Buffers,
+    warpgroup: Scalar,
+    rows: int,
+    source: Callable[[Any], Any],
+) -> None:
+    """Fetches a warpgroup's queries, plain rows, and lays them out for `wgmma`.
+
+    Args:
+      tiles: shapes.
+      buffers: of the block.
+      warpgroup: whose queries.
+      rows: rows to fetch; rows of scores past them come from whatever memory holds, and are theirs.
+      source: a slice of columns -> queries in device memory, `[rows, columns]`.
+    """
+    plain = buffers.plain_queries
+    arrived = buffers.queries_in.at[warpgroup]
+    for start in range(0, tiles.width, tiles.query_columns):
+        columns = pl.ds(start, tiles.query_columns)
+        plgpu.copy_gmem_to_smem(source(columns), plain.at[warpgroup, pl.ds(0, rows)], arrived)
+        plgpu.barrier_wait(arrived)
+        x = plgpu.load(plain.at[warpgroup], layout=plgpu.Layout.WGMMA, optimized=False)
+        for i, part in enumerate(_split(x, tiles)):
+            buffers.queries[warpgroup, i, :, columns] = part
+        plgpu.commit_smem()
+
+
+def store_output(
+    buffers: Buffers,
+    warpgroup: Scalar,
+    output: Float[Array, "rows width"],
+    copy: Callable[[Any, Any], None],
+) -> None:
+    """Sends a warpgroup's output, block of columns by block.
+
+    Args:
+      buffers: of the block of threads.
+      warpgroup: whose output.
+      output: of its rows.
+      copy: starts the copies of a block, `[ROWS, COLUMNS]` in shared memory, to a slice of columns.
+    """
+    plain = buffers.out
+    for start in range(0, output.shape[1], COLUMNS):
+        block = output[:, start : start + COLUMNS].astype(plain.dtype)
+        plain[warpgroup] = block
+        plgpu.commit_smem()
+        copy(plain.at[warpgroup], pl.ds(start, COLUMNS))
+        plgpu.wait_smem_to_gmem(0)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One sequence's keys and values for one KV head, as the producer fetches them.
+
+    Attributes:
+      table: block tables in device memory, `[S, B]`.
+      pool: the pool, in `Tiles.page_view`.
+      sequence, layer, kv_head: whose.
+      lowest, length: positions that may be read: from `lowest` up to `length`.
+    """
+
+    tiles: Tiles
+    table: Any
+    pool: Any
+    sequence: Scalar
+    layer: Scalar
+    kv_head: Scalar
+    lowest: Scalar
+    length: Scalar
+
+    def fetch(self, tile: Scalar, which: int, destination: Any, barrier: Any) -> None:
+        """Starts the copies of one tile of keys (`which` 0) or values (1), `chunks` of them."""
+        t = self.tiles
+        head = t.layout.padded_head_dim
+        column = (which * t.layout.num_kv_heads + self.kv_head) * head
+        per_page = t.layout.tokens_per_page // t.chunk
+        last = self.table.shape[1] - 1
+
+        def page_of(i: Scalar | int) -> tuple[Scalar, Scalar]:
+            chunk = tile * t.chunks + i
+            page = self.table[self.sequence, jnp.minimum(chunk // per_page, last)] + self.layer
+            return page, chunk % per_page * t.chunk
+
+        def copy(i: Scalar | int, page: Scalar, token: Scalar) -> None:
+            # A page that is no whole number of tokens is one row; its tokens are copied one by one.
+            row, start = (token, 0) if t.whole_tokens else (0, token * t.token_width)
+            plgpu.copy_gmem_to_smem(
+                self.pool.at[page, pl.ds(row, t.chunk), pl.ds(start + column, t.width)],
+                destination.at[pl.ds(i * t.chunk, t.chunk)],
+                barrier,
+            )
+
+        if t.chunks <= _UNROLLED:
+            for i, place in enumerate([page_of(i) for i in range(t.chunks)]):
+                copy(i, *place)
+        else:
+
+            @pl.loop(0, t.chunks)
+            def _each(i: Scalar) -> None:
+                copy(i, *page_of(i))
+
+    def produce(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
+        """Fetches tiles `first` to `last`, excluded, as their slots become free."""
+        if self.tiles.direct:
+            self._produce_direct(buffers, first, last)
+        else:
+            self._produce_staged(buffers, first, last)
+
+    def _rewrite(self, tile: Scalar, source: Any, parts: Any) -> None:
+        """Writes the parts of a tile's rows, zeros for those that must not be read.
+
+        A few rows at a time: the producer has few registers.
+
+        Args:
+          tile: its number.
+          source: `[tokens, width]`.
+          parts: `[parts, tokens, width]`, swizzled.
+        """
+        t = self.tiles
+        rows = t.rewritten_rows
+        layout = plgpu.Layout.SMEM_GMEM_COPY((rows, t.width), t.part_dtype, t.swizzle)
+
+        @pl.loop(0, t.tokens // rows)
+        def _rows(i: Scalar) -> None:
+            at = pl.ds(pl.multiple_of(i * rows, rows), rows)
+            position = tile * t.tokens + i * rows
+            position += plgpu.broadcasted_iota(jnp.int32, (rows, t.width), 0, layout=layout)
+            kept = plgpu.load(source.at[at], layout=layout, optimized=False)
+            valid = (position >= self.lowest) & (position < self.length)
+            kept = jnp.where(valid, kept, jnp.zeros_like(kept))
+            for j, part in enumerate(_split(kept, t)):
+                parts[j, at] = part
+
+        plgpu.commit_smem()
+
+    def _produce_direct(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
+        t = self.tiles
+        staged = buffers.staged.at[0]
+
+        @pl.loop(first, last)
+        def _tile(tile: Scalar) -> None:
+            n = tile - first
+            slot = lax.rem(n, t.stages)
+            whole = (tile * t.tokens >= self.lowest) & ((tile + 1) * t.tokens <= self.length)
+
+            @pl.when(n >= t.stages)
+            def _keys_free() -> None:
+                plgpu.barrier_wait(buffers.free.at[0, slot])
+
+            self.fetch(tile, 0, buffers.keys.at[slot, 0], buffers.ready.at[0, slot])
+
+            @pl.when(n >= t.stages)
+            def _values_free() -> None:
+                plgpu.barrier_wait(buffers.free.at[1, slot])
+
+            values, ready = buffers.values.at[slot, 0], buffers.ready.at[1, slot]
+
+            @pl.when(whole)
+            def _as_it_is() -> None:
+                self.fetch(tile, 1, values, ready)
+
+            @pl.when(jnp.logical_not(whole))
+            def _with_zeros() -> None:
+                self.fetch(tile, 1, values, staged)
+                plgpu.barrier_wait(staged)
+                self._rewrite(tile, values, buffers.values.at[slot])
+                for _ in range(t.chunks):
+                    plgpu.barrier_arrive(ready)
+
+    def _produce_staged(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
+        t = self.tiles
+
+        def stage(tile: Scalar, which: int) -> None:
+            self.fetch(tile, which, buffers.staging.at[which], buffers.staged.at[which])
+
+        @pl.when(first < last)
+        def _start() -> None:
+            stage(first, 0)
+            stage(first, 1)
+
+        @pl.loop(first, last)
+        def _tile(tile: Scalar) -> None:
+            n = tile - first
+            slot = lax.rem(n, t.stages)
+            for which, ring in enumerate((buffers.keys, buffers.values)):
+
+                @pl.when(n >= t.stages)
+                def _free(which: int = which) -> None:
+                    plgpu.barrier_wait(buffers.free.at[which, slot])
+
+                plgpu.barrier_wait(buffers.staged.at[which])
+                self._rewrite(tile, buffers.staging.at[which], ring.at[slot])
+                plgpu.barrier_arrive(buffers.ready.at[which, slot])
+
+                @pl.when(tile + 1 < last)
+                def _next(which: int = which) -> None:
+                    stage(tile + 1, which)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What becomes of the product of a query and a key."""
+
+    scale: float
+    softcap: float | None
+
+    def __call__(self, products: Float[Array, "rows tokens"]) -> Float[Array, "rows tokens"]:
+        """Scores in base 2: softmax is the quotient of their powers of 2."""
+        if self.softcap is None:
+            return products * (self.scale * _LOG2E)
+        # By the exponential: the fast `tanh.approx` is right to 11 bits only.
+        power = jnp.exp2(products * (2 * self.scale / self.softcap * _LOG2E))
+        return (1 - 2 / (1 + power)) * (self.softcap * _LOG2E)
+
+
+State = tuple[Float[Array, "rows width"], Float[Array, " rows"], Float[Array, " rows"]]
+"""Weighted sum of values, maximum score, and denominator, of each row."""
+
+
+def start(tiles: Tiles) -> State:
+    """The softmax of nothing."""
+    column = plgpu.Layout.WGMMA.reduce(1)
+    return (
+        plgpu.layout_cast(jnp.zeros((ROWS, tiles.width), jnp.float32), plgpu.Layout.WGMMA),
+        plgpu.layout_cast(jnp.full((ROWS,), MASKED, jnp.float32), column),
+        plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), column),
+    )
+
+
+def attend(
+    tiles: Tiles,
+    buffers: Buffers,
+    warpgroup: Scalar,
+    scores: Scores,
+    mask: Mask | None,
+    ring_start: Scalar,
+    first: Scalar,
+    last: Scalar,
+    state: State,
+) -> State:
+    """Attends to tiles `first` to `last`, excluded.
+
+    Args:
+      tiles: shapes.
+      buffers: where the tiles come.
+      warpgroup: which this is.
+      scores: from products to scores.
+      mask: which scores count; None if all do.
+      ring_start: the tile that went to the first slot.
+      first: the first tile.
+      last: one past the last.
+      state: the softmax so far.
+    """
+    t = tiles
+    queries = buffers.queries.at[warpgroup]
+
+    def add_values(acc: Array, weights: Array, values: Any) -> Array:
+        """`acc` and the weighted sum of a tile's values."""
+        parts = _split(weights, t)
+        if buffers.weights is None:
+
+            def add(acc_ref: Any) -> None:
+                for a, b in t.products:
+                    plgpu.wgmma(acc_ref, parts[a], values.at[b])
+
+            return pl.run_state(add)(plgpu.WGMMAAccumulatorRef.init(acc))
+
+        # The interpreter's way (see `Tiles.interpreted`).
+        shared = buffers.weights.at[warpgroup]
+        for i, part in enumerate(parts):
+            shared[i] = part
+        plgpu.commit_smem()
+
+        def sums(acc_ref: Any) -> Array:
+            for a, b in t.products:
+                plgpu.wgmma(acc_ref, shared.at[a], values.at[b])
+            return acc_ref[...]
+
+        return acc + pl.run_scoped(sums, plgpu.WGMMAAccumulatorRef((ROWS, t.width), jnp.float32))
+
+    def step(tile: Scalar, state: State) -> State:
+        acc, maximum, denominator = state
+        slot = lax.rem(tile - ring_start, t.stages)
+        keys, values = buffers.keys.at[slot], buffers.values.at[slot]
+
+        def products(acc_ref: Any) -> Array:
+            for a, b in t.products:
+                plgpu.wgmma(acc_ref, queries.at[a], keys.at[b].transpose((1, 0)))
+            return acc_ref[...]
+
+        plgpu.barrier_wait(buffers.ready.at[0, slot])
+        s = scores(
+            pl.run_scoped(products, plgpu.WGMMAAccumulatorRef((ROWS, t.tokens), jnp.float32))
+        )
+        plgpu.barrier_arrive(buffers.free.at[0, slot])
+        seen = None if mask is None else mask(tile)
+        if seen is not None:
+            s = jnp.where(seen, s, MASKED)
+        new = jnp.maximum(maximum, s.max(axis=1))
+        decay = jnp.exp2(maximum - new)
+        weights = jnp.exp2(s - lax.broadcast_in_dim(new, s.shape, [0]))
+        if seen is not None:
+            weights = jnp.where(seen, weights, 0.0)
+        denominator = denominator * decay + weights.sum(axis=1)
+        acc = acc * lax.broadcast_in_dim(decay, acc.shape, [0])
+        plgpu.barrier_wait(buffers.ready.at[1, slot])
+        acc = add_values(acc, weights, values)
+        plgpu.barrier_arrive(buffers.free.at[1, slot])
+        return acc, new, denominator
+
+    return lax.fori_loop(first, last, step, state)

@@ -1,0 +1,207 @@
+"""Prefill on Hopper: ragged queries on the tensor cores.
+
+A block takes one query head and `warpgroups * 64` consecutive queries of one sequence; the
+warpgroups share the tiles of keys and values that the producer fetches (FlashAttention-3's
+arrangement, Shah et al. 2024). Tiles of tokens that all of a warpgroup's queries see are computed
+without a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Bool, Float, Int
+
+from muxjax.pallas_kernels.gpu import core
+from muxjax.pallas_kernels.gpu.core import Scalar
+from muxjax.pallas_kernels.gpu.tiles import ROWS, Tiles
+
+_SEQUENCE, _START, _QUERIES, _POSITION, _LENGTH, _FIELDS = range(6)
+
+
+def blocks_of_queries(
+    kv_lens: Int[Array, " S"], query_starts: Int[Array, " S+1"], num_tokens: int, size: int
+) -> Int[Array, "5 blocks"]:
+    """Cuts ragged queries into blocks of at most `size`, each of one sequence.
+
+    The number of blocks is what any cut of `num_tokens` queries may need; unneeded ones have no
+    queries. Padding after the last sequence is cut as one more sequence, with no context: its
+    output is zeros.
+
+    Returns:
+      For each block: sequence, first query, number of queries, position of the first query in its
+      sequence, tokens of the sequence.
+    """
+    num_seqs = kv_lens.shape[0]
+    ends = jnp.append(query_starts[1:], num_tokens)
+    lengths = jnp.append(kv_lens, 0)
+    counts = ends - query_starts
+    blocks_before = jnp.cumulative_sum(pl.cdiv(counts, size), include_initial=True)
+    block = jnp.arange(pl.cdiv(num_tokens, size) + num_seqs + 1, dtype=jnp.int32)
+    s = jnp.searchsorted(blocks_before, block, side="right") - 1
+    s = jnp.minimum(s, num_seqs)
+    start = query_starts[s] + (block - blocks_before[s]) * size
+    queries = jnp.clip(ends[s] - start, 0, size)
+    position = lengths[s] - (ends[s] - start)
+    table_row = jnp.minimum(s, num_seqs - 1)
+    return jnp.stack([table_row, start, queries, position, lengths[s]]).astype(jnp.int32)
+
+
+def prefill(
+    q: Float[Array, "T N H"],
+    pool: Float[Array, "P U C"],
+    block_tables: Int[Array, "S B"],
+    kv_lens: Int[Array, " S"],
+    query_starts: Int[Array, " S+1"],
+    layer: Int[Array, "1"],
+    *,
+    tiles: Tiles,
+    scores: core.Scores,
+    window: int | None,
+    out_dtype: jnp.dtype,
+) -> Float[Array, "T N H"]:
+    """Causal attention of ragged queries.
+
+    Args:
+      q: queries in the pool's type, heads of `tiles.width`.
+      pool: pages as in `tiles.page_view`.
+      block_tables: see `paged_attention`.
+      kv_lens: see `paged_attention`.
+      query_starts: see `paged_attention`.
+      layer: see `paged_attention`.
+      tiles: shapes.
+      scores: from products to scores.
+      window: see `paged_attention`.
+      out_dtype: of the result.
+    """
+    num_tokens, num_heads, width = q.shape
+    group = num_heads // tiles.layout.num_kv_heads
+    step = tiles.tokens
+    work = blocks_of_queries(kv_lens, query_starts, num_tokens, tiles.warpgroups * ROWS)
+
+    def kernel(*refs: Any) -> None:
+        q_ref, pool_ref, table, work, layer_ref, out_ref, *shared = refs
+        buffers = core.Buffers(*shared)
+        block, head = lax.axis_index("block"), lax.axis_index("head")
+        s, start, queries, position, length = (work[i, block] for i in range(_FIELDS))
+        lowest = jnp.int32(0) if window is None else jnp.maximum(position - window + 1, 0)
+        begin = lowest // step
+
+        def end_of(queries: Scalar) -> Scalar:
+            """One past the last tile that the block's first so many queries see."""
+            return jnp.where(length > 0, pl.cdiv(position + queries, step), begin)
+
+        end = end_of(queries)
+
+        def attend(warpgroup: Scalar) -> None:
+            offset = warpgroup * ROWS
+            rows = jnp.clip(queries - offset, 0, ROWS)
+            own_end = jnp.where(rows > 0, end_of(offset + rows), begin)
+            first_query = position + offset
+
+            def mask(tile: Scalar) -> Bool[Array, "rows tokens"]:
+                query, token = (
+                    plgpu.broadcasted_iota(jnp.int32, (ROWS, step), axis, layout=plgpu.Layout.WGMMA)
+                    for axis in (0, 1)
+                )
+                # How far before its query a token stands.
+                distance = query - token + (first_query - tile * step)
+                return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+            # Tiles between these two are seen whole by all queries of the warpgroup.
+            full_end = jnp.clip((first_query + 1) // step, begin, own_end)
+            if window is None:
+                full_begin = begin
+            else:
+                oldest = first_query + ROWS - window  # the last query sees no token before it
+                full_begin = jnp.clip(pl.cdiv(oldest, step), begin, full_end)
+
+            @pl.when(rows > 0)
+            def _compute() -> None:
+                core.load_queries(
+                    tiles,
+                    buffers,
+                    warpgroup,
+                    ROWS,
+                    lambda columns: q_ref.at[pl.ds(start + offset, ROWS), head, columns],
+                )
+
+                def part(
+                    first: Scalar, last: Scalar, masked: bool, state: core.State
+                ) -> core.State:
+                    return core.attend(
+                        tiles,
+                        buffers,
+                        warpgroup,
+                        scores,
+                        mask if masked else None,
+                        begin,
+                        first,
+                        last,
+                        state,
+                    )
+
+                state = core.start(tiles)
+                if window is not None:
+                    state = part(begin, full_begin, True, state)
+                state = part(full_begin, full_end, False, state)
+                acc, _, denominator = part(full_end, own_end, True, state)
+                # A row with no context has a denominator of 0 and a weighted sum of 0.
+                inverse = 1.0 / jnp.maximum(denominator, 1e-30)
+                inverse = lax.broadcast_in_dim(inverse, acc.shape, [0])
+
+                def store(block: Any, columns: Any) -> None:
+                    # The rows after the last belong to another block: copy by powers of 2.
+                    size = ROWS
+                    while size:
+
+                        @pl.when((rows & size) != 0)
+                        def _copy(size: int = size) -> None:
+                            done = rows & ~(2 * size - 1)
+                            plgpu.copy_smem_to_gmem(
+                                block.at[pl.ds(done, size)],
+                                out_ref.at[pl.ds(start + offset + done, size), head, columns],
+                            )
+
+                        size //= 2
+
+                core.store_output(buffers, warpgroup, acc * inverse, store)
+
+            # Tiles for the other warpgroups only.
+            @pl.loop(own_end, end)
+            def _skip(tile: Scalar) -> None:
+                slot = lax.rem(tile - begin, tiles.stages)
+                for which in range(2):
+                    plgpu.barrier_wait(buffers.ready.at[which, slot])
+                    plgpu.barrier_arrive(buffers.free.at[which, slot])
+
+        warpgroup = lax.axis_index("warpgroup")
+
+        @pl.when(warpgroup < tiles.warpgroups)
+        def _attend() -> None:
+            core.share_registers(tiles, producer=False)
+            attend(warpgroup)
+
+        @pl.when(warpgroup == tiles.warpgroups)
+        def _produce() -> None:
+            core.share_registers(tiles, producer=True)
+            core.Context(
+                tiles, table, pool_ref, s, layer_ref[0], head // group, lowest, length
+            ).produce(buffers, begin, end)
+
+    return plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct((num_tokens, num_heads, width), out_dtype),
+        scratch_types=core.scratch(tiles, out_dtype),
+        grid=(work.shape[1], num_heads),
+        grid_names=("block", "head"),
+        num_threads=tiles.warpgroups + 1,
+        thread_name="warpgroup",
+        kernel_name="muxjax_prefill",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )(q, pool, block_tables, work, layer)

@@ -1,0 +1,1 @@
+"""Cost models: devices, clusters, model shapes, rooflines and measured profiles."""

@@ -1,0 +1,1 @@
+"""The planner: from expected loads and a cluster to a placement plan."""

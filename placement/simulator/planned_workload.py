@@ -1,0 +1,69 @@
+"""The workload that a plan was made for: its models' rates and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muxjax.placement.planner.plan import Plan, PlannedModel
+from muxjax.placement.simulator.simulated_units import longest_request
+from muxjax.placement.workload.arrivals import power_law_rates
+from muxjax.placement.workload.lengths import Lengths, LogNormal, Sampled
+from muxjax.placement.workload.synthetic import Traffic
+
+
+def planned_rates(plan: Plan) -> dict[str, float]:
+    """Requests per second of each model, its replicas together."""
+    rates: dict[str, float] = {}
+    for unit in plan.units:
+        for model in unit.models:
+            rates[model.name] = rates.get(model.name, 0.0) + model.rate
+    return rates
+
+
+def planned_traffic(
+    plan: Plan,
+    *,
+    alpha: float | None = None,
+    rate: float | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> list[Traffic]:
+    """Rates and lengths of all models of a plan.
+
+    Args:
+      plan: the plan.
+      alpha: deal the total rate by this power law, to the models in order of their planned rates.
+      rate: the total rate, if not the planned one.
+      pairs: lengths of prompts and outputs to draw from, if not log-normal ones of the planned
+        means.
+
+    Raises:
+      WorkloadError: a negative rate or `alpha`, or lengths too near a model's limit.
+    """
+    rates = planned_rates(plan)
+    total = sum(rates.values())
+    if alpha is not None:
+        names = sorted(rates, key=lambda name: -rates[name])
+        dealt = power_law_rates(len(names), alpha, total=total if rate is None else rate)
+        rates = dict(zip(names, dealt, strict=True))
+    elif rate is not None:
+        rates = {name: rate * part / total if total else 0.0 for name, part in rates.items()}
+    models = {model.name: model for unit in plan.units for model in unit.models}
+    return [
+        Traffic(name, rates[name], Sampled(pairs) if pairs else _lengths(plan, model))
+        for name, model in models.items()
+    ]
+
+
+def _lengths(plan: Plan, model: PlannedModel) -> Lengths:
+    """Log-normal lengths; prompt and output share the model's longest request as they share the
+    mean one, so that no request is too long for it.
+    """
+    longest = longest_request(model, plan.shapes[model.kind])
+    prompt, output = max(1.0, model.prompt_tokens), max(1.0, model.output_tokens)
+    part = prompt / (prompt + output)
+    return LogNormal(
+        prompt,
+        output,
+        max_prompt=max(1, int(part * longest)),
+        max_output=max(1, int((1 - part) * longest)),
+    )

@@ -1,0 +1,1 @@
+"""Workloads: arrivals, lengths and traces of requests."""

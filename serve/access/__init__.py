@@ -1,0 +1,1 @@
+"""Access: API keys, rate limits, admission and the request middleware."""

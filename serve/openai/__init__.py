@@ -1,0 +1,1 @@
+"""Endpoints in the schema of OpenAI's API."""

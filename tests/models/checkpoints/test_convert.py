@@ -1,0 +1,89 @@
+import gc
+import weakref
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoints import convert as converting
+from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.checkpoints.convert import convert
+from muxjax.models.checkpoints.hf import open_hf, save_hf
+from muxjax.models.checkpoints.loading import open_checkpoint
+from muxjax.models.nn.shards import Shards
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
+from tests import golden
+
+
+@pytest.fixture
+def source(tmp_path: Path):
+    case = golden.tiny("smollm2")
+    save_hf(tmp_path / "source", case.config, case.params, byte_tokenizer(256))
+    return open_hf(tmp_path / "source")
+
+
+def test_every_part_comes_back(source, tmp_path: Path) -> None:
+    size = convert(source, tmp_path / "deep" / "dest")
+    found = open_checkpoint(tmp_path / "deep" / "dest")
+    params = dict(source.weights())
+    assert size == sum(array.nbytes for array in params.values())
+    assert found.config == source.config
+    assert found.tokenizer is not None
+    shards = Shards(source.config, 4)
+    for name, array in params.items():
+        for device in range(4):
+            part = found.part(name, shards, device)
+            np.testing.assert_array_equal(part, shards.cut(name, array, device))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dest"]
+
+
+def test_another_type_is_written_for_matrices(source, tmp_path: Path) -> None:
+    convert(source, tmp_path / "dest", "bfloat16")
+    for name, array in open_checkpoint(tmp_path / "dest").weights():
+        small = name.endswith("norm")
+        assert array.dtype == (np.float32 if small else ml_dtypes.bfloat16)
+
+
+def test_one_parameter_at_a_time_is_in_memory(source, tmp_path: Path, monkeypatch) -> None:
+    alive: list[weakref.ref] = []
+    most = []
+
+    def whole(self, name: str) -> np.ndarray:
+        gc.collect()
+        most.append(sum(one() is not None for one in alive))
+        array = read(self, name)
+        alive.append(weakref.ref(array))
+        return array
+
+    read = Checkpoint.whole
+    monkeypatch.setattr(Checkpoint, "whole", whole)
+    convert(source, tmp_path / "dest")
+    assert len(most) > 10
+    assert max(most) <= 2  # one that is written, one that TensorStore has not let go of yet
+
+
+def test_what_is_interrupted_leaves_nothing(source, tmp_path: Path, monkeypatch) -> None:
+    def interrupted(folder: Path, *args: object) -> None:
+        folder.mkdir(parents=True)
+        (folder / "params").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(converting.orbax, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "dest")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_was_killed_is_not_taken_for_a_checkpoint(source, tmp_path: Path) -> None:
+    convert(source, tmp_path / "dest")
+    (tmp_path / "dest" / "muxjax.json").unlink()  # it is written last
+    with pytest.raises(CheckpointError, match=r"neither config.json nor muxjax.json"):
+        open_checkpoint(tmp_path / "dest")
+
+
+def test_what_exists_is_not_written_over(source, tmp_path: Path) -> None:
+    (tmp_path / "dest").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(source, tmp_path / "dest")

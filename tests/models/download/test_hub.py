@@ -1,0 +1,38 @@
+"""Fetching from the Hub, without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from muxjax.errors import DownloadError
+from muxjax.models.download.hub import fetch_from_hub
+
+
+def test_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def snapshot(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert fetch_from_hub("org/name@abc", progress=False) == tmp_path
+    fetch_from_hub("org/name")
+    assert [(name, options["revision"]) for name, options in asked] == [
+        ("org/name", "abc"),
+        ("org/name", None),
+    ]
+    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+
+
+def test_without_a_network_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(repository: str, **options: Any) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(DownloadError, match="org/name: neither a local path nor fetched"):
+        fetch_from_hub("org/name")

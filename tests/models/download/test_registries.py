@@ -1,0 +1,126 @@
+"""Asking pip and npm; pip is the real one, with an index of the test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from muxjax.errors import DownloadError
+from muxjax.models.download import registries
+from muxjax.models.download.download import Location
+from tests.models.file_server import Served, serve
+from tests.models.packages import NAME, VERSION, WHEEL, index_page, make_wheel
+
+
+@pytest.fixture
+def own_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets pip's options by environment variables, and takes away all others."""
+
+    def configure(**options: str) -> None:
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        for name in ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX"):
+            monkeypatch.delenv(f"PIP_{name}", raising=False)
+        for name, value in options.items():
+            monkeypatch.setenv(f"PIP_{name.upper()}", value)
+
+    return configure
+
+
+def test_a_wheel_in_a_local_folder(own_pip: Callable[..., None], tmp_path: Path) -> None:
+    path = make_wheel(tmp_path, {"data.bin": b"x"})
+    own_pip(no_index="1", find_links=str(tmp_path))
+    location = registries.locate_wheel(NAME, VERSION)
+    assert location is not None
+    assert location.url == path.as_uri()
+    with pytest.raises(DownloadError, match=r"pip finds no muxjax-test-data==9.9"):
+        registries.locate_wheel(NAME, "9.9")
+
+
+def test_a_wheel_on_an_index_is_found_without_fetching_it(
+    own_pip: Callable[..., None], tmp_path: Path
+) -> None:
+    wheel = make_wheel(tmp_path, {"data.bin": b"x"}).read_bytes()
+    link = f"/files/{WHEEL}#sha256=00"
+    pages = {f"/simple/{NAME}/": index_page(link), f"/files/{WHEEL}": wheel}
+    with serve(Served(pages)) as server:
+        own_pip(index_url=f"{server.address}/simple/")
+        location = registries.locate_wheel(NAME, VERSION)
+        assert location is not None
+        assert location.url == f"{server.address}/files/{WHEEL}"
+        assert len(server.asked) == 1  # the index page only
+
+
+def test_pip_may_fetch_it_itself(own_pip: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "out").mkdir()
+    path = make_wheel(tmp_path / "links", {"data.bin": b"x"})
+    own_pip(no_index="1", find_links=str(path.parent))
+    fetched = registries.pip_download(NAME, VERSION, tmp_path / "out")
+    assert fetched.read_bytes() == path.read_bytes()
+    with pytest.raises(DownloadError, match=r"pip could not download muxjax-test-data==9.9: "):
+        registries.pip_download(NAME, "9.9", tmp_path / "none")
+
+
+def test_another_pip_is_left_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pip's insides are not as expected, nothing is located, and nothing is raised."""
+    monkeypatch.setattr(registries, "_ASK_PIP", "from pip._internal import not_there")
+    assert registries.locate_wheel(NAME, VERSION) is None
+    monkeypatch.setattr(registries, "_ASK_PIP", "print('no JSON')")
+    assert registries.locate_wheel(NAME, VERSION) is None
+
+
+def test_without_pip_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "No module named pip")
+
+    monkeypatch.setattr(registries.subprocess, "run", run)
+    with pytest.raises(DownloadError, match="python -m ensurepip"):
+        registries.locate_wheel(NAME, VERSION)
+
+
+@pytest.fixture
+def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a program named npm on the path that runs some Python with `arguments`."""
+
+    def make(body: str) -> None:
+        program = tmp_path / "bin" / "npm"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!{sys.executable}\nimport sys\narguments = sys.argv[1:]\n{body}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent))
+
+    return make
+
+
+def test_a_tarball(fake_npm: Callable[[str], None], tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text("")
+    fake_npm(
+        "if arguments == ['config', 'get', 'cafile']:\n"
+        f"    print({str(authority)!r})\n"
+        "elif arguments == ['view', 'pkg@1.0', 'dist.tarball', '--json']:\n"
+        "    print('\"http://127.0.0.1/pkg.tgz\"')\n"
+        "else:\n"
+        "    sys.exit(1)"
+    )
+    assert registries.locate_tarball("pkg", "1.0") == Location(
+        "http://127.0.0.1/pkg.tgz", str(authority)
+    )
+    with pytest.raises(DownloadError, match=r"npm finds no pkg@2.0"):
+        registries.locate_tarball("pkg", "2.0")
+
+
+def test_npm_without_an_answer(fake_npm: Callable[[str], None]) -> None:
+    fake_npm("print('null')\nprint('E404 not found', file=sys.stderr)")
+    with pytest.raises(DownloadError, match=r"npm finds no pkg@1.0: E404 not found"):
+        registries.locate_tarball("pkg", "1.0")
+
+
+def test_without_npm_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DownloadError, match=r"npm is needed to find pkg@1.0, and is not installed"):
+        registries.locate_tarball("pkg", "1.0")

@@ -1,0 +1,102 @@
+"""Decoding, all at once and as a stream."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxjax.errors import CheckpointError, InvalidRequest
+from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+
+BYTES = byte_tokenizer(300)
+
+
+def spaced_tokenizer() -> Tokenizer:
+    pieces = [b"<s>", b"</s>", b" hello", b" ", b"hello", "é".encode()[:1], "é".encode()[1:]]
+    return Tokenizer(
+        lambda text, special: [],
+        pieces,
+        special_ids=frozenset((0, 1)),
+        bos_token_id=0,
+        eos_token_ids=(1,),
+        spaced=True,
+    )
+
+
+@given(st.lists(st.integers(0, 299), max_size=40), st.data())
+def test_a_stream_gives_what_decoding_at_once_gives(ids: list[int], data: st.DataObject) -> None:
+    stream = BYTES.decode_stream()
+    texts = []
+    left = ids
+    while left:
+        taken = data.draw(st.integers(1, len(left)))
+        texts.append(stream.push(left[:taken]))
+        left = left[taken:]
+    texts.append(stream.flush())
+    assert "".join(texts) == BYTES.decode(ids)
+
+
+@given(st.text(max_size=20))
+def test_text_survives_and_no_half_character_is_emitted(text: str) -> None:
+    ids = BYTES.encode(text)
+    stream = BYTES.decode_stream()
+    texts = [stream.push([token]) for token in ids]
+    assert stream.flush() == ""
+    assert "".join(texts) == text == BYTES.decode(ids)
+    assert all(len(piece) <= 1 for piece in texts)
+
+
+def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+    stream = BYTES.decode_stream()
+    assert stream.push([0xC3]) == ""
+    assert stream.push([0x41]) == "\ufffdA"
+    assert stream.push([0xE6, 0xBC]) == ""
+    assert stream.flush() == "\ufffd"
+
+
+def test_special_tokens_have_no_text_but_a_name() -> None:
+    tokenizer = spaced_tokenizer()
+    assert tokenizer.decode([2, 1]) == " hello"
+    assert tokenizer.token_text(1) == "</s>"
+    assert tokenizer.token_bytes(5) == b"\xc3"
+    assert tokenizer.token_text(5) == "\ufffd"
+    assert tokenizer.token_bytes(99) == b""
+    assert tokenizer.vocab_size == 7
+
+
+def test_the_space_before_a_text_is_taken_off_after_the_begin_token_only() -> None:
+    tokenizer = spaced_tokenizer()
+    assert tokenizer.decode([0, 2, 2]) == "hello hello"
+    assert tokenizer.decode([0, 4, 2]) == "hello hello"
+    assert tokenizer.decode([0, 1, 3, 3]) == " "
+    assert tokenizer.decode([2, 2]) == " hello hello"
+    assert tokenizer.decode([0, 5, 6]) == "é"
+
+
+def test_text_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="not valid Unicode at character 2") as refused:
+        BYTES.encode("ab\ud800")
+    assert refused.value.field == "prompt"
+
+
+def test_bytes_outside_of_a_small_vocabulary_are_refused() -> None:
+    tiny = byte_tokenizer(128)
+    assert tiny.encode("az") == [97, 122]
+    assert tiny.decode([97, 122]) == "az"
+    with pytest.raises(
+        InvalidRequest, match="byte 195 is outside of the model's vocabulary of 128"
+    ):
+        tiny.encode("é")
+
+
+def test_models_without_a_chat_template_say_so() -> None:
+    with pytest.raises(InvalidRequest, match="no chat template") as refused:
+        BYTES.apply_chat([{"role": "user", "content": "hi"}])
+    assert refused.value.field == "messages"
+
+
+def test_a_tokenizer_without_files_says_so() -> None:
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        spaced_tokenizer().files()

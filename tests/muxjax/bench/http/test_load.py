@@ -1,0 +1,85 @@
+"""When requests are sent, over how many connections, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from muxjax.bench.http.client import Ask, Outcome, Server
+from muxjax.bench.http.load import Load, run_load, send_all
+from muxjax.errors import BenchError
+from tests.muxjax.bench.servers import event, serving, text_event
+
+
+def fine(path: str, body: Any) -> tuple[int, list[bytes]]:
+    return 200, [text_event(body["model"], "stop"), event(b"[DONE]")]
+
+
+def test_each_request_is_sent_when_it_is_due() -> None:
+    asks = [Ask("m", "late", 1, 1, arrival=0.15), Ask("m", "soon", 1, 1)]
+    seen: list[Outcome] = []
+    with serving(fine) as url:
+        load = run_load(Server(url), asks, done=seen.append)
+    assert [outcome.ask.prompt for outcome in load.outcomes] == ["late", "soon"]
+    assert [outcome.ask.prompt for outcome in seen] == ["soon", "late"]
+    assert load.outcomes[0].sent is not None
+    assert load.outcomes[0].sent >= 0.15
+    assert load.duration >= 0.15
+    assert load.interrupted == 0
+
+
+def test_models_may_have_servers_of_their_own() -> None:
+    def other(path: str, body: Any) -> tuple[int, list[bytes]]:
+        return 200, [text_event("other", "stop"), event(b"[DONE]")]
+
+    asks = [Ask("a", "x", 1, 1), Ask("b", "x", 1, 1)]
+    with serving(fine) as one, serving(other) as two:
+        load = run_load({"a": Server(one), "b": Server(two)}, asks)
+        assert [outcome.text for outcome in load.outcomes] == ["a", "other"]
+        with pytest.raises(BenchError, match="no server for b"):
+            run_load({"a": Server(one)}, asks)
+
+
+def test_no_more_than_so_many_at_once() -> None:
+    under_way = most = 0
+    lock = threading.Lock()
+    together = threading.Event()
+
+    def slow(path: str, body: Any) -> tuple[int, list[bytes]]:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+            if under_way == 2:
+                together.set()
+        together.wait(5)
+        with lock:
+            under_way -= 1
+        return fine(path, body)
+
+    with serving(slow) as url:
+        load = run_load(Server(url), [Ask("m", "x", 1, 1)] * 6, max_concurrency=2)
+    assert most == 2
+    assert len(load.outcomes) == 6
+    with pytest.raises(BenchError, match="at least 1"):
+        run_load(Server("http://127.0.0.1:1"), [Ask("m", "x", 1, 1)], max_concurrency=0)
+    with pytest.raises(BenchError, match="no requests"):
+        run_load(Server("http://127.0.0.1:1"), [])
+
+
+def test_an_interrupt_keeps_what_is_finished() -> None:
+    async def interrupted(url: str) -> Load:
+        first = asyncio.Event()
+        asks = [Ask("m", "x", 1, 1), Ask("m", "x", 1, 1, arrival=1000.0)]
+        run = asyncio.create_task(send_all(Server(url), asks, done=lambda outcome: first.set()))
+        await first.wait()
+        run.cancel()
+        return await run
+
+    with serving(fine) as url:
+        load = asyncio.run(interrupted(url))
+    assert [outcome.success for outcome in load.outcomes] == [True]
+    assert load.interrupted == 1

@@ -1,0 +1,94 @@
+"""Prompts have the wanted number of tokens, by whoever counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from muxjax.bench.http.client import Server
+from muxjax.bench.http.prompts import SAFE_IDS, make_prompter
+from muxjax.errors import BenchError
+from tests.muxjax.bench.servers import serving
+
+
+def no_tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
+    return 404, [b'{"detail": "Not Found"}']
+
+
+def tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
+    """Two tokens a word, and one for each other character."""
+    assert (path, body["add_special_tokens"]) == ("/tokenize", False)
+    count = sum(1 if len(word) == 1 else 2 for word in body["prompt"].split())
+    ids = ",".join(str(index) for index in range(count))
+    return 200, [f'{{"tokens": [{ids}]}}'.encode()]
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Path:
+    """Bytes are tokens."""
+    tokenizer = Tokenizer(models.BPE({chr(i): i for i in range(33, 127)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_token_ids_where_nobody_counts(client: httpx.Client) -> None:
+    with serving(no_tokenize) as url:
+        prompter = make_prompter(client, Server(url), "m", seed=1)
+        again = make_prompter(client, Server(url), "m", seed=1)
+        other = make_prompter(client, Server(url), "n", seed=1)
+    prompt = prompter.make(50)
+    assert prompter.how == "token ids"
+    assert len(prompt) == 50
+    assert set(prompt) <= set(SAFE_IDS)
+    assert again.make(50) == prompt
+    assert other.make(50) != prompt
+
+
+def test_words_for_chats_where_nobody_counts(client: httpx.Client) -> None:
+    with serving(no_tokenize) as url:
+        prompter = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
+    assert prompter.how == "words"
+    prompt = prompter.make(7)
+    assert isinstance(prompt, str)
+    assert len(prompt.split()) == prompter.count(prompt) == 7
+
+
+def test_the_server_counts(client: httpx.Client) -> None:
+    with serving(tokenize) as url:
+        ids = make_prompter(client, Server(url), "m", seed=1)
+        assert (ids.how, len(ids.make(33))) == ("server", 33)
+        text = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
+        for tokens in (1, 8, 9):  # an odd one needs a filler
+            prompt = text.make(tokens)
+            assert isinstance(prompt, str)
+            assert text.count(prompt) == max(2, tokens)  # a word is two tokens at least
+
+
+def test_a_tokenizer_counts(client: httpx.Client, tokenizer_file: Path) -> None:
+    for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
+        prompter = make_prompter(
+            client, Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
+        )
+        assert prompter.how == "tokenizer"
+        assert prompter.count(str(prompter.make(41))) == 41
+
+
+def test_a_tokenizer_that_cannot_be_read(client: httpx.Client, tmp_path: Path) -> None:
+    server = Server("http://127.0.0.1:1")
+    with pytest.raises(BenchError, match=r"no tokenizer\.json"):
+        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BenchError, match="--tokenizer"):
+        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)

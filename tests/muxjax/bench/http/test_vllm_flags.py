@@ -1,0 +1,42 @@
+"""vLLM's command line: what is taken, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxjax.bench.http.vllm_flags import REFUSED, goodput, pairs, prepare, tokenizer_path
+from muxjax.errors import BenchError
+
+
+def test_options_with_several_values_are_spread_out() -> None:
+    given = "--goodput ttft:200 tpot:50 http://x --seed 1 --header a=b c=d --json"
+    spread = (
+        "--goodput ttft:200 --goodput tpot:50 http://x --seed 1 --header a=b --header c=d --json"
+    )
+    assert " ".join(prepare(given.split())) == spread
+    assert prepare(["--goodput=ttft:200", "http://x"]) == ["--goodput=ttft:200", "http://x"]
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "--sonnet-input-len", "--random-mm-bucket-config"])
+def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
+    for arguments in ([name], [f"{name}=1"], ["--seed", "1", name, "2"]):
+        with pytest.raises(BenchError, match=f"{name} of vLLM's benchmark is not supported"):
+            prepare(arguments)
+
+
+def test_an_option_without_its_value() -> None:
+    for arguments in (["--goodput"], ["--goodput", "--json"]):
+        with pytest.raises(BenchError, match="--goodput needs a value"):
+            prepare(arguments)
+
+
+def test_pairs() -> None:
+    assert pairs(["a=b=c", " d = e "], "--header") == {"a": "b=c", "d": "e"}
+    assert goodput(["ttft:200", "e2el:1e3"]) == {"ttft": 200.0, "e2el": 1000.0}
+    with pytest.raises(BenchError, match="KEY=VALUE"):
+        pairs(["a"], "--header")
+    with pytest.raises(BenchError, match="METRIC:MILLISECONDS"):
+        goodput(["ttft:fast"])
+    assert tokenizer_path(None) is None
+    with pytest.raises(BenchError, match="Nothing is fetched"):
+        tokenizer_path("meta-llama/Llama-3-8B")

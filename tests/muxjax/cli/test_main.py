@@ -1,0 +1,281 @@
+"""The command line, with a fake fleet in place of the engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muxjax.cli.main import main as cli
+from muxjax.errors import CheckpointError
+from muxjax.models.checkpoints.hf_config import from_family
+from muxjax.models.nn.config import ModelConfig
+from muxjax.pallas_kernels.layout import KVLayout
+from tests.serve.fake_fleet import TEMPLATE, fake_tokenizer
+
+ROOT = Path(__file__).parents[3]
+SHAPE = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+@dataclass
+class Answer:
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    num_prompt_tokens: int = 0
+
+
+@dataclass
+class LoadedFake:
+    config: ModelConfig
+    tokenizer: Any
+    layout: KVLayout
+    param_bytes: int = 1_234_567
+    precision: str = "float32"
+    max_model_len: int = 512
+    origin: str = "/somewhere/model.gguf"
+
+
+class CliFleet:
+    """Echoes the prompt; records how it was loaded and asked."""
+
+    calls: list[tuple[Any, ...]] = []  # noqa: RUF012 (the tests' own record)
+    fault: Exception | None = None
+
+    def __init__(self, names: list[str]) -> None:
+        layout = KVLayout(rows=16, num_kv_heads=2, head_dim=16)
+        tokenizer = fake_tokenizer(TEMPLATE)
+        config = from_family("llama", SHAPE)
+        self.models = {name: LoadedFake(config, tokenizer, layout) for name in names}
+
+    @classmethod
+    def load(cls, config: Any, **options: Any) -> CliFleet:
+        if cls.fault:
+            raise cls.fault
+        names = [entry.name for entry in config.models]
+        cls.calls.append(("load", names, options))
+        return cls(names)
+
+    def __enter__(self) -> CliFleet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.calls.append(("close",))
+
+    def generate(self, model: str, prompts: list[Any], params: Any) -> list[Answer]:
+        self.calls.append(("generate", model, prompts, params))
+        return [Answer("né", [1, 2], "stop", 7) for _ in prompts]
+
+    def stream(self, model: str, prompt: Any, params: Any) -> Iterator[Answer]:
+        self.calls.append(("stream", model, prompt, params))
+        for part in ("Once ", "upon"):
+            yield Answer(part, [1], None)
+
+    def stats(self) -> dict[str, Any]:
+        return {"models": {name: {"kv_pages_quota": 40} for name in self.models}}
+
+
+@pytest.fixture(autouse=True)
+def fake_fleet(monkeypatch: pytest.MonkeyPatch) -> type[CliFleet]:
+    module = types.ModuleType("muxjax.fleet")
+    module.Fleet = CliFleet  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "muxjax.fleet", module)
+    monkeypatch.setattr(CliFleet, "calls", [])
+    monkeypatch.setattr(CliFleet, "fault", None)
+    return CliFleet
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> str:
+    path = tmp_path / "one.yaml"
+    path.write_text("models: [{name: chat, source: org/chat}]")
+    return str(path)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    path = tmp_path / "two.yaml"
+    path.write_text("models: [{name: chat, source: org/a}, {name: base, source: org/b}]")
+    return str(path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of `muxjax ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["muxjax", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0
+
+
+def test_generate_streams_the_text(monkeypatch, capsys, one, fake_fleet):
+    assert run(monkeypatch, "generate", one, "--prompt", "hi", "--seed", "3", "--stop", "x") == 0
+    assert capsys.readouterr().out == "Once upon\n"
+    load, (_, model, prompt, params), close = fake_fleet.calls
+    assert load[1] == ["chat"]
+    assert (model, prompt) == ("chat", "hi")
+    assert (params.max_tokens, params.temperature, params.seed) == (128, 0.0, 3)
+    assert params.stop == ("x",)
+    assert close == ("close",)
+
+
+def test_generate_prints_json(monkeypatch, capsys, one):
+    assert run(monkeypatch, "generate", one, "-p", "hi", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "model": "chat",
+        "text": "né",
+        "token_ids": [1, 2],
+        "finish_reason": "stop",
+        "num_prompt_tokens": 7,
+    }
+
+
+def test_generate_uses_the_chat_template(monkeypatch, one, fake_fleet):
+    assert run(monkeypatch, "generate", one, "-p", "hi", "--chat") == 0
+    assert bytes(fake_fleet.calls[1][2]) == b"<user>hi\n<assistant>"
+
+
+def test_generate_loads_only_the_model_it_needs(monkeypatch, two, fake_fleet):
+    assert run(monkeypatch, "generate", two, "-p", "hi", "-m", "base") == 0
+    assert fake_fleet.calls[0][1] == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "choose a model with --model: chat, base"),
+        (("--model", "gpt"), "no model 'gpt' in the fleet; there are chat, base"),
+        (("--model", "chat", "--temperature", "-1"), "temperature must be a number from 0.0 to"),
+        (("--model", "chat", "--max-tokens", "0"), "max_tokens must be a whole number from 1 to"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, two, fake_fleet, arguments, message):
+    assert run(monkeypatch, "generate", two, "-p", "hi", *arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"muxjax: {message}")
+    assert output.err.count("\n") == 1
+    assert not fake_fleet.calls
+
+
+def test_faults_of_the_fleet_file_are_a_line_each(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("models:\n- {name: a, source: org/a, dtype: fp8}\npolcy: adbs\n")
+    for command in (("generate", "-p", "x"), ("serve",), ("models",)):
+        assert run(monkeypatch, command[0], str(path), *command[1:]) == 2
+        dtype = "models[0].dtype: unknown value; got 'fp8', choose auto, float32 or bfloat16"
+        assert capsys.readouterr().err.splitlines() == [
+            f"muxjax: {path}:2: {dtype}",
+            f"muxjax: {path}:3: polcy: unknown key; did you mean policy?",
+        ]
+
+
+def test_errors_of_loading_have_no_traceback(monkeypatch, capsys, one, fake_fleet):
+    monkeypatch.setattr(fake_fleet, "fault", CheckpointError("model.gguf: truncated"))
+    assert run(monkeypatch, "models", one) == 2
+    assert capsys.readouterr().err == "muxjax: model.gguf: truncated\n"
+
+
+def test_models_says_what_is_loaded(monkeypatch, capsys, two, fake_fleet):
+    assert run(monkeypatch, "models", two, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert fake_fleet.calls[0][2] == {"warm_up": False}
+    assert [row["name"] for row in rows] == ["chat", "base"]
+    attention = 64 * (4 + 2 * 2) * 16 + 64 * 64
+    layer = 2 * 64 + attention + 3 * 64 * 128
+    assert rows[0] == {
+        "name": "chat",
+        "family": "llama",
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "num_params": 2 * 100 * 64 + 2 * layer + 64,
+        "param_bytes": 1_234_567,
+        "dtype": "float32",
+        "max_model_len": 512,
+        "tokens_per_page": 16 // (2 * 2 * 32 // 128),
+        "kv_pages_quota": 40,
+        "origin": "/somewhere/model.gguf",
+    }
+
+
+def test_models_prints_a_table(monkeypatch, capsys, two):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "models", two) == 0
+    heading, chat, base = capsys.readouterr().out.splitlines()
+    assert heading.split()[0] == "model"
+    assert re.search(r"^chat +llama +2 +4 +2 +16 .*1\.2 MB +float32 +512", chat)
+    assert base.endswith("/somewhere/model.gguf")
+
+
+def test_fetch_refuses_unknown_names(monkeypatch, capsys):
+    assert run(monkeypatch, "fetch", "gpt-4") == 2
+    assert re.match(r"muxjax: no demo model 'gpt-4'; there are \w+", capsys.readouterr().err)
+
+
+def test_fetch_prints_where_the_models_are(monkeypatch, capsys):
+    from muxjax.models.download import demo
+
+    monkeypatch.setattr(demo, "fetch_demo", lambda name: Path("/cache") / name)
+    assert run(monkeypatch, "fetch", "gemma3-270m") == 0
+    assert capsys.readouterr().out == "gemma3-270m: /cache/gemma3-270m\n"
+
+
+def test_schema_is_json(monkeypatch, capsys):
+    assert run(monkeypatch, "schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "MuxJAX fleet file"
+
+
+def test_version(monkeypatch, capsys):
+    assert run(monkeypatch, "--version") == 0
+    assert re.fullmatch(r"muxjax \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_serve_needs_a_free_port_before_it_loads(monkeypatch, capsys, one, fake_fleet):
+    from muxjax.serve.server import bind
+
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(monkeypatch, "serve", one, "--port", str(port)) == 2
+    assert "Address already in use" in capsys.readouterr().err
+    assert not fake_fleet.calls
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ("rich", "jax", "numpy", "fastapi", "uvicorn", "pydantic", "yaml", "tokenizers", "flax")
+    program = (
+        "import sys; sys.argv = ['muxjax', '--help']\n"
+        "import muxjax.cli.main\n"
+        "try: muxjax.cli.main.main()\n"
+        f"finally: print('loaded:', [name for name in {heavy} if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "generate" in output
+    assert output.endswith("loaded: []\n")
+
+
+def test_python_dash_m():
+    command = [sys.executable, "-m", "muxjax", "generate", "/nowhere.yaml", "-p", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "muxjax: /nowhere.yaml: No such file or directory\n"

@@ -1,0 +1,192 @@
+"""`muxjax simulate`, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muxjax.cli.main import main as cli
+from tests.placement.simple_costs import plan, planned, unit
+
+FLEET = """\
+models:
+  - name: small
+    source: config:llama
+    config: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+             vocab_size: 100, max_position_embeddings: 512}
+    rate: 2
+    prompt_tokens: 20
+    output_tokens: 10
+    slo: {ttft: 1, tpot: 0.5}
+cluster: 1x2:a100-80gb
+"""
+
+
+class Cli:
+    """Runs the command and keeps what it printed."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self.plan = self.write("plan.json", "")
+        made = plan(unit(planned("a"), planned("b")))
+        made.save(self.plan)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["muxjax", "simulate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = self._capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        status, out, err = self(*arguments, "--json")
+        assert status == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def fails(self, *arguments: object) -> str:
+        status, _, err = self(*arguments)
+        assert status == 2
+        return err
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Cli:
+    return Cli(tmp_path, monkeypatch, capsys)
+
+
+QUICK = ("--requests", 20, "--rate-scales", "1,2")
+
+
+def test_a_plan_under_several_policies(run: Cli) -> None:
+    out = run.folder / "out" / "here"
+    policies = "slo,adbs,fcfs,round_robin,static,temporal,spatial,mutex"
+    found = run.json(run.plan, "--policy", policies, *QUICK, "--output", out)
+    assert [policy["policy"] for policy in found["policies"]] == policies.split(",")
+    for policy in found["policies"]:
+        assert [one["rate_scale"] for one in policy["runs"]] == [1.0, 2.0]
+        assert all(one["finished"] == 20 for one in policy["runs"])
+        assert "max_rate_at_99" in policy
+    assert {"seed", "config_hash", "version"} <= found.keys()
+    assert found["targets"]["a"]["scale"] == 8.0
+    assert json.loads((out / "simulation.json").read_text()) == found
+    names = {path.name for path in out.iterdir()}
+    assert {"summary.csv", "models.csv", "simulation.png", "simulation.svg"} <= names
+    with (out / "requests-spatial-x2.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 20
+
+
+def test_the_seed_decides(run: Cli) -> None:
+    first = run.json(run.plan, *QUICK, "--seed", 3)
+    assert first == run.json(run.plan, *QUICK, "--seed", 3)
+    other = run.json(run.plan, *QUICK, "--seed", 4)
+    assert first["policies"][0]["runs"] != other["policies"][0]["runs"]
+    assert first["config_hash"] != other["config_hash"]
+
+
+def test_the_table_has_a_row_for_each_run(run: Cli) -> None:
+    status, out, _ = run(run.plan, *QUICK)
+    assert status == 0
+    assert out.count("adbs") == 3
+    assert "highest rate with 99 % within target" in out
+
+
+def test_a_fleet_is_planned_first(run: Cli) -> None:
+    fleet = run.write("fleet.yaml", FLEET)
+    found = run.json(fleet, *QUICK)
+    assert found["policies"][0]["execution"] == "time_sliced"
+    assert found["targets"]["small"] == {
+        "ttft": 1.0,
+        "tpot": 0.5,
+        "scale": None,
+        "kind": "small",
+        "tp": 1,
+    }
+    asked = run.json(fleet, *QUICK, "--slo-ttft", 2, "--execution", "concurrent")
+    assert asked["targets"]["small"]["ttft"] == 2.0
+    assert asked["targets"]["small"]["tpot"] is None
+    assert asked["policies"][0]["execution"] == "concurrent"
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        ("gamma", "--cv", 2),
+        ("bursts", "--on-off", "1,2"),
+        ("drift", "--change-points", "2,4"),
+        ("poisson", "--alpha", 0.9, "--rate", 4),
+    ],
+)
+def test_synthetic_workloads(run: Cli, workload: tuple[object, ...]) -> None:
+    found = run.json(run.plan, "--workload", *workload, "--seconds", 10, "--rate-scales", 1)
+    assert found["policies"][0]["runs"][0]["finished"] > 0
+
+
+def test_traces(run: Cli) -> None:
+    text = "Timestamp,Model,Request tokens,Response tokens\n5,GPT-4,20,5\n6,a,20,0\n7,a,20,3\n"
+    trace = run.write("trace.csv", text)
+    status, out, err = run(run.plan, "--workload", trace, "--map", "GPT-4=b", "--json")
+    assert status == 0
+    assert "1 failed requests" in err
+    found = json.loads(out)
+    assert found["workload"]["left_out"] == 1
+    models = found["policies"][0]["runs"][0]["models"]
+    assert (models["a"]["finished"], models["b"]["finished"]) == (1, 1)
+    assert "asks for GPT-4" in run.fails(run.plan, "--workload", trace)
+
+
+def test_lengths_from_sharegpt(run: Cli) -> None:
+    turns = [{"from": "human", "value": "x" * 80}, {"from": "gpt", "value": "y" * 40}]
+    path = run.write("sharegpt.json", json.dumps([{"conversations": turns}]))
+    found = run.json(run.plan, "--lengths", path, *QUICK)
+    run_ = found["policies"][0]["runs"][0]
+    assert run_["output_tokens_per_s"] * run_["seconds"] == pytest.approx(20 * 10)
+    assert "which is missing" in run.fails(run.plan, "--tokenizer", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "give either a fleet file or --muxserve"),
+        (("{plan}", "--policy", "best"), "no policy 'best'; there are slo, adbs"),
+        (("{plan}", "--policy", "adbs,adbs"), "each once"),
+        (("{plan}", "--execution", "threads"), "no execution 'threads'"),
+        (("{plan}", "--cluster", "1x1:h100"), "--cluster is for making a plan"),
+        (("{plan}", "--rate-scales", "1,x"), "takes numbers with commas"),
+        (("{plan}", "--rate-scales", "0"), "rate scale must be above 0"),
+        (("{plan}", "--rate", "-1"), "rate must be 0 or more"),
+        (("{plan}", "--alpha", "-1"), "alpha must not be negative"),
+        (("{plan}", "--seconds", "nan"), "--seconds must be above 0"),
+        (("{plan}", "--seconds", "0.000001"), "the workload has no requests"),
+        (("{plan}", "--requests", "0"), "--requests must be at least 1"),
+        (("{plan}", "--max-waiting", "0"), "--max-waiting must be at least 1"),
+        (("{plan}", "--cv", "2"), "--cv is for --workload gamma, not poisson"),
+        (("{plan}", "--workload", "gamma", "--cv", "-2"), "cv must not be negative"),
+        (("{plan}", "--workload", "bursts", "--on-off", "1"), "--on-off takes two numbers"),
+        (("{plan}", "--workload", "tides"), "no workload 'tides': neither one of poisson"),
+        (("{plan}", "--workload", "{trace}", "--cv", "2"), "--cv is for synthetic workloads"),
+        (("{plan}", "--workload", "{trace}"), "trace.jsonl:2: out of order"),
+        (("{plan}", "--map", "a=b"), "--map is for traces"),
+        (("{plan}", "--slo-tpot", "0"), "target for tpot must be above 0"),
+        (("missing.json",), "missing.json: No such file"),
+    ],
+)
+def test_mistakes_are_one_clear_line(run: Cli, arguments: tuple[str, ...], says: str) -> None:
+    lines = [{"timestamp": time, "input_length": 3, "output_length": 3} for time in (1000, 500)]
+    trace = run.write("trace.jsonl", "\n".join(json.dumps(line) for line in lines))
+    filled = [part.format(plan=run.plan, trace=trace) for part in arguments]
+    err = run.fails(*filled)
+    assert says in err
+    assert err.count("\n") == 1

@@ -1,0 +1,213 @@
+"""The engine's loop, on the mock executor."""
+
+import threading
+
+import pytest
+
+from muxjax.engine.engine import Engine
+from muxjax.errors import EngineDead, InvalidRequest
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.steps import Step
+from muxjax.testing.mock_executor import MockExecutor
+from tests.muxjax.scheduling.harness import request, solo_tokens, spec
+
+WAIT = 20.0
+
+
+class Collector:
+    """A sink that keeps what it is told."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.tokens: list[int] = []
+        self.error: BaseException | None = None
+        self.reason: str | None = None
+        self.done = threading.Event()
+        self._stop_after = stop_after
+
+    def update(self, update: RequestUpdate) -> bool:
+        self.tokens += update.tokens
+        self.reason = update.finish_reason
+        stop = self._stop_after is not None and len(self.tokens) >= self._stop_after
+        if stop:
+            self.reason = "stop"
+        if self.reason is not None:
+            self.done.set()
+        return stop
+
+    def cancelled(self) -> None:
+        self.reason = "cancelled"
+        self.done.set()
+
+    def failed(self, error: BaseException) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Breaking(MockExecutor):
+    """Fails at its third step."""
+
+    def submit(self, step: Step) -> object:
+        if self.steps == 2:
+            raise RuntimeError("the device is gone")
+        return super().submit(step)
+
+
+SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
+
+
+def make_engine(executor: type[MockExecutor] = MockExecutor, pages: int = 60) -> Engine:
+    unit = Unit(SPECS, pages, make_policy("adbs"), record_freed=True)
+    return Engine(unit, executor(SPECS, pages), poison=True)
+
+
+def ask(engine: Engine, *requests: Request) -> list[Collector]:
+    collectors = [Collector() for _ in requests]
+    for one, collector in zip(requests, collectors, strict=True):
+        engine.submit(one, collector)
+    for collector in collectors:
+        assert collector.done.wait(WAIT)
+    return collectors
+
+
+def test_every_request_gets_its_tokens():
+    engine = make_engine()
+    requests = [request(i, "ab"[i % 2], 3 + i, 9) for i in range(12)]
+    found = ask(engine, *requests)
+    unit = Unit(SPECS, 60, make_policy("adbs"))
+    for one, collector in zip(requests, found, strict=True):
+        assert collector.tokens == solo_tokens(unit, one)
+        assert collector.reason == "length"
+    stats = engine.stats()
+    assert stats["requests"] == 0
+    assert stats["steps"]["prefill"] > 0
+    engine.close()
+
+
+def test_a_sink_may_end_its_request():
+    engine = make_engine()
+    collector = Collector(stop_after=5)
+    engine.submit(request(0, "a", 5, 40), collector)
+    assert collector.done.wait(WAIT)
+    assert engine.call(lambda unit: unit.num_requests) == 0
+    assert engine.call(lambda unit: unit.check_invariants()) is None
+    engine.close()
+
+
+def test_cancelling():
+    engine = make_engine()
+    collector = Collector()
+    engine.submit(request(0, "a", 5, 50), collector)
+    engine.cancel(0)
+    engine.cancel(0)
+    engine.cancel(99)
+    assert collector.done.wait(WAIT)
+    assert collector.reason in ("cancelled", "length")
+    assert engine.stats()["models"]["a"]["kv_pages_used"] == 0
+    engine.close()
+    engine.cancel(0)
+
+
+def test_a_request_that_the_unit_refuses_fails_alone():
+    engine = make_engine()
+    bad, good = ask(engine, request(0, "a", 64, 5), request(1, "a", 5, 5))
+    assert isinstance(bad.error, InvalidRequest)
+    assert good.reason == "length"
+    engine.close()
+
+
+def test_an_error_of_the_device_ends_every_request():
+    engine = make_engine(Breaking)
+    collectors = ask(engine, *(request(i, "a", 5, 40) for i in range(3)))
+    for collector in collectors:
+        assert isinstance(collector.error, EngineDead)
+        assert "the device is gone" in str(collector.error)
+    assert not engine.alive
+    with pytest.raises(EngineDead, match="the device is gone"):
+        engine.submit(request(9), Collector())
+    with pytest.raises(EngineDead, match="the device is gone"):
+        engine.stats()
+    engine.close()
+
+
+def test_closing_fails_what_runs():
+    engine = make_engine()
+    collectors = [Collector() for _ in range(5)]
+    for number, collector in enumerate(collectors):
+        engine.submit(request(number, "a", 5, 50), collector)
+    engine.close()
+    for collector in collectors:
+        assert collector.done.wait(WAIT)
+        assert collector.reason == "length" or isinstance(collector.error, EngineDead)
+    with pytest.raises(EngineDead, match="closed"):
+        engine.call(lambda unit: unit)
+
+
+def test_errors_of_called_functions_are_the_callers():
+    engine = make_engine()
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda unit: 1 / 0)
+    assert engine.alive
+    engine.close()
+
+
+class Hanging(MockExecutor):
+    """Waits at its second result until it is let go."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.reached, self.go_on, self.results = threading.Event(), threading.Event(), 0
+
+    def result(self, handle: object) -> object:
+        self.results += 1
+        if self.results == 2:
+            self.reached.set()
+            assert self.go_on.wait(WAIT)
+        return super().result(handle)
+
+
+def test_a_loop_that_hangs_is_seen_and_given_up():
+    executor = Hanging(SPECS, 60)
+    engine = Engine(Unit(SPECS, 60, make_policy("adbs"), record_freed=True), executor, poison=True)
+    assert engine.stalled_seconds == 0.0
+    collectors = [Collector() for _ in range(2)]
+    engine.submit(request(0, "a", 5, 40), collectors[0])
+    assert executor.reached.wait(WAIT)
+    first = engine.stalled_seconds
+    engine.submit(request(1, "b", 5, 40), collectors[1])  # no step: the time goes on
+    assert engine.stalled_seconds >= first > 0.0
+    told: list[BaseException] = []
+
+    def ask_stats() -> None:
+        try:
+            engine.stats()
+        except EngineDead as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask_stats)
+    asking.start()
+    engine.abandon("no step for a while")
+    for collector in collectors:
+        assert collector.done.is_set()
+        assert "no step for a while" in str(collector.error)
+    asking.join(WAIT)
+    assert len(told) == 1
+    assert not engine.alive
+    assert engine.stalled_seconds == 0.0
+    # What the loop does once it is let go reaches nobody.
+    before = [list(collector.tokens) for collector in collectors]
+    executor.go_on.set()
+    engine.close()
+    assert [collector.tokens for collector in collectors] == before
+
+
+def test_an_idle_time_is_no_stall():
+    engine = make_engine()
+    ask(engine, request(0, "a", 3, 3))
+    engine._moved -= 1000.0  # as if it had been idle for long
+    assert engine.stalled_seconds == 0.0
+    engine.stats()
+    ask(engine, request(1, "a", 3, 3))
+    assert engine.stalled_seconds < 100.0
+    engine.close()

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from muxjax.engine.loop_waker import LoopWaker
+
+
+def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None:
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        waker = LoopWaker.of(loop)
+        assert LoopWaker.of(loop) is waker
+        events = [asyncio.Event() for _ in range(50)]
+        calls = 0
+        schedule = loop.call_soon_threadsafe
+
+        def counting(*args: object) -> object:
+            nonlocal calls
+            calls += 1
+            return schedule(*args)
+
+        loop.call_soon_threadsafe = counting  # type: ignore[method-assign]
+        thread = threading.Thread(target=lambda: [waker.wake(event) for event in events])
+        thread.start()
+        thread.join()  # the loop does not run meanwhile
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in events)), 20)
+        waker.wake(events[0])
+        return calls
+
+    assert asyncio.run(main()) == 2
+
+
+def test_a_closed_loop_is_left_alone() -> None:
+    async def main() -> tuple[LoopWaker, asyncio.Event]:
+        return LoopWaker.of(asyncio.get_running_loop()), asyncio.Event()
+
+    waker, event = asyncio.run(main())
+    waker.wake(event)
+    waker.wake(event)
+    assert not event.is_set()

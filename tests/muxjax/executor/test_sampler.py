@@ -1,0 +1,152 @@
+"""The device's sampler against plain numpy, and its promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from muxjax.executor import sampler
+from muxjax.executor.sampler import Settings
+
+VOCAB = 1200  # more than two chunks of the inverted distribution
+
+
+def settings(rows: int, **values) -> Settings:
+    defaults = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+    arrays = {
+        name: jnp.broadcast_to(jnp.asarray(values.get(name, default), jnp.float32), rows)
+        for name, default in defaults.items()
+    }
+    return Settings(
+        **arrays,
+        top_k=jnp.broadcast_to(jnp.asarray(values.get("top_k", 0), jnp.int32), rows),
+        seed=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
+        logprobs=jnp.full(rows, -1, jnp.int32),
+        stop_from=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def logits(rows: int = 1, seed: int = 0, scale: float = 3.0) -> jax.Array:
+    found = scale * np.random.default_rng(seed).standard_normal((rows, VOCAB))
+    return jnp.asarray(found, jnp.float32)
+
+
+sample = jax.jit(sampler.sample)
+
+
+def draw(row: jax.Array, count: int, **values) -> np.ndarray:
+    """Tokens of `count` rows with the same logits and seeds of their own."""
+    many = jnp.broadcast_to(row, (count, VOCAB))
+    return np.asarray(
+        sample(many, settings(count, **values), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
+    )
+
+
+def test_temperature_zero_takes_the_first_of_the_highest():
+    rows = logits(3).at[1, 7].set(99.0).at[1, 900].set(99.0)
+    out = sample(rows, settings(3, temperature=0.0), jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
+    np.testing.assert_array_equal(out, np.asarray(rows).argmax(axis=1))
+    assert out[1] == 7
+
+
+def test_draws_follow_the_distribution():
+    row = logits()[0]
+    found = draw(row, 4000, temperature=1.5)
+    wanted = np.asarray(jax.nn.softmax(row / 1.5), np.float64)
+    top = np.argsort(-wanted)[:20]
+    share = np.array([(found == token).mean() for token in top])
+    assert np.abs(share - wanted[top]).max() < 4 * np.sqrt(wanted[top].max() / 4000)
+
+
+@pytest.mark.parametrize("k", [1, 2, 17, VOCAB, 5 * VOCAB])
+def test_top_k_keeps_the_k_most_likely(k):
+    row = logits()[0]
+    best = set(np.argsort(-np.asarray(row))[:k].tolist())
+    found = set(draw(row, 500, temperature=3.0, top_k=k).tolist())
+    assert found <= best
+    if k <= 2:
+        assert found == best
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9])
+def test_top_p_keeps_the_nucleus(p):
+    row = logits(scale=1.0)[0]
+    weights = np.asarray(jax.nn.softmax(row), np.float64)
+    order = np.argsort(-weights)
+    size = int(np.searchsorted(np.cumsum(weights[order]), p)) + 1
+    found = set(draw(row, 2000, top_p=p).tolist())
+    assert found <= set(order[:size].tolist())
+    if p < 0.1:
+        assert len(found) > size // 2
+
+
+def test_top_p_counts_what_top_k_left():
+    row = jnp.full(VOCAB, -20.0).at[:4].set(jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])))
+    # Of 0.4, 0.3: 4/7 alone reaches one half.
+    assert set(draw(row, 200, top_k=2, top_p=0.5).tolist()) == {0}
+    assert set(draw(row, 200, top_p=0.5).tolist()) == {0, 1}
+
+
+def test_min_p_is_relative_to_the_most_likely():
+    row = jnp.full(VOCAB, -20.0).at[:4].set(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])))
+    assert set(draw(row, 500, min_p=0.2).tolist()) == {0, 1, 2}
+
+
+def test_a_row_depends_on_itself_only():
+    rows = logits(6, seed=3)
+    seeds = settings(6, temperature=1.2, top_p=[1, 0.9, 1, 0.5, 1, 1], top_k=[0, 0, 9, 0, 0, 0])
+    positions = jnp.arange(6, dtype=jnp.int32)
+    together = sample(rows, seeds, positions, jnp.ones(6, bool))
+    for row in range(6):
+        one = jax.tree.map(lambda x, row=row: x[row : row + 1], seeds)
+        alone = sample(rows[row : row + 1], one, positions[row : row + 1], jnp.ones(1, bool))
+        assert int(alone[0]) == int(together[row])
+
+
+def test_positions_and_seeds_change_the_draw():
+    many = jnp.zeros((64, VOCAB))
+    live = jnp.ones(64, bool)
+    one = sample(many, settings(64), jnp.zeros(64, jnp.int32), live)
+    other = sample(many, settings(64), jnp.ones(64, jnp.int32), live)
+    assert len(set(np.asarray(one).tolist())) > 50
+    assert (one != other).sum() > 50
+
+
+def test_extreme_logits_stay_in_the_vocabulary():
+    for row in (jnp.full(VOCAB, -jnp.inf).at[1199].set(0.0), jnp.zeros(VOCAB).at[3].set(1e30)):
+        found = draw(row, 50, temperature=0.01, top_p=0.99, top_k=50)
+        assert set(found.tolist()) == {int(row.argmax())}
+
+
+def test_penalties():
+    row = jnp.zeros((1, VOCAB)).at[0, :4].set(jnp.array([2.0, -2.0, 3.0, 1.0]))
+    in_prompt = jnp.zeros((1, VOCAB), bool).at[0, :2].set(True)
+    counts = jnp.zeros((1, VOCAB), jnp.int32).at[0, 2].set(3)
+    out = sampler.penalise(
+        row,
+        settings(1, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25),
+        in_prompt,
+        counts,
+    )
+    np.testing.assert_allclose(out[0, :5], [1.0, -4.0, 1.5 - 0.75 - 0.5, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, 7])
+def test_logprobs(vocab):
+    rows = logits(2)[:, :vocab]
+    found = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(True))
+    wanted = np.asarray(jax.nn.log_softmax(rows))
+    np.testing.assert_allclose(found.chosen, wanted[[0, 1], [3, 4]], rtol=1e-5)
+    size = min(20, vocab)
+    order = np.argsort(-wanted, axis=1)[:, :size]
+    np.testing.assert_array_equal(found.top_ids[:, :size], order)
+    assert np.isneginf(found.top[:, size:]).all()
+    nothing = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(False))
+    assert (nothing.top == 0).all()

@@ -1,0 +1,133 @@
+"""When new sequences may begin beside those that decode; tokens are due every 20 ms."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxjax.scheduling.policies.slo_tracker import Pace
+from muxjax.scheduling.policies.slo_utilization import NEW_WEIGHT, Strain
+from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.specs import LatencyTargets
+from tests.muxjax.scheduling.harness import Loop, request, spec
+
+TARGETS = LatencyTargets(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
+
+
+def decoding(**running: int) -> Unit:
+    """A unit of two models with so many sequences that decode."""
+    specs = [
+        spec(name, 1, 16, 512, max_seqs=16, prefill_seqs=8, prefill_tokens=64, targets=TARGETS)
+        for name in "ab"
+    ]
+    loop = Loop.of(specs, 2000, "fcfs")
+    number = 0
+    for name, count in running.items():
+        for _ in range(count):
+            loop.unit.add(request(number, name, 4, 200))
+            number += 1
+    for _ in range(50):
+        loop.turn()
+    unit = loop.unit
+    assert {name: len(unit.models[name].running) for name in running} == running
+    return unit
+
+
+def step_times(unit: Unit, model: str, **seconds: float) -> None:
+    """Sets what a decode step takes: `of8=0.01` is for 5 to 8 sequences."""
+    del unit.estimates._decode[model]
+    unit.estimates.add_model(model)
+    for size, value in seconds.items():
+        unit.estimates.observe_decode(model, int(size[2:]), 1, value)
+
+
+def looked(unit: Unit, now: float = 0.0) -> tuple[Strain, dict[str, Pace]]:
+    """The strain as step times are now."""
+    paces = {name: Pace(state, unit.estimates) for name, state in unit.models.items()}
+    strain = Strain()
+    strain.look(paces, unit, now)
+    return strain, paces
+
+
+def test_anybody_may_begin_where_nobody_decodes() -> None:
+    unit = decoding()
+    step_times(unit, "a", of1=1.0)
+    strain, paces = looked(unit)
+    assert strain.total == 0
+    assert strain.allows(paces["a"], unit, 8)
+
+
+def test_a_model_may_begin_while_all_keep_their_targets() -> None:
+    unit = decoding(a=4, b=1)
+    step_times(unit, "a", of4=0.005)
+    step_times(unit, "b", of1=0.004, of2=0.005, of8=0.017)
+    strain, paces = looked(unit)
+    assert strain.total == pytest.approx(0.45)
+    assert strain.allows(paces["b"], unit, 1)  # 0.25 + 0.25
+    assert not strain.allows(paces["b"], unit, 7)  # 0.25 + 0.85
+
+
+def test_sequences_that_cost_decodes_nothing_may_always_begin() -> None:
+    unit = decoding(a=4, b=4)
+    step_times(unit, "a", of1=0.004, of4=0.012, of8=0.0122, of16=0.019)
+    step_times(unit, "b", of1=0.004, of4=0.012)
+    strain, paces = looked(unit)
+    assert strain.total == pytest.approx(1.2)
+    assert strain.allows(paces["a"], unit, 4)
+    assert not strain.allows(paces["a"], unit, 5)
+
+
+def test_a_batch_that_is_too_large_does_not_stay_so() -> None:
+    unit = decoding(a=9, b=4)
+    step_times(unit, "a", of1=0.004, of8=0.012, of16=0.019)
+    step_times(unit, "b", of1=0.004, of4=0.012)
+    strain, paces = looked(unit)
+    assert not strain.allows(paces["a"], unit, 1)
+
+
+def test_who_has_nothing_running_begins_unless_it_is_ahead_of_its_share() -> None:
+    unit = decoding(a=8)
+    step_times(unit, "a", of8=0.019)
+    step_times(unit, "b", of1=0.004, of2=0.012)
+    strain, paces = looked(unit)
+    assert strain.allows(paces["b"], unit, 2)
+    unit.time.charge(("b", "decode"), 10.0)
+    assert strain.allows(paces["b"], unit, 1)  # 0.2 of 0.5: half of all decodes
+    assert not strain.allows(paces["b"], unit, 2)
+
+
+def test_nobody_waits_where_targets_allow_few_models_at_once() -> None:
+    unit = decoding(a=8)
+    step_times(unit, "a", of8=0.019)
+    step_times(unit, "b", of1=0.0075)
+    strain, paces = looked(unit)
+    assert strain.allows(paces["b"], unit, 1)
+
+
+def test_prefills_leave_less_time() -> None:
+    unit = decoding(a=4, b=1)
+    step_times(unit, "a", of4=0.005)
+    step_times(unit, "b", of1=0.004, of4=0.013)
+    unit.time.used = dict.fromkeys(unit.time.used, 0.0)
+    unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 6.0, 4.0
+    strain, paces = looked(unit)
+    assert 1 - NEW_WEIGHT * 0.6 < 0.25 + 0.65 < 1
+    assert not strain.allows(paces["b"], unit, 3)
+    # Once prefills are over, they are forgotten.
+    for second in range(1, 20):
+        unit.time.used["b", "decode"] += 1.0
+        strain.look(paces, unit, float(second))
+    assert strain.allows(paces["b"], unit, 3)
+
+
+def test_prefills_and_an_earlier_pace_leave_less_room() -> None:
+    unit = decoding(a=4, b=1)
+    step_times(unit, "a", of4=0.010)
+    step_times(unit, "b", of1=0.009)
+    strain, paces = looked(unit)
+    assert strain.total == pytest.approx(0.95)
+    assert strain.leaves_room(0.98)
+    assert not strain.leaves_room(0.9)
+    unit.time.used = dict.fromkeys(unit.time.used, 0.0)
+    unit.time.used["a", "prefill"], unit.time.used["b", "decode"] = 2.0, 8.0
+    strain.look(paces, unit, 1.0)
+    assert not strain.leaves_room(0.98)  # 0.98 x (1 - 0.3 x 0.2)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
+from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.requests import Request, RequestState
+from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.steps import Decode, Prefill, StepResult
+from muxjax.testing.mock_executor import MockExecutor
+from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+
+
+def test_one_request_step_by_step() -> None:
+    loop = Loop.of([spec("a", 2, 4, decode_tokens=4)], 40)
+    wanted = request(0, prompt_tokens=5, max_tokens=7)
+    loop.unit.add(wanted)
+    assert wanted.state is RequestState.WAITING
+
+    loop.turn()
+    prefill = loop.steps[0]
+    assert isinstance(prefill, Prefill)
+    (chunk,) = prefill.chunks
+    assert chunk.tokens == tuple(wanted.prompt)
+    assert chunk.last
+    assert (chunk.start, chunk.num_prompt_tokens, chunk.max_new_tokens) == (0, 5, 7)
+    assert chunk.num_blocks == 2
+    assert wanted.state is RequestState.RUNNING
+    assert (len(wanted.output), wanted.pending) == (0, 1)
+
+    loop.turn()  # the decode is chosen before the first token is known
+    decode = loop.steps[1]
+    assert isinstance(decode, Decode)
+    assert decode.num_tokens == 4
+    assert decode.sequences[0].num_blocks == 3  # 5 tokens of prompt and 4 more
+    assert (len(wanted.output), wanted.pending) == (1, 4)
+
+    loop.run()
+    assert loop.shapes == ["P5", "D4", "D2"]
+    assert [len(update.tokens) for update in loop.updates] == [1, 4, 2]
+    assert [update.finish_reason for update in loop.updates] == [None, None, "length"]
+    assert wanted.output == solo_tokens(loop.unit, wanted)
+    assert wanted.finish_reason == "length"
+    loop.assert_empty()
+
+
+def test_nothing_can_be_done_while_all_is_in_flight() -> None:
+    loop = Loop.of([spec("a")], 200)
+    loop.unit.add(request(0, max_tokens=1))
+    assert loop.unit.next_step(0.0) is not None
+    assert loop.unit.next_step(0.0) is None
+    assert loop.unit.num_in_flight == 1
+
+
+def test_a_request_ends_at_the_length_limit_of_its_model() -> None:
+    loop = Loop.of([spec("a", max_model_len=20)], 200)
+    wanted = request(0, prompt_tokens=17, max_tokens=50)
+    loop.unit.add(wanted)
+    assert wanted.max_new_tokens == 3
+    loop.run()
+    assert len(wanted.output) == 3
+    assert wanted.finish_reason == "length"
+
+
+def test_a_request_ended_by_the_host_gets_no_more_tokens() -> None:
+    loop = Loop.of([spec("a", decode_tokens=2)], 200)
+    ended, other = request(0, max_tokens=20), request(1, max_tokens=20)
+
+    def stop_string(update) -> None:
+        if update.request is ended and len(ended.output) >= 5:
+            loop.unit.finish(ended, "stop", now=1.0)
+
+    loop.on_update = stop_string
+    loop.unit.add(ended)
+    loop.unit.add(other)
+    loop.run()
+    assert ended.output == solo_tokens(loop.unit, ended)[:5]
+    assert ended.finish_reason == "stop"
+    assert ended.finished_at == 1.0
+    assert other.output == solo_tokens(loop.unit, other)
+    loop.unit.finish(ended, "error")
+    assert ended.finish_reason == "stop"
+    loop.assert_empty()
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_cancelling_at_any_time_gives_everything_back(turns: int) -> None:
+    loop = Loop.of([spec("a", max_seqs=2, prefill_tokens=4, decode_tokens=2)], 60)
+    requests = [request(i, prompt_tokens=6, max_tokens=5) for i in range(3)]
+    for one in requests:
+        loop.unit.add(one)
+    for _ in range(turns):
+        loop.turn()
+    for number in (0, 2):
+        ended = requests[number].finished
+        assert loop.unit.cancel(number) != ended
+        assert not loop.unit.cancel(number)
+    loop.run()
+    assert requests[1].output == solo_tokens(loop.unit, requests[1])
+    loop.assert_empty()
+
+
+def test_penalties_and_seeds_are_the_same_after_preemption() -> None:
+    loop = Loop.of([spec("a", 1, 4, 36, decode_tokens=1)], 1 + 9)
+    params = SamplingParams(max_tokens=20, seed=5, presence_penalty=0.5)
+    requests = [Request(i, "a", [i, 2, 3, 4, 5, 6, 7, 8], params) for i in range(2)]
+    for one in requests:
+        loop.unit.add(one)
+    loop.run()
+    assert requests[1].preemptions > 0
+    for one in requests:
+        assert one.output == solo_tokens(loop.unit, one)
+
+
+def test_what_cannot_be_served_is_refused() -> None:
+    unit = Loop.of([spec("a", max_model_len=20), spec("b")], 200).unit
+    with pytest.raises(UnknownModel, match="no model 'c'; there are a, b"):
+        unit.add(request(0, "c"))
+    with pytest.raises(InvalidRequest, match="empty"):
+        unit.add(request(0, prompt_tokens=0))
+    with pytest.raises(InvalidRequest, match="20 tokens; a takes at most 19") as error:
+        unit.add(request(0, prompt_tokens=20))
+    assert error.value.field == "prompt"
+    unit.add(request(0))
+    with pytest.raises(ValueError, match="id 0 is in use"):
+        unit.add(request(0))
+    assert unit.num_requests == 1
+
+
+def test_bad_units_are_refused() -> None:
+    with pytest.raises(PoolTooSmall, match="deep needs 9 pages for one block"):
+        Unit([spec("deep", 9)], 17, make_policy("adbs"))
+    with pytest.raises(ValueError, match="unlike names"):
+        Unit([spec("a"), spec("a")], 100, make_policy("adbs"))
+    with pytest.raises(ValueError, match="at least one model"):
+        Unit([], 100, make_policy("adbs"))
+
+
+def test_results_must_come_in_order() -> None:
+    loop = Loop.of([spec("a")], 100)
+    loop.unit.add(request(0))
+    first, second = loop.unit.next_step(0.0), loop.unit.next_step(0.0)
+    assert first is not None
+    assert second is not None
+    with pytest.raises(ValueError, match="in the order"):
+        loop.unit.apply(second, StepResult([[1]], [None], 0.0, 0.1), 0.0)
+
+
+def test_freed_pages_are_reported_for_poisoning() -> None:
+    specs = [spec("a", 2, 4)]
+    unit = Unit(specs, 40, make_policy("adbs"), record_freed=True)
+    executor = MockExecutor(specs, 40)
+    unit.add(request(0, prompt_tokens=5, max_tokens=1))
+    step = unit.next_step(0.0)
+    assert step is not None
+    unit.apply(step, executor.result(executor.submit(step)), 0.0)
+    assert sorted(unit.take_freed_pages()) == [2, 3, 4, 5]
+
+
+def test_times_are_recorded() -> None:
+    loop = Loop.of([spec("a", decode_tokens=4)], 100)
+    wanted = request(0, prompt_tokens=5, max_tokens=5)
+    loop.unit.add(wanted)
+    loop.run()
+    assert wanted.first_token_at == pytest.approx(2e-3 + 5e-4)
+    assert wanted.finished_at == pytest.approx(2e-3 + 5e-4 + 4 * 1.01e-3)
+
+
+def test_stats_count_everything() -> None:
+    loop = Loop.of([spec("a", decode_tokens=4, kv_floor=0.25), spec("b", 3)], 100)
+    loop.unit.add(request(0, max_tokens=5))
+    loop.unit.add(request(1, max_tokens=50))
+    loop.unit.add(request(2, "b"))
+    loop.turn()
+    stats = loop.unit.stats()
+    assert json.loads(json.dumps(stats)) == stats
+    a, b = stats["models"]["a"], stats["models"]["b"]
+    assert (a["running"], a["waiting"], b["running"], b["waiting"]) == (2, 0, 0, 1)
+    assert a["kv_pages_used"] == 2 * 2 * 3
+    assert a["kv_pages_leased"] >= a["kv_pages_used"]
+    assert a["kv_pages_quota"] + b["kv_pages_quota"] == stats["usable_pages"]
+    assert a["kv_pages_floor"] <= 0.25 * stats["usable_pages"]
+    loop.run()
+    stats = loop.unit.stats()
+    a = stats["models"]["a"]
+    assert (a["prompt_tokens"], a["output_tokens"], a["finished"]) == (10, 55, 2)
+    assert stats["requests"] == 0
+    assert stats["free_pages"] == stats["usable_pages"]
+    busy = sum(
+        model[f"{phase}_seconds"]
+        for model in stats["models"].values()
+        for phase in ("prefill", "decode")
+    )
+    assert busy == pytest.approx(loop.executor.now)
+    shares = sum(
+        model[f"{phase}_share"]
+        for model in stats["models"].values()
+        for phase in ("prefill", "decode")
+    )
+    assert shares == pytest.approx(1)
+
+
+def test_shares_follow_demand_with_newer_estimates() -> None:
+    asked: list[str] = []
+
+    def demand(model: ModelSpec, estimates) -> Demand:
+        asked.append(model.name)
+        seconds = estimates.decode(model.name, 1)
+        return Demand(kv=model.rate, prefill_seconds=0.0, decode_seconds=seconds)
+
+    specs = [spec("a", rate=3.0), spec("b", rate=1.0)]
+    unit = Unit(specs, 2 + 2 * 40, make_policy("adbs"), demand=demand)
+    assert unit.quotas.quotas == {"a": 30, "b": 10}
+    assert unit.time.shares["a", "decode"] == unit.time.shares["b", "decode"]
+    unit.next_step(0.0)
+    unit.estimates.observe_decode("a", 1, 1, 0.2)
+    unit.next_step(1.0)
+    assert asked == ["a", "b"]
+    unit.next_step(60.0)
+    assert asked == ["a", "b"] * 2
+    assert unit.time.shares["a", "decode"] > 5 * unit.time.shares["b", "decode"]

@@ -1,0 +1,42 @@
+from muxjax.units.fleet_stats import merged
+
+
+def unit(devices: list[int], **models: dict) -> dict:
+    return {
+        "policy": "adbs",
+        "requests": 2,
+        "pool_pages": 10,
+        "usable_pages": 9,
+        "free_pages": 4,
+        "cached_pages": 1,
+        "restarts": 1,
+        "steps": {"prefill": 3, "decode": 5},
+        "devices": devices,
+        "pool_bytes": 100,
+        "programs": [{"model": name} for name in models],
+        "models": models,
+    }
+
+
+def model(running: int, share: float) -> dict:
+    return {"running": running, "decode_share": share, "decode_seconds": 0.5}
+
+
+def test_what_can_be_added_is():
+    units = {
+        "wide": unit([0, 1], a=model(2, 0.5), b=model(1, 0.5)),
+        "right": unit([2], b=model(3, 1.0)),
+    }
+    found = merged(units)
+    assert found["units"] == units
+    assert (found["requests"], found["free_pages"], found["restarts"]) == (4, 8, 2)
+    assert found["pool_bytes"] == 300
+    assert found["steps"] == {"prefill": 6, "decode": 10}
+    assert found["models"]["a"] == {**model(2, 0.5), "units": ["wide"]}
+    assert found["models"]["b"] == {
+        "running": 4,
+        "decode_seconds": 1.0,
+        "units": ["wide", "right"],
+    }
+    assert [program["model"] for program in found["programs"]] == ["a", "b", "b"]
+    assert units["right"]["models"]["b"] == model(3, 1.0)

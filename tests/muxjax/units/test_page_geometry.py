@@ -1,0 +1,60 @@
+import pytest
+
+from muxjax.pallas_kernels import KVLayout
+from muxjax.units.page_geometry import (
+    DEFAULT_LONGEST,
+    GPU_TOKEN_GROUP,
+    KVShape,
+    choose_page_rows,
+    longest_sequence,
+    pages_in,
+)
+
+
+def test_the_demo_models_waste_no_row():
+    shapes = [
+        KVShape("smollm2", 30, 3, 64, 499),
+        KVShape("gemma3", 18, 1, 256, 499),
+        KVShape("stories", 6, 6, 48, 499),
+    ]
+    rows = choose_page_rows(shapes)
+    for shape in shapes:
+        layout = KVLayout(rows, shape.num_kv_heads, shape.head_dim)
+        assert layout.tokens_per_page * layout.rows_per_token == rows
+        assert layout.tokens_per_page >= 8
+
+
+@pytest.mark.parametrize("widest", [1, 4, 16, 64])
+def test_every_model_gets_a_few_tokens_a_page(widest):
+    rows = choose_page_rows([KVShape("a", 2, widest, 128, 500), KVShape("b", 2, 1, 64, 500)])
+    assert rows % 16 == 0
+    assert KVLayout(rows, widest, 128).tokens_per_page >= 8
+
+
+def test_short_requests_get_short_pages():
+    long, short = (choose_page_rows([KVShape("a", 2, 1, 64, mean)]) for mean in (5000, 40))
+    assert short < long
+
+
+def test_on_a_gpu_pages_are_whole_groups_of_tokens():
+    # Llama 3 8B, SmolLM2 135M, Gemma 3 4B.
+    geometries = [(32, 8, 128), (30, 3, 64), (34, 4, 256)]
+    shapes = [KVShape(str(g), *g, 256) for g in geometries]
+    rows = choose_page_rows(shapes, token_group=GPU_TOKEN_GROUP)
+    for _, num_kv, head_dim in geometries:
+        layout = KVLayout(rows, num_kv, head_dim)
+        assert layout.tokens_per_page % GPU_TOKEN_GROUP == 0
+        assert layout.tokens_per_page * layout.rows_per_token == rows
+
+
+def test_pages_in():
+    assert pages_in(1_000_000_000, 96, 4) == 20345
+
+
+def test_longest_sequence():
+    layout = KVLayout(96, 3, 64)  # 32 tokens a page
+    assert longest_sequence(2048, layout, 30, 20_000, 1.0) == 2048
+    assert longest_sequence(10**6, layout, 30, 10**6, 1.0) == DEFAULT_LONGEST
+    assert longest_sequence(2048, layout, 30, 600, 1.0) == 10 * 32
+    assert longest_sequence(2048, layout, 30, 600, 0.2) == 3 * 32
+    assert longest_sequence(2048, layout, 30, 1, 1.0) == 2

@@ -1,0 +1,253 @@
+"""Models that come to a running fleet, leave it and are replaced; whole files applied to it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from muxjax import Fleet, SamplingParams
+from muxjax.config.fleet_file import load_fleet_config
+from muxjax.errors import (
+    CheckpointError,
+    FleetConfigError,
+    ModelUnavailable,
+    PoolTooSmall,
+    UnknownModel,
+    WrongState,
+)
+from muxjax.units import registry as membership
+from muxjax.units.reload import differences
+from tests.muxjax.tiny_fleets import entry, fleet
+
+A_STEP = 10_000
+"""Bytes, more than what the last step gave; the weights of a model are more."""
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+LONG = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+EXTRA = {**entry("qwen3"), "name": "extra", "rate": 2.0}
+FILE = fleet("llama", "qwen3", max_seqs=2, prefill_tokens=16)
+
+
+def other_weights(made: dict[str, Any]) -> dict[str, Any]:
+    return {**made, "config": {**made["config"], "seed": 7}}
+
+
+def changed(**models: dict[str, Any] | None) -> dict[str, Any]:
+    """The file with other models: None removes one."""
+    file = copy.deepcopy(FILE)
+    entries = {model["name"]: model for model in file["models"]}
+    entries.update({name: made for name, made in models.items() if made})
+    file["models"] = [made for name, made in entries.items() if models.get(name, made)]
+    return file
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Fleet]:
+    with Fleet.load(FILE) as found:
+        yield found
+        found.units[0].engine.call(lambda unit: unit.check_invariants())
+
+
+@pytest.fixture
+def loaded(shared: Fleet) -> Iterator[Fleet]:
+    """The fleet as its file says, whatever the test before has made of it."""
+    gc.collect()  # what other tests left is not to go while this one looks at `memory`
+    yield shared
+    assert shared.reload(FILE)["failed"] == {}
+    for model in shared.models:
+        shared.wake(model)
+
+
+def tokens(fleet: Fleet, model: str, params: SamplingParams = GREEDY) -> list[int]:
+    return fleet.generate(model, "hello", params)[0].token_ids
+
+
+def memory() -> int:
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+class Asking:
+    """Threads that ask models over and over; `with` it, nothing may go wrong."""
+
+    def __init__(self, fleet: Fleet, *models: str) -> None:
+        self._fleet = fleet
+        self._done = threading.Event()
+        self.answers: dict[str, list[list[int]]] = {model: [] for model in models}
+        self.errors: list[Exception] = []
+        self._threads = [threading.Thread(target=self._ask, args=(model,)) for model in models * 2]
+
+    def _ask(self, model: str) -> None:
+        while not self._done.is_set():
+            try:
+                self.answers[model].append(tokens(self._fleet, model, LONG))
+            except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
+                self.errors.append(error)
+                return
+
+    def __enter__(self) -> Asking:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+        assert self.errors == []
+
+
+def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
+    right = {model: tokens(loaded, model, LONG) for model in loaded.models}
+    before = memory()
+    with Asking(loaded, *loaded.models) as asking:
+        loaded.load_model(EXTRA)
+        assert list(loaded.models) == ["llama", "qwen3", "extra"]
+        assert tokens(loaded, "extra") == right["qwen3"][:12]  # the same weights
+        stats = loaded.stats()["models"]
+        assert stats["extra"]["kv_pages_quota"] > 0
+        with pytest.raises(WrongState, match="extra is loaded already"):
+            loaded.load_model(EXTRA)
+        loaded.unload("extra")
+    for model, answers in asking.answers.items():
+        assert answers
+        assert all(answer == right[model] for answer in answers)
+    assert "extra" not in loaded.models
+    with pytest.raises(UnknownModel, match="no model 'extra'"):
+        tokens(loaded, "extra")
+    assert abs(memory() - before) < A_STEP
+
+
+def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
+    right = tokens(loaded, "qwen3")
+    stream = loaded.open_stream("qwen3", "hello", LONG)
+    loaded.unload("qwen3")  # lets it end
+    assert len([t for delta in stream for t in delta.token_ids]) == 60
+    loaded.load_model("qwen3")
+    assert tokens(loaded, "qwen3") == right
+    with pytest.raises(UnknownModel, match="with a whole entry"):
+        loaded.load_model("nobody")
+
+
+def test_what_does_not_end_in_time_is_told_why(
+    loaded: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded.admin.lifecycle, "drain_seconds", 0.0)
+    stream = loaded.open_stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
+    loaded.unload("qwen3")
+    with pytest.raises(ModelUnavailable, match="qwen3 is being unloaded"):
+        list(stream)
+    with pytest.raises(WrongState, match="llama is the last of unit 0"):
+        loaded.unload("llama")
+
+
+def test_a_model_that_the_pool_does_not_take_changes_nothing(loaded: Fleet) -> None:
+    before, states = memory(), loaded.model_states()
+    deep = entry("gemma3")
+    with pytest.raises(FleetConfigError, match=r"block of gemma3 has 5 pages.*`sleeping: true`"):
+        loaded.load_model(deep)
+    wide = {**EXTRA, "config": {**EXTRA["config"], "num_key_value_heads": 4, "head_dim": 1024}}
+    with pytest.raises(FleetConfigError, match=r"extra takes 64 rows .* a page .* has 32"):
+        loaded.load_model(wide)
+    with pytest.raises(PoolTooSmall):
+        loaded.load_model({**EXTRA, "kv_floor": 0.99})
+    with pytest.raises(CheckpointError):
+        loaded.load_model({"name": "extra", "source": "/no/such/file.gguf"})
+    with pytest.raises(WrongState, match="no unit '7'; there are 0"):
+        loaded.load_model(EXTRA, "7")
+    assert loaded.model_states() == states
+    assert abs(memory() - before) < A_STEP
+
+
+def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
+    old = tokens(loaded, "llama", LONG)
+    with Asking(loaded, *loaded.models) as asking:
+        llama = other_weights(entry("llama", rate=2.0))
+        qwen3 = entry("qwen3", rate=3.0, slo={"ttft": 0.5})
+        done = loaded.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
+        assert done == {
+            "added": ["extra"],
+            "removed": [],
+            "replaced": ["llama"],
+            "changed": ["qwen3"],
+            "failed": {},
+        }
+        new = tokens(loaded, "llama", LONG)
+    assert new != old
+    assert {tuple(answer) for answer in asking.answers["llama"]} <= {tuple(old), tuple(new)}
+    spec = loaded.units[0].engine.call(lambda unit: unit.models["qwen3"].spec)
+    assert (spec.rate, spec.targets.ttft) == (3.0, 0.5)
+    assert loaded.reload(FILE)["removed"] == ["extra"]
+    assert tokens(loaded, "llama", LONG) == old
+
+
+def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
+    states, right = loaded.model_states(), tokens(loaded, "llama")
+    bad: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({**FILE, "policy": "fcfs"}, FleetConfigError, "policy: restart to change it"),
+        ({**FILE, "pool": {"memory": "9MB"}}, FleetConfigError, "pool: restart to change it"),
+        ({"models": []}, FleetConfigError, "models: must not be empty"),
+        (changed(extra={**EXTRA, "kv_floor": 0.99}), PoolTooSmall, "pool too small"),
+        (
+            changed(llama=None, extra={"name": "extra", "source": "./none.gguf"}),
+            CheckpointError,
+            "none.gguf",
+        ),
+    ]
+    for file, error, message in bad:
+        with pytest.raises(error, match=message):
+            loaded.reload(file)
+        assert loaded.model_states() == states
+    assert tokens(loaded, "llama") == right
+
+
+def test_a_replacement_that_fails_leaves_the_old_one(
+    loaded: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, before = tokens(loaded, "llama"), memory()
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("bad weights")
+
+    monkeypatch.setattr(membership, "make_ready", broken)
+    done = loaded.reload(changed(llama=other_weights(entry("llama"))))
+    assert done["failed"] == {"llama": "llama cannot be replaced: bad weights"}
+    assert tokens(loaded, "llama") == right
+    assert abs(memory() - before) < A_STEP
+
+
+def test_one_that_sleeps_is_replaced_and_pinned_in_its_sleep(loaded: Fleet) -> None:
+    old = tokens(loaded, "llama")
+    loaded.sleep("llama")
+    loaded.reload(changed(llama=other_weights(entry("llama"))))
+    assert loaded.model_states()["llama"].status == "sleeping"
+    assert tokens(loaded, "llama") != old
+    loaded.sleep("llama")
+    loaded.reload(changed(llama=other_weights(entry("llama", pinned=True))))
+    state = loaded.model_states()["llama"]
+    assert (state.status, state.pinned) == ("loaded", True)
+
+
+def test_what_differs() -> None:
+    def diff(file: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
+        config = load_fleet_config(FILE)
+        entries = {one.name: one for one in config.models}
+        found = differences(config, entries, load_fleet_config(file))
+        return lambda kind: getattr(found, kind)
+
+    same = diff({**FILE, "idle_timeout": 60.0, "cluster": "1x1:h100"})
+    assert [same(kind) for kind in ("added", "removed", "replaced", "changed")] == [()] * 4
+    some = diff(changed(llama=None, qwen3=entry("qwen3", dtype="bfloat16"), extra=EXTRA))
+    assert (some("added"), some("removed"), some("replaced")) == (
+        ("extra",),
+        ("llama",),
+        ("qwen3",),
+    )
+    assert diff(changed(llama=entry("llama", rate=9.0, pinned=True)))("changed") == ("llama",)
+    with pytest.raises(FleetConfigError, match=r"policy: restart.*\nengine: restart"):
+        diff({**FILE, "policy": "slo", "engine": {}})

@@ -1,0 +1,199 @@
+"""The Mosaic GPU kernels, interpreted: what the shared suite does not reach."""
+
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from muxjax.pallas_kernels import KVLayout, paged_attention
+from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
+from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY, choose_splits, choose_tiles
+from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.target import Target
+from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
+from tests.pallas_kernels.interpreting import interpretable, interpreted
+
+needs_interpreter = pytest.mark.skipif(
+    not interpretable("mosaic_gpu"), reason="this JAX has no interpreter for Mosaic GPU"
+)
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+
+
+def run(case: Case, *, dtype=jnp.float32, decode=False, window=None) -> np.ndarray:
+    def attend(*arrays):
+        return paged_attention(
+            *arrays,
+            layout=case.layout,
+            scale=case.layout.head_dim**-0.5,
+            window=window,
+            decode=decode,
+            implementation="mosaic_gpu",
+        )
+
+    q, kv, *rest = case.arrays
+    with interpreted("mosaic_gpu"):
+        out = jax.jit(attend)(jnp.asarray(q, dtype), jnp.asarray(kv, dtype), *rest, case.layer)
+        return np.asarray(out, np.float32)
+
+
+def error(case: Case, out: np.ndarray, window=None) -> float:
+    """Largest error, relative to the largest output."""
+    wanted = dense(case, case.layout.head_dim**-0.5, window, None)
+    queries = case.query_starts[-1]
+    assert np.isfinite(out[:queries]).all(), "a row that must not be read was"
+    return np.abs(out[:queries] - wanted[:queries]).max() / np.abs(wanted[:queries]).max()
+
+
+def layout(num_kv: int, head_dim: int, tokens: int, left_over: int = 0) -> KVLayout:
+    """Pages of so many tokens, and rows after the last."""
+    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over
+    return KVLayout(rows, num_kv, head_dim)
+
+
+# Both ways of fetching, by pages of 8, 24 and 5 tokens.
+@needs_interpreter
+@pytest.mark.parametrize("tokens", [8, 24, 5])
+@pytest.mark.parametrize("decode", [True, False])
+def test_pages_of_any_number_of_tokens(tokens, decode):
+    lens, queries = ([70, 1], [1, 1]) if decode else ([70], [33])
+    case = make_case((2, 1, 128), lens, queries, layout=layout(1, 128, tokens)).rounded()
+    tiles = choose_tiles(case.layout, jnp.dtype("bfloat16"), decode=decode, device_kind="cpu")
+    assert tiles.direct == (tokens % 8 == 0)
+    out = run(case, dtype=jnp.bfloat16, decode=decode, window=50)
+    assert error(case, out, window=50) < 2e-2
+
+
+@needs_interpreter
+def test_pages_that_are_no_whole_number_of_tokens():
+    case = make_case((3, 1, 64), [70], [1], layout=layout(1, 64, 16))
+    odd = make_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, left_over=1))
+    assert not choose_tiles(odd.layout, odd.kv.dtype, decode=True, device_kind="cpu").whole_tokens
+    for each in (case, odd):
+        assert error(each, run(each, decode=True)) < 2e-5
+
+
+@needs_interpreter
+def test_float16():
+    case = make_case((4, 2, 64), [70], [1], layout=layout(2, 64, 16))
+    assert error(case, run(case, dtype=jnp.float16, decode=True)) < 1e-2
+
+
+@needs_interpreter
+def test_queries_of_one_sequence_never_write_anothers_rows():
+    # Blocks of queries end in the middle of a tile; each writes its own rows only.
+    case = make_case((1, 1, 64), [130, 1, 7], [130, 1, 7], padding=3, layout=layout(1, 64, 16))
+    out = run(case)
+    assert error(case, out) < 2e-5
+    assert (out[-3:] == 0).all()
+
+
+def test_blocks_of_queries():
+    if not interpretable("mosaic_gpu"):
+        pytest.skip("this JAX has no Mosaic GPU")
+    from muxjax.pallas_kernels.gpu.prefill import blocks_of_queries
+
+    lens, starts = jnp.array([300, 0, 40]), jnp.array([0, 130, 130, 135])
+    blocks = np.asarray(blocks_of_queries(lens, starts, 140, 128)).T
+    used = blocks[blocks[:, 2] > 0]
+    # (sequence, first query, queries, position of the first, tokens); the last is padding.
+    assert used.tolist() == [
+        [0, 0, 128, 170, 300],
+        [0, 128, 2, 298, 300],
+        [2, 130, 5, 35, 40],
+        [2, 135, 5, -5, 0],
+    ]
+
+
+@needs_interpreter
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU would hang, not object")
+@pytest.mark.parametrize("barrier", ["ready", "staged"])
+def test_a_missing_wait_is_caught(barrier, monkeypatch):
+    """The check that the other tests rely on: without one wait, the interpreter objects."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    from muxjax.pallas_kernels.gpu import core as mosaic_gpu_core
+
+    wait = plgpu.barrier_wait
+    case = make_case((1, 1, 64), [70], [1], layout=layout(1, 64, 16))
+
+    @contextmanager
+    def without_waiting_for(name):
+        arrays = {}
+        scratch = mosaic_gpu_core.Buffers
+
+        def remember(*refs):
+            buffers = scratch(*refs)
+            arrays["ref"] = getattr(buffers, name)
+            return buffers
+
+        def maybe_wait(ref):
+            if getattr(ref, "ref", ref) is not arrays["ref"]:
+                wait(ref)
+
+        monkeypatch.setattr(mosaic_gpu_core, "Buffers", remember)
+        monkeypatch.setattr(plgpu, "barrier_wait", maybe_wait)
+        yield
+
+    caught = pytest.raises(Exception, match=r"RACE DETECTED|no threads observed")
+    with without_waiting_for(barrier), caught:
+        run(case, decode=True)
+
+
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, (32, 4, 112), (64, 1, 128), (1, 1, 16)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_tiles_fit_shared_memory(geometry, dtype, decode):
+    _, num_kv, head_dim = geometry
+    for tokens in (5, 16, 24):
+        pages = layout(num_kv, head_dim, tokens)
+        tiles = choose_tiles(pages, jnp.dtype(dtype), decode=decode, device_kind="NVIDIA H200")
+        assert tiles.shared_memory <= SHARED_MEMORY
+        assert tiles.tokens % tiles.chunk == 0
+        assert pages.tokens_per_page % tiles.chunk == 0
+        assert tiles.width >= head_dim
+
+
+def test_products_of_parts():
+    tiles = choose_tiles(layout(1, 64, 16), jnp.dtype("float32"), decode=True, device_kind="")
+    assert sorted(tiles.products) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+    tiles = choose_tiles(layout(1, 64, 16), jnp.dtype("bfloat16"), decode=True, device_kind="")
+    assert tiles.products == ((0, 0),)
+
+
+def test_splits():
+    tiles = choose_tiles(layout(8, 128, 16), jnp.dtype("bfloat16"), decode=True, device_kind="")
+    assert choose_splits(tiles, 1, 8192) == 50  # three waves of blocks on 132 multiprocessors
+    assert choose_splits(tiles, 1, 640) == 10  # as many as leave two tiles to each
+    assert choose_splits(tiles, 32, 2048) == 2
+    assert choose_splits(tiles, 256, 2048) == 1
+    assert choose_splits(tiles, 1, 16) == 1
+
+
+def request(**changes) -> Request:
+    bfloat16 = jnp.dtype("bfloat16")
+    fields = {
+        "target": Target("gpu", "NVIDIA H200"),
+        "layout": layout(8, 128, 16),
+        "num_heads": 32,
+        "q_dtype": bfloat16,
+        "kv_dtype": bfloat16,
+        "decode": True,
+    }
+    return Request(**fields | changes)
+
+
+def test_what_it_cannot_do_it_says(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    assert mosaic_gpu.unable(request()) is None
+    for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA H20"):
+        assert mosaic_gpu.unable(request(target=Target("gpu", kind))) is None
+    for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA B200", "AMD Instinct MI300X"):
+        assert f"not {kind}" in mosaic_gpu.unable(request(target=Target("gpu", kind)))
+    assert "not int8" in mosaic_gpu.unable(request(kv_dtype=jnp.dtype("int8")))
+    assert "not 512" in mosaic_gpu.unable(request(layout=layout(1, 512, 16)))
+    assert "not 71" in mosaic_gpu.unable(request(layout=layout(1, 64, 16), num_heads=71))
+    assert mosaic_gpu.unable(request(layout=layout(1, 64, 16), num_heads=71, decode=False)) is None
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    assert "JAX 0.11" in mosaic_gpu.unable(request())

@@ -1,0 +1,96 @@
+"""What only the TPU kernels have: waits for copies, block sizes, and a compiler of their own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.api import choose
+from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
+from muxjax.pallas_kernels.tpu.pages import Copies, PageBlock
+from tests.pallas_kernels import interpreting
+from tests.pallas_kernels.cases import GEOMETRIES, make_case
+from tests.pallas_kernels.test_attention import run
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_wait_that_is_left_out_is_caught(monkeypatch, decode):
+    case = make_case((9, 3, 64), [50, 30], [1, 1] if decode else [20, 30])
+    assert np.isfinite(run(case, "mosaic_tpu", decode=decode)).all()
+    monkeypatch.setattr(Copies, "wait", lambda *args: None)
+    # The suite's interpreter copies as late as it may, when a copy is waited for ...
+    assert np.isnan(run(case, "mosaic_tpu", decode=decode)).any()
+    # ... and where copies come early instead, the race is found.
+    eager = replace(interpreting.TPU, dma_execution_mode="eager")
+    monkeypatch.setattr(interpreting, "TPU", eager)
+    with pytest.raises(interpreting.Raced):
+        run(case, "mosaic_tpu", decode=decode)
+
+
+def test_many_blocks_take_turns_in_the_buffers(monkeypatch):
+    # Blocks of one page: 19 in the longest context, and every sequence's first follows another's.
+    monkeypatch.setattr(
+        "muxjax.pallas_kernels.tpu.paged_attention.decode_sizes",
+        lambda *args: decode_sizes(*args)._replace(pages=1),
+    )
+    case = make_case((9, 3, 64), [400, 1, 0, 65, 21, 22], [1] * 6)
+    out = run(case, "mosaic_tpu", decode=True)
+    assert np.isfinite(out).all()
+
+
+def test_a_block_of_pages_is_whole_tiles():
+    block = PageBlock(KVLayout(64, 3, 64), 3)  # 21 tokens of 3 rows, and one row over
+    assert (block.used, block.page_rows, block.tokens) == (63, 64, 63)
+    assert block.rows == 256  # whole vectors of 128 lanes
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_sizes_are_sane_for_any_geometry(geometry):
+    num_heads, num_kv, head_dim = geometry
+    for rows in (1024, 2048):
+        layout = KVLayout(rows, num_kv, head_dim)
+        for kind in ("TPU v5 lite", "TPU7x", "cpu"):
+            bfloat16 = jnp.dtype("bfloat16")
+            assert decode_sizes(kind, layout, num_heads, bfloat16).pages >= 1
+            sizes = prefill_sizes(kind, layout, num_heads, 1024, 8, bfloat16)
+            assert sizes.pages >= 1
+            assert sizes.queries % 16 == 0
+            assert sizes.queries * num_heads <= 4096
+
+
+def test_what_the_kernels_cannot_take_is_refused():
+    def request(rows: int, dtype: str) -> Request:
+        float32 = jnp.dtype("float32")
+        layout = KVLayout(rows, 3, 64)
+        return Request(Target("tpu", "TPU v5e"), layout, 9, float32, jnp.dtype(dtype), True)
+
+    assert choose(None, request(48, "bfloat16")).name == "mosaic_tpu"
+    with pytest.raises(ValueError, match="multiple of 16 rows, not 50"):
+        choose("mosaic_tpu", request(50, "bfloat16"))
+    with pytest.raises(ValueError, match="bfloat16 and float32, not float16"):
+        choose("mosaic_tpu", request(48, "float16"))
+
+
+@pytest.mark.aot_tpu
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs muxjax[tpu]")
+@pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
+def test_every_geometry_compiles(target):
+    command = [sys.executable, "-m", "tests.pallas_kernels.compile_mosaic_tpu", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 4 * len(GEOMETRIES)
+    for record in records:
+        (vmem,) = record["kernels"].values()
+        print(target, record["case"], f"VMEM {vmem / 1e6:.1f} MB in {record['seconds']:.1f} s")
+        assert record["pool_copies"] == 0, record
+        assert record["temp_bytes"] < 0.02 * record["pool_bytes"], record
+        assert 0 < vmem < 48e6, record

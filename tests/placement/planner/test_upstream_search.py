@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from muxjax.errors import PlanError
+from muxjax.placement.planner.load import ModelLoad
+from muxjax.placement.planner.upstream_estimator import UpstreamEstimator, member
+from muxjax.placement.planner.upstream_search import combinations, score, search
+from tests.placement.data import a100_profile, shared_data
+from tests.placement.planner.test_upstream_estimator import flat_profile
+
+
+@pytest.mark.parametrize("case", ["condense500", "condense1200", "condense1600"])
+def test_finds_what_upstream_found(case: str) -> None:
+    folder = shared_data() / "chatlmsys"
+    recorded = json.loads((folder / "recorded.json").read_text())[case]["upstream_optimizer"]
+    models = yaml.safe_load((folder / f"{case}.yaml").read_text())["models"]
+    members = [member(ModelLoad(m["name"], m["model"], m["rate"])) for m in models]
+    estimator = UpstreamEstimator(json.loads(a100_profile().read_text()), members, 32)
+    found = search(estimator, 4, 8)
+    assert found is not None
+    assert round(found.score, 4) == recorded["score"]
+    assert score(estimator, found.meshes) == found.score
+    theirs = sorted(
+        (int(name.removeprefix("mesh").split("idx")[0]), sorted(placed))
+        for name, placed in recorded["meshes"].items()
+    )
+    assert sorted((size, sorted(n for n, _ in placed)) for size, placed in found.meshes) == theirs
+
+
+def test_the_combinations_explode() -> None:
+    assert combinations(4, 8) == 715
+    assert combinations(16, 8) > 2_000_000
+    members = [member(ModelLoad("a", "llama-7b", 1.0))]
+    estimator = UpstreamEstimator(flat_profile(), members, 128)
+    with pytest.raises(PlanError, match="without --upstream-compatible"):
+        search(estimator, 16, 8)
+    with pytest.raises(PlanError, match="no splits of a node of 3"):
+        search(estimator, 1, 3)
+
+
+def test_nothing_is_found_where_a_group_has_more_meshes_than_models() -> None:
+    members = [member(ModelLoad("a", "llama-7b", 1.0))]
+    estimator = UpstreamEstimator(flat_profile(), members, 2)
+    assert search(estimator, 2, 1) is None

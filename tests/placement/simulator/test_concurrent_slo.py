@@ -1,0 +1,56 @@
+"""`slo` side by side: a model that comes later has a pace of its own."""
+
+from __future__ import annotations
+
+from muxjax.placement.simulator.compute_shares import ComputeShares
+from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
+from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.scheduler import Unit
+from tests.muxjax.scheduling.harness import request, spec
+from tests.placement.simulator.test_concurrent_policies import finish, kind, started
+
+SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("b", "decode"): 0.4}
+
+
+def test_a_model_that_comes_later_is_paced() -> None:
+    policy = ConcurrentSlo(ComputeShares(SHARES))
+    found = Unit([spec("a")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found.add(request(0, "a", max_tokens=20))
+    (prefill,) = started(found)
+    found.add_model(spec("b"))
+    found.add(request(1, "b", max_tokens=20))
+    (beside,) = started(found)
+    assert kind(beside) == ("b", "prefill")
+    finish(found, prefill)
+    finish(found, beside)
+    assert [kind(step) for step in started(found)] == [("a", "decode"), ("b", "decode")]
+
+
+def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
+    policy = ConcurrentSlo(ComputeShares(SHARES))
+    found = Unit([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found.add(request(0, "a", max_tokens=20))
+    (prefill,) = started(found)
+    finish(found, prefill)
+    found.add(request(1, "b", max_tokens=20))
+    steps = started(found)
+    assert [kind(step) for step in steps] == [("b", "prefill"), ("a", "decode")]
+    assert started(found) == []  # nothing of a model beside its own step
+
+
+def test_who_is_alone_with_work_has_the_whole_chip_until_its_step_ends() -> None:
+    compute = ComputeShares(SHARES)
+    found = Unit(
+        [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, side_by_side=True
+    )
+    found.add(request(0, "a", max_tokens=20))
+    (alone,) = started(found)
+    assert compute.taken(("a", "prefill")) == 1.0
+    found.add(request(1, "b", max_tokens=20))
+    (beside,) = started(found)  # at once, though its part is lent
+    assert compute.taken(("b", "prefill")) == 0.4
+    finish(found, alone)
+    (decode,) = started(found)
+    assert kind(decode) == ("a", "decode")
+    assert compute.taken(("a", "decode")) == 0.6  # and no more than its own beside b
+    finish(found, beside)

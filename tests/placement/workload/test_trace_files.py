@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from muxjax.errors import WorkloadError
+from muxjax.placement.workload.trace import TraceRequest
+from muxjax.placement.workload.trace_files import (
+    approximate_tokens,
+    open_trace,
+    sharegpt_lengths,
+    trace_format,
+    write_trace,
+)
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MOONCAKE = """\
+{"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0, 1, 2]}
+{"timestamp": 27482, "input_length": 7322, "output_length": 490, "hash_ids": [0, 14]}
+"""
+AZURE = """\
+TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:04.0319600,3180,8
+2023-11-16 18:17:05.9799600,10,0
+"""
+BURSTGPT = """\
+Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+45,GPT-4,1087,230,1317,Conversation log
+45.5,ChatGPT,417,0,417,Conversation log
+"""
+
+
+def test_mooncake(tmp_path: Path) -> None:
+    found = list(open_trace(written(tmp_path, "t.jsonl", MOONCAKE)))
+    assert found == [
+        TraceRequest(0.0, "", 6755, 500, (0, 1, 2)),
+        TraceRequest(27.482, "", 7322, 490, (0, 14)),
+    ]
+
+
+def test_azure_begins_at_zero_and_counts_failures(tmp_path: Path) -> None:
+    trace = open_trace(written(tmp_path, "t.csv", AZURE))
+    found = list(trace)
+    assert [request.arrival for request in found] == pytest.approx([0.0, 0.052])
+    assert [(r.prompt_tokens, r.output_tokens) for r in found] == [(4808, 10), (3180, 8)]
+    assert trace.left_out == 1
+
+
+def test_burstgpt(tmp_path: Path) -> None:
+    trace = open_trace(written(tmp_path, "t.csv", BURSTGPT))
+    assert list(trace) == [
+        TraceRequest(0.0, "ChatGPT", 472, 18),
+        TraceRequest(40.0, "GPT-4", 1087, 230),
+    ]
+    assert trace.left_out == 1
+    assert list(trace) == list(trace)
+
+
+def test_muxserve(tmp_path: Path) -> None:
+    requests = [
+        {"model_name": "llm-0", "data": ["text", 12, 34], "slo": None, "idx": 0},
+        {"model_name": "llm-1", "data": [[1, 2], 2, 5], "slo": None, "idx": 1},
+    ]
+    text = json.dumps({"info": {}, "arrivals": [0.5, 1.5], "requests": requests})
+    assert list(open_trace(written(tmp_path, "t.json", text))) == [
+        TraceRequest(0.5, "llm-0", 12, 34),
+        TraceRequest(1.5, "llm-1", 2, 5),
+    ]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
+    hashes = (7, 8) if name == "t.jsonl" else ()
+    requests = [
+        TraceRequest(0.1, "a", 3, 4, hashes),
+        TraceRequest(1 / 3, "b", 5, 6),
+    ]
+    assert write_trace(requests, tmp_path / name) == 2
+    found = list(open_trace(tmp_path / name))
+    assert [request.arrival for request in found] == pytest.approx([0.1, 1 / 3], abs=1e-12)
+    assert [(r.model, r.prompt_tokens, r.output_tokens, r.hash_ids) for r in found] == [
+        ("a", 3, 4, hashes),
+        ("b", 5, 6, ()),
+    ]
+
+
+def test_writing_anything_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="written as"):
+        write_trace([], tmp_path / "t.csv")
+
+
+def conversation(*turns: str) -> dict[str, object]:
+    return {"id": "x", "conversations": [{"from": "human", "value": turn} for turn in turns]}
+
+
+def test_sharegpt_takes_the_first_two_turns_within_the_limits(tmp_path: Path) -> None:
+    data = [
+        conversation("a" * 40, "b" * 80, "c" * 400),
+        conversation("only one turn of some length"),
+        conversation("a", "b" * 80),
+        conversation("a" * 5000, "b" * 80),
+    ]
+    path = written(tmp_path, "s.json", json.dumps(data))
+    assert sharegpt_lengths(path) == [(10, 20)]
+    assert sharegpt_lengths(path, lambda text: len(text) // 2) == [(20, 40)]
+    assert approximate_tokens("äöü") == 2
+    with pytest.raises(WorkloadError, match="has lengths and no times"):
+        trace_format(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("t.jsonl", '{"timestamp": 5, "input_length": 1}', "t.jsonl:1: output_length is missing"),
+        ("t.jsonl", "nonsense", "t.jsonl:1: not JSON"),
+        ("t.jsonl", "[1]", "t.jsonl:1: a line is a JSON object"),
+        (
+            "t.jsonl",
+            MOONCAKE + '{"timestamp": 1, "input_length": 1, "output_length": 1}',
+            "t.jsonl:3: out of order",
+        ),
+        (
+            "t.jsonl",
+            '{"timestamp": "x", "input_length": 1, "output_length": 1}',
+            "timestamp must be a number, not 'x'",
+        ),
+        (
+            "t.jsonl",
+            '{"timestamp": 1, "input_length": 1.5, "output_length": 1}',
+            "input_length must be a whole number",
+        ),
+        (
+            "t.jsonl",
+            '{"timestamp": 1, "input_length": NaN, "output_length": 1}',
+            "input_length must be a whole number",
+        ),
+        ("t.jsonl", "", "no requests in it"),
+        ("t.csv", "a,b\n1,2\n", "neither Azure's"),
+        ("t.csv", AZURE + "yesterday,1,1\n", "t.csv:5: TIMESTAMP is no date"),
+        ("t.csv", AZURE + "2023-11-17 00:00:00\n", "t.csv:5: too few columns"),
+        ("t.csv", BURSTGPT + "50,GPT-4,-3,1,1,x\n", "must not be negative"),
+        ("t.csv", BURSTGPT + "44,GPT-4,3,1,1,x\n", "t.csv:5: out of order"),
+        ("t.json", "{}", "no MuxServe workload"),
+        ("t.json", '{"arrivals": [1], "requests": []}', "1 arrivals and 0 requests"),
+        ("t.json", '{"arrivals": [1], "requests": [{}]}', r"requests\[0\]: needs model_name"),
+        ("t.txt", "x", "a trace is .jsonl"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        list(open_trace(written(tmp_path, name, text)))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="No such file"):
+        open_trace(tmp_path / "none.csv")

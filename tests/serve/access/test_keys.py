@@ -1,0 +1,129 @@
+"""API keys: the file, the environment, and finding a key without saying how near a guess was."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+import pytest
+
+from muxjax.errors import KeyFileError
+from muxjax.serve.access import keys as module
+from muxjax.serve.access.keys import ALL_RIGHTS, Key, Keys, digest_of, load_keys, new_secret
+
+MODELS = ("chat", "base")
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "keys.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def key(name: str, secret: str, **more: object) -> Key:
+    return Key.model_validate({"name": name, "sha256": digest_of(secret).hex(), **more})
+
+
+def test_a_secret_finds_its_own_key() -> None:
+    made = [new_secret() for _ in range(3)]
+    assert len(set(made)) == 3
+    found = Keys(key(f"k{index}", secret) for index, secret in enumerate(made))
+    for index, secret in enumerate(made):
+        held = found.find(secret)
+        assert held is not None
+        assert held.name == f"k{index}"
+    for wrong in ("", "mux-", made[0][:-1], made[0] + "x", "\ud800"):
+        assert found.find(wrong) is None
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By construction: as many comparisons, of as many bytes, whatever comes."""
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def count(left: bytes, right: bytes) -> bool:
+        compared.append((len(left), len(right)))
+        return real(left, right)
+
+    found = Keys([key("a", "first secret here"), key("b", "second secret here")])
+    monkeypatch.setattr(module.hmac, "compare_digest", count)
+    for secret in ("first secret here", "second secret here", "f", "x" * 10_000):
+        compared.clear()
+        found.find(secret)
+        assert compared == [(32, 32)] * 2
+
+
+def test_a_key_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        f"""
+keys:
+  - name: alice
+    sha256: {digest_of("a secret of Alice").hex()}
+    models: [chat]
+    requests_per_minute: 60
+    tokens_per_minute: 1000
+    concurrency: 2
+  - name: watcher
+    sha256: {digest_of("a secret of the watcher").hex()}
+    rights: [metrics]
+""",
+    )
+    found = load_keys(path, MODELS, {})
+    assert len(found) == 2
+    alice = found.find("a secret of Alice")
+    assert alice is not None
+    assert (alice.models, alice.concurrency) == (("chat",), 2)
+    assert alice.rights == ("generate",)
+    assert alice.sees("chat")
+    assert not alice.sees("base")
+
+
+def test_the_environment(tmp_path: Path) -> None:
+    found = load_keys(None, MODELS, {"MUXJAX_API_KEY": "sixteen letters!, another long secret"})
+    assert [one.name for one in found] == ["environment-1", "environment-2"]
+    one = found.find("another long secret")
+    assert one is not None
+    assert one.rights == ALL_RIGHTS
+    assert len(load_keys(None, MODELS, {})) == 0
+    with pytest.raises(KeyFileError, match="a key of 5 characters can be guessed"):
+        load_keys(None, MODELS, {"MUXJAX_API_KEY": "short"})
+
+
+DIGEST = digest_of("x").hex()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a key file is a mapping"),
+        ("- a", "a key file is a mapping"),
+        ("keys: []", "keys: Tuple should have at least 1 item"),
+        ("keys: [{name: a}]", r"keys\[0\].sha256: Field required"),
+        (f"keys:\n- {{name: a, sha256: {DIGEST}, modles: [chat]}}", r":2: keys\[0\].modles: Extra"),
+        (f"keys: [{{name: a, sha256: {DIGEST}, models: [gone]}}]", "no model 'gone' in the fleet"),
+        (f"keys: [{{name: a, sha256: {DIGEST}, models: []}}]", "at least 1 item"),
+        (f"keys: [{{name: a, sha256: {DIGEST}, concurrency: 0}}]", "greater than or equal to 1"),
+        (f"keys: [{{name: a, sha256: {DIGEST}, rights: [root]}}]", "Input should be 'generate'"),
+        (f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]", "secret of a"),
+        (f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: a, sha256: {DIGEST}}}]", "name stands"),
+        ("keys: [", "not valid YAML"),
+    ],
+)
+def test_faults_of_a_key_file(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(KeyFileError, match=message) as caught:
+        load_keys(path, MODELS, {})
+    assert str(path) in str(caught.value)
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path) -> None:
+    path = write(tmp_path, "keys: [{name: a, sha256: my-own-secret-in-plain}]")
+    with pytest.raises(KeyFileError) as caught:
+        load_keys(path, MODELS, {})
+    assert "my-own-secret" not in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="No such file"):
+        load_keys(tmp_path / "none.yaml", MODELS, {})

@@ -1,0 +1,306 @@
+"""Keys, limits and origins as clients meet them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from muxjax.config.server import ServerConfig
+from muxjax.sampling_params import SamplingParams
+from muxjax.serve.access.keys import Key, Keys, digest_of
+from muxjax.serve.settings import Settings
+from tests.serve.conftest import running_server, wait_until
+from tests.serve.fake_fleet import FakeFleet
+
+BODY = {"model": "chat", "prompt": "ab", "max_tokens": 4}
+SECRETS = {
+    name: f"the secret of {name}"
+    for name in (
+        "all",
+        "one",
+        "watcher",
+        "admin",
+        "slow",
+        "tokens",
+        "once",
+        "team-1",
+        "team-2",
+        "boss",
+    )
+}
+LIMITS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "one": {"models": ["chat"]},
+    "watcher": {"rights": ["metrics"]},
+    "admin": {"rights": ["admin"]},
+    "slow": {"requests_per_minute": 3},
+    "tokens": {"tokens_per_minute": 30},
+    "once": {"concurrency": 1},
+    "team-1": {"cache_group": "team", "priority": -5},
+    "team-2": {"cache_group": "team"},
+    "boss": {"rights": ["generate", "admin"], "priority": 2},
+}
+KEYS = Keys(
+    Key.model_validate({"name": name, "sha256": digest_of(secret).hex(), **LIMITS[name]})
+    for name, secret in SECRETS.items()
+)
+FLEET = FakeFleet()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    config = ServerConfig(cors_origins=("https://friend.example",), body_timeout=0.3)
+    with running_server(FLEET, Settings(config, KEYS, local_only=True)) as address:
+        yield address
+
+
+def of(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {SECRETS[name]}"}
+
+
+def ask(url: str, name: str, **change: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/completions", json={**BODY, **change}, headers=of(name))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer the secret of al",
+        "Bearer the secret of alll",
+        "Basic the secret of all",
+        "the secret of all",
+        "Bearer \xff",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/stats", "/none"])
+def test_without_the_right_key_nothing_is_told(url: str, path: str, header: str | None) -> None:
+    headers = [] if header is None else [(b"Authorization", header.encode("latin-1"))]
+    answer = httpx.get(f"{url}{path}", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert "chat" not in answer.text
+
+
+def test_what_is_open_to_all_says_nothing_of_models(url: str) -> None:
+    for path in ("/", "/health", "/health/ready", "/openapi.json"):
+        answer = httpx.get(f"{url}{path}")
+        assert answer.status_code == 200
+        assert "plain/base" not in answer.text
+    assert httpx.get(f"{url}/health/chat").status_code == 401
+
+
+def test_a_key_never_sees_anothers_models(url: str) -> None:
+    listed = httpx.get(f"{url}/v1/models", headers=of("all")).json()["data"]
+    assert {model["id"] for model in listed} == {"chat", "plain/base", "ids"}
+    listed = httpx.get(f"{url}/v1/models", headers=of("one")).json()["data"]
+    assert [model["id"] for model in listed] == ["chat"]
+    assert ask(url, "one").status_code == 200
+    paths = ("/v1/models/plain/base", "/health/plain/base", "/v1/models/none", "/health/none")
+    answers = [httpx.get(f"{url}{path}", headers=of("one")) for path in paths]
+    answers += [ask(url, "one", model="plain/base"), ask(url, "one", model="none")]
+    for answer in answers:
+        assert answer.status_code == 404
+    # A model of others and one that is not there are told in the same words.
+    hidden, none = (answers[-2].text, answers[-1].text)
+    assert hidden.replace("plain/base", "none") == none
+    stats = httpx.get(f"{url}/stats", headers=of("one"))
+    assert [model["name"] for model in stats.json()["models"]] == ["chat"]
+    assert "plain/base" not in stats.text
+    with httpx.stream("GET", f"{url}/stats/stream", headers=of("one")) as stream:
+        lines = stream.iter_lines()
+        line = next(lines)
+        assert "chat" in line
+        assert "plain/base" not in line
+
+
+def test_each_right_is_its_own(url: str) -> None:
+    assert httpx.get(f"{url}/metrics", headers=of("watcher")).status_code == 200
+    assert httpx.get(f"{url}/metrics", headers=of("all")).status_code == 403
+    assert ask(url, "watcher").status_code == 403
+    assert ask(url, "admin").status_code == 403
+    load = f"{url}/models/load"
+    assert httpx.post(load, headers=of("all"), json={}).status_code == 403
+    assert httpx.post(load, headers=of("admin"), json={}).status_code == 400
+
+
+def test_the_nth_request_passes_and_the_next_gets_429(url: str) -> None:
+    for _ in range(3):
+        assert ask(url, "slow").status_code == 200
+    refused = ask(url, "slow")
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    # Looking costs nothing, and other keys are not concerned.
+    assert httpx.get(f"{url}/v1/models", headers=of("slow")).status_code == 200
+    assert ask(url, "all").status_code == 200
+
+
+def test_tokens_are_counted_to_the_last(url: str) -> None:
+    # "ab" is three tokens here.
+    assert ask(url, "tokens", max_tokens=28).status_code == 400
+    assert ask(url, "tokens", max_tokens=12).status_code == 200  # 15
+    assert ask(url, "tokens", max_tokens=13).status_code == 429
+    FLEET.text = "c"  # ends after two tokens: what was reserved for the others comes back
+    try:
+        assert ask(url, "tokens", max_tokens=12).json()["usage"]["total_tokens"] == 5
+    finally:
+        FLEET.text = None
+    assert ask(url, "tokens", max_tokens=8).status_code == 429  # 20 + 11
+    assert ask(url, "tokens", max_tokens=7).status_code == 200  # 30
+    assert ask(url, "tokens", max_tokens=1).status_code == 429
+
+
+def test_calls_at_once(url: str) -> None:
+    FLEET.delay = 0.05
+    try:
+        body = {**BODY, "stream": True, "max_tokens": 100}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=of("once")) as one:
+            lines = one.iter_lines()
+            next(lines)
+            assert ask(url, "once").status_code == 429
+    finally:
+        FLEET.delay = 0.0
+    wait_until(lambda: ask(url, "once").status_code == 200)
+
+
+def test_pages_of_others_may_not_call(url: str) -> None:
+    own = {"Origin": url, **of("all")}
+    assert httpx.post(f"{url}/v1/completions", json=BODY, headers=own).status_code == 200
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
+        headers = {"Origin": origin, **of("all")}
+        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=headers)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "origin_not_allowed"
+        assert "access-control-allow-origin" not in answer.headers
+    friend = {"Origin": "https://friend.example", **of("all")}
+    answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=friend)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    asked = {**friend, "Access-Control-Request-Method": "POST"}
+    del asked["Authorization"]
+    assert httpx.options(f"{url}/v1/completions", headers=asked).status_code == 200
+
+
+def test_a_local_server_without_keys_answers_to_local_names() -> None:
+    config = ServerConfig(allowed_hosts=("proxy.example",))
+    with running_server(FakeFleet(), Settings(config, local_only=True)) as address:
+        for host in ("localhost", "localhost:80", "127.0.0.1:1", "[::1]:80", "proxy.example"):
+            answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
+            assert answer.status_code == 200, host
+        for host in ("evil.example", "localhost.evil.example", "[::1", "localhost]"):
+            answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
+            assert answer.status_code == 403, host
+        assert "allowed_hosts" in answer.json()["error"]["message"]
+        # Cross-origin requests are off unless they are asked for.
+        asked = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
+        answer = httpx.options(f"{address}/v1/completions", headers=asked)
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        client.sendall(f"{head}Authorization: Bearer {SECRETS['all']}\r\n\r\n{{".encode())
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in answer.lower()
+
+
+def test_prompts_and_secrets_are_not_in_the_logs(
+    url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from muxjax.serve.ops.logs import JsonLines
+
+    word = "xylophone-7731"
+    caplog.set_level(logging.DEBUG)
+    bodies: list[dict[str, Any]] = [
+        {**BODY, "prompt": word},
+        {**BODY, "prompt": word, "stream": True},
+        {**BODY, "prompt": word, word: 1},
+        {**BODY, "prompt": word * 100},
+        {**BODY, "prompt": word, "model": word},
+        {**BODY, "prompt": word, "temperature": word},
+        {"model": "chat", "messages": [{"role": "user", "content": word}], "max_tokens": 3},
+        {"model": "chat", "messages": [{"role": word, "content": word}]},
+    ]
+    for body in bodies:
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            httpx.post(f"{url}{path}", json=body, headers=of("all"))
+    httpx.post(f"{url}/v1/completions", content=word, headers=of("all"))
+    httpx.get(f"{url}/v1/models?q={word}", headers=of("all"))
+    httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
+    own = [record for record in caplog.records if not record.name.startswith("http")]  # the client
+    written = [JsonLines().format(record) for record in own]
+    printed = capfd.readouterr()
+    assert any('"event": "request"' in line and "/v1/completions" in line for line in written)
+    for text in (*written, printed.out, printed.err):
+        assert word not in text
+        assert "the secret of" not in text
+
+
+def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    from muxjax.serve.ops.logs import JsonLines
+
+    caplog.set_level(logging.INFO)
+    lines: list[dict[str, Any]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    logging.getLogger("muxjax.serve").addHandler(handler)
+    try:
+        headers = {"X-Request-Id": "mine-1", **of("all")}
+        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=headers)
+        assert answer.headers["x-request-id"] == "mine-1"
+        wait_until(lambda: bool(lines))
+    finally:
+        logging.getLogger("muxjax.serve").removeHandler(handler)
+    (line,) = lines
+    assert line["request_id"] == "mine-1"
+    assert (line["event"], line["status"], line["key"]) == ("request", 200, "all")
+    assert (line["model"], line["prompt_tokens"], line["output_tokens"]) == ("chat", 3, 4)
+
+
+def asked(url: str, name: str, **change: Any) -> SamplingParams:
+    """What reaches the fleet."""
+    assert ask(url, name, **change).status_code == 200
+    return FLEET.asked[-1][2]
+
+
+def test_a_request_is_no_more_urgent_than_its_key(url: str) -> None:
+    assert asked(url, "all").priority == 0
+    assert asked(url, "all", priority=-3).priority == -3
+    assert asked(url, "team-1").priority == -5
+    assert asked(url, "team-1", priority=-5).priority == -5
+    refused = ask(url, "team-1", priority=-4)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "priority"
+    assert "at most -5" in refused.json()["error"]["message"]
+    assert ask(url, "all", priority=1).status_code == 400
+    # An administrator may hurry.
+    assert asked(url, "boss").priority == 2
+    assert asked(url, "boss", priority=100).priority == 100
+
+
+def test_keys_share_prefixes_only_where_they_are_told_to(url: str) -> None:
+    own, salted = asked(url, "all").cache_salt, asked(url, "all", cache_salt="x").cache_salt
+    assert own == asked(url, "all").cache_salt
+    others = [asked(url, name).cache_salt for name in ("one", "once", "team-1")]
+    assert len({own, salted, *others}) == 5
+    assert asked(url, "team-2").cache_salt == others[2]
+    # A salt of one's own says nothing about those of others.
+    assert asked(url, "one", cache_salt=own).cache_salt != own
+    assert (
+        asked(url, "team-2", cache_salt="x").cache_salt
+        == asked(url, "team-1", cache_salt="x").cache_salt
+    )

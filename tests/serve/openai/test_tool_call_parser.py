@@ -1,0 +1,66 @@
+"""Reading calls, in whatever pieces the text comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxjax.serve.openai.tool_call_parser import CallReader, Piece
+from muxjax.serve.openai.tool_calls import CallForm
+
+TAGGED = CallForm("<tool_call>\n", "\n</tool_call>", "arguments", True)
+BARE = CallForm("", "", "parameters", True)
+ONE = '<tool_call>\n{"name": "f", "arguments": {"a": "}\\"{"}}\n</tool_call>'
+TWO = '<tool_call>\n{"name": "g_2", "arguments": {}}\n</tool_call>'
+BARE_CALL = '{"name": "f", "parameters": {"a": [{}]}}'
+
+
+def read(form: CallForm, text: str, size: int) -> tuple[str, list[tuple[str, str]], list[Piece]]:
+    reader = CallReader(form)
+    pieces: list[Piece] = []
+    for at in range(0, len(text), size):
+        pieces += reader.push(text[at : at + size])
+    pieces += reader.flush()
+    content = "".join(piece.text for piece in pieces)
+    return content, [(call.name, call.arguments) for call in reader.calls], pieces
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 11, 1000])
+@pytest.mark.parametrize(
+    ("form", "text", "content", "calls"),
+    [
+        (TAGGED, "hello <tool", "hello <tool", []),
+        (TAGGED, "a < b <tool_call> c", "a < b <tool_call> c", []),
+        (TAGGED, ONE, "", [("f", '{"a": "}\\"{"}')]),
+        (TAGGED, f"Let me see.\n{ONE}", "Let me see.\n", [("f", '{"a": "}\\"{"}')]),
+        (TAGGED, f"{ONE}\n{TWO}", "", [("f", '{"a": "}\\"{"}'), ("g_2", "{}")]),
+        (TAGGED, ONE[:60], "", [("f", '{"a": "}\\"{"}')]),
+        (TAGGED, ONE[: ONE.index("}")], "", [("f", '{"a": "')]),
+        (TAGGED, ONE[:20], ONE[:20], []),
+        (TAGGED, ONE[:14], ONE[:14], []),
+        (TAGGED, "", "", []),
+        (BARE, BARE_CALL, "", [("f", '{"a": [{}]}')]),
+        (BARE, "hi " + BARE_CALL, "hi " + BARE_CALL, []),
+        (BARE, '{"nam', '{"nam', []),
+        (BARE, "hello", "hello", []),
+    ],
+)
+def test_texts_and_calls(
+    form: CallForm, text: str, content: str, calls: list[tuple[str, str]], size: int
+) -> None:
+    found, made, pieces = read(form, text, size)
+    assert found == content
+    assert made == calls
+    for index, (name, arguments) in enumerate(calls):
+        own = [piece for piece in pieces if piece.call == index]
+        assert own[0].started is not None
+        assert own[0].started.name == name
+        assert not any(piece.started for piece in own[1:])
+        assert "".join(piece.arguments for piece in own) == arguments
+
+
+def test_calls_have_ids_of_their_own() -> None:
+    reader = CallReader(TAGGED)
+    reader.push(f"{ONE}\n{TWO}")
+    first, second = (call.id for call in reader.calls)
+    assert first != second
+    assert first.startswith("call_")

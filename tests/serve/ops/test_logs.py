@@ -1,0 +1,66 @@
+"""The form of log lines, and what is left out of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from muxjax.serve.ops import logs
+from muxjax.serve.ops.logs import JsonLines, TextLines
+
+
+def record(message: str = "request", **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("muxjax.serve", logging.WARNING, "f.py", 1, message, (), None)
+    made.fields = fields
+    return made
+
+
+def failure(quote: str) -> logging.LogRecord:
+    made = record("failed")
+    try:
+        raise ValueError(f"cannot use {quote}")
+    except ValueError as error:
+        made.exc_info = (type(error), error, error.__traceback__)
+    return made
+
+
+def test_a_line_of_json() -> None:
+    line = json.loads(JsonLines().format(record(status=200, key=None, path="/ü")))
+    assert (line["event"], line["level"], line["status"]) == ("request", "warning", 200)
+    assert line["path"] == "/ü"
+    assert "key" not in line
+    assert "request_id" not in line
+
+
+def test_a_line_of_text() -> None:
+    assert TextLines().format(record(status=200)).endswith(" warning: request status=200")
+
+
+def test_exceptions_of_requests_do_not_quote_them() -> None:
+    token = logs.request_id.set("req-1")
+    try:
+        found = json.loads(JsonLines().format(failure("a private prompt")))
+        text = TextLines().format(failure("a private prompt"))
+    finally:
+        logs.request_id.reset(token)
+    assert found["request_id"] == "req-1"
+    assert "builtins.ValueError" in found["exception"]
+    assert "test_logs.py" in found["exception"]
+    assert "private" not in found["exception"] + text
+    # Outside of a request there is nothing to quote.
+    assert "a disk" in JsonLines().format(failure("a disk"))
+
+
+def test_everything_goes_to_standard_error_in_one_form() -> None:
+    names = ("muxjax", "uvicorn")
+    before = [(logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names]
+    try:
+        logs.configure("json")
+        for name in names:
+            (handler,) = logging.getLogger(name).handlers
+            assert isinstance(handler.formatter, JsonLines)
+    finally:
+        for name, (handlers, level) in zip(names, before, strict=True):
+            logger = logging.getLogger(name)
+            logger.handlers[:], logger.propagate = handlers, True
+            logger.setLevel(level)

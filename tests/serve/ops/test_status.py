@@ -1,0 +1,119 @@
+"""Health, model states, counters: what the server says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from muxjax.config.fleet_file import SloConfig
+from muxjax.serve.settings import Settings
+from tests.serve.conftest import running_server
+from tests.serve.fake_fleet import FakeFleet
+
+BODY = {"model": "chat", "prompt": "ab", "max_tokens": 6}
+FLEET = FakeFleet()
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    slo = {"chat": SloConfig(ttft=10.0, tpot=1e-9)}
+    with (
+        running_server(FLEET, Settings(slo=slo)) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def as_new() -> None:
+    FLEET.__init__()  # type: ignore[misc]
+
+
+def sample(text: str, name: str) -> float:
+    """The value of one metric, by its name with labels."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[-1])
+
+
+def test_a_server_in_order(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/health/ready").json() == {"status": "ready"}
+    assert http.get("/health/plain/base").json() == {"status": "loaded", "unit": "0"}
+    assert http.get("/health/none").status_code == 404
+
+
+def test_a_unit_that_hangs(http: httpx.Client) -> None:
+    FLEET.stalled = 61.0
+    assert http.get("/health").status_code == 200
+    for path in ("/health/ready", "/health/chat"):
+        answer = http.get(path)
+        assert answer.status_code == 503
+        assert "has made no step for 61.0 s" in answer.json()["reason"]
+
+
+def test_a_unit_that_has_ended(http: httpx.Client) -> None:
+    FLEET.dead = "out of memory"
+    for path in ("/health/ready", "/health/chat"):
+        assert "has ended: out of memory" in http.get(path).json()["reason"]
+    answer = http.post("/v1/completions", json=BODY)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+def test_models_have_a_status(http: httpx.Client) -> None:
+    (chat, _, _) = http.get("/v1/models").json()["data"]
+    assert chat["id"] == "chat"
+    assert (chat["status"], chat["unit"], chat["max_model_len"]) == ("loaded", "0", 256)
+
+
+def test_metrics_count_what_happened(http: httpx.Client) -> None:
+    before = http.get("/metrics").text
+    assert http.post("/v1/completions", json=BODY).status_code == 200
+    assert http.post("/v1/completions", json={**BODY, "temperature": -1}).status_code == 400
+    after = http.get("/metrics")
+    assert after.headers["content-type"].startswith("text/plain; version=0.0.4")
+    grown = {
+        'vllm:prompt_tokens_total{model_name="chat"}': 3,
+        'vllm:generation_tokens_total{model_name="chat"}': 6,
+        'vllm:request_success_total{finished_reason="length",model_name="chat"}': 1,
+        'vllm:time_to_first_token_seconds_count{model_name="chat"}': 1,
+        'vllm:inter_token_latency_seconds_count{model_name="chat"}': 5,
+        'vllm:e2e_request_latency_seconds_count{model_name="chat"}': 1,
+        'vllm:request_time_per_output_token_seconds_count{model_name="chat"}': 1,
+        'muxjax:slo_hits_total{model_name="chat",target="ttft"}': 1,
+        'muxjax:slo_misses_total{model_name="chat",target="tpot"}': 1,
+        'muxjax:slo_misses_total{model_name="chat",target="ttft"}': 0,
+    }
+    for name, growth in grown.items():
+        assert sample(after.text, name) - sample(before, name) == growth, name
+    assert sample(after.text, 'muxjax:refused_requests_total{status="400"}') >= 1
+    assert sample(after.text, 'muxjax:model_state{model_name="ids",state="loaded"}') == 1
+    assert sample(after.text, 'vllm:num_requests_running{model_name="ids"}') == 0
+
+
+def test_stats_come_once_or_as_they_change(http: httpx.Client) -> None:
+    once = http.get("/stats").json()
+    assert [model["name"] for model in once["models"]] == ["chat", "plain/base", "ids"]
+    assert [model["chat"] for model in once["models"]] == [True, False, False]
+    assert once["pool"]["pages"] == 100
+    with http.stream("GET", "/stats/stream") as stream:
+        lines = (line for line in stream.iter_lines() if line)
+        found = [json.loads(next(lines).removeprefix("data: ")) for _ in range(2)]
+    assert found[1]["time"] > found[0]["time"]
+
+
+def test_the_dashboard_asks_for_metrics_that_are_there(http: httpx.Client) -> None:
+    http.post("/v1/completions", json=BODY)
+    text = http.get("/metrics").text
+    dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    assert len(asked) > 8
+    import re
+
+    for expression in asked:
+        for name in re.findall(r"(?:vllm|muxjax):\w+", expression):
+            assert f"\n{name}" in f"\n{text}", name

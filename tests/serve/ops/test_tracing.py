@@ -1,0 +1,56 @@
+"""Traces of calls: a span each, a child of the caller's."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from muxjax.serve.ops.tracing import Tracing, TracingUnavailable
+from muxjax.serve.settings import Settings
+from tests.serve.conftest import running_server
+from tests.serve.fake_fleet import FakeFleet
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_a_call_is_a_span() -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    with running_server(FakeFleet(), Settings(tracing=tracing)) as url:
+        body = {"model": "chat", "prompt": "ab", "max_tokens": 5, "stream": True}
+        headers = {"traceparent": PARENT, "x-request-id": "mine"}
+        assert "[DONE]" in httpx.post(f"{url}/v1/completions", json=body, headers=headers).text
+        assert httpx.post(f"{url}/v1/completions", json={}).status_code == 400
+    tracing.close()
+    good, bad = exporter.get_finished_spans()
+    assert good.name == "POST /v1/completions"
+    assert good.parent is not None
+    assert f"{good.parent.span_id:016x}" == PARENT.split("-")[2]
+    found = dict(good.attributes or {})
+    assert found.pop("gen_ai.latency.time_to_first_token") >= 0  # type: ignore[operator]
+    assert found == {
+        "gen_ai.request.id": "mine",
+        "gen_ai.request.model": "chat",
+        "gen_ai.usage.prompt_tokens": 3,
+        "gen_ai.usage.cached_tokens": 0,
+        "gen_ai.usage.completion_tokens": 5,
+        "http.response.status_code": 200,
+    }
+    assert (bad.attributes or {})["http.response.status_code"] == 400
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *more: Any) -> Any:
+        if name.startswith("opentelemetry"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(TracingUnavailable, match=r"muxjax\[otel\]"):
+        Tracing.to("http://127.0.0.1:4318/v1/traces")

@@ -1,0 +1,155 @@
+"""The watchdog, look by look; and against a real engine that hangs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from muxjax import Fleet
+from muxjax.config.server import ServerConfig
+from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.scheduling.steps import StepResult
+from muxjax.serve.ops.logs import JsonLines
+from muxjax.serve.ops.watchdog import Watchdog, describe_stacks
+from muxjax.serve.settings import Settings
+from tests.muxjax.tiny_fleets import fleet as tiny_fleet
+from tests.serve.conftest import running_server, wait_until
+from tests.serve.fake_fleet import FakeFleet
+
+
+@pytest.fixture
+def lines() -> Iterator[list[dict[str, Any]]]:
+    found: list[dict[str, Any]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    logger = logging.getLogger("muxjax.serve")
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+def watch(fleet: FakeFleet, now: list[float], **more: float) -> Watchdog:
+    return Watchdog(fleet, stall_timeout=5.0, restarts=2, clock=lambda: now[0], **more)
+
+
+def test_a_unit_that_works_is_left_alone(lines: list[dict[str, Any]]) -> None:
+    fleet = FakeFleet(restartable=True, stalled=4.9)
+    watch(fleet, [0.0]).look()
+    assert fleet.restarts == 0
+    assert not lines
+
+
+def test_a_unit_that_hangs_is_described_and_restarted(lines: list[dict[str, Any]]) -> None:
+    fleet = FakeFleet(restartable=True, stalled=5.1)
+    watch(fleet, [0.0]).look()
+    assert fleet.restarts == 1
+    failed, restarted = lines
+    assert (failed["event"], failed["unit"], failed["alive"]) == ("unit_failed", "0", True)
+    assert "chat: waiting=0" in failed["state"]
+    assert "MainThread" not in failed["stacks"]  # its own
+    assert restarted["event"] == "unit_restarted"
+
+
+def test_a_unit_that_ends_again_and_again_is_given_up(lines: list[dict[str, Any]]) -> None:
+    now = [0.0]
+    fleet = FakeFleet(restartable=True)
+    dog = watch(fleet, now)
+    for _ in range(2):
+        fleet.dead = "out of memory"
+        dog.look()
+        assert fleet.dead is None
+    fleet.dead = "out of memory"
+    dog.look()
+    dog.look()
+    assert fleet.restarts == 2
+    assert dog.lost("0")
+    assert [line["event"] for line in lines].count("unit_given_up") == 1
+    fleet.dead = None  # somebody has seen to it
+    dog.look()
+    assert not dog.lost("0")
+    now[0] = 600.0  # the old restarts count no more
+    fleet.dead = "once more"
+    dog.look()
+    assert fleet.restarts == 3
+
+
+def test_a_unit_that_cannot_be_restarted(lines: list[dict[str, Any]]) -> None:
+    dog = watch(FakeFleet(dead="gone"), [0.0])
+    dog.look()
+    assert dog.lost("0")
+    assert lines[-1]["event"] == "unit_not_restarted"
+
+
+def test_it_watches_from_a_thread_of_its_own() -> None:
+    fleet = FakeFleet(restartable=True, dead="gone")
+    restarted = threading.Event()
+    real = fleet.restart
+    fleet.restart = lambda unit, reason: (real(unit, reason), restarted.set())  # type: ignore[assignment,func-returns-value]
+    dog = watch(fleet, [0.0], interval=0.01)
+    dog.start()
+    assert restarted.wait(10)
+    dog.close()
+
+
+def test_stacks_have_lines_of_code_and_no_values() -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def hang(prompt: str) -> None:
+        held.set()
+        assert go_on.wait(20), prompt
+
+    thread = threading.Thread(target=hang, args=("a private prompt",), name="hanging")
+    thread.start()
+    assert held.wait(10)
+    found = describe_stacks()
+    go_on.set()
+    thread.join(10)
+    assert "hanging:" in found
+    assert "go_on.wait(20)" in found
+    assert "private" not in found
+
+
+def test_a_real_unit_that_hangs_is_seen_and_serves_again(
+    monkeypatch: pytest.MonkeyPatch, lines: list[dict[str, Any]]
+) -> None:
+    """Health tells the truth while it hangs, and requests go on where they were."""
+    hang, go_on = threading.Event(), threading.Event()
+    real = JaxExecutor.result
+
+    def result(self: JaxExecutor, handle: Any) -> StepResult:
+        if hang.is_set():
+            hang.clear()
+            assert go_on.wait(60)
+        return real(self, handle)
+
+    monkeypatch.setattr(JaxExecutor, "result", result)
+    config = ServerConfig(stall_timeout=1.5)
+    body = {"model": "llama", "prompt": "hello", "max_tokens": 8, "temperature": 0}
+    with (
+        Fleet.load(tiny_fleet("llama")) as fleet,
+        running_server(fleet, Settings(config)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        wanted = client.post("/v1/completions", json=body).json()["choices"]
+        assert client.get("/health/ready").status_code == 200
+        hang.set()
+        with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+            events = [line for line in answer.iter_lines() if line]
+        assert events[-1] == "data: [DONE]"
+        parts = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+        text = "".join(part["choices"][0]["text"] for part in parts)
+        assert text == wanted[0]["text"]
+        wait_until(lambda: any(line["event"] == "unit_restarted" for line in lines))
+        failed = next(line for line in lines if line["event"] == "unit_failed")
+        assert "muxjax-engine" in failed["stacks"]
+        assert "hello" not in json.dumps(failed)
+        assert client.post("/v1/completions", json=body).json()["choices"] == wanted
+        assert client.get("/health/llama").json() == {"status": "loaded", "unit": "0"}
+        assert 'muxjax:unit_restarts_total{unit="0"} 1.0' in client.get("/metrics").text
+        go_on.set()
