@@ -97,11 +97,12 @@ build/command-line.md: $(DOCS) FORCE
 	@mkdir -p build
 	@$(BIN)/python scripts/command_line_page.py > $@.new && mv $@.new $@
 
+# The variable silences Material's notice about MkDocs 2, which pyproject.toml excludes.
 docs: build/command-line.md
-	@$(BIN)/zensical build --clean --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: build/command-line.md
-	@$(BIN)/zensical serve --dev-addr 127.0.0.1:8001
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 FORCE:
 
