@@ -1,7 +1,8 @@
-"""Prints the options of every `muxjax` command as Markdown, for docs/reference/command-line.md."""
+"""Writes the options of every `muxjax` command as Markdown to standard output, for docs/reference/command-line.md."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
@@ -34,4 +35,4 @@ def sections(command: Any, path: str) -> list[str]:
 if __name__ == "__main__":
     root = typer.main.get_command(app)
     for name, command in root.commands.items():
-        print("\n".join(sections(command, f"muxjax {name}")))
+        sys.stdout.write("\n".join(sections(command, f"muxjax {name}")) + "\n")
