@@ -22,7 +22,7 @@ LAYERS = 8
 _PAGE_TOKENS = 16
 
 
-class Geometry(NamedTuple):
+class AttentionGeometry(NamedTuple):
     """`N`, `K`, `H`."""
 
     num_heads: int
@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Workload:
+class AttentionWorkload:
     """Sequences of equal length, all decoded by one token or all prefilled.
 
     Attributes:
@@ -42,7 +42,7 @@ class Workload:
       dtype: of queries and pool.
     """
 
-    geometry: Geometry
+    geometry: AttentionGeometry
     num_seqs: int
     length: int
     decode: bool

@@ -24,11 +24,11 @@ from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.models.nn.weight_format import Dtype, Quantization, kept_params
+from muxjax.models.nn.weight_format import Dtype, Quantization, stored_params
 from muxjax.progress import Bars
 from muxjax.units import build as loading
-from muxjax.units.local_unit import LiveUnit
-from muxjax.units.unit_spec import LoadedModel, Plan
+from muxjax.units.local_unit import LocalUnit
+from muxjax.units.unit_spec import LoadedModel, UnitSpec
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _seconds(call: Callable[[], jax.Array], repeats: int = 5) -> float:
 class Loaded:
     """One model, compiled, with its weights on the device."""
 
-    plan: Plan
+    plan: UnitSpec
     model: LoadedModel
     programs: ModelPrograms
 
@@ -126,7 +126,7 @@ class Loaded:
     @contextmanager
     def fleet(self) -> Iterator[Fleet]:
         """The whole engine."""
-        unit = LiveUnit("0", self.plan, {self.model.name: self.programs})
+        unit = LocalUnit("0", self.plan, {self.model.name: self.programs})
         with Fleet([unit]) as fleet:
             yield fleet
 
@@ -152,7 +152,7 @@ def load(
         }
     )
     loading.enable_compilation_cache()
-    plan = loading.make_plan(config)
+    plan = loading.build_unit_spec(config)
     programs = loading.make_programs(plan)
     model = plan.models["model"]
     totals = {"compiling": len(programs["model"].wanted()), "loading weights": model.param_bytes}
@@ -169,7 +169,7 @@ def load(
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Requests that ran at the same time: for each, when it got how many tokens.
 
     Attributes:
@@ -209,7 +209,7 @@ class Run:
         return tokens / (end - start)
 
 
-def run_requests(fleet: Fleet, prompts: Sequence[Sequence[int]], max_tokens: int) -> Run:
+def run_requests(fleet: Fleet, prompts: Sequence[Sequence[int]], max_tokens: int) -> TimedRun:
     """Runs prompts at once, greedily, each to exactly `max_tokens` tokens."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
 
@@ -224,7 +224,7 @@ def run_requests(fleet: Fleet, prompts: Sequence[Sequence[int]], max_tokens: int
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 
     began = time.perf_counter()
-    run = Run(began, asyncio.run(together()))
+    run = TimedRun(began, asyncio.run(together()))
     assert run.tokens == max_tokens * len(prompts), "a request ended early"
     return run
 
@@ -240,7 +240,7 @@ def step_bytes(model: LoadedModel) -> int:
     config = model.config
     if config.tie_embeddings:
         return model.param_bytes
-    kept = kept_params(config, model.dtype, model.quantization)
+    kept = stored_params(config, model.dtype, model.quantization)
     looked_up = [kept[name] for name in ("embed", "embed_scales") if name in kept]
     sizes = (int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in looked_up)
     return model.param_bytes - sum(sizes)

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.engine.detokenizer import Output
+from muxjax.engine.detokenizer import Detokenizer
 from muxjax.engine.engine import Engine
 from muxjax.engine.stream import Stream
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import Buckets, ModelPrograms
 from muxjax.executor.sampler import Logprobs
-from muxjax.executor.step_functions import Emitted
+from muxjax.executor.step_functions import StepOutput
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
 
@@ -121,7 +121,7 @@ class FakePrograms:
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()
         self.drain()
-        emitted = Emitted(jnp.asarray(tokens), self._logprobs, self._logprobs)
+        emitted = StepOutput(jnp.asarray(tokens), self._logprobs, self._logprobs)
         self.seconds += time.perf_counter() - began
         return kv, state, emitted
 
@@ -179,7 +179,7 @@ class TimedExecutor(JaxExecutor):
         return self._result(handle)
 
 
-class TimedUnit(Unit):
+class TimedUnit(Scheduler):
     """The real unit, timed."""
 
     clock: Clock
@@ -197,7 +197,7 @@ def time_readers(batch: int, burst: int) -> float:
     """Seconds that the readers of a batch take for what a turn brings: text, in their threads."""
     tokenizer = byte_tokenizer(260)
     request = Request(0, "model", [1] * 16)
-    streams = [Stream(0, 16, Output(tokenizer, ()), lambda _: None) for _ in range(batch)]
+    streams = [Stream(0, 16, Detokenizer(tokenizer, ()), lambda _: None) for _ in range(batch)]
     rounds = 8
     for index in range(rounds):
         reason: FinishReason | None = "length" if index == rounds - 1 else None
@@ -238,7 +238,7 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
     params = SamplingParams(max_tokens=length - 16, temperature=0.0)
     try:
         for number in range(batch):
-            stream = Stream(number, 16, Output(tokenizer, ()), engine.cancel)
+            stream = Stream(number, 16, Detokenizer(tokenizer, ()), engine.cancel)
             programs.streams.append(stream)
             engine.submit(Request(number, "model", [1] * 16, params, stop_ids=(2,)), stream)
         while engine.alive and not all(stream._ended for stream in programs.streams):

@@ -1,7 +1,7 @@
 """One (alpha, load) of the policy map: every policy on its own best placement, at every SLO scale.
 
 A policy's placement is the one that is best for it on the requests that count, so that policies are
-compared and not their luck; with `Job.ahead` the one that is best on other requests of the same
+compared and not their luck; with `CellJob.ahead` the one that is best on other requests of the same
 rates and lengths (`TRAINING_SEED`), as one must choose who does not know what will come. Runs that
 do not depend on the scale are made once for all scales, and parts of placements that are alike once
 for all placements.
@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from _map_fleet import CLUSTERS, Job, Units, cost_model, fleet, placements, workload
+from _map_fleet import CLUSTERS, CellJob, Units, cost_model, fleet, placements, workload
 from _map_summary import WITHIN
 
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.placement.planner.plan import Execution
-from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.simulator.metrics import AttainmentTarget
 from muxjax.placement.simulator.plan_costs import plan_targets
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import PolicyName, System, make_unit
+from muxjax.placement.simulator.simulated_units import PolicyName, System, build_simulated_unit
 from muxjax.placement.simulator.simulator import Simulation
 from muxjax.placement.workload.trace import TraceRequest
 
@@ -75,7 +75,7 @@ class _Model:
 Outcome = Mapping[str, _Model]
 
 
-def cells(job: Job) -> list[dict[str, Any]]:
+def cells(job: CellJob) -> list[dict[str, Any]]:
     """The cells of the map that the job covers, one for each scale."""
     runner = _Runner(job)
     found = []
@@ -130,7 +130,7 @@ def _least(shorts: Sequence[float], places: Sequence[Named]) -> list[Named]:
 class _Runner:
     """Runs parts of placements, each once for everything that it depends on."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CellJob) -> None:
         self._job = job
         cluster = parse_cluster(CLUSTERS[job.hardware])
         self._device = cluster.groups[0].device
@@ -140,7 +140,7 @@ class _Runner:
         self._shapes = plan.shapes
         costs = {self._device.name: self._costs}
         self._targets = {
-            scale: plan_targets(plan, costs, Target(scale=scale)) for scale in job.scales
+            scale: plan_targets(plan, costs, AttainmentTarget(scale=scale)) for scale in job.scales
         }
         self._training = workload(loads, job.seconds, job.seed + TRAINING_SEED)
         self._counting = workload(loads, job.seconds, job.seed)
@@ -280,7 +280,7 @@ class _Runner:
                 model.met[limit] += record.latency <= limit * alone
 
         made = [
-            make_unit(
+            build_simulated_unit(
                 unit,
                 system,
                 self._costs,

@@ -15,8 +15,8 @@ from muxjax.placement.costs.model_shape import LLAMA_SHAPES
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad, Slo
-from muxjax.placement.planner.plan import Execution, Plan, PlannedModel, PlannedUnit
-from muxjax.placement.planner.planner import Options, make_plan
+from muxjax.placement.planner.plan import Execution, PlacementPlan, PlannedModel, PlannedUnit
+from muxjax.placement.planner.planner import PlannerOptions, plan_placement
 from muxjax.placement.planner.spatial import POOL_SHARE, spatial_units
 from muxjax.placement.simulator.simulated_units import PolicyName
 from muxjax.placement.workload.arrivals import power_law_rates
@@ -48,7 +48,7 @@ that it may have."""
 
 
 @dataclass(frozen=True)
-class Job:
+class CellJob:
     """What one process works on.
 
     Attributes:
@@ -91,7 +91,7 @@ def fleet(alpha: float, load: float) -> list[ModelLoad]:
     ]
 
 
-def cost_model(job: Job, cluster: Cluster) -> PlanningCosts:
+def cost_model(job: CellJob, cluster: Cluster) -> PlanningCosts:
     """How long steps take: MuxServe's profile for its A100s, else a roofline."""
     if job.hardware == "a100":
         return ProfileTable(job.profile)
@@ -113,8 +113,8 @@ def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[Trac
 
 
 def placements(
-    job: Job, loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
-) -> tuple[dict[str, Parts], Plan]:
+    job: CellJob, loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
+) -> tuple[dict[str, Parts], PlacementPlan]:
     """Placements by name, any of which a policy may take; `spatial` only the one of that name.
 
     Where a model is alone on a mesh it has all of it, as one or as several copies.
@@ -122,18 +122,18 @@ def placements(
     Returns:
       The placements, and one plan with all models.
     """
-    plan = make_plan(loads, cluster, [costs], Options(job.execution))
+    plan = plan_placement(loads, cluster, [costs], PlannerOptions(job.execution))
     found = {"throughput": plan.units}
     for scale in PLANNED_SCALES:
         slos = [Slo(tpot=scale * _alone(load, costs, cluster)) for load in loads]
         targeted = [replace(load, slo=slo) for load, slo in zip(loads, slos, strict=True)]
-        objective = Options(job.execution, objective="slo")
-        found[f"slo {scale:g}"] = make_plan(targeted, cluster, [costs], objective).units
+        objective = PlannerOptions(job.execution, objective="slo")
+        found[f"slo {scale:g}"] = plan_placement(targeted, cluster, [costs], objective).units
     if job.hardware == "a100" and job.execution == "concurrent":
         try:
-            muxserve = Options(job.execution, as_upstream=True)
+            muxserve = PlannerOptions(job.execution, as_upstream=True)
             unaware = [replace(load, longest=None) for load in loads]
-            found["muxserve"] = make_plan(unaware, cluster, [costs], muxserve).units
+            found["muxserve"] = plan_placement(unaware, cluster, [costs], muxserve).units
         except PlanError:
             pass  # its search finds none for some loads
     found["spatial"] = spatial_units(plan, costs, plan.shapes)

@@ -23,26 +23,29 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import _attention as bench
 import jax
 import jax.numpy as jnp
-from _attention import LAYERS, Geometry, Workload
+from _attention import LAYERS, AttentionGeometry, AttentionWorkload
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-LLAMA = Geometry(32, 8, 128)
+LLAMA = AttentionGeometry(32, 8, 128)
 WORKLOADS = [
-    *(Workload(LLAMA, s, length, True) for s, length in [(1, 2048), (1, 32768), (8, 2048)]),
-    *(Workload(LLAMA, s, 2048, True) for s in (32, 64, 128)),
-    Workload(LLAMA, 32, 512, True),
-    Workload(LLAMA, 32, 8192, True),
-    Workload(Geometry(32, 32, 128), 32, 2048, True),
-    Workload(Geometry(64, 8, 128), 32, 2048, True),
-    Workload(Geometry(14, 2, 64), 64, 2048, True),
-    Workload(Geometry(9, 3, 64), 64, 2048, True),
-    Workload(Geometry(4, 1, 256), 64, 2048, True),
-    Workload(LLAMA, 4, 2048, False),
-    Workload(LLAMA, 1, 8192, False),
-    Workload(Geometry(9, 3, 64), 4, 2048, False),
-    Workload(Geometry(4, 1, 256), 4, 2048, False),
+    *(
+        AttentionWorkload(LLAMA, s, length, True)
+        for s, length in [(1, 2048), (1, 32768), (8, 2048)]
+    ),
+    *(AttentionWorkload(LLAMA, s, 2048, True) for s in (32, 64, 128)),
+    AttentionWorkload(LLAMA, 32, 512, True),
+    AttentionWorkload(LLAMA, 32, 8192, True),
+    AttentionWorkload(AttentionGeometry(32, 32, 128), 32, 2048, True),
+    AttentionWorkload(AttentionGeometry(64, 8, 128), 32, 2048, True),
+    AttentionWorkload(AttentionGeometry(14, 2, 64), 64, 2048, True),
+    AttentionWorkload(AttentionGeometry(9, 3, 64), 64, 2048, True),
+    AttentionWorkload(AttentionGeometry(4, 1, 256), 64, 2048, True),
+    AttentionWorkload(LLAMA, 4, 2048, False),
+    AttentionWorkload(LLAMA, 1, 8192, False),
+    AttentionWorkload(AttentionGeometry(9, 3, 64), 4, 2048, False),
+    AttentionWorkload(AttentionGeometry(4, 1, 256), 4, 2048, False),
 ]
 TOLERANCE = 2e-2
 
@@ -50,7 +53,7 @@ Timed = Callable[[], float]
 """Seconds of one layer."""
 
 
-def ours(workload: Workload, implementation: str | None) -> tuple[Timed, jax.Array]:
+def ours(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
     """An implementation of `paged_attention`: how to time it, and its output for layer 1."""
     q, *rest = workload.arrays()
     attend = workload.attend(implementation)
@@ -59,7 +62,7 @@ def ours(workload: Workload, implementation: str | None) -> tuple[Timed, jax.Arr
     return lambda: bench.seconds(lambda: layers(q, *rest)) / LAYERS, once
 
 
-def shipped_paged(workload: Workload) -> Timed:
+def shipped_paged(workload: AttentionWorkload) -> Timed:
     """JAX's own `paged_attention` for GPUs: pages by head, an array for each layer."""
     from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
@@ -81,7 +84,7 @@ def shipped_paged(workload: Workload) -> Timed:
     return lambda: bench.seconds(lambda: layers(q, *pages)) / LAYERS
 
 
-def dense(workload: Workload, implementation: str) -> Timed:
+def dense(workload: AttentionWorkload, implementation: str) -> Timed:
     """`jax.nn.dot_product_attention` over a dense cache `[S, length, K, H]`."""
     num_heads, num_kv, head_dim = workload.geometry
     queries = 1 if workload.decode else workload.length
@@ -99,7 +102,7 @@ def dense(workload: Workload, implementation: str) -> Timed:
     return lambda: bench.seconds(lambda: layers(q, *caches)) / LAYERS
 
 
-def torch_sdpa(workload: Workload) -> Timed:
+def torch_sdpa(workload: AttentionWorkload) -> Timed:
     """PyTorch's `scaled_dot_product_attention` over a dense cache `[S, K, length, H]`."""
     import torch
 
@@ -132,7 +135,7 @@ def _random(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def contenders(workload: Workload) -> Iterator[tuple[str, Callable[[], Timed]]]:
+def contenders(workload: AttentionWorkload) -> Iterator[tuple[str, Callable[[], Timed]]]:
     """What is timed beside ours, by name."""
     if jax.default_backend() == "gpu":
         if workload.decode:
@@ -142,7 +145,9 @@ def contenders(workload: Workload) -> Iterator[tuple[str, Callable[[], Timed]]]:
     yield "jax dense", lambda: dense(workload, "xla")
 
 
-def measure(workload: Workload, bandwidth: float, rate: float, peers: bool) -> dict[str, Any]:
+def measure(
+    workload: AttentionWorkload, bandwidth: float, rate: float, peers: bool
+) -> dict[str, Any]:
     """One workload's line of the table."""
     timed, found = ours(workload, None)
     _, wanted = ours(workload, "xla")

@@ -28,7 +28,7 @@ from _common import print_json, show, surroundings
 from _host_turn import MOST_TOKENS, Feed, Times, time_turns
 
 from muxjax.scheduling.policies.registry import POLICIES, make_policy
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import DecodeBatch, Prefill, Step, StepResult
 
@@ -39,7 +39,7 @@ LAYERS = 4
 
 
 @dataclass(frozen=True)
-class Load:
+class HostLoad:
     """What a unit has to do.
 
     Attributes:
@@ -62,7 +62,7 @@ class Load:
     cache: int = 1
 
 
-def specs_for(load: Load) -> list[ModelSpec]:
+def specs_for(load: HostLoad) -> list[ModelSpec]:
     """Models with as many slots together as are to run."""
     slots = load.running // load.models
     if load.pages == "short":
@@ -73,7 +73,7 @@ def specs_for(load: Load) -> list[ModelSpec]:
     ]
 
 
-def pages_for(load: Load) -> int:
+def pages_for(load: HostLoad) -> int:
     """Pages of the pool."""
     tokens = 2 * MOST_TOKENS if load.pages == "enough" else MOST_TOKENS // 2
     return LAYERS * (1 + load.running * -(-tokens // TOKENS_PER_PAGE))
@@ -89,11 +89,11 @@ def fake_result(step: Step) -> StepResult:
     return StepResult(tokens, [None] * len(tokens), 0.0, 0.02)
 
 
-def time_next_step(load: Load, turns: int) -> tuple[Times, Times, dict[str, int]]:
+def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, int]]:
     """`next_step` and `apply` of a unit that stays as full as it is."""
     specs = specs_for(load)
     policy = make_policy(load.policy)
-    unit = Unit(specs, pages_for(load), policy, prefix_cache=bool(load.cache))
+    unit = Scheduler(specs, pages_for(load), policy, prefix_cache=bool(load.cache))
     feed, names = Feed(), [spec.name for spec in specs]
     for index in range(load.running):
         unit.add(feed.request(names[index % len(names)], fresh=False))
@@ -126,7 +126,7 @@ def time_next_step(load: Load, turns: int) -> tuple[Times, Times, dict[str, int]
 
 
 def _turn(
-    unit: Unit,
+    unit: Scheduler,
     pending: Step | None,
     now: float,
     made: Times | None = None,
@@ -168,7 +168,7 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def next_step_row(load: Load, turns: int) -> dict[str, Any]:
+def next_step_row(load: HostLoad, turns: int) -> dict[str, Any]:
     """One row of the first tables."""
     with no_collector():
         made, applied, sizes = time_next_step(load, turns)
@@ -187,14 +187,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=600, help="steps of each case")
     args = parser.parse_args()
     cases = [
-        Load(policy=policy, spread=spread, pages=pages)
+        HostLoad(policy=policy, spread=spread, pages=pages)
         for policy in POLICIES
         for spread in ("evenly", "one")
         for pages in ("enough", "short")
     ]
     rows = [next_step_row(load, args.turns) for load in cases]
     growth = [
-        {"varied": what, **next_step_row(replace(Load(), **{what: value}), args.turns)}
+        {"varied": what, **next_step_row(replace(HostLoad(), **{what: value}), args.turns)}
         for what, values in GROWTH.items()
         for value in values
     ]

@@ -167,7 +167,7 @@ def load(folder: Path, devices: int) -> tuple[int, object]:
     config = load_fleet_config(
         {"models": [entry], "tensor_parallel": devices, "pool": {"memory": "256MB"}}
     )
-    plan = loading.make_plan(config)
+    plan = loading.build_unit_spec(config)
     decoders = load_weights(plan.parts["model"], lambda size: None)
     jax.block_until_ready([nnx.split(decoder)[1] for decoder in decoders])
     return plan.models["model"].param_bytes, decoders

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from _common import print_json, show, surroundings
 
-from muxjax.models.nn.int8 import linear_int8, quantise
+from muxjax.models.nn.int8 import linear_int8, quantize
 from muxjax.models.nn.linear import linear, put_matrix
 from muxjax.pallas_kernels.cpu import native
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    if reason := native.why_not():
+    if reason := native.unavailable_reason():
         sys.exit(f"there are no kernels of this CPU's own: {reason}")
     outputs, inputs = map(int, arguments.matrix.split("x"))
     rows = [
@@ -85,7 +85,7 @@ def compare(precision: str, outputs: int, inputs: int, size: int, rounds: int) -
 
 def _form(precision: str, weight: np.ndarray) -> Form:
     if precision == "int8":
-        numbers, scales = quantise(weight)
+        numbers, scales = quantize(weight)
         return put_matrix(numbers), jnp.asarray(scales)
     return (put_matrix(weight.astype(jnp.dtype(precision))),)
 

@@ -29,8 +29,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muxjax.bench.http.client import Ask, Server
-from muxjax.bench.http.load import Load, run_load
+from muxjax.bench.http.client import RequestInput, Server
+from muxjax.bench.http.load import LoadResult, run_load
 from muxjax.errors import BenchError
 
 LARGEST_ID = 40_000
@@ -143,13 +143,13 @@ def _address(process: subprocess.Popen[str], patience: float) -> str:
 
 def measure(
     everyone: Mapping[str, Servers], counts: Mapping[str, int], arguments: argparse.Namespace
-) -> dict[str, list[Load]]:
+) -> dict[str, list[LoadResult]]:
     """The rounds of each server.
 
     Raises:
       BenchError: an answer failed or is short.
     """
-    rounds: dict[str, list[Load]] = {name: [] for name in everyone}
+    rounds: dict[str, list[LoadResult]] = {name: [] for name in everyone}
     for turn in range(arguments.rounds + 1):
         for name, servers in everyone.items():
             asks = make_asks(counts, arguments.prompt, arguments.output, seed=turn)
@@ -161,17 +161,19 @@ def measure(
     return rounds
 
 
-def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) -> list[Ask]:
+def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) -> list[RequestInput]:
     """A round's requests, all due at once; prompts of random ids, new in every round."""
     ids = random.Random(seed)
     return [
-        Ask(model, tuple(ids.randrange(3, LARGEST_ID) for _ in range(prompt)), prompt, output)
+        RequestInput(
+            model, tuple(ids.randrange(3, LARGEST_ID) for _ in range(prompt)), prompt, output
+        )
         for model, count in counts.items()
         for _ in range(count)
     ]
 
 
-def check(name: str, load: Load) -> None:
+def check(name: str, load: LoadResult) -> None:
     """Refuses what would make a rate mean nothing.
 
     Raises:
@@ -189,14 +191,14 @@ def check(name: str, load: Load) -> None:
             )
 
 
-def rate(load: Load, model: str | None = None) -> float:
+def rate(load: LoadResult, model: str | None = None) -> float:
     """Output tokens a second, from the first request to the last answer (of one model)."""
     chosen = [o for o in load.outcomes if model is None or o.ask.model == model]
     end = max(outcome.end or 0.0 for outcome in chosen)
     return sum(outcome.output_tokens for outcome in chosen) / end
 
 
-def rows_of(rounds: Mapping[str, list[Load]], peers: list[str]) -> list[dict[str, Any]]:
+def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[dict[str, Any]]:
     """A row for each server; `ratio` to the peer with the best median."""
     medians = {name: median(map(rate, loads)) for name, loads in rounds.items()}
     best = max((medians[name] for name in peers), default=None)

@@ -27,7 +27,7 @@ from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.attention import DenseAttend
 from muxjax.models.nn.decoder import Decoder
-from muxjax.models.nn.weight_format import kept_bytes, put_on_device
+from muxjax.models.nn.weight_format import put_on_device, stored_bytes
 from muxjax.progress import Bars
 
 TEXT = Path(__file__).parent / "data" / "wells.txt"
@@ -122,7 +122,7 @@ def row(
     return {
         "model": model,
         "precision": precision,
-        "weights_MB": kept_bytes(checkpoint.config, kind.dtype, kind.quantization) / 1e6,
+        "weights_MB": stored_bytes(checkpoint.config, kind.dtype, kind.quantization) / 1e6,
         "tokens": len(losses),
         "perplexity": float(np.exp(losses.mean())),
         "loss_%": float(100 * np.expm1(more.mean())),

@@ -33,7 +33,7 @@ from muxjax.placement.costs.model_shape import LLAMA_SHAPES, ModelShape
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.planner import Options, make_plan
+from muxjax.placement.planner.planner import PlannerOptions, plan_placement
 
 CASES = {
     "condense500": (5.2096, 8.8),
@@ -63,8 +63,8 @@ def chatlmsys(data: Path, case: str) -> dict[str, Any]:
         for _ in range(REPEATS):
             began, used = time.perf_counter(), time.process_time()
             table = ProfileTable(data / "muxserve_a100_profile.json")
-            options = Options("concurrent", as_upstream=as_upstream)
-            found = make_plan(loads, cluster, [table], options, began=began)
+            options = PlannerOptions("concurrent", as_upstream=as_upstream)
+            found = plan_placement(loads, cluster, [table], options, began=began)
             taken.append(time.process_time() - used)
         return found, sorted(taken)[len(taken) // 2]
 
@@ -101,7 +101,7 @@ def scaled(nodes: int, models: int) -> dict[str, Any]:
     ]
     cluster = parse_cluster(f"{nodes}x8:h100")
     used = time.process_time()
-    plan = make_plan(loads, cluster, [Roofline(SHAPES, cluster.groups[0].device)])
+    plan = plan_placement(loads, cluster, [Roofline(SHAPES, cluster.groups[0].device)])
     used = time.process_time() - used
     return {
         "nodes": nodes,

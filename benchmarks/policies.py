@@ -36,15 +36,15 @@ from typing import Any
 from _common import print_json, show, surroundings
 
 from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
-from muxjax.bench.isolated import Solo, measure_solo
+from muxjax.bench.isolated import IsolatedLatency, measure_isolated
 from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import Replay, make_requests, replay
-from muxjax.bench.session import Rig, check_policies
+from muxjax.bench.session import BenchSession, check_policies
 from muxjax.bench.step_recorder import measure_in_service
-from muxjax.bench.workloads import Asked, fleet_rates, make_workload
+from muxjax.bench.workloads import WorkloadOptions, fleet_rates, make_workload
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.costs.profile_table import ProfileTable
-from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.policies.registry import POLICIES
@@ -64,7 +64,7 @@ def main() -> None:
     if not arguments.rounds:
         report(rounds, arguments)
         return
-    with Rig.load(load_fleet_config(arguments.fleet)) as rig:
+    with BenchSession.load(load_fleet_config(arguments.fleet)) as rig:
         try:
             profile = rig_profile(rig, measure_in_service(rig)) if arguments.simulated else None
             for number in range(arguments.rounds):
@@ -133,14 +133,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def one_round(
-    rig: Rig, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
+    rig: BenchSession, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
 ) -> dict[str, Any]:
     """All cells, once; simulated if there is a profile."""
     limits = {name: model.max_model_len for name, model in rig.models.items()}
-    targets = {name: Target(scale=arguments.slo_scale, kind=name) for name in rig.models}
+    targets = {name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in rig.models}
 
     def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
-        asked = Asked(alpha=alpha, rate=rate, seed=seed, **more)
+        asked = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **more)
         return make_workload(rig.config, limits, asked)
 
     solo = None
@@ -150,13 +150,13 @@ def one_round(
         for load in arguments.load:
             # Simulated steps are as fast in all cells.
             if solo is None or profile is None:
-                solo = measure_solo(rig, make(1.0, 10.0, requests=50))
+                solo = measure_isolated(rig, make(1.0, 10.0, requests=50))
             top = saturating_rate(rig, solo, flood, arguments.reference, profile)
             workload = make(alpha, load * top, seconds=arguments.duration)
             # Nobody is always the first to run, since a machine may slow down under load.
             first = len(cells) % len(arguments.policies)
             order = arguments.policies[first:] + arguments.policies[:first]
-            rates = fleet_rates(rig.config, Asked(alpha=alpha, rate=load * top))
+            rates = fleet_rates(rig.config, WorkloadOptions(alpha=alpha, rate=load * top))
             if profile is None:
                 runs = compare(rig, workload, order, targets, solo, rates=rates, seed=seed)
                 if runs[-1].replay.interrupted:
@@ -188,12 +188,12 @@ def one_round(
 
 
 def simulated(
-    rig: Rig,
+    rig: BenchSession,
     profile: ProfileTable,
     workload: list[TraceRequest],
     policy: str,
-    targets: Mapping[str, Target],
-    solo: Solo,
+    targets: Mapping[str, AttainmentTarget],
+    solo: IsolatedLatency,
     rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """What `compare` would measure, simulated."""
@@ -201,14 +201,18 @@ def simulated(
     records = simulate_rig(
         rig, profile, workload, policy, solo.estimates, targets=asked, rates=rates
     )
-    metrics = Metrics(targets, solo.costs)
+    metrics = SimulationMetrics(targets, solo.costs)
     for record in records:
         metrics.add(record)
     return extra_metrics(metrics.summary(), workload, Replay(records, _end(records)))
 
 
 def saturating_rate(
-    rig: Rig, solo: Solo, flood: list[TraceRequest], policy: str, profile: ProfileTable | None
+    rig: BenchSession,
+    solo: IsolatedLatency,
+    flood: list[TraceRequest],
+    policy: str,
+    profile: ProfileTable | None,
 ) -> float:
     """Requests a second that are served when all come at once."""
     at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]

@@ -37,7 +37,7 @@ from typing import Any, get_args
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
 from _map_cells import POLICIES, cells
-from _map_fleet import Hardware, Job, default_profile
+from _map_fleet import CellJob, Hardware, default_profile
 from _map_picture import draw
 from _map_summary import place_of, report, show
 
@@ -50,7 +50,7 @@ SCALES = (2.0, 4.0, 8.0, 16.0)
 
 
 def run(
-    jobs: Sequence[Job], processes: int, known: list[dict[str, Any]], output: Path | None
+    jobs: Sequence[CellJob], processes: int, known: list[dict[str, Any]], output: Path | None
 ) -> None:
     """Adds the cells of the jobs to those that are known, and writes them as they come.
 
@@ -59,7 +59,7 @@ def run(
     by_place = {place_of(cell): cell for cell in known}
     left = [job for job in (_lacking(job, by_place) for job in jobs) if job is not None]
     with Bars({"simulating": len(left)}, show=True) as bars, _Pool(processes) as pool:
-        running: dict[Future[list[dict[str, Any]]], Job] = {}
+        running: dict[Future[list[dict[str, Any]]], CellJob] = {}
         waiting = list(left)
         while waiting or running:
             while waiting and len(running) < processes:
@@ -75,7 +75,7 @@ def run(
                 bars.advance("simulating", 1, f"{job.execution} {job.hardware} {job.alpha:g}")
 
 
-def _lacking(job: Job, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Job | None:
+def _lacking(job: CellJob, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> CellJob | None:
     """What of a job is not known."""
     policies: set[str] = set()
     scales = []
@@ -117,7 +117,7 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _cell_of(job: Job, scale: float) -> tuple[Any, ...]:
+def _cell_of(job: CellJob, scale: float) -> tuple[Any, ...]:
     place = (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
     return (*place, job.ahead)
 
@@ -169,7 +169,7 @@ def main() -> None:
         parser.error("--processes and --seconds must be above 0")
     profile = arguments.profile or default_profile()
     jobs = [
-        Job(
+        CellJob(
             alpha,
             load,
             tuple(sorted(set(arguments.slo_scale))),

@@ -41,9 +41,16 @@ from _common import print_json, show, surroundings
 from muxjax.bench.isolated import warm_up
 from muxjax.bench.predict import rig_profile, simulate_rig
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.session import Rig
-from muxjax.bench.step_recorder import FEWEST, Ran, Watch, measure_in_service, slowness, speed_now
-from muxjax.bench.workloads import Asked, make_workload
+from muxjax.bench.session import BenchSession
+from muxjax.bench.step_recorder import (
+    FEWEST,
+    ExecutedStep,
+    StepRecorder,
+    measure_in_service,
+    slowness,
+    speed_now,
+)
+from muxjax.bench.workloads import WorkloadOptions, make_workload
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
@@ -78,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with Rig.load(load_fleet_config(arguments.fleet)) as rig:
+    with BenchSession.load(load_fleet_config(arguments.fleet)) as rig:
         try:
             for number in range(arguments.rounds):
                 for row in one_round(rig, arguments, number):
@@ -123,7 +130,7 @@ class Pair:
 class Bench:
     """A rig with a profile of its own, measured now."""
 
-    def __init__(self, rig: Rig, arguments: argparse.Namespace) -> None:
+    def __init__(self, rig: BenchSession, arguments: argparse.Namespace) -> None:
         self._rig, self._arguments = rig, arguments
         self._measured = measure_in_service(rig, repeats=arguments.repeats)
         self._times = {name: self._measured.times(name) for name in rig.models}
@@ -146,7 +153,7 @@ class Bench:
         asked = dict(asked)
         rate = asked.pop("load") * self._saturating(before)
         workload = self._make(asked, rate, seed)
-        rig, watch = self._rig, Watch()
+        rig, watch = self._rig, StepRecorder()
         vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
         with rig.engine(rig.unit(self._arguments.policy, self._estimates)) as engine:
             engine.observe(watch.observe)
@@ -170,7 +177,7 @@ class Bench:
         return throughput(self._simulate([replace(asked, arrival=0.0) for asked in flood], slower))
 
     def _make(self, asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
-        wanted = Asked(**asked, rate=rate, seconds=self._arguments.duration, seed=seed)
+        wanted = WorkloadOptions(**asked, rate=rate, seconds=self._arguments.duration, seed=seed)
         return make_workload(self._rig.config, self._longest, wanted)
 
     def _simulate(self, workload: list[TraceRequest], slower: float) -> list[RequestRecord]:
@@ -184,7 +191,9 @@ class Bench:
         )
 
 
-def one_round(rig: Rig, arguments: argparse.Namespace, number: int) -> Iterator[dict[str, Any]]:
+def one_round(
+    rig: BenchSession, arguments: argparse.Namespace, number: int
+) -> Iterator[dict[str, Any]]:
     """Profile, then every workload, real and simulated."""
     bench = Bench(rig, arguments)
     for name in arguments.workload or WORKLOADS:
@@ -221,7 +230,7 @@ def row_of(number: int, name: str, pairs: list[Pair], unsteady: int) -> dict[str
     }
 
 
-def quarters_of(ran: list[Ran]) -> list[list[Ran]]:
+def quarters_of(ran: list[ExecutedStep]) -> list[list[ExecutedStep]]:
     """Steps in four parts that took as long."""
     ends = np.cumsum([step.seconds for step in ran])
     which = np.minimum(3, (4 * ends / ends[-1]).astype(int))

@@ -44,8 +44,13 @@ from rich.table import Table
 from muxjax.placement.costs.devices import find_device
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
-from muxjax.placement.simulator.metrics import Metrics, Target
-from muxjax.placement.simulator.simulated_units import PolicyName, StepSizes, System, make_unit
+from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
+from muxjax.placement.simulator.simulated_units import (
+    PolicyName,
+    StepSizes,
+    System,
+    build_simulated_unit,
+)
 from muxjax.placement.simulator.simulator import Simulation
 from muxjax.placement.workload.lengths import LogNormal, Uniform
 from muxjax.placement.workload.synthetic import Synthetic, Traffic
@@ -193,8 +198,12 @@ def simulate(
 ) -> dict[str, Any]:
     """The metrics of one run."""
     shapes = {kind: costs.shape(kind) for kind in costs.models}
-    made = [make_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units]
-    metrics = Metrics({m.name: Target() for u in units for m in u.models}, costs)
+    made = [
+        build_simulated_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units
+    ]
+    metrics = SimulationMetrics(
+        {m.name: AttainmentTarget() for u in units for m in u.models}, costs
+    )
     Simulation(made).run(requests, metrics.add)
     return metrics.summary()
 

@@ -46,7 +46,7 @@ LIMIT = 5000.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class ServerMeasurement:
     """One run: `kind` of server, what was asked, and what came of it."""
 
     kind: str
@@ -118,7 +118,7 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
     from muxjax.fleet import Fleet
     from muxjax.serve.app import create_app
     from muxjax.units import build as loading
-    from muxjax.units.local_unit import LiveUnit
+    from muxjax.units.local_unit import LocalUnit
 
     shape = {
         "vocab_size": 300,
@@ -136,8 +136,8 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
             "engine": {"max_seqs": streams, "prefill_tokens": 1024, "decode_tokens": burst},
         }
     )
-    plan = loading.make_plan(config, progress=False)
-    unit = LiveUnit("0", plan, {}, make_executor=lambda: PacedExecutor(step))
+    plan = loading.build_unit_spec(config, progress=False)
+    unit = LocalUnit("0", plan, {}, make_executor=lambda: PacedExecutor(step))
     with Fleet([unit]) as fleet:
         yield create_app(fleet)
 
@@ -251,7 +251,7 @@ async def ask(port: int, streams: int, tokens: int) -> tuple[float, int]:
 
 def measure(
     kind: str, streams: int, tokens: int, rate: float | None, burst: int, timeout: float
-) -> Measured:
+) -> ServerMeasurement:
     """Starts a server, asks it once to warm it up and once to measure."""
     import uvloop
 
@@ -273,7 +273,7 @@ def measure(
     made = streams * tokens
     if burst == 1 and events < made:
         raise SystemExit(f"{made} tokens in {events} events: some were sent together")
-    return Measured(kind, rate, burst, made, seconds, *used)
+    return ServerMeasurement(kind, rate, burst, made, seconds, *used)
 
 
 def wait_for(port: int) -> None:
@@ -312,7 +312,7 @@ def main() -> None:
         parser.error("--tokens must be a multiple of 8")
     cases: list[tuple[float | None, int]] = [(float(r), 1) for r in arguments.rates.split(",")]
     cases += [(None, 1), (None, 8)]
-    runs: dict[tuple[float | None, int, str], list[Measured]] = {}
+    runs: dict[tuple[float | None, int, str], list[ServerMeasurement]] = {}
     for turn in range(arguments.rounds):
         for rate, burst in cases:
             for kind in ("muxjax", "bare"):
@@ -328,7 +328,9 @@ def main() -> None:
     report(runs, as_json=arguments.json)
 
 
-def report(runs: dict[tuple[float | None, int, str], list[Measured]], *, as_json: bool) -> None:
+def report(
+    runs: dict[tuple[float | None, int, str], list[ServerMeasurement]], *, as_json: bool
+) -> None:
     """Prints medians, and the ratios to the bare application and to the limit."""
 
     def mid(rate: float | None, burst: int, kind: str, name: str) -> float:

@@ -27,9 +27,9 @@ from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.placement.costs.model_shape import LLAMA_SHAPES
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.plan import Execution, Plan
-from muxjax.placement.planner.planner import Options, make_plan
-from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.planner.plan import Execution, PlacementPlan
+from muxjax.placement.planner.planner import PlannerOptions, plan_placement
+from muxjax.placement.simulator.metrics import AttainmentTarget
 from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
 from muxjax.placement.simulator.planned_workload import planned_traffic
 from muxjax.placement.simulator.simulated_units import System
@@ -48,7 +48,7 @@ MULTIPLES = (1, 2, 4)
 _MB = 1e6
 
 
-def fleet_plan(execution: Execution) -> Plan:
+def fleet_plan(execution: Execution) -> PlacementPlan:
     """17 models of MuxServe's sizes on 32 devices, popularity by a power law."""
     cluster = parse_cluster("4x8:a100-80gb")
     rates = power_law_rates(len(KINDS), 0.9, total=TOTAL_RATE)
@@ -57,7 +57,7 @@ def fleet_plan(execution: Execution) -> Plan:
         for index, (kind, rate) in enumerate(zip(KINDS, rates, strict=True))
     ]
     costs = [Roofline(LLAMA_SHAPES, group.device) for group in cluster.groups]
-    return make_plan(loads, cluster, costs, Options(execution=execution))
+    return plan_placement(loads, cluster, costs, PlannerOptions(execution=execution))
 
 
 def timed(setup: Setup, system: System, workload: Synthetic) -> tuple[float, dict[str, Any]]:
@@ -67,10 +67,10 @@ def timed(setup: Setup, system: System, workload: Synthetic) -> tuple[float, dic
     return time.process_time() - began, result
 
 
-def set_up(plan: Plan) -> Setup:
+def set_up(plan: PlacementPlan) -> Setup:
     """A plan with its costs, and eight times the latency alone as the target."""
     costs = plan_costs(plan)
-    return Setup(plan, costs, plan_targets(plan, costs, Target(scale=DEFAULT_SCALE)))
+    return Setup(plan, costs, plan_targets(plan, costs, AttainmentTarget(scale=DEFAULT_SCALE)))
 
 
 def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def memory(requests: int, bars: Bars) -> dict[str, Any]:
     """Peak memory of Python's objects for a tenth of a long trace, and for all of it."""
     cluster = parse_cluster("1x1:h200")
     loads = [ModelLoad(name, "llama-7b", 40.0, 16.0, 8.0) for name in ("a", "b")]
-    plan = make_plan(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
+    plan = plan_placement(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
     setup = set_up(plan)
     lengths = LogNormal(16.0, 8.0, max_prompt=512, max_output=256)
     traffic = [Traffic(load.name, load.rate, lengths) for load in loads]

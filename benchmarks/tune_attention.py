@@ -21,7 +21,7 @@ from typing import Any
 import _attention as bench
 import jax
 import jax.numpy as jnp
-from _attention import LAYERS, Geometry, Workload
+from _attention import LAYERS, AttentionGeometry, AttentionWorkload
 from rich.console import Console
 from rich.progress import track
 
@@ -29,27 +29,27 @@ from muxjax.pallas_kernels.gpu import tiles as mosaic_gpu_tiles
 from muxjax.pallas_kernels.gpu import tuned as mosaic_gpu_tuned
 
 GEOMETRIES = [
-    Geometry(32, 8, 128),
-    Geometry(32, 32, 128),
-    Geometry(14, 2, 64),
-    Geometry(9, 3, 64),
-    Geometry(4, 1, 256),
+    AttentionGeometry(32, 8, 128),
+    AttentionGeometry(32, 32, 128),
+    AttentionGeometry(14, 2, 64),
+    AttentionGeometry(9, 3, 64),
+    AttentionGeometry(4, 1, 256),
 ]
 WORTH = 0.98
 _TABLE = Path(mosaic_gpu_tuned.__file__)
 
 
-def geometry(text: str) -> Geometry:
+def geometry(text: str) -> AttentionGeometry:
     """Of `N,K,H`."""
-    return Geometry(*(int(part) for part in text.split(",")))
+    return AttentionGeometry(*(int(part) for part in text.split(",")))
 
 
-def workload(geometry: Geometry, decode: bool) -> Workload:
+def workload(geometry: AttentionGeometry, decode: bool) -> AttentionWorkload:
     """What sizes are tuned for: the issue's target sizes."""
-    return Workload(geometry, 32 if decode else 4, 2048, decode)
+    return AttentionWorkload(geometry, 32 if decode else 4, 2048, decode)
 
 
-def gpu_candidates(work: Workload) -> Iterator[tuple[int, int, int, int]]:
+def gpu_candidates(work: AttentionWorkload) -> Iterator[tuple[int, int, int, int]]:
     """Warpgroups, tokens, stages and waves that fit shared memory."""
     warpgroups = (1,) if work.decode else (1, 2)
     waves = (1, 2, 3, 4, 6) if work.decode else (3,)
@@ -59,7 +59,7 @@ def gpu_candidates(work: Workload) -> Iterator[tuple[int, int, int, int]]:
             yield sizes
 
 
-def taken(work: Workload, arrays: tuple[jax.Array, ...]) -> float:
+def taken(work: AttentionWorkload, arrays: tuple[jax.Array, ...]) -> float:
     """Seconds of one layer with the sizes that the table now gives."""
     q, *rest = arrays
     attend = work.attend(None)
@@ -68,7 +68,11 @@ def taken(work: Workload, arrays: tuple[jax.Array, ...]) -> float:
 
 
 def tune(
-    work: Workload, table: dict[Any, Any], key: Any, candidates: list[Any], console: Console
+    work: AttentionWorkload,
+    table: dict[Any, Any],
+    key: Any,
+    candidates: list[Any],
+    console: Console,
 ) -> Any | None:
     """The candidate that is faster than the default, or None."""
     arrays = work.arrays()
@@ -94,7 +98,7 @@ def tune(
     return best if gain < WORTH else None
 
 
-def tune_gpu(works: list[Workload], console: Console) -> dict[Any, Any]:
+def tune_gpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
     """Lines for `mosaic_gpu_tuned.TUNED`."""
     kind = jax.devices()[0].device_kind
     found = {}
@@ -106,14 +110,14 @@ def tune_gpu(works: list[Workload], console: Console) -> dict[Any, Any]:
     return found
 
 
-def tune_tpu(works: list[Workload], console: Console) -> dict[Any, Any]:
+def tune_tpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
     """Lines for `mosaic_tpu_blocks.TUNED`."""
     from muxjax.pallas_kernels.tpu import blocks
 
     kind = jax.devices()[0].device_kind
     found = {}
     for work in works:
-        key = blocks.Geometry(kind, work.kind, *work.geometry, work.layout.rows, work.dtype)
+        key = blocks.BlockGeometry(kind, work.kind, *work.geometry, work.layout.rows, work.dtype)
         queries = (1,) if work.decode else (32, 64, 128, 256)
         candidates = list(itertools.product((1, 2, 4, 8, 16, 32), queries))
         best = tune(work, blocks.TUNED, key, candidates, console)

@@ -14,8 +14,8 @@ import jax
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.engine.detokenizer import Delta
-from muxjax.engine.health import ModelState, UnitHealth
-from muxjax.engine.input_processor import Prompt, RequestMaker
+from muxjax.engine.health import ModelHealth, UnitHealth
+from muxjax.engine.input_processor import InputProcessor, Prompt
 from muxjax.engine.router import Router
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
@@ -29,7 +29,7 @@ from muxjax.scheduling.timeline import Timeline
 from muxjax.units import build as loading
 from muxjax.units.fleet_admin import FleetAdmin
 from muxjax.units.fleet_stats import merged
-from muxjax.units.local_unit import LiveUnit
+from muxjax.units.local_unit import LocalUnit
 from muxjax.units.planned_units import UnitPart, planned_units
 from muxjax.units.unit_spec import LoadedModel
 
@@ -73,17 +73,17 @@ class Fleet:
 
     def __init__(
         self,
-        units: Sequence[LiveUnit | RemoteUnit],
+        units: Sequence[LocalUnit | RemoteUnit],
         *,
         config: FleetConfig | None = None,
         running: bool = True,
     ) -> None:
         self.units = tuple(units)
         self.models = _faces(units)
-        self._maker = RequestMaker()
+        self._maker = InputProcessor()
         self._router = Router(units) if running else None
         self._admin = None
-        own = [unit for unit in units if isinstance(unit, LiveUnit) and unit.changeable]
+        own = [unit for unit in units if isinstance(unit, LocalUnit) and unit.changeable]
         if self._router is not None and len(own) == len(units):
             config = config or own[0].plan.config
             self._admin = FleetAdmin(own, self._router, config, changed=self._take_faces)
@@ -93,7 +93,7 @@ class Fleet:
         cls,
         source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str],
         *,
-        plan: placement.Plan | str | os.PathLike[str] | None = None,
+        plan: placement.PlacementPlan | str | os.PathLike[str] | None = None,
         progress: bool = True,
         warm_up: bool = True,
         poison: bool = False,
@@ -119,7 +119,7 @@ class Fleet:
         loading.enable_compilation_cache()
         parts = _parts(config, plan)
         plans = [
-            loading.make_plan(
+            loading.build_unit_spec(
                 part.config,
                 progress=progress,
                 poison=poison,
@@ -129,7 +129,7 @@ class Fleet:
             for part in parts
         ]
         if not warm_up:
-            looked_at = [LiveUnit(p.name, made, {}) for p, made in zip(parts, plans, strict=True)]
+            looked_at = [LocalUnit(p.name, made, {}) for p, made in zip(parts, plans, strict=True)]
             return cls(looked_at, running=False)
         programs = [loading.make_programs(made) for made in plans]
         first = [
@@ -156,7 +156,7 @@ class Fleet:
                 )
         return cls(
             [
-                LiveUnit(part.name, made, unit, poison=poison, seconds=part.seconds)
+                LocalUnit(part.name, made, unit, poison=poison, seconds=part.seconds)
                 for part, made, unit in zip(parts, plans, programs, strict=True)
             ],
             config=config,
@@ -289,7 +289,7 @@ class Fleet:
         """Brings the fleet to what a fleet file says; see `FleetAdmin.reload`."""
         return self.admin.reload(source)
 
-    def model_states(self) -> dict[str, ModelState]:
+    def model_states(self) -> dict[str, ModelHealth]:
         """Whether each model is awake; asks no engine."""
         return {} if self._admin is None else self._admin.states()
 
@@ -403,17 +403,17 @@ class Fleet:
 
 
 def _parts(
-    config: FleetConfig, plan: placement.Plan | str | os.PathLike[str] | None
+    config: FleetConfig, plan: placement.PlacementPlan | str | os.PathLike[str] | None
 ) -> list[UnitPart]:
     """The units of a fleet: those of the plan, or one."""
     if plan is None:
         return [UnitPart("0", config, loading.unit_devices(config), expected_demand, {})]
-    if not isinstance(plan, placement.Plan):
+    if not isinstance(plan, placement.PlacementPlan):
         plan = placement.load_plan(Path(plan))
     return planned_units(config, plan, jax.devices())
 
 
-def _faces(units: Sequence[LiveUnit | RemoteUnit]) -> dict[str, LoadedModel]:
+def _faces(units: Sequence[LocalUnit | RemoteUnit]) -> dict[str, LoadedModel]:
     """What is told of each model: of replicas the first, with the length that all can take."""
     faces: dict[str, LoadedModel] = {}
     for unit in units:

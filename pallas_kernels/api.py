@@ -16,7 +16,7 @@ from muxjax.pallas_kernels.cpu.native import paged_attention_native
 from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
 from muxjax.pallas_kernels.gpu.paged_attention import paged_attention_mosaic_gpu
 from muxjax.pallas_kernels.layout import LANES, KVLayout
-from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.reference import paged_attention_reference
 from muxjax.pallas_kernels.target import current_target
 from muxjax.pallas_kernels.tpu import paged_attention as mosaic_tpu
@@ -38,9 +38,9 @@ class Implementation:
     name: str
     platforms: tuple[str, ...]
     run: Callable[..., Array]
-    unable: Callable[[Request], str | None] = lambda request: None
+    unable: Callable[[AttentionRequest], str | None] = lambda request: None
 
-    def refusal(self, request: Request) -> str | None:
+    def refusal(self, request: AttentionRequest) -> str | None:
         """Why it is not taken by itself for a request, or None."""
         platform = request.target.platform
         if platform not in self.platforms:
@@ -97,16 +97,20 @@ def _reference(
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
-    Implementation("mosaic_tpu", ("tpu",), paged_attention_mosaic_tpu, mosaic_tpu.unable),
-    Implementation("mosaic_gpu", ("gpu",), paged_attention_mosaic_gpu, mosaic_gpu.unable),
-    Implementation("native", ("cpu",), paged_attention_native, native.unable),
+    Implementation(
+        "mosaic_tpu", ("tpu",), paged_attention_mosaic_tpu, mosaic_tpu.unsupported_reason
+    ),
+    Implementation(
+        "mosaic_gpu", ("gpu",), paged_attention_mosaic_gpu, mosaic_gpu.unsupported_reason
+    ),
+    Implementation("native", ("cpu",), paged_attention_native, native.unsupported_reason),
     Implementation("xla", ("cpu", "gpu", "tpu"), paged_attention_xla),
     Implementation("reference", (), _reference),
 )
 """In order of preference. The first that does not refuse the request is taken."""
 
 
-def choose(implementation: str | None, request: Request) -> Implementation:
+def choose_implementation(implementation: str | None, request: AttentionRequest) -> Implementation:
     """The named implementation, or the first that does not refuse the request.
 
     Raises:
@@ -175,8 +179,8 @@ def paged_attention(
       ValueError: shapes that do not fit each other, or no implementation.
     """
     _validate(q, kv, block_tables, kv_lens, query_starts, layout, window, decode)
-    request = Request(current_target(), layout, q.shape[1], q.dtype, kv.dtype, decode)
-    chosen = choose(implementation, request)
+    request = AttentionRequest(current_target(), layout, q.shape[1], q.dtype, kv.dtype, decode)
+    chosen = choose_implementation(implementation, request)
     return chosen.run(
         q,
         kv,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.target import KernelTarget
 
 
 @dataclass(frozen=True)
-class Request:
+class AttentionRequest:
     """What is asked of an implementation, known when it is traced.
 
     Attributes:
@@ -22,7 +22,7 @@ class Request:
       decode: one query a sequence.
     """
 
-    target: Target
+    target: KernelTarget
     layout: KVLayout
     num_heads: int
     q_dtype: jnp.dtype

@@ -16,7 +16,7 @@ _GPU = ("cuda", "rocm")
 
 
 @dataclass(frozen=True)
-class Target:
+class KernelTarget:
     """A kind of device.
 
     Attributes:
@@ -31,8 +31,8 @@ class Target:
         return self.platform if self.platform == self.device_kind else self.device_kind
 
 
-def current_target() -> Target:
+def current_target() -> KernelTarget:
     """The device of the mesh in whose context this is traced, or else JAX's default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     platform = "gpu" if device.platform in _GPU else device.platform
-    return Target(platform, device.device_kind)
+    return KernelTarget(platform, device.device_kind)

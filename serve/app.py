@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from muxjax._version import __version__
 from muxjax.serve.access.admission import Admission, View
-from muxjax.serve.access.middleware import Front
+from muxjax.serve.access.middleware import RequestMiddleware
 from muxjax.serve.body import read_json
 from muxjax.serve.errors import install_error_handlers
 from muxjax.serve.fleet_protocol import ManagedFleet
@@ -37,7 +37,7 @@ from muxjax.serve.openai.schemas import (
     LOOK_ERRORS,
     ChatCompletion,
     ChatCompletionChunk,
-    Completion,
+    CompletionResponse,
     Detokenized,
     FleetChange,
     Health,
@@ -49,25 +49,25 @@ from muxjax.serve.openai.schemas import (
     error_responses,
 )
 from muxjax.serve.openai.tokenize import detokenize, tokenize
-from muxjax.serve.ops.metrics import Metrics
+from muxjax.serve.ops.metrics import PrometheusMetrics
 from muxjax.serve.ops.model_control import ModelControl
-from muxjax.serve.ops.rolling_latency import Recent
+from muxjax.serve.ops.rolling_latency import RollingLatency
 from muxjax.serve.ops.status import Status
 from muxjax.serve.ops.watchdog import Watchdog
-from muxjax.serve.settings import Settings, slo_of
+from muxjax.serve.settings import ServerSettings, slo_of
 
 
-def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI:
+def create_app(fleet: ManagedFleet, settings: ServerSettings | None = None) -> FastAPI:
     """An application that answers from `fleet`. Its `state.admission` can stop it.
 
     Args:
       fleet: the models; stays the caller's to close.
       settings: keys, limits, time-outs.
     """
-    settings = settings or Settings()
+    settings = settings or ServerSettings()
     config = settings.server
-    metrics = Metrics(fleet.models, settings.slo)
-    recent = Recent()
+    metrics = PrometheusMetrics(fleet.models, settings.slo)
+    recent = RollingLatency()
     admission = Admission(fleet, config, (metrics, recent))
     watchdog = Watchdog(fleet, stall_timeout=config.stall_timeout, restarts=config.restarts)
     status = Status(fleet, admission, metrics, recent, watchdog)
@@ -95,7 +95,7 @@ def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI
     app.state.control = control
     install_error_handlers(app)
     app.add_middleware(
-        Front,
+        RequestMiddleware,
         admission=admission,
         keys=settings.keys,
         config=config,
@@ -154,7 +154,13 @@ def create_app(fleet: ManagedFleet, settings: Settings | None = None) -> FastAPI
     app.add_api_route("/stats/stream", status.stream, methods=["GET"], include_in_schema=False)
     add_page(app)
     posts = (
-        ("/v1/completions", completions, "Continue a prompt", CompletionRequest, Completion),
+        (
+            "/v1/completions",
+            completions,
+            "Continue a prompt",
+            CompletionRequest,
+            CompletionResponse,
+        ),
         (
             "/v1/chat/completions",
             chat_completions,

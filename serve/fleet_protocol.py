@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.engine.health import ModelState, UnitHealth
+from muxjax.engine.health import ModelHealth, UnitHealth
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 
@@ -188,7 +188,7 @@ class ManagedFleet(SupervisedFleet, Protocol):
     Each raises `UnknownModel` for a name that there is not, and `WrongState`.
     """
 
-    def model_states(self) -> dict[str, ModelState]:
+    def model_states(self) -> dict[str, ModelHealth]:
         """Of every model; answers when an engine hangs."""
         ...
 

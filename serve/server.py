@@ -27,7 +27,7 @@ from muxjax.serve.app import create_app
 from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
 from muxjax.serve.ops import logs
 from muxjax.serve.ops.model_control import ModelControl
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 
 _LOOK = 0.05
 """Seconds between looks at whether all has ended."""
@@ -108,7 +108,7 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def check_exposure(bound: socket.socket, settings: Settings, *, insecure: bool) -> None:
+def check_exposure(bound: socket.socket, settings: ServerSettings, *, insecure: bool) -> None:
     """Refuses to serve to other machines without keys.
 
     Raises:
@@ -133,7 +133,7 @@ def serve(
     bound: socket.socket,
     *,
     say: Callable[[str], None],
-    settings: Settings | None = None,
+    settings: ServerSettings | None = None,
     tls: Tls | None = None,
 ) -> None:
     """Answers requests until SIGINT or SIGTERM, and then drains.
@@ -151,7 +151,7 @@ def serve(
     Raises:
       TlsError: the certificate or its key cannot be used.
     """
-    settings = settings or Settings(local_only=is_local(bound))
+    settings = settings or ServerSettings(local_only=is_local(bound))
     app = create_app(fleet, settings)
     config = uvicorn.Config(
         app,

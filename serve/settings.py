@@ -13,7 +13,7 @@ from muxjax.serve.ops.tracing import Tracing
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Limits, keys and targets of a server.
 
     Attributes:
@@ -41,7 +41,7 @@ class Settings:
         local_only: bool,
         tracing: Tracing | None = None,
         fleet_file: Path | None = None,
-    ) -> Settings:
+    ) -> ServerSettings:
         """Those of a fleet file."""
         return cls(config.server, keys, slo_of(config), local_only, tracing, fleet_file)
 

@@ -14,8 +14,8 @@ from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import (
     Mapped,
-    Part,
     Shape,
+    TensorPart,
     assemble,
     check_shapes,
     param_shapes,
@@ -157,7 +157,7 @@ class Checkpoint:
 def _fill(
     whole: np.ndarray,
     source: PartSource,
-    parts: tuple[Part, ...],
+    parts: tuple[TensorPart, ...],
     axis: int,
     pieces: Sequence[Piece],
 ) -> Iterator[Wait]:
@@ -180,7 +180,9 @@ def _fill(
             first += rows
 
 
-def _fill_from(source: PartSource, part: Part, out: np.ndarray, axis: int, start: int) -> Wait:
+def _fill_from(
+    source: PartSource, part: TensorPart, out: np.ndarray, axis: int, start: int
+) -> Wait:
     dtype = source.dtype(part.name)
     if out.dtype == dtype and not part.plus:
         return source.read_into(out, part.name, axis, start)

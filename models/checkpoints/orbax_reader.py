@@ -22,7 +22,7 @@ from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
 from muxjax.models.checkpoints.json_files import read_json
 from muxjax.models.nn.config import ModelConfig, config_from_dict
-from muxjax.models.nn.params import Part, Shape, param_shapes
+from muxjax.models.nn.params import Shape, TensorPart, param_shapes
 from muxjax.models.tokenizers.hf_tokenizer import read_tokenizer
 
 FORMAT = 1
@@ -63,7 +63,7 @@ def open_orbax(folder: Path) -> Checkpoint:
         config=config,
         origin=str(folder),
         source=OrbaxTensors(folder / PARAMS_FOLDER),
-        mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
+        mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
         make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.params import Part, Shape, param_shapes
+from muxjax.models.nn.params import Shape, TensorPart, param_shapes
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 
 _SCALE = 0.02
@@ -44,6 +44,6 @@ def open_random(config: ModelConfig, origin: str, seed: int = 0) -> Checkpoint:
         config=config,
         origin=origin,
         source=RandomTensors(config, seed),
-        mapped={name: (Part(name, shape[0]),) for name, shape in shapes.items()},
+        mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
         make_tokenizer=lambda: byte_tokenizer(config.vocab_size),
     )

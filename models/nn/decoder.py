@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from muxjax.models.nn.attention import Attend, Cache, DenseAttend
 from muxjax.models.nn.config import ModelConfig, RopeConfig, rope_frequencies
 from muxjax.models.nn.int8 import linear_int8, rows_of_int8
-from muxjax.models.nn.linear import kept_shape, linear, rows_of
+from muxjax.models.nn.linear import linear, rows_of, stored_shape
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 from muxjax.pallas_kernels.cpu import native
@@ -218,7 +218,7 @@ class Decoder(nnx.Module):
         if unlike := set(shapes) ^ set(weights):
             raise ValueError(f"parameters missing or unknown: {', '.join(sorted(unlike)[:5])}")
         for name, shape in shapes.items():
-            if tuple(weights[name].shape) not in (shape, kept_shape(shape, weights[name].dtype)):
+            if tuple(weights[name].shape) not in (shape, stored_shape(shape, weights[name].dtype)):
                 raise ValueError(f"{name} has shape {weights[name].shape}, wanted {shape}")
         self.config = config
         self.vocab_size = config.vocab_size if vocab_size is None else vocab_size

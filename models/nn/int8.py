@@ -42,7 +42,7 @@ _CHUNK = 2**22
 """Numbers of a matrix that are quantised at once, which bounds the memory for it."""
 
 
-def quantise(
+def quantize(
     weight: Float[np.ndarray, "O I"],
 ) -> tuple[Int8[np.ndarray, "O I"], Float32[np.ndarray, " O"]]:
     """A matrix as `linear_int8` takes it: turned, rounded, and each row's scale."""
@@ -70,7 +70,7 @@ def linear_int8(
     *,
     rounded: bool = False,
 ) -> Float[Array, "T O"]:
-    """`x @ W.T + bias` in float32, where `weight, scales` are `quantise(W)`.
+    """`x @ W.T + bias` in float32, where `weight, scales` are `quantize(W)`.
 
     `rounded` gives the product in bfloat16, though not on the CPU (as in `linear`).
     """

@@ -1,6 +1,6 @@
 """Products with a weight matrix, in the form that is fastest on each backend.
 
-A matrix `[O, I]` is kept in one of three forms (`kept_shape`):
+A matrix `[O, I]` is kept in one of three forms (`stored_shape`):
 
 - *In panels*, `[O / 32, I / p, 32, p]`, on a CPU that has kernels of its own (`native`).
 - *In tiles*, `[O / TILE, I, TILE]`, on other CPUs from JAX 0.12 on. XLA:CPU takes such a tile as it
@@ -41,13 +41,13 @@ _LEAST_ROWS_BFLOAT16 = 8
 _LEAST_TILED_ROWS_BFLOAT16 = 2
 
 
-def kept_shape(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, ...]:
+def stored_shape(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, ...]:
     """The shape in which a matrix of this shape and type is kept where it is multiplied with; that
     of anything else is its own.
     """
     if len(shape) != 2 or current_target().platform != "cpu":
         return shape
-    if native.used():
+    if native.is_enabled():
         return native.panel_shape(shape, jnp.dtype(dtype)) or shape
     faster = jax.__version_info__ >= (0, 12) and jnp.dtype(dtype) != jnp.int8
     if not faster or shape[0] % TILE or shape[0] * shape[1] > _MOST_TILED:
@@ -56,8 +56,8 @@ def kept_shape(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, ...]:
 
 
 def put_matrix(weight: np.ndarray, device: jax.Device | None = None) -> Array:
-    """Puts a parameter on a device in its `kept_shape`; see `kept.put_on_device` on its memory."""
-    shape = kept_shape(weight.shape, weight.dtype)
+    """Puts a parameter on a device in its `stored_shape`; see `put_on_device` on its memory."""
+    shape = stored_shape(weight.shape, weight.dtype)
     # Views here, copies in XLA.
     if len(shape) == 4:
         outputs, inputs, width, packed = shape

@@ -58,7 +58,7 @@ def param_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """One tensor of a checkpoint, and where it goes in a canonical parameter.
 
     Attributes:
@@ -75,7 +75,7 @@ class Part:
     plus: float = 0.0
 
 
-Mapped = dict[str, tuple[Part, ...]]
+Mapped = dict[str, tuple[TensorPart, ...]]
 """Canonical name -> the parts that, stacked along the rows, make it."""
 
 
@@ -110,7 +110,7 @@ def map_names(
             prefix = layer_prefix.format(index)
         kind = short.removesuffix("_bias")
         mapped[canonical] = tuple(
-            Part(
+            TensorPart(
                 name=prefix + name,
                 rows=part_rows,
                 interleaved_heads=part_heads if kind == "qkv" else 0,
@@ -135,7 +135,7 @@ def to_interleaved(array: np.ndarray, heads: int) -> np.ndarray:
     return array.reshape(heads, 2, -1, *rest).swapaxes(1, 2).reshape(array.shape)
 
 
-def assemble(parts: tuple[Part, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
+def assemble(parts: tuple[TensorPart, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
     """Makes one canonical parameter from the checkpoint tensors that `read` returns by name."""
     arrays = []
     for part in parts:
@@ -149,7 +149,9 @@ def assemble(parts: tuple[Part, ...], read: Callable[[str], np.ndarray]) -> np.n
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
 
 
-def take_apart(parts: tuple[Part, ...], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def take_apart(
+    parts: tuple[TensorPart, ...], array: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
     """Undoes `assemble`: the checkpoint tensors, by name, of one canonical parameter."""
     start = 0
     for part in parts:

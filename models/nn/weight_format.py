@@ -17,7 +17,7 @@ import numpy as np
 
 from muxjax.models.nn import int8
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.linear import kept_shape, put_matrix
+from muxjax.models.nn.linear import put_matrix, stored_shape
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 
@@ -26,7 +26,7 @@ Quantization = Literal["none", "int8"]
 SCALES = "_scales"
 
 
-def kept_params(
+def stored_params(
     config: ModelConfig, dtype: Dtype, quantization: Quantization, stacks: Stacks | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Every parameter as a `Decoder` takes it."""
@@ -34,19 +34,19 @@ def kept_params(
     kept = {}
     for name, shape in shapes.items():
         if quantization == "int8" and _is_matrix(name):
-            kept[name] = jax.ShapeDtypeStruct(kept_shape(shape, jnp.int8), jnp.int8)
+            kept[name] = jax.ShapeDtypeStruct(stored_shape(shape, jnp.int8), jnp.int8)
             kept[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
             continue
         in_products = name != "embed" or config.tie_embeddings
         typed = _type(name, dtype)
-        form = kept_shape(shape, typed) if in_products and _is_matrix(name) else shape
+        form = stored_shape(shape, typed) if in_products and _is_matrix(name) else shape
         kept[name] = jax.ShapeDtypeStruct(form, typed)
     return kept
 
 
-def kept_bytes(config: ModelConfig, dtype: Dtype, quantization: Quantization) -> int:
+def stored_bytes(config: ModelConfig, dtype: Dtype, quantization: Quantization) -> int:
     """Bytes of all parameters on the device."""
-    kept = kept_params(config, dtype, quantization).values()
+    kept = stored_params(config, dtype, quantization).values()
     return sum(int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in kept)
 
 
@@ -64,7 +64,7 @@ def put_on_device(
     from a file (read-only) is copied.
     """
     if quantization == "int8" and _is_matrix(name):
-        numbers, scales = int8.quantise(array)
+        numbers, scales = int8.quantize(array)
         yield name, put_matrix(numbers, device)
         yield name + SCALES, jax.device_put(scales, device)
         return

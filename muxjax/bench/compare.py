@@ -10,13 +10,13 @@ from statistics import median
 from typing import Any
 
 from muxjax.bench.http.metrics import jain_index
-from muxjax.bench.isolated import Solo
+from muxjax.bench.isolated import IsolatedLatency
 from muxjax.bench.replay import Replay, make_requests, replay
-from muxjax.bench.session import Rig
-from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.bench.session import BenchSession
+from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.timeline import Timeline
 
 OnRecord = Callable[[RequestRecord, bool], None]
@@ -34,7 +34,7 @@ _LATENCIES = ("ttft_s", "tpot_s", "latency_s")
 
 
 @dataclass(frozen=True)
-class Run:
+class PolicyRun:
     """One policy's run in one round.
 
     Attributes:
@@ -50,20 +50,20 @@ class Run:
 
 
 def compare(
-    rig: Rig,
+    rig: BenchSession,
     workload: Sequence[TraceRequest],
     policies: Sequence[str],
-    targets: Mapping[str, Target],
-    solo: Solo,
+    targets: Mapping[str, AttainmentTarget],
+    solo: IsolatedLatency,
     *,
     rates: Mapping[str, float] | None = None,
     rounds: int = 1,
     seed: int = 0,
-    on_run: Callable[[Run], None] | None = None,
+    on_run: Callable[[PolicyRun], None] | None = None,
     on_record: Callable[[str, int], AbstractContextManager[OnRecord | None]] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     timeline: Timeline | None = None,
-) -> list[Run]:
+) -> list[PolicyRun]:
     """Runs the policies in turn, as often as there are rounds: A B A B.
 
     Ctrl-C ends it; complete runs are kept, and so is the one under way as far as it came.
@@ -88,7 +88,7 @@ def compare(
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
     asked = scheduler_targets(rig, targets, solo)
-    runs: list[Run] = []
+    runs: list[PolicyRun] = []
     for index in range(rounds):
         for policy in policies:
             unit = rig.unit(policy, solo.estimates, asked, rates)
@@ -100,12 +100,14 @@ def compare(
                     engine.observe(timeline.observer(name))
                 told = None if progress is None else partial(progress, policy, index)
                 result = replay(engine, workload, requests, unit=policy, done=told)
-                metrics = Metrics(targets, solo.costs)
+                metrics = SimulationMetrics(targets, solo.costs)
                 for record in result.records:
                     met = metrics.add(record)
                     if take is not None:
                         take(record, met)
-            run = Run(policy, index, extra_metrics(metrics.summary(), workload, result), result)
+            run = PolicyRun(
+                policy, index, extra_metrics(metrics.summary(), workload, result), result
+            )
             runs.append(run)
             if on_run is not None:
                 on_run(run)
@@ -115,8 +117,8 @@ def compare(
 
 
 def scheduler_targets(
-    rig: Rig, targets: Mapping[str, Target], solo: Solo
-) -> dict[str, LatencyTargets]:
+    rig: BenchSession, targets: Mapping[str, AttainmentTarget], solo: IsolatedLatency
+) -> dict[str, LatencySlo]:
     """What schedulers work towards where these targets are counted."""
     found = {}
     for name, target in targets.items():
@@ -153,7 +155,7 @@ def extra_metrics(
     }
 
 
-def medians(runs: Sequence[Run], policies: Sequence[str]) -> dict[str, dict[str, Any]]:
+def medians(runs: Sequence[PolicyRun], policies: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each policy and key the median, the lowest and the highest of its complete rounds."""
     found: dict[str, dict[str, Any]] = {}
     for policy in policies:

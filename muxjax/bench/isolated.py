@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.workload.trace import TraceRequest
@@ -22,12 +22,12 @@ _WAVES = (1, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Solo:
+class IsolatedLatency:
     """What was measured.
 
     Attributes:
       costs: times of requests alone, for `placement.metrics.Target`; a model's kind is its name.
-      estimates: step times, for `Rig.unit`.
+      estimates: step times, for `BenchSession.unit`.
       rows: for people: model, prompt tokens, TTFT and TPOT in seconds.
     """
 
@@ -36,13 +36,13 @@ class Solo:
     rows: list[dict[str, Any]]
 
 
-def measure_solo(
-    rig: Rig,
+def measure_isolated(
+    rig: BenchSession,
     workload: Sequence[TraceRequest],
     *,
     repeats: int = REPEATS,
     done: Callable[[int], None] | None = None,
-) -> Solo:
+) -> IsolatedLatency:
     """Runs requests of each model alone, with the shortest, the median and the longest prompt of
     the workload, in turn, and then a few at once.
 
@@ -80,10 +80,10 @@ def measure_solo(
         }
         for (name, prompt), times in found.items()
     ]
-    return Solo(_table(rig, rows), warm_up(rig), rows)
+    return IsolatedLatency(_table(rig, rows), warm_up(rig), rows)
 
 
-def warm_up(rig: Rig) -> StepEstimates:
+def warm_up(rig: BenchSession) -> StepEstimates:
     """Runs waves of requests of each model in turn, of several sizes.
 
     Returns:
@@ -120,7 +120,7 @@ def _numbered(requests: list[Any]) -> list[Any]:
     return requests
 
 
-def _table(rig: Rig, rows: Sequence[dict[str, Any]]) -> ProfileTable:
+def _table(rig: BenchSession, rows: Sequence[dict[str, Any]]) -> ProfileTable:
     profile: dict[str, Any] = {}
     for row in rows:
         if row["ttft_s"] <= 0 or row["tpot_s"] <= 0:

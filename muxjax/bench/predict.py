@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from muxjax.bench.profile_file import profile_of
-from muxjax.bench.session import Rig
-from muxjax.bench.steps import Measured
+from muxjax.bench.session import BenchSession
+from muxjax.bench.steps import StepMeasurement
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator.simulator import Simulation, UnitSimulation
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 
 
-def rig_profile(rig: Rig, measured: Measured) -> ProfileTable:
+def rig_profile(rig: BenchSession, measured: StepMeasurement) -> ProfileTable:
     """The profile of a rig whose steps were just measured."""
     times = {name: measured.times(name) for name in rig.models}
     limits = {name: rig.specs[name].limits for name in rig.models}
@@ -25,14 +25,14 @@ def rig_profile(rig: Rig, measured: Measured) -> ProfileTable:
 
 
 def simulate_rig(
-    rig: Rig,
+    rig: BenchSession,
     profile: ProfileTable,
     workload: Sequence[TraceRequest],
     policy: str,
     estimates: StepEstimates | None = None,
     *,
     slower: float = 1.0,
-    targets: Mapping[str, LatencyTargets] | None = None,
+    targets: Mapping[str, LatencySlo] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> list[RequestRecord]:
     """Simulates a run of the rig.
@@ -44,8 +44,8 @@ def simulate_rig(
       policy: the scheduler's.
       estimates: step times that it begins with, as in the real run.
       slower: how long steps take, as a multiple of the profile's (`in_service.speed_now`).
-      targets: of each model, see `Rig.unit`.
-      rates: that the scheduler expects, see `Rig.unit`.
+      targets: of each model, see `BenchSession.unit`.
+      rates: that the scheduler expects, see `BenchSession.unit`.
 
     Returns:
       A record for each request, in the workload's order.

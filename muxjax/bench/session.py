@@ -22,16 +22,16 @@ from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.registry import POLICIES
-from muxjax.scheduling.scheduler import Unit
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.steps import Handle, Step, StepResult
 from muxjax.units import build as loading
 from muxjax.units.plan_inputs import shape_of
-from muxjax.units.unit_spec import Plan
+from muxjax.units.unit_spec import UnitSpec
 
 
-class Rig:
-    """Made by `Rig.load`; closed with `close`, or by leaving `with`.
+class BenchSession:
+    """Made by `BenchSession.load`; closed with `close`, or by leaving `with`.
 
     Attributes:
       config: the fleet file.
@@ -41,7 +41,7 @@ class Rig:
       executor: runs steps; nothing else may while an engine uses it.
     """
 
-    def __init__(self, config: FleetConfig, plan: Plan, executor: JaxExecutor) -> None:
+    def __init__(self, config: FleetConfig, plan: UnitSpec, executor: JaxExecutor) -> None:
         self.config = config
         self.models = dict(plan.models)
         self.buckets: dict[str, Buckets] = {name: part.buckets for name, part in plan.parts.items()}
@@ -51,7 +51,7 @@ class Rig:
         self.pool_bytes = plan.pool_bytes
         self.specs = {name: part.spec for name, part in plan.parts.items()}
         self._kv = plan.kv
-        self._fresh: dict[tuple[str, bool], Unit] = {
+        self._fresh: dict[tuple[str, bool], Scheduler] = {
             (config.policy, config.pool.prefix_cache): plan.make_unit()
         }
 
@@ -63,7 +63,7 @@ class Rig:
           CheckpointError, DownloadError, PoolTooSmall, FleetConfigError: see `Fleet.load`.
         """
         loading.enable_compilation_cache()
-        plan = loading.make_plan(config, progress=progress)
+        plan = loading.build_unit_spec(config, progress=progress)
         programs = loading.make_programs(plan)
         totals = {
             "compiling": sum(len(model.wanted()) for model in programs.values()),
@@ -91,11 +91,11 @@ class Rig:
         self,
         policy: str,
         estimates: StepEstimates | None = None,
-        targets: Mapping[str, LatencyTargets] | None = None,
+        targets: Mapping[str, LatencySlo] | None = None,
         rates: Mapping[str, float] | None = None,
         *,
         prefix_cache: bool = True,
-    ) -> Unit:
+    ) -> Scheduler:
         """A new scheduler.
 
         Args:
@@ -113,7 +113,7 @@ class Rig:
         if (policy, cached) not in self._fresh:
             check_policies([policy])
             pool = self.config.pool.model_copy(update={"prefix_cache": cached})
-            plan = loading.make_plan(
+            plan = loading.build_unit_spec(
                 self.config.model_copy(update={"policy": policy, "pool": pool}), progress=False
             )
             if plan.kv != self._kv:
@@ -132,7 +132,7 @@ class Rig:
         return unit
 
     @contextmanager
-    def engine(self, unit: Unit) -> Iterator[Engine]:
+    def engine(self, unit: Scheduler) -> Iterator[Engine]:
         """Runs a unit; when it ends, nothing is left in flight and the pool stays."""
         engine = Engine(unit, _Kept(self.executor))
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, Step
 
@@ -10,10 +10,10 @@ _GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 _FOREVER = 1 << 20
 
 
-class StepMaker:
+class StepBatches:
     """Makes steps of one model, on pages that nobody else uses."""
 
-    def __init__(self, rig: Rig, name: str) -> None:
+    def __init__(self, rig: BenchSession, name: str) -> None:
         self._executor = rig.executor
         self._name = name
         self._buckets = rig.buckets[name]

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.session import Rig
-from muxjax.bench.steps import Bucket, Kind, Measured, measure
+from muxjax.bench.session import BenchSession
+from muxjax.bench.steps import Bucket, Kind, StepMeasurement, measure
 from muxjax.errors import BenchError
 from muxjax.placement.costs.step_times import StepTimes, bucket_of
 from muxjax.placement.workload.trace import TraceRequest
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 
 _POLICIES = ("adbs", "slo")
@@ -45,7 +45,7 @@ _BACK_TO_BACK = 1e-4
 
 
 @dataclass(frozen=True)
-class Ran:
+class ExecutedStep:
     """A step that the engine ran.
 
     Attributes:
@@ -81,18 +81,18 @@ class Ran:
 
 
 @dataclass
-class Watch:
+class StepRecorder:
     """Notes an engine's steps.
 
     Attributes:
       ran: in order.
     """
 
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[ExecutedStep] = field(default_factory=list)
     _held: dict[tuple[str, int], int] = field(default_factory=dict)
     _end: float = float("-inf")
 
-    def observe(self, unit: Unit, step: Step, result: StepResult) -> None:
+    def observe(self, unit: Scheduler, step: Step, result: StepResult) -> None:
         """See `engine.Observer`."""
         del unit
         name, held, seconds = step.model, self._held, result.seconds
@@ -102,7 +102,7 @@ class Watch:
             for chunk in step.chunks:
                 held[name, chunk.slot] = chunk.end
             chunks = [(len(c.tokens), c.end, c.last) for c in step.chunks]
-            self.ran.append(Ran(name, chunks, 0, 0, 0.0, seconds, waited))
+            self.ran.append(ExecutedStep(name, chunks, 0, 0, 0.0, seconds, waited))
             return
         longest = 0
         for sequence, made in zip(step.sequences, result.tokens, strict=True):
@@ -110,24 +110,26 @@ class Watch:
             longest = max(longest, held[name, sequence.slot])
         rounds = max((len(made) for made in result.tokens), default=0)
         context = longest - rounds / 2
-        self.ran.append(Ran(name, None, len(step.sequences), rounds, context, seconds, waited))
+        self.ran.append(
+            ExecutedStep(name, None, len(step.sequences), rounds, context, seconds, waited)
+        )
 
 
 def measure_in_service(
-    rig: Rig,
+    rig: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
     done: Callable[[Kind], None] | None = None,
-    into: Measured | None = None,
-) -> Measured:
+    into: StepMeasurement | None = None,
+) -> StepMeasurement:
     """Times all kinds of steps, and what becomes of them in service; see `steps.measure`.
 
     Raises:
       BenchError: as `steps.measure`, or too few steps followed each other.
     """
-    found = Measured() if into is None else into
-    ran: list[Ran] = []
+    found = StepMeasurement() if into is None else into
+    ran: list[ExecutedStep] = []
     policies = itertools.cycle(_POLICIES)
 
     def mixed() -> None:
@@ -141,7 +143,7 @@ def measure_in_service(
     return found
 
 
-def speed_now(rig: Rig, measured: Measured) -> float:
+def speed_now(rig: BenchSession, measured: StepMeasurement) -> float:
     """How long steps take now, as a multiple of what was measured.
 
     Raises:
@@ -151,7 +153,7 @@ def speed_now(rig: Rig, measured: Measured) -> float:
     return slowness(_mixed_run(rig, measured, _POLICIES[0]), times)
 
 
-def slowness(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
+def slowness(ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
     """What steps took over what they were expected to, without the extremes.
 
     Raises:
@@ -167,13 +169,13 @@ def slowness(ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
     return float(seconds[usual].sum() / expected[usual].sum())
 
 
-def _mixed_run(rig: Rig, measured: Measured, policy: str) -> list[Ran]:
+def _mixed_run(rig: BenchSession, measured: StepMeasurement, policy: str) -> list[ExecutedStep]:
     """Steps of a run that the device did not have to wait for."""
     step_seconds = sum(step.median for step in measured.steps) / len(measured.steps)
     workload = _mix(rig, step_seconds)
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
-    watch = Watch()
+    watch = StepRecorder()
     with rig.engine(rig.unit(policy)) as engine:
         engine.observe(watch.observe)
         done = replay(engine, workload, make_requests(workload, vocab, limits))
@@ -182,7 +184,7 @@ def _mixed_run(rig: Rig, measured: Measured, policy: str) -> list[Ran]:
     return [step for step in watch.ran if not step.waited]
 
 
-def _factor(bucket: Bucket, ran: Sequence[Ran], times: Mapping[str, StepTimes]) -> float:
+def _factor(bucket: Bucket, ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
     """What steps of a bucket take over what they take alone; of the phase, where there were few."""
     own = [step for step in ran if step.bucket(times) == bucket]
     if len(own) < FEWEST:
@@ -190,7 +192,7 @@ def _factor(bucket: Bucket, ran: Sequence[Ran], times: Mapping[str, StepTimes]) 
     return slowness(own, times)
 
 
-def _mix(rig: Rig, step_seconds: float) -> list[TraceRequest]:
+def _mix(rig: BenchSession, step_seconds: float) -> list[TraceRequest]:
     """Requests of all models, about one a step at first, then all that is left at once."""
     rng = np.random.default_rng(0)
     found = []

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from muxjax.bench.session import Rig
-from muxjax.bench.step_batches import StepMaker
+from muxjax.bench.session import BenchSession
+from muxjax.bench.step_batches import StepBatches
 from muxjax.errors import BenchError
 from muxjax.placement.costs.step_times import Curve, DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.steps import Step
@@ -68,7 +68,7 @@ class Timed:
 
 
 @dataclass
-class Measured:
+class StepMeasurement:
     """All of a fleet's steps.
 
     Attributes:
@@ -123,7 +123,7 @@ def contexts_of(longest: int, count: int = 8) -> list[int]:
     return sorted({round(first + index * step) for index in range(count)})
 
 
-def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[Kind]:
+def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[Kind]:
     """Every kind of step to measure.
 
     Args:
@@ -164,14 +164,14 @@ def kinds_of(rig: Rig, contexts: Sequence[int] | None = None) -> list[Kind]:
 
 
 def measure(
-    rig: Rig,
+    rig: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
     done: Callable[[Kind], None] | None = None,
-    into: Measured | None = None,
+    into: StepMeasurement | None = None,
     after_round: Callable[[], None] | None = None,
-) -> Measured:
+) -> StepMeasurement:
     """Times all kinds of steps.
 
     Args:
@@ -187,7 +187,7 @@ def measure(
     """
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
-    found = Measured() if into is None else into
+    found = StepMeasurement() if into is None else into
     kinds = kinds_of(rig, contexts)
     seconds: list[list[float]] = [[] for _ in kinds]
     for number in range(repeats + 1):
@@ -207,12 +207,12 @@ def measure(
     return found
 
 
-def _time(rig: Rig, kind: Kind) -> float:
+def _time(rig: BenchSession, kind: Kind) -> float:
     """Seconds of one such step, submitted behind another."""
-    steps = StepMaker(rig, kind.model)
+    steps = StepBatches(rig, kind.model)
     names = list(rig.models)
     other = names[(names.index(kind.model) + 1) % len(names)]
-    between = StepMaker(rig, other)
+    between = StepBatches(rig, other)
     before = between.prefill(1, 1, 1, last=True)
     step: Step
     if kind.phase == "prefill":
@@ -260,7 +260,7 @@ def _decode_times(steps: Sequence[Timed]) -> DecodeTimes:
     )
 
 
-def rows_of(measured: Measured) -> list[dict[str, Any]]:
+def rows_of(measured: StepMeasurement) -> list[dict[str, Any]]:
     """A row for each kind of step, for tables and files."""
     return [
         {

@@ -20,7 +20,7 @@ DEFAULT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class WorkloadOptions:
     """A workload as the command line asks for it; None is the fleet's own, or the default.
 
     Attributes:
@@ -54,7 +54,7 @@ class Asked:
 def make_workload(
     config: FleetConfig,
     limits: Mapping[str, int],
-    asked: Asked,
+    asked: WorkloadOptions,
     renamed: Mapping[str, str] | None = None,
 ) -> list[TraceRequest]:
     """All requests, in order of arrival.
@@ -83,7 +83,7 @@ def make_workload(
     return found
 
 
-def fleet_rates(config: FleetConfig, asked: Asked) -> dict[str, float]:
+def fleet_rates(config: FleetConfig, asked: WorkloadOptions) -> dict[str, float]:
     """Requests a second of each model.
 
     Raises:
@@ -98,7 +98,7 @@ def fleet_rates(config: FleetConfig, asked: Asked) -> dict[str, float]:
     return {name: dealt[name] for name in rates}
 
 
-def _synthetic(config: FleetConfig, limits: Mapping[str, int], asked: Asked) -> Synthetic:
+def _synthetic(config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOptions) -> Synthetic:
     for option, value, owner in (
         ("--cv", asked.cv, "gamma"),
         ("--on-off", asked.on_off, "bursts"),
@@ -148,7 +148,7 @@ def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float |
         raise WorkloadError(f"{name}, which holds {limit} tokens a request: {error}") from error
 
 
-def _trace(config: FleetConfig, asked: Asked, renamed: Mapping[str, str]) -> First:
+def _trace(config: FleetConfig, asked: WorkloadOptions, renamed: Mapping[str, str]) -> First:
     for option, value in (
         ("--alpha", asked.alpha),
         ("--rate", asked.rate),

@@ -155,7 +155,7 @@ def http(
     `jain_index`. Ctrl-C keeps what is finished.
     """
     from muxjax.bench.http.client import Server
-    from muxjax.bench.http.datasets import Pace, Prompts
+    from muxjax.bench.http.datasets import ArrivalPattern, Prompts
     from muxjax.bench.http.metrics import Measures
     from muxjax.bench.http.run import HttpBench, backend_of, saved_to, write_result
     from muxjax.bench.http.vllm_flags import goodput as limits_of
@@ -188,7 +188,7 @@ def http(
         oversample=not no_oversample,
         seed=seed,
     )
-    pace = Pace(
+    pace = ArrivalPattern(
         request_rate,
         burstiness,
         ramp_up_strategy,  # type: ignore[arg-type]  # checked

@@ -15,10 +15,10 @@ from muxjax.cli.trace import recorded
 from muxjax.errors import BenchError, WorkloadError
 
 if TYPE_CHECKING:
-    from muxjax.bench.compare import Run
-    from muxjax.bench.isolated import Solo
-    from muxjax.bench.session import Rig
-    from muxjax.placement.simulator.metrics import Target
+    from muxjax.bench.compare import PolicyRun
+    from muxjax.bench.isolated import IsolatedLatency
+    from muxjax.bench.session import BenchSession
+    from muxjax.placement.simulator.metrics import AttainmentTarget
     from muxjax.placement.workload.trace import TraceRequest
     from muxjax.scheduling.timeline import Timeline
 
@@ -103,7 +103,7 @@ def serve(
     Models are loaded and compiled once. Ctrl-C keeps the runs that are complete, and the one under
     way as far as it came.
     """
-    from muxjax.bench.workloads import Asked
+    from muxjax.bench.workloads import WorkloadOptions
     from muxjax.config.fleet_file import load_fleet_config
     from muxjax.scheduling.specs import DEFAULT_SCALE
 
@@ -121,7 +121,7 @@ def serve(
     phases = _numbers(on_off, "--on-off")
     if phases is not None and len(phases) != 2:
         raise WorkloadError(f"--on-off takes two numbers, not {on_off}")
-    asked = Asked(
+    asked = WorkloadOptions(
         kind=workload,
         seconds=duration,
         requests=requests,
@@ -138,16 +138,18 @@ def serve(
     if slo_scale is None and slo_ttft is None and slo_tpot is None:
         slo_scale = DEFAULT_SCALE
 
-    from muxjax.bench.session import Rig
+    from muxjax.bench.session import BenchSession
     from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
-    from muxjax.placement.simulator.metrics import Target
+    from muxjax.placement.simulator.metrics import AttainmentTarget
 
-    with Rig.load(config) as rig:
+    with BenchSession.load(config) as rig:
         limits = {name: model.max_model_len for name, model in rig.models.items()}
         source = make_workload(rig.config, limits, asked, _renamed(rename))
         # What a trace holds nobody knows before: its rates are those of the fleet file.
         rates = fleet_rates(rig.config, asked) if workload in KINDS else None
-        targets = {name: Target(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models}
+        targets = {
+            name: AttainmentTarget(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models
+        }
         with recorded(trace) as timeline:
             runs, solo = _run(rig, source, rates, policies, targets, rounds, seed, output, timeline)
     report = _report(fleet_file, policies, rounds, asked, targets, source, solo, runs)
@@ -164,25 +166,25 @@ def serve(
 
 
 def _run(
-    rig: Rig,
+    rig: BenchSession,
     workload: Sequence[TraceRequest],
     rates: Mapping[str, float] | None,
     policies: Sequence[str],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, AttainmentTarget],
     rounds: int,
     seed: int,
     output: Path | None,
     timeline: Timeline | None,
-) -> tuple[list[Run], Solo]:
+) -> tuple[list[PolicyRun], IsolatedLatency]:
     """Requests alone, then all runs, with a bar for each policy."""
     from muxjax.bench.compare import OnRecord, compare
-    from muxjax.bench.isolated import measure_solo
+    from muxjax.bench.isolated import measure_isolated
     from muxjax.progress import Bars
 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     with Bars({"requests alone": 1}, show=True) as bars:
-        solo = measure_solo(rig, workload)
+        solo = measure_isolated(rig, workload)
         bars.advance("requests alone", 1, "")
 
     @contextmanager
@@ -225,10 +227,10 @@ def _report(
     policies: Sequence[str],
     rounds: int,
     asked: Any,
-    targets: Mapping[str, Target],
+    targets: Mapping[str, AttainmentTarget],
     workload: Sequence[TraceRequest],
-    solo: Solo,
-    runs: Sequence[Run],
+    solo: IsolatedLatency,
+    runs: Sequence[PolicyRun],
 ) -> dict[str, Any]:
     from dataclasses import asdict
 

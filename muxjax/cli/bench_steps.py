@@ -12,8 +12,8 @@ import typer
 from muxjax.errors import BenchError
 
 if TYPE_CHECKING:
-    from muxjax.bench.session import Rig
-    from muxjax.bench.steps import Kind, Measured
+    from muxjax.bench.session import BenchSession
+    from muxjax.bench.steps import Kind, StepMeasurement
 
 
 def register(app: typer.Typer) -> None:
@@ -52,10 +52,10 @@ def steps(
     config = load_fleet_config(fleet_file)
 
     from muxjax.bench.machine import machine
-    from muxjax.bench.session import Rig
+    from muxjax.bench.session import BenchSession
     from muxjax.bench.steps import rows_of
 
-    with Rig.load(config) as rig:
+    with BenchSession.load(config) as rig:
         measured = _measured(rig, repeats, context)
         profile = _profile(rig, measured)
     if output is not None:
@@ -72,14 +72,14 @@ def steps(
         print(f"written to {output}")
 
 
-def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
+def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
     """What was measured: after an interrupt, all rounds that are finished."""
     from muxjax.bench.step_recorder import measure_in_service
-    from muxjax.bench.steps import Measured, kinds_of
+    from muxjax.bench.steps import StepMeasurement, kinds_of
     from muxjax.progress import Bars
 
     kinds = kinds_of(rig, contexts)
-    measured = Measured()
+    measured = StepMeasurement()
     try:
         with Bars({"measuring": len(kinds) * (repeats + 1)}, show=True) as bars:
 
@@ -96,7 +96,7 @@ def _measured(rig: Rig, repeats: int, contexts: list[int] | None) -> Measured:
     return measured
 
 
-def _profile(rig: Rig, measured: Measured) -> dict[str, Any]:
+def _profile(rig: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
     """The profile, under the names that planning looks for."""
     from muxjax.bench.profile_file import profile_of
 
@@ -108,7 +108,7 @@ def _profile(rig: Rig, measured: Measured) -> dict[str, Any]:
     )
 
 
-def _show(rows: list[dict[str, Any]], measured: Measured) -> None:
+def _show(rows: list[dict[str, Any]], measured: StepMeasurement) -> None:
     from rich.console import Console
     from rich.table import Table
 

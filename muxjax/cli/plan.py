@@ -14,8 +14,8 @@ from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
     from muxjax.config.fleet_file import FleetConfig
-    from muxjax.placement.planner.plan import Plan
-    from muxjax.placement.planner.planner import Options
+    from muxjax.placement.planner.plan import PlacementPlan
+    from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import PlanInputs
 
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
@@ -76,13 +76,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Find which models share which devices, and say what that will deliver. Starts nothing."""
-    from muxjax.placement.planner.planner import Options
+    from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import plan_inputs
 
     began = time.perf_counter()
     config = read_fleet(fleet_file, muxserve)
     inputs = plan_inputs(config, cluster=cluster, profile=profile)
-    options = Options(
+    options = PlannerOptions(
         execution=execution or inputs.execution,
         objective=objective,
         effort=effort,
@@ -109,7 +109,9 @@ def plan(
         console.print(f"written to {output}", highlight=False)
 
 
-def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = None) -> Plan:
+def search_plan(
+    inputs: PlanInputs, options: PlannerOptions, *, began: float | None = None
+) -> PlacementPlan:
     """A plan, with a bar on standard error while it is searched for.
 
     Args:
@@ -120,7 +122,7 @@ def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = N
     Raises:
       PlanError: nothing fits.
     """
-    from muxjax.placement.planner.planner import make_plan
+    from muxjax.placement.planner.planner import plan_placement
     from muxjax.progress import Bars
 
     with Bars({"planning": 1000}, show=True) as bars:
@@ -131,7 +133,7 @@ def search_plan(inputs: PlanInputs, options: Options, *, began: float | None = N
             bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
             shown = round(1000 * done)
 
-        return make_plan(
+        return plan_placement(
             inputs.loads,
             inputs.cluster,
             inputs.costs,

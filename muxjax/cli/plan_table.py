@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from muxjax.placement.planner.plan import Plan, PlannedModel, PlannedUnit
+from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUnit
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -16,12 +16,12 @@ _BAR = 40
 _MOST_UNITS = 64
 
 
-def show_plan(plan: Plan, console: Console) -> None:
+def show_plan(plan: PlacementPlan, console: Console) -> None:
     """Prints the table, the picture and the sums."""
     console.print(Group(_table(plan), Text(), _picture(plan), Text(), _sums(plan)))
 
 
-def _table(plan: Plan) -> Table:
+def _table(plan: PlacementPlan) -> Table:
     sliced = plan.execution == "time_sliced"
     table = Table(box=None, pad_edge=False)
     table.add_column("unit")
@@ -61,7 +61,7 @@ def _seconds(value: float | None) -> str:
     return f"{value * 1e3:.0f} ms" if value < 10 else f"{value:.0f} s"
 
 
-def _picture(plan: Plan) -> RenderableType:
+def _picture(plan: PlacementPlan) -> RenderableType:
     """A line for each unit: its devices, and a bar of the memory of each of them."""
     memory = {device.name: device.memory for device in plan.devices}
     lines: list[RenderableType] = [
@@ -79,7 +79,7 @@ def _picture(plan: Plan) -> RenderableType:
     return Group(*lines)
 
 
-def _line(head: str, unit: PlannedUnit, memory: float, plan: Plan) -> Text:
+def _line(head: str, unit: PlannedUnit, memory: float, plan: PlacementPlan) -> Text:
     first, last = unit.devices[0], unit.devices[-1]
     places = str(first) if first == last else f"{first}-{last}"
     line = Text(f"{head:<18} {unit.name:<8} {places:>5} |")
@@ -104,7 +104,7 @@ def _line(head: str, unit: PlannedUnit, memory: float, plan: Plan) -> Text:
     return line
 
 
-def _sums(plan: Plan) -> Text:
+def _sums(plan: PlacementPlan) -> Text:
     used = sum(unit.size for unit in plan.units)
     there = sum(nodes.nodes * nodes.devices for nodes in plan.cluster)
     served = f"serves {plan.throughput:.4g} of {plan.rate:.4g} requests/s"

@@ -110,7 +110,7 @@ def serve(
     from muxjax.serve.ops.tracing import Tracing
     from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
     from muxjax.serve.server import serve as serve_fleet
-    from muxjax.serve.settings import Settings
+    from muxjax.serve.settings import ServerSettings
 
     found = load_keys(keys, [model.name for model in config.models])
     tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
@@ -118,7 +118,7 @@ def serve(
     if tls is not None:
         tls.check()
     with sigterm_interrupts(), bind(host, port) as bound:
-        settings = Settings.of(
+        settings = ServerSettings.of(
             config,
             keys=found,
             local_only=is_local(bound),

@@ -17,7 +17,7 @@ from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
     from muxjax.placement.planner.load import Slo
-    from muxjax.placement.planner.plan import Execution, Plan
+    from muxjax.placement.planner.plan import Execution, PlacementPlan
     from muxjax.placement.simulator.simulated_units import System
     from muxjax.placement.simulator.simulation import Setup
     from muxjax.placement.workload.trace import Workload
@@ -124,7 +124,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate a plan: the real scheduler on a simulated clock."""
-    from muxjax.placement.simulator.metrics import Target
+    from muxjax.placement.simulator.metrics import AttainmentTarget
     from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
     from muxjax.placement.simulator.simulation import Setup, checked_scales
     from muxjax.placement.workload.trace import First
@@ -141,7 +141,7 @@ def simulate(
         slos = {}
     else:
         slo_scale = DEFAULT_SCALE
-    asked = Target(slo_ttft, slo_tpot, slo_scale)
+    asked = AttainmentTarget(slo_ttft, slo_tpot, slo_scale)
     targets = plan_targets(plan, costs, asked, slos)
     if max_waiting is not None and max_waiting < 1:
         raise WorkloadError(f"--max-waiting must be at least 1, not {max_waiting}")
@@ -233,10 +233,10 @@ def _plan(
     profile: Path | None,
     execution: str | None,
     seed: int,
-) -> tuple[Plan, dict[str, Slo]]:
+) -> tuple[PlacementPlan, dict[str, Slo]]:
     """The plan, read or made, and the latency targets that the fleet file has."""
     from muxjax.placement.planner.plan import load_plan
-    from muxjax.placement.planner.planner import Options
+    from muxjax.placement.planner.planner import PlannerOptions
 
     if file is not None and file.suffix.lower() == ".json":
         for option, value in (
@@ -254,7 +254,7 @@ def _plan(
 
     inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
     chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked
-    plan = search_plan(inputs, Options(execution=chosen, seed=seed))
+    plan = search_plan(inputs, PlannerOptions(execution=chosen, seed=seed))
     slos = {load.name: load.slo for load in inputs.loads if load.slo != Slo()}
     return plan, slos
 
@@ -276,7 +276,7 @@ def _systems(policies: str, execution: str) -> list[System]:
 
 
 def _synthetic(
-    plan: Plan,
+    plan: PlacementPlan,
     kind: str,
     *,
     seconds: float | None,
@@ -342,7 +342,7 @@ def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, 
     )
 
 
-def _assigned(plan: Plan, trace: TraceFile, rename: Sequence[str], seed: int) -> Workload:
+def _assigned(plan: PlacementPlan, trace: TraceFile, rename: Sequence[str], seed: int) -> Workload:
     from muxjax.placement.simulator.planned_workload import planned_rates
     from muxjax.placement.workload.synthetic import Assigned
 

@@ -8,8 +8,8 @@ from collections import deque
 import jax
 
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import give_up, join, make_plan, meet
-from muxjax.cluster.wire import Link, Message
+from muxjax.cluster.hosts import build_shared_unit_spec, give_up, join, meet
+from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError, MuxError
 from muxjax.executor.jax_executor import JaxExecutor
@@ -32,9 +32,9 @@ def follow(hosts: Hosts) -> None:
     try:
         executor = _loaded(link, hosts)
     except MuxError as error:
-        link.send(Message("failed", {"why": str(error)}).packed())
+        link.send(WireMessage("failed", {"why": str(error)}).packed())
         raise
-    link.send(Message("ready").packed())
+    link.send(WireMessage("ready").packed())
     log.info("process %d of %d is ready", hosts.process, hosts.count)
     running: deque[jax.Array] = deque()
     while (message := _received(link)).what != "end":
@@ -50,7 +50,7 @@ def follow(hosts: Hosts) -> None:
 
 def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
     config = FleetConfig.model_validate_json(_received(link).fields["config"])
-    plan = make_plan(config, hosts)
+    plan = build_shared_unit_spec(config, hosts)
     programs = loading.make_programs(plan)
     loading.load_and_compile(
         plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
@@ -58,7 +58,7 @@ def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
     return JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
 
 
-def _received(link: Link) -> Message:
+def _received(link: Link) -> WireMessage:
     """What the leader says. Without it there is nothing to wait for, as JAX would at its exit."""
     try:
         return link.receive()

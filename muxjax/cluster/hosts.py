@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.wire import Link, Message
+from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError
 from muxjax.units import build as loading
-from muxjax.units.unit_spec import Plan
+from muxjax.units.unit_spec import UnitSpec
 
 MEETING_SECONDS = 120
 """Most seconds that the hosts wait for each other."""
@@ -73,7 +73,7 @@ def meet(hosts: Hosts) -> list[Link]:
         connected.settimeout(None)
         link = Link(connected)
         fields = {"process": hosts.process, "secret": sent[2:].tobytes().hex()}
-        link.send(Message("hello", fields).packed())
+        link.send(WireMessage("hello", fields).packed())
         return [link]
     secret = secrets.token_bytes(_SECRET_BYTES)
     with socket.create_server((hosts.address, 0)) as server:
@@ -97,7 +97,7 @@ def meet(hosts: Hosts) -> list[Link]:
     return [links[process] for process in sorted(links)]
 
 
-def make_plan(config: FleetConfig, hosts: Hosts) -> Plan:
+def build_shared_unit_spec(config: FleetConfig, hosts: Hosts) -> UnitSpec:
     """The plan of the whole mesh; all hosts make the same.
 
     Raises:
@@ -110,7 +110,7 @@ def make_plan(config: FleetConfig, hosts: Hosts) -> Plan:
             f"tensor_parallel is {config.tensor_parallel}; the {hosts.count} processes have "
             f"{count} devices together: it must be that"
         )
-    plan = loading.make_plan(config, progress=False)
+    plan = loading.build_unit_spec(config, progress=False)
     copied = [name for name, part in plan.parts.items() if part.mesh.copies > 1]
     if copied:
         raise ClusterError(

@@ -17,16 +17,16 @@ import numpy as np
 
 from muxjax.cluster.fixed_models import check_fixed
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import give_up, join, make_plan, meet
-from muxjax.cluster.wire import Link, Message
+from muxjax.cluster.hosts import build_shared_unit_spec, give_up, join, meet
+from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import ModelPrograms
-from muxjax.executor.step_functions import Emitted
+from muxjax.executor.step_functions import StepOutput
 from muxjax.fleet import Fleet
 from muxjax.units import build as loading
-from muxjax.units.local_unit import LiveUnit
+from muxjax.units.local_unit import LocalUnit
 
 
 class LeadingExecutor(JaxExecutor):
@@ -53,9 +53,9 @@ class LeadingExecutor(JaxExecutor):
 
     def launch(
         self, name: str, kind: str, size: int, inputs: Sequence[np.ndarray | None]
-    ) -> Emitted:
+    ) -> StepOutput:
         """See `JaxExecutor.launch`."""
-        packed = Message("launch", {"model": name, "kind": kind, "size": size}, inputs).packed()
+        packed = WireMessage("launch", {"model": name, "kind": kind, "size": size}, inputs).packed()
         try:
             for link in self._links:
                 link.send(packed)
@@ -82,10 +82,12 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
     join(hosts)
     links = meet(hosts)
     loading.enable_compilation_cache()
-    plan = make_plan(config, hosts)
+    plan = build_shared_unit_spec(config, hosts)
     # What the pool takes is worked out here, from the memory of this host's devices.
     pool = config.pool.model_copy(update={"memory": plan.pool_bytes * len(plan.devices)})
-    told = Message("fleet", {"config": config.model_copy(update={"pool": pool}).model_dump_json()})
+    told = WireMessage(
+        "fleet", {"config": config.model_copy(update={"pool": pool}).model_dump_json()}
+    )
     for link in links:
         link.send(told.packed())
     programs = loading.make_programs(plan)
@@ -109,11 +111,11 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
             plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages, links=links, lost=give_up
         )
 
-    with Fleet([LiveUnit("0", plan, programs, make_executor=make_executor)]) as fleet:
+    with Fleet([LocalUnit("0", plan, programs, make_executor=make_executor)]) as fleet:
         yield fleet
     ending.set()
     for link in links:
-        link.send(Message("end").packed())
+        link.send(WireMessage("end").packed())
     jax.distributed.shutdown()
 
 

@@ -12,7 +12,7 @@ from muxjax.scheduling.steps import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AddRequest:
     """A request on its way to the unit; the fields are those of `Request`.
 
     Attributes:
@@ -29,9 +29,9 @@ class Asked:
     output: tuple[int, ...]
 
     @staticmethod
-    def of(request: Request, now: float) -> Asked:
+    def of(request: Request, now: float) -> AddRequest:
         """What a unit needs to know of a request."""
-        return Asked(
+        return AddRequest(
             id=request.id,
             model=request.model,
             prompt=tuple(request.prompt),
@@ -42,7 +42,7 @@ class Asked:
         )
 
 
-class News(NamedTuple):
+class RequestEvent(NamedTuple):
     """What a step brought for one request. A tuple, since many are made.
 
     Attributes:
@@ -62,7 +62,7 @@ class News(NamedTuple):
     error: Exception | None = None
 
 
-class Report(NamedTuple):
+class PollResult(NamedTuple):
     """All that has happened since the last report.
 
     Attributes:
@@ -71,6 +71,6 @@ class Report(NamedTuple):
       ended: what the loop has ended with, or None while it runs.
     """
 
-    news: Sequence[News]
+    news: Sequence[RequestEvent]
     stalled_seconds: float
     ended: str | None

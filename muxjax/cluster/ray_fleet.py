@@ -21,7 +21,7 @@ from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
-from muxjax.placement.planner.plan import Plan, load_plan
+from muxjax.placement.planner.plan import PlacementPlan, load_plan
 from muxjax.units.planned_units import check_plan
 
 try:
@@ -30,7 +30,7 @@ try:
 except ImportError as _error:
     raise ClusterError("Ray is not installed: pip install 'muxjax[ray]'") from _error
 
-from muxjax.cluster.ray_peer import Place, connect
+from muxjax.cluster.ray_peer import ActorPlacement, connect
 
 PLACE_SECONDS = 60.0
 """Most seconds that Ray may take to reserve the devices."""
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def ray_fleet(
     source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str],
     *,
-    plan: Plan | str | os.PathLike[str] | None = None,
+    plan: PlacementPlan | str | os.PathLike[str] | None = None,
     address: str = "auto",
 ) -> Iterator[Fleet]:
     """Serves a fleet on a Ray cluster; ends its processes and leaves the cluster afterwards.
@@ -61,7 +61,7 @@ def ray_fleet(
     """
     config = load_fleet_config(source)
     check_fixed(config)
-    if plan is not None and not isinstance(plan, Plan):
+    if plan is not None and not isinstance(plan, PlacementPlan):
         plan = load_plan(Path(plan))
     if plan is not None:
         check_plan(config, plan)
@@ -97,7 +97,9 @@ def _join(address: str) -> None:
         raise ClusterError(f"no Ray cluster at {address}: {error}") from error
 
 
-def _places(config: FleetConfig, plan: Plan | None) -> tuple[dict[str, Place], PlacementGroup]:
+def _places(
+    config: FleetConfig, plan: PlacementPlan | None
+) -> tuple[dict[str, ActorPlacement], PlacementGroup]:
     """Reserves the devices of all units.
 
     Raises:
@@ -124,7 +126,7 @@ def _places(config: FleetConfig, plan: Plan | None) -> tuple[dict[str, Place], P
             f"Ray's cluster has {there.get(resource, 0):g}, {free:g} of them free"
         )
     places = {
-        name: Place(platform, size, group, nodes.index(node))
+        name: ActorPlacement(platform, size, group, nodes.index(node))
         for name, (node, size) in sizes.items()
     }
     return places, group

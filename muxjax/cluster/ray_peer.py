@@ -18,11 +18,11 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from muxjax.cluster.messages import Asked, Report
+from muxjax.cluster.messages import AddRequest, PollResult
 from muxjax.cluster.unit_process import load_host, prepare_devices
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import EngineDead, MuxError
-from muxjax.placement.planner.plan import Plan
+from muxjax.placement.planner.plan import PlacementPlan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost
@@ -42,12 +42,14 @@ class UnitActor:
         self._host: UnitHost | None = None
 
     @ray.method(concurrency_group="report")
-    def load(self, config: FleetConfig, plan: Plan | None, name: str) -> dict[str, LoadedModel]:
+    def load(
+        self, config: FleetConfig, plan: PlacementPlan | None, name: str
+    ) -> dict[str, LoadedModel]:
         """Loads the unit; what it holds."""
         self._host = load_host(config, plan, name)
         return self._host.models
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, asked: AddRequest) -> None:
         """See `UnitHost`."""
         self._loaded.submit(asked)
 
@@ -56,7 +58,7 @@ class UnitActor:
         self._loaded.cancel(request_id)
 
     @ray.method(concurrency_group="report")
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float) -> PollResult:
         """See `UnitHost`."""
         return self._loaded.report(seconds)
 
@@ -73,7 +75,7 @@ class UnitActor:
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorPlacement:
     """Where a unit's process runs.
 
     Attributes:
@@ -114,7 +116,7 @@ class RayPeer:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, asked: AddRequest) -> None:
         """See `Peer`."""
         _called(self._actor.submit, asked)
 
@@ -122,7 +124,7 @@ class RayPeer:
         """See `Peer`."""
         _called(self._actor.cancel, request_id)
 
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float) -> PollResult:
         """See `Peer`."""
         return _got(_called(self._actor.report, seconds))
 
@@ -138,7 +140,11 @@ class RayPeer:
 
 
 def connect(
-    place: Place, config: FleetConfig, plan: Plan | None, name: str, closing: threading.Event
+    place: ActorPlacement,
+    config: FleetConfig,
+    plan: PlacementPlan | None,
+    name: str,
+    closing: threading.Event,
 ) -> tuple[RayPeer, dict[str, LoadedModel]]:
     """Starts the process of a unit and waits until it serves; see `remote_unit.Connect`.
 

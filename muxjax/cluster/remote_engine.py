@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Protocol, runtime_checkable
 
-from muxjax.cluster.messages import Asked, News, Report
+from muxjax.cluster.messages import AddRequest, PollResult, RequestEvent
 from muxjax.engine.engine import Observer, Sink
 from muxjax.errors import EngineDead, MuxError
 from muxjax.scheduling.requests import Request, RequestUpdate
@@ -30,7 +30,7 @@ class Peer(Protocol):
     All but `end` raise `EngineDead` when the other process is gone.
     """
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, asked: AddRequest) -> None:
         """See `UnitHost.submit`; does not wait. Requests and cancellations arrive in order."""
         ...
 
@@ -38,7 +38,7 @@ class Peer(Protocol):
         """See `UnitHost.cancel`; does not wait."""
         ...
 
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float) -> PollResult:
         """See `UnitHost.report`."""
         ...
 
@@ -97,7 +97,7 @@ class RemoteEngine:
                 raise EngineDead(self._epitaph()) from self._error
             self._running[request.id] = request, sink
         try:
-            self.peer.submit(Asked.of(request, time.perf_counter()))
+            self.peer.submit(AddRequest.of(request, time.perf_counter()))
         except EngineDead as error:
             self._end(error)
 
@@ -150,7 +150,7 @@ class RemoteEngine:
             if report.ended is not None:
                 self._end(EngineDead(f"the engine has ended: {report.ended}"))
 
-    def _deliver(self, news: News) -> None:
+    def _deliver(self, news: RequestEvent) -> None:
         with self._lock:
             found = self._running.get(news.id)
             if found is None:

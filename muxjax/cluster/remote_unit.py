@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.units.unit_spec import LoadedModel
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
@@ -15,12 +15,12 @@ Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
 holds. Ends early, with `EngineDead`, when the event is set."""
 
 
-class RemoteUnit(Runner[RemoteEngine]):
-    """See `muxjax.units.local_unit.LiveUnit`. It is started anew by starting another process.
+class RemoteUnit(UnitSupervisor[RemoteEngine]):
+    """See `muxjax.units.local_unit.LocalUnit`. It is started anew by starting another process.
 
     Args:
       name: in the plan.
-      seconds: for each of its models, see `Runner`.
+      seconds: for each of its models, see `UnitSupervisor`.
       connect: called at once, and for every new start.
 
     Raises:

@@ -1,7 +1,7 @@
 """The far end of a unit in another process: owns the unit, and gathers what its steps bring.
 
-Updates are not sent one by one. They wait until the near end asks for a `Report`, which then has
-all that came since the last one: with hundreds of streams that is one message a step.
+Updates are not sent one by one. They wait until the near end asks for a `PollResult`, which then
+has all that came since the last one: with hundreds of streams that is one message a step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from muxjax.cluster.messages import Asked, News, Report
+from muxjax.cluster.messages import AddRequest, PollResult, RequestEvent
 from muxjax.engine.engine import Engine
-from muxjax.engine.grammar_constraints import Constraints
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.grammar_constraints import ConstraintCompiler
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.units.unit_spec import LoadedModel
@@ -31,18 +31,18 @@ class UnitHost:
 
     def __init__(
         self,
-        unit: Runner[Engine],
+        unit: UnitSupervisor[Engine],
         models: dict[str, LoadedModel],
         stats: Callable[[], dict[str, Any]],
     ) -> None:
         self.models = models
         self.stats = stats
         self._unit = unit
-        self._constraints: dict[str, Constraints] = {}
-        self._news: list[News] = []
+        self._constraints: dict[str, ConstraintCompiler] = {}
+        self._news: list[RequestEvent] = []
         self._arrived = threading.Condition()
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, asked: AddRequest) -> None:
         """Queues a request. What is wrong with it is told in the next report."""
         try:
             request = self._request(asked)
@@ -50,13 +50,13 @@ class UnitHost:
         except EngineDead:
             pass  # the report says so
         except MuxError as error:
-            self.tell(News(asked.id, [], error=error))
+            self.tell(RequestEvent(asked.id, [], error=error))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request and frees its pages; does nothing if it has ended."""
         self._unit.engine.cancel(request_id)
 
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float) -> PollResult:
         """Waits for news, but no longer than some seconds."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._news or not self._unit.alive, seconds)
@@ -64,15 +64,15 @@ class UnitHost:
         ended = None
         if not self._unit.alive:
             ended = str(self._unit.engine.error or "it is closed")
-        return Report(news, self._unit.engine.stalled_seconds, ended)
+        return PollResult(news, self._unit.engine.stalled_seconds, ended)
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: RequestEvent) -> None:
         """Adds to the next report. Called in the engine's thread."""
         with self._arrived:
             self._news.append(news)
             self._arrived.notify()
 
-    def _request(self, asked: Asked) -> Request:
+    def _request(self, asked: AddRequest) -> Request:
         constraint = None
         if asked.params.grammar is not None:
             # What ends the output of a grammar are the model's own stop tokens.
@@ -91,11 +91,13 @@ class UnitHost:
             constraint=constraint,
         )
 
-    def _vocabulary(self, model: LoadedModel) -> Constraints:
+    def _vocabulary(self, model: LoadedModel) -> ConstraintCompiler:
         if model.tokenizer is None:
             raise InvalidRequest(f"{model.name} has no tokenizer", field="grammar")
         if model.name not in self._constraints:
-            self._constraints[model.name] = Constraints(model.tokenizer, model.config.vocab_size)
+            self._constraints[model.name] = ConstraintCompiler(
+                model.tokenizer, model.config.vocab_size
+            )
         return self._constraints[model.name]
 
 
@@ -111,14 +113,14 @@ class _Outbox:
         """See `engine.Sink`."""
         request, tokens, logprobs, reason = update
         if request.error is not None:
-            self._host.tell(News(self._id, [], error=request.error))
+            self._host.tell(RequestEvent(self._id, [], error=request.error))
             return False
         prompt, cached = None, 0
         if not self._begun:
             self._begun, cached = True, request.cached_tokens
             if request.params.prompt_logprobs is not None:
                 prompt = request.prompt_logprobs
-        self._host.tell(News(self._id, tokens, logprobs, reason, prompt, cached))
+        self._host.tell(RequestEvent(self._id, tokens, logprobs, reason, prompt, cached))
         return False
 
     def cancelled(self) -> None:
@@ -127,4 +129,4 @@ class _Outbox:
     def failed(self, error: BaseException) -> None:
         """See `engine.Sink`. The end of the loop is told once, in the report."""
         if isinstance(error, Exception) and not isinstance(error, EngineDead):
-            self._host.tell(News(self._id, [], error=error))
+            self._host.tell(RequestEvent(self._id, [], error=error))

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.placement.planner.plan import Plan
+from muxjax.placement.planner.plan import PlacementPlan
 
 if TYPE_CHECKING:
     from muxjax.cluster.unit_host import UnitHost
@@ -24,7 +24,7 @@ def prepare_devices(platform: str, count: int) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
+def load_host(config: FleetConfig, plan: PlacementPlan | None, name: str) -> UnitHost:
     """Loads the unit.
 
     Args:
@@ -40,7 +40,7 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     from muxjax.cluster.unit_host import UnitHost
     from muxjax.scheduling.demand import expected_demand
     from muxjax.units import build as loading
-    from muxjax.units.local_unit import LiveUnit
+    from muxjax.units.local_unit import LocalUnit
     from muxjax.units.planned_units import UnitPart, unit_part
 
     loading.enable_compilation_cache()
@@ -49,10 +49,12 @@ def load_host(config: FleetConfig, plan: Plan | None, name: str) -> UnitHost:
     else:
         unit = next(unit for unit in plan.units if unit.name == name)
         part = unit_part(config, plan, unit, tuple(jax.devices()[: unit.size]))
-    made = loading.make_plan(part.config, progress=False, devices=part.devices, demand=part.demand)
+    made = loading.build_unit_spec(
+        part.config, progress=False, devices=part.devices, demand=part.demand
+    )
     programs = loading.make_programs(made)
     loading.load_and_compile(
         made.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
     )
-    live = LiveUnit(part.name, made, programs)
+    live = LocalUnit(part.name, made, programs)
     return UnitHost(live, live.models, live.stats)

@@ -24,7 +24,7 @@ _DTYPES = ("int32", "uint32", "float32", "uint8")
 
 
 @dataclass(frozen=True)
-class Message:
+class WireMessage:
     """What one host tells another.
 
     Attributes:
@@ -67,7 +67,7 @@ class Link:
         except OSError as error:
             raise ClusterError(f"the other host cannot be reached: {error}") from error
 
-    def receive(self) -> Message:
+    def receive(self) -> WireMessage:
         """Waits for a message.
 
         Raises:
@@ -80,7 +80,7 @@ class Link:
             raise ClusterError(f"the other host cannot be reached: {error}") from error
         except (ValueError, TypeError) as error:
             raise ClusterError(f"the other host sent no message: {error}") from error
-        return Message(what, fields, arrays)
+        return WireMessage(what, fields, arrays)
 
     def close(self) -> None:
         """Ends the connection; a `receive` that waits in another thread ends too."""

@@ -110,7 +110,7 @@ def compile_check(
     """
     devices = target.first(config.tensor_parallel)
     with target.tracing(len(devices)):
-        plan = loading.make_plan(config, memory_bytes=target.memory_bytes, devices=devices)
+        plan = loading.build_unit_spec(config, memory_bytes=target.memory_bytes, devices=devices)
         models = loading.make_programs(plan)
         weights = {name: model.param_bytes for name, model in plan.models.items()}
         started(sum(len(programs.wanted()) for programs in models.values()))

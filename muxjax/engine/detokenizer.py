@@ -30,7 +30,7 @@ class Delta:
     prompt_logprobs: list[TokenLogprobs] | None = None
 
 
-class Output:
+class Detokenizer:
     """Turns the updates of one request into deltas.
 
     Args:

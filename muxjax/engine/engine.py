@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from muxjax.errors import EngineDead, InvalidRequest, Overloaded
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Executor, Handle, Step, StepResult
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _STUCK_SECONDS = 0.05
 """How long to wait where requests exist and no step can be made: time moves quotas."""
 
-Observer = Callable[[Unit, Step, StepResult], None]
+Observer = Callable[[Scheduler, Step, StepResult], None]
 """Is shown each step that has been applied; called in the engine's thread, must not wait."""
 
 
@@ -56,7 +56,7 @@ class Engine:
       poison: test mode: pages that are freed are filled with NaN.
     """
 
-    def __init__(self, unit: Unit, executor: Executor, *, poison: bool = False) -> None:
+    def __init__(self, unit: Scheduler, executor: Executor, *, poison: bool = False) -> None:
         self._unit = unit
         self._executor = executor
         self._poison = poison
@@ -117,7 +117,7 @@ class Engine:
           EngineDead: the engine has ended; their sinks are told of it.
         """
 
-        def take(unit: Unit) -> list[int]:
+        def take(unit: Scheduler) -> list[int]:
             taken = [each for each in request_ids if self._sinks.pop(each, None) is not None]
             for each in taken:
                 unit.cancel(each)
@@ -125,7 +125,7 @@ class Engine:
 
         return self.call(take)
 
-    def call(self, function: Callable[[Unit], Any]) -> Any:
+    def call(self, function: Callable[[Scheduler], Any]) -> Any:
         """Runs a function of the unit in the engine's thread, between two steps.
 
         Raises:

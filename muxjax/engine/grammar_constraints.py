@@ -1,8 +1,8 @@
 """Grammars on the host, by llguidance: which tokens may come next.
 
-One `Constraints` a model holds its vocabulary as a trie, made when the first grammar is asked for.
-Each request then has a `GrammarConstraint`, which reads the request's tokens and computes the mask
-of the next one, in about 50 µs for common grammars.
+One `ConstraintCompiler` a model holds its vocabulary as a trie, made when the first grammar is
+asked for. Each request then has a `GrammarConstraint`, which reads the request's tokens and
+computes the mask of the next one, in about 50 µs for common grammars.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPACES = r"[ \n\r\t]{1,20}"
 """Between the parts of JSON. Bounded, as models that have lost their way make spaces for ever."""
 
 
-class Constraints:
+class ConstraintCompiler:
     """Makes the constraints of one model's requests. Safe to use from any thread.
 
     Args:

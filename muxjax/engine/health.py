@@ -36,7 +36,7 @@ class UnitHealth:
 
 
 @dataclass(frozen=True)
-class ModelState:
+class ModelHealth:
     """What there is to say of a model.
 
     Attributes:

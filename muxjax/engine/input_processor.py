@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from muxjax.engine.detokenizer import Output
-from muxjax.engine.grammar_constraints import Constraints
+from muxjax.engine.detokenizer import Detokenizer
+from muxjax.engine.grammar_constraints import ConstraintCompiler
 from muxjax.errors import InvalidRequest, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
@@ -21,17 +21,17 @@ from muxjax.units.unit_spec import LoadedModel
 Prompt: TypeAlias = str | Sequence[int]
 
 
-class RequestMaker:
+class InputProcessor:
     """Checks what is asked for, and numbers it. From any thread."""
 
     def __init__(self) -> None:
         self._ids = itertools.count()
-        self._vocabularies: dict[str, tuple[Tokenizer, Constraints]] = {}
+        self._vocabularies: dict[str, tuple[Tokenizer, ConstraintCompiler]] = {}
         self._lock = threading.Lock()
 
     def make(
         self, models: Mapping[str, LoadedModel], name: str, prompt: Prompt, params: SamplingParams
-    ) -> tuple[Request, Output]:
+    ) -> tuple[Request, Detokenizer]:
         """A request and what makes its text.
 
         Args:
@@ -84,9 +84,9 @@ class RequestMaker:
             arrival=time.perf_counter(),
             constraint=constraint,
         )
-        return request, Output(model.tokenizer, params.stop, params.min_tokens)
+        return request, Detokenizer(model.tokenizer, params.stop, params.min_tokens)
 
-    def _constraints(self, model: LoadedModel) -> Constraints:
+    def _constraints(self, model: LoadedModel) -> ConstraintCompiler:
         if model.tokenizer is None:
             raise InvalidRequest(
                 f"{model.name} has no tokenizer, so its output cannot follow a grammar",
@@ -95,7 +95,10 @@ class RequestMaker:
         with self._lock:
             known = self._vocabularies.get(model.name)
             if known is None or known[0] is not model.tokenizer:  # another model of this name
-                known = model.tokenizer, Constraints(model.tokenizer, model.config.vocab_size)
+                known = (
+                    model.tokenizer,
+                    ConstraintCompiler(model.tokenizer, model.config.vocab_size),
+                )
                 self._vocabularies[model.name] = known
             return known[1]
 

@@ -10,10 +10,10 @@ from muxjax.scheduling.requests import Request, RequestUpdate
 
 if TYPE_CHECKING:
     from muxjax.engine.router import Router
-    from muxjax.engine.supervisor import Runner
+    from muxjax.engine.supervisor import UnitSupervisor
 
 
-class Carried:
+class RoutedRequest:
     """A request and where it is; the engine's `Sink` for it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Carried:
         self._router = router
         self._sink = sink
         self.request = request
-        self.unit: Runner | None = None
+        self.unit: UnitSupervisor | None = None
         self.placed = False
         self.seconds = 0.0
         self.moves = 0

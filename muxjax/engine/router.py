@@ -31,11 +31,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from muxjax.engine.engine import Sink
-from muxjax.engine.routed_request import Carried
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.routed_request import RoutedRequest
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import least_laden
+from muxjax.scheduling.routing import least_loaded
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class _News(enum.Enum):
 class _Orphan:
     """A request whose unit has died, and of what."""
 
-    carried: Carried
+    carried: RoutedRequest
     error: BaseException
 
 
@@ -69,18 +69,18 @@ class Router:
     """
 
     def __init__(
-        self, units: Sequence[Runner], *, clock: Callable[[], float] = time.monotonic
+        self, units: Sequence[UnitSupervisor], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.on_held: Callable[[str], None] = lambda model: None
         self._units = list(units)
         self._clock = clock
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)  # some request left its unit
-        self._held: dict[str, list[Carried]] = {}  # of models that are held
+        self._held: dict[str, list[RoutedRequest]] = {}  # of models that are held
         self._refused: dict[str, ModelUnavailable] = {}
         self._used: dict[str, float] = {}
         self._began = clock()
-        self._carried: dict[int, Carried] = {}
+        self._carried: dict[int, RoutedRequest] = {}
         self._waits = {unit.name: 0.0 for unit in units}
         self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
         self._failed: dict[str, BaseException] = {}
@@ -98,7 +98,7 @@ class Router:
           EngineDead: the fleet is closed, or all units that have the model have failed for good.
           ModelUnavailable, UnknownModel: the model is refused, or there is none.
         """
-        carried = Carried(self, request, sink)
+        carried = RoutedRequest(self, request, sink)
         with self._lock:
             self._check_open(request.model)
             self._carried[request.id] = carried
@@ -204,11 +204,11 @@ class Router:
                 return 0.0
             return self._clock() - self._used.get(model, self._began)
 
-    def _on_units(self, model: str) -> list[Carried]:
+    def _on_units(self, model: str) -> list[RoutedRequest]:
         carried = self._carried.values()
         return [c for c in carried if c.request.model == model and c.unit is not None]
 
-    def _keep(self, carried: Carried) -> None:
+    def _keep(self, carried: RoutedRequest) -> None:
         carried.unit = None
         self._held[carried.request.model].append(carried)
         self._ended.notify_all()
@@ -243,7 +243,7 @@ class Router:
 
     # Called by carried requests, in the engines' threads
 
-    def forget(self, carried: Carried) -> None:
+    def forget(self, carried: RoutedRequest) -> None:
         """Drops a request that has ended."""
         with self._lock:
             if self._carried.pop(carried.request.id, None) is not None:
@@ -251,7 +251,7 @@ class Router:
                 self._leave(carried)
                 self._ended.notify_all()
 
-    def orphaned(self, carried: Carried, error: BaseException) -> None:
+    def orphaned(self, carried: RoutedRequest, error: BaseException) -> None:
         """Takes a request back whose unit has died."""
         with self._lock:
             self._leave(carried)
@@ -263,7 +263,7 @@ class Router:
 
     # Placing
 
-    def _leave(self, carried: Carried) -> None:
+    def _leave(self, carried: RoutedRequest) -> None:
         if carried.unit is not None:
             self._waits[carried.unit.name] -= carried.seconds
             carried.seconds = 0.0
@@ -280,7 +280,7 @@ class Router:
         if len(failed) == len(units):
             raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
 
-    def _place(self, carried: Carried) -> None:
+    def _place(self, carried: RoutedRequest) -> None:
         """Hands a request to the living unit that is least laden with it, or holds it.
 
         Raises:
@@ -303,7 +303,7 @@ class Router:
         else:
             self.on_held(model)
 
-    def _assign(self, carried: Carried) -> None:
+    def _assign(self, carried: RoutedRequest) -> None:
         """Chooses a unit.
 
         Raises:
@@ -314,12 +314,12 @@ class Router:
         living = [u for u in self._units if request.model in u.model_names and u.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        unit = least_laden(living, self._waits, request.model, tokens)
+        unit = least_loaded(living, self._waits, request.model, tokens)
         carried.unit = unit
         carried.seconds = unit.seconds(request.model, tokens)
         self._waits[unit.name] += carried.seconds
 
-    def _submit(self, carried: Carried) -> None:
+    def _submit(self, carried: RoutedRequest) -> None:
         unit, request = carried.unit, carried.request
         assert unit is not None, "a unit was chosen"
         again, carried.placed = carried.placed, True
@@ -365,7 +365,7 @@ class Router:
         else:
             carried.give_up(orphan.error)
 
-    def _placed(self, carried: Carried) -> bool:
+    def _placed(self, carried: RoutedRequest) -> bool:
         try:
             self._place(carried)
         except EngineDead:
@@ -374,7 +374,7 @@ class Router:
             return False
         return True
 
-    def _revive(self, unit: Runner) -> bool:
+    def _revive(self, unit: UnitSupervisor) -> bool:
         """Begins to start a unit anew if it is dead; whether it lives or may live again."""
         if unit.name in self._revivals:
             return True
@@ -399,7 +399,7 @@ class Router:
         revival.start()
         return True
 
-    def _start_anew(self, unit: Runner) -> None:
+    def _start_anew(self, unit: UnitSupervisor) -> None:
         began = time.perf_counter()
         try:
             unit.revive()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
-from muxjax.engine.detokenizer import Delta, Output
+from muxjax.engine.detokenizer import Delta, Detokenizer
 from muxjax.engine.loop_waker import LoopWaker
 from muxjax.errors import EngineDead
 from muxjax.scheduling.requests import RequestUpdate
@@ -36,7 +36,7 @@ class Stream:
         self,
         request_id: int,
         num_prompt_tokens: int,
-        output: Output,
+        output: Detokenizer,
         cancel: Callable[[int], None],
     ) -> None:
         self.request_id = request_id

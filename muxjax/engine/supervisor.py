@@ -59,7 +59,7 @@ class UnitEngine(Protocol):
 E = TypeVar("E", bound=UnitEngine)
 
 
-class Runner(Generic[E]):
+class UnitSupervisor(Generic[E]):
     """A unit as the router sees it.
 
     Args:

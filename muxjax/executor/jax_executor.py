@@ -21,7 +21,7 @@ from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import ModelPrograms, bucket
 from muxjax.executor.sampler import Logprobs
 from muxjax.executor.slot_state import SlotState
-from muxjax.executor.step_functions import Emitted
+from muxjax.executor.step_functions import StepOutput
 from muxjax.executor.step_inputs import Column, mask_words, no_bias, pack_bias, pack_chunk
 from muxjax.scheduling.steps import (
     Decode,
@@ -38,7 +38,7 @@ _ALL = np.uint32(2**32 - 1)
 """A word of a mask that allows all of its tokens."""
 
 
-class _Nothing:
+class _DefaultInputs:
     """Inputs that ask for nothing, kept on the devices: given where no request of a step asks."""
 
     def __init__(self, programs: ModelPrograms) -> None:
@@ -70,7 +70,7 @@ class _Nothing:
 
 
 @dataclass
-class StartedModel:
+class ModelSlots:
     """One model's device state, and what the host remembers of its slots.
 
     Slots are dealt to the model's copies in turn: of slot `s`, copy `s % copies` has it as its own
@@ -82,7 +82,7 @@ class StartedModel:
     rows: np.ndarray  # int32, slots of all copies + 1: slot and block table; the last is a dummy's
     known: np.ndarray  # entries of each block table that are filled in
     logprobs: list[int | None]  # alternatives that each slot's request asks for
-    nothing: _Nothing
+    nothing: _DefaultInputs
 
     @property
     def copies(self) -> int:
@@ -95,9 +95,9 @@ class StartedModel:
 
 
 @dataclass(frozen=True)
-class _Handle:
+class _JaxStepHandle:
     step: Step
-    emitted: Emitted
+    emitted: StepOutput
     rows: np.ndarray  # where each chunk or sequence of the step stands
     wanted: list[int | None]  # for each, how many alternatives to report
     starts: list[int]  # where each chunk's tokens begin
@@ -137,7 +137,7 @@ class JaxExecutor:
         if devices[0].platform == "cpu":
             keep_freed_memory()
 
-    def add_model(self, started: StartedModel) -> None:
+    def add_model(self, started: ModelSlots) -> None:
         """Takes in a model, from `start_model`, between two steps."""
         self._models[started.programs.name] = started
 
@@ -156,7 +156,7 @@ class JaxExecutor:
             raise EngineDead("the executor is closed")
         return self._kv
 
-    def submit(self, step: Step) -> _Handle:
+    def submit(self, step: Step) -> _JaxStepHandle:
         """Queues a step; see `Executor.submit`."""
         submitted = time.perf_counter()
         model = self._models[step.model]
@@ -165,11 +165,11 @@ class JaxExecutor:
         else:
             emitted, rows, wanted = self._decode(model, step)
             starts = []
-        return _Handle(step, emitted, rows, wanted, starts, submitted)
+        return _JaxStepHandle(step, emitted, rows, wanted, starts, submitted)
 
     def launch(
         self, name: str, kind: str, size: int, inputs: Sequence[np.ndarray | None]
-    ) -> Emitted:
+    ) -> StepOutput:
         """Queues a program of a model: what every host of a mesh does, in the same order.
 
         Args:
@@ -186,7 +186,7 @@ class JaxExecutor:
         )
         return emitted
 
-    def result(self, handle: _Handle) -> StepResult:
+    def result(self, handle: _JaxStepHandle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
         tokens = np.asarray(handle.emitted.tokens)  # k S
         ended = time.perf_counter()
@@ -233,8 +233,8 @@ class JaxExecutor:
         self._models.clear()
 
     def _prefill(
-        self, model: StartedModel, step: Prefill
-    ) -> tuple[Emitted, np.ndarray, list[int | None], list[int]]:
+        self, model: ModelSlots, step: Prefill
+    ) -> tuple[StepOutput, np.ndarray, list[int | None], list[int]]:
         programs, copies = model.programs, model.copies
         filled = [0] * copies  # tokens
         for chunk in step.chunks:
@@ -277,8 +277,8 @@ class JaxExecutor:
         return self.launch(step.model, "prefill", size, inputs), rows, wanted, starts
 
     def _decode(
-        self, model: StartedModel, step: Decode
-    ) -> tuple[Emitted, np.ndarray, list[int | None]]:
+        self, model: ModelSlots, step: Decode
+    ) -> tuple[StepOutput, np.ndarray, list[int | None]]:
         programs, copies = model.programs, model.copies
         batch = DecodeBatch.of(step.sequences)
         slots = batch.slots
@@ -305,7 +305,7 @@ class JaxExecutor:
         emitted = self.launch(step.model, "decode", size, inputs)
         return emitted, rows, [model.logprobs[slot] for slot in slots.tolist()]
 
-    def _fill(self, model: StartedModel, slot: int, blocks: Sequence[int], count: int) -> None:
+    def _fill(self, model: ModelSlots, slot: int, blocks: Sequence[int], count: int) -> None:
         """Brings a slot's block table up to `count` blocks. Entries beyond may be any page."""
         known = int(model.known[slot])
         # A block of a copy other than the first is named beyond the pool; see `allocator.py`.
@@ -313,7 +313,7 @@ class JaxExecutor:
         model.known[slot] = count
 
 
-def start_model(programs: ModelPrograms) -> StartedModel:
+def start_model(programs: ModelPrograms) -> ModelSlots:
     """A model's slots, all free. May be called in any thread, while the executor works."""
     mesh, each = programs.mesh, programs.buckets.max_seqs
     slots = mesh.copies * each
@@ -322,13 +322,13 @@ def start_model(programs: ModelPrograms) -> StartedModel:
     created = SlotState.create(each, programs.vocab_size)
     if mesh.copies > 1:
         created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
-    return StartedModel(
+    return ModelSlots(
         programs=programs,
         state=jax.tree.map(lambda leaf: mesh.put(leaf, meshes.SLOTS), created),
         rows=rows,
         known=np.zeros(slots, np.int64),
         logprobs=[None] * slots,
-        nothing=_Nothing(programs),
+        nothing=_DefaultInputs(programs),
     )
 
 
@@ -386,7 +386,7 @@ def _targets(chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int) -
     return packed
 
 
-def _prompt_logprobs(handle: _Handle) -> list[list[TokenLogprobs]]:
+def _prompt_logprobs(handle: _JaxStepHandle) -> list[list[TokenLogprobs]]:
     """For each chunk of a prefill, what its `following` have; nothing is read if none has any."""
     assert isinstance(handle.step, Prefill)
     chunks = handle.step.chunks

@@ -21,7 +21,7 @@ from muxjax.executor import mesh as meshes
 from muxjax.executor import weight_offload as parking
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.slot_state import SlotState
-from muxjax.executor.step_functions import Emitted, StepFunctions
+from muxjax.executor.step_functions import StepFunctions, StepOutput
 from muxjax.executor.step_inputs import Column, mask_words
 from muxjax.models.nn.decoder import Decoder
 from muxjax.pallas_kernels.target import current_target
@@ -164,7 +164,9 @@ class ModelPrograms:
 
     def sleep(self) -> None:
         """Moves the parameters to the host's memory; see `parking.py`. Programs stay."""
-        self.parameters = parking.park(self.parameters, parking.host_memory(self.mesh.devices[0]))
+        self.parameters = parking.offload(
+            self.parameters, parking.host_memory(self.mesh.devices[0])
+        )
 
     def wake(self) -> None:
         """Moves the parameters back to the devices.
@@ -172,7 +174,7 @@ class ModelPrograms:
         Raises:
           JaxRuntimeError: they do not fit; they are on the host still.
         """
-        self.parameters = parking.bring_back(self.parameters, self._placed)
+        self.parameters = parking.restore(self.parameters, self._placed)
 
     def free(self) -> None:
         """Frees the parameters, wherever they lie, and forgets the programs."""
@@ -269,9 +271,9 @@ class ModelPrograms:
             (meshes.POOL, meshes.SLOTS, meshes.EMITTED, meshes.ROWS),
         )
 
-        def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, Emitted]:
+        def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, StepOutput]:
             kv, state, (tokens, logprobs), prompt = mapped(*inputs)
-            return kv, state, Emitted(tokens, logprobs, prompt)
+            return kv, state, StepOutput(tokens, logprobs, prompt)
 
         arguments = [self.mesh.whole(*argument) for argument in local]
         if current_target().platform == "tpu":

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from muxjax.executor import sampler
-from muxjax.executor.sampler import Logprobs, Settings
+from muxjax.executor.sampler import Logprobs, SamplingArrays
 from muxjax.executor.slot_state import SlotState
 from muxjax.models.nn.decoder import Decoder
 
@@ -23,7 +23,7 @@ _TILE = 16
 class Adjustments:
     """What changes the logits of a step's rows before a token is drawn."""
 
-    settings: Settings
+    settings: SamplingArrays
     bias_ids: Int[Array, "S 300"]
     bias: Float[Array, "S 300"]
     stop_ids: Int[Array, "S 8"]
@@ -32,7 +32,7 @@ class Adjustments:
     """Whether `mask` forbids anything."""
 
 
-def choose(
+def sample_step(
     logits: Float[Array, "S V"],
     adjust: Adjustments,
     state: SlotState,
@@ -61,7 +61,7 @@ def choose(
         x = when(
             penalised,
             x,
-            lambda x: sampler.penalise(x, settings, state.in_prompt[slots], state.counts[slots]),
+            lambda x: sampler.penalize(x, settings, state.in_prompt[slots], state.counts[slots]),
         )
         x = when(early.any(), x, lambda x: sampler.forbid(x, adjust.stop_ids, early))
         return when(adjust.masked, x, lambda x: sampler.allow(x, adjust.mask))

@@ -27,7 +27,7 @@ _ONE_BITS = 0x3F800000  # float32 1.0
 
 
 @struct.dataclass
-class Settings:
+class SamplingArrays:
     """Sampling settings of some rows; `SamplingParams` says what each means."""
 
     temperature: Float[Array, " S"]
@@ -68,9 +68,9 @@ class Logprobs:
         )
 
 
-def penalise(
+def penalize(
     logits: Float[Array, "S V"],
-    settings: Settings,
+    settings: SamplingArrays,
     in_prompt: Bool[Array, "S V"],
     counts: Int[Array, "S V"],
 ) -> Float[Array, "S V"]:
@@ -115,7 +115,7 @@ def _or_none(ids: Int[Array, "S E"]) -> Int[Array, "S E"]:
 
 def sample(
     logits: Float[Array, "S V"],
-    settings: Settings,
+    settings: SamplingArrays,
     positions: Int[Array, " S"],
     live: Bool[Array, " S"],
 ) -> Int[Array, " S"]:
@@ -166,7 +166,7 @@ def _argmax(logits: Float[Array, "S V"]) -> Int[Array, " S"]:
 
 def _draw(
     logits: Float[Array, "S V"],
-    settings: Settings,
+    settings: SamplingArrays,
     positions: Int[Array, " S"],
     drawn: Bool[Array, " S"],
 ) -> Int[Array, " S"]:

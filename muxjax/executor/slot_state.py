@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.executor.sampler import Settings
+from muxjax.executor.sampler import SamplingArrays
 from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
 
@@ -32,7 +32,7 @@ class SlotState:
     position: Int[Array, " M"]
     remaining: Int[Array, " M"]
     stop_ids: Int[Array, "M 8"]
-    settings: Settings
+    settings: SamplingArrays
     bias_ids: Int[Array, "M 300"]
     bias: Float[Array, "M 300"]
     in_prompt: Bool[Array, "M V"]
@@ -57,7 +57,7 @@ class SlotState:
             position=ints(slots),
             remaining=ints(slots),
             stop_ids=ints(slots, MAX_STOP_TOKEN_IDS) - 1,
-            settings=Settings(
+            settings=SamplingArrays(
                 temperature=zeros(),
                 top_p=ones(),
                 min_p=zeros(),

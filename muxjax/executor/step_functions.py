@@ -15,7 +15,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from muxjax.executor.sample_step import Adjustments, choose, prompt_logprobs
+from muxjax.executor.sample_step import Adjustments, prompt_logprobs, sample_step
 from muxjax.executor.sampler import Logprobs
 from muxjax.executor.slot_state import SlotState
 from muxjax.executor.step_inputs import PrefillRows, unpack_bias, unpack_prefill
@@ -25,7 +25,7 @@ from muxjax.pallas_kernels import KVLayout
 
 
 @struct.dataclass
-class Emitted:
+class StepOutput:
     """What a step gives: for `k` rounds and `S` rows the token, -1 where there is none.
 
     `prompt` has the log-probabilities of a prefill's `targets`; a decode has none.
@@ -60,7 +60,7 @@ class StepFunctions:
         targets: Int[Array, " T"],
         bias: Int[Array, "S 2 300"],
         mask: UInt[Array, "S W"],
-    ) -> tuple[Float[Array, "P rows 128"], SlotState, Emitted]:
+    ) -> tuple[Float[Array, "P rows 128"], SlotState, StepOutput]:
         """Writes chunks of prompts to the pool; samples a token after each request's last.
 
         Args:
@@ -104,14 +104,16 @@ class StepFunctions:
                 mask,
                 (~mask != 0).any(),
             )
-            return choose(logits, adjust, state, rows.slot, rows.start + rows.length, rows.last)
+            return sample_step(
+                logits, adjust, state, rows.slot, rows.start + rows.length, rows.last
+            )
 
         def nothing() -> tuple[Array, Logprobs]:
             return jnp.zeros(rows.slot.shape, jnp.int32), Logprobs.zeros(rows.slot.shape[0])
 
         token, logprobs = lax.cond(rows.last.any(), finish, nothing)
         state = _fill_slots(state, rows, bias, token)
-        emitted = Emitted(
+        emitted = StepOutput(
             jnp.where(rows.last, token, -1)[None],
             jax.tree.map(lambda x: x[None], logprobs),
             prompt_logprobs(decoder, hidden, targets),
@@ -126,7 +128,7 @@ class StepFunctions:
         packed: Int[Array, "S columns"],
         mask: UInt[Array, "S W"],
         num_tokens: Int[Array, ""],
-    ) -> tuple[Float[Array, "P rows 128"], SlotState, Emitted]:
+    ) -> tuple[Float[Array, "P rows 128"], SlotState, StepOutput]:
         """Runs sequences for up to `num_tokens` tokens; stops early when all are done.
 
         Args:
@@ -151,10 +153,10 @@ class StepFunctions:
         )
         last_block = tables.shape[1] - 1
 
-        def more(carry: _Burst) -> Bool[Array, ""]:
+        def more(carry: _DecodeCarry) -> Bool[Array, ""]:
             return (carry.round < num_tokens) & (carry.remaining > 0).any()
 
-        def one(carry: _Burst) -> _Burst:
+        def one(carry: _DecodeCarry) -> _DecodeCarry:
             live = carry.remaining > 0
             block = jnp.minimum(carry.position // self.layout.tokens_per_page, last_block)
             page = jnp.take_along_axis(tables, block[:, None], axis=1)[:, 0]
@@ -170,16 +172,16 @@ class StepFunctions:
             hidden, kv = decoder(carry.token, carry.position, carry.kv, attend)
             logits = decoder.logits(hidden)
             counted = dataclasses.replace(state, counts=carry.counts)
-            token, logprobs = choose(logits, adjust, counted, slots, carry.position + 1, live)
+            token, logprobs = sample_step(logits, adjust, counted, slots, carry.position + 1, live)
             stopped = (token[:, None] == stop_ids).any(axis=1)
-            return _Burst(
+            return _DecodeCarry(
                 round=carry.round + 1,
                 kv=kv,
                 token=jnp.where(live, token, carry.token),
                 position=carry.position + live,
                 remaining=jnp.where(live & ~stopped, carry.remaining - 1, 0),
                 counts=carry.counts.at[slots, token].add(live.astype(jnp.int32)),
-                emitted=Emitted(
+                emitted=StepOutput(
                     carry.emitted.tokens.at[carry.round].set(jnp.where(live, token, -1)),
                     jax.tree.map(
                         lambda all_, new: all_.at[carry.round].set(new),
@@ -193,14 +195,14 @@ class StepFunctions:
         burst = lax.while_loop(
             more,
             one,
-            _Burst(
+            _DecodeCarry(
                 round=jnp.int32(0),
                 kv=kv,
                 token=state.token[slots],
                 position=state.position[slots],
                 remaining=state.remaining[slots],
                 counts=state.counts,
-                emitted=Emitted(
+                emitted=StepOutput(
                     jnp.full((self.max_decode_tokens, num_seqs), -1, jnp.int32),
                     Logprobs.zeros(self.max_decode_tokens, num_seqs),
                     Logprobs.zeros(0),
@@ -225,7 +227,7 @@ class StepFunctions:
 
 
 @struct.dataclass
-class _Burst:
+class _DecodeCarry:
     """What a decode carries from round to round; all but `kv` and `counts` are rows of the step."""
 
     round: Int[Array, ""]
@@ -234,7 +236,7 @@ class _Burst:
     position: Int[Array, " S"]
     remaining: Int[Array, " S"]
     counts: Int[Array, "M V"]
-    emitted: Emitted
+    emitted: StepOutput
 
 
 def _count_prefix(

@@ -17,7 +17,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from muxjax.executor.sampler import Settings
+from muxjax.executor.sampler import SamplingArrays
 from muxjax.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from muxjax.scheduling.steps import PrefillChunk
 
@@ -62,7 +62,7 @@ class PrefillRows:
     last: Bool[Array, " S"]
     remaining: Int[Array, " S"]
     stop_ids: Int[Array, "S 8"]
-    settings: Settings
+    settings: SamplingArrays
     block_tables: Int[Array, "S B"]
 
 
@@ -134,7 +134,7 @@ def _stop_row(stop_ids: Sequence[int]) -> np.ndarray:
 def unpack_prefill(rows: Int[Array, "S columns"]) -> PrefillRows:
     """Undoes `pack_chunk` on the device."""
     floats = lax.bitcast_convert_type(rows[:, Column.FLOATS : Column.STOP_IDS], jnp.float32)
-    settings = Settings(
+    settings = SamplingArrays(
         **{name: floats[:, i] for i, name in enumerate(_FLOATS)},
         top_k=rows[:, Column.TOP_K],
         seed=lax.bitcast_convert_type(rows[:, Column.SEED : Column.FLOATS], jnp.uint32),

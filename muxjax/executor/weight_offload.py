@@ -22,7 +22,7 @@ def host_memory(device: jax.Device) -> str | None:
     return "pinned_host" if "pinned_host" in kinds else None
 
 
-def park(leaves: Sequence[jax.Array], kind: str | None) -> tuple[jax.Array, ...]:
+def offload(leaves: Sequence[jax.Array], kind: str | None) -> tuple[jax.Array, ...]:
     """Moves arrays to a kind of the host's memory, and frees the device's.
 
     If it fails, the arrays are as they were.
@@ -32,7 +32,7 @@ def park(leaves: Sequence[jax.Array], kind: str | None) -> tuple[jax.Array, ...]
     return _moved(leaves, lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(kind)))
 
 
-def bring_back(
+def restore(
     leaves: Sequence[jax.Array], place: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, ...]:
     """Moves arrays to the devices, and frees the host's copy.
@@ -40,7 +40,7 @@ def bring_back(
     If it fails, for want of memory say, the arrays are as they were.
 
     Args:
-      leaves: as `park` gave them.
+      leaves: as `offload` gave them.
       place: copies one to where the programs want it.
     """
     if all(leaf.sharding.memory_kind == "device" for leaf in leaves):

@@ -14,10 +14,10 @@ from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 
 if TYPE_CHECKING:
-    from muxjax.scheduling.scheduler import Unit
+    from muxjax.scheduling.scheduler import Scheduler
 
 
-def refuse_if_late(unit: Unit, state: ModelState, request: Request) -> None:
+def refuse_if_late(unit: Scheduler, state: ModelState, request: Request) -> None:
     """Raises Overloaded for a request that could not meet its target even if all went well."""
     estimates, name = unit.estimates, state.spec.name
     targets = state.spec.targets

@@ -10,7 +10,7 @@ from muxjax.scheduling.requests import FinishReason, Request, RequestState, Requ
 from muxjax.scheduling.steps import Prefill, StepResult, TokenLogprobs
 
 
-def take_tokens(
+def apply_tokens(
     requests: Sequence[Request], result: StepResult, now: float
 ) -> tuple[list[RequestUpdate], int]:
     """Gives each request its tokens; those of requests that have ended are dropped.
@@ -46,7 +46,7 @@ def take_tokens(
     return updates, made
 
 
-def take_prompt_logprobs(
+def apply_prompt_logprobs(
     requests: Mapping[int, Request], step: Prefill, result: StepResult
 ) -> None:
     """Gives requests that have not ended the log probabilities of their prompts' tokens.

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from muxjax.scheduling.in_flight_steps import Flights
-from muxjax.scheduling.kv_cache.manager import Residency
+from muxjax.scheduling.in_flight_steps import InFlightSteps
+from muxjax.scheduling.kv_cache.manager import KVCacheManager
 from muxjax.scheduling.kv_cache.prefix_cache import PrefixCache
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, PrefillChunk
 
 
-class StepMaker:
+class BatchBuilder:
     """Makes the steps of one unit.
 
     Args:
@@ -30,8 +30,8 @@ class StepMaker:
     def __init__(
         self,
         models: Mapping[str, ModelState],
-        flights: Flights,
-        residency: Residency,
+        flights: InFlightSteps,
+        residency: KVCacheManager,
         prefixes: PrefixCache,
     ) -> None:
         self._models = models

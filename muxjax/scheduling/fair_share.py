@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 Phase = Literal["prefill", "decode"]
-Turn: TypeAlias = tuple[str, Phase]
+StepKey: TypeAlias = tuple[str, Phase]
 """A model's name and the phase: what has a share."""
 
 EVEN_PART = 0.2
@@ -29,7 +29,7 @@ prefills may be ahead (`policies.PREFILL_OVERDRAFT`): what decodes are owed is n
 """
 
 
-class TimeQuotas:
+class FairShare:
     """Shares, use and credit of every (model, phase) of a unit.
 
     Attributes:
@@ -39,14 +39,14 @@ class TimeQuotas:
     """
 
     def __init__(self, models: Iterable[str]) -> None:
-        self.shares: dict[Turn, float] = {}
-        self.used: dict[Turn, float] = {}
-        self._virtual: dict[Turn, float] = {}
+        self.shares: dict[StepKey, float] = {}
+        self.used: dict[StepKey, float] = {}
+        self._virtual: dict[StepKey, float] = {}
         self.mean = 0.0
-        self._active: frozenset[Turn] = frozenset()
+        self._active: frozenset[StepKey] = frozenset()
         # Of those that had work last: who, in the order given; their shares; the sum of share times
         # virtual time; and the mean below which none of them is too far behind.
-        self._last: list[Turn] = []
+        self._last: list[StepKey] = []
         self._weight = self._sum = self._fine_below = 0.0
         self.set_models(models)
 
@@ -56,7 +56,7 @@ class TimeQuotas:
         Who is new has neither credit nor debt; what the others used and are owed stays.
         """
         phases: tuple[Phase, ...] = ("prefill", "decode")
-        turns: list[Turn] = [(model, phase) for model in models for phase in phases]
+        turns: list[StepKey] = [(model, phase) for model in models for phase in phases]
         self.shares = {turn: 1.0 / len(turns) for turn in turns}
         self._virtual = {turn: self._virtual.get(turn, self.mean) for turn in turns}
         self._active = self._active.intersection(turns)
@@ -64,7 +64,7 @@ class TimeQuotas:
         for turn in turns:
             self.used.setdefault(turn, 0.0)
 
-    def set_needs(self, needs: Mapping[Turn, float]) -> None:
+    def set_needs(self, needs: Mapping[StepKey, float]) -> None:
         """Sets the shares from expected needs, in seconds of device time per second."""
         if not self.shares:
             return
@@ -82,7 +82,7 @@ class TimeQuotas:
         for (_, phase), share in self.shares.items():
             self._phases[phase] += share
 
-    def begin(self, active: list[Turn]) -> None:
+    def begin(self, active: list[StepKey]) -> None:
         """Says who has work now. To be called before credits are compared.
 
         Mostly that is who had it before, and then the sums go on from there: it is asked before
@@ -113,20 +113,20 @@ class TimeQuotas:
         self._sum = sum([shares[turn] * virtual[turn] for turn in active])
         self._fine_below = min([virtual[turn] + MAX_CREDIT / shares[turn] for turn in active])
 
-    def credit(self, turn: Turn) -> float:
+    def credit(self, turn: StepKey) -> float:
         """Seconds that it is behind (above 0) or ahead of (below 0) its share."""
         return self.shares[turn] * (self.mean - self._virtual[turn])
 
-    def part(self, turn: Turn) -> float:
+    def part(self, turn: StepKey) -> float:
         """Its share of the time of all that are in the same phase."""
         return self.shares[turn] / self._phases[turn[1]]
 
     @property
-    def virtual(self) -> Callable[[Turn], float]:
+    def virtual(self) -> Callable[[StepKey], float]:
         """The virtual time of a turn: the least is next."""
         return self._virtual.__getitem__
 
-    def charge(self, turn: Turn, seconds: float) -> None:
+    def charge(self, turn: StepKey, seconds: float) -> None:
         """Books device time; negative to correct an estimate."""
         self.used[turn] += seconds
         share = self.shares[turn]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.steps import Step
 
 
 @dataclass(slots=True)
-class Flight:
+class InFlightStep:
     """One such step.
 
     Attributes:
@@ -26,12 +26,12 @@ class Flight:
 
     number: int
     step: Step
-    turn: Turn
+    turn: StepKey
     seconds: float
     requests: list[Request]
 
 
-class Flights:
+class InFlightSteps:
     """Those of one unit.
 
     Args:
@@ -45,17 +45,17 @@ class Flights:
     def __init__(self, *, side_by_side: bool) -> None:
         self.side_by_side = side_by_side
         self.made = 0
-        self._flights: deque[Flight] = deque()
+        self._flights: deque[InFlightStep] = deque()
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def begin(self, step: Step, turn: Turn, seconds: float, requests: list[Request]) -> None:
+    def begin(self, step: Step, turn: StepKey, seconds: float, requests: list[Request]) -> None:
         """Counts a step as made."""
         self.made += 1
-        self._flights.append(Flight(self.made, step, turn, seconds, requests))
+        self._flights.append(InFlightStep(self.made, step, turn, seconds, requests))
 
-    def end(self, step: Step) -> Flight:
+    def end(self, step: Step) -> InFlightStep:
         """Takes out the oldest step; any if they run side by side.
 
         Raises:
@@ -69,7 +69,7 @@ class Flights:
                 break
         raise ValueError("steps must be applied in the order in which they were made")
 
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[StepKey]:
         """The model and phase of each, in the order of making."""
         return [flight.turn for flight in self._flights]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.slot_table import SlotTable
 from muxjax.scheduling.specs import ModelSpec
@@ -49,8 +49,8 @@ class ModelState:
         self.finished = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
-        self.prefills: Turn = (spec.name, "prefill")
-        self.decodes: Turn = (spec.name, "decode")
+        self.prefills: StepKey = (spec.name, "prefill")
+        self.decodes: StepKey = (spec.name, "decode")
 
     def take_slot(self, copy: int) -> int:
         """A free slot of a copy of the model."""

@@ -1,7 +1,7 @@
 """A unit's state: what waits, what runs, and who holds which pages.
 
-A `Unit` makes steps and takes in their results; what comes next is up to its `Policy`. The loop
-around it, in the engine, the simulator and the tests, runs one step ahead of the device:
+A `Scheduler` makes steps and takes in their results; what comes next is up to its `Policy`. The
+loop around it, in the engine, the simulator and the tests, runs one step ahead of the device:
 
     step = unit.next_step(now)              # uses upper bounds for what is in flight
     executor.poison(unit.take_freed_pages())  # test mode only
@@ -28,13 +28,13 @@ from typing import Any, Protocol, runtime_checkable
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.sampling_params import HEAD_START
 from muxjax.scheduling.admission import refuse_if_late
-from muxjax.scheduling.apply_results import take_prompt_logprobs, take_tokens
-from muxjax.scheduling.batch_builder import StepMaker
+from muxjax.scheduling.apply_results import apply_prompt_logprobs, apply_tokens
+from muxjax.scheduling.batch_builder import BatchBuilder
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.fair_share import TimeQuotas, Turn
-from muxjax.scheduling.in_flight_steps import Flights
+from muxjax.scheduling.fair_share import FairShare, StepKey
+from muxjax.scheduling.in_flight_steps import InFlightSteps
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.manager import Residency
+from muxjax.scheduling.kv_cache.manager import KVCacheManager
 from muxjax.scheduling.kv_cache.prefix_cache import PrefixCache
 from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from muxjax.scheduling.model_state import ModelState
@@ -62,12 +62,12 @@ class Policy(Protocol):
         """The policy's name in the fleet file."""
         ...
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         """The next step, or None if no model has one that can be made now."""
         ...
 
 
-class Unit:
+class Scheduler:
     """Scheduler state of one mesh and the models on it.
 
     Args:
@@ -114,21 +114,21 @@ class Unit:
         self.policy = policy
         self.estimates = estimates or StepEstimates(names)
         self.allocator = _make_allocator(specs, num_pages, record_freed)
-        self._flights = Flights(side_by_side=side_by_side)
+        self._flights = InFlightSteps(side_by_side=side_by_side)
         self._refuse_late = refuse_late
         self._demand = demand
         demands = {spec.name: demand(spec, self.estimates) for spec in specs}
         self.quotas = kv_quotas(specs, self.allocator, {name: demands[name].kv for name in names})
-        self.time = TimeQuotas(names)
+        self.time = FairShare(names)
         self._set_shares(demands)
         self._next_shares: float | None = None
         if prefix_cache and side_by_side:
             raise ValueError("steps that run side by side may read a block before it is written")
         self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
-        self._residency = Residency(
+        self._residency = KVCacheManager(
             self.models, self.allocator, self.quotas, self._prefixes, self._flights
         )
-        self._maker = StepMaker(self.models, self._flights, self._residency, self._prefixes)
+        self._maker = BatchBuilder(self.models, self._flights, self._residency, self._prefixes)
         self.membership = 0
         self._requests: dict[int, Request] = {}
         self._added = 0
@@ -287,7 +287,7 @@ class Unit:
         """Steps made and not applied."""
         return len(self._flights)
 
-    def in_flight(self) -> list[Turn]:
+    def in_flight(self) -> list[StepKey]:
         """The model and phase of each step made and not applied, in the order of making."""
         return self._flights.turns()
 
@@ -349,13 +349,13 @@ class Unit:
         if isinstance(step, Prefill):
             self.estimates.observe_prefill(step.model, step.num_tokens, result.seconds)
             if result.prompt_logprobs:
-                take_prompt_logprobs(self._requests, step, result)
+                apply_prompt_logprobs(self._requests, step, result)
         else:
             rounds = max(map(len, result.tokens), default=0)
             if rounds:
                 size = len(step.sequences)
                 self.estimates.observe_decode(step.model, size, rounds, result.seconds)
-        updates, made = take_tokens(flight.requests, result, now)
+        updates, made = apply_tokens(flight.requests, result, now)
         state.output_tokens += made
         for request, _, _, reason in updates:
             if reason is not None:
@@ -405,7 +405,7 @@ class Unit:
 
     # Time
 
-    def expected_time(self, step: Step) -> tuple[Turn, float]:
+    def expected_time(self, step: Step) -> tuple[StepKey, float]:
         """Whose time a step takes, and how many seconds as far as is known."""
         name = step.model
         if isinstance(step, Prefill):
@@ -414,7 +414,7 @@ class Unit:
         return (name, "decode"), seconds
 
     def _set_shares(self, demands: Mapping[str, Demand]) -> None:
-        needs: dict[Turn, float] = {}
+        needs: dict[StepKey, float] = {}
         for name, demand in demands.items():
             needs[name, "prefill"] = demand.prefill_seconds
             needs[name, "decode"] = demand.decode_seconds

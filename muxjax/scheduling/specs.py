@@ -39,7 +39,7 @@ figures)."""
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyTargets:
+class LatencySlo:
     """How long a model's requests may take. What the `slo` policy works towards.
 
     A target that is not given is `scale` times what the request takes alone: with neither `ttft`
@@ -93,7 +93,7 @@ class ModelSpec:
     prompt_tokens: float = 161.0
     output_tokens: float = 338.0
     kv_floor: float | None = None
-    targets: LatencyTargets = LatencyTargets()
+    targets: LatencySlo = LatencySlo()
     copies: int = 1
 
     def __post_init__(self) -> None:

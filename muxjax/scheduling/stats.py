@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from muxjax.scheduling.fair_share import TimeQuotas
+from muxjax.scheduling.fair_share import FairShare
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
 from muxjax.scheduling.kv_cache.quota_records import jain_index
 from muxjax.scheduling.kv_cache.quotas import KVQuotas
@@ -38,7 +38,7 @@ def pool_stats(
 
 
 def model_stats(
-    state: ModelState, allocator: SlabAllocator, quotas: KVQuotas, time: TimeQuotas
+    state: ModelState, allocator: SlabAllocator, quotas: KVQuotas, time: FairShare
 ) -> dict[str, Any]:
     """One model's requests, pages and time; pages of quotas are those of leased slabs.
 

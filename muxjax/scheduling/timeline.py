@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 
 DEFAULT_STEPS = 100_000
@@ -58,7 +58,7 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def record(self, unit: Unit, step: Step, result: StepResult, name: str = "unit") -> None:
+    def record(self, unit: Scheduler, step: Step, result: StepResult, name: str = "unit") -> None:
         """Takes in a step that has been applied.
 
         Args:
@@ -101,10 +101,10 @@ class Timeline:
             )
         )
 
-    def observer(self, name: str) -> Callable[[Unit, Step, StepResult], None]:
+    def observer(self, name: str) -> Callable[[Scheduler, Step, StepResult], None]:
         """What an engine or a simulation shows its steps to; `name` is the unit's."""
 
-        def observe(unit: Unit, step: Step, result: StepResult) -> None:
+        def observe(unit: Scheduler, step: Step, result: StepResult) -> None:
             self.record(unit, step, result, name)
 
         return observe

@@ -81,7 +81,7 @@ class _Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Handle:
+class _MockStepHandle:
     result: StepResult
 
 
@@ -158,7 +158,7 @@ class MockExecutor:
         self.now = 0.0
         self.steps = 0
 
-    def submit(self, step: Step) -> _Handle:
+    def submit(self, step: Step) -> _MockStepHandle:
         """Runs the step; its tokens are there to be read when `result` is called.
 
         Raises:
@@ -184,9 +184,9 @@ class MockExecutor:
             seconds = each * max(1, max(map(len, tokens)))
         started = max(self.now, self._busy_until)
         self._busy_until = started + seconds
-        return _Handle(StepResult(tokens, logprobs, started, seconds, prompt))
+        return _MockStepHandle(StepResult(tokens, logprobs, started, seconds, prompt))
 
-    def result(self, handle: _Handle) -> StepResult:
+    def result(self, handle: _MockStepHandle) -> StepResult:
         """What the step gave; the clock moves to its end."""
         result = handle.result
         self.now = max(self.now, result.started + result.seconds)

@@ -17,7 +17,7 @@ from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.shards import Shards
-from muxjax.models.nn.weight_format import kept_bytes, kept_params
+from muxjax.models.nn.weight_format import stored_bytes, stored_params
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
@@ -25,7 +25,7 @@ from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.units.page_geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
-from muxjax.units.unit_spec import ModelPlan, Plan, dtype_of, kv_dtype, plan_model
+from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec, dtype_of, kv_dtype, spec_model
 from muxjax.units.weights import decoder_of, load_weights, stacks_of
 
 log = logging.getLogger("muxjax")
@@ -48,7 +48,7 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def make_plan(
+def build_unit_spec(
     config: FleetConfig,
     *,
     progress: bool = True,
@@ -56,7 +56,7 @@ def make_plan(
     memory_bytes: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
-) -> Plan:
+) -> UnitSpec:
     """Opens the checkpoints and cuts the pool.
 
     Args:
@@ -99,7 +99,7 @@ def make_plan(
     )
     if config.pool.memory is None:
         weights = sum(
-            kept_bytes(local[entry.name], dtype, entry.quantization)
+            stored_bytes(local[entry.name], dtype, entry.quantization)
             for entry, dtype in zip(config.models, dtypes, strict=True)
             if not entry.sleeping
         )
@@ -109,7 +109,7 @@ def make_plan(
     kv = jax.ShapeDtypeStruct((pages_in(memory, rows, itemsize), rows, 128), kv_dtype(dtypes))
     deepest = max(model.num_layers for model in local.values())
     parts = {
-        entry.name: plan_model(
+        entry.name: spec_model(
             entry,
             checkpoints[entry.name],
             meshes[entry.name],
@@ -120,14 +120,16 @@ def make_plan(
         )
         for entry in config.models
     }
-    plan = Plan(config, devices, kv, parts, demand, poison)
+    plan = UnitSpec(config, devices, kv, parts, demand, poison)
     plan.make_unit()  # refuses a pool that is too small
-    if current_target().platform == "cpu" and (reason := native.why_not()):
+    if current_target().platform == "cpu" and (reason := native.unavailable_reason()):
         log.info("products and attention are XLA's, not the CPU's own kernels: %s", reason)
     return plan
 
 
-def plan_added(plan: Plan, entry: ModelEntry, *, progress: bool = False) -> ModelPlan:
+def spec_added_model(
+    plan: UnitSpec, entry: ModelEntry, *, progress: bool = False
+) -> ModelBuildSpec:
     """A model for a unit that exists, in place of the one of its name if there is one.
 
     Args:
@@ -156,7 +158,7 @@ def plan_added(plan: Plan, entry: ModelEntry, *, progress: bool = False) -> Mode
         )
     others = [part.entry for name, part in plan.parts.items() if name != entry.name]
     deepest = max([local.num_layers, *(part.spec.num_layers for part in plan.parts.values())])
-    part = plan_model(
+    part = spec_model(
         entry,
         checkpoint,
         mesh,
@@ -205,12 +207,12 @@ def _mesh(entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh:
     return ModelMesh(devices, degree)
 
 
-def make_programs(plan: Plan) -> dict[str, ModelPrograms]:
+def make_programs(plan: UnitSpec) -> dict[str, ModelPrograms]:
     """The programs of a plan, with parameters that are shapes only: enough to compile."""
     return {name: programs_of(part, plan.kv) for name, part in plan.parts.items()}
 
 
-def programs_of(part: ModelPlan, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
+def programs_of(part: ModelBuildSpec, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
     """The programs of one model, with parameters that are shapes only.
 
     Args:
@@ -218,14 +220,14 @@ def programs_of(part: ModelPlan, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
       kv: its unit's pool on one device.
     """
     local = part.shards.local
-    kept = kept_params(local, part.model.dtype, part.model.quantization, stacks_of(local))
+    kept = stored_params(local, part.model.dtype, part.model.quantization, stacks_of(local))
     return ModelPrograms(
         part.model.name, decoder_of(part, kept), part.functions, part.buckets, kv, part.mesh
     )
 
 
 def load_and_compile(
-    parts: Mapping[str, ModelPlan],
+    parts: Mapping[str, ModelBuildSpec],
     programs: Mapping[str, ModelPrograms],
     *,
     loaded: Callable[[str, int], None],

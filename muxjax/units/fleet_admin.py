@@ -1,4 +1,4 @@
-"""What may be done to a running fleet: the one face of `Lifecycle`, `Membership` and reloading."""
+"""Changes to a running fleet: sleep, wake, load, unload and reload."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
-from muxjax.engine.health import ModelState
+from muxjax.engine.health import ModelHealth
 from muxjax.engine.router import Router
 from muxjax.errors import MuxError, UnknownModel
 from muxjax.units import reload as reloading
-from muxjax.units.local_unit import LiveUnit
-from muxjax.units.registry import Membership
-from muxjax.units.sleep_wake import Lifecycle
+from muxjax.units.local_unit import LocalUnit
+from muxjax.units.registry import ModelRegistry
+from muxjax.units.sleep_wake import SleepController
 
 log = logging.getLogger("muxjax")
 
@@ -35,35 +35,35 @@ class FleetAdmin:
 
     def __init__(
         self,
-        units: Sequence[LiveUnit],
+        units: Sequence[LocalUnit],
         router: Router,
         config: FleetConfig,
         *,
         changed: Callable[[], None],
     ) -> None:
-        self.lifecycle = Lifecycle(units, router, idle_timeout=config.idle_timeout)
+        self.lifecycle = SleepController(units, router, idle_timeout=config.idle_timeout)
         self._units = tuple(units)
         self._config = config
-        self._membership = Membership(units, self.lifecycle, changed)
+        self._membership = ModelRegistry(units, self.lifecycle, changed)
         self._reloading = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="muxjax-idle", daemon=True)
         self._thread.start()
 
-    def states(self) -> dict[str, ModelState]:
+    def states(self) -> dict[str, ModelHealth]:
         """Of every model, by name."""
         return self.lifecycle.states()
 
     def sleep(self, model: str) -> None:
-        """See `Lifecycle.sleep`."""
+        """See `SleepController.sleep`."""
         self.lifecycle.sleep(model)
 
     def wake(self, model: str) -> None:
-        """See `Lifecycle.wake`."""
+        """See `SleepController.wake`."""
         self.lifecycle.wake(model)
 
     def load(self, entry: ModelEntry | Mapping[str, Any] | str, unit: str | None = None) -> None:
-        """Adds a model to a unit; see `Membership.load`.
+        """Adds a model to a unit; see `ModelRegistry.load`.
 
         Args:
           entry: as in a fleet file; or the name of a model that the fleet's file has, and that was
@@ -72,7 +72,7 @@ class FleetAdmin:
 
         Raises:
           UnknownModel: the fleet's file has no model of this name.
-          MuxError: see `Membership.load`.
+          MuxError: see `ModelRegistry.load`.
         """
         if isinstance(entry, str):
             state = self.states().get(entry)
@@ -85,7 +85,7 @@ class FleetAdmin:
         self._membership.load(entry, unit)
 
     def unload(self, model: str) -> None:
-        """See `Membership.unload`."""
+        """See `ModelRegistry.unload`."""
         self._membership.unload(model)
 
     def reload(

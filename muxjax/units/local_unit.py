@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax.engine.engine import Engine
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead
 from muxjax.executor.jax_executor import JaxExecutor, start_model
 from muxjax.executor.programs import ModelPrograms
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Executor
-from muxjax.units.unit_spec import LoadedModel, ModelPlan, Plan
+from muxjax.units.unit_spec import LoadedModel, ModelBuildSpec, UnitSpec
 
 _LAST_STEP_SECONDS = 60.0
 """For the last step of a model whose requests have ended."""
 
 
-class LiveUnit(Runner[Engine]):
+class LocalUnit(UnitSupervisor[Engine]):
     """One unit on the devices.
 
     Args:
@@ -35,7 +35,7 @@ class LiveUnit(Runner[Engine]):
       plan: what it holds.
       programs: of its models; without any it is only looked at.
       poison: test mode, see `Fleet.load`.
-      seconds: see `Runner`.
+      seconds: see `UnitSupervisor`.
       make_executor: runs the steps instead of the programs, to measure what is around them.
 
     Attributes:
@@ -46,7 +46,7 @@ class LiveUnit(Runner[Engine]):
     def __init__(
         self,
         name: str,
-        plan: Plan,
+        plan: UnitSpec,
         programs: Mapping[str, ModelPrograms],
         *,
         poison: bool = False,
@@ -101,7 +101,7 @@ class LiveUnit(Runner[Engine]):
 
     # Models that come and go; called by `lifecycle.py`, one at a time for each model
 
-    def try_out(self, part: ModelPlan) -> None:
+    def try_out(self, part: ModelBuildSpec) -> None:
         """Sees whether the pool, as it is cut now, takes a model.
 
         Raises:
@@ -109,14 +109,14 @@ class LiveUnit(Runner[Engine]):
           EngineDead: the loop has ended.
         """
 
-        def look(unit: Unit) -> None:
+        def look(unit: Scheduler) -> None:
             if part.model.name not in unit.models:
                 unit.add_model(part.spec)
                 unit.remove_model(part.model.name)
 
         self.engine.call(look)
 
-    def register(self, part: ModelPlan, programs: ModelPrograms) -> None:
+    def register(self, part: ModelBuildSpec, programs: ModelPrograms) -> None:
         """Writes down a model, asleep, in place of the one of its name if there is one."""
         name = part.model.name
         with self._changing:
@@ -142,7 +142,7 @@ class LiveUnit(Runner[Engine]):
         started = start_model(self.programs[name])
         part = self.plan.parts[name]
 
-        def change(unit: Unit, executor: Executor) -> bool:
+        def change(unit: Scheduler, executor: Executor) -> bool:
             if name not in unit.models:  # an engine that was just started may have it
                 unit.add_model(part.spec)
                 if isinstance(executor, JaxExecutor):
@@ -165,7 +165,7 @@ class LiveUnit(Runner[Engine]):
           TimeoutError: its last step does not end.
         """
 
-        def change(unit: Unit, executor: Executor) -> bool:
+        def change(unit: Scheduler, executor: Executor) -> bool:
             if name not in unit.models:
                 return True
             if not unit.idle(name):
@@ -184,7 +184,7 @@ class LiveUnit(Runner[Engine]):
                 self._asleep.discard(name)
             raise
 
-    def expect(self, parts: Sequence[ModelPlan]) -> None:
+    def expect(self, parts: Sequence[ModelBuildSpec]) -> None:
         """Takes other expectations, floors and targets of models, all at once.
 
         Raises:
@@ -195,7 +195,7 @@ class LiveUnit(Runner[Engine]):
             plan = plan.having(part)
         plan.make_unit()
 
-        def change(unit: Unit, executor: Executor) -> bool:
+        def change(unit: Scheduler, executor: Executor) -> bool:
             awake = [part.spec for part in parts if part.model.name in unit.models]
             unit.change_models(awake)
             return True
@@ -204,7 +204,7 @@ class LiveUnit(Runner[Engine]):
         with self._changing:
             self.plan = plan
 
-    def _in_loop(self, change: Callable[[Unit, Executor], bool]) -> None:
+    def _in_loop(self, change: Callable[[Scheduler, Executor], bool]) -> None:
         """Calls a function between two steps until it is true."""
         with self._changing:
             engine, executor = self._engine, self._executor

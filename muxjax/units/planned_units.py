@@ -9,7 +9,7 @@ import jax
 
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.planner.plan import Plan, PlannedUnit
+from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
@@ -34,7 +34,9 @@ class UnitPart:
     seconds: dict[str, float]
 
 
-def planned_units(config: FleetConfig, plan: Plan, devices: Sequence[jax.Device]) -> list[UnitPart]:
+def planned_units(
+    config: FleetConfig, plan: PlacementPlan, devices: Sequence[jax.Device]
+) -> list[UnitPart]:
     """Cuts a fleet into the units of a plan.
 
     Args:
@@ -55,7 +57,7 @@ def planned_units(config: FleetConfig, plan: Plan, devices: Sequence[jax.Device]
     ]
 
 
-def check_plan(config: FleetConfig, plan: Plan) -> None:
+def check_plan(config: FleetConfig, plan: PlacementPlan) -> None:
     """Whether a plan is for a fleet.
 
     Raises:
@@ -81,7 +83,7 @@ def check_plan(config: FleetConfig, plan: Plan) -> None:
 
 
 def unit_part(
-    config: FleetConfig, plan: Plan, unit: PlannedUnit, devices: tuple[jax.Device, ...]
+    config: FleetConfig, plan: PlacementPlan, unit: PlannedUnit, devices: tuple[jax.Device, ...]
 ) -> UnitPart:
     """One unit of a plan that `check_plan` lets pass, on as many devices as it has."""
     return UnitPart(
@@ -94,7 +96,7 @@ def unit_part(
 
 
 def _devices(
-    plan: Plan, unit: PlannedUnit, devices: Sequence[jax.Device]
+    plan: PlacementPlan, unit: PlannedUnit, devices: Sequence[jax.Device]
 ) -> tuple[jax.Device, ...]:
     first = 0
     for node in [group for group in plan.cluster for _ in range(group.nodes)][: unit.node]:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from muxjax.config.fleet_file import ModelEntry
 from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, WrongState
 from muxjax.units import build as loading
-from muxjax.units.local_unit import LiveUnit
-from muxjax.units.sleep_wake import Life, Lifecycle, make_ready
-from muxjax.units.unit_spec import ModelPlan
+from muxjax.units.local_unit import LocalUnit
+from muxjax.units.sleep_wake import ManagedModel, SleepController, make_ready
+from muxjax.units.unit_spec import ModelBuildSpec
 
 log = logging.getLogger("muxjax")
 
 
-class Membership:
+class ModelRegistry:
     """Who belongs to a fleet. From any thread; what takes time blocks.
 
     Args:
@@ -26,7 +26,7 @@ class Membership:
     """
 
     def __init__(
-        self, units: Sequence[LiveUnit], lifecycle: Lifecycle, changed: Callable[[], None]
+        self, units: Sequence[LocalUnit], lifecycle: SleepController, changed: Callable[[], None]
     ) -> None:
         self._units = tuple(units)
         self._lifecycle = lifecycle
@@ -38,7 +38,7 @@ class Membership:
         """What a fleet file would say of every model, by name."""
         return {name: life.entry for name, life in list(self._lifecycle.lives.items())}
 
-    def unit_for(self, entry: ModelEntry, name: str | None = None) -> LiveUnit:
+    def unit_for(self, entry: ModelEntry, name: str | None = None) -> LocalUnit:
         """The unit of that name; by default where the model is, or where weights are fewest.
 
         Raises:
@@ -78,12 +78,12 @@ class Membership:
             if known is not None and known.status != "failed":
                 raise WrongState(f"{name} is {known.status} already")
             where = self.unit_for(entry, unit)
-            part = loading.plan_added(where.plan, entry)
+            part = loading.spec_added_model(where.plan, entry)
             if known is not None:
                 self.replace(part)
                 return
             _try_out(where, part)
-            life = Life(entry, (where,), "sleeping" if entry.sleeping else "loading")
+            life = ManagedModel(entry, (where,), "sleeping" if entry.sleeping else "loading")
             life.lock.acquire()
             self._router.hold(name)
             where.register(part, loading.programs_of(part, where.plan.kv))
@@ -125,7 +125,7 @@ class Membership:
             self._router.forget_model(name)
         log.info("%s is unloaded", name)
 
-    def replace(self, part: ModelPlan) -> None:
+    def replace(self, part: ModelBuildSpec) -> None:
         """Loads another model in the place of the one of its name, which serves until it is ready.
 
         Args:
@@ -190,7 +190,7 @@ class Membership:
         self._changed()
 
 
-def _try_out(unit: LiveUnit, part: ModelPlan) -> None:
+def _try_out(unit: LocalUnit, part: ModelBuildSpec) -> None:
     try:
         unit.try_out(part)
     except ValueError as error:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from muxjax.config.fleet_file import FleetConfig, ModelEntry
 from muxjax.errors import FleetConfigError, MuxError
 from muxjax.units import build as loading
-from muxjax.units.local_unit import LiveUnit
-from muxjax.units.registry import Membership
-from muxjax.units.unit_spec import ModelPlan
+from muxjax.units.local_unit import LocalUnit
+from muxjax.units.registry import ModelRegistry
+from muxjax.units.unit_spec import ModelBuildSpec
 
 _AT_ONCE = frozenset(
     {
@@ -87,7 +87,7 @@ def _differing(one: ModelEntry, other: ModelEntry) -> set[str]:
 
 
 def apply(
-    changes: Changes, config: FleetConfig, units: Sequence[LiveUnit], membership: Membership
+    changes: Changes, config: FleetConfig, units: Sequence[LocalUnit], membership: ModelRegistry
 ) -> dict[str, str]:
     """Does it.
 
@@ -135,9 +135,9 @@ def apply(
 def _planned(
     changes: Changes,
     wanted: Mapping[str, ModelEntry],
-    units: Sequence[LiveUnit],
-    membership: Membership,
-) -> dict[str, ModelPlan]:
+    units: Sequence[LocalUnit],
+    membership: ModelRegistry,
+) -> dict[str, ModelBuildSpec]:
     """Opens all new checkpoints, and sees whether the pools hold what there will be.
 
     Returns:
@@ -158,7 +158,7 @@ def _planned(
         for name in changes.removed:
             plan = plan.without(name)
         for name in (*changes.replaced, *changes.added):
-            found[name] = loading.plan_added(plan, wanted[name])
+            found[name] = loading.spec_added_model(plan, wanted[name])
             plan = plan.having(found[name])
         plan.make_unit()
     return {name: found[name] for name in changes.replaced}

@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from muxjax.config.fleet_file import ModelEntry
-from muxjax.engine.health import ModelState, ModelStatus
+from muxjax.engine.health import ModelHealth, ModelStatus
 from muxjax.engine.router import Router
 from muxjax.errors import ModelUnavailable, MuxError, UnknownModel, WrongState
 from muxjax.executor.programs import ModelPrograms
 from muxjax.units import build as loading
-from muxjax.units.local_unit import LiveUnit
-from muxjax.units.unit_spec import ModelPlan
+from muxjax.units.local_unit import LocalUnit
+from muxjax.units.unit_spec import ModelBuildSpec
 
 log = logging.getLogger("muxjax")
 
@@ -36,11 +36,11 @@ _TAKE_BACK_TRIES = 100
 
 
 @dataclass
-class Life:
+class ManagedModel:
     """One model of a fleet; `lock` is held by whoever changes it."""
 
     entry: ModelEntry
-    units: tuple[LiveUnit, ...]
+    units: tuple[LocalUnit, ...]
     status: ModelStatus
     error: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -50,7 +50,7 @@ class Life:
         return self.entry.name
 
 
-class Lifecycle:
+class SleepController:
     """The models of a running fleet. From any thread; what takes time blocks.
 
     Args:
@@ -67,7 +67,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        units: Sequence[LiveUnit],
+        units: Sequence[LocalUnit],
         router: Router,
         *,
         idle_timeout: float | None = None,
@@ -75,7 +75,7 @@ class Lifecycle:
     ) -> None:
         self.router = router
         self.idle_timeout = idle_timeout
-        self.lives: dict[str, Life] = {}
+        self.lives: dict[str, ManagedModel] = {}
         self.drain_seconds = drain_seconds
         self._waking: set[str] = set()
         self._waking_lock = threading.Lock()
@@ -83,15 +83,15 @@ class Lifecycle:
             where = tuple(unit for unit in units if name in unit.models)
             awake = all(unit.is_awake(name) for unit in where)
             entry = where[0].plan.parts[name].entry
-            self.lives[name] = Life(entry, where, "loaded" if awake else "sleeping")
+            self.lives[name] = ManagedModel(entry, where, "loaded" if awake else "sleeping")
             if not awake:
                 router.hold(name)
         router.on_held = self._wake_for_request
 
-    def states(self) -> dict[str, ModelState]:
+    def states(self) -> dict[str, ModelHealth]:
         """Of every model, by name."""
         return {
-            name: ModelState(life.status, life.error, life.entry.pinned)
+            name: ModelHealth(life.status, life.error, life.entry.pinned)
             for name, life in list(self.lives.items())
         }
 
@@ -161,7 +161,7 @@ class Lifecycle:
     # What `Membership` is made of as well
 
     @contextmanager
-    def changing(self, name: str) -> Iterator[Life]:
+    def changing(self, name: str) -> Iterator[ManagedModel]:
         """A model that nobody else changes meanwhile.
 
         Raises:
@@ -176,7 +176,7 @@ class Lifecycle:
                 raise UnknownModel(f"no model {name!r}: it was unloaded", field="model")
             yield life
 
-    def quiesce(self, life: Life, *, hold: bool = True) -> None:
+    def quiesce(self, life: ManagedModel, *, hold: bool = True) -> None:
         """Waits until no unit has a request of a model, and holds what comes (if `hold`)."""
         if hold:
             self.router.hold(life.name)
@@ -189,7 +189,7 @@ class Lifecycle:
                 return
         raise ModelUnavailable(f"the requests of {life.name} do not leave their unit")
 
-    def bring_up(self, life: Life) -> None:
+    def bring_up(self, life: ManagedModel) -> None:
         """From sleep, or from nothing, to loaded; its requests go on.
 
         Raises:
@@ -217,7 +217,7 @@ class Lifecycle:
 
     # Parts
 
-    def _ready_on(self, life: Life, unit: LiveUnit) -> None:
+    def _ready_on(self, life: ManagedModel, unit: LocalUnit) -> None:
         """Brings weights to the devices; puts idle models to sleep as long as there is no room."""
         programs, part = unit.programs[life.name], unit.plan.parts[life.name]
         while True:
@@ -231,7 +231,7 @@ class Lifecycle:
                 if "RESOURCE_EXHAUSTED" not in str(error) or not self._make_room(life):
                     raise
 
-    def _make_room(self, life: Life) -> bool:
+    def _make_room(self, life: ManagedModel) -> bool:
         """Puts that model to sleep which was idle longest on the same units; False if none is."""
         idle = {
             other.name: self.router.idle_seconds(other.name)
@@ -254,7 +254,7 @@ class Lifecycle:
             return True
         return False
 
-    def _fail(self, life: Life, reason: str) -> None:
+    def _fail(self, life: ManagedModel, reason: str) -> None:
         life.status, life.error = "failed", reason
         for unit in life.units:
             unit.retire(life.name)
@@ -283,7 +283,7 @@ class Lifecycle:
         threading.Thread(target=wake, name=f"muxjax-wake-{name}", daemon=True).start()
 
 
-def make_ready(part: ModelPlan, programs: ModelPrograms) -> None:
+def make_ready(part: ModelBuildSpec, programs: ModelPrograms) -> None:
     """Reads a model's weights and compiles its programs; if that fails, nothing of them is left."""
     name = part.model.name
     try:
@@ -298,7 +298,7 @@ def make_ready(part: ModelPlan, programs: ModelPrograms) -> None:
         raise
 
 
-def _must_be(life: Life, status: ModelStatus, done: str) -> None:
+def _must_be(life: ManagedModel, status: ModelStatus, done: str) -> None:
     if life.status != status:
         reason = "" if life.error is None else f" ({life.error})"
         raise WrongState(f"{life.name} cannot be {done}: it is {life.status}{reason}")

@@ -19,7 +19,7 @@ from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.shards import Shards
-from muxjax.models.nn.weight_format import Dtype, Quantization, kept_bytes
+from muxjax.models.nn.weight_format import Dtype, Quantization, stored_bytes
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.cpu import native
@@ -27,8 +27,8 @@ from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.kv_cache.pool_division import pool_of
 from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Unit
-from muxjax.scheduling.specs import BucketLimits, Demand, LatencyTargets, ModelSpec
+from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.specs import BucketLimits, Demand, LatencySlo, ModelSpec
 from muxjax.units.page_geometry import longest_sequence
 
 _PREFILL_SEQS = 8
@@ -79,7 +79,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class ModelPlan:
+class ModelBuildSpec:
     """One model of a unit.
 
     Attributes:
@@ -102,14 +102,14 @@ class ModelPlan:
     mesh: ModelMesh
     spec: ModelSpec
 
-    def expecting(self, entry: ModelEntry) -> ModelPlan:
+    def expecting(self, entry: ModelEntry) -> ModelBuildSpec:
         """The same model with other expectations, floor and targets."""
         spec = dataclasses.replace(self.spec, **_expectations(entry))
         return dataclasses.replace(self, entry=entry, spec=spec)
 
 
 @dataclass(frozen=True)
-class Plan:
+class UnitSpec:
     """What a unit will hold.
 
     Attributes:
@@ -124,7 +124,7 @@ class Plan:
     config: FleetConfig
     devices: tuple[jax.Device, ...]
     kv: jax.ShapeDtypeStruct
-    parts: dict[str, ModelPlan]
+    parts: dict[str, ModelBuildSpec]
     demand: Callable[[ModelSpec, StepEstimates], Demand]
     poison: bool = False
 
@@ -143,7 +143,7 @@ class Plan:
         """Pages at the start that padding is written to."""
         return max(part.spec.num_layers for part in self.parts.values())
 
-    def having(self, part: ModelPlan) -> Self:
+    def having(self, part: ModelBuildSpec) -> Self:
         """The plan with one more model, or with another in the place of the one of its name."""
         return dataclasses.replace(self, parts={**self.parts, part.model.name: part})
 
@@ -152,7 +152,7 @@ class Plan:
         rest = {other: part for other, part in self.parts.items() if other != name}
         return dataclasses.replace(self, parts=rest)
 
-    def make_unit(self, asleep: Collection[str] = ()) -> Unit:
+    def make_unit(self, asleep: Collection[str] = ()) -> Scheduler:
         """Makes the scheduler's state, without any request.
 
         Args:
@@ -161,7 +161,7 @@ class Plan:
         Raises:
           PoolTooSmall: the pool cannot hold one request of full length of each model.
         """
-        unit = Unit(
+        unit = Scheduler(
             [part.spec for part in self.parts.values()],
             self.kv.shape[0],
             make_policy(self.config.policy),
@@ -176,7 +176,7 @@ class Plan:
         return unit
 
 
-def plan_model(
+def spec_model(
     entry: ModelEntry,
     checkpoint: Checkpoint,
     mesh: ModelMesh,
@@ -185,7 +185,7 @@ def plan_model(
     *,
     free_pages: int,
     available: float,
-) -> ModelPlan:
+) -> ModelBuildSpec:
     """One model on a pool.
 
     Args:
@@ -217,13 +217,13 @@ def plan_model(
         dtype=dtype,
         quantization=entry.quantization,
         param_count=sum(int(np.prod(shape)) for shape in param_shapes(shards.config).values()),
-        param_bytes=kept_bytes(local, dtype, entry.quantization),
+        param_bytes=stored_bytes(local, dtype, entry.quantization),
         layout=layout,
         tensor_parallel=mesh.degree,
         copies=mesh.copies,
     )
     spec = _spec(entry, model, engine)
-    return ModelPlan(
+    return ModelBuildSpec(
         entry=entry,
         model=model,
         checkpoint=checkpoint,
@@ -286,7 +286,7 @@ def _expectations(entry: ModelEntry) -> dict[str, Any]:
         "prompt_tokens": entry.prompt_tokens,
         "output_tokens": entry.output_tokens,
         "kv_floor": entry.kv_floor,
-        "targets": LatencyTargets(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
+        "targets": LatencySlo(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
     }
 
 

@@ -23,13 +23,13 @@ from muxjax.models.nn.weight_format import put_on_device
 from muxjax.pallas_kernels.target import current_target
 
 if TYPE_CHECKING:
-    from muxjax.units.unit_spec import ModelPlan
+    from muxjax.units.unit_spec import ModelBuildSpec
 
 AHEAD = 8
 """This share of a device's bytes is read ahead, of formats that are read in the background."""
 
 
-def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder]:
+def load_weights(part: ModelBuildSpec, loaded: Callable[[int], None]) -> list[Decoder]:
     """Reads a model's weights.
 
     Args:
@@ -55,7 +55,9 @@ def load_weights(part: ModelPlan, loaded: Callable[[int], None]) -> list[Decoder
     return [decoder_of(part, device.weights) for device in devices.values()]
 
 
-def _pieces(part: ModelPlan, indices: list[int]) -> Iterator[tuple[str, list[int], np.ndarray]]:
+def _pieces(
+    part: ModelBuildSpec, indices: list[int]
+) -> Iterator[tuple[str, list[int], np.ndarray]]:
     """A parameter, the cuts that keep the same of it, and that, while the next are being read."""
     shards = part.shards
     wanted = deque(
@@ -83,7 +85,7 @@ def _pieces(part: ModelPlan, indices: list[int]) -> Iterator[tuple[str, list[int
         del piece
 
 
-def decoder_of(part: ModelPlan, weights: Mapping[str, Weight]) -> Decoder:
+def decoder_of(part: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decoder:
     """What one device has of a model."""
     shards = part.shards
     return Decoder(
@@ -108,7 +110,7 @@ class _DeviceWeights:
       device: one of the unit's.
     """
 
-    def __init__(self, part: ModelPlan, device: jax.Device) -> None:
+    def __init__(self, part: ModelBuildSpec, device: jax.Device) -> None:
         self._model = part.model
         self._config = part.shards.local
         self._stacks = stacks_of(self._config)

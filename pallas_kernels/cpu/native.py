@@ -7,8 +7,8 @@ compiles them with the machine's C++ compiler (some seconds) and keeps the libra
 folder, under a name made of all that went into it.
 
 They need AVX-512 with its bfloat16 and int8 products: AMD Zen 4, Intel Sapphire Rapids, and later.
-Where that or a compiler is missing, or `MUXJAX_NATIVE=off` is set, `why_not` says so, and products
-and attention are XLA's.
+Where that or a compiler is missing, or `MUXJAX_NATIVE=off` is set, `unavailable_reason` says so,
+and products and attention are XLA's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, Int8
 
 from muxjax.cache import cache_folder
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import current_target
 
 log = logging.getLogger("muxjax")
@@ -60,14 +60,14 @@ _SOURCES = Path(__file__).parent
 _lock = threading.Lock()
 
 
-def used() -> bool:
+def is_enabled() -> bool:
     """Whether what is traced now may call the kernels: it is for this machine's CPU, and they are
     there. The first call may compile them.
     """
-    return current_target().platform == "cpu" and why_not() is None
+    return current_target().platform == "cpu" and unavailable_reason() is None
 
 
-def why_not() -> str | None:
+def unavailable_reason() -> str | None:
     """Why there are no kernels here, or None. The first call may compile them."""
     with _lock:
         return _load()
@@ -228,16 +228,16 @@ def reads_half_pools() -> bool:
     reads it, where XLA would widen it first, and JAX writes to it in place (before 0.12, XLA:CPU
     copies all of it). The first call may compile the kernels.
     """
-    return why_not() is None and jax.__version_info__ >= (0, 12)
+    return unavailable_reason() is None and jax.__version_info__ >= (0, 12)
 
 
-def unable(request: Request) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why the kernel cannot carry out a request, or None."""
     if request.kv_dtype.name not in KV_DTYPES:
         return f"the pool must be of {' or '.join(KV_DTYPES)}, not {request.kv_dtype}"
     if request.target.platform != "cpu":
         return f"it runs on this machine's CPU, not on a {request.target}"
-    return why_not()
+    return unavailable_reason()
 
 
 def paged_attention_native(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from muxjax.pallas_kernels.gpu.tiles import ROWS, WIDTHS, choose_splits, choose_tiles
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import current_target
 
 FIRST_JAX = (0, 11)
@@ -22,7 +22,7 @@ HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def unable(request: Request) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why the kernels cannot carry out a request, or None."""
     layout, group = request.layout, request.num_heads // request.layout.num_kv_heads
     if jax.__version_info__ < FIRST_JAX:

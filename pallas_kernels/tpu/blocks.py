@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from muxjax.pallas_kernels.layout import KVLayout
 
 
-class Geometry(NamedTuple):
+class BlockGeometry(NamedTuple):
     """What a measured size holds for.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
     vmem_bytes: int
 
 
-TUNED: dict[Geometry, tuple[int, int]] = {}
+TUNED: dict[BlockGeometry, tuple[int, int]] = {}
 """Pages and queries that were measured to be fastest. Empty: no TPU was at hand yet."""
 
 _VMEM = {"TPU7x": 48 << 20}
@@ -113,8 +113,8 @@ def prefill_sizes(
 
 def _geometry(
     device_kind: str, kind: str, layout: KVLayout, num_heads: int, dtype: jnp.dtype
-) -> Geometry:
-    return Geometry(
+) -> BlockGeometry:
+    return BlockGeometry(
         device_kind,
         kind,
         num_heads,

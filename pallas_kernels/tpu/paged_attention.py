@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.metadata import Request
+from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import current_target
 from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
 from muxjax.pallas_kernels.tpu.decode import decode as decode_kernel
@@ -21,7 +21,7 @@ from muxjax.pallas_kernels.tpu.prefill import prefill as prefill_kernel
 _DTYPES = ("bfloat16", "float32")
 
 
-def unable(request: Request) -> str | None:
+def unsupported_reason(request: AttentionRequest) -> str | None:
     """Why the kernels cannot carry out a request, or None."""
     if request.kv_dtype.name not in _DTYPES:
         return f"takes pools of {' and '.join(_DTYPES)}, not {request.kv_dtype.name}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muxjax.placement.planner.estimator import POOL_SHARE, Curve
+from muxjax.placement.planner.estimator import POOL_SHARE, BatchCurve
 from muxjax.placement.planner.scorer import SLACK_WORTH, Scorer
 
 
@@ -45,7 +45,7 @@ def upper_bound(scorer: Scorer) -> float:
     return min(bounds) + SLACK_WORTH * ceiling
 
 
-def _alone(scorer: Scorer, model: int) -> list[tuple[Curve, float]]:
+def _alone(scorer: Scorer, model: int) -> list[tuple[BatchCurve, float]]:
     """One copy on a mesh of its own, for each kind of node and degree that it fits; and the memory
     of a device there.
     """
@@ -63,7 +63,7 @@ def _alone(scorer: Scorer, model: int) -> list[tuple[Curve, float]]:
     return found
 
 
-def _least_busy(curve: Curve, memory: float) -> float:
+def _least_busy(curve: BatchCurve, memory: float) -> float:
     """The least mesh seconds of a request, over the batches that fit."""
     most = POOL_SHARE * (memory - curve.weight_bytes) / curve.sequence_bytes
     return min([busy / 2**k for k, busy in enumerate(curve.busy) if 2**k < 2 * most or k == 0])

@@ -46,7 +46,7 @@ _CLOSE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class BatchCurve:
     """Times of one copy of a model on `tp` devices, against its batch.
 
     Attributes:
@@ -74,7 +74,7 @@ class Curve:
     busy: tuple[float, ...]
 
 
-def make_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> Curve:
+def build_batch_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> BatchCurve:
     """The curve of a model on a mesh of `size` devices, with all of their compute.
 
     A batch beyond the most that may run at once takes so many times as long as that.
@@ -89,7 +89,7 @@ def make_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> Curv
         prefill.append(seconds)
         busy.append((seconds if batch <= most else batch * full) + decoding)
     copies = size // tp
-    return Curve(
+    return BatchCurve(
         tp=tp,
         copies=copies,
         rate=load.rate / copies,
@@ -103,7 +103,7 @@ def make_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> Curv
     )
 
 
-def with_share(curve: Curve, load: ModelLoad, costs: CostModel, share: float) -> Curve:
+def with_share(curve: BatchCurve, load: ModelLoad, costs: CostModel, share: float) -> BatchCurve:
     """The same where decoding has a share of the compute: for concurrent execution."""
     return replace(curve, decode=_decode_times(load, costs, curve.tp, share))
 
@@ -138,23 +138,23 @@ def _in_proportion(values: Sequence[float], batch: float) -> float:
     return batch * values[0] if batch < 1.0 else _at(values, batch)
 
 
-def prefill_seconds(curve: Curve, batch: float) -> float:
+def prefill_seconds(curve: BatchCurve, batch: float) -> float:
     """Seconds of prefill of one request, when the whole batch is prefilled at once."""
     return _in_proportion(curve.prefill, batch) / batch if batch > 0 else curve.prefill[0]
 
 
-def busy_seconds(curve: Curve, batch: float) -> float:
+def busy_seconds(curve: BatchCurve, batch: float) -> float:
     """Mesh seconds of one request where time is sliced, `h(b)`."""
     return _at(curve.busy, batch) / max(1.0, batch)
 
 
-def decode_seconds(curve: Curve, batch: float) -> float:
+def decode_seconds(curve: BatchCurve, batch: float) -> float:
     """Of these, those of its decode steps."""
     return _at(curve.decode, batch) / max(1.0, batch)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class OperatingPoint:
     """Where a unit settles.
 
     Attributes:
@@ -179,14 +179,14 @@ class Latency:
     tpot: float
 
 
-def pool_bytes(curves: Sequence[Curve], memory: float) -> float:
+def pool_bytes(curves: Sequence[BatchCurve], memory: float) -> float:
     """The KV pool on each device beside the weights; negative where they do not fit."""
     return POOL_SHARE * (memory - sum([curve.weight_bytes for curve in curves]))
 
 
 def settle(
-    curves: Sequence[Curve], memory: float, execution: Execution, slow: float = 1.0
-) -> Point | None:
+    curves: Sequence[BatchCurve], memory: float, execution: Execution, slow: float = 1.0
+) -> OperatingPoint | None:
     """Where a unit settles, or None where weights and one request of each model do not fit, or not
     the longest of one model beside a mean one of each other.
 
@@ -209,7 +209,7 @@ def settle(
 # Time sliced
 
 
-def _time_sliced(curves: Sequence[Curve], pool: float) -> Point:
+def _time_sliced(curves: Sequence[BatchCurve], pool: float) -> OperatingPoint:
     weights = [curve.rate * curve.output_tokens for curve in curves]
     most = _longest_gap(curves, weights, pool)
     need, seconds = _need(curves, weights, most), most
@@ -221,10 +221,10 @@ def _time_sliced(curves: Sequence[Curve], pool: float) -> Point:
                 need, seconds = less, part * most
     fraction = min(1.0, 1.0 / need) if need > 0 else 1.0
     batches = tuple([weight * seconds for weight in weights])
-    return Point((fraction,) * len(curves), batches, min(1.0, need), seconds)
+    return OperatingPoint((fraction,) * len(curves), batches, min(1.0, need), seconds)
 
 
-def _need(curves: Sequence[Curve], weights: Sequence[float], seconds: float) -> float:
+def _need(curves: Sequence[BatchCurve], weights: Sequence[float], seconds: float) -> float:
     """Mesh seconds a second for the whole load, `sum(rate h)`, at a time between decode steps."""
     total = 0.0
     for curve, weight in zip(curves, weights, strict=True):
@@ -238,7 +238,7 @@ def _need(curves: Sequence[Curve], weights: Sequence[float], seconds: float) -> 
     return total
 
 
-def _longest_gap(curves: Sequence[Curve], weights: Sequence[float], pool: float) -> float:
+def _longest_gap(curves: Sequence[BatchCurve], weights: Sequence[float], pool: float) -> float:
     """The time between decode steps at which the batches fill the pool; each is one at least."""
     pairs = [(weight, curve.sequence_bytes) for weight, curve in zip(weights, curves, strict=True)]
     growing = [pair for pair in pairs if pair[0] > 0]
@@ -256,7 +256,7 @@ def _longest_gap(curves: Sequence[Curve], weights: Sequence[float], pool: float)
 # Concurrent
 
 
-def _concurrent(curves: Sequence[Curve], pool: float, slow: float) -> Point:
+def _concurrent(curves: Sequence[BatchCurve], pool: float, slow: float) -> OperatingPoint:
     prefill = before = 0.0
     for _ in range(_ROUNDS):
         batches = [_least_batch(curve, slow, prefill) for curve in curves]
@@ -280,10 +280,10 @@ def _concurrent(curves: Sequence[Curve], pool: float, slow: float) -> Point:
             served = batch / (curve.rate * (prefill + slow * _at(curve.decode, batch)))
         fractions.append(served if served < 1 - 10 * _CLOSE else 1.0)
     use = 1.0 if min(fractions) < 1.0 else min(1.0, held / pool)
-    return Point(tuple(fractions), tuple(batches), use, prefill)
+    return OperatingPoint(tuple(fractions), tuple(batches), use, prefill)
 
 
-def _least_batch(curve: Curve, slow: float, prefill: float) -> float:
+def _least_batch(curve: BatchCurve, slow: float, prefill: float) -> float:
     """The least batch that serves the rate; where none does, the one that serves most."""
     rate, decode = curve.rate, curve.decode
     first = rate * (prefill + slow * decode[0])
@@ -303,7 +303,9 @@ def _least_batch(curve: Curve, slow: float, prefill: float) -> float:
     return best
 
 
-def _within_quotas(curves: Sequence[Curve], wanted: Sequence[float], pool: float) -> list[float]:
+def _within_quotas(
+    curves: Sequence[BatchCurve], wanted: Sequence[float], pool: float
+) -> list[float]:
     """Batches that fill the pool: what each model wants, or its quota if that is less.
 
     Quotas are in proportion to rates times bytes of a request, and what a model does not want of
@@ -328,7 +330,7 @@ def _within_quotas(curves: Sequence[Curve], wanted: Sequence[float], pool: float
 
 
 def latencies(
-    curves: Sequence[Curve], point: Point, execution: Execution, slow: float = 1.0
+    curves: Sequence[BatchCurve], point: OperatingPoint, execution: Execution, slow: float = 1.0
 ) -> list[Latency | None]:
     """Mean latencies of each model; None where more comes than is served: its queue grows.
 
@@ -364,7 +366,7 @@ def latencies(
     return found
 
 
-def quiet_point(curves: Sequence[Curve], point: Point) -> Point:
+def quiet_point(curves: Sequence[BatchCurve], point: OperatingPoint) -> OperatingPoint:
     """Where time is sliced, the least time between decode steps that serves the whole load.
 
     `settle` looks at full batches, which serve most. At a load that leaves time, steps come as soon
@@ -381,4 +383,4 @@ def quiet_point(curves: Sequence[Curve], point: Point) -> Point:
         else:
             high = middle
     batches = tuple([weight * high for weight in weights])
-    return Point(point.fractions, batches, point.use, high)
+    return OperatingPoint(point.fractions, batches, point.use, high)

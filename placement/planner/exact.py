@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 
 from muxjax.placement.planner.scorer import Items, Scorer
-from muxjax.placement.planner.search import Room, Unit
+from muxjax.placement.planner.search import MeshBudget, Unit
 
 MOST_UNITS = 1000
 _MOST_WITH_HALVES = 250
@@ -53,7 +53,7 @@ def _best(scorer: Scorer, units: list[Unit]) -> list[Unit] | None:
         for model, part in unit[2]:
             placed[model, column] = part
     for group, nodes in enumerate(scorer.cluster.groups):
-        for size in Room(nodes).sizes:
+        for size in MeshBudget(nodes).sizes:
             slots.append(
                 np.array([u[1] // size if u[0] == group and u[1] >= size else 0 for u in units])
             )

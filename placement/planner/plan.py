@@ -142,7 +142,7 @@ class PlannedNodes(_Part):
     device: str
 
 
-class Plan(_Part):
+class PlacementPlan(_Part):
     """A whole plan.
 
     Attributes:
@@ -224,7 +224,7 @@ class Plan(_Part):
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path) -> PlacementPlan:
     """Reads a plan's file.
 
     Raises:
@@ -242,7 +242,7 @@ def load_plan(path: Path) -> Plan:
             "make it again with `muxjax plan`"
         )
     try:
-        return Plan.model_validate(data)
+        return PlacementPlan.model_validate(data)
     except ValidationError as error:
         faults = [
             f"{path}: {'.'.join(map(str, details['loc'])) or 'plan'}: {details['msg']}"

@@ -15,7 +15,7 @@ from muxjax.placement.planner.bound import upper_bound
 from muxjax.placement.planner.estimator import (
     LARGEST_BATCH,
     POOL_SHARE,
-    Curve,
+    BatchCurve,
     busy_seconds,
     decode_seconds,
     latencies,
@@ -27,7 +27,7 @@ from muxjax.placement.planner.exact import solve
 from muxjax.placement.planner.load import ModelLoad, check_loads
 from muxjax.placement.planner.plan import (
     Execution,
-    Plan,
+    PlacementPlan,
     PlannedDevice,
     PlannedModel,
     PlannedNodes,
@@ -55,7 +55,7 @@ _FLOORS = 0.25
 
 
 @dataclass(frozen=True)
-class Options:
+class PlannerOptions:
     """How to plan.
 
     Attributes:
@@ -73,16 +73,16 @@ class Options:
     as_upstream: bool = False
 
 
-def make_plan(
+def plan_placement(
     loads: Sequence[ModelLoad],
     cluster: Cluster,
     costs: Sequence[PlanningCosts],
-    options: Options | None = None,
+    options: PlannerOptions | None = None,
     *,
     profile: str | None = None,
     began: float | None = None,
     report: Callable[[float, float], None] = lambda done, value: None,
-) -> Plan:
+) -> PlacementPlan:
     """Plans a fleet.
 
     Args:
@@ -99,7 +99,7 @@ def make_plan(
         fleet or a cluster that its search cannot do.
     """
     began = time.perf_counter() if began is None else began
-    options = options or Options()
+    options = options or PlannerOptions()
     check_loads(loads)
     for load in loads:
         known = [load.kind in cost.models for cost in costs]
@@ -165,7 +165,9 @@ def _check_fit(scorer: Scorer) -> None:
         )
 
 
-def _place(scorer: Scorer, options: Options, report: Callable[[float, float], None]) -> list[Unit]:
+def _place(
+    scorer: Scorer, options: PlannerOptions, report: Callable[[float, float], None]
+) -> list[Unit]:
     starts: list[Sequence[Unit]] = []
     floor = 0.0
     groups = scorer.cluster.groups
@@ -240,8 +242,12 @@ def _too_full(scorer: Scorer) -> str:
 
 
 def _assemble(
-    scorer: Scorer, units: Sequence[Unit], options: Options, profile: str | None, began: float
-) -> Plan:
+    scorer: Scorer,
+    units: Sequence[Unit],
+    options: PlannerOptions,
+    profile: str | None,
+    began: float,
+) -> PlacementPlan:
     cluster, loads = scorer.cluster, scorer.loads
     planned = [
         _planned_unit(scorer, unit, f"unit-{number}", node, first)
@@ -267,7 +273,7 @@ def _assemble(
         "profile": profile,
         "options": asdict(options),
     }
-    return Plan(
+    return PlacementPlan(
         muxjax=__version__,
         config_hash=config_hash(settings),
         seed=options.seed,
@@ -381,7 +387,7 @@ def _planned_unit(scorer: Scorer, unit: Unit, name: str, node: int, first: int) 
 
 
 def _busy_parts(
-    curve: Curve, batch: float, fraction: float, execution: Execution, slow: float
+    curve: BatchCurve, batch: float, fraction: float, execution: Execution, slow: float
 ) -> tuple[float, float]:
     """The parts of the time in which a model's prefills and its decode steps run."""
     served = curve.rate * fraction
@@ -398,7 +404,7 @@ def _busy_parts(
 
 
 def _quotas(
-    scorer: Scorer, items: Sequence[tuple[int, float]], curves: Sequence[Curve], pool: float
+    scorer: Scorer, items: Sequence[tuple[int, float]], curves: Sequence[BatchCurve], pool: float
 ) -> tuple[list[float], list[float]]:
     """KV floors and initial quotas, as parts of the pool.
 

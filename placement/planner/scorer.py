@@ -22,10 +22,10 @@ from typing import Literal, TypeAlias
 from muxjax.placement.costs.cluster import Cluster
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.planner.estimator import (
-    Curve,
-    Point,
+    BatchCurve,
+    OperatingPoint,
+    build_batch_curve,
     latencies,
-    make_curve,
     quiet_point,
     settle,
     with_share,
@@ -49,7 +49,7 @@ _EASY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class UnitScore:
     """What a unit is worth, and how it is run.
 
     Attributes:
@@ -62,7 +62,7 @@ class Scored:
     value: float
     degrees: tuple[int, ...]
     shares: tuple[float, ...]
-    point: Point
+    point: OperatingPoint
 
 
 class Scorer:
@@ -100,12 +100,14 @@ class Scorer:
         self.weights = [
             load.rate / total if objective == "weighted" and total else 1.0 for load in loads
         ]
-        self.units: dict[tuple[int, int, Items, bool], Scored | None] = {}
-        self._curves: dict[tuple[int, int, int, float, Item], Curve] = {}
+        self.units: dict[tuple[int, int, Items, bool], UnitScore | None] = {}
+        self._curves: dict[tuple[int, int, int, float, Item], BatchCurve] = {}
         self._shares: dict[tuple[int, int, int, Item], float] = {}
         self._degrees: dict[tuple[int, int, int], tuple[int, ...]] = {}
 
-    def unit(self, group: int, size: int, items: Items, as_upstream: bool = False) -> Scored | None:
+    def unit(
+        self, group: int, size: int, items: Items, as_upstream: bool = False
+    ) -> UnitScore | None:
         """The worth of a unit, or None where it cannot be.
 
         Args:
@@ -144,7 +146,7 @@ class Scorer:
             self._degrees[key] = tuple(sorted(found, reverse=True))
         return self._degrees[key]
 
-    def curve(self, group: int, size: int, tp: int, share: float, item: Item) -> Curve:
+    def curve(self, group: int, size: int, tp: int, share: float, item: Item) -> BatchCurve:
         """The curve of an item on a mesh."""
         key = (group, size, tp, share, item)
         found = self._curves.get(key)
@@ -157,7 +159,7 @@ class Scorer:
             elif share != 1.0:
                 found = with_share(self.curve(group, size, tp, 1.0, item), load, costs, share)
             else:
-                found = make_curve(load, costs, size=size, tp=tp)
+                found = build_batch_curve(load, costs, size=size, tp=tp)
             self._curves[key] = found
         return found
 
@@ -192,14 +194,14 @@ class Scorer:
 
     def curves(
         self, group: int, size: int, items: Items, degrees: Sequence[int], shares: Sequence[float]
-    ) -> list[Curve]:
+    ) -> list[BatchCurve]:
         """The curves of a unit's items."""
         return [
             self.curve(group, size, tp, share, item)
             for tp, share, item in zip(degrees, shares, items, strict=True)
         ]
 
-    def _score(self, group: int, size: int, items: Items) -> Scored | None:
+    def _score(self, group: int, size: int, items: Items) -> UnitScore | None:
         options = [self.degrees(group, size, model) for model, _ in items]
         if not all(options):
             return None
@@ -224,7 +226,7 @@ class Scorer:
                     best = found
         return best
 
-    def _score_as_upstream(self, group: int, size: int, items: Items) -> Scored | None:
+    def _score_as_upstream(self, group: int, size: int, items: Items) -> UnitScore | None:
         """One copy of each model over the whole mesh, with upstream's shares."""
         assert self.upstream is not None
         shares = []
@@ -238,7 +240,7 @@ class Scorer:
 
     def _with_degrees(
         self, group: int, size: int, items: Items, degrees: Sequence[int]
-    ) -> Scored | None:
+    ) -> UnitScore | None:
         """The unit with given degrees. The shares of the compute are the smallest that each item
         needs; where something is refused and compute is left, all of it is given away.
         """
@@ -261,7 +263,7 @@ class Scorer:
         items: Items,
         degrees: Sequence[int],
         shares: tuple[float, ...],
-    ) -> Scored | None:
+    ) -> UnitScore | None:
         curves = self.curves(group, size, items, degrees, shares)
         slow = slowdown(shares, self.execution)
         memory = self.cluster.groups[group].device.memory
@@ -279,9 +281,11 @@ class Scorer:
             else:
                 value += served * PARTIAL_WORTH
         value += SLACK_WORTH * load * (1.0 - point.use)
-        return Scored(value, tuple(degrees), shares, point)
+        return UnitScore(value, tuple(degrees), shares, point)
 
-    def _good(self, curves: Sequence[Curve], point: Point, items: Items, slow: float) -> list[bool]:
+    def _good(
+        self, curves: Sequence[BatchCurve], point: OperatingPoint, items: Items, slow: float
+    ) -> list[bool]:
         """Whether each item is served in full within its targets."""
         if self.execution == "time_sliced":
             point = quiet_point(curves, point)

@@ -2,8 +2,8 @@
 
 A placement is a multiset of units: which node a mesh is on does not matter, as long as all meshes
 can be packed. Mesh sizes are powers of two, so that they can exactly if for every size the meshes
-of that size or more leave room (`Room`); there is no enumeration of mesh groups, and the cost of a
-step does not grow with the nodes.
+of that size or more leave room (`MeshBudget`); there is no enumeration of mesh groups, and the cost
+of a step does not grow with the nodes.
 
 Construction: models in order of the device time that they need, each to the unit, there or new,
 where the objective gains most; once for each preferred mesh size. What a unit gains is the
@@ -42,7 +42,7 @@ _QUIET = 40
 _MORE = 1e-9
 
 
-class Room:
+class MeshBudget:
     """What meshes fit on nodes that are alike, and how many are there.
 
     Sizes divide each other, so any set of meshes can be packed as long as, for each size, those of
@@ -79,7 +79,7 @@ class Placement:
 
     def __init__(self, scorer: Scorer, units: Iterable[Unit] = ()) -> None:
         self._scorer = scorer
-        self.rooms = [Room(group) for group in scorer.cluster.groups]
+        self.rooms = [MeshBudget(group) for group in scorer.cluster.groups]
         self.units: list[Unit] = []
         self.value = 0.0
         for unit in units:
@@ -198,7 +198,7 @@ class Search:
         """
         best, size = 0.0, 1
         for group, least in self._least[model].items():
-            room = Room(self._scorer.cluster.groups[group])
+            room = MeshBudget(self._scorer.cluster.groups[group])
             mesh = max(least, min(preferred, room.sizes[-1]))
             found = self._scorer.unit(group, mesh, ((model, 1.0),))
             if found is not None and found.point.fractions[0] / mesh > best:

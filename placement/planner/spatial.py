@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import ModelShape
-from muxjax.placement.planner.plan import Plan, PlannedModel, PlannedUnit
+from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUnit
 
 POOL_SHARE = 0.9
 """Part of the memory beside the weights that the pool takes, as in the estimator."""
@@ -21,7 +21,7 @@ _BATCH = 32
 
 
 def spatial_units(
-    plan: Plan, costs: PlanningCosts, shapes: Mapping[str, ModelShape]
+    plan: PlacementPlan, costs: PlanningCosts, shapes: Mapping[str, ModelShape]
 ) -> tuple[PlannedUnit, ...]:
     """The models of a plan, each on devices of its own in the plan's cluster.
 
@@ -74,7 +74,7 @@ def spatial_units(
     return tuple(units)
 
 
-def _whole_models(plan: Plan) -> list[PlannedModel]:
+def _whole_models(plan: PlacementPlan) -> list[PlannedModel]:
     """Each model once, with the rates of its replicas added up."""
     models: dict[str, PlannedModel] = {}
     for unit in plan.units:

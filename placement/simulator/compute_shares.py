@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 
 OVERLAP = 0.2
 """How much of the chip may be promised twice (MuxServe's `overload_threshold` of 2 tenths)."""
@@ -26,24 +26,26 @@ class ComputeShares:
       ValueError: a share that is not above 0 and at most 1.
     """
 
-    def __init__(self, shares: Mapping[Turn, float], overlap: float = OVERLAP) -> None:
+    def __init__(self, shares: Mapping[StepKey, float], overlap: float = OVERLAP) -> None:
         for (model, phase), share in shares.items():
             if not 0 < share <= 1:
                 raise ValueError(
                     f"{model}: the {phase} share must be above 0 and at most 1, not {share}"
                 )
         self._shares = dict(shares)
-        self._taken: dict[Turn, float] = {}
+        self._taken: dict[StepKey, float] = {}
         self._most = 1.0 + overlap + 1e-9
 
-    def __getitem__(self, turn: Turn) -> float:
+    def __getitem__(self, turn: StepKey) -> float:
         return self._shares[turn]
 
-    def taken(self, turn: Turn) -> float:
+    def taken(self, turn: StepKey) -> float:
         """What the program takes that was started last: its own share, unless more was lent."""
         return self._taken.get(turn, self._shares[turn])
 
-    def lend(self, turn: Turn, running: Collection[Turn], working: Collection[Turn]) -> None:
+    def lend(
+        self, turn: StepKey, running: Collection[StepKey], working: Collection[StepKey]
+    ) -> None:
         """Deals what the idle leave among those that have work, in proportion to their own shares.
 
         To be called for each program that is started. What is lent is not called back before the
@@ -59,7 +61,7 @@ class ComputeShares:
         free = 1.0 - sum([self.taken(other) for other in running])
         self._taken[turn] = max(own, min(part, free))
 
-    def fits(self, turn: Turn, running: Collection[Turn]) -> bool:
+    def fits(self, turn: StepKey, running: Collection[StepKey]) -> bool:
         """Whether the program can start beside those that run; each runs once at a time."""
         if turn in running:
             return False

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.scheduling.fair_share import Phase, Turn
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.fair_share import Phase, StepKey
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step
 
 
@@ -35,7 +35,7 @@ class ConcurrentAdaptiveBatch:
         self._last: dict[Phase, str] = {}
         self._refused: dict[str, int] = {}
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         running = unit.in_flight()
         step: Step | None
         if not (self.one_prefill and any(phase == "prefill" for _, phase in running)):
@@ -59,29 +59,29 @@ class ConcurrentAdaptiveBatch:
                     return step
         return None
 
-    def prefills(self, unit: Unit, now: float) -> list[str]:
+    def prefills(self, unit: Scheduler, now: float) -> list[str]:
         """Models whose prefill is to be started now, in order: all that have one, in turn."""
         del now
         return [m for m in self._turns(unit, "prefill") if unit.models[m].has_prefill]
 
-    def decodes(self, unit: Unit, now: float) -> list[str]:
+    def decodes(self, unit: Scheduler, now: float) -> list[str]:
         """Models with sequences to decode, in order: in turn."""
         del now
         return [m for m in self._turns(unit, "decode") if unit.models[m].has_decode]
 
-    def made(self, unit: Unit, step: Step, now: float) -> None:
+    def made(self, unit: Scheduler, step: Step, now: float) -> None:
         """Notes which step was made."""
         del unit, now
         self._last["prefill" if isinstance(step, Prefill) else "decode"] = step.model
 
-    def _turns(self, unit: Unit, phase: Phase) -> list[str]:
+    def _turns(self, unit: Scheduler, phase: Phase) -> list[str]:
         """Models in turn, who went last at the end."""
         models = list(unit.models)
         last = self._last.get(phase)
         first = 0 if last is None else models.index(last) + 1
         return models[first:] + models[:first]
 
-    def _might_fit(self, unit: Unit, model: str) -> bool:
+    def _might_fit(self, unit: Scheduler, model: str) -> bool:
         """Whether there may be pages and a slot for a prefill."""
         if not unit.models[model].free_slots:
             return bool(unit.models[model].prefilling)
@@ -103,16 +103,16 @@ class ConcurrentStatic(ConcurrentAdaptiveBatch):
     name = "static"
     one_prefill = False
 
-    def prefills(self, unit: Unit, now: float) -> list[str]:
+    def prefills(self, unit: Scheduler, now: float) -> list[str]:
         """Models with prompts whose part of the chip is free."""
         return self._free(unit, super().prefills(unit, now))
 
-    def decodes(self, unit: Unit, now: float) -> list[str]:
+    def decodes(self, unit: Scheduler, now: float) -> list[str]:
         """Models with sequences whose part of the chip is free."""
         return self._free(unit, super().decodes(unit, now))
 
     @staticmethod
-    def _free(unit: Unit, models: list[str]) -> list[str]:
+    def _free(unit: Scheduler, models: list[str]) -> list[str]:
         busy = {model for model, _ in unit.in_flight()}
         return [model for model in models if model not in busy]
 
@@ -128,7 +128,7 @@ class ConcurrentFcfs:
     def __init__(self, compute: ComputeShares) -> None:
         self._compute = compute
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         running = unit.in_flight()
         step: Step | None
@@ -140,7 +140,7 @@ class ConcurrentFcfs:
                 if group
             ]
             if line:
-                first: Turn = (min(line)[1], "prefill")
+                first: StepKey = (min(line)[1], "prefill")
                 if self._compute.fits(first, running):
                     step = unit.make_prefill(first[0])
                     if step is not None:
@@ -158,7 +158,7 @@ class ConcurrentFcfs:
         return None
 
 
-def _oldest_settled(unit: Unit) -> Iterator[tuple[int, str]]:
+def _oldest_settled(unit: Scheduler) -> Iterator[tuple[int, str]]:
     """For each model the place in line of its oldest sequence that no step in flight works on."""
     for name, state in unit.models.items():
         for request in state.running.values():
@@ -167,5 +167,5 @@ def _oldest_settled(unit: Unit) -> Iterator[tuple[int, str]]:
                 break
 
 
-def _finished(unit: Unit) -> int:
+def _finished(unit: Scheduler) -> int:
     return sum([state.finished for state in unit.models.values()])

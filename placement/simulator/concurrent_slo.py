@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent_policies import ConcurrentStatic
-from muxjax.scheduling.fair_share import Phase, Turn
-from muxjax.scheduling.policies.deferral import LostCauses
-from muxjax.scheduling.policies.slo_tracker import Pace
-from muxjax.scheduling.policies.slo_utilization import Strain
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.fair_share import Phase, StepKey
+from muxjax.scheduling.policies.deferral import DeferralQueue
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step
 
 
@@ -26,19 +26,19 @@ class ConcurrentSlo(ConcurrentStatic):
 
     def __init__(self, compute: ComputeShares) -> None:
         super().__init__(compute)
-        self._paces: dict[str, Pace] = {}
-        self._lost: dict[str, LostCauses] = {}
-        self._strain = Strain()  # stays 0: nobody is slower for what others decode
+        self._paces: dict[str, SloTracker] = {}
+        self._lost: dict[str, DeferralQueue] = {}
+        self._strain = SloUtilization()  # stays 0: nobody is slower for what others decode
         self._membership = -1  # `unit.membership` that they were made for
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         if self._membership != unit.membership:
             self._membership = unit.membership
-            self._paces = {name: Pace(s, unit.estimates) for name, s in unit.models.items()}
-            self._lost = {name: LostCauses([pace]) for name, pace in self._paces.items()}
+            self._paces = {name: SloTracker(s, unit.estimates) for name, s in unit.models.items()}
+            self._lost = {name: DeferralQueue([pace]) for name, pace in self._paces.items()}
         return super().next_step(unit, now)
 
-    def prefills(self, unit: Unit, now: float) -> list[str]:
+    def prefills(self, unit: Scheduler, now: float) -> list[str]:
         """Models whose part of the chip is free and whose prompts are due."""
         due = []
         for model in super().prefills(unit, now):
@@ -51,17 +51,17 @@ class ConcurrentSlo(ConcurrentStatic):
                 due.append(model)
         return due
 
-    def decodes(self, unit: Unit, now: float) -> list[str]:
+    def decodes(self, unit: Scheduler, now: float) -> list[str]:
         """Models with sequences to decode whose part of the chip is free."""
         for model, state in unit.models.items():
             if not state.running:
                 self._paces[model].rests()
         return super().decodes(unit, now)
 
-    def made(self, unit: Unit, step: Step, now: float) -> None:
+    def made(self, unit: Scheduler, step: Step, now: float) -> None:
         """Lends what is idle, and notes what targets count with."""
         phase: Phase = "prefill" if isinstance(step, Prefill) else "decode"
-        working: list[Turn] = [
+        working: list[StepKey] = [
             (model, phase)
             for model, state in unit.models.items()
             if state.has_prefill or state.has_decode

@@ -23,7 +23,7 @@ from typing import Any
 
 from muxjax.placement.costs.cost_model import CostModel
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 
 _BIN = math.log(1.001)
 _SHORTEST = 1e-9
@@ -69,7 +69,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Target:
+class AttainmentTarget:
     """The latency that a request of one model may have. What is None is not asked for.
 
     Attributes:
@@ -101,12 +101,12 @@ class Target:
 
     def for_scheduler(
         self, prompt_tokens: float, output_tokens: float, costs: CostModel
-    ) -> LatencyTargets:
+    ) -> LatencySlo:
         """The same target as the scheduler takes it, for requests of these mean lengths."""
         if self.scale is None:
-            return LatencyTargets(self.ttft, self.tpot)
+            return LatencySlo(self.ttft, self.tpot)
         prompt, context = max(1.0, prompt_tokens), prompt_tokens + output_tokens / 2
-        return LatencyTargets(
+        return LatencySlo(
             self.ttft,
             self.tpot,
             self.scale,
@@ -189,7 +189,7 @@ class _Counts:
         }
 
 
-class Metrics:
+class SimulationMetrics:
     """Collects the records of one run.
 
     Args:
@@ -197,7 +197,7 @@ class Metrics:
       costs: for targets that are multiples of a request's time alone.
     """
 
-    def __init__(self, targets: Mapping[str, Target], costs: CostModel) -> None:
+    def __init__(self, targets: Mapping[str, AttainmentTarget], costs: CostModel) -> None:
         self._targets = targets
         self._costs = costs
         self._all = _Counts()

@@ -11,14 +11,14 @@ from muxjax.placement.costs.devices import Device
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import Slo
-from muxjax.placement.planner.plan import Plan
-from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.planner.plan import PlacementPlan
+from muxjax.placement.simulator.metrics import AttainmentTarget
 
 _USABLE = 0.9
 """Part of the memory that the weights of a model alone may fill."""
 
 
-def plan_costs(plan: Plan) -> dict[str, PlanningCosts]:
+def plan_costs(plan: PlacementPlan) -> dict[str, PlanningCosts]:
     """A cost model for each kind of device: the profile the plan was made from, or the roofline.
 
     Raises:
@@ -33,11 +33,11 @@ def plan_costs(plan: Plan) -> dict[str, PlanningCosts]:
 
 
 def plan_targets(
-    plan: Plan,
+    plan: PlacementPlan,
     costs: Mapping[str, PlanningCosts],
-    asked: Target,
+    asked: AttainmentTarget,
     slos: Mapping[str, Slo] | None = None,
-) -> dict[str, Target]:
+) -> dict[str, AttainmentTarget]:
     """The latency target of each model.
 
     Args:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muxjax.placement.planner.plan import Plan, PlannedModel
+from muxjax.placement.planner.plan import PlacementPlan, PlannedModel
 from muxjax.placement.simulator.simulated_units import longest_request
 from muxjax.placement.workload.arrivals import power_law_rates
 from muxjax.placement.workload.lengths import Lengths, LogNormal, Sampled
 from muxjax.placement.workload.synthetic import Traffic
 
 
-def planned_rates(plan: Plan) -> dict[str, float]:
+def planned_rates(plan: PlacementPlan) -> dict[str, float]:
     """Requests per second of each model, its replicas together."""
     rates: dict[str, float] = {}
     for unit in plan.units:
@@ -21,7 +21,7 @@ def planned_rates(plan: Plan) -> dict[str, float]:
 
 
 def planned_traffic(
-    plan: Plan,
+    plan: PlacementPlan,
     *,
     alpha: float | None = None,
     rate: float | None = None,
@@ -54,7 +54,7 @@ def planned_traffic(
     ]
 
 
-def _lengths(plan: Plan, model: PlannedModel) -> Lengths:
+def _lengths(plan: PlacementPlan, model: PlannedModel) -> Lengths:
     """Log-normal lengths; prompt and output share the model's longest request as they share the
     mean one, so that no request is too long for it.
     """

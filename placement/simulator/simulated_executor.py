@@ -18,7 +18,7 @@ from muxjax.placement.costs.cost_model import CostModel
 from muxjax.placement.costs.step_times import StepTimes
 from muxjax.placement.planner.plan import Execution
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
 
 TOKEN = 0
@@ -52,7 +52,7 @@ class SimulatedModel:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class SimulatedJob:
     """A step on the device; the handle of a submitted step.
 
     Attributes:
@@ -105,13 +105,13 @@ class SimulatedExecutor:
         self.side_by_side = execution == "concurrent"
         self._bandwidth = bandwidth
         self._held = {name: [0] * model.max_seqs for name, model in models.items()}
-        self._jobs: list[Job] = []
+        self._jobs: list[SimulatedJob] = []
         self._slowdown = 1.0
         self._then = 0.0  # when `left` was last brought up to date
         self.now = 0.0
         self.busy_seconds = 0.0
 
-    def submit(self, step: Step) -> Job:
+    def submit(self, step: Step) -> SimulatedJob:
         """Queues a step; it starts at once, or when those before it have ended."""
         if isinstance(step, Prefill):
             job = self._prefill(step)
@@ -131,7 +131,7 @@ class SimulatedExecutor:
             self._jobs.append(job)
         return job
 
-    def next_end(self) -> tuple[float, Job] | None:
+    def next_end(self) -> tuple[float, SimulatedJob] | None:
         """When the next step ends, and which; None if none is in flight."""
         if not self._jobs:
             return None
@@ -141,7 +141,7 @@ class SimulatedExecutor:
         job = min(self._jobs, key=_left)
         return max(self.now, self._then + job.left * self._slowdown), job
 
-    def result(self, handle: Job) -> StepResult:
+    def result(self, handle: SimulatedJob) -> StepResult:
         """What the step gave; the clock moves to its end, which must be the next one."""
         found = self.next_end()
         if found is None or found[1] is not handle:
@@ -167,7 +167,7 @@ class SimulatedExecutor:
 
     # Durations
 
-    def _prefill(self, step: Prefill) -> Job:
+    def _prefill(self, step: Prefill) -> SimulatedJob:
         model = self._models[step.model]
         held = self._held[step.model]
         total = squares = 0
@@ -194,7 +194,7 @@ class SimulatedExecutor:
         moved += each * costs.kv_bytes_per_token(model.kind, tp=tp)
         return self._job(step, tokens, seconds, share, moved)
 
-    def _decode(self, step: Decode) -> Job:
+    def _decode(self, step: Decode) -> SimulatedJob:
         model = self._models[step.model]
         held = self._held[step.model]
         context = made = longest = 0
@@ -220,14 +220,14 @@ class SimulatedExecutor:
         moved += context / model.copies * costs.kv_bytes_per_token(model.kind, tp=tp)
         return self._job(step, tokens, rounds * each, share, moved)
 
-    def _share(self, turn: Turn, own: float) -> float:
+    def _share(self, turn: StepKey, own: float) -> float:
         return own if self._compute is None else self._compute.taken(turn)
 
     def _job(
         self, step: Step, tokens: list[list[int]], seconds: float, share: float, moved: float
-    ) -> Job:
+    ) -> SimulatedJob:
         traffic = moved / seconds / self._bandwidth if self._bandwidth else 0.0
-        return Job(step, tokens, self.now, seconds, seconds, share, min(1.0, traffic))
+        return SimulatedJob(step, tokens, self.now, seconds, seconds, share, min(1.0, traffic))
 
     # Side by side
 
@@ -254,5 +254,5 @@ def _slots_and_counts(step: Decode) -> Iterable[tuple[int, int]]:
     return [(sequence.slot, sequence.num_tokens) for sequence in sequences]
 
 
-def _left(job: Job) -> float:
+def _left(job: SimulatedJob) -> float:
     return job.left

@@ -20,7 +20,7 @@ from muxjax.placement.costs.step_times import StepTimes
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent import make_concurrent_policy
-from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.simulator.metrics import AttainmentTarget
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator.simulator import UnitSimulation
 from muxjax.scheduling.demand import expected_demand
@@ -28,7 +28,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.kv_cache.pool_division import pool_of
 from muxjax.scheduling.kv_cache.quotas import OpenPool
 from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Policy, Unit
+from muxjax.scheduling.scheduler import Policy, Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 
 PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
@@ -88,14 +88,14 @@ class System:
         return "time_sliced" if self.policy in ("temporal", "mutex") else self.execution
 
 
-def make_unit(
+def build_simulated_unit(
     planned: PlannedUnit,
     system: System,
     costs: CostModel,
     shapes: Mapping[str, ModelShape],
     *,
     bandwidth: float | None,
-    targets: Mapping[str, Target] | None = None,
+    targets: Mapping[str, AttainmentTarget] | None = None,
 ) -> UnitSimulation:
     """One unit of a plan.
 
@@ -141,7 +141,7 @@ def make_unit(
         return replace(found, kv=quotas[spec.name]) if all(quotas.values()) else found
 
     try:
-        unit = Unit(
+        unit = Scheduler(
             specs,
             int(planned.kv_bytes // page_bytes),
             _policy(system, compute),

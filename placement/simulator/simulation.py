@@ -15,12 +15,12 @@ from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import ModelShape
-from muxjax.placement.planner.plan import Plan, PlannedUnit
+from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
 from muxjax.placement.planner.plan_hash import config_hash
 from muxjax.placement.planner.spatial import spatial_units
-from muxjax.placement.simulator.metrics import Metrics, Target
+from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import System, make_unit
+from muxjax.placement.simulator.simulated_units import System, build_simulated_unit
 from muxjax.placement.simulator.simulator import Simulation
 from muxjax.placement.workload.synthetic import at_rate
 from muxjax.placement.workload.trace import TraceRequest, Workload
@@ -51,9 +51,9 @@ class Setup:
       describes: what the workload is, for the record and the hash.
     """
 
-    plan: Plan
+    plan: PlacementPlan
     costs: Mapping[str, PlanningCosts]
-    targets: Mapping[str, Target]
+    targets: Mapping[str, AttainmentTarget]
     max_waiting: int | None = None
     seed: int = 0
     describes: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def run(
       WorkloadError: the workload asks for what the plan does not have, or is out of order.
     """
     units = [
-        make_unit(
+        build_simulated_unit(
             unit,
             system,
             setup.costs[unit.device],
@@ -123,7 +123,7 @@ def run(
     if timeline is not None:
         for unit in units:
             unit.observer = timeline.observer(" ".join(part for part in (title, unit.name) if part))
-    metrics = Metrics(setup.targets, next(iter(setup.costs.values())))
+    metrics = SimulationMetrics(setup.targets, next(iter(setup.costs.values())))
 
     def take(record: RequestRecord) -> None:
         met = metrics.add(record)
@@ -236,7 +236,7 @@ def _units(setup: Setup, system: System) -> Sequence[PlannedUnit]:
     return setup.plan.units
 
 
-def _bandwidth(plan: Plan, unit: PlannedUnit) -> float | None:
+def _bandwidth(plan: PlacementPlan, unit: PlannedUnit) -> float | None:
     for device in plan.devices:
         if device.name == unit.device:
             return device.bandwidth

@@ -1,10 +1,10 @@
 """Runs workloads through the production scheduler on a simulated clock.
 
-Each unit has the real `Unit`, with its policy, allocator and quotas, and a `SimulatedExecutor`; the
-loop around them is the engine's. Units run at the same time and meet only in the router: a request
-goes to the unit that holds its model, if several do to the one that the engine's router would take
-(`scheduling/routing.py`).
-Units are therefore moved on one by one, each up to the moment of the request that it gets next.
+Each unit has the real `Scheduler`, with its policy, allocator and quotas, and a
+`SimulatedExecutor`; the loop around them is the engine's. Units run at the same time and meet only
+in the router: a request goes to the unit that holds its model, if several do to the one that the
+engine's router would take (`scheduling/routing.py`). Units are therefore moved on one by one, each
+up to the moment of the request that it gets next.
 
 Nothing is drawn at random here, so a workload's seed decides everything.
 """
@@ -17,12 +17,12 @@ from functools import lru_cache
 
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_executor import Job, SimulatedExecutor
+from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedJob
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import least_laden
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.routing import least_loaded
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 
 STUCK_SECONDS = 0.05
@@ -30,7 +30,7 @@ STUCK_SECONDS = 0.05
 _MOST_STUCK = 10_000
 
 OnRecord = Callable[[RequestRecord], None]
-Observer = Callable[[Unit, Step, StepResult], None]
+Observer = Callable[[Scheduler, Step, StepResult], None]
 """Is shown each step that has been applied, as by the engine."""
 
 
@@ -54,7 +54,7 @@ class UnitSimulation:
     def __init__(
         self,
         name: str,
-        unit: Unit,
+        unit: Scheduler,
         executor: SimulatedExecutor,
         seconds: Mapping[str, float] | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class UnitSimulation:
         self.unit = unit
         self.executor = executor
         self._side_by_side = executor.side_by_side
-        self._in_flight: deque[Job] = deque()
+        self._in_flight: deque[SimulatedJob] = deque()
         self._stuck = 0
         self.steps = {"prefill": 0, "decode": 0}
         self._seconds = dict(seconds or {})
@@ -188,7 +188,7 @@ class Simulation:
             for unit in holders:
                 unit.advance(asked.arrival, ended)
             tokens = asked.prompt_tokens + asked.output_tokens
-            unit = least_laden(holders, waits, asked.model, tokens)
+            unit = least_loaded(holders, waits, asked.model, tokens)
             request = Request(
                 number,
                 asked.model,

@@ -22,11 +22,11 @@ from typing import Any
 
 from muxjax.config.server import ServerConfig
 from muxjax.sampling_params import SamplingParams
-from muxjax.serve.access.key_policy import params_of
+from muxjax.serve.access.key_policy import apply_key_policy
 from muxjax.serve.access.keys import Key
 from muxjax.serve.access.limits import KeyLimits, too_many
 from muxjax.serve.access.queues import ModelQueue
-from muxjax.serve.access.tracked_stream import Observer, Place, Watched
+from muxjax.serve.access.tracked_stream import Observer, QueueTicket, TrackedStream
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike
 
@@ -50,7 +50,7 @@ class Admission:
         self.config = config
         self.observers = observers
         self.draining = False
-        self.streams: set[Watched] = set()
+        self.streams: set[TrackedStream] = set()
         self.lock = threading.RLock()
         self._queues = {name: ModelQueue() for name in fleet.models}
 
@@ -89,7 +89,7 @@ class Admission:
         params: SamplingParams,
         limits: KeyLimits | None,
         loop: asyncio.AbstractEventLoop,
-    ) -> Watched:
+    ) -> TrackedStream:
         """Opens a stream of the fleet, if there is room for it.
 
         Raises:
@@ -120,8 +120,8 @@ class Admission:
             with self.lock:
                 queue.leave(served=False)
             raise
-        return Watched(
-            self, inner, model, params.max_tokens, Place(queue, limits, reserved, most), loop
+        return TrackedStream(
+            self, inner, model, params.max_tokens, QueueTicket(queue, limits, reserved, most), loop
         )
 
 
@@ -139,7 +139,7 @@ class View:
         self._key = key
         self._limits = limits
         self._loop = loop
-        self._streams: list[Watched] = []
+        self._streams: list[TrackedStream] = []
         models = admission.fleet.models
         self.models: Mapping[str, ModelLike] = (
             models if key is None else {name: m for name, m in models.items() if key.sees(name)}
@@ -147,13 +147,13 @@ class View:
 
     def open_stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
-    ) -> Watched:
+    ) -> TrackedStream:
         """See `FleetLike`; the endpoint has looked the model up in `models`.
 
         Raises:
           ApiError: it is not let in.
         """
-        params = params_of(self._key, params or SamplingParams())
+        params = apply_key_policy(self._key, params or SamplingParams())
         stream = self._admission.open(model, prompt, params, self._limits, self._loop)
         self._streams.append(stream)
         return stream

@@ -14,7 +14,7 @@ from muxjax.serve.access.keys import Key
 from muxjax.serve.errors import ApiError
 
 
-def params_of(key: Key | None, params: SamplingParams) -> SamplingParams:
+def apply_key_policy(key: Key | None, params: SamplingParams) -> SamplingParams:
     """The parameters of a request by the holder of a key; without keys they stay as they are.
 
     A request takes its key's priority, or the lower one that it asks for.

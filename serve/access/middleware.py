@@ -83,7 +83,7 @@ class Calls(Protocol):
 
 
 @dataclass
-class Front:
+class RequestMiddleware:
     """The middleware.
 
     Attributes:

@@ -65,7 +65,7 @@ class Ending:
         "ttft",
     )
 
-    def __init__(self, stream: Watched, reason: str, now: float) -> None:
+    def __init__(self, stream: TrackedStream, reason: str, now: float) -> None:
         self.model = stream.model
         self.reason = reason
         self.prompt_tokens = stream.num_prompt_tokens
@@ -88,12 +88,12 @@ class Door(Protocol):
 
     config: ServerConfig
     observers: tuple[Observer, ...]
-    streams: set[Watched]
+    streams: set[TrackedStream]
     lock: threading.RLock
 
 
 @dataclass(frozen=True)
-class Place:
+class QueueTicket:
     """What a stream takes of the queue and of its key's tokens, `most` at most."""
 
     queue: ModelQueue
@@ -109,7 +109,7 @@ class Place:
             self.limits.give_back(self.reserved, max(0, self.most - made))
 
 
-class Watched:
+class TrackedStream:
     """A stream of the fleet with its place in the queue, its time limit and its measures."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Watched:
         inner: StreamLike,
         model: str,
         max_tokens: int,
-        place: Place,
+        place: QueueTicket,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.model = model

@@ -13,7 +13,7 @@ from muxjax.grammar import Grammar
 from muxjax.serve.errors import ApiError, in_words_of
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, ModelLike, TokenizerLike
 from muxjax.serve.openai.find_model import find_model
-from muxjax.serve.openai.generation import EventStream, Output, start, unless_gone
+from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_on_disconnect, start
 from muxjax.serve.openai.messages import ChatMessage, NamedTool, Tool
 from muxjax.serve.openai.requests import ChatRequest, parse_chat
 from muxjax.serve.openai.responses import chat_logprobs, events, head, usage
@@ -52,7 +52,7 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
         running = await start(fleet, model.name, [prompt], params)
     except InvalidRequest as error:
         raise in_words_of(error, names) from error
-    choices = [_Choice(asked, model.tokenizer, index, form) for index in range(len(params))]
+    choices = [_ChatChoice(asked, model.tokenizer, index, form) for index in range(len(params))]
     if asked.stream:
         beginning = head("chatcmpl", "chat.completion.chunk", model.name)
         first = [choice.chunk({"role": "assistant", "content": ""}) for choice in choices]
@@ -68,7 +68,7 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
         )
     beginning = head("chatcmpl", "chat.completion", model.name)
     try:
-        outputs = await unless_gone(request, running.outputs())
+        outputs = await cancel_on_disconnect(request, running.outputs())
     except InvalidRequest as error:  # a grammar that could not be followed to its end
         raise in_words_of(error, names) from error
     finally:
@@ -130,7 +130,7 @@ def _tools_grammar(form: CallForm, asked: ChatRequest, tools: list[Tool]) -> Gra
     return grammar_of(form, tools, text=asked.format_grammar or True, several=several)
 
 
-class _Choice:
+class _ChatChoice:
     """One output as an assistant's message, whole or in events."""
 
     def __init__(
@@ -145,7 +145,7 @@ class _Choice:
         self._index = index
         self._reader = None if form is None else CallReader(form)
 
-    def whole(self, output: Output) -> dict[str, Any]:
+    def whole(self, output: GeneratedOutput) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
         content = output.text
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
@@ -200,7 +200,7 @@ class _Choice:
             pieces += self._reader.flush()
         return [_part(piece) for piece in pieces]
 
-    def _logprobs(self, made: DeltaLike | Output) -> dict[str, Any] | None:
+    def _logprobs(self, made: DeltaLike | GeneratedOutput) -> dict[str, Any] | None:
         if not self._asked.logprobs:
             return None
         return chat_logprobs(self._tokenizer, list(made.token_ids), list(made.logprobs or ()))

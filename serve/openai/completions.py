@@ -14,7 +14,7 @@ from muxjax.serve.errors import ApiError, in_words_of
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, TokenizerLike
 from muxjax.serve.openai.fields import CompletionRequest
 from muxjax.serve.openai.find_model import find_model
-from muxjax.serve.openai.generation import EventStream, Output, start, unless_gone
+from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_on_disconnect, start
 from muxjax.serve.openai.requests import parse_completion
 from muxjax.serve.openai.responses import Offsets, completion_logprobs, events, head, usage
 
@@ -51,7 +51,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
     except InvalidRequest as error:
         raise in_words_of(error, names) from error
     choices = [
-        _Choice(asked, model.tokenizer, index, prompts[index // len(params)], only_echo)
+        _CompletionChoice(asked, model.tokenizer, index, prompts[index // len(params)], only_echo)
         for index in range(len(running.streams))
     ]
     beginning = head("cmpl", "text_completion", model.name)
@@ -69,7 +69,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
             running,
         )
     try:
-        outputs = await unless_gone(request, running.outputs())
+        outputs = await cancel_on_disconnect(request, running.outputs())
     except InvalidRequest as error:  # a grammar that could not be followed to its end
         raise in_words_of(error, names) from error
     finally:
@@ -98,7 +98,7 @@ def _token_ids(tokenizer: TokenizerLike | None, asked: CompletionRequest) -> lis
     return prompts  # type: ignore[return-value]
 
 
-class _Choice:
+class _CompletionChoice:
     """One output, whole or in events. With `echo` the prompt is its first part."""
 
     def __init__(
@@ -116,7 +116,7 @@ class _Choice:
         self._offsets = Offsets(tokenizer)
         self._echo = prompt if asked.echo else None
 
-    def whole(self, output: Output) -> dict[str, Any]:
+    def whole(self, output: GeneratedOutput) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
         return self._choice(output)
 
@@ -127,7 +127,7 @@ class _Choice:
             return []
         return [self._choice(delta)]
 
-    def _choice(self, made: DeltaLike | Output) -> dict[str, Any]:
+    def _choice(self, made: DeltaLike | GeneratedOutput) -> dict[str, Any]:
         text, tokens = made.text, list(made.token_ids)
         logprobs: list[TokenLogprobs | None] = list(made.logprobs or ())
         if self._only_echo:

@@ -1,7 +1,7 @@
 """Runs the streams of one call: all their deltas as they come, or their whole outputs.
 
-Whatever ends a call early (the client leaves, one stream fails, the server stops), `Running.cancel`
-is called for all its streams, so no request outlives its reader.
+Whatever ends a call early (the client leaves, one stream fails, the server stops),
+`GenerationCall.cancel` is called for all its streams, so no request outlives its reader.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Output:
+class GeneratedOutput:
     """All that one stream gave."""
 
     text: str = ""
@@ -42,7 +42,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Running:
+class GenerationCall:
     """The streams of one call: `choices` for each prompt, in the order of the answer."""
 
     streams: Sequence[StreamLike]
@@ -97,13 +97,13 @@ class Running:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
 
-    async def outputs(self) -> list[Output]:
+    async def outputs(self) -> list[GeneratedOutput]:
         """The whole output of every stream.
 
         Raises:
           EngineDead: a stream ended without having finished.
         """
-        outputs = [Output() for _ in self.streams]
+        outputs = [GeneratedOutput() for _ in self.streams]
         async for index, delta in self.deltas():
             outputs[index].add(delta)
         if any(output.finish_reason == "abort" for output in outputs):
@@ -122,7 +122,7 @@ async def _whole(stream: StreamLike) -> AsyncIterator[DeltaLike]:
 
 async def start(
     fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
-) -> Running:
+) -> GenerationCall:
     """Queues every prompt once for each of `params`, or none of them.
 
     Raises:
@@ -140,7 +140,7 @@ async def start(
         raise
 
 
-def _drop(starting: asyncio.Task[Running]) -> None:
+def _drop(starting: asyncio.Task[GenerationCall]) -> None:
     """Ends what was started for a call that is gone."""
     if not starting.cancelled() and starting.exception() is None:
         starting.result().cancel()
@@ -148,19 +148,19 @@ def _drop(starting: asyncio.Task[Running]) -> None:
 
 def _start(
     fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
-) -> Running:
+) -> GenerationCall:
     streams: list[StreamLike] = []
     try:
         for prompt in prompts:
             for choice in params:
                 streams.append(fleet.open_stream(model, prompt, choice))
     except BaseException:
-        Running(streams, len(params)).cancel()
+        GenerationCall(streams, len(params)).cancel()
         raise
-    return Running(streams, len(params))
+    return GenerationCall(streams, len(params))
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client leaves.
 
     Raises:
@@ -189,7 +189,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], running: Running) -> None:
+    def __init__(self, events: AsyncIterator[str], running: GenerationCall) -> None:
         super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._running = running
 

@@ -13,7 +13,7 @@ from muxjax.errors import MuxError
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.errors import api_error
 from muxjax.serve.fleet_protocol import DeltaLike, TokenizerLike
-from muxjax.serve.openai.generation import Running
+from muxjax.serve.openai.generation import GenerationCall
 
 SYSTEM_FINGERPRINT = f"muxjax-{__version__}"
 _LOWEST = -9999.0
@@ -34,7 +34,7 @@ def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(running: Running, completion_tokens: int) -> dict[str, Any]:
+def usage(running: GenerationCall, completion_tokens: int) -> dict[str, Any]:
     """The token counts of one call, whose streams have ended."""
     prompt_tokens = running.num_prompt_tokens
     return {
@@ -133,7 +133,7 @@ class Offsets:
 
 
 async def events(
-    running: Running,
+    running: GenerationCall,
     beginning: dict[str, Any],
     choices: Choices,
     *,

@@ -99,7 +99,7 @@ class CompletionChoice(_Answer):
     finish_reason: FinishReason | None
 
 
-class Completion(_Head):
+class CompletionResponse(_Head):
     """The answer of `/v1/completions`; with `stream` each event is one, with a part of the text."""
 
     object: Literal["text_completion"]
@@ -143,7 +143,7 @@ class ToolCallAnswer(_Answer):
     function: CalledFunctionAnswer
 
 
-class Message(_Answer):
+class AssistantMessage(_Answer):
     """The assistant's answer."""
 
     role: Literal["assistant"]
@@ -156,7 +156,7 @@ class ChatChoice(_Answer):
     """One output."""
 
     index: int
-    message: Message
+    message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 

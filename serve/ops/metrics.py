@@ -1,8 +1,8 @@
 """Prometheus metrics: vLLM's names, so that its dashboards work, and `muxjax:` for the rest.
 
-What requests do is counted as it happens (`Metrics` is an observer of `Admission`); what the units
-do is read from their counters when somebody asks. Every metric has `model_name`, for models are
-what MuxJAX divides a device between.
+What requests do is counted as it happens (`PrometheusMetrics` is an observer of `Admission`); what
+the units do is read from their counters when somebody asks. Every metric has `model_name`, for
+models are what MuxJAX divides a device between.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _COUNTS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 
 _MODEL = ("model_name",)
 
 
-class Metrics:
+class PrometheusMetrics:
     """Counts what requests do, and tells all of it.
 
     Args:

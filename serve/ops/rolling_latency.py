@@ -16,7 +16,7 @@ _KEPT = 500
 Samples = deque[tuple[float, float]]
 
 
-class Recent:
+class RollingLatency:
     """Times to the first token and for each further one, of streams of the last minute.
 
     An `watched.Observer`.

@@ -22,7 +22,7 @@ PATIENCE = 1.0
 """Seconds to wait for an engine."""
 
 
-class Snapshots:
+class StatsCache:
     """The counters of a fleet.
 
     Args:

@@ -11,14 +11,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from muxjax.engine.health import ModelState, ModelStatus, UnitHealth
+from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.middleware import Caller
 from muxjax.serve.fleet_protocol import ManagedFleet, ModelLike
 from muxjax.serve.openai.find_model import find_model
-from muxjax.serve.ops.metrics import CONTENT_TYPE, Metrics
-from muxjax.serve.ops.rolling_latency import Recent
-from muxjax.serve.ops.stats_cache import Snapshots
+from muxjax.serve.ops.metrics import CONTENT_TYPE, PrometheusMetrics
+from muxjax.serve.ops.rolling_latency import RollingLatency
+from muxjax.serve.ops.stats_cache import StatsCache
 from muxjax.serve.ops.watchdog import Watchdog
 
 UPDATE_SECONDS = 0.5
@@ -40,8 +40,8 @@ class Status:
         self,
         fleet: ManagedFleet,
         admission: Admission,
-        metrics: Metrics,
-        recent: Recent,
+        metrics: PrometheusMetrics,
+        recent: RollingLatency,
         watchdog: Watchdog,
     ) -> None:
         self._fleet = fleet
@@ -49,7 +49,7 @@ class Status:
         self._metrics = metrics
         self._recent = recent
         self._watchdog = watchdog
-        self._snapshots = Snapshots(fleet.stats)
+        self._snapshots = StatsCache(fleet.stats)
         self._stall_timeout = admission.config.stall_timeout
         self._started = time.time()
 
@@ -84,7 +84,7 @@ class Status:
         return {name: self.model_status(name) for name in self._fleet.models}
 
     def _error(self, model: str) -> str | None:
-        state: ModelState | None = self._fleet.model_states().get(model)
+        state: ModelHealth | None = self._fleet.model_states().get(model)
         return None if state is None else state.error
 
     def _unit_of(self, model: str) -> UnitHealth | None:

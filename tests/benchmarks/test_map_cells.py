@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 from _map_cells import POLICIES, TRAINING_SEED, _Model, _Runner
-from _map_fleet import Job, fleet, workload
+from _map_fleet import CellJob, fleet, workload
 
 from muxjax.errors import PlanError
 from muxjax.placement.planner.plan import Execution
 
 
-def a_job(execution: Execution = "time_sliced", ahead: bool = False) -> Job:
-    return Job(2.1, 0.3, (2.0, 8.0), execution, "h200", 0.3, 0, POLICIES, Path("none"), ahead)
+def a_job(execution: Execution = "time_sliced", ahead: bool = False) -> CellJob:
+    return CellJob(2.1, 0.3, (2.0, 8.0), execution, "h200", 0.3, 0, POLICIES, Path("none"), ahead)
 
 
 def test_the_most_popular_has_the_highest_rate() -> None:

@@ -10,7 +10,7 @@ import predict
 import pytest
 from predict import Pair, figures, quarters_of, row_of
 
-from muxjax.bench.step_recorder import Ran
+from muxjax.bench.step_recorder import ExecutedStep
 from muxjax.placement.simulator.records import RequestRecord
 
 
@@ -34,7 +34,10 @@ def test_the_machine_may_change_within_a_replay() -> None:
 
 
 def test_quarters_take_as_long() -> None:
-    ran = [Ran("m", None, 1, 1, 1.0, seconds, waited=False) for seconds in (4, 1, 1, 1, 1, 4, 4)]
+    ran = [
+        ExecutedStep("m", None, 1, 1, 1.0, seconds, waited=False)
+        for seconds in (4, 1, 1, 1, 1, 4, 4)
+    ]
     assert [[step.seconds for step in part] for part in quarters_of(ran)] == [
         [],
         [4, 1, 1, 1],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.config.fleet_file import load_fleet_config
 from tests.muxjax.tiny_fleets import fleet
 
@@ -16,6 +16,6 @@ for _entry in RIG["models"]:
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[Rig]:
-    with Rig.load(load_fleet_config(RIG), progress=False) as rig:
+def rig() -> Iterator[BenchSession]:
+    with BenchSession.load(load_fleet_config(RIG), progress=False) as rig:
         yield rig

@@ -10,7 +10,7 @@ from typing import Any
 from muxjax import Fleet, SamplingParams
 from muxjax.errors import EngineDead
 from muxjax.placement.costs.model_shape import ModelShape
-from muxjax.placement.planner.plan import Plan, PlannedModel, PlannedNodes, PlannedUnit
+from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedNodes, PlannedUnit
 
 # Query and KV heads of SmolLM2, Gemma 3 270M and Llama 3 8B. None of the other sizes divides by 8.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -116,7 +116,7 @@ def planned_fleet(**config: int) -> dict[str, Any]:
     }
 
 
-def make_plan() -> Plan:
+def make_plan() -> PlacementPlan:
     """A plan such as `muxjax plan` writes, for one node of four devices."""
     units = []
     for name, (devices, models) in UNITS.items():
@@ -160,7 +160,7 @@ def make_plan() -> Plan:
         head_dim=8,
         vocab_size=301,
     )
-    return Plan(
+    return PlacementPlan(
         muxjax="test",
         config_hash="",
         execution="time_sliced",

@@ -65,7 +65,7 @@ def interpreted(name: str) -> Iterator[None]:
 def interpretable(name: str) -> bool:
     """Whether the installed JAX can run the named implementation on this machine."""
     if name == "native":
-        return native.why_not() is None
+        return native.unavailable_reason() is None
     return name != "mosaic_gpu" or jax.__version_info__ >= mosaic_gpu.FIRST_JAX
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from muxjax.pallas_kernels import IMPLEMENTATIONS, KVLayout, api, paged_attention
-from muxjax.pallas_kernels.api import Implementation, Request, choose
-from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.api import AttentionRequest, Implementation, choose_implementation
+from muxjax.pallas_kernels.target import KernelTarget
 from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
 from tests.pallas_kernels.interpreting import interpretable, interpreted, sized
 
@@ -140,31 +140,35 @@ def test_misfits_are_refused():
         paged_attention(q, kv, tables, lens, starts, 0, window=0, **options)
 
 
-def request(platform: str) -> Request:
+def request(platform: str) -> AttentionRequest:
     float32 = jnp.dtype("float32")
-    return Request(Target(platform, platform), KVLayout(48, 3, 64), 9, float32, float32, False)
+    return AttentionRequest(
+        KernelTarget(platform, platform), KVLayout(48, 3, 64), 9, float32, float32, False
+    )
 
 
 def test_nothing_is_chosen_silently(monkeypatch):
-    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.why_not", lambda: None)
-    assert choose(None, request("cpu")).name == "native"
-    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.why_not", lambda: "no compiler")
-    assert choose(None, request("cpu")).name == "xla"
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.unavailable_reason", lambda: None)
+    assert choose_implementation(None, request("cpu")).name == "native"
+    monkeypatch.setattr(
+        "muxjax.pallas_kernels.cpu.native.unavailable_reason", lambda: "no compiler"
+    )
+    assert choose_implementation(None, request("cpu")).name == "xla"
     with pytest.raises(ValueError, match="native: no compiler"):
-        choose("native", request("cpu"))
-    assert choose("reference", request("cpu")).name == "reference"
+        choose_implementation("native", request("cpu"))
+    assert choose_implementation("reference", request("cpu")).name == "reference"
     with pytest.raises(ValueError, match=r"there are: .*xla, reference"):
-        choose("abacus", request("cpu"))
+        choose_implementation("abacus", request("cpu"))
     with pytest.raises(ValueError, match=r"not abacus; reference: made for tests"):
-        choose(None, request("abacus"))
+        choose_implementation(None, request("abacus"))
 
 
 def test_what_is_unable_is_refused_with_its_reason(monkeypatch):
     picky = Implementation("picky", ("cpu",), paged_attention, lambda request: "no Tuesdays")
     monkeypatch.setattr(api, "IMPLEMENTATIONS", (picky, *IMPLEMENTATIONS))
-    assert choose(None, request("cpu")).name in ("native", "xla")
+    assert choose_implementation(None, request("cpu")).name in ("native", "xla")
     with pytest.raises(ValueError, match="picky: no Tuesdays"):
-        choose("picky", request("cpu"))
+        choose_implementation("picky", request("cpu"))
     monkeypatch.setattr(api, "IMPLEMENTATIONS", (picky,))
     with pytest.raises(ValueError, match="no paged attention for cpu: picky: no Tuesdays"):
-        choose(None, request("cpu"))
+        choose_implementation(None, request("cpu"))

@@ -12,7 +12,8 @@ from tests.pallas_kernels.cases import dense, make_case
 from tests.pallas_kernels.test_attention import run
 
 pytestmark = pytest.mark.skipif(
-    native.why_not() is not None, reason=f"no kernels of this CPU's own: {native.why_not()}"
+    native.unavailable_reason() is not None,
+    reason=f"no kernels of this CPU's own: {native.unavailable_reason()}",
 )
 
 

@@ -15,10 +15,10 @@ from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import Cluster
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.estimator import make_curve, settle
+from muxjax.placement.planner.estimator import build_batch_curve, settle
 from muxjax.placement.planner.exact import solve
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.planner import make_plan
+from muxjax.placement.planner.planner import plan_placement
 from muxjax.placement.planner.scorer import Scorer
 from muxjax.placement.planner.search import Placement, Search
 from tests.placement.fleets import SHAPES, tiny_fleet
@@ -61,7 +61,7 @@ def _unit(
     best: float | None = None
     for degrees in itertools.product(*options):
         curves = [
-            make_curve(load, costs, size=size, tp=tp)
+            build_batch_curve(load, costs, size=size, tp=tp)
             for load, tp in zip(loads, degrees, strict=True)
         ]
         point = settle(curves, memory, "time_sliced")
@@ -108,11 +108,11 @@ def compare(cases: int) -> dict[str, float]:
         best = best_throughput(loads, cluster, costs)
         if best is None:
             try:
-                make_plan(loads, cluster, [costs])
+                plan_placement(loads, cluster, [costs])
             except PlanError:
                 continue
             raise AssertionError(f"seed {seed}: a plan for a fleet that does not fit")
-        gaps.append(max(0.0, 1 - make_plan(loads, cluster, [costs]).throughput / best))
+        gaps.append(max(0.0, 1 - plan_placement(loads, cluster, [costs]).throughput / best))
         if len(gaps) % 5 == 0:
             scorer = Scorer(loads, cluster, [costs], "time_sliced")
             exact = solve(scorer)

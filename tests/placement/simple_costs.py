@@ -5,7 +5,7 @@ from __future__ import annotations
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.planner.plan import (
     Execution,
-    Plan,
+    PlacementPlan,
     PlannedDevice,
     PlannedModel,
     PlannedNodes,
@@ -71,7 +71,7 @@ def unit(*models: PlannedModel, name: str = "unit-0", kv_bytes: float = 2e6) -> 
 
 def plan(
     *units: PlannedUnit, execution: Execution = "time_sliced", devices: int = 4, memory: float = 8e6
-) -> Plan:
+) -> PlacementPlan:
     placed = []
     first = 0
     for one in units:
@@ -86,7 +86,7 @@ def plan(
         link_bandwidth=1e9,
         launch_seconds=0.0,
     )
-    return Plan(
+    return PlacementPlan(
         muxjax="0",
         config_hash="0",
         execution=execution,

@@ -13,12 +13,14 @@ import uvicorn
 from muxjax import Fleet
 from muxjax.serve.app import create_app
 from muxjax.serve.server import bind, url_of
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.fake_fleet import FakeFleet
 
 
 @contextlib.contextmanager
-def running_server(fleet: Fleet | FakeFleet, settings: Settings | None = None) -> Iterator[str]:
+def running_server(
+    fleet: Fleet | FakeFleet, settings: ServerSettings | None = None
+) -> Iterator[str]:
     """Its address."""
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(fleet, settings), log_level="error"))

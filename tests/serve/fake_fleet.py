@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.engine.health import ModelState, ModelStatus, UnitHealth
+from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
@@ -84,12 +84,12 @@ class FakeFleet:
     stalled: float = 0.0
     restarts: int = 0
     restartable: bool = False
-    states: dict[str, ModelState] = field(default_factory=dict)
+    states: dict[str, ModelHealth] = field(default_factory=dict)
     changed: list[tuple[str, ...]] = field(default_factory=list)
     fault: Exception | None = None
 
-    def model_states(self) -> dict[str, ModelState]:
-        awake = ModelState("loaded", None, False)
+    def model_states(self) -> dict[str, ModelHealth]:
+        awake = ModelHealth("loaded", None, False)
         return {name: self.states.get(name, awake) for name in self.models}
 
     def _change(self, what: str, model: str, status: ModelStatus) -> None:
@@ -98,7 +98,7 @@ class FakeFleet:
         self.changed.append((what, model))
         if model not in self.models:
             raise UnknownModel(f"no model {model!r}", field="model")
-        self.states[model] = ModelState(status, None, False)
+        self.states[model] = ModelHealth(status, None, False)
 
     def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
         if not isinstance(entry, str):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from muxjax.config.server import ServerConfig
 from muxjax.serve.server import Tls, bind, serve, sigterm_interrupts
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.fake_fleet import FakeFleet
 
 if __name__ == "__main__":
     delay, drain_timeout, *files = sys.argv[1:]
-    settings = Settings(ServerConfig(drain_timeout=float(drain_timeout)), local_only=True)
+    settings = ServerSettings(ServerConfig(drain_timeout=float(drain_timeout)), local_only=True)
     tls = Tls(*map(Path, files)) if files else None
     with sigterm_interrupts(), bind("127.0.0.1", 0) as bound:
         with FakeFleet(delay=float(delay)) as fleet:

@@ -29,7 +29,7 @@ from muxjax.serve.server import (
     url_of,
     welcome,
 )
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import wait_until
 from tests.serve.fake_fleet import FakeFleet
 
@@ -175,13 +175,13 @@ def test_other_machines_need_a_key() -> None:
     one = Keys([Key(name="a", sha256=digest_of("a secret").hex())])
     with bind("127.0.0.1", 0) as bound:
         assert is_local(bound)
-        check_exposure(bound, Settings(local_only=True), insecure=False)
+        check_exposure(bound, ServerSettings(local_only=True), insecure=False)
     with bind("0.0.0.0", 0) as bound:
         assert not is_local(bound)
-        check_exposure(bound, Settings(keys=one), insecure=False)
-        check_exposure(bound, Settings(), insecure=True)
+        check_exposure(bound, ServerSettings(keys=one), insecure=False)
+        check_exposure(bound, ServerSettings(), insecure=True)
         with pytest.raises(Exposed, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
-            check_exposure(bound, Settings(), insecure=False)
+            check_exposure(bound, ServerSettings(), insecure=False)
 
 
 def test_https(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from muxjax import Fleet
 from muxjax.config.server import ServerConfig
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
 from tests.serve.conftest import running_server, wait_until
 
@@ -144,7 +144,7 @@ class Client:
 def test_soak(loaded: Fleet) -> None:
     config = ServerConfig(max_queue=1000)
     process = psutil.Process()
-    with running_server(loaded, Settings(config)) as url, httpx.Client(base_url=url) as http:
+    with running_server(loaded, ServerSettings(config)) as url, httpx.Client(base_url=url) as http:
         right: dict[Asked, str] = {}
         for model in loaded.models:
             for prompt in PROMPTS:

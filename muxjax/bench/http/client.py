@@ -87,7 +87,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestInput:
     """One request to be made.
 
     Attributes:
@@ -106,7 +106,7 @@ class Ask:
 
 
 @dataclass
-class Outcome:
+class RequestResult:
     """What became of a request. Times are in seconds from the run's start.
 
     Attributes:
@@ -123,7 +123,7 @@ class Outcome:
       error: what went wrong; empty if nothing did.
     """
 
-    ask: Ask
+    ask: RequestInput
     sent: float | None = None
     first: float | None = None
     end: float | None = None
@@ -166,7 +166,7 @@ class Outcome:
         return 0.0 if self.sent is None else max(0.0, self.sent - self.ask.arrival)
 
 
-def request_body(server: Server, ask: Ask) -> dict[str, Any]:
+def request_body(server: Server, ask: RequestInput) -> dict[str, Any]:
     """The JSON of a request.
 
     Raises:
@@ -188,7 +188,9 @@ def request_body(server: Server, ask: Ask) -> dict[str, Any]:
     return {**body, **server.body}
 
 
-async def perform(client: httpx.AsyncClient, server: Server, ask: Ask, start: float) -> Outcome:
+async def perform(
+    client: httpx.AsyncClient, server: Server, ask: RequestInput, start: float
+) -> RequestResult:
     """Makes a request now. What goes wrong is in the outcome; only cancelling raises.
 
     Args:
@@ -197,7 +199,7 @@ async def perform(client: httpx.AsyncClient, server: Server, ask: Ask, start: fl
       ask: the request; its `arrival` is not waited for.
       start: the run's start on `time.perf_counter`'s clock.
     """
-    outcome = Outcome(ask, prompt_tokens=ask.prompt_tokens)
+    outcome = RequestResult(ask, prompt_tokens=ask.prompt_tokens)
     body = request_body(server, ask)
     outcome.sent = time.perf_counter() - start
     try:
@@ -214,7 +216,7 @@ async def perform(client: httpx.AsyncClient, server: Server, ask: Ask, start: fl
     return outcome
 
 
-async def _read(response: httpx.Response, outcome: Outcome, start: float) -> None:
+async def _read(response: httpx.Response, outcome: RequestResult, start: float) -> None:
     events = done = 0
     started: float | None = None
     latest = 0.0

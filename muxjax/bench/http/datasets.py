@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muxjax.bench.http.client import Ask
-from muxjax.bench.http.prompts import Prompter
+from muxjax.bench.http.client import RequestInput
+from muxjax.bench.http.prompts import PromptGenerator
 from muxjax.errors import BenchError, WorkloadError
 from muxjax.placement.workload.arrivals import power_law_rates
 from muxjax.placement.workload.trace_files import SHAREGPT_LIMITS, open_trace
@@ -91,7 +91,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Pace:
+class ArrivalPattern:
     """When requests are due.
 
     Attributes:
@@ -159,13 +159,13 @@ def shares_of(models: Sequence[str], alpha: float | None) -> dict[str, float]:
     return dict(zip(models, parts, strict=True))
 
 
-def make_asks(
+def build_request_inputs(
     prompts: Prompts,
-    pace: Pace,
-    prompters: Mapping[str, Prompter],
+    pace: ArrivalPattern,
+    prompters: Mapping[str, PromptGenerator],
     shares: Mapping[str, float],
     renamed: Mapping[str, str] | None = None,
-) -> list[Ask]:
+) -> list[RequestInput]:
     """All requests.
 
     Args:
@@ -181,7 +181,7 @@ def make_asks(
     rng = random.Random(prompts.seed)
     names = rng.choices(list(shares), weights=list(shares.values()), k=prompts.count)
     if prompts.name == "trace":
-        if pace != Pace():
+        if pace != ArrivalPattern():
             raise BenchError("--dataset-name trace has its own times: leave the rate options out")
         return list(_trace(prompts, prompters, names, renamed or {}))
     if renamed:
@@ -192,8 +192,11 @@ def make_asks(
 
 
 def _source(
-    prompts: Prompts, prompters: Mapping[str, Prompter], names: Sequence[str], rng: random.Random
-) -> Iterator[Ask]:
+    prompts: Prompts,
+    prompters: Mapping[str, PromptGenerator],
+    names: Sequence[str],
+    rng: random.Random,
+) -> Iterator[RequestInput]:
     if prompts.name == "random":
         return _random(prompts, prompters, names, rng)
     if prompts.name == "burstgpt":
@@ -202,8 +205,11 @@ def _source(
 
 
 def _random(
-    prompts: Prompts, prompters: Mapping[str, Prompter], names: Sequence[str], rng: random.Random
-) -> Iterator[Ask]:
+    prompts: Prompts,
+    prompters: Mapping[str, PromptGenerator],
+    names: Sequence[str],
+    rng: random.Random,
+) -> Iterator[RequestInput]:
     prefixes: dict[str, Any] = {}
 
     def around(length: int) -> int:
@@ -218,12 +224,15 @@ def _random(
             prefix = prefixes.setdefault(name, prompter.make(prompts.prefix_len))
             prompt = f"{prefix} {prompt}" if isinstance(prompt, str) else prefix + prompt
             tokens += prompts.prefix_len
-        yield Ask(name, prompt, tokens, output)
+        yield RequestInput(name, prompt, tokens, output)
 
 
 def _texts(
-    prompts: Prompts, prompters: Mapping[str, Prompter], names: Sequence[str], rng: random.Random
-) -> Iterator[Ask]:
+    prompts: Prompts,
+    prompters: Mapping[str, PromptGenerator],
+    names: Sequence[str],
+    rng: random.Random,
+) -> Iterator[RequestInput]:
     assert prompts.path is not None
     entries = list(_sharegpt(prompts.path) if prompts.name == "sharegpt" else _custom(prompts.path))
     for name, (text, answer) in zip(names, _drawn(entries, prompts, rng), strict=False):
@@ -233,25 +242,28 @@ def _texts(
             output = prompts.fixed_output
         else:
             output = answer if isinstance(answer, int) else prompter.count(answer)
-        yield Ask(name, text, max(1, tokens), max(1, output))
+        yield RequestInput(name, text, max(1, tokens), max(1, output))
 
 
 def _lengths_of(
-    prompts: Prompts, prompters: Mapping[str, Prompter], names: Sequence[str], rng: random.Random
-) -> Iterator[Ask]:
+    prompts: Prompts,
+    prompters: Mapping[str, PromptGenerator],
+    names: Sequence[str],
+    rng: random.Random,
+) -> Iterator[RequestInput]:
     assert prompts.path is not None
     entries = [(asked.prompt_tokens, asked.output_tokens) for asked in open_trace(prompts.path)]
     for name, (tokens, output) in zip(names, _drawn(entries, prompts, rng), strict=False):
         made = output if prompts.fixed_output is None else prompts.fixed_output
-        yield Ask(name, prompters[name].make(tokens), tokens, made)
+        yield RequestInput(name, prompters[name].make(tokens), tokens, made)
 
 
 def _trace(
     prompts: Prompts,
-    prompters: Mapping[str, Prompter],
+    prompters: Mapping[str, PromptGenerator],
     names: Sequence[str],
     renamed: Mapping[str, str],
-) -> Iterator[Ask]:
+) -> Iterator[RequestInput]:
     assert prompts.path is not None
     for drawn, asked in zip(names, open_trace(prompts.path), strict=False):
         name = renamed.get(asked.model, asked.model) or drawn
@@ -262,7 +274,7 @@ def _trace(
             )
         output = asked.output_tokens if prompts.fixed_output is None else prompts.fixed_output
         prompt = prompters[name].make(asked.prompt_tokens)
-        yield Ask(name, prompt, asked.prompt_tokens, output, asked.arrival)
+        yield RequestInput(name, prompt, asked.prompt_tokens, output, asked.arrival)
 
 
 def _drawn(entries: list[Any], prompts: Prompts, rng: random.Random) -> Iterator[Any]:

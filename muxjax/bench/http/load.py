@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 
-from muxjax.bench.http.client import Ask, Outcome, Server, perform
+from muxjax.bench.http.client import RequestInput, RequestResult, Server, perform
 from muxjax.errors import BenchError
 
 
 @dataclass
-class Load:
+class LoadResult:
     """A finished run.
 
     Attributes:
@@ -23,18 +23,18 @@ class Load:
       interrupted: how many requests were left out.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[RequestResult]
     duration: float
     interrupted: int = 0
 
 
 def run_load(
     servers: Server | Mapping[str, Server],
-    asks: Sequence[Ask],
+    asks: Sequence[RequestInput],
     *,
     max_concurrency: int | None = None,
-    done: Callable[[Outcome], None] | None = None,
-) -> Load:
+    done: Callable[[RequestResult], None] | None = None,
+) -> LoadResult:
     """Sends all requests, each when it is due, and waits for them.
 
     Ctrl-C ends the run: requests under way are dropped, and what is finished is returned.
@@ -53,11 +53,11 @@ def run_load(
 
 async def send_all(
     servers: Server | Mapping[str, Server],
-    asks: Sequence[Ask],
+    asks: Sequence[RequestInput],
     *,
     max_concurrency: int | None = None,
-    done: Callable[[Outcome], None] | None = None,
-) -> Load:
+    done: Callable[[RequestResult], None] | None = None,
+) -> LoadResult:
     """As `run_load`, in a running event loop; cancelling it takes the place of Ctrl-C."""
     if not asks:
         raise BenchError("there are no requests to send")
@@ -65,7 +65,7 @@ async def send_all(
         raise BenchError(f"--max-concurrency must be at least 1, not {max_concurrency}")
     by_model = _servers(servers, asks)
     gate = nullcontext() if max_concurrency is None else asyncio.Semaphore(max_concurrency)
-    finished: dict[int, Outcome] = {}
+    finished: dict[int, RequestResult] = {}
     async with AsyncExitStack() as stack:
         clients = {
             id(server): await stack.enter_async_context(server.client())
@@ -73,7 +73,7 @@ async def send_all(
         }
         start = time.perf_counter()
 
-        async def one(index: int, ask: Ask) -> None:
+        async def one(index: int, ask: RequestInput) -> None:
             await asyncio.sleep(ask.arrival - (time.perf_counter() - start))
             server = by_model[ask.model]
             async with gate:
@@ -97,10 +97,12 @@ async def send_all(
             await asyncio.gather(*tasks, return_exceptions=True)
         duration = time.perf_counter() - start
     outcomes = [finished[index] for index in sorted(finished)]
-    return Load(outcomes, duration, len(asks) - len(outcomes))
+    return LoadResult(outcomes, duration, len(asks) - len(outcomes))
 
 
-def _servers(servers: Server | Mapping[str, Server], asks: Sequence[Ask]) -> dict[str, Server]:
+def _servers(
+    servers: Server | Mapping[str, Server], asks: Sequence[RequestInput]
+) -> dict[str, Server]:
     names = dict.fromkeys(ask.model for ask in asks)
     if isinstance(servers, Server):
         return dict.fromkeys(names, servers)

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from muxjax.bench.http.client import Outcome
-from muxjax.bench.http.load import Load
+from muxjax.bench.http.client import RequestResult
+from muxjax.bench.http.load import LoadResult
 from muxjax.errors import BenchError
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
@@ -62,7 +62,7 @@ class Measures:
                 raise BenchError(f"--goodput {name} must be 0 ms or more, not {limit}")
 
 
-def summarise(load: Load, measures: Measures | None = None) -> dict[str, Any]:
+def summarize(load: LoadResult, measures: Measures | None = None) -> dict[str, Any]:
     """All keys of the module's table."""
     measures = measures or Measures()
     names = dict.fromkeys(outcome.ask.model for outcome in load.outcomes)
@@ -91,7 +91,9 @@ def jain_index(values: Sequence[float]) -> float | None:
     return sum(values) ** 2 / (len(values) * squares)
 
 
-def _block(outcomes: Sequence[Outcome], duration: float, measures: Measures) -> dict[str, Any]:
+def _block(
+    outcomes: Sequence[RequestResult], duration: float, measures: Measures
+) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if outcome.success]
     prompt = sum(outcome.prompt_tokens for outcome in done)
     output = sum(outcome.output_tokens for outcome in done)
@@ -142,12 +144,12 @@ def _statistics(
     return found
 
 
-def _good(outcome: Outcome, limits: Mapping[str, float]) -> bool:
+def _good(outcome: RequestResult, limits: Mapping[str, float]) -> bool:
     found = {"ttft": outcome.ttft, "tpot": outcome.tpot, "e2el": outcome.latency}
     return all(1e3 * found[name] <= limit for name, limit in limits.items())
 
 
-def _speed(outcomes: Sequence[Outcome]) -> float:
+def _speed(outcomes: Sequence[RequestResult]) -> float:
     speeds = [
         outcome.output_tokens / outcome.latency if outcome.success and outcome.latency else 0.0
         for outcome in outcomes
@@ -155,7 +157,7 @@ def _speed(outcomes: Sequence[Outcome]) -> float:
     return sum(speeds) / len(speeds)
 
 
-def _most_at_once(outcomes: Sequence[Outcome]) -> int:
+def _most_at_once(outcomes: Sequence[RequestResult]) -> int:
     changes = []
     for outcome in outcomes:
         if outcome.success and outcome.sent is not None and outcome.end is not None:

@@ -44,7 +44,7 @@ Count = Callable[[str], list[int]]
 
 
 @dataclass
-class Prompter:
+class PromptGenerator:
     """Makes prompts of wanted lengths.
 
     Attributes:
@@ -107,14 +107,14 @@ class Prompter:
         return text
 
 
-def make_prompter(
+def build_prompt_generator(
     client: httpx.Client,
     server: Server,
     model: str,
     *,
     seed: int,
     tokenizer: Path | None = None,
-) -> Prompter:
+) -> PromptGenerator:
     """Finds out who counts tokens.
 
     Args:
@@ -130,11 +130,11 @@ def make_prompter(
     as_text = server.backend == "openai-chat"
     rng = random.Random(f"{seed} {model}")
     if tokenizer is not None:
-        return Prompter("tokenizer", _local(tokenizer), as_text, rng)
+        return PromptGenerator("tokenizer", _local(tokenizer), as_text, rng)
     encode = _remote(client, server, model)
     if encode is not None:
-        return Prompter("server", encode, as_text, rng)
-    return Prompter("words" if as_text else "token ids", None, as_text, rng)
+        return PromptGenerator("server", encode, as_text, rng)
+    return PromptGenerator("words" if as_text else "token ids", None, as_text, rng)
 
 
 def _local(path: Path) -> Count:

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 
 from muxjax._version import __version__
-from muxjax.bench.http.client import Ask, Backend, Server, list_models
-from muxjax.bench.http.datasets import Pace, Prompts, make_asks, shares_of
-from muxjax.bench.http.load import Load, run_load
-from muxjax.bench.http.metrics import Measures, summarise
-from muxjax.bench.http.prompts import Prompter, make_prompter
+from muxjax.bench.http.client import Backend, RequestInput, Server, list_models
+from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, shares_of
+from muxjax.bench.http.load import LoadResult, run_load
+from muxjax.bench.http.metrics import Measures, summarize
+from muxjax.bench.http.prompts import PromptGenerator, build_prompt_generator
 from muxjax.errors import BenchError
 from muxjax.progress import Bars
 
@@ -65,7 +65,7 @@ class HttpBench:
     models: Sequence[str] = ()
     alpha: float | None = None
     prompts: Prompts = field(default_factory=Prompts)
-    pace: Pace = field(default_factory=Pace)
+    pace: ArrivalPattern = field(default_factory=ArrivalPattern)
     measures: Measures = field(default_factory=Measures)
     max_concurrency: int | None = None
     warm_ups: int = 0
@@ -85,7 +85,7 @@ class HttpBench:
                 f"--ready-check-timeout-sec must not be negative, not {self.wait_seconds:g}"
             )
 
-    def run(self, *, progress: bool = True) -> tuple[dict[str, Any], Load]:
+    def run(self, *, progress: bool = True) -> tuple[dict[str, Any], LoadResult]:
         """Runs it.
 
         Returns:
@@ -99,12 +99,12 @@ class HttpBench:
         shares = shares_of(list(servers), self.alpha)
         with httpx.Client(timeout=30.0, verify=self.server.verify) as client:
             prompters = {
-                name: make_prompter(
+                name: build_prompt_generator(
                     client, server, name, seed=self.prompts.seed, tokenizer=self.tokenizer
                 )
                 for name, server in servers.items()
             }
-            asks = make_asks(self.prompts, self.pace, prompters, shares, self.renamed)
+            asks = build_request_inputs(self.prompts, self.pace, prompters, shares, self.renamed)
         _allow_connections(min(self.max_concurrency or len(asks), len(asks)))
         self._warm_up(servers, asks)
         with Bars({"requests": len(asks)}, show=progress) as bars:
@@ -129,7 +129,7 @@ class HttpBench:
             found[name] = replace(self.server, url=f"http{rest}") if mark else self.server
         return found
 
-    def _warm_up(self, servers: Mapping[str, Server], asks: Sequence[Ask]) -> None:
+    def _warm_up(self, servers: Mapping[str, Server], asks: Sequence[RequestInput]) -> None:
         """The first prompt of each model, in turn."""
         if not self.warm_ups:
             return
@@ -146,7 +146,10 @@ class HttpBench:
                 raise BenchError(f"warming up {outcome.ask.model} failed: {outcome.error}")
 
     def _result(
-        self, servers: Mapping[str, Server], prompters: Mapping[str, Prompter], load: Load
+        self,
+        servers: Mapping[str, Server],
+        prompters: Mapping[str, PromptGenerator],
+        load: LoadResult,
     ) -> dict[str, Any]:
         return {
             "kind": "http",
@@ -178,11 +181,11 @@ class HttpBench:
             ),
             "goodput": dict(self.measures.goodput),
             **self.metadata,
-            **summarise(load, self.measures),
+            **summarize(load, self.measures),
         }
 
 
-def detailed(load: Load) -> dict[str, Any]:
+def detailed(load: LoadResult) -> dict[str, Any]:
     """Every request's, under vLLM's keys; `models_asked` says who was asked."""
     outcomes = load.outcomes
     return {
@@ -210,7 +213,9 @@ def saved_to(result: Mapping[str, Any], folder: Path | None, name: str | None) -
     return (folder or Path()) / name
 
 
-def write_result(result: Mapping[str, Any], load: Load | None, path: Path, *, append: bool) -> None:
+def write_result(
+    result: Mapping[str, Any], load: LoadResult | None, path: Path, *, append: bool
+) -> None:
     """Writes the file, or adds a line to it.
 
     Args:

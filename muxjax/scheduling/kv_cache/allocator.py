@@ -34,10 +34,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 
-from muxjax.scheduling.kv_cache.multi_block_slab import CutLease
-from muxjax.scheduling.kv_cache.single_block_slab import WholeLease
+from muxjax.scheduling.kv_cache.multi_block_slab import MultiBlockLease
+from muxjax.scheduling.kv_cache.single_block_slab import SingleBlockLease
 from muxjax.scheduling.kv_cache.slab_size import choose_slab_pages
-from muxjax.scheduling.kv_cache.slabs import Lease, Slabs
+from muxjax.scheduling.kv_cache.slabs import SlabLease, SlabPool
 
 
 class SlabAllocator:
@@ -75,10 +75,10 @@ class SlabAllocator:
         self.num_slabs = usable // self.slab_pages
         self.remainder_pages = usable - self.num_slabs * self.slab_pages
         slabs = range(self.dummy_pages, num_pages - self.slab_pages + 1, self.slab_pages)
-        self._slabs = Slabs(
+        self._slabs = SlabPool(
             num_pages, self.slab_pages, self.dummy_pages, record_freed, list(reversed(slabs))
         )
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, SlabLease] = {}
         for model, pages in layers.items():
             self.add_model(model, pages, copies.get(model, 1))
 
@@ -99,7 +99,7 @@ class SlabAllocator:
                 f"for models of at most {largest}"
             )
         whole = copies == 1 and self.slab_pages // layers == 1
-        kind = WholeLease if whole else CutLease
+        kind = SingleBlockLease if whole else MultiBlockLease
         self._leases[model] = kind(self._slabs, model, layers, copies)
 
     def remove_model(self, model: str) -> None:

@@ -32,7 +32,7 @@ from itertools import islice
 
 import numpy as np
 
-from muxjax.scheduling.in_flight_steps import Flights
+from muxjax.scheduling.in_flight_steps import InFlightSteps
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
 from muxjax.scheduling.kv_cache.preemption import plan_preemption
 from muxjax.scheduling.kv_cache.prefix_cache import Found, PrefixCache
@@ -59,7 +59,7 @@ class _Refusal:
       since: steps made when its model was first refused, and not for having filled its quota.
       asked: steps made when the policy last asked for it.
       again: steps made when it is worked out again whether it can be admitted.
-      changes: what `Residency._changes` gave when that was worked out last.
+      changes: what `KVCacheManager._changes` gave when that was worked out last.
       slabs: how many were needed.
       place: 2 if it had to borrow because others of its model filled the quota then, else 1.
       over_quota: whether it needs more than its model's quota by itself.
@@ -75,7 +75,7 @@ class _Refusal:
     over_quota: bool
 
 
-class Residency:
+class KVCacheManager:
     """Gives pages and slots to requests and takes them back, within quotas.
 
     Args:
@@ -92,7 +92,7 @@ class Residency:
         allocator: SlabAllocator,
         quotas: KVQuotas,
         prefixes: PrefixCache,
-        flights: Flights,
+        flights: InFlightSteps,
     ) -> None:
         self._models = models
         self._allocator = allocator

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Container, Iterable
 from itertools import islice
 
-from muxjax.scheduling.kv_cache.slabs import Lease, Part, Slab, Slabs
+from muxjax.scheduling.kv_cache.slabs import ReplicaState, Slab, SlabLease, SlabPool
 
 
-class CutLease(Lease):
+class MultiBlockLease(SlabLease):
     """What a model has whose slabs hold several blocks.
 
     Attributes:
@@ -20,9 +20,11 @@ class CutLease(Lease):
       idle_cached: cached blocks in idle slabs.
     """
 
-    def __init__(self, pool: Slabs, model: str, layers: int, copies: int) -> None:
+    def __init__(self, pool: SlabPool, model: str, layers: int, copies: int) -> None:
         super().__init__(pool, model, layers, copies)
-        self.parts = [Part([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(copies)]
+        self.parts = [
+            ReplicaState([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(copies)
+        ]
         self.idle_cached = 0
 
     # What there is

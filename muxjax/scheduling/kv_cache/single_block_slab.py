@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from itertools import islice
 
-from muxjax.scheduling.kv_cache.slabs import Lease
+from muxjax.scheduling.kv_cache.slabs import SlabLease
 
 
-class WholeLease(Lease):
+class SingleBlockLease(SlabLease):
     """What a model without copies has, whose blocks take a slab each. A slab goes by its block."""
 
     @property

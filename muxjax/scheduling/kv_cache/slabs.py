@@ -26,7 +26,7 @@ class Slab:
 
 
 @dataclass(slots=True)
-class Part:
+class ReplicaState:
     """What one copy of a model has.
 
     Attributes:
@@ -56,7 +56,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Slabs:
+class SlabPool:
     """What the leases of all models share. A slab goes by its first page.
 
     Attributes:
@@ -79,7 +79,7 @@ class Slabs:
     record_freed: bool
     empty: list[int]
     cut: dict[int, Slab] = field(default_factory=dict)
-    whole: dict[int, Lease] = field(default_factory=dict)
+    whole: dict[int, SlabLease] = field(default_factory=dict)
     idle: int = 0
     changes: int = 0
     extra: Counter[int] = field(default_factory=Counter)
@@ -111,7 +111,7 @@ class Slabs:
         return True
 
 
-class Lease(ABC):
+class SlabLease(ABC):
     """What one model has of the slabs.
 
     Attributes:
@@ -124,7 +124,7 @@ class Lease(ABC):
       idle: slabs that hold cached blocks of it and nothing in use, the oldest first.
     """
 
-    def __init__(self, pool: Slabs, model: str, layers: int, copies: int) -> None:
+    def __init__(self, pool: SlabPool, model: str, layers: int, copies: int) -> None:
         self._pool = pool
         self.model = model
         self.layers = layers

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 
-from muxjax.scheduling.fair_share import Turn
-from muxjax.scheduling.policies.chunk_size import prefill_tokens
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.fair_share import StepKey
+from muxjax.scheduling.policies.chunk_size import prefill_chunk_tokens
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 
 BURST_SECONDS = 0.1
@@ -22,7 +22,7 @@ a wave of prompts is in costs more than it gives: 8 prompts of 128 tokens (1.6 s
 66 tokens/s with 0.5 s, and 95 with 2 s."""
 
 
-class AdaptiveBatch:
+class AdaptiveBatchScheduling:
     """`adbs`: prefill first, then decodes, each within its share of device time.
 
     Algorithm 3 launches one prefill at a time, models in turn, and fills the rest of the chip with
@@ -44,11 +44,11 @@ class AdaptiveBatch:
 
     name = "adbs"
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         time = unit.time
-        prefills: list[Turn] = []
-        decodes: list[Turn] = []
+        prefills: list[StepKey] = []
+        decodes: list[StepKey] = []
         for state in unit.models.values():
             if state.waiting or state.prefilling or state.deferred:
                 prefills.append(state.prefills)
@@ -78,16 +78,20 @@ class AdaptiveBatch:
                 return step
         return None
 
-    def _prefill(self, unit: Unit, turn: Turn, decodes: list[Turn], ahead: float) -> Step | None:
+    def _prefill(
+        self, unit: Scheduler, turn: StepKey, decodes: list[StepKey], ahead: float
+    ) -> Step | None:
         model = turn[0]
         if not unit.may_prefill(model):
             return None
         seconds = self._prefill_seconds(unit, turn, decodes, ahead)
         spec = unit.models[model].spec
-        return unit.make_prefill(model, prefill_tokens(spec, unit.estimates, seconds))
+        return unit.make_prefill(model, prefill_chunk_tokens(spec, unit.estimates, seconds))
 
     @staticmethod
-    def _prefill_seconds(unit: Unit, turn: Turn, decodes: list[Turn], ahead: float) -> float:
+    def _prefill_seconds(
+        unit: Scheduler, turn: StepKey, decodes: list[StepKey], ahead: float
+    ) -> float:
         """How long a prefill of this model may last.
 
         Args:
@@ -104,7 +108,7 @@ class AdaptiveBatch:
         return max(left, BURST_SECONDS * max(1.0, shares[turn] / mean))
 
     @staticmethod
-    def _burst(unit: Unit, turn: Turn, decodes: list[Turn]) -> int:
+    def _burst(unit: Scheduler, turn: StepKey, decodes: list[StepKey]) -> int:
         """Tokens of a decode burst of this model."""
         shares = unit.time.shares
         mean = sum([shares[other] for other in decodes]) / len(decodes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 
 
@@ -25,7 +25,7 @@ class Fcfs:
 
     name = "fcfs"
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         states = unit.models.items()
         # Started prefixes hold pages, so they end before new ones begin.
@@ -66,7 +66,7 @@ class RoundRobin:
     def __init__(self) -> None:
         self._next = 0
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         models = list(unit.models)
         for offset in range(len(models)):
@@ -93,7 +93,7 @@ class Static:
         self._working: set[str] = set()
         self._membership = -1  # `unit.membership` that shares were fixed for
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         if self._membership != unit.membership:
             self._membership = unit.membership
@@ -128,7 +128,7 @@ class Mutex:
     def __init__(self) -> None:
         self._random = random.Random(0)
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         del now
         line = [m for m, state in unit.models.items() if state.has_prefill or state.has_decode]
         self._random.shuffle(line)
@@ -139,7 +139,7 @@ class Mutex:
         return None
 
 
-def _own_step(unit: Unit, model: str) -> Step | None:
+def _own_step(unit: Scheduler, model: str) -> Step | None:
     """A prefill of the model if one can be made, otherwise a decode."""
     state = unit.models[model]
     step: Step | None = None

@@ -17,7 +17,7 @@ MOST_COST = 1.5
 cost is mostly not that of its tokens, so that a part would not be much shorter either."""
 
 
-def prefill_tokens(spec: ModelSpec, estimates: StepEstimates, seconds: float) -> int:
+def prefill_chunk_tokens(spec: ModelSpec, estimates: StepEstimates, seconds: float) -> int:
     """The most tokens of the model's next prefill step.
 
     Args:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muxjax.scheduling.policies.slo_tracker import Pace
-from muxjax.scheduling.policies.slo_utilization import Strain
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
+from muxjax.scheduling.scheduler import Scheduler
 
 TURNS = 20
 """With 10, the others lose 5 points of attainment at saturation. This and what follows: three small
@@ -33,18 +33,18 @@ MINOR_PART = 1 / 16
 """With an eighth, 13 points are lost at saturation."""
 
 
-class LostCauses:
+class DeferralQueue:
     """Those of models that hold each other up.
 
     Args:
       paces: the models.
     """
 
-    def __init__(self, paces: Sequence[Pace]) -> None:
+    def __init__(self, paces: Sequence[SloTracker]) -> None:
         self._paces = paces
         self._turns = 0
 
-    def look(self, unit: Unit, strain: Strain, now: float) -> None:
+    def look(self, unit: Scheduler, strain: SloUtilization, now: float) -> None:
         """Defers lost causes among those that are next, and brings deferred requests back.
 
         Args:
@@ -60,7 +60,7 @@ class LostCauses:
         if count:
             self._bring_back(unit, strain, count, now)
 
-    def _bring_back(self, unit: Unit, strain: Strain, count: int, now: float) -> None:
+    def _bring_back(self, unit: Scheduler, strain: SloUtilization, count: int, now: float) -> None:
         deferred = [pace for pace in self._paces if pace.state.deferred]
         turns = sum([pace.state.finished for pace in self._paces]) // TURNS
         if turns > self._turns:
@@ -81,7 +81,7 @@ class LostCauses:
                 unit.recall(state.spec.name)
 
 
-def _may_be_in_time(pace: Pace, now: float) -> bool:
+def _may_be_in_time(pace: SloTracker, now: float) -> bool:
     """Whether a model has requests that were not called lost causes, and are here no longer than
     those of mean length may be: nobody is to wait for the end of a very long one.
     """

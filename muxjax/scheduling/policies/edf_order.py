@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from muxjax.scheduling.fair_share import Turn
-from muxjax.scheduling.policies.slo_tracker import TOKENS_PART, Pace
-from muxjax.scheduling.policies.slo_utilization import Strain
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.fair_share import StepKey
+from muxjax.scheduling.policies.slo_tracker import TOKENS_PART, SloTracker
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
+from muxjax.scheduling.scheduler import Scheduler
 
 OVERDRAFT = 2.0
 """Decodes that a model may be ahead of its share where turns make everybody late, in requests of
@@ -22,8 +22,12 @@ mean length that are alone. With fewer, those that are first are interrupted, an
 and 56 % with two requests."""
 
 
-def decodes_in_order(
-    paces: Mapping[str, Pace], unit: Unit, decodes: list[Turn], now: float, strain: Strain
+def edf_order(
+    paces: Mapping[str, SloTracker],
+    unit: Scheduler,
+    decodes: list[StepKey],
+    now: float,
+    strain: SloUtilization,
 ) -> tuple[list[str], float]:
     """Models with sequences to decode, who is first before the others.
 
@@ -50,7 +54,7 @@ def decodes_in_order(
       The models, and when the next tokens are due of those that are not first for that.
     """
     due: list[tuple[float, str]] = []
-    others: list[Turn] = []
+    others: list[StepKey] = []
     next_due = math.inf
     turns = False
     whole = any(pace.tight for pace in paces.values()) and strain.leaves_room(TOKENS_PART)
@@ -67,7 +71,7 @@ def decodes_in_order(
     others.sort(key=time.virtual)
     if not turns and not whole:
 
-        def place(turn: Turn) -> tuple[int, int]:
+        def place(turn: StepKey) -> tuple[int, int]:
             pace = paces[turn[0]]
             if time.credit(turn) < -OVERDRAFT * pace.mean_output() * pace.alone_tpot():
                 return 1, 0

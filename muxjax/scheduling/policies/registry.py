@@ -12,14 +12,14 @@
 
 from __future__ import annotations
 
-from muxjax.scheduling.policies.adbs import AdaptiveBatch
+from muxjax.scheduling.policies.adbs import AdaptiveBatchScheduling
 from muxjax.scheduling.policies.baselines import Fcfs, Mutex, RoundRobin, Static, Temporal
 from muxjax.scheduling.policies.slo import SloPolicy
 from muxjax.scheduling.scheduler import Policy
 
 POLICIES: dict[str, type[Policy]] = {
     "slo": SloPolicy,
-    "adbs": AdaptiveBatch,
+    "adbs": AdaptiveBatchScheduling,
     "fcfs": Fcfs,
     "round_robin": RoundRobin,
     "static": Static,

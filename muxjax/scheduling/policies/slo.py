@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import math
 
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.policies.adbs import PREFILL_OVERDRAFT
-from muxjax.scheduling.policies.chunk_size import prefill_tokens
-from muxjax.scheduling.policies.deferral import LostCauses
-from muxjax.scheduling.policies.edf_order import decodes_in_order
-from muxjax.scheduling.policies.slo_tracker import Pace
-from muxjax.scheduling.policies.slo_utilization import Strain
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.policies.chunk_size import prefill_chunk_tokens
+from muxjax.scheduling.policies.deferral import DeferralQueue
+from muxjax.scheduling.policies.edf_order import edf_order
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step
 
 SHORT_TOKENS, SHORT_BURST = 4, 0.03
@@ -47,17 +47,17 @@ class SloPolicy:
     name = "slo"
 
     def __init__(self) -> None:
-        self._paces: dict[str, Pace] = {}
-        self._all: list[Pace] = []
-        self._lost = LostCauses([])
-        self._strain = Strain()
+        self._paces: dict[str, SloTracker] = {}
+        self._all: list[SloTracker] = []
+        self._lost = DeferralQueue([])
+        self._strain = SloUtilization()
         self._membership = -1  # `unit.membership` that they were made for
         self._last = ""  # the model of the last step
-        self._saved = self._spare = 0.0  # the least of all models, see `Pace.look`
+        self._saved = self._spare = 0.0  # the least of all models, see `SloTracker.look`
         self._tight = self._owes = False
         self._cut = False  # whether the last step was a part of a prefill
 
-    def next_step(self, unit: Unit, now: float) -> Step | None:
+    def next_step(self, unit: Scheduler, now: float) -> Step | None:
         self._look(unit)
         step = self._pick(unit, now)
         if step is not None:
@@ -65,12 +65,12 @@ class SloPolicy:
             self._cut = self._cut and isinstance(step, Prefill)
         return step
 
-    def _pick(self, unit: Unit, now: float) -> Step | None:
+    def _pick(self, unit: Scheduler, now: float) -> Step | None:
         strain = self._strain
         strain.look(self._paces, unit, now)
         self._lost.look(unit, strain, now)
-        waiting: list[Turn] = []
-        decodes: list[Turn] = []
+        waiting: list[StepKey] = []
+        decodes: list[StepKey] = []
         running = 0
         for pace in self._all:
             state = pace.state
@@ -89,7 +89,7 @@ class SloPolicy:
             step = self._prefill(unit, due, tokens_due - now)
             if step is not None:
                 return step
-        order, next_due = decodes_in_order(self._paces, unit, decodes, now, strain)
+        order, next_due = edf_order(self._paces, unit, decodes, now, strain)
         seconds = min(pause, next_due - now)
         for model in order:
             step = self._decode(unit, model, seconds, now)
@@ -104,13 +104,13 @@ class SloPolicy:
                 return step
         return None
 
-    def _look(self, unit: Unit) -> None:
+    def _look(self, unit: Scheduler) -> None:
         """Works out anew what depends on step times alone: those of one model have changed."""
         if self._membership != unit.membership:
             self._membership = unit.membership
-            self._paces = {n: Pace(s, unit.estimates) for n, s in unit.models.items()}
+            self._paces = {n: SloTracker(s, unit.estimates) for n, s in unit.models.items()}
             self._all = list(self._paces.values())
-            self._lost = LostCauses(self._all)
+            self._lost = DeferralQueue(self._all)
         elif self._last:
             self._paces[self._last].look()
         else:
@@ -121,14 +121,14 @@ class SloPolicy:
         self._tight = any(pace.tight for pace in self._all)
         self._owes = any(pace.owes for pace in self._all)
 
-    def _tokens_due(self, decodes: list[Turn]) -> float:
+    def _tokens_due(self, decodes: list[StepKey]) -> float:
         """When a step must begin for all tokens to be in time of models with a target for each."""
         if not self._owes:
             return math.inf
         return min([self._paces[model].latest_decode() for model, _ in decodes], default=math.inf)
 
     def _sorted(
-        self, unit: Unit, waiting: list[Turn], running: int, now: float
+        self, unit: Scheduler, waiting: list[StepKey], running: int, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
         """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
         decodes may last until prompts are due. Those that have no slot or no pages for them are not
@@ -157,21 +157,21 @@ class SloPolicy:
         first = [model for _, model in sorted(due)]
         return first, late, [model for _, model in sorted(early)], pause
 
-    def _prefill(self, unit: Unit, models: list[str], seconds: float) -> Step | None:
+    def _prefill(self, unit: Scheduler, models: list[str], seconds: float) -> Step | None:
         """A step of the first model that has pages for one and whose prompts need not wait; a part
         of one if it would take longer than others can wait for their tokens.
         """
         for model in models:
             pace = self._paces[model]
             if pace.may_begin(unit, self._strain):
-                most = prefill_tokens(pace.state.spec, unit.estimates, seconds)
+                most = prefill_chunk_tokens(pace.state.spec, unit.estimates, seconds)
                 step: Step | None = unit.make_prefill(model, most)
                 if step is not None:
                     self._cut = most < pace.state.spec.limits.max_prefill_tokens
                     return step
         return None
 
-    def _decode(self, unit: Unit, model: str, seconds: float, now: float) -> Step | None:
+    def _decode(self, unit: Scheduler, model: str, seconds: float, now: float) -> Step | None:
         size = len(unit.models[model].running)
         token = unit.estimates.decode(model, size)
         least = 0 if self._tight else min(SHORT_TOKENS, int(SHORT_BURST / token))

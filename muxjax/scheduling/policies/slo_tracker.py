@@ -1,6 +1,6 @@
 """What latency targets ask of the next steps: which prompts are due, and whose tokens.
 
-For each model (`Pace`):
+For each model (`SloTracker`):
 
 - *Tokens*: with a target for each token, after `k` of them the next are due when the time that the
   target gives for `k` has passed. What follows for the order of decodes is in `decode_order.py`.
@@ -23,9 +23,9 @@ from collections.abc import Iterable
 
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
-from muxjax.scheduling.policies.slo_utilization import Strain
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 
 SPEED_WEIGHT = 0.1
 """Weight of a new measurement of the seconds a token, against all before it."""
@@ -49,7 +49,7 @@ MARGIN = 1.1
 """How much longer than expected a request is taken to run when it is called a lost cause."""
 
 
-class Pace:
+class SloTracker:
     """One model's targets, and how it keeps up with them.
 
     Args:
@@ -200,7 +200,7 @@ class Pace:
 
     # Prompts
 
-    def defer_lost(self, unit: Unit, now: float) -> None:
+    def defer_lost(self, unit: Scheduler, now: float) -> None:
         """Defers those of the prompts that are next which would be late even if they began now."""
         state = self.state
         head = state.first
@@ -243,7 +243,7 @@ class Pace:
         _, _, each, spare = self._wait
         return min(running * each, spare) - (now - head.arrival)
 
-    def may_begin(self, unit: Unit, strain: Strain) -> bool:
+    def may_begin(self, unit: Scheduler, strain: SloUtilization) -> bool:
         """Whether the model's prompts need not wait for sequences to end."""
         state = self.state
         if state.prefilling or self._targets.ttft is not None:

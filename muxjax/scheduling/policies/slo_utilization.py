@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from muxjax.scheduling.policies.slo_tracker import Pace
-    from muxjax.scheduling.scheduler import Unit
+    from muxjax.scheduling.policies.slo_tracker import SloTracker
+    from muxjax.scheduling.scheduler import Scheduler
 
 FREE = 0.02
 """Strain that new sequences may add at any time: in a batch that has room for them they cost next
@@ -24,18 +24,18 @@ NEW_WEIGHT = 0.3
 """Weight of a new measurement against all before it."""
 
 
-class Strain:
+class SloUtilization:
     """Of one unit, as of the last `look`; none until then."""
 
     def __init__(self) -> None:
         self._loads: dict[str, float] | None = {}
         self._total = 0.0
-        self._paces: Mapping[str, Pace] = {}
+        self._paces: Mapping[str, SloTracker] = {}
         self._prefills = 0.0
         self._used = (0.0, 0.0)
         self._look_at = 0.0
 
-    def look(self, paces: Mapping[str, Pace], unit: Unit, now: float) -> None:
+    def look(self, paces: Mapping[str, SloTracker], unit: Scheduler, now: float) -> None:
         """Takes the sequences that decode now. Their strain is worked out when it is asked for, as
         most steps need none.
         """
@@ -65,7 +65,7 @@ class Strain:
         """
         return self.total <= pace * (1 - self._prefills)
 
-    def allows(self, pace: Pace, unit: Unit, count: int) -> bool:
+    def allows(self, pace: SloTracker, unit: Scheduler, count: int) -> bool:
         """Whether so many sequences of a model may begin beside those that decode.
 
         Always where nobody decodes, where they cost next to nothing, where the model keeps to its
@@ -92,7 +92,7 @@ class Strain:
             return True
         return after <= most * unit.time.part((model, "decode"))
 
-    def _measure(self, unit: Unit) -> None:
+    def _measure(self, unit: Scheduler) -> None:
         """The prefills' part of the time since the last measurement."""
         used = unit.time.used
         prefills = sum([seconds for (_, phase), seconds in used.items() if phase == "prefill"])

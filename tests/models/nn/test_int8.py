@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import Decoder
-from muxjax.models.nn.int8 import linear_int8, quantise, rows_of_int8
+from muxjax.models.nn.int8 import linear_int8, quantize, rows_of_int8
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
-from muxjax.models.nn.weight_format import kept_bytes, kept_params, put_on_device
+from muxjax.models.nn.weight_format import put_on_device, stored_bytes, stored_params
 from tests import golden
 
 product = jax.jit(linear_int8)
@@ -25,14 +25,14 @@ def matrix(outputs: int, inputs: int) -> np.ndarray:
 def test_a_product(outputs: int, inputs: int, rows: int) -> None:
     weight, x = matrix(outputs, inputs), matrix(rows, inputs)
     bias = matrix(1, outputs)[0]
-    out = product(x, *quantise(weight), bias)
+    out = product(x, *quantize(weight), bias)
     assert (out.shape, out.dtype) == ((rows, outputs), jnp.float32)
     wanted = x @ weight.T + bias
     assert np.abs(out - wanted).mean() < 0.012 * np.abs(wanted).mean()
 
 
 def test_one_row_is_what_it_is_among_others() -> None:
-    numbers, scales = quantise(matrix(40, 64))
+    numbers, scales = quantize(matrix(40, 64))
     x = matrix(8, 64)
     together = product(x, numbers, scales)
     for row in range(8):
@@ -43,7 +43,7 @@ def test_one_row_is_what_it_is_among_others() -> None:
 
 def test_one_row_is_padded_on_the_cpu() -> None:
     """XLA:CPU widens the whole matrix to int32 for one row, and takes seventeen times longer."""
-    numbers, scales = quantise(matrix(40, 64))
+    numbers, scales = quantize(matrix(40, 64))
     lowered = product.lower(matrix(1, 64), numbers, scales).as_text()
     assert "tensor<40x2xi32>" in lowered
     assert "tensor<40x1xi32>" not in lowered
@@ -54,7 +54,7 @@ def test_large_activations_do_not_drown_the_others() -> None:
     x[:, 7] *= 100
     wanted = x @ weight.T
     wanted_without = wanted - x[:, 7:8] * weight[:, 7]
-    found = product(x, *quantise(weight)) - x[:, 7:8] * weight[:, 7]
+    found = product(x, *quantize(weight)) - x[:, 7:8] * weight[:, 7]
     naive_step = np.abs(x).max(axis=1, keepdims=True) / 127
     naive = (np.round(x / naive_step) * naive_step) @ weight.T - x[:, 7:8] * weight[:, 7]
     error, naive_error = (np.abs(y - wanted_without).mean() for y in (found, naive))
@@ -62,11 +62,11 @@ def test_large_activations_do_not_drown_the_others() -> None:
 
 
 def test_zeros_and_what_is_no_number() -> None:
-    numbers, scales = quantise(np.zeros((4, 64), np.float32))
+    numbers, scales = quantize(np.zeros((4, 64), np.float32))
     assert not product(np.zeros((1, 64), np.float32), numbers, scales).any()
     x = matrix(3, 64)
     x[1, 5] = np.nan
-    found = np.asarray(product(x, *quantise(matrix(4, 64))))
+    found = np.asarray(product(x, *quantize(matrix(4, 64))))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2]]).all()
 
@@ -77,22 +77,22 @@ def test_a_product_is_exact_in_the_integers() -> None:
     weight = np.zeros((2, inputs), np.float32)
     weight[:, ::64] = 1  # turned, every number is the same: all are 127
     x = weight[:1].copy()
-    found = product(x, *quantise(weight))
+    found = product(x, *quantize(weight))
     np.testing.assert_allclose(found, [[inputs / 64] * 2], rtol=1e-5)
 
 
 def test_rows_are_looked_up() -> None:
     weight = matrix(30, 48)
     at = np.array([29, 0, 7, 7])
-    found = rows_of_int8(*map(jnp.asarray, quantise(weight)), jnp.asarray(at))
+    found = rows_of_int8(*map(jnp.asarray, quantize(weight)), jnp.asarray(at))
     assert np.abs(found - weight[at]).max() < 0.02 * np.abs(weight).max()
 
 
 def test_quantising_in_pieces_is_quantising_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = matrix(50, 64)
-    whole = quantise(weight)
+    whole = quantize(weight)
     monkeypatch.setattr("muxjax.models.nn.int8._CHUNK", 64 * 7)
-    for one, other in zip(quantise(weight), whole, strict=True):
+    for one, other in zip(quantize(weight), whole, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -106,7 +106,7 @@ def int8_decoder(case: golden.Tiny, stacks: Stacks | None = None) -> Decoder:
                 continue
             empty = jnp.zeros((stacks.repeats, *found.shape), found.dtype)
             weights[kept] = weights.get(kept, empty).at[index].set(found)
-    wanted = kept_params(case.config, "float32", "int8", stacks)
+    wanted = stored_params(case.config, "float32", "int8", stacks)
     assert {n: (w.shape, w.dtype) for n, w in weights.items()} == {
         n: (w.shape, w.dtype) for n, w in wanted.items()
     }
@@ -123,7 +123,7 @@ def test_a_decoder_of_every_kind_of_layer(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3_softcaps"])
 def test_stacked_layers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.used", lambda: False)  # as on a TPU
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.is_enabled", lambda: False)  # as on a TPU
     case = golden.tiny(name)
     tokens = jnp.asarray([case.tokens])
     apart = int8_decoder(case).dense_logits(tokens)
@@ -136,7 +136,7 @@ def test_bytes_are_counted_as_kept() -> None:
     shapes = param_shapes(case.config).values()
     small = sum(4 * shape[0] for shape in shapes if len(shape) == 1)
     matrices = sum(shape[0] * shape[1] + 4 * shape[0] for shape in shapes if len(shape) == 2)
-    assert kept_bytes(case.config, "bfloat16", "int8") == small + matrices
+    assert stored_bytes(case.config, "bfloat16", "int8") == small + matrices
     weights = int8_decoder(case)
     assert sum(w.nbytes for w in jax.tree.leaves(weights)) == small + matrices
 

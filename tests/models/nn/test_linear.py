@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.models.nn.linear import kept_shape, linear, put_matrix, rows_of
+from muxjax.models.nn.linear import linear, put_matrix, rows_of, stored_shape
 
 
 @pytest.fixture(autouse=True)
 def xla(monkeypatch):
     """XLA's own products; the CPU's are in `tests/pallas_kernels/cpu/test_native.py`."""
-    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.used", lambda: False)
+    monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.is_enabled", lambda: False)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])
@@ -30,10 +30,10 @@ def test_linear(outputs, rows, dtype, limit, with_bias):
 
 def test_matrices_of_whole_tiles_are_tiled_where_that_is_faster():
     faster = jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
-    assert kept_shape((192, 48), jnp.float32) == ((3, 48, 64) if faster else (192, 48))
-    assert kept_shape((200, 48), jnp.float32) == (200, 48)
-    assert kept_shape((192,), jnp.float32) == (192,)
-    assert kept_shape((2**18, 640), jnp.float32) == (2**18, 640)
+    assert stored_shape((192, 48), jnp.float32) == ((3, 48, 64) if faster else (192, 48))
+    assert stored_shape((200, 48), jnp.float32) == (200, 48)
+    assert stored_shape((192,), jnp.float32) == (192,)
+    assert stored_shape((2**18, 640), jnp.float32) == (2**18, 640)
 
 
 @pytest.mark.parametrize("outputs", [20, 192])

@@ -9,9 +9,9 @@ from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.weight_format import (
     Dtype,
     Quantization,
-    kept_bytes,
-    kept_params,
     put_on_device,
+    stored_bytes,
+    stored_params,
 )
 from tests import golden
 
@@ -24,11 +24,11 @@ def test_what_arrives_is_what_was_said(name: str, dtype: Dtype, quantization: Qu
     arrived: dict[str, jax.Array] = {}
     for canonical, array in case.params.items():
         arrived.update(put_on_device(case.config, canonical, array, dtype, quantization))
-    wanted = kept_params(case.config, dtype, quantization)
+    wanted = stored_params(case.config, dtype, quantization)
     assert {n: (a.shape, a.dtype) for n, a in arrived.items()} == {
         n: (a.shape, a.dtype) for n, a in wanted.items()
     }
-    assert sum(a.nbytes for a in arrived.values()) == kept_bytes(case.config, dtype, quantization)
+    assert sum(a.nbytes for a in arrived.values()) == stored_bytes(case.config, dtype, quantization)
     for canonical, shape in param_shapes(case.config).items():
         if len(shape) == 1:
             assert arrived[canonical].dtype == jnp.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.predict import simulate_rig
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.placement.workload.trace import TraceRequest
@@ -24,7 +24,7 @@ def profile() -> ProfileTable:
     return ProfileTable({**dict.fromkeys(names, cells), "_steps": steps})
 
 
-def test_no_prompt_is_found_in_the_prefix_cache(rig: Rig, profile: ProfileTable) -> None:
+def test_no_prompt_is_found_in_the_prefix_cache(rig: BenchSession, profile: ProfileTable) -> None:
     # Simulated prompts are all alike; those of a replay are not.
     assert rig.config.pool.prefix_cache
     workload = [TraceRequest(float(second), "llama", 100, 2) for second in range(3)]
@@ -33,7 +33,7 @@ def test_no_prompt_is_found_in_the_prefix_cache(rig: Rig, profile: ProfileTable)
     assert [record.ttft for record in records] == pytest.approx([0.25] * 3)
 
 
-def test_all_steps_are_slower_on_a_slower_machine(rig: Rig, profile: ProfileTable) -> None:
+def test_all_steps_are_slower_on_a_slower_machine(rig: BenchSession, profile: ProfileTable) -> None:
     workload = [TraceRequest(0.0, "qwen3", 4, 9)]
     (usual,) = simulate_rig(rig, profile, workload, "adbs")
     (slow,) = simulate_rig(rig, profile, workload, "adbs", slower=1.5)

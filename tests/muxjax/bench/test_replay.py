@@ -10,7 +10,7 @@ from muxjax.errors import EngineDead, WorkloadError
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 from muxjax.testing.mock_executor import VOCAB, MockExecutor
 from tests.muxjax.scheduling.harness import spec
@@ -20,7 +20,7 @@ LIMITS = {one.name: one.max_model_len for one in SPECS}
 
 
 def engine(executor: type[MockExecutor] = MockExecutor) -> Engine:
-    unit = Unit(SPECS, 60, make_policy("adbs"))
+    unit = Scheduler(SPECS, 60, make_policy("adbs"))
     return Engine(unit, executor(SPECS, 60))
 
 

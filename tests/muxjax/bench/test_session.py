@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench.replay import make_requests, replay
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.errors import BenchError, MuxError
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 
 WORKLOAD = [
     TraceRequest(0.0, "llama", 40, 6),
@@ -18,7 +18,7 @@ WORKLOAD = [
 ]
 
 
-def outputs(rig: Rig, policy: str) -> list[list[int]]:
+def outputs(rig: BenchSession, policy: str) -> list[list[int]]:
     vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
     limits = {name: model.max_model_len for name, model in rig.models.items()}
     requests = make_requests(WORKLOAD, vocab, limits, seed=3)
@@ -30,7 +30,7 @@ def outputs(rig: Rig, policy: str) -> list[list[int]]:
     return [request.output for request in requests]
 
 
-def test_every_policy_gives_the_same_tokens_on_one_pool(rig: Rig) -> None:
+def test_every_policy_gives_the_same_tokens_on_one_pool(rig: BenchSession) -> None:
     address = rig.executor.pool_address
     first = outputs(rig, "adbs")
     assert [len(tokens) for tokens in first] == [6, 9, 1]
@@ -39,7 +39,7 @@ def test_every_policy_gives_the_same_tokens_on_one_pool(rig: Rig) -> None:
     assert rig.executor.pool_address == address
 
 
-def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: Rig) -> None:
+def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: BenchSession) -> None:
     estimates = StepEstimates(["llama", "qwen3"])
     estimates.observe_decode("llama", 1, 1, 3.0)
     one, two = rig.unit("adbs", estimates), rig.unit("adbs", estimates)
@@ -48,15 +48,15 @@ def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: Rig) -> None:
     assert one.allocator is not two.allocator
 
 
-def test_a_unit_takes_the_targets_that_are_asked_for(rig: Rig) -> None:
-    asked = LatencyTargets(scale=3.0, alone_ttft=0.5, alone_tpot=0.25)
+def test_a_unit_takes_the_targets_that_are_asked_for(rig: BenchSession) -> None:
+    asked = LatencySlo(scale=3.0, alone_ttft=0.5, alone_tpot=0.25)
     unit = rig.unit("slo", targets={"llama": asked})
     assert unit.models["llama"].spec.targets == asked
     assert unit.models["qwen3"].spec == rig.specs["qwen3"] == rig.unit("slo").models["qwen3"].spec
     assert rig.unit("slo").models["llama"].spec == rig.specs["llama"]
 
 
-def test_a_unit_expects_the_rates_that_it_is_told(rig: Rig) -> None:
+def test_a_unit_expects_the_rates_that_it_is_told(rig: BenchSession) -> None:
     shares = {}
     for rate in (1.0, 9.0):
         unit = rig.unit("static", rates={"llama": rate, "qwen3": 1.0})
@@ -66,12 +66,12 @@ def test_a_unit_expects_the_rates_that_it_is_told(rig: Rig) -> None:
     assert rig.unit("static").models["llama"].spec == rig.specs["llama"]
 
 
-def test_a_policy_that_there_is_not(rig: Rig) -> None:
+def test_a_policy_that_there_is_not(rig: BenchSession) -> None:
     with pytest.raises(BenchError, match="no policy 'best'; there are slo, adbs"):
         rig.unit("best")
 
 
-def test_the_engine_is_closed_and_the_pool_stays(rig: Rig) -> None:
+def test_the_engine_is_closed_and_the_pool_stays(rig: BenchSession) -> None:
     with rig.engine(rig.unit("adbs")) as engine:
         pass
     with pytest.raises(MuxError, match="closed"):

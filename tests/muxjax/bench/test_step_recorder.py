@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from muxjax.bench import step_recorder as in_service
-from muxjax.bench.step_recorder import Ran, Watch
+from muxjax.bench.step_recorder import ExecutedStep, StepRecorder
 from muxjax.errors import BenchError
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, StepResult
 
@@ -31,11 +31,13 @@ def decode(tokens: int, *slots: int) -> Decode:
 
 
 def test_an_engines_steps_are_noted() -> None:
-    watch = Watch()
+    watch = StepRecorder()
     spec = ModelSpec("m", 1, 16, 256, BucketLimits(8, 64, 8, 8))
-    unit = Unit([spec], 100, make_policy("adbs"))
+    unit = Scheduler([spec], 100, make_policy("adbs"))
 
-    def ran(step: Prefill | Decode, made: list[int], started: float, seconds: float) -> Ran:
+    def ran(
+        step: Prefill | Decode, made: list[int], started: float, seconds: float
+    ) -> ExecutedStep:
         tokens = [[0] * count for count in made]
         result = StepResult(tokens, [None] * len(made), started, seconds)
         watch.observe(unit, step, result)
@@ -52,8 +54,8 @@ def test_an_engines_steps_are_noted() -> None:
     assert both.expected(TIMES) == pytest.approx(8 * (0.002 + 0.002 * 38 / 100))
 
 
-def decoded(seconds: float, rounds: int = 1) -> Ran:
-    return Ran("m", None, 1, rounds, 1, seconds, waited=False)
+def decoded(seconds: float, rounds: int = 1) -> ExecutedStep:
+    return ExecutedStep("m", None, 1, rounds, 1, seconds, waited=False)
 
 
 def test_a_few_steps_that_were_held_up_do_not_count() -> None:
@@ -64,7 +66,9 @@ def test_a_few_steps_that_were_held_up_do_not_count() -> None:
 
 
 def test_each_bucket_has_a_factor_of_its_own() -> None:
-    ran = [decoded(0.0018) for _ in range(10)] + [Ran("m", [(9, 9, True)], 0, 0, 0, 0.01, False)]
+    ran = [decoded(0.0018) for _ in range(10)] + [
+        ExecutedStep("m", [(9, 9, True)], 0, 0, 0, 0.01, False)
+    ]
     assert in_service._factor(("m", "decode", 8), ran, TIMES) == pytest.approx(0.9)
     assert in_service._factor(("m", "decode", 16), ran, TIMES) == pytest.approx(0.9)  # not seen
     with pytest.raises(BenchError, match="only 1 steps"):

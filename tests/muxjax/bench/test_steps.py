@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from muxjax.bench.isolated import measure_solo
+from muxjax.bench.isolated import measure_isolated
 from muxjax.bench.predict import simulate_rig
 from muxjax.bench.profile_file import profile_of, write_profile
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.bench.step_recorder import measure_in_service, speed_now
-from muxjax.bench.steps import Kind, Measured, Timed, contexts_of, kinds_of, measure, rows_of
+from muxjax.bench.steps import Kind, StepMeasurement, Timed, contexts_of, kinds_of, measure, rows_of
 from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.workload.trace import TraceRequest
@@ -20,7 +20,7 @@ from muxjax.scheduling.steps import Decode, Handle, Step
 from muxjax.units.plan_inputs import shape_of
 
 
-def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
+def test_a_fleet_is_measured_and_simulated(rig: BenchSession, tmp_path: Path) -> None:
     done: list[Kind] = []
     measured = measure_in_service(rig, repeats=1, contexts=[8, 60], done=done.append)
     kinds = kinds_of(rig, [8, 60])
@@ -66,7 +66,7 @@ def test_a_fleet_is_measured_and_simulated(rig: Rig, tmp_path: Path) -> None:
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
 
 
-def test_an_interrupt_leaves_whole_rounds(rig: Rig) -> None:
+def test_an_interrupt_leaves_whole_rounds(rig: BenchSession) -> None:
     kinds = kinds_of(rig, [60])
     seen: list[Kind] = []
 
@@ -75,7 +75,7 @@ def test_an_interrupt_leaves_whole_rounds(rig: Rig) -> None:
         if len(seen) == 3 * len(kinds) - 1:  # in the second round that counts
             raise KeyboardInterrupt
 
-    measured = Measured()
+    measured = StepMeasurement()
     with pytest.raises(KeyboardInterrupt):
         measure(rig, repeats=5, contexts=[60], done=stop, into=measured)
     assert [(step.model, step.size) for step in measured.steps] == [
@@ -85,7 +85,7 @@ def test_an_interrupt_leaves_whole_rounds(rig: Rig) -> None:
 
 
 def test_no_step_is_longer_than_the_longest_sequence(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: BenchSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[tuple[str, int]] = []
     submit = rig.executor.submit
@@ -110,7 +110,7 @@ def timed(
 
 
 def test_parts_follow_from_differences() -> None:
-    measured = Measured(
+    measured = StepMeasurement(
         [
             timed("prefill", 32, 1, 32, 10.0),
             timed("prefill", 32, 1, 32, 8.0, last=False),
@@ -134,13 +134,13 @@ def test_parts_follow_from_differences() -> None:
     assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
 
 
-def test_what_cannot_be_measured(rig: Rig) -> None:
+def test_what_cannot_be_measured(rig: BenchSession) -> None:
     with pytest.raises(BenchError, match="--repeats"):
         measure(rig, repeats=0)
     with pytest.raises(BenchError, match=r"--context 10000: llama holds sequences of 1 to 255"):
         kinds_of(rig, [10_000])
     with pytest.raises(BenchError, match="not measured to the end"):
-        Measured([timed("decode", 1, 1, 1, 1.0)]).times("m")
+        StepMeasurement([timed("decode", 1, 1, 1, 1.0)]).times("m")
     with pytest.raises(BenchError, match="cannot be written"):
         write_profile({}, Path("/proc/none/profile.json"))
 
@@ -151,10 +151,10 @@ def test_contexts() -> None:
     assert contexts_of(1) == [1]
 
 
-def test_requests_alone(rig: Rig) -> None:
+def test_requests_alone(rig: BenchSession) -> None:
     workload = [TraceRequest(0.0, "llama", tokens, 5) for tokens in (4, 9, 30)]
     steps: list[int] = []
-    solo = measure_solo(rig, workload, repeats=1, done=steps.append)
+    solo = measure_isolated(rig, workload, repeats=1, done=steps.append)
     assert [(row["model"], row["prompt_tokens"]) for row in solo.rows] == [
         ("llama", 4),
         ("llama", 9),

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from muxjax.bench import session as rig_module
-from muxjax.bench.session import Rig
+from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import Timed
 from muxjax.cli.main import main as cli
 from muxjax.config.fleet_file import load_fleet_config
@@ -48,15 +48,15 @@ class Cli:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: Rig) -> Cli:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: BenchSession) -> Cli:
     """The command line; the fleet is loaded once for all tests."""
 
     @contextmanager
-    def load(config: object) -> Iterator[Rig]:
+    def load(config: object) -> Iterator[BenchSession]:
         assert config == load_fleet_config(RIG)
         yield rig
 
-    monkeypatch.setattr(rig_module.Rig, "load", load)
+    monkeypatch.setattr(rig_module.BenchSession, "load", load)
     return Cli(tmp_path, monkeypatch, capsys)
 
 
@@ -82,7 +82,7 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
     from muxjax.bench import step_recorder as in_service
     from muxjax.bench import steps
 
-    def measure(rig: Rig, *, into: steps.Measured, done: Any, **more: Any) -> None:
+    def measure(rig: BenchSession, *, into: steps.StepMeasurement, done: Any, **more: Any) -> None:
         into.steps = [
             Timed(kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,))
             for kind in steps.kinds_of(rig, [40])

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from muxjax import Fleet, SamplingParams
 from muxjax.cluster.ray_fleet import ray_fleet
-from muxjax.placement.planner.plan import Plan, PlannedNodes
+from muxjax.placement.planner.plan import PlacementPlan, PlannedNodes
 from tests.muxjax.on_eight_devices import KINDS, PROMPTS, make_plan, planned_fleet
 
 TOKENS = 160
@@ -38,7 +38,7 @@ SETTINGS = [
 ASKS = [(name, prompt, params) for name in KINDS for prompt in PROMPTS[:2] for params in SETTINGS]
 
 
-def two_nodes() -> Plan:
+def two_nodes() -> PlacementPlan:
     """The three units, the first on a node of its own."""
     plan = make_plan()
     places = {"wide": (0, (0, 1)), "left": (1, (0,)), "right": (1, (1,))}

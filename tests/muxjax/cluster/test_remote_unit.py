@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from muxjax.cluster.messages import Asked, Report
+from muxjax.cluster.messages import AddRequest, PollResult
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.cluster.unit_host import UnitHost
 from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
 from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.engine.test_engine import WAIT, Collector
 from tests.muxjax.engine.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
 from tests.muxjax.scheduling.harness import request
@@ -30,7 +30,7 @@ class LocalPeer:
         self.cancelled: list[int] = []
         self.gone = threading.Event()
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, asked: AddRequest) -> None:
         self._check()
         self._host.submit(pickle.loads(pickle.dumps(asked)))
 
@@ -39,7 +39,7 @@ class LocalPeer:
         self.cancelled.append(request_id)
         self._host.cancel(request_id)
 
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float) -> PollResult:
         report = self._host.report(min(seconds, 0.05))
         self._check()  # what it says does not arrive
         return pickle.loads(pickle.dumps(report))
@@ -72,14 +72,14 @@ class Remote:
         specs, left = [SPECS[model] for model in models], list(deaths)
 
         def start() -> Engine:
-            unit = Unit(specs, PAGES, make_policy("adbs"))
+            unit = Scheduler(specs, PAGES, make_policy("adbs"))
             return Engine(unit, Dying(specs, PAGES, left))
 
         def connect(closing: threading.Event) -> tuple[LocalPeer, dict]:
             while not self.ready.wait(0.01):
                 if closing.is_set():
                     raise EngineDead("closed while it was started")
-            far = Runner("far", models, start)
+            far = UnitSupervisor("far", models, start)
             host = UnitHost(far, {}, far.engine.stats)
             self.peers.append(LocalPeer(host, far.engine))
             return self.peers[-1], {}

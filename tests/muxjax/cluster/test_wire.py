@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from muxjax.cluster.wire import Link, Message
+from muxjax.cluster.wire import Link, WireMessage
 from muxjax.errors import ClusterError
 
 
@@ -21,7 +21,7 @@ def ends():
 
 def test_messages_arrive_as_they_were_sent(ends):
     arrays = (np.arange(6, dtype=np.int32).reshape(2, 3), None, np.array(7, np.int32))
-    sent = [Message("launch", {"model": "ä", "size": 4}, arrays), Message("end")]
+    sent = [WireMessage("launch", {"model": "ä", "size": 4}, arrays), WireMessage("end")]
     for message in sent:
         ends[0].send(message.packed())
     for message in sent:
@@ -42,7 +42,7 @@ def test_what_is_no_message_is_refused(ends, header: bytes):
 
 
 def test_an_end_is_told(ends):
-    ends[0].send(Message("launch").packed()[:5])
+    ends[0].send(WireMessage("launch").packed()[:5])
     ends[0].close()
     with pytest.raises(ClusterError, match="cannot be reached"):
         ends[1].receive()

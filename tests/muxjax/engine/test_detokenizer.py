@@ -1,6 +1,6 @@
 import pytest
 
-from muxjax.engine.detokenizer import Output
+from muxjax.engine.detokenizer import Detokenizer
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request, RequestUpdate
@@ -15,7 +15,7 @@ def update(text: str | list[int], reason=None, logprobs=None, stop_ids=()) -> Re
 
 
 def run(stop: list[str], *texts: str, reason="length"):
-    output = Output(TOKENIZER, stop)
+    output = Detokenizer(TOKENIZER, stop)
     deltas = []
     for index, text in enumerate(texts):
         last = index == len(texts) - 1
@@ -33,25 +33,25 @@ def test_text_follows_the_tokens():
 
 
 def test_half_characters_wait():
-    output = Output(TOKENIZER, [])
+    output = Detokenizer(TOKENIZER, [])
     assert output.push(update([0xC3])).text == ""
     assert output.push(update([0xA9], "length")).text == "é"
-    output = Output(TOKENIZER, [])
+    output = Detokenizer(TOKENIZER, [])
     assert output.push(update([0xC3], "length")).text == "�"
 
 
 def test_a_stop_tokens_text_is_left_out():
-    delta = Output(TOKENIZER, []).push(update("abX", "stop", stop_ids=(88,)))
+    delta = Detokenizer(TOKENIZER, []).push(update("abX", "stop", stop_ids=(88,)))
     assert (delta.text, delta.token_ids, delta.finish_reason) == ("ab", [97, 98, 88], "stop")
 
 
 def test_the_last_token_of_a_complete_grammar_is_text():
-    delta = Output(TOKENIZER, []).push(update("{}", "stop", stop_ids=(88,)))
+    delta = Detokenizer(TOKENIZER, []).push(update("{}", "stop", stop_ids=(88,)))
     assert (delta.text, delta.finish_reason) == ("{}", "stop")
 
 
 def test_stop_strings_wait_for_min_tokens():
-    output = Output(TOKENIZER, ["b"], 4)
+    output = Detokenizer(TOKENIZER, ["b"], 4)
     deltas = [output.push(update(text)) for text in "abab"]
     assert [delta.text for delta in deltas] == ["a", "b", "a", ""]
     assert [delta.finish_reason for delta in deltas] == [None, None, None, "stop"]
@@ -60,7 +60,7 @@ def test_stop_strings_wait_for_min_tokens():
 def test_prompt_logprobs_come_with_the_first_delta():
     asked = Request(0, "m", [1, 2], SamplingParams(prompt_logprobs=0))
     asked.prompt_logprobs = [TokenLogprobs(-1.0, [])]
-    output = Output(TOKENIZER, [])
+    output = Detokenizer(TOKENIZER, [])
     first, second = (output.push(RequestUpdate(asked, [97], None, None)) for _ in range(2))
     assert (first.prompt_logprobs, second.prompt_logprobs) == (asked.prompt_logprobs, None)
 
@@ -87,16 +87,16 @@ def test_the_first_stop_string_counts():
 
 def test_logprobs_are_cut_with_the_tokens():
     logprobs = [TokenLogprobs(-float(i), []) for i in range(4)]
-    delta = Output(TOKENIZER, ["b"]).push(update("abcd", None, logprobs))
+    delta = Detokenizer(TOKENIZER, ["b"]).push(update("abcd", None, logprobs))
     assert delta.logprobs == logprobs[:2]
 
 
 def test_without_a_tokenizer_there_is_no_text():
-    delta = Output(None, []).push(update([5, 6], "stop"))
+    delta = Detokenizer(None, []).push(update([5, 6], "stop"))
     assert (delta.text, delta.token_ids) == ("", [5, 6])
 
 
 def test_updates_are_not_changed():
     tokens = list(b"abEND")
-    Output(TOKENIZER, ["END"]).push(update(tokens))
+    Detokenizer(TOKENIZER, ["END"]).push(update(tokens))
     assert tokens == list(b"abEND")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muxjax.engine.grammar_constraints import Constraints, GrammarConstraint
+from muxjax.engine.grammar_constraints import ConstraintCompiler, GrammarConstraint
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import MAX_GRAMMAR_CHARS, Grammar
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 
 VOCAB = 301
 EOS = 256
-BYTES = Constraints(byte_tokenizer(VOCAB), VOCAB)
+BYTES = ConstraintCompiler(byte_tokenizer(VOCAB), VOCAB)
 
 
 def start(grammar: Grammar, ends: tuple[int, ...] = (EOS,)) -> GrammarConstraint:
@@ -119,7 +119,7 @@ def test_broken_and_endless_grammars_are_refused() -> None:
 
 
 def test_a_vocabulary_that_cannot_write_it() -> None:
-    few = Constraints(byte_tokenizer(64), 64)  # digits, but no braces
+    few = ConstraintCompiler(byte_tokenizer(64), 64)  # digits, but no braces
 
     def write() -> None:
         constraint = few.start(Grammar.json_object(), ())

@@ -8,11 +8,11 @@ import pytest
 from muxjax.engine import router as routing
 from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
-from muxjax.engine.supervisor import Runner
+from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.engine.test_engine import WAIT, Collector
@@ -36,15 +36,17 @@ class Dying(MockExecutor):
         return super().submit(step)
 
 
-def runner(name: str, models: str, *deaths: int, seconds: dict[str, float] | None = None) -> Runner:
+def runner(
+    name: str, models: str, *deaths: int, seconds: dict[str, float] | None = None
+) -> UnitSupervisor:
     """A unit whose engines die at those of their steps, one after the other."""
     specs, left = [SPECS[model] for model in models], list(deaths)
 
     def start() -> Engine:
-        unit = Unit(specs, PAGES, make_policy("adbs"))
+        unit = Scheduler(specs, PAGES, make_policy("adbs"))
         return Engine(unit, Dying(specs, PAGES, left))
 
-    return Runner(name, models, start, seconds)
+    return UnitSupervisor(name, models, start, seconds)
 
 
 def ask(router: Router, requests: list[Request]) -> list[Collector]:
@@ -61,7 +63,7 @@ def routed():
     """Makes routers, and closes them."""
     made: list[Router] = []
 
-    def make(*units: Runner) -> Router:
+    def make(*units: UnitSupervisor) -> Router:
         made.append(Router(units))
         return made[-1]
 
@@ -71,7 +73,7 @@ def routed():
 
 
 def alone(one: Request) -> list[int]:
-    return solo_tokens(Unit(SPECS.values(), PAGES, make_policy("adbs")), one)
+    return solo_tokens(Scheduler(SPECS.values(), PAGES, make_policy("adbs")), one)
 
 
 def requests_of(models: str, count: int, **params: float) -> list[Request]:

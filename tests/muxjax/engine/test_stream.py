@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from muxjax.engine.detokenizer import Delta, Output
+from muxjax.engine.detokenizer import Delta, Detokenizer
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
@@ -18,7 +18,7 @@ WAIT = 20.0
 
 def make(*stop: str) -> tuple[Stream, list[int]]:
     cancelled: list[int] = []
-    return Stream(7, 3, Output(TOKENIZER, stop), cancelled.append), cancelled
+    return Stream(7, 3, Detokenizer(TOKENIZER, stop), cancelled.append), cancelled
 
 
 def update(text: str, reason: FinishReason | None = None) -> RequestUpdate:
@@ -71,7 +71,7 @@ def test_a_stop_string_is_seen_at_once_and_by_the_engine() -> None:
 def test_text_is_left_to_the_reader_unless_a_stop_string_may_end_it() -> None:
     made: list[str] = []
 
-    class Noting(Output):
+    class Noting(Detokenizer):
         def push(self, update: RequestUpdate) -> Delta:
             made.append(threading.current_thread().name)
             return super().push(update)

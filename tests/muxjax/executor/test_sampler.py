@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from muxjax.executor import sampler
-from muxjax.executor.sampler import Settings
+from muxjax.executor.sampler import SamplingArrays
 
 VOCAB = 1200  # more than two chunks of the inverted distribution
 
 
-def settings(rows: int, **values) -> Settings:
+def settings(rows: int, **values) -> SamplingArrays:
     defaults = {
         "temperature": 1.0,
         "top_p": 1.0,
@@ -24,7 +24,7 @@ def settings(rows: int, **values) -> Settings:
         name: jnp.broadcast_to(jnp.asarray(values.get(name, default), jnp.float32), rows)
         for name, default in defaults.items()
     }
-    return Settings(
+    return SamplingArrays(
         **arrays,
         top_k=jnp.broadcast_to(jnp.asarray(values.get("top_k", 0), jnp.int32), rows),
         seed=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
@@ -129,7 +129,7 @@ def test_penalties():
     row = jnp.zeros((1, VOCAB)).at[0, :4].set(jnp.array([2.0, -2.0, 3.0, 1.0]))
     in_prompt = jnp.zeros((1, VOCAB), bool).at[0, :2].set(True)
     counts = jnp.zeros((1, VOCAB), jnp.int32).at[0, 2].set(3)
-    out = sampler.penalise(
+    out = sampler.penalize(
         row,
         settings(1, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25),
         in_prompt,

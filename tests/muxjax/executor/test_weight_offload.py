@@ -24,10 +24,10 @@ def test_there_and_back_are_the_same_bytes_and_one_copy() -> None:
     here = leaves()
     right = [np.asarray(leaf).tobytes() for leaf in here]
     for _ in range(3):
-        there = parking.park(here, "pinned_host")
+        there = parking.offload(here, "pinned_host")
         assert {leaf.sharding.memory_kind for leaf in there} == {"pinned_host"}
         assert all(leaf.is_deleted() for leaf in here)
-        here = list(parking.bring_back(there, on_device))
+        here = list(parking.restore(there, on_device))
         assert all(leaf.is_deleted() for leaf in there)
     assert [np.asarray(leaf).tobytes() for leaf in here] == right
     assert {leaf.sharding.memory_kind for leaf in here} == {"device"}
@@ -36,13 +36,13 @@ def test_there_and_back_are_the_same_bytes_and_one_copy() -> None:
 def test_a_cpu_has_one_memory() -> None:
     assert parking.host_memory(jax.devices("cpu")[0]) is None
     here = leaves()
-    assert parking.park(here, None) == tuple(here)
-    assert parking.bring_back(here, on_device) == tuple(here)
+    assert parking.offload(here, None) == tuple(here)
+    assert parking.restore(here, on_device) == tuple(here)
     assert not any(leaf.is_deleted() for leaf in here)
 
 
 def test_a_move_that_fails_changes_nothing() -> None:
-    there = parking.park(leaves(), "pinned_host")
+    there = parking.offload(leaves(), "pinned_host")
     moved: list[jax.Array] = []
 
     def breaks(leaf: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ def test_a_move_that_fails_changes_nothing() -> None:
         return moved[0]
 
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-        parking.bring_back(there, breaks)
+        parking.restore(there, breaks)
     assert moved[0].is_deleted()
     assert not any(leaf.is_deleted() for leaf in there)
     parking.delete(there)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Prefill, Step
 from muxjax.testing.mock_executor import MockExecutor, mock_tokens
@@ -45,7 +45,7 @@ def request(
     return Request(number, model, prompt, settings, tuple(stop_ids))
 
 
-def solo_tokens(unit: Unit, wanted: Request) -> list[int]:
+def solo_tokens(unit: Scheduler, wanted: Request) -> list[int]:
     """What the request gets when nothing else runs."""
     limit = unit.models[wanted.model].spec.max_model_len
     return mock_tokens(
@@ -68,7 +68,7 @@ class Loop:
       check: whether invariants are checked at every turn, which takes long with many requests.
     """
 
-    unit: Unit
+    unit: Scheduler
     executor: MockExecutor
     depth: int = 1
     steps: list[Step] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Loop:
         cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **unit: object
     ) -> Loop:
         return cls(
-            Unit(specs, num_pages, make_policy(policy), record_freed=True, **unit),
+            Scheduler(specs, num_pages, make_policy(policy), record_freed=True, **unit),
             MockExecutor(specs, num_pages),
         )
 

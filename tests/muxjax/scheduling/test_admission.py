@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 
 from muxjax.errors import Overloaded
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
 
-def loop_with(targets: LatencyTargets, *, refuse_late: bool = True) -> Loop:
+def loop_with(targets: LatencySlo, *, refuse_late: bool = True) -> Loop:
     one = spec("a", 2, 4, 64, max_seqs=4, output_tokens=8.0, prompt_tokens=5.0, targets=targets)
     return Loop.of([one], 400, "slo", refuse_late=refuse_late)
 
 
 def test_what_cannot_be_in_time_is_refused_with_the_reason() -> None:
-    loop = loop_with(LatencyTargets(ttft=0.05))
+    loop = loop_with(LatencySlo(ttft=0.05))
     for number in range(100):
         try:
             loop.unit.add(request(number))
@@ -29,13 +29,13 @@ def test_what_cannot_be_in_time_is_refused_with_the_reason() -> None:
 
 
 def test_nothing_is_refused_by_default() -> None:
-    loop = loop_with(LatencyTargets(ttft=0.001), refuse_late=False)
+    loop = loop_with(LatencySlo(ttft=0.001), refuse_late=False)
     for number in range(100):
         loop.unit.add(request(number))
     loop.run()
 
 
 def test_a_target_for_the_whole_counts_the_whole() -> None:
-    loop = loop_with(LatencyTargets(scale=1.0, alone_ttft=1e-6, alone_tpot=1e-6))
+    loop = loop_with(LatencySlo(scale=1.0, alone_ttft=1e-6, alone_tpot=1e-6))
     with pytest.raises(Overloaded, match="its whole answer is expected"):
         loop.unit.add(request(0))

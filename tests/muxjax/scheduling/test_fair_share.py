@@ -4,20 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxjax.scheduling.fair_share import EVEN_PART, MAX_CREDIT, TimeQuotas, Turn
+from muxjax.scheduling.fair_share import EVEN_PART, MAX_CREDIT, FairShare, StepKey
 
-A: Turn = ("a", "decode")
-B: Turn = ("b", "decode")
+A: StepKey = ("a", "decode")
+B: StepKey = ("b", "decode")
 
 
-def quotas(**needs: float) -> TimeQuotas:
-    made = TimeQuotas(["a", "b"])
+def quotas(**needs: float) -> FairShare:
+    made = FairShare(["a", "b"])
     everyone = dict.fromkeys(made.shares, 0.0)
     made.set_needs({**everyone, A: needs.get("a", 0.0), B: needs.get("b", 0.0)})
     return made
 
 
-def run(time: TimeQuotas, active: list[Turn], steps: int, seconds: float = 0.01) -> dict[Turn, int]:
+def run(
+    time: FairShare, active: list[StepKey], steps: int, seconds: float = 0.01
+) -> dict[StepKey, int]:
     """How often each gets a turn when the one furthest behind is next."""
     turns = dict.fromkeys(active, 0)
     for _ in range(steps):
@@ -103,7 +105,7 @@ def test_an_estimate_can_be_corrected() -> None:
     )
 )
 def test_sums_that_go_on_are_those_worked_out_anew(
-    moves: list[tuple[set[Turn], Turn, float]],
+    moves: list[tuple[set[StepKey], StepKey, float]],
 ) -> None:
     kept, anew = quotas(a=3.0, b=1.0), quotas(a=3.0, b=1.0)
     for active, turn, seconds in moves:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxjax.scheduling.in_flight_steps import Flights
+from muxjax.scheduling.in_flight_steps import InFlightSteps
 from muxjax.scheduling.steps import Prefill
 from tests.muxjax.scheduling.harness import request
 
 
-def flying(*, side_by_side: bool) -> tuple[Flights, list[Prefill]]:
+def flying(*, side_by_side: bool) -> tuple[InFlightSteps, list[Prefill]]:
     """Three steps of three models, and where they are kept."""
-    flights, steps = Flights(side_by_side=side_by_side), [Prefill(name, []) for name in "abc"]
+    flights, steps = InFlightSteps(side_by_side=side_by_side), [Prefill(name, []) for name in "abc"]
     for step in steps:
         flights.begin(step, (step.model, "prefill"), 0.5, [])
     return flights, steps

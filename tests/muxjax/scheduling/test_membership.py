@@ -9,7 +9,7 @@ import pytest
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.policies.registry import POLICIES, make_policy
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.timeline import Timeline
 from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
@@ -133,7 +133,7 @@ def test_expectations_change_while_requests_run() -> None:
 
 
 def test_a_timeline_knows_all_that_were_there() -> None:
-    unit = Unit([A, B], PAGES, make_policy("adbs"))
+    unit = Scheduler([A, B], PAGES, make_policy("adbs"))
     unit.remove_model("b")
     loop, timeline = Loop(unit, MockExecutor([A, B], PAGES)), Timeline()
     for name in "ab":

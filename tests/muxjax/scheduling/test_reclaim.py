@@ -11,7 +11,7 @@ from muxjax.scheduling.kv_cache.manager import RECLAIM_STEPS
 from muxjax.scheduling.kv_cache.quotas import OpenPool
 from muxjax.scheduling.policies.registry import POLICIES
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
@@ -37,7 +37,7 @@ def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> M
     )
 
 
-def short_of(unit: Unit, name: str) -> bool:
+def short_of(unit: Scheduler, name: str) -> bool:
     """Whether the model waits for pages that its floor would hold, or holds nothing at all."""
     state, allocator = unit.models[name], unit.allocator
     waiting = next(iter(state.waiting.values()), None)

@@ -12,7 +12,7 @@ from muxjax.errors import PoolTooSmall
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.policies.registry import POLICIES, make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import Prefill
 from muxjax.testing.mock_executor import MockLatency
@@ -49,7 +49,7 @@ def smallest_pool(specs: list[ModelSpec]) -> int:
     """Pages of the least pool that these models accept."""
     for pages in range(10, 400):
         try:
-            Unit(specs, pages, make_policy("adbs"))
+            Scheduler(specs, pages, make_policy("adbs"))
         except PoolTooSmall:
             continue
         return pages

@@ -8,7 +8,7 @@ import pytest
 
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
-from muxjax.placement.planner.planner import make_plan
+from muxjax.placement.planner.planner import plan_placement
 from muxjax.units.plan_inputs import plan_inputs
 
 CONTEXT = 131_072
@@ -35,10 +35,10 @@ def test_no_plan_has_a_pool_that_the_engine_would_refuse() -> None:
     for length, fits in ((None, True), (CONTEXT // 4, True), (CONTEXT, False)):
         inputs = plan_inputs(fleet(max_model_len=length))
         if fits:
-            assert make_plan(inputs.loads, inputs.cluster, inputs.costs).units
+            assert plan_placement(inputs.loads, inputs.cluster, inputs.costs).units
         else:
             with pytest.raises(PlanError):
-                make_plan(inputs.loads, inputs.cluster, inputs.costs)
+                plan_placement(inputs.loads, inputs.cluster, inputs.costs)
 
 
 def test_a_length_beyond_the_context_is_refused() -> None:

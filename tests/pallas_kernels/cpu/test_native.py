@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import rms_norm, rotate
-from muxjax.models.nn.int8 import linear_int8, quantise, rows_of_int8
-from muxjax.models.nn.linear import kept_shape, linear, put_matrix, rows_of
+from muxjax.models.nn.int8 import linear_int8, quantize, rows_of_int8
+from muxjax.models.nn.linear import linear, put_matrix, rows_of, stored_shape
 from muxjax.pallas_kernels.cpu import native
 
 here = pytest.mark.skipif(
-    native.why_not() is not None, reason=f"no kernels of this CPU's own: {native.why_not()}"
+    native.unavailable_reason() is not None,
+    reason=f"no kernels of this CPU's own: {native.unavailable_reason()}",
 )
 ROWS = [1, 2, 11, 12, 13, 25, 97, 300]
 
 
 def quantised(outputs: int, inputs: int) -> tuple[np.ndarray, jax.Array]:
-    numbers, scales = quantise(matrix(outputs, inputs))
+    numbers, scales = quantize(matrix(outputs, inputs))
     return numbers, jnp.asarray(scales)
 
 
@@ -110,12 +111,12 @@ def test_rows_are_looked_up() -> None:
 
 @here
 def test_matrices_that_do_not_divide_are_left_as_they_are() -> None:
-    assert kept_shape((96, 64), "float32") == (3, 64, 32, 1)
-    assert kept_shape((96, 64), "bfloat16") == (3, 32, 32, 2)
-    assert kept_shape((96, 64), "int8") == (3, 16, 32, 4)
-    assert kept_shape((96, 63), "bfloat16") == (96, 63)
-    assert kept_shape((90, 64), "float32") == (90, 64)
-    assert kept_shape((96,), "float32") == (96,)
+    assert stored_shape((96, 64), "float32") == (3, 64, 32, 1)
+    assert stored_shape((96, 64), "bfloat16") == (3, 32, 32, 2)
+    assert stored_shape((96, 64), "int8") == (3, 16, 32, 4)
+    assert stored_shape((96, 63), "bfloat16") == (96, 63)
+    assert stored_shape((90, 64), "float32") == (90, 64)
+    assert stored_shape((96,), "float32") == (96,)
 
 
 @here
@@ -138,19 +139,19 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("unloaded")
 def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MUXJAX_NATIVE", "off")
-    assert native.why_not() == "MUXJAX_NATIVE is off"
-    assert not native.used()
-    assert kept_shape((96, 64), "int8") == (96, 64)
+    assert native.unavailable_reason() == "MUXJAX_NATIVE is off"
+    assert not native.is_enabled()
+    assert stored_shape((96, 64), "int8") == (96, 64)
 
     monkeypatch.delenv("MUXJAX_NATIVE")
     native._load.cache_clear()
     monkeypatch.setattr(native, "_missing_features", lambda: ["avx512f"])
-    assert native.why_not() == "this processor lacks avx512f"
+    assert native.unavailable_reason() == "this processor lacks avx512f"
 
     native._load.cache_clear()
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert native.why_not() == "there is no C++ compiler (c++, g++, clang++)"
+    assert native.unavailable_reason() == "there is no C++ compiler (c++, g++, clang++)"
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -161,7 +162,7 @@ def test_a_compiler_that_fails_is_no_end(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "cache"))
-    assert native.why_not() == f"{compiler} could not make them: no room"
+    assert native.unavailable_reason() == f"{compiler} could not make them: no room"
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 

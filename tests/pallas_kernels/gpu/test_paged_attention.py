@@ -10,8 +10,8 @@ import pytest
 from muxjax.pallas_kernels import KVLayout, paged_attention
 from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
 from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY, choose_splits, choose_tiles
-from muxjax.pallas_kernels.metadata import Request
-from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.metadata import AttentionRequest
+from muxjax.pallas_kernels.target import KernelTarget
 from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
 from tests.pallas_kernels.interpreting import interpretable, interpreted
 
@@ -171,29 +171,36 @@ def test_splits():
     assert choose_splits(tiles, 1, 16) == 1
 
 
-def request(**changes) -> Request:
+def request(**changes) -> AttentionRequest:
     bfloat16 = jnp.dtype("bfloat16")
     fields = {
-        "target": Target("gpu", "NVIDIA H200"),
+        "target": KernelTarget("gpu", "NVIDIA H200"),
         "layout": layout(8, 128, 16),
         "num_heads": 32,
         "q_dtype": bfloat16,
         "kv_dtype": bfloat16,
         "decode": True,
     }
-    return Request(**fields | changes)
+    return AttentionRequest(**fields | changes)
 
 
 def test_what_it_cannot_do_it_says(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
-    assert mosaic_gpu.unable(request()) is None
+    assert mosaic_gpu.unsupported_reason(request()) is None
     for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA H20"):
-        assert mosaic_gpu.unable(request(target=Target("gpu", kind))) is None
+        assert mosaic_gpu.unsupported_reason(request(target=KernelTarget("gpu", kind))) is None
     for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA B200", "AMD Instinct MI300X"):
-        assert f"not {kind}" in mosaic_gpu.unable(request(target=Target("gpu", kind)))
-    assert "not int8" in mosaic_gpu.unable(request(kv_dtype=jnp.dtype("int8")))
-    assert "not 512" in mosaic_gpu.unable(request(layout=layout(1, 512, 16)))
-    assert "not 71" in mosaic_gpu.unable(request(layout=layout(1, 64, 16), num_heads=71))
-    assert mosaic_gpu.unable(request(layout=layout(1, 64, 16), num_heads=71, decode=False)) is None
+        assert f"not {kind}" in mosaic_gpu.unsupported_reason(
+            request(target=KernelTarget("gpu", kind))
+        )
+    assert "not int8" in mosaic_gpu.unsupported_reason(request(kv_dtype=jnp.dtype("int8")))
+    assert "not 512" in mosaic_gpu.unsupported_reason(request(layout=layout(1, 512, 16)))
+    assert "not 71" in mosaic_gpu.unsupported_reason(
+        request(layout=layout(1, 64, 16), num_heads=71)
+    )
+    assert (
+        mosaic_gpu.unsupported_reason(request(layout=layout(1, 64, 16), num_heads=71, decode=False))
+        is None
+    )
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
-    assert "JAX 0.11" in mosaic_gpu.unable(request())
+    assert "JAX 0.11" in mosaic_gpu.unsupported_reason(request())

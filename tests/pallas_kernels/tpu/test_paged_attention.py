@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from muxjax.pallas_kernels import KVLayout
-from muxjax.pallas_kernels.api import choose
-from muxjax.pallas_kernels.metadata import Request
-from muxjax.pallas_kernels.target import Target
+from muxjax.pallas_kernels.api import choose_implementation
+from muxjax.pallas_kernels.metadata import AttentionRequest
+from muxjax.pallas_kernels.target import KernelTarget
 from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
 from muxjax.pallas_kernels.tpu.pages import Copies, PageBlock
 from tests.pallas_kernels import interpreting
@@ -67,16 +67,18 @@ def test_sizes_are_sane_for_any_geometry(geometry):
 
 
 def test_what_the_kernels_cannot_take_is_refused():
-    def request(rows: int, dtype: str) -> Request:
+    def request(rows: int, dtype: str) -> AttentionRequest:
         float32 = jnp.dtype("float32")
         layout = KVLayout(rows, 3, 64)
-        return Request(Target("tpu", "TPU v5e"), layout, 9, float32, jnp.dtype(dtype), True)
+        return AttentionRequest(
+            KernelTarget("tpu", "TPU v5e"), layout, 9, float32, jnp.dtype(dtype), True
+        )
 
-    assert choose(None, request(48, "bfloat16")).name == "mosaic_tpu"
+    assert choose_implementation(None, request(48, "bfloat16")).name == "mosaic_tpu"
     with pytest.raises(ValueError, match="multiple of 16 rows, not 50"):
-        choose("mosaic_tpu", request(50, "bfloat16"))
+        choose_implementation("mosaic_tpu", request(50, "bfloat16"))
     with pytest.raises(ValueError, match="bfloat16 and float32, not float16"):
-        choose("mosaic_tpu", request(48, "float16"))
+        choose_implementation("mosaic_tpu", request(48, "float16"))
 
 
 @pytest.mark.aot_tpu

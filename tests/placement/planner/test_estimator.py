@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from muxjax.placement.planner.estimator import (
     PAGED,
     POOL_SHARE,
-    Curve,
+    BatchCurve,
+    build_batch_curve,
     busy_seconds,
     decode_seconds,
     latencies,
-    make_curve,
     pool_bytes,
     prefill_seconds,
     quiet_point,
@@ -29,8 +29,8 @@ def load(rate: float = 1.0, prompt: float = 100.0, output: float = 50.0) -> Mode
     return ModelLoad("a", "m", rate, prompt, output)
 
 
-def curve(rate: float = 1.0, size: int = 1, tp: int = 1, **costs: float) -> Curve:
-    return make_curve(load(rate), FakeCosts(**costs), size=size, tp=tp)  # type: ignore[arg-type]
+def curve(rate: float = 1.0, size: int = 1, tp: int = 1, **costs: float) -> BatchCurve:
+    return build_batch_curve(load(rate), FakeCosts(**costs), size=size, tp=tp)  # type: ignore[arg-type]
 
 
 def test_a_curve_on_paper() -> None:
@@ -47,7 +47,7 @@ def test_a_curve_on_paper() -> None:
 
 
 def test_more_than_may_run_at_once_takes_rounds() -> None:
-    limited = make_curve(
+    limited = build_batch_curve(
         ModelLoad("a", "m", 1.0, 100.0, 50.0, max_batch=4), FakeCosts(), size=1, tp=1
     )
     assert decode_seconds(limited, 4) == decode_seconds(limited, 16)
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_none() -> None:
 def test_the_longest_request_of_one_fits_beside_a_mean_one_of_each_other() -> None:
     # A mean request holds 150 bytes. The pool needs 1,000 and 150, and a little for its pages.
     long = ModelLoad("a", "m", 1.0, 100.0, 50.0, longest=1000)
-    curves = [make_curve(one, FakeCosts(), size=1, tp=1) for one in (long, load())]
+    curves = [build_batch_curve(one, FakeCosts(), size=1, tp=1) for one in (long, load())]
     weights = sum(c.weight_bytes for c in curves)
     for needed, fits in ((1150 / PAGED + 1, True), (1150, False)):
         memory = weights + needed / POOL_SHARE
@@ -193,7 +193,7 @@ def test_settling_keeps_to_pool_and_load(
 ) -> None:
     costs = FakeCosts(more=more)
     curves = [
-        make_curve(ModelLoad("a", "m", rate, prompt, output), costs, size=4, tp=tp)
+        build_batch_curve(ModelLoad("a", "m", rate, prompt, output), costs, size=4, tp=tp)
         for rate, prompt, output, tp in fleet
     ]
     memory = 30_000.0

@@ -14,18 +14,18 @@ from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.plan import Plan
-from muxjax.placement.planner.planner import Options, make_plan
+from muxjax.placement.planner.plan import PlacementPlan
+from muxjax.placement.planner.planner import PlannerOptions, plan_placement
 from tests.placement.data import a100_profile, shared_data
 from tests.placement.fleets import SHAPES
 
 ROOT = Path(__file__).parents[3]
 
 
-def plan_of(loads: Sequence[ModelLoad], cluster: str, **options: object) -> Plan:
+def plan_of(loads: Sequence[ModelLoad], cluster: str, **options: object) -> PlacementPlan:
     parsed = parse_cluster(cluster)
     costs = [Roofline(SHAPES, group.device) for group in parsed.groups]
-    return make_plan(loads, parsed, costs, Options(**options))  # type: ignore[arg-type]
+    return plan_placement(loads, parsed, costs, PlannerOptions(**options))  # type: ignore[arg-type]
 
 
 def chatlmsys(case: str) -> list[ModelLoad]:
@@ -62,7 +62,9 @@ def test_beats_upstream_by_both_measures(case: str, upstream: float) -> None:
     table = ProfileTable(a100_profile())
     cluster = parse_cluster("4x8:a100-80gb")
     plans = [
-        make_plan(chatlmsys(case), cluster, [table], Options("concurrent", as_upstream=theirs))
+        plan_placement(
+            chatlmsys(case), cluster, [table], PlannerOptions("concurrent", as_upstream=theirs)
+        )
         for theirs in (True, False)
     ]
     theirs, ours = plans
@@ -139,7 +141,9 @@ def test_a_model_that_fits_nowhere() -> None:
 def test_a_degree_that_no_node_has() -> None:
     table = ProfileTable(a100_profile())
     with pytest.raises(PlanError, match="can be split over 4, 8 devices, and no node has so many"):
-        make_plan([ModelLoad("big", "llama-65b", 1.0)], parse_cluster("8x2:a100-80gb"), [table])
+        plan_placement(
+            [ModelLoad("big", "llama-65b", 1.0)], parse_cluster("8x2:a100-80gb"), [table]
+        )
 
 
 def test_models_that_do_not_fit_together() -> None:
@@ -185,7 +189,9 @@ def test_time_shares_are_within_bounds_where_upstreams_placement_is_begun_from()
         for index, kind in enumerate(kinds)
     ]
     table = ProfileTable(a100_profile())
-    plan = make_plan(loads, parse_cluster("4x8:a100-80gb"), [table], Options("time_sliced"))
+    plan = plan_placement(
+        loads, parse_cluster("4x8:a100-80gb"), [table], PlannerOptions("time_sliced")
+    )
     for unit in plan.units:
         assert sum(m.prefill_time + m.decode_time for m in unit.models) <= 1 + 1e-6
 

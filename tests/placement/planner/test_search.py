@@ -12,7 +12,7 @@ from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.bound import upper_bound
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.scorer import Scorer
-from muxjax.placement.planner.search import Placement, Room, Search
+from muxjax.placement.planner.search import MeshBudget, Placement, Search
 from tests.placement.exhaustive import packs
 from tests.placement.fake_costs import FakeCosts
 from tests.placement.fleets import SHAPES, large_fleet, tiny_fleet
@@ -33,7 +33,7 @@ def scorer_of(loads: list[ModelLoad], cluster: str, **options: object) -> Scorer
 def test_room_is_there_exactly_when_meshes_can_be_packed(
     nodes: int, devices: int, sizes: list[int]
 ) -> None:
-    room = Room(parse_cluster(f"{nodes}x{devices}:h100").groups[0])
+    room = MeshBudget(parse_cluster(f"{nodes}x{devices}:h100").groups[0])
     fine = True
     for size in sizes:
         if size not in room.sizes or not room.fits(size):

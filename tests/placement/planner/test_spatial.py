@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from muxjax.errors import PlanError
-from muxjax.placement.planner.plan import Plan
+from muxjax.placement.planner.plan import PlacementPlan
 from muxjax.placement.planner.spatial import spatial_units
 from tests.placement.simple_costs import SHAPE, SimpleCosts, plan, planned, unit
 
 SHAPES = {"small": SHAPE, "large": SHAPE}
 
 
-def spread(found: Plan) -> dict[str, tuple[int, ...]]:
+def spread(found: PlacementPlan) -> dict[str, tuple[int, ...]]:
     return {u.models[0].name: u.devices for u in spatial_units(found, SimpleCosts(), SHAPES)}
 
 

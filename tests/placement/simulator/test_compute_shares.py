@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.scheduling.fair_share import Turn
+from muxjax.scheduling.fair_share import StepKey
 
 SHARES = ComputeShares(
     {("a", "prefill"): 1.0, ("a", "decode"): 0.3, ("b", "prefill"): 0.9, ("b", "decode"): 0.5}
@@ -30,9 +30,9 @@ def test_a_share_is_a_part_of_the_chip(share: float) -> None:
 
 
 def test_what_the_idle_leave_is_lent_to_those_that_work() -> None:
-    a: Turn
-    b: Turn
-    c: Turn
+    a: StepKey
+    b: StepKey
+    c: StepKey
     a, b, c = ("a", "decode"), ("b", "decode"), ("c", "decode")
     shares = ComputeShares({a: 0.5, b: 0.3, c: 0.2})
     assert shares.taken(a) == 0.5

@@ -7,18 +7,18 @@ import pytest
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent import make_concurrent_policy
 from muxjax.scheduling.kv_cache.quotas import OpenPool
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 from tests.muxjax.scheduling.harness import request, spec
 
 
-def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int = 200) -> Unit:
+def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int = 200) -> Scheduler:
     shares = {
         (name, phase): prefill if phase == "prefill" else decode
         for name in ("a", "b")
         for phase in ("prefill", "decode")
     }
-    return Unit(
+    return Scheduler(
         [spec("a"), spec("b")],
         num_pages,
         make_concurrent_policy(policy, ComputeShares(shares)),
@@ -33,7 +33,7 @@ def kind(step: Step | None) -> tuple[str, str] | None:
     return step.model, "prefill" if isinstance(step, Prefill) else "decode"
 
 
-def started(of: Unit, now: float = 0.0) -> list[Step]:
+def started(of: Scheduler, now: float = 0.0) -> list[Step]:
     """All steps that can start now."""
     steps = []
     while (step := of.next_step(now)) is not None:
@@ -42,7 +42,7 @@ def started(of: Unit, now: float = 0.0) -> list[Step]:
     return steps
 
 
-def finish(of: Unit, step: Step, now: float = 0.0) -> None:
+def finish(of: Scheduler, step: Step, now: float = 0.0) -> None:
     if isinstance(step, Prefill):
         tokens = [[0] if chunk.last else [] for chunk in step.chunks]
     else:

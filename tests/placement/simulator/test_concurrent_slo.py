@@ -5,7 +5,7 @@ from __future__ import annotations
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
 from muxjax.scheduling.kv_cache.quotas import OpenPool
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.scheduling.harness import request, spec
 from tests.placement.simulator.test_concurrent_policies import finish, kind, started
 
@@ -14,7 +14,7 @@ SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("
 
 def test_a_model_that_comes_later_is_paced() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Unit([spec("a")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
     found.add(request(0, "a", max_tokens=20))
     (prefill,) = started(found)
     found.add_model(spec("b"))
@@ -28,7 +28,7 @@ def test_a_model_that_comes_later_is_paced() -> None:
 
 def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Unit([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
     found.add(request(0, "a", max_tokens=20))
     (prefill,) = started(found)
     finish(found, prefill)
@@ -40,7 +40,7 @@ def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
 
 def test_who_is_alone_with_work_has_the_whole_chip_until_its_step_ends() -> None:
     compute = ComputeShares(SHARES)
-    found = Unit(
+    found = Scheduler(
         [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, side_by_side=True
     )
     found.add(request(0, "a", max_tokens=20))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxjax.placement.simulator.metrics import Distribution, Metrics, Target
+from muxjax.placement.simulator.metrics import AttainmentTarget, Distribution, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from tests.placement.simple_costs import SimpleCosts
 
@@ -47,7 +47,9 @@ def test_a_distribution_of_nothing_and_of_zeros() -> None:
 
 
 def test_keys_are_separate_and_mean_what_they_say() -> None:
-    metrics = Metrics({"a": Target(ttft=0.2), "b": Target(ttft=0.2)}, SimpleCosts())
+    metrics = SimulationMetrics(
+        {"a": AttainmentTarget(ttft=0.2), "b": AttainmentTarget(ttft=0.2)}, SimpleCosts()
+    )
     for number in range(8):
         metrics.add(record(number, "a", arrival=number, end=2.0))  # the last ends at 9 s
     metrics.add(record(8, "b", first=0.5, end=2.0))  # too late
@@ -71,18 +73,18 @@ def test_keys_are_separate_and_mean_what_they_say() -> None:
 def test_targets() -> None:
     costs = SimpleCosts()
     # Alone: 20 ms of prefill and 9 steps of 10 ms: 0.11 s.
-    assert Target(scale=8.0, kind="small").alone(record(0), costs) == pytest.approx(0.11)
-    assert Target(scale=8.0, kind="small").met(record(0, end=0.87), costs)
-    assert not Target(scale=8.0, kind="small").met(record(0, end=0.89), costs)
-    assert Target(tpot=0.1).met(record(0, first=0.1, end=0.99), costs)
-    assert not Target(tpot=0.1).met(record(0, first=0.1, end=1.01), costs)
-    assert Target(tpot=0.1).met(record(0, first=5.0, end=5.0, tokens=1), costs)
-    assert not Target(ttft=0.1).met(record(0, first=0.2), costs)
-    assert not Target().met(refused(0), costs)
+    assert AttainmentTarget(scale=8.0, kind="small").alone(record(0), costs) == pytest.approx(0.11)
+    assert AttainmentTarget(scale=8.0, kind="small").met(record(0, end=0.87), costs)
+    assert not AttainmentTarget(scale=8.0, kind="small").met(record(0, end=0.89), costs)
+    assert AttainmentTarget(tpot=0.1).met(record(0, first=0.1, end=0.99), costs)
+    assert not AttainmentTarget(tpot=0.1).met(record(0, first=0.1, end=1.01), costs)
+    assert AttainmentTarget(tpot=0.1).met(record(0, first=5.0, end=5.0, tokens=1), costs)
+    assert not AttainmentTarget(ttft=0.1).met(record(0, first=0.2), costs)
+    assert not AttainmentTarget().met(refused(0), costs)
 
 
 def test_nothing_is_no_division_by_zero() -> None:
-    found = Metrics({"a": Target()}, SimpleCosts()).summary()
+    found = SimulationMetrics({"a": AttainmentTarget()}, SimpleCosts()).summary()
     assert found["total_throughput"] == 0.0
     assert found["slo_attainment"] is None
     assert found["offered_rate"] is None

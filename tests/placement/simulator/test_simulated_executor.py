@@ -3,7 +3,11 @@ from __future__ import annotations
 import pytest
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.placement.simulator.simulated_executor import Job, SimulatedExecutor, SimulatedModel
+from muxjax.placement.simulator.simulated_executor import (
+    SimulatedExecutor,
+    SimulatedJob,
+    SimulatedModel,
+)
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import (
     Decode,
@@ -121,7 +125,7 @@ def side_by_side(share: float, bandwidth: float | None = None) -> SimulatedExecu
     return SimulatedExecutor(models, SimpleCosts(), "concurrent", bandwidth=bandwidth)
 
 
-def both(executor: SimulatedExecutor) -> tuple[Job, Job]:
+def both(executor: SimulatedExecutor) -> tuple[SimulatedJob, SimulatedJob]:
     return executor.submit(prefill("a", 10)), executor.submit(prefill("b", 20))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
-from muxjax.placement.simulator.metrics import Target
+from muxjax.placement.simulator.metrics import AttainmentTarget
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_units import System
 from muxjax.placement.simulator.simulation import Setup, checked_scales, run, sweep
@@ -18,7 +18,7 @@ from tests.placement.simple_costs import SimpleCosts, plan, planned, unit
 SETUP = Setup(
     plan(unit(planned("a"), planned("b"))),
     {"toy": SimpleCosts()},
-    {name: Target(scale=3.0, kind="small") for name in ("a", "b")},
+    {name: AttainmentTarget(scale=3.0, kind="small") for name in ("a", "b")},
     seed=5,
     describes={"workload": "test"},
 )

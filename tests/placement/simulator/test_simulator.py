@@ -5,7 +5,12 @@ import pytest
 from muxjax.errors import WorkloadError
 from muxjax.placement.planner.plan import Execution, PlannedUnit
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import PolicyName, StepSizes, System, make_unit
+from muxjax.placement.simulator.simulated_units import (
+    PolicyName,
+    StepSizes,
+    System,
+    build_simulated_unit,
+)
 from muxjax.placement.simulator.simulator import Simulation, UnitSimulation
 from muxjax.placement.workload.synthetic import Synthetic, Traffic
 from muxjax.placement.workload.trace import TraceRequest
@@ -21,7 +26,9 @@ def made(
     decode_tokens: int = 1,
 ) -> list[UnitSimulation]:
     system = System(policy, execution, StepSizes(decode_tokens=decode_tokens))
-    return [make_unit(one, system, SimpleCosts(), SHAPES, bandwidth=None) for one in units]
+    return [
+        build_simulated_unit(one, system, SimpleCosts(), SHAPES, bandwidth=None) for one in units
+    ]
 
 
 def run(
@@ -151,7 +158,7 @@ def test_side_by_side_is_faster_than_in_turn() -> None:
     ends = []
     for execution in ("concurrent", "time_sliced"):
         system = System("adbs", execution, StepSizes(decode_tokens=1))
-        one = make_unit(unit(*models), system, Cheap(), SHAPES, bandwidth=None)
+        one = build_simulated_unit(unit(*models), system, Cheap(), SHAPES, bandwidth=None)
         requests = [TraceRequest(0.0, name, 20, 100) for name in ("a", "b")]
         ends.append(max(record.end or 0.0 for record in run([one], *requests).values()))
     assert ends[0] < 0.6 * ends[1]

@@ -12,7 +12,7 @@ from muxjax.config.server import ServerConfig
 from muxjax.errors import EngineDead, TimedOut
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.access.admission import Admission
-from muxjax.serve.access.tracked_stream import Ending, Watched
+from muxjax.serve.access.tracked_stream import Ending, TrackedStream
 from muxjax.serve.errors import ApiError
 from tests.serve.fake_fleet import FakeFleet
 
@@ -47,11 +47,11 @@ def make(fleet: FakeFleet, **config: Any) -> tuple[Admission, Notes]:
     return Admission(fleet, ServerConfig(**config), (notes,)), notes
 
 
-def open_one(admission: Admission, tokens: int = 5) -> Watched:
+def open_one(admission: Admission, tokens: int = 5) -> TrackedStream:
     return admission.view(None, None).open_stream("chat", PROMPT, SamplingParams(max_tokens=tokens))
 
 
-async def reasons(stream: Watched) -> list[str | None]:
+async def reasons(stream: TrackedStream) -> list[str | None]:
     return [delta.finish_reason async for delta in stream]
 
 

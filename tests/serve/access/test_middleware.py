@@ -15,7 +15,7 @@ import pytest
 from muxjax.config.server import ServerConfig
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.access.keys import Key, Keys, digest_of
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet
 
@@ -57,7 +57,7 @@ FLEET = FakeFleet()
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     config = ServerConfig(cors_origins=("https://friend.example",), body_timeout=0.3)
-    with running_server(FLEET, Settings(config, KEYS, local_only=True)) as address:
+    with running_server(FLEET, ServerSettings(config, KEYS, local_only=True)) as address:
         yield address
 
 
@@ -194,7 +194,7 @@ def test_pages_of_others_may_not_call(url: str) -> None:
 
 def test_a_local_server_without_keys_answers_to_local_names() -> None:
     config = ServerConfig(allowed_hosts=("proxy.example",))
-    with running_server(FakeFleet(), Settings(config, local_only=True)) as address:
+    with running_server(FakeFleet(), ServerSettings(config, local_only=True)) as address:
         for host in ("localhost", "localhost:80", "127.0.0.1:1", "[::1]:80", "proxy.example"):
             answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
             assert answer.status_code == 200, host

@@ -16,7 +16,7 @@ import pytest
 from muxjax import Fleet
 from muxjax.serve.access.keys import Key, Keys, digest_of
 from muxjax.serve.live.page import FOLDER
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
 from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet
@@ -176,7 +176,7 @@ def test_keys_themes_and_the_keyboard(browser: Any) -> None:
 
     one = Key(name="a", sha256=digest_of("the only secret").hex(), models=("chat",))
     with (
-        running_server(FakeFleet(), Settings(keys=Keys([one]))) as url,
+        running_server(FakeFleet(), ServerSettings(keys=Keys([one]))) as url,
         contextlib.ExitStack() as stack,
     ):
         window = browser.new_context(color_scheme="dark")

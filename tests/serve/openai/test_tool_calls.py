@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from muxjax.engine.grammar_constraints import Constraints
+from muxjax.engine.grammar_constraints import ConstraintCompiler
 from muxjax.grammar import Grammar
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.serve.openai.messages import ChatMessage, Tool
@@ -18,7 +18,7 @@ from muxjax.serve.openai.tool_calls import form_of, grammar_of, messages_for
 from tests.serve.fake_fleet import TEMPLATE, FakeFleet, FakeModel, fake_tokenizer
 
 EOS = 256
-BYTES = Constraints(byte_tokenizer(257), 257)
+BYTES = ConstraintCompiler(byte_tokenizer(257), 257)
 TAGGED = "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}" + TEMPLATE
 BARE = '{% if tools %}{{ tools | tojson }}{"name":, "parameters":}{% endif %}' + TEMPLATE
 MISTRAL = "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}{% endif %}" + TEMPLATE

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from muxjax.engine.health import ModelState
+from muxjax.engine.health import ModelHealth
 from muxjax.errors import ModelUnavailable, WrongState
 from muxjax.serve.access.keys import Key, Keys, digest_of
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
@@ -39,7 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(file: Path) -> Iterator[httpx.Client]:
-    settings = Settings(keys=KEYS, fleet_file=file)
+    settings = ServerSettings(keys=KEYS, fleet_file=file)
     with (
         running_server(FLEET, settings) as url,
         httpx.Client(base_url=url, timeout=20, headers=key("root")) as client,
@@ -113,7 +113,7 @@ def test_a_key_changes_only_models_that_it_sees(http: httpx.Client) -> None:
 
 
 def test_a_model_that_has_failed_says_why(http: httpx.Client) -> None:
-    FLEET.states["chat"] = ModelState("failed", "the file is gone", False)
+    FLEET.states["chat"] = ModelHealth("failed", "the file is gone", False)
     card = http.get("/v1/models/chat").json()
     assert (card["status"], card["error"]) == ("failed", "the file is gone")
     health = http.get("/health/chat")

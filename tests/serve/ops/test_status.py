@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from muxjax.config.fleet_file import SloConfig
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def http() -> Iterator[httpx.Client]:
     slo = {"chat": SloConfig(ttft=10.0, tpot=1e-9)}
     with (
-        running_server(FLEET, Settings(slo=slo)) as url,
+        running_server(FLEET, ServerSettings(slo=slo)) as url,
         httpx.Client(base_url=url, timeout=20) as client,
     ):
         yield client

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from muxjax.serve.ops.tracing import Tracing, TracingUnavailable
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
@@ -20,7 +20,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def test_a_call_is_a_span() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(exporter)
-    with running_server(FakeFleet(), Settings(tracing=tracing)) as url:
+    with running_server(FakeFleet(), ServerSettings(tracing=tracing)) as url:
         body = {"model": "chat", "prompt": "ab", "max_tokens": 5, "stream": True}
         headers = {"traceparent": PARENT, "x-request-id": "mine"}
         assert "[DONE]" in httpx.post(f"{url}/v1/completions", json=body, headers=headers).text

@@ -17,7 +17,7 @@ from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
 from muxjax.serve.ops.logs import JsonLines
 from muxjax.serve.ops.watchdog import Watchdog, describe_stacks
-from muxjax.serve.settings import Settings
+from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
 from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet
@@ -133,7 +133,7 @@ def test_a_real_unit_that_hangs_is_seen_and_serves_again(
     body = {"model": "llama", "prompt": "hello", "max_tokens": 8, "temperature": 0}
     with (
         Fleet.load(tiny_fleet("llama")) as fleet,
-        running_server(fleet, Settings(config)) as url,
+        running_server(fleet, ServerSettings(config)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         wanted = client.post("/v1/completions", json=body).json()["choices"]

@@ -8,17 +8,24 @@ from typing import Any
 
 import pytest
 
-from muxjax.bench.http.client import Ask, Outcome, Server, list_models, perform, request_body
+from muxjax.bench.http.client import (
+    RequestInput,
+    RequestResult,
+    Server,
+    list_models,
+    perform,
+    request_body,
+)
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 
 
-def ask(url: str, request: Ask | None = None, **server: Any) -> Outcome:
-    async def once() -> Outcome:
+def ask(url: str, request: RequestInput | None = None, **server: Any) -> RequestResult:
+    async def once() -> RequestResult:
         to = Server(url, **server)
         async with to.client() as client:
             return await perform(
-                client, to, request or Ask("m", (1, 2, 3), 3, 4), time.perf_counter()
+                client, to, request or RequestInput("m", (1, 2, 3), 3, 4), time.perf_counter()
             )
 
     return asyncio.run(once())
@@ -67,7 +74,10 @@ def test_a_chat_is_asked_and_read() -> None:
 
     with serving(answer) as url:
         found = ask(
-            url + "/v1", Ask("m", "Hello", 1, 9), backend="openai-chat", body={"temperature": 0.5}
+            url + "/v1",
+            RequestInput("m", "Hello", 1, 9),
+            backend="openai-chat",
+            body={"temperature": 0.5},
         )
     ((path, body),) = seen
     assert path == "/v1/chat/completions"
@@ -117,4 +127,4 @@ def test_what_cannot_be_asked() -> None:
     with pytest.raises(BenchError, match="http://HOST:PORT"):
         Server("localhost:8000")
     with pytest.raises(BenchError, match="text"):
-        request_body(Server("http://x", "openai-chat"), Ask("m", (1,), 1, 1))
+        request_body(Server("http://x", "openai-chat"), RequestInput("m", (1,), 1, 1))

@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muxjax.bench.http.datasets import Pace, Prompts, make_asks, shares_of
-from muxjax.bench.http.prompts import Prompter
+from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, shares_of
+from muxjax.bench.http.prompts import PromptGenerator
 from muxjax.errors import BenchError, WorkloadError
 
 
-def prompters(*names: str, as_text: bool = False) -> dict[str, Prompter]:
+def prompters(*names: str, as_text: bool = False) -> dict[str, PromptGenerator]:
     how = "words" if as_text else "token ids"
-    return {name: Prompter(how, None, as_text, random.Random(name)) for name in names}
+    return {name: PromptGenerator(how, None, as_text, random.Random(name)) for name in names}
 
 
 def test_random_lengths_and_popularity() -> None:
     prompts = Prompts(count=400, input_len=20, output_len=10, range_ratio=0.5)
-    asks = make_asks(prompts, Pace(), prompters("a", "b"), shares_of(["a", "b"], 2.0))
+    asks = build_request_inputs(
+        prompts, ArrivalPattern(), prompters("a", "b"), shares_of(["a", "b"], 2.0)
+    )
     assert len(asks) == 400
     assert {len(ask.prompt) for ask in asks} <= set(range(10, 31))
     assert all(len(ask.prompt) == ask.prompt_tokens for ask in asks)
@@ -32,30 +34,34 @@ def test_random_lengths_and_popularity() -> None:
     counts = Counter(ask.model for ask in asks)
     assert 280 < counts["a"] < 360  # four fifths
     assert all(ask.arrival == 0 for ask in asks)
-    assert asks == make_asks(prompts, Pace(), prompters("a", "b"), shares_of(["a", "b"], 2.0))
+    assert asks == build_request_inputs(
+        prompts, ArrivalPattern(), prompters("a", "b"), shares_of(["a", "b"], 2.0)
+    )
 
 
 def test_a_prefix_is_shared_within_a_model() -> None:
     prompts = Prompts(count=6, input_len=5, output_len=1, prefix_len=4)
-    asks = make_asks(prompts, Pace(), prompters("a"), {"a": 1.0})
+    asks = build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0})
     assert {ask.prompt[:4] for ask in asks} == {asks[0].prompt[:4]}
     assert {len(ask.prompt) for ask in asks} == {asks[0].prompt_tokens} == {9}
-    texts = make_asks(prompts, Pace(), prompters("a", as_text=True), {"a": 1.0})
+    texts = build_request_inputs(
+        prompts, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0}
+    )
     assert len({" ".join(str(ask.prompt).split()[:4]) for ask in texts}) == 1
 
 
 def test_due_times() -> None:
-    times = Pace(rate=10.0, burstiness=0.3).times(1000, seed=1)
+    times = ArrivalPattern(rate=10.0, burstiness=0.3).times(1000, seed=1)
     assert times == sorted(times)
     assert times[-1] == pytest.approx(100)  # as vLLM scales them
     gaps = np.diff([0.0, *times])
     assert 1.4 < gaps.std() / gaps.mean() < 2.4  # 1 / sqrt(0.3) = 1.8
-    even = np.diff(Pace(rate=10.0, burstiness=1e4).times(100, seed=1))
+    even = np.diff(ArrivalPattern(rate=10.0, burstiness=1e4).times(100, seed=1))
     assert even.std() < 0.1 * even.mean()
-    ramp = np.diff(Pace(ramp="linear", ramp_from=1, ramp_to=19).times(2000, seed=1))
+    ramp = np.diff(ArrivalPattern(ramp="linear", ramp_from=1, ramp_to=19).times(2000, seed=1))
     assert ramp[:200].mean() == pytest.approx(1 / 1.9, rel=0.25)
     assert ramp[-200:].mean() == pytest.approx(1 / 18.1, rel=0.25)
-    steep = np.diff(Pace(ramp="exponential", ramp_from=1, ramp_to=16).times(2000, seed=1))
+    steep = np.diff(ArrivalPattern(ramp="exponential", ramp_from=1, ramp_to=16).times(2000, seed=1))
     assert steep[900:1100].mean() == pytest.approx(1 / 4, rel=0.25)
 
 
@@ -67,18 +73,18 @@ def test_sharegpt_and_custom(tmp_path: Path) -> None:
     question, answer = "Why is the sky blue?", "Because of how light is scattered."
     path.write_text(json.dumps([talk(question, answer), talk("short"), talk("a", "b")]))
     prompts = Prompts(name="sharegpt", path=path, count=3)
-    asks = make_asks(prompts, Pace(), prompters("a", as_text=True), {"a": 1.0})
+    asks = build_request_inputs(prompts, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
     assert [(ask.prompt, ask.prompt_tokens, ask.output_tokens) for ask in asks] == [
         (question, 5, 6)
     ] * 3  # drawn again and again
     once = Prompts(name="sharegpt", path=path, count=3, oversample=False, fixed_output=9)
-    (ask,) = make_asks(once, Pace(), prompters("a", as_text=True), {"a": 1.0})
+    (ask,) = build_request_inputs(once, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
     assert ask.output_tokens == 9
 
     lines = tmp_path / "custom.jsonl"
     lines.write_text('{"prompt": "one"}\n\n{"prompt": "two", "output_tokens": 3}\n')
     custom = Prompts(name="custom", path=lines, count=2, shuffle=False)
-    asks = make_asks(custom, Pace(), prompters("a", as_text=True), {"a": 1.0})
+    asks = build_request_inputs(custom, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
     assert [(ask.prompt, ask.output_tokens) for ask in asks] == [("one", 256), ("two", 3)]
 
 
@@ -90,25 +96,27 @@ def test_traces_bring_times_and_models(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = Prompts(name="trace", path=path, count=10)
-    found = make_asks(prompts, Pace(), prompters("a"), {"a": 1.0}, {"x": "a"})
+    found = build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0}, {"x": "a"})
     assert [(ask.model, len(ask.prompt), ask.output_tokens, ask.arrival) for ask in found] == [
         ("a", 3, 4, 0.0),
         ("a", 5, 6, 0.5),
     ]
     with pytest.raises(WorkloadError, match="--map x=MODEL"):
-        make_asks(prompts, Pace(), prompters("a"), {"a": 1.0})
+        build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0})
     with pytest.raises(BenchError, match="own times"):
-        make_asks(prompts, Pace(rate=1.0), prompters("a"), {"a": 1.0})
+        build_request_inputs(prompts, ArrivalPattern(rate=1.0), prompters("a"), {"a": 1.0})
     with pytest.raises(BenchError, match="--map"):
-        make_asks(Prompts(count=1), Pace(), prompters("a"), {"a": 1.0}, {"x": "a"})
+        build_request_inputs(
+            Prompts(count=1), ArrivalPattern(), prompters("a"), {"a": 1.0}, {"x": "a"}
+        )
 
 
 def test_burstgpts_lengths(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     path.write_text(head + "5,ChatGPT,7,8,15,Conversation log\n")
-    (ask,) = make_asks(
-        Prompts(name="burstgpt", path=path, count=1), Pace(), prompters("a"), {"a": 1.0}
+    (ask,) = build_request_inputs(
+        Prompts(name="burstgpt", path=path, count=1), ArrivalPattern(), prompters("a"), {"a": 1.0}
     )
     assert (len(ask.prompt), ask.output_tokens, ask.arrival) == (7, 8, 0.0)
 
@@ -145,7 +153,7 @@ def test_prompts_that_cannot_be(settings: dict[str, Any], message: str) -> None:
 )
 def test_paces_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BenchError, match=message):
-        Pace(**settings)
+        ArrivalPattern(**settings)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,10 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: Any, text: str, message
     path = tmp_path / "file"
     path.write_text(text)
     with pytest.raises(BenchError, match=message):
-        make_asks(Prompts(name=name, path=path), Pace(), prompters("a"), {"a": 1.0})
+        build_request_inputs(
+            Prompts(name=name, path=path), ArrivalPattern(), prompters("a"), {"a": 1.0}
+        )
     with pytest.raises(BenchError):
-        make_asks(Prompts(name=name, path=tmp_path / "no"), Pace(), prompters("a"), {"a": 1.0})
+        build_request_inputs(
+            Prompts(name=name, path=tmp_path / "no"), ArrivalPattern(), prompters("a"), {"a": 1.0}
+        )

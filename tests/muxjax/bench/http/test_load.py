@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from muxjax.bench.http.client import Ask, Outcome, Server
-from muxjax.bench.http.load import Load, run_load, send_all
+from muxjax.bench.http.client import RequestInput, RequestResult, Server
+from muxjax.bench.http.load import LoadResult, run_load, send_all
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 
@@ -19,8 +19,8 @@ def fine(path: str, body: Any) -> tuple[int, list[bytes]]:
 
 
 def test_each_request_is_sent_when_it_is_due() -> None:
-    asks = [Ask("m", "late", 1, 1, arrival=0.15), Ask("m", "soon", 1, 1)]
-    seen: list[Outcome] = []
+    asks = [RequestInput("m", "late", 1, 1, arrival=0.15), RequestInput("m", "soon", 1, 1)]
+    seen: list[RequestResult] = []
     with serving(fine) as url:
         load = run_load(Server(url), asks, done=seen.append)
     assert [outcome.ask.prompt for outcome in load.outcomes] == ["late", "soon"]
@@ -35,7 +35,7 @@ def test_models_may_have_servers_of_their_own() -> None:
     def other(path: str, body: Any) -> tuple[int, list[bytes]]:
         return 200, [text_event("other", "stop"), event(b"[DONE]")]
 
-    asks = [Ask("a", "x", 1, 1), Ask("b", "x", 1, 1)]
+    asks = [RequestInput("a", "x", 1, 1), RequestInput("b", "x", 1, 1)]
     with serving(fine) as one, serving(other) as two:
         load = run_load({"a": Server(one), "b": Server(two)}, asks)
         assert [outcome.text for outcome in load.outcomes] == ["a", "other"]
@@ -61,19 +61,19 @@ def test_no_more_than_so_many_at_once() -> None:
         return fine(path, body)
 
     with serving(slow) as url:
-        load = run_load(Server(url), [Ask("m", "x", 1, 1)] * 6, max_concurrency=2)
+        load = run_load(Server(url), [RequestInput("m", "x", 1, 1)] * 6, max_concurrency=2)
     assert most == 2
     assert len(load.outcomes) == 6
     with pytest.raises(BenchError, match="at least 1"):
-        run_load(Server("http://127.0.0.1:1"), [Ask("m", "x", 1, 1)], max_concurrency=0)
+        run_load(Server("http://127.0.0.1:1"), [RequestInput("m", "x", 1, 1)], max_concurrency=0)
     with pytest.raises(BenchError, match="no requests"):
         run_load(Server("http://127.0.0.1:1"), [])
 
 
 def test_an_interrupt_keeps_what_is_finished() -> None:
-    async def interrupted(url: str) -> Load:
+    async def interrupted(url: str) -> LoadResult:
         first = asyncio.Event()
-        asks = [Ask("m", "x", 1, 1), Ask("m", "x", 1, 1, arrival=1000.0)]
+        asks = [RequestInput("m", "x", 1, 1), RequestInput("m", "x", 1, 1, arrival=1000.0)]
         run = asyncio.create_task(send_all(Server(url), asks, done=lambda outcome: first.set()))
         await first.wait()
         run.cancel()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxjax.bench.http.client import Ask, Outcome
-from muxjax.bench.http.load import Load
-from muxjax.bench.http.metrics import Measures, jain_index, summarise
+from muxjax.bench.http.client import RequestInput, RequestResult
+from muxjax.bench.http.load import LoadResult
+from muxjax.bench.http.metrics import Measures, jain_index, summarize
 from muxjax.errors import BenchError
 
 
 def outcome(
     model: str, sent: float, first: float, end: float, tokens: int, error: str = ""
-) -> Outcome:
-    asked = Ask(model, "x", 10, tokens)
-    return Outcome(
+) -> RequestResult:
+    asked = RequestInput(model, "x", 10, tokens)
+    return RequestResult(
         asked,
         sent,
         first,
@@ -28,7 +28,7 @@ def outcome(
     )
 
 
-LOAD = Load(
+LOAD = LoadResult(
     [
         outcome("a", 0.0, 1.0, 3.0, 5),  # tpot 0.5, 5/3 tokens a second
         outcome("a", 1.0, 1.5, 1.5, 1),  # no tpot, 2 tokens a second
@@ -40,7 +40,7 @@ LOAD = Load(
 
 
 def test_vllms_keys() -> None:
-    found = summarise(LOAD, Measures(percentiles=(50.0, 99.9), goodput={"ttft": 1000.0}))
+    found = summarize(LOAD, Measures(percentiles=(50.0, 99.9), goodput={"ttft": 1000.0}))
     assert found["duration"] == 4.0
     assert (found["completed"], found["failed"]) == (3, 1)
     assert (found["total_input_tokens"], found["total_output_tokens"]) == (30, 9)
@@ -66,8 +66,8 @@ def test_vllms_keys() -> None:
 
 
 def test_without_goodput_and_with_nothing_finished() -> None:
-    failed = Load([outcome("a", 0.0, 0.0, 0.0, 1, error="no")], 1.0, interrupted=2)
-    found = summarise(failed)
+    failed = LoadResult([outcome("a", 0.0, 0.0, 0.0, 1, error="no")], 1.0, interrupted=2)
+    found = summarize(failed)
     assert found["request_goodput"] is None
     assert found["slo_attainment"] is None
     assert found["mean_ttft_ms"] is None

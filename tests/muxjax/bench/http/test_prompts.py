@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from muxjax.bench.http.client import Server
-from muxjax.bench.http.prompts import SAFE_IDS, make_prompter
+from muxjax.bench.http.prompts import SAFE_IDS, build_prompt_generator
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import serving
 
@@ -45,9 +45,9 @@ def tokenizer_file(tmp_path: Path) -> Path:
 
 def test_token_ids_where_nobody_counts(client: httpx.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = make_prompter(client, Server(url), "m", seed=1)
-        again = make_prompter(client, Server(url), "m", seed=1)
-        other = make_prompter(client, Server(url), "n", seed=1)
+        prompter = build_prompt_generator(client, Server(url), "m", seed=1)
+        again = build_prompt_generator(client, Server(url), "m", seed=1)
+        other = build_prompt_generator(client, Server(url), "n", seed=1)
     prompt = prompter.make(50)
     assert prompter.how == "token ids"
     assert len(prompt) == 50
@@ -58,7 +58,7 @@ def test_token_ids_where_nobody_counts(client: httpx.Client) -> None:
 
 def test_words_for_chats_where_nobody_counts(client: httpx.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
+        prompter = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
     assert prompter.how == "words"
     prompt = prompter.make(7)
     assert isinstance(prompt, str)
@@ -67,9 +67,9 @@ def test_words_for_chats_where_nobody_counts(client: httpx.Client) -> None:
 
 def test_the_server_counts(client: httpx.Client) -> None:
     with serving(tokenize) as url:
-        ids = make_prompter(client, Server(url), "m", seed=1)
+        ids = build_prompt_generator(client, Server(url), "m", seed=1)
         assert (ids.how, len(ids.make(33))) == ("server", 33)
-        text = make_prompter(client, Server(url, "openai-chat"), "m", seed=1)
+        text = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
         for tokens in (1, 8, 9):  # an odd one needs a filler
             prompt = text.make(tokens)
             assert isinstance(prompt, str)
@@ -78,7 +78,7 @@ def test_the_server_counts(client: httpx.Client) -> None:
 
 def test_a_tokenizer_counts(client: httpx.Client, tokenizer_file: Path) -> None:
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
-        prompter = make_prompter(
+        prompter = build_prompt_generator(
             client, Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
         )
         assert prompter.how == "tokenizer"
@@ -88,7 +88,7 @@ def test_a_tokenizer_counts(client: httpx.Client, tokenizer_file: Path) -> None:
 def test_a_tokenizer_that_cannot_be_read(client: httpx.Client, tmp_path: Path) -> None:
     server = Server("http://127.0.0.1:1")
     with pytest.raises(BenchError, match=r"no tokenizer\.json"):
-        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)
+        build_prompt_generator(client, server, "m", seed=0, tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BenchError, match="--tokenizer"):
-        make_prompter(client, server, "m", seed=0, tokenizer=tmp_path)
+        build_prompt_generator(client, server, "m", seed=0, tokenizer=tmp_path)

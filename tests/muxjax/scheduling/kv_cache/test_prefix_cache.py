@@ -13,7 +13,7 @@ from muxjax.scheduling.kv_cache.prefix_cache import most_over
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import Prefill
 from tests.muxjax.scheduling.harness import Loop, solo_tokens, spec
@@ -308,7 +308,7 @@ def test_a_unit_without_a_cache_keeps_and_hashes_nothing() -> None:
 
 def test_steps_side_by_side_have_no_cache() -> None:
     with pytest.raises(ValueError, match="side by side"):
-        Unit([spec("a")], 400, make_policy("adbs"), side_by_side=True, prefix_cache=True)
+        Scheduler([spec("a")], 400, make_policy("adbs"), side_by_side=True, prefix_cache=True)
 
 
 @given(

@@ -5,21 +5,26 @@ from __future__ import annotations
 import pytest
 
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.multi_block_slab import CutLease
-from muxjax.scheduling.kv_cache.single_block_slab import WholeLease
-from muxjax.scheduling.kv_cache.slabs import Slabs
+from muxjax.scheduling.kv_cache.multi_block_slab import MultiBlockLease
+from muxjax.scheduling.kv_cache.single_block_slab import SingleBlockLease
+from muxjax.scheduling.kv_cache.slabs import SlabPool
 
 
-def lease_of(slabs: int, layers: int = 3, record_freed: bool = False) -> WholeLease:
+def lease_of(slabs: int, layers: int = 3, record_freed: bool = False) -> SingleBlockLease:
     empty = [layers * (1 + at) for at in reversed(range(slabs))]
-    pool = Slabs(layers * (1 + slabs), layers, layers, record_freed, empty)
-    return WholeLease(pool, "a", layers, 1)
+    pool = SlabPool(layers * (1 + slabs), layers, layers, record_freed, empty)
+    return SingleBlockLease(pool, "a", layers, 1)
 
 
 def test_a_model_has_one_where_its_blocks_fill_the_slabs() -> None:
     allocator = SlabAllocator(3 + 12, {"a": 3, "b": 2, "c": 1, "d": 3}, {"d": 2})
     kinds = {name: type(lease) for name, lease in allocator._leases.items()}
-    assert kinds == {"a": WholeLease, "b": WholeLease, "c": CutLease, "d": CutLease}
+    assert kinds == {
+        "a": SingleBlockLease,
+        "b": SingleBlockLease,
+        "c": MultiBlockLease,
+        "d": MultiBlockLease,
+    }
 
 
 def test_a_block_is_in_use_then_idle_then_empty() -> None:

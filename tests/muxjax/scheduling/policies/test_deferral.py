@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.scheduling.policies.deferral import FEW, MINOR_PART, TURNS, LostCauses
-from muxjax.scheduling.policies.slo_tracker import Pace
-from muxjax.scheduling.policies.slo_utilization import Strain
+from muxjax.scheduling.policies.deferral import FEW, MINOR_PART, TURNS, DeferralQueue
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_utilization import SloUtilization
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Unit
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.specs import LatencySlo
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
 MANY = 8 * FEW
 
 
-def crowd(**deferred: int) -> tuple[Unit, LostCauses]:
+def crowd(**deferred: int) -> tuple[Scheduler, DeferralQueue]:
     """Models with so many deferred requests each, and one of `a` that runs and may be in time."""
-    targets = LatencyTargets(scale=1e6)
+    targets = LatencySlo(scale=1e6)
     specs = [spec(name, 1, 16, 64, targets=targets) for name in ("a", *deferred)]
     loop = Loop.of(specs, 4000, "slo")
     unit = loop.unit
@@ -28,11 +28,13 @@ def crowd(**deferred: int) -> tuple[Unit, LostCauses]:
             unit.add(request(number, name))
             unit.defer(unit.request(number) or request(number))
             number += 1
-    return unit, LostCauses([Pace(state, unit.estimates) for state in unit.models.values()])
+    return unit, DeferralQueue(
+        [SloTracker(state, unit.estimates) for state in unit.models.values()]
+    )
 
 
-def came_back(unit: Unit, lost: LostCauses, model: str, now: float = 0.0) -> list[Request]:
-    lost.look(unit, Strain(), now)
+def came_back(unit: Scheduler, lost: DeferralQueue, model: str, now: float = 0.0) -> list[Request]:
+    lost.look(unit, SloUtilization(), now)
     return list(unit.models[model].waiting.values())
 
 
@@ -56,7 +58,7 @@ def test_many_wait_until_none_is_left_that_may_be_in_time() -> None:
 
 def test_nobody_waits_for_the_end_of_a_very_long_request() -> None:
     unit, lost = crowd(b=MANY)
-    pace = Pace(unit.models["a"], unit.estimates)
+    pace = SloTracker(unit.models["a"], unit.estimates)
     assert came_back(unit, lost, "b", now=0.9 * pace.allowed()) == []
     assert came_back(unit, lost, "b", now=1.1 * pace.allowed())
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.scheduling.policies.registry import POLICIES, make_policy
-from muxjax.scheduling.scheduler import Policy, Unit
+from muxjax.scheduling.scheduler import Policy, Scheduler
 from muxjax.testing.mock_executor import MockExecutor, MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
@@ -61,7 +61,7 @@ def test_a_greedy_neighbour_does_not_keep_others_waiting(policy: str, most: int)
 def test_steps_that_take_no_time_are_no_trouble(policy: str) -> None:
     specs = [spec("a"), spec("b", 3)]
     still = MockLatency(prefill=0.0, prefill_token=0.0, decode=0.0, decode_sequence=0.0)
-    unit = Unit(specs, 200, make_policy(policy), record_freed=True)
+    unit = Scheduler(specs, 200, make_policy(policy), record_freed=True)
     loop = Loop(unit, MockExecutor(specs, 200, latency=still))
     for i in range(8):
         unit.add(request(i, "ab"[i % 2], max_tokens=20))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.steps import Decode, Prefill
 from muxjax.testing.mock_executor import MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
@@ -70,7 +70,7 @@ def test_the_shortest_burst_is_four_tokens_or_30_ms(token: float, made: int) -> 
 
 
 def test_a_target_for_the_first_token_ends_the_wait() -> None:
-    targets = LatencyTargets(ttft=0.1)
+    targets = LatencySlo(ttft=0.1)
     specs = [
         spec("a", 1, 16, 512, max_seqs=32, prefill_tokens=64, prompt_tokens=8.0, targets=targets)
     ]
@@ -87,7 +87,7 @@ def test_a_target_for_the_first_token_ends_the_wait() -> None:
 
 
 def test_lost_causes_are_deferred_and_still_served() -> None:
-    targets = LatencyTargets(ttft=0.3)
+    targets = LatencySlo(ttft=0.3)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=20.0, targets=targets)]
     loop = Loop.of(specs, 2000, "slo")
     old = [arriving(loop, number, max_tokens=20) for number in range(12)]
@@ -120,7 +120,7 @@ def test_a_higher_priority_goes_first_and_nobody_waits_for_ever() -> None:
 def test_decodes_go_by_shares_until_tokens_are_due(tpot: float | None) -> None:
     specs = [
         spec("a", 1, 16, 512, decode_tokens=2),
-        spec("b", 1, 16, 512, decode_tokens=2, targets=LatencyTargets(tpot=tpot)),
+        spec("b", 1, 16, 512, decode_tokens=2, targets=LatencySlo(tpot=tpot)),
     ]
     loop = Loop.of(specs, 2000, "slo")
     loop.executor.latency = MockLatency(prefill=0.001, prefill_token=0.0, decode=0.04)
@@ -139,7 +139,7 @@ def test_long_prompts_go_in_parts_where_tokens_of_others_are_due(tpot: float | N
     # A prompt of 4,096 tokens, of which 1,024 in one step would take 0.8 s.
     specs = [
         spec("a", 1, 16, 8192, prefill_tokens=1024),
-        spec("b", 1, 16, 2048, decode_tokens=2, targets=LatencyTargets(tpot=tpot)),
+        spec("b", 1, 16, 2048, decode_tokens=2, targets=LatencySlo(tpot=tpot)),
     ]
     loop = Loop.of(specs, 2000, "slo")
     loop.check = False
@@ -165,9 +165,7 @@ def test_tight_targets_for_whole_requests_go_before_shares_while_all_can_be_kept
     # Steps of 10 ms. One model needs a token every 20 ms, three others every 100 ms: 0.8 of the
     # time in all. A quarter of it would not do for the first, and is more than the others need.
     specs = [
-        spec(
-            name, 1, 16, 512, decode_tokens=2, targets=LatencyTargets(None, None, 2.0, 0.02, alone)
-        )
+        spec(name, 1, 16, 512, decode_tokens=2, targets=LatencySlo(None, None, 2.0, 0.02, alone))
         for name, alone in zip("abcd", (0.01, 0.05, 0.05, 0.05), strict=True)
     ]
     loop = Loop.of(specs, 2000, "slo")
@@ -182,7 +180,7 @@ def test_tight_targets_for_whole_requests_go_before_shares_while_all_can_be_kept
 
 
 def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
-    targets = LatencyTargets(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
     loop = Loop.of(specs, 2000, "slo")
     for number in range(2):
@@ -201,7 +199,7 @@ def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
 
 def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
     # Three models that make their tokens just in time; prompts of one of them come.
-    targets = LatencyTargets(scale=5.2, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=5.2, alone_ttft=0.02, alone_tpot=0.01)
     specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "abc"]
     loop = Loop.of(specs, 2000, "slo")
     for name in "abc":
@@ -226,7 +224,7 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
 ) -> None:
     # Three models in turn need one and a half times what scale 2 allows, two all of it, with
     # nothing left for prefills. However long steps take: requests last for 0.8 and for 8 s.
-    targets = LatencyTargets(scale=scale, alone_ttft=2 * step, alone_tpot=step)
+    targets = LatencySlo(scale=scale, alone_ttft=2 * step, alone_tpot=step)
     specs = [
         spec(
             name,
@@ -257,7 +255,7 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
 
 
 def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None:
-    targets = LatencyTargets(scale=1.0, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=1.0, alone_ttft=0.02, alone_tpot=0.01)
     specs = [
         spec(name, 1, 16, 512, decode_tokens=2, output_tokens=50.0, targets=targets)
         for name in "ab"
@@ -287,7 +285,7 @@ def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None
     st.sampled_from([0.01, 1.0, 50.0]),
 )
 def test_every_request_ends(asked: list[tuple[str, int, int, int, float]], scale: float) -> None:
-    targets = LatencyTargets(scale=scale)
+    targets = LatencySlo(scale=scale)
     specs = [spec("a", 2, 4, 96, targets=targets), spec("b", 3, 4, 96, max_seqs=2, targets=targets)]
     loop = Loop.of(specs, 3 + 3 * 50, "slo")
     made = []

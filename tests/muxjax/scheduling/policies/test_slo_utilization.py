@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.scheduling.policies.slo_tracker import Pace
-from muxjax.scheduling.policies.slo_utilization import NEW_WEIGHT, Strain
-from muxjax.scheduling.scheduler import Unit
-from muxjax.scheduling.specs import LatencyTargets
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_utilization import NEW_WEIGHT, SloUtilization
+from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.specs import LatencySlo
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
-TARGETS = LatencyTargets(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
+TARGETS = LatencySlo(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
 
 
-def decoding(**running: int) -> Unit:
+def decoding(**running: int) -> Scheduler:
     """A unit of two models with so many sequences that decode."""
     specs = [
         spec(name, 1, 16, 512, max_seqs=16, prefill_seqs=8, prefill_tokens=64, targets=TARGETS)
@@ -32,7 +32,7 @@ def decoding(**running: int) -> Unit:
     return unit
 
 
-def step_times(unit: Unit, model: str, **seconds: float) -> None:
+def step_times(unit: Scheduler, model: str, **seconds: float) -> None:
     """Sets what a decode step takes: `of8=0.01` is for 5 to 8 sequences."""
     del unit.estimates._decode[model]
     unit.estimates.add_model(model)
@@ -40,10 +40,10 @@ def step_times(unit: Unit, model: str, **seconds: float) -> None:
         unit.estimates.observe_decode(model, int(size[2:]), 1, value)
 
 
-def looked(unit: Unit, now: float = 0.0) -> tuple[Strain, dict[str, Pace]]:
+def looked(unit: Scheduler, now: float = 0.0) -> tuple[SloUtilization, dict[str, SloTracker]]:
     """The strain as step times are now."""
-    paces = {name: Pace(state, unit.estimates) for name, state in unit.models.items()}
-    strain = Strain()
+    paces = {name: SloTracker(state, unit.estimates) for name, state in unit.models.items()}
+    strain = SloUtilization()
     strain.look(paces, unit, now)
     return strain, paces
 
