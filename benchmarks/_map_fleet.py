@@ -183,7 +183,7 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
         token = costs.kv_bytes_per_token(model.kind, tp=tp)
         if unit.size % tp or pool < LEAST_TOKENS * token:
             continue
-        copies = unit.size // tp
+        replicas = unit.size // tp
         alone = PlannedModel(
             name=model.name,
             kind=model.kind,
@@ -191,8 +191,8 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
             prompt_tokens=PROMPT_TOKENS,
             output_tokens=OUTPUT_TOKENS,
             tp=tp,
-            copies=copies,
-            max_batch=copies * int(pool / ((PROMPT_TOKENS + OUTPUT_TOKENS) * token)),
+            replicas=replicas,
+            max_batch=replicas * int(pool / ((PROMPT_TOKENS + OUTPUT_TOKENS) * token)),
         )
         sizes = {"weight_bytes": weights, "reserved_bytes": memory - weights - pool}
         found.append([unit.model_copy(update={"models": (alone,), "kv_bytes": pool, **sizes})])

@@ -33,19 +33,19 @@ Piece = tuple[int | None, int]
 
 @dataclass(frozen=True)
 class Shards:
-    """A model cut for `degree` devices.
+    """A model cut for `tp_size` devices.
 
     Attributes:
       config: the whole model.
-      degree: devices; 1 leaves everything whole.
+      tp_size: devices; 1 leaves everything whole.
     """
 
     config: ModelConfig
-    degree: int
+    tp_size: int
 
     def __post_init__(self) -> None:
-        if self.degree < 1:
-            raise ValueError(f"a model is cut for at least one device, not {self.degree}")
+        if self.tp_size < 1:
+            raise ValueError(f"a model is cut for at least one device, not {self.tp_size}")
 
     @cached_property
     def _heads(self) -> tuple[int, int, int]:
@@ -55,7 +55,7 @@ class Shards:
         """
         group = self.config.num_heads // self.config.num_kv_heads
         return min(
-            (-(-self.config.num_kv_heads * spread // self.degree), -(-group // spread), spread)
+            (-(-self.config.num_kv_heads * spread // self.tp_size), -(-group // spread), spread)
             for spread in range(1, group + 1)
         )
 
@@ -72,14 +72,14 @@ class Shards:
     @cached_property
     def local(self) -> ModelConfig:
         """The sizes that one device sees."""
-        if self.degree == 1:
+        if self.tp_size == 1:
             return self.config
         return dataclasses.replace(
             self.config,
             num_heads=self.kv_heads * self.queries,
             num_kv_heads=self.kv_heads,
-            intermediate_size=-(-self.config.intermediate_size // self.degree),
-            vocab_size=-(-self.config.vocab_size // self.degree),
+            intermediate_size=-(-self.config.intermediate_size // self.tp_size),
+            vocab_size=-(-self.config.vocab_size // self.tp_size),
         )
 
     @cached_property
@@ -93,7 +93,7 @@ class Shards:
         Args:
           name: of the parameter.
           array: the whole of it.
-          device: from 0 to `degree - 1`.
+          device: from 0 to `tp_size - 1`.
 
         Returns:
           A view of `array` where that is enough, else a new array.
@@ -116,7 +116,7 @@ class Shards:
     def pieces(self, name: str, device: int) -> tuple[int, list[Piece]] | None:
         """The axis along which a parameter is cut, and a device's pieces; None: it keeps all."""
         short = name.rsplit(".", 1)[-1]
-        if self.degree == 1 or short.endswith("norm") or short in ("o_bias", "down_bias"):
+        if self.tp_size == 1 or short.endswith("norm") or short in ("o_bias", "down_bias"):
             return None
         H, F = self.config.head_dim, self.config.intermediate_size
         if short in ("embed", "head"):

@@ -37,7 +37,7 @@ def _table(plan: PlacementPlan) -> Table:
                 unit.name if index == 0 else "",
                 f"{unit.use:.0%}" if index == 0 else "",
                 model.name,
-                f"{model.tp} x {model.copies}",
+                f"{model.tp} x {model.replicas}",
                 f"{model.rate:.3g}",
                 _served(model),
                 f"{model.prefill_time:.0%}",

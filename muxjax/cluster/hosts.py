@@ -111,7 +111,7 @@ def build_shared_unit_spec(config: FleetConfig, hosts: Hosts) -> UnitSpec:
             f"{count} devices together: it must be that"
         )
     plan = loading.build_unit_spec(config, progress=False)
-    copied = [name for name, part in plan.parts.items() if part.mesh.copies > 1]
+    copied = [name for name, part in plan.parts.items() if part.mesh.replicas > 1]
     if copied:
         raise ClusterError(
             f"tensor_parallel of {', '.join(copied)}: on a mesh over several processes every model "

@@ -94,7 +94,7 @@ class RemoteEngine:
         """See `UnitEngine`."""
         with self._lock:
             if not self.alive:
-                raise EngineDead(self._epitaph()) from self._error
+                raise EngineDead(self._exit_reason()) from self._error
             self._running[request.id] = request, sink
         try:
             self.peer.submit(AddRequest.of(request, time.perf_counter()))
@@ -124,7 +124,7 @@ class RemoteEngine:
           EngineDead: it has ended.
         """
         if not self.alive:
-            raise EngineDead(self._epitaph()) from self._error
+            raise EngineDead(self._exit_reason()) from self._error
         return self.peer.stats()
 
     def abandon(self, reason: str) -> None:
@@ -191,5 +191,5 @@ class RemoteEngine:
         for _, sink in running.values():
             sink.failed(error)
 
-    def _epitaph(self) -> str:
+    def _exit_reason(self) -> str:
         return "the engine is closed" if self._error is None else str(self._error)

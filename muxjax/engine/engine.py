@@ -184,7 +184,7 @@ class Engine:
             sinks, self._sinks = self._sinks, {}
             calls = [future for future in self._calls if not future.done()]
             self._wake.notify()
-        error = EngineDead(self._epitaph())
+        error = EngineDead(self._exit_reason())
         for sink in sinks.values():
             sink.failed(error)
         for future in calls:
@@ -211,9 +211,9 @@ class Engine:
 
     def _check_alive(self) -> None:
         if not self.alive:
-            raise EngineDead(self._epitaph()) from self._error
+            raise EngineDead(self._exit_reason()) from self._error
 
-    def _epitaph(self) -> str:
+    def _exit_reason(self) -> str:
         if self._error is None:
             return "the engine is closed"
         return f"the engine has ended: {type(self._error).__name__}: {self._error}"
@@ -280,7 +280,7 @@ class Engine:
             self._closing = True
             self._inbox.clear()
             calls = [future for future in self._calls if not future.done()]
-        error = EngineDead(self._epitaph())
+        error = EngineDead(self._exit_reason())
         for sink in self._sinks.values():
             sink.failed(error)
         self._sinks.clear()

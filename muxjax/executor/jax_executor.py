@@ -43,20 +43,20 @@ class _DefaultInputs:
 
     def __init__(self, programs: ModelPrograms) -> None:
         buckets, words = programs.buckets, mask_words(programs.vocab_size)
-        self.copies = programs.mesh.copies
+        self.replicas = programs.mesh.replicas
 
         def put(array: np.ndarray) -> jax.Array:
             return programs.mesh.put(array, meshes.ROWS)
 
         masks = {
-            rows: put(np.full((self.copies * rows, words), _ALL, np.uint32))
+            rows: put(np.full((self.replicas * rows, words), _ALL, np.uint32))
             for rows in {*buckets.decode_seqs, buckets.prefill_seqs}
         }
         self.masks = {rows: mask.shape for rows, mask in masks.items()}
-        bias = put(no_bias(self.copies * buckets.prefill_seqs))
+        bias = put(no_bias(self.replicas * buckets.prefill_seqs))
         self._inputs: dict[tuple[str, int], tuple[jax.Array | None, ...]] = {}
         for size in buckets.prefill_tokens:
-            targets = put(np.full(self.copies * size, -1, np.int32))
+            targets = put(np.full(self.replicas * size, -1, np.int32))
             self._inputs["prefill", size] = (None, None, targets, bias, masks[buckets.prefill_seqs])
         for size in buckets.decode_seqs:
             self._inputs["decode", size] = (None, masks[size], None)
@@ -85,8 +85,8 @@ class ModelSlots:
     nothing: _DefaultInputs
 
     @property
-    def copies(self) -> int:
-        return self.programs.mesh.copies
+    def replicas(self) -> int:
+        return self.programs.mesh.replicas
 
     @property
     def dummy(self) -> int:
@@ -235,23 +235,23 @@ class JaxExecutor:
     def _prefill(
         self, model: ModelSlots, step: Prefill
     ) -> tuple[StepOutput, np.ndarray, list[int | None], list[int]]:
-        programs, copies = model.programs, model.copies
-        filled = [0] * copies  # tokens
+        programs, replicas = model.programs, model.replicas
+        filled = [0] * replicas  # tokens
         for chunk in step.chunks:
-            filled[chunk.slot % copies] += len(chunk.tokens)
+            filled[chunk.slot % replicas] += len(chunk.tokens)
         size = bucket(max(filled), programs.buckets.prefill_tokens)
-        tokens = np.zeros(copies * size, np.int32)
+        tokens = np.zeros(replicas * size, np.int32)
         width = Column.BLOCKS + programs.buckets.blocks
-        packed = np.zeros((copies * programs.buckets.prefill_seqs, width), np.int32)
+        packed = np.zeros((replicas * programs.buckets.prefill_seqs, width), np.int32)
         packed[:, Column.SLOT] = model.dummy
         packed[:, Column.STOP_IDS : Column.BLOCKS] = -1
         slots = np.array([chunk.slot for chunk in step.chunks])
-        rows = slots % copies * programs.buckets.prefill_seqs + _ranks(slots, copies)
+        rows = slots % replicas * programs.buckets.prefill_seqs + _ranks(slots, replicas)
         wanted: list[int | None] = []
         starts: list[int] = []
-        ends = [copy * size for copy in range(copies)]
+        ends = [copy * size for copy in range(replicas)]
         for index, chunk in zip(rows.tolist(), step.chunks, strict=True):
-            row, copy = packed[index], chunk.slot % copies
+            row, copy = packed[index], chunk.slot % replicas
             starts.append(ends[copy])
             ends[copy] += len(chunk.tokens)
             tokens[starts[-1] : ends[copy]] = chunk.tokens
@@ -265,7 +265,7 @@ class JaxExecutor:
                 model.logprobs[chunk.slot] = params.logprobs
             wanted.append(None if params is None else params.logprobs)
             pack_chunk(row, chunk)
-            row[Column.SLOT] = chunk.slot // copies
+            row[Column.SLOT] = chunk.slot // replicas
         masks = [chunk.mask for chunk in step.chunks]
         inputs = (
             tokens,
@@ -279,7 +279,7 @@ class JaxExecutor:
     def _decode(
         self, model: ModelSlots, step: Decode
     ) -> tuple[StepOutput, np.ndarray, list[int | None]]:
-        programs, copies = model.programs, model.copies
+        programs, replicas = model.programs, model.replicas
         batch = DecodeBatch.of(step.sequences)
         slots = batch.slots
         missing = batch.num_blocks - model.known[slots]
@@ -295,10 +295,10 @@ class JaxExecutor:
                 for index, count in zip(one.tolist(), counts.tolist(), strict=True)
             ]
             model.known[where] = counts
-        ranks = _ranks(slots, copies)
+        ranks = _ranks(slots, replicas)
         size = bucket(1 + int(ranks.max()), programs.buckets.decode_seqs)
-        rows = slots % copies * size + ranks
-        which = np.full(copies * size, len(model.known))
+        rows = slots % replicas * size + ranks
+        which = np.full(replicas * size, len(model.known))
         which[rows] = slots
         masks = _masks(batch.masks or (), rows, model.nothing.masks[size])
         inputs = (model.rows[which], masks, np.array(step.num_tokens, np.int32))
@@ -316,12 +316,12 @@ class JaxExecutor:
 def start_model(programs: ModelPrograms) -> ModelSlots:
     """A model's slots, all free. May be called in any thread, while the executor works."""
     mesh, each = programs.mesh, programs.buckets.max_seqs
-    slots = mesh.copies * each
+    slots = mesh.replicas * each
     rows = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
-    rows[:, 0] = np.arange(slots + 1) // mesh.copies
+    rows[:, 0] = np.arange(slots + 1) // mesh.replicas
     created = SlotState.create(each, programs.vocab_size)
-    if mesh.copies > 1:
-        created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.copies), created)
+    if mesh.replicas > 1:
+        created = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.replicas), created)
     return ModelSlots(
         programs=programs,
         state=jax.tree.map(lambda leaf: mesh.put(leaf, meshes.SLOTS), created),
@@ -332,13 +332,13 @@ def start_model(programs: ModelPrograms) -> ModelSlots:
     )
 
 
-def _ranks(slots: np.ndarray, copies: int) -> np.ndarray:
+def _ranks(slots: np.ndarray, replicas: int) -> np.ndarray:
     """Of each slot, how many before it are of the same copy."""
-    if copies == 1:
+    if replicas == 1:
         return np.arange(len(slots))
     ranks = np.zeros(len(slots), np.int64)
-    for copy in range(copies):
-        own = slots % copies == copy
+    for copy in range(replicas):
+        own = slots % replicas == copy
         ranks[own] = np.arange(np.count_nonzero(own))
     return ranks
 

@@ -1,7 +1,7 @@
 """The devices of a unit as its programs see them.
 
-A model on `n` devices is cut for `degree` of them and has `copies = n / degree` copies side by
-side: a grid of `copies` by `degree`. Steps run inside `shard_map` over the grid, so each device
+A model on `n` devices is cut for `tp_size` of them and has `replicas = n / degree` copies side by
+side: a grid of `replicas` by `tp_size`. Steps run inside `shard_map` over the grid, so each device
 runs the step of an ordinary, smaller model, and the collectives are those that `Decoder` names.
 Arrays are sharded over their first axis (the tokens of a step over their second), so that what one
 device holds is what a unit of one device would hold:
@@ -44,18 +44,18 @@ class ModelMesh:
 
     Attributes:
       devices: of the unit; every model of it has the same, in the same order.
-      degree: devices that one copy of the model is cut for.
+      tp_size: devices that one copy of the model is cut for.
 
     Raises:
       ValueError: the degree does not divide the devices.
     """
 
     devices: tuple[jax.Device, ...]
-    degree: int = 1
+    tp_size: int = 1
 
     def __post_init__(self) -> None:
-        if not self.devices or self.degree < 1 or len(self.devices) % self.degree:
-            raise ValueError(f"{len(self.devices)} devices are no grid of {self.degree}")
+        if not self.devices or self.tp_size < 1 or len(self.devices) % self.tp_size:
+            raise ValueError(f"{len(self.devices)} devices are no grid of {self.tp_size}")
 
     @property
     def size(self) -> int:
@@ -63,17 +63,17 @@ class ModelMesh:
         return len(self.devices)
 
     @property
-    def copies(self) -> int:
-        return len(self.devices) // self.degree
+    def replicas(self) -> int:
+        return len(self.devices) // self.tp_size
 
     @property
     def axis(self) -> str | None:
         """The axis that a layer's sums go over; None where a model is whole."""
-        return SHARD if self.degree > 1 else None
+        return SHARD if self.tp_size > 1 else None
 
     @cached_property
     def mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices).reshape(self.copies, self.degree), (COPY, SHARD))
+        return Mesh(np.array(self.devices).reshape(self.replicas, self.tp_size), (COPY, SHARD))
 
     def sharding(self, spec: PartitionSpec) -> Sharding:
         """Of arrays; on one device simply that device."""
@@ -97,7 +97,9 @@ class ModelMesh:
 
     def times(self, spec: PartitionSpec) -> int:
         """How many devices' parts the first axis of an array so sharded has."""
-        return {PARAMETERS: self.degree, POOL: len(self.devices), ROWS: self.copies, SAME: 1}[spec]
+        return {PARAMETERS: self.tp_size, POOL: len(self.devices), ROWS: self.replicas, SAME: 1}[
+            spec
+        ]
 
     def whole(self, local: Any, spec: PartitionSpec) -> Any:
         """Shapes of whole arrays, with their sharding, from those of one device's parts."""

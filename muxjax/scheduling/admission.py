@@ -34,8 +34,8 @@ def refuse_if_late(unit: Scheduler, state: ModelState, request: Request) -> None
         room = len(state.free_slots)
         wait = max(wait, (ahead - room) * output * step / size)
     made = min(float(request.max_new_tokens), output)
-    alone = targets.alone_ttft or prefill
-    alone_step = targets.alone_tpot or estimates.decode(name, 1)
+    alone = targets.isolated_ttft or prefill
+    alone_step = targets.isolated_tpot or estimates.decode(name, 1)
     if targets.ttft is not None:
         expected, allowed, what = wait + prefill, targets.ttft, "its first token"
     else:

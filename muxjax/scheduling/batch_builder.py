@@ -77,9 +77,9 @@ class BatchBuilder:
         constrained = bool(table.constrained.any())
         if constrained:
             most = 1
-        if flights and (flights.side_by_side or constrained):
+        if flights and (flights.concurrent or constrained):
             busy = flights.work_on(table.last_step)
-            left[busy if flights.side_by_side else busy & table.constrained] = 0
+            left[busy if flights.concurrent else busy & table.constrained] = 0
         slots = left.nonzero()[0]
         if not slots.size:
             return None

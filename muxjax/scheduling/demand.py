@@ -18,7 +18,7 @@ BATCH_ROUNDS = 8
 def kv_demand(spec: ModelSpec) -> float:
     """Pages of KV that the model's load makes per second."""
     tokens = spec.rate * (spec.prompt_tokens + spec.output_tokens)
-    return tokens * spec.num_layers / spec.tokens_per_page / spec.copies
+    return tokens * spec.num_layers / spec.tokens_per_page / spec.replicas
 
 
 def prefill_demand(spec: ModelSpec, estimates: StepEstimates) -> float:

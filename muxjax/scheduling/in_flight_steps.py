@@ -35,15 +35,15 @@ class InFlightSteps:
     """Those of one unit.
 
     Args:
-      side_by_side: steps may end in any order.
+      concurrent: steps may end in any order.
 
     Attributes:
-      side_by_side: as given.
+      concurrent: as given.
       made: how many steps have been made, ended ones included.
     """
 
-    def __init__(self, *, side_by_side: bool) -> None:
-        self.side_by_side = side_by_side
+    def __init__(self, *, concurrent: bool) -> None:
+        self.concurrent = concurrent
         self.made = 0
         self._flights: deque[InFlightStep] = deque()
 
@@ -65,7 +65,7 @@ class InFlightSteps:
             if flight.step is step:
                 del self._flights[index]
                 return flight
-            if not self.side_by_side:
+            if not self.concurrent:
                 break
         raise ValueError("steps must be applied in the order in which they were made")
 

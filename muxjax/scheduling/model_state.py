@@ -54,17 +54,17 @@ class ModelState:
 
     def take_slot(self, copy: int) -> int:
         """A free slot of a copy of the model."""
-        if self.spec.copies == 1:
+        if self.spec.replicas == 1:
             return self.free_slots.pop()
-        slots, copies = self.free_slots, self.spec.copies
-        return slots.pop(max(i for i, slot in enumerate(slots) if slot % copies == copy))
+        slots, replicas = self.free_slots, self.spec.replicas
+        return slots.pop(max(i for i, slot in enumerate(slots) if slot % replicas == copy))
 
     def running_on(self, copy: int) -> int:
         """How many sequences of a copy decode."""
-        copies = self.spec.copies
-        if copies == 1:
+        replicas = self.spec.replicas
+        if replicas == 1:
             return len(self.running)
-        return sum([request.slot % copies == copy for request in self.running.values()])
+        return sum([request.slot % replicas == copy for request in self.running.values()])
 
     @property
     def has_prefill(self) -> bool:

@@ -77,7 +77,7 @@ class Scheduler:
       demand: expected needs, asked again every few seconds with the estimates of that time.
       estimates: step durations; measured ones are added to it.
       kv_quotas: how the pool is divided; `quotas.OpenPool` does not divide it.
-      side_by_side: steps may end in any order (in simulations of chips that run several at once);
+      concurrent: steps may end in any order (in simulations of chips that run several at once);
         the policy then puts no request into two steps in flight.
       refuse_late: refuse requests that could not be served within their model's targets.
       prefix_cache: find prefixes again that are in the pool. Not where steps run side by side, and
@@ -101,7 +101,7 @@ class Scheduler:
         demand: Callable[[ModelSpec, StepEstimates], Demand] = equal_demand,
         estimates: StepEstimates | None = None,
         kv_quotas: type[KVQuotas] = KVQuotas,
-        side_by_side: bool = False,
+        concurrent: bool = False,
         refuse_late: bool = False,
         prefix_cache: bool = False,
         record_freed: bool = False,
@@ -114,7 +114,7 @@ class Scheduler:
         self.policy = policy
         self.estimates = estimates or StepEstimates(names)
         self.allocator = _make_allocator(specs, num_pages, record_freed)
-        self._flights = InFlightSteps(side_by_side=side_by_side)
+        self._flights = InFlightSteps(concurrent=concurrent)
         self._refuse_late = refuse_late
         self._demand = demand
         demands = {spec.name: demand(spec, self.estimates) for spec in specs}
@@ -122,7 +122,7 @@ class Scheduler:
         self.time = FairShare(names)
         self._set_shares(demands)
         self._next_shares: float | None = None
-        if prefix_cache and side_by_side:
+        if prefix_cache and concurrent:
             raise ValueError("steps that run side by side may read a block before it is written")
         self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
         self._residency = KVCacheManager(
@@ -143,7 +143,7 @@ class Scheduler:
           PoolTooSmall: it would leave no room for a request of full length of some model. Nothing
             is changed then.
         """
-        self.allocator.add_model(spec.name, spec.num_layers, spec.copies)
+        self.allocator.add_model(spec.name, spec.num_layers, spec.replicas)
         self.estimates.add_model(spec.name)
         specs = [*(state.spec for state in self.models.values()), spec]
         try:
@@ -333,7 +333,7 @@ class Scheduler:
         """Takes in what a step gave.
 
         Args:
-          step: the oldest step that was not applied yet; any such step if `side_by_side`.
+          step: the oldest step that was not applied yet; any such step if `concurrent`.
           result: its result.
           now: seconds; the time at which its tokens count as emitted.
 
@@ -458,5 +458,5 @@ def _make_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) 
             f"many for the dummy block, and there are {num_pages}; raise `pool.memory`"
         )
     layers = {spec.name: spec.num_layers for spec in specs}
-    copies = {spec.name: spec.copies for spec in specs}
-    return SlabAllocator(num_pages, layers, copies, record_freed=record_freed)
+    replicas = {spec.name: spec.replicas for spec in specs}
+    return SlabAllocator(num_pages, layers, replicas, record_freed=record_freed)

@@ -49,18 +49,18 @@ class LatencySlo:
       ttft: seconds to the first token.
       tpot: seconds for each token after it.
       scale: for targets that are not given, the multiple of the time alone.
-      alone_ttft, alone_tpot: the time alone of a mean request, in seconds; None: estimated from the
-        unit's own steps.
+      isolated_ttft, isolated_tpot: isolated latency of a mean request, in seconds; None: estimated
+        from the unit's own steps.
     """
 
     ttft: float | None = None
     tpot: float | None = None
     scale: float = DEFAULT_SCALE
-    alone_ttft: float | None = None
-    alone_tpot: float | None = None
+    isolated_ttft: float | None = None
+    isolated_tpot: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ttft", "tpot", "scale", "alone_ttft", "alone_tpot"):
+        for name in ("ttft", "tpot", "scale", "isolated_ttft", "isolated_tpot"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"the latency target {name} must be above 0, not {value}")
@@ -81,7 +81,7 @@ class ModelSpec:
       output_tokens: expected tokens of an output.
       kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
       targets: how long its requests may take.
-      copies: copies of it side by side on the unit's devices; slot `s` is one of copy `s % copies`.
+      replicas: replicas on the devices of the unit; slot `s` belongs to replica `s % replicas`.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ModelSpec:
     output_tokens: float = 338.0
     kv_floor: float | None = None
     targets: LatencySlo = LatencySlo()
-    copies: int = 1
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.num_layers < 1 or self.tokens_per_page < 1:

@@ -194,9 +194,9 @@ class MockExecutor:
 
     def poison(self, pages: Sequence[int]) -> None:
         """Empties pages, so that reading them raises."""
-        copies = max(spec.copies for spec in self._specs.values())
+        replicas = max(spec.replicas for spec in self._specs.values())
         for page in pages:
-            for copy in range(copies):
+            for copy in range(replicas):
                 self._pages.pop(page + copy * self._num_pages, None)
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class MockExecutor:
                 _require(
                     self._first_page <= first
                     and first + spec.num_layers <= self._num_pages
-                    and copy == entry.slot % spec.copies,
+                    and copy == entry.slot % spec.replicas,
                     f"block at page {block} of {model} is outside the pool of its copy",
                 )
                 writes = index >= at // spec.tokens_per_page

@@ -81,7 +81,7 @@ def build_unit_spec(
     itemsize = kv_dtype(dtypes).itemsize
     meshes = {entry.name: _mesh(entry, devices) for entry in config.models}
     local = {
-        name: Shards(checkpoint.config, meshes[name].degree).local  # of one device
+        name: Shards(checkpoint.config, meshes[name].tp_size).local  # of one device
         for name, checkpoint in checkpoints.items()
     }
     rows = choose_page_rows(
@@ -144,7 +144,7 @@ def spec_added_model(
     """
     checkpoint = open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
     mesh = _mesh(entry, plan.devices)
-    local, rows = Shards(checkpoint.config, mesh.degree).local, plan.kv.shape[1]
+    local, rows = Shards(checkpoint.config, mesh.tp_size).local, plan.kv.shape[1]
     wide = KVLayout(10**9, local.num_kv_heads, local.head_dim).rows_per_token
     if wide > rows:
         raise FleetConfigError(
@@ -198,13 +198,13 @@ def unit_devices(config: FleetConfig) -> tuple[jax.Device, ...]:
 
 
 def _mesh(entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh:
-    degree = entry.tensor_parallel or len(devices)
-    if len(devices) % degree:
+    tp_size = entry.tensor_parallel or len(devices)
+    if len(devices) % tp_size:
         raise FleetConfigError(
-            f"tensor_parallel of {entry.name} is {degree}, which does not divide the "
+            f"tensor_parallel of {entry.name} is {tp_size}, which does not divide the "
             f"{len(devices)} devices of its unit"
         )
-    return ModelMesh(devices, degree)
+    return ModelMesh(devices, tp_size)
 
 
 def make_programs(plan: UnitSpec) -> dict[str, ModelPrograms]:

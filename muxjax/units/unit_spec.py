@@ -50,7 +50,7 @@ class LoadedModel:
       param_bytes: bytes of all parameters on one device.
       layout: its geometry in the pool, on one device.
       tensor_parallel: devices that one copy of it is cut for.
-      copies: copies of it side by side on the unit's devices.
+      replicas: copies of it side by side on the unit's devices.
     """
 
     name: str
@@ -64,7 +64,7 @@ class LoadedModel:
     param_bytes: int
     layout: KVLayout
     tensor_parallel: int = 1
-    copies: int = 1
+    replicas: int = 1
 
     @property
     def precision(self) -> str:
@@ -200,7 +200,7 @@ def spec_model(
     Raises:
       FleetConfigError: a length beyond the model's own.
     """
-    shards, name = Shards(checkpoint.config, mesh.degree), entry.name
+    shards, name = Shards(checkpoint.config, mesh.tp_size), entry.name
     local, rows = shards.local, kv.shape[1]
     layout = KVLayout(rows, local.num_kv_heads, local.head_dim)
     entry.check_length(local.max_position)
@@ -219,15 +219,15 @@ def spec_model(
         param_count=sum(int(np.prod(shape)) for shape in param_shapes(shards.config).values()),
         param_bytes=stored_bytes(local, dtype, entry.quantization),
         layout=layout,
-        tensor_parallel=mesh.degree,
-        copies=mesh.copies,
+        tensor_parallel=mesh.tp_size,
+        replicas=mesh.replicas,
     )
     spec = _spec(entry, model, engine)
     return ModelBuildSpec(
         entry=entry,
         model=model,
         checkpoint=checkpoint,
-        buckets=_buckets(spec, mesh.copies),
+        buckets=_buckets(spec, mesh.replicas),
         functions=StepFunctions(layout, spec.limits.max_decode_tokens),
         shards=shards,
         mesh=mesh,
@@ -269,12 +269,12 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
         tokens_per_page=model.layout.tokens_per_page,
         max_model_len=model.max_model_len,
         limits=BucketLimits(
-            max_seqs=-(-engine.max_seqs // model.copies) * model.copies,
+            max_seqs=-(-engine.max_seqs // model.replicas) * model.replicas,
             max_prefill_tokens=engine.prefill_tokens or _default_prefill(),
             max_prefill_seqs=min(_PREFILL_SEQS, engine.max_seqs),
             max_decode_tokens=engine.decode_tokens,
         ),
-        copies=model.copies,
+        replicas=model.replicas,
         **_expectations(entry),
     )
 
@@ -290,7 +290,7 @@ def _expectations(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def _buckets(spec: ModelSpec, copies: int) -> Buckets:
+def _buckets(spec: ModelSpec, replicas: int) -> Buckets:
     """Few, as each takes seconds to compile. Of one copy.
 
     One sequence has a bucket of its own: it is what a quiet server decodes. Eight cost a CPU less
@@ -298,7 +298,7 @@ def _buckets(spec: ModelSpec, copies: int) -> Buckets:
     included.
     """
     limits = spec.limits
-    max_seqs = limits.max_seqs // copies
+    max_seqs = limits.max_seqs // replicas
     seqs = {1, max_seqs}
     size = 8
     while size < max_seqs:

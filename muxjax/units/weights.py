@@ -44,10 +44,10 @@ def load_weights(part: ModelBuildSpec, loaded: Callable[[int], None]) -> list[De
     """
     shards, mesh = part.shards, part.mesh
     devices = {at: _DeviceWeights(part, mesh.devices[at]) for at in mesh.local}
-    indices = sorted({at % shards.degree for at in devices})
+    indices = sorted({at % shards.tp_size for at in devices})
     for parameter, users, piece in _pieces(part, indices):
         for at, device in devices.items():
-            if at % shards.degree in users:
+            if at % shards.tp_size in users:
                 size = device.take(parameter, piece)
         del piece  # before the next is waited for
         if indices[-1] in users:

@@ -51,7 +51,7 @@ class BatchCurve:
 
     Attributes:
       tp: devices of a copy.
-      copies: on the mesh.
+      replicas: on the mesh.
       rate: requests a second of one copy.
       output_tokens: of a request.
       sequence_bytes: KV of one request, on each device.
@@ -63,7 +63,7 @@ class BatchCurve:
     """
 
     tp: int
-    copies: int
+    replicas: int
     rate: float
     output_tokens: float
     sequence_bytes: float
@@ -88,11 +88,11 @@ def build_batch_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) 
         seconds = costs.prefill_seconds(kind, batch * prompt, prompt, tp=tp)
         prefill.append(seconds)
         busy.append((seconds if batch <= most else batch * full) + decoding)
-    copies = size // tp
+    replicas = size // tp
     return BatchCurve(
         tp=tp,
-        copies=copies,
-        rate=load.rate / copies,
+        replicas=replicas,
+        rate=load.rate / replicas,
         output_tokens=load.output_tokens,
         sequence_bytes=load.tokens * costs.kv_bytes_per_token(kind, tp=tp),
         longest_bytes=(load.longest or 0) * costs.kv_bytes_per_token(kind, tp=tp),

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from muxjax.errors import PlanError
 from muxjax.placement.costs.model_shape import ModelShape
@@ -41,7 +41,7 @@ class PlannedModel(_Part):
       rate: requests a second that are routed here.
       prompt_tokens, output_tokens: mean lengths.
       tp: devices that one copy is split over.
-      copies: copies side by side on the unit's mesh, `devices / tp`.
+      replicas: replicas on the mesh of the unit, `devices / tp`.
       prefill_share, decode_share: part of the compute (concurrent; 1 where time is sliced).
       prefill_time, decode_time: part of the device time that its steps are expected to take.
       kv_floor, kv_quota: part of the unit's KV pool that is guaranteed, and that it begins with.
@@ -59,7 +59,8 @@ class PlannedModel(_Part):
     prompt_tokens: Amount
     output_tokens: Amount
     tp: Count = 1
-    copies: Count = 1
+    # Plans written before version 0.2 call this field `copies`.
+    replicas: Count = Field(1, validation_alias=AliasChoices("replicas", "copies"))
     prefill_share: Share = 1.0
     decode_share: Share = 1.0
     prefill_time: Share = 0.0
@@ -208,9 +209,9 @@ class PlacementPlan(_Part):
             for model in unit.models:
                 if model.kind not in self.shapes:
                     raise ValueError(f"the shape of {model.kind} ({model.name}) is missing")
-                if model.tp * model.copies != unit.size:
+                if model.tp * model.replicas != unit.size:
                     raise ValueError(
-                        f"{model.name} on {unit.name}: {model.copies} copies on {model.tp} "
+                        f"{model.name} on {unit.name}: {model.replicas} copies on {model.tp} "
                         f"devices each do not fill {unit.size} devices"
                     )
         return self

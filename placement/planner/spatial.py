@@ -140,7 +140,7 @@ def _unit(
     alone = model.model_copy(
         update={
             "tp": size,
-            "copies": 1,
+            "replicas": 1,
             "prefill_share": 1.0,
             "decode_share": 1.0,
             "kv_floor": 0.0,

@@ -35,7 +35,7 @@ class SimulatedModel:
     Attributes:
       kind: what the cost model calls it.
       tp: devices that a copy is split over.
-      copies: copies that share the batch.
+      replicas: copies that share the batch.
       prefill_share, decode_share: parts of the compute; 1 where time is sliced.
       max_seqs: device slots.
       times: of the engine's own steps, if they were measured; they are taken in place of the cost
@@ -44,7 +44,7 @@ class SimulatedModel:
 
     kind: str
     tp: int = 1
-    copies: int = 1
+    replicas: int = 1
     prefill_share: float = 1.0
     decode_share: float = 1.0
     max_seqs: int = 256
@@ -79,7 +79,7 @@ class SimulatedExecutor:
 
     Attributes:
       now: simulated seconds; moved on by `result` and by whoever drives the simulation.
-      side_by_side: whether steps run at the same time.
+      concurrent: whether steps run at the same time.
 
     Args:
       models: by name.
@@ -102,7 +102,7 @@ class SimulatedExecutor:
         self._compute = compute
         self._models = dict(models)
         self._costs = costs
-        self.side_by_side = execution == "concurrent"
+        self.concurrent = execution == "concurrent"
         self._bandwidth = bandwidth
         self._held = {name: [0] * model.max_seqs for name, model in models.items()}
         self._jobs: list[SimulatedJob] = []
@@ -117,7 +117,7 @@ class SimulatedExecutor:
             job = self._prefill(step)
         else:
             job = self._decode(step)
-        if self.side_by_side:
+        if self.concurrent:
             self._bring_up_to(self.now)
             job.started = self.now
             self._jobs.append(job)
@@ -135,7 +135,7 @@ class SimulatedExecutor:
         """When the next step ends, and which; None if none is in flight."""
         if not self._jobs:
             return None
-        if not self.side_by_side:
+        if not self.concurrent:
             job = self._jobs[0]
             return job.started + job.seconds, job
         job = min(self._jobs, key=_left)
@@ -148,7 +148,7 @@ class SimulatedExecutor:
             raise ValueError("the results of steps are asked for in the order in which they end")
         end = found[0]
         self.now = max(self.now, end)
-        if self.side_by_side:
+        if self.concurrent:
             self._bring_up_to(self.now)
             self._jobs.remove(handle)
             self._contend()
@@ -186,7 +186,7 @@ class SimulatedExecutor:
             chunks = [(len(c.tokens), c.end, c.sampling is not None) for c in step.chunks]
             return self._job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
         length = squares / total
-        each = total / model.copies
+        each = total / model.replicas
         costs, tp = self._costs, model.tp
         share = self._share((step.model, "prefill"), model.prefill_share)
         seconds = costs.prefill_seconds(model.kind, each, length, tp=tp, share=share)
@@ -212,12 +212,12 @@ class SimulatedExecutor:
             alone = model.times.decode_seconds(len(step.sequences), rounds, halfway)
             return self._job(step, tokens, alone, 1.0, 0.0)
         # Sequences that are still alive, on average over the rounds.
-        batch = max(1.0, made / rounds / model.copies)
+        batch = max(1.0, made / rounds / model.replicas)
         costs, tp = self._costs, model.tp
         share = self._share((step.model, "decode"), model.decode_share)
         each = costs.decode_seconds(model.kind, batch, context / made, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp) * rounds
-        moved += context / model.copies * costs.kv_bytes_per_token(model.kind, tp=tp)
+        moved += context / model.replicas * costs.kv_bytes_per_token(model.kind, tp=tp)
         return self._job(step, tokens, rounds * each, share, moved)
 
     def _share(self, turn: StepKey, own: float) -> float:

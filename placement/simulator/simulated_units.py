@@ -1,9 +1,9 @@
 """From a plan to units that can be simulated, under a policy.
 
 A unit's pool is cut as the engine cuts it: pages that hold a whole number of tokens of every model,
-of which a model with `L` layers takes `L` at a time. Copies of a model on one mesh share its batch
-evenly, and a token of a copy takes its KV on that copy's devices only, so on average a `copies`-th
-of it on each device.
+of which a model with `L` layers takes `L` at a time. Replicas of a model on one mesh share its
+batch evenly. A token's KV is on the devices of its replica only, so each device holds the fraction
+`1 / replicas` of it on average.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def build_simulated_unit(
             demand=demand,
             estimates=estimates,
             kv_quotas=OpenPool if open_pool else pool_of(system.policy),
-            side_by_side=execution == "concurrent",
+            concurrent=execution == "concurrent",
         )
     except PoolTooSmall as error:
         raise PlanError(
@@ -204,7 +204,7 @@ def _specs(
     """Bytes of a page on a device, and the models as the scheduler sees them."""
     token_bytes = {
         model.name: costs.kv_bytes_per_token(model.kind, tp=model.tp)
-        / model.copies
+        / model.replicas
         / shapes[model.kind].num_layers
         for model in planned.models
     }
@@ -241,7 +241,7 @@ def _specs(
 
 def _times(model: PlannedModel, costs: CostModel) -> StepTimes | None:
     """The engine's own steps, where they were measured: on one device."""
-    if model.tp == model.copies == 1 and isinstance(costs, ProfileTable):
+    if model.tp == model.replicas == 1 and isinstance(costs, ProfileTable):
         return costs.step_times.get(model.kind)
     return None
 
@@ -251,7 +251,7 @@ def _simulated(model: PlannedModel, execution: Execution, costs: CostModel) -> S
     return SimulatedModel(
         model.kind,
         model.tp,
-        model.copies,
+        model.replicas,
         1.0 if sliced else model.prefill_share,
         1.0 if sliced else model.decode_share,
         model.max_batch,
@@ -269,13 +269,13 @@ def _estimates(
         length = max(1.0, spec.prompt_tokens)
         context = spec.prompt_tokens + spec.output_tokens / 2
         for size in _powers(spec.limits.max_prefill_tokens):
-            tokens = size / model.copies
+            tokens = size / model.replicas
             seconds = costs.prefill_seconds(
                 model.kind, tokens, min(length, tokens), tp=model.tp, share=model.prefill_share
             )
             estimates.observe_prefill(spec.name, size, seconds)
         for size in _powers(spec.limits.max_seqs):
-            batch = max(1.0, size / model.copies)
+            batch = max(1.0, size / model.replicas)
             seconds = costs.decode_seconds(
                 model.kind, batch, context, tp=model.tp, share=model.decode_share
             )

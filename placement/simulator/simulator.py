@@ -61,7 +61,7 @@ class UnitSimulation:
         self.name = name
         self.unit = unit
         self.executor = executor
-        self._side_by_side = executor.side_by_side
+        self._concurrent = executor.concurrent
         self._in_flight: deque[SimulatedJob] = deque()
         self._stuck = 0
         self.steps = {"prefill": 0, "decode": 0}
@@ -79,7 +79,7 @@ class UnitSimulation:
           InvalidRequest: the unit does not take it.
         """
         self.unit.add(request)
-        if self._side_by_side or not self._in_flight:
+        if self._concurrent or not self._in_flight:
             self._fill()
 
     def advance(self, until: float, ended: Callable[[UnitSimulation, Request], None]) -> None:
@@ -121,7 +121,7 @@ class UnitSimulation:
 
     def _fill(self) -> None:
         """Submits steps as long as the loop of the engine would."""
-        while self._side_by_side or len(self._in_flight) < STEPS_AHEAD:
+        while self._concurrent or len(self._in_flight) < STEPS_AHEAD:
             step: Step | None = self.unit.next_step(self.executor.now)
             if step is None:
                 return

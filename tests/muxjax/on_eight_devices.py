@@ -45,11 +45,11 @@ def entry(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "source": f"config:{family}", "config": config, **more}
 
 
-def fleet(degree: int, own: dict[str, int] | None = None, max_seqs: int = 1) -> dict[str, Any]:
-    models = own or dict.fromkeys(SHAPES, degree)
+def fleet(tp_size: int, own: dict[str, int] | None = None, max_seqs: int = 1) -> dict[str, Any]:
+    models = own or dict.fromkeys(SHAPES, tp_size)
     return {
         "models": [entry(name, tensor_parallel=ways) for name, ways in models.items()],
-        "tensor_parallel": degree,
+        "tensor_parallel": tp_size,
         "pool": {"memory": POOL},
         "engine": {"max_seqs": max_seqs, "prefill_tokens": 16, "decode_tokens": 4},
     }
@@ -76,16 +76,16 @@ def tensor_parallel() -> None:
         # Copies side by side: three requests at once are on three of them.
         (4, {"smollm2": 1}, 4),
     ]
-    for degree, own, max_seqs in cases:
-        with Fleet.load(fleet(degree, own, max_seqs), progress=False, poison=True) as loaded:
+    for tp_size, own, max_seqs in cases:
+        with Fleet.load(fleet(tp_size, own, max_seqs), progress=False, poison=True) as loaded:
             stats = loaded.stats()
             found.append(
                 {
-                    "degree": degree,
+                    "tp_size": tp_size,
                     "answers": answers(loaded),
                     "param_bytes": {n: m.param_bytes for n, m in loaded.models.items()},
                     "layouts": {n: m.layout.num_kv_heads for n, m in loaded.models.items()},
-                    "copies": {n: m.copies for n, m in loaded.models.items()},
+                    "replicas": {n: m.replicas for n, m in loaded.models.items()},
                     "pool_bytes": stats["pool_bytes"],
                 }
             )
@@ -139,7 +139,7 @@ def make_plan() -> PlacementPlan:
                         prompt_tokens=12,
                         output_tokens=12,
                         tp=tp,
-                        copies=copies,
+                        replicas=replicas,
                         kv_floor=share / 4,
                         kv_quota=share,
                         prefill_time=0.1,
@@ -147,7 +147,7 @@ def make_plan() -> PlacementPlan:
                         throughput=1.0,
                         decode_time=0.1,
                     )
-                    for model, (tp, copies) in models.items()
+                    for model, (tp, replicas) in models.items()
                 ),
             )
         )

@@ -55,7 +55,7 @@ def planned(name: str, kind: str = "small", rate: float = 1.0, **more: float) ->
 
 
 def unit(*models: PlannedModel, name: str = "unit-0", kv_bytes: float = 2e6) -> PlannedUnit:
-    size = models[0].tp * models[0].copies
+    size = models[0].tp * models[0].replicas
     return PlannedUnit(
         name=name,
         node=0,

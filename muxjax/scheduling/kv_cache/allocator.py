@@ -46,7 +46,7 @@ class SlabAllocator:
     Args:
       num_pages: pages of the pool, the dummy block included.
       layers: `L` of each model by name.
-      copies: of each model that has more than one.
+      replicas: of each model that has more than one.
       record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
 
     Raises:
@@ -57,7 +57,7 @@ class SlabAllocator:
         self,
         num_pages: int,
         layers: Mapping[str, int],
-        copies: Mapping[str, int] = MappingProxyType({}),
+        replicas: Mapping[str, int] = MappingProxyType({}),
         *,
         record_freed: bool = False,
     ) -> None:
@@ -80,11 +80,11 @@ class SlabAllocator:
         )
         self._leases: dict[str, SlabLease] = {}
         for model, pages in layers.items():
-            self.add_model(model, pages, copies.get(model, 1))
+            self.add_model(model, pages, replicas.get(model, 1))
 
     # Models that come and go; the pool's cut into slabs stays
 
-    def add_model(self, model: str, layers: int, copies: int = 1) -> None:
+    def add_model(self, model: str, layers: int, replicas: int = 1) -> None:
         """Takes in a model whose blocks have so many pages, and that has so many copies.
 
         Raises:
@@ -98,9 +98,9 @@ class SlabAllocator:
                 f"a block of {model} has {layers} pages, one for each layer, and the pool is cut "
                 f"for models of at most {largest}"
             )
-        whole = copies == 1 and self.slab_pages // layers == 1
+        whole = replicas == 1 and self.slab_pages // layers == 1
         kind = SingleBlockLease if whole else MultiBlockLease
-        self._leases[model] = kind(self._slabs, model, layers, copies)
+        self._leases[model] = kind(self._slabs, model, layers, replicas)
 
     def remove_model(self, model: str) -> None:
         """Drops a model that holds nothing, cached blocks included.
@@ -175,12 +175,12 @@ class SlabAllocator:
     def used_pages(self, model: str) -> int:
         """Pages of the model's blocks in use, of a copy in the mean; a shared block counts once."""
         lease = self._leases[model]
-        return -(-lease.used_blocks // lease.copies) * lease.layers
+        return -(-lease.used_blocks // lease.replicas) * lease.layers
 
     def cached_pages(self, model: str) -> int:
         """Pages of the model's cached blocks, of a copy in the mean."""
         lease = self._leases[model]
-        return -(-lease.cached_blocks // lease.copies) * lease.layers
+        return -(-lease.cached_blocks // lease.replicas) * lease.layers
 
     def slabs_for(self, model: str, num_blocks: int) -> int:
         """Slabs that hold this many blocks of one copy of the model, packed."""

@@ -210,10 +210,10 @@ class KVCacheManager:
 
     def _emptiest_copy(self, state: ModelState) -> int:
         """The copy with a free slot that has most blocks to give, or else most free slots."""
-        if state.spec.copies == 1:
+        if state.spec.replicas == 1:
             return 0
         name, available = state.spec.name, self._allocator.available_blocks
-        slots = Counter([slot % state.spec.copies for slot in state.free_slots])
+        slots = Counter([slot % state.spec.replicas for slot in state.free_slots])
         return max(slots, key=lambda copy: (available(name, copy), slots[copy], -copy))
 
     def _worth_taking(self, state: ModelState, found: Found, blocks: int) -> bool:
@@ -319,8 +319,8 @@ class KVCacheManager:
         """Gives sequences the blocks that they lack, or none of them any."""
         if not slots.size:
             return True
-        copies = state.spec.copies
-        if copies > 1:
+        replicas = state.spec.replicas
+        if replicas > 1:
             return self._give_copies(state, slots, missing)
         name, total = state.spec.name, int(missing.sum())
         slabs = self._allocator.slabs_to_lease(name, total)
@@ -331,7 +331,7 @@ class KVCacheManager:
 
     def _give_copies(self, state: ModelState, slots: np.ndarray, missing: np.ndarray) -> bool:
         """`_give` where each copy needs blocks of its own; a slab has some for every copy."""
-        name, allocator, which = state.spec.name, self._allocator, slots % state.spec.copies
+        name, allocator, which = state.spec.name, self._allocator, slots % state.spec.replicas
         totals = {int(copy): int(missing[which == copy].sum()) for copy in np.unique(which)}
         slabs = max(allocator.slabs_to_lease(name, n, copy=copy) for copy, n in totals.items())
         if slabs and slabs > self._quotas.leasable(name):
@@ -347,16 +347,16 @@ class KVCacheManager:
         Returns:
           The slots of those that can make a token.
         """
-        name, table, copies = state.spec.name, state.table, state.spec.copies
+        name, table, replicas = state.spec.name, state.table, state.spec.replicas
         allocator = self._allocator
         queue = sorted(table.requests[slots[short]], key=lambda request: request.order)
         while queue:
             new = self._quotas.leasable(name) * allocator.blocks_per_slab(name)
-            room = [new + allocator.available_blocks(name, copy) for copy in range(copies)]
+            room = [new + allocator.available_blocks(name, copy) for copy in range(replicas)]
             lucky: list[int] = []
             rest: list[Request] = []
             for request in queue:
-                copy = request.slot % copies
+                copy = request.slot % replicas
                 if room[copy]:
                     room[copy] -= 1
                     lucky.append(request.slot)
@@ -416,10 +416,10 @@ class KVCacheManager:
             blocks = [block for request in state.holders() for block in request.blocks]
             held = Counter(blocks)
             assert all(self._allocator.references(block) == held[block] for block in held)
-            each = -(-len(held) // state.spec.copies)
+            each = -(-len(held) // state.spec.replicas)
             assert each * state.spec.num_layers == self._allocator.used_pages(name)
             for request in state.holders():
-                copy = request.slot % state.spec.copies
+                copy = request.slot % state.spec.replicas
                 assert all(self._allocator.copy_of(block) == copy for block in request.blocks)
         for name, refusal in self._refused.items():
             assert self._models[name].waiting.get(refusal.request.id) is refusal.request

@@ -20,10 +20,10 @@ class MultiBlockLease(SlabLease):
       idle_cached: cached blocks in idle slabs.
     """
 
-    def __init__(self, pool: SlabPool, model: str, layers: int, copies: int) -> None:
-        super().__init__(pool, model, layers, copies)
+    def __init__(self, pool: SlabPool, model: str, layers: int, replicas: int) -> None:
+        super().__init__(pool, model, layers, replicas)
         self.parts = [
-            ReplicaState([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(copies)
+            ReplicaState([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(replicas)
         ]
         self.idle_cached = 0
 
@@ -291,7 +291,7 @@ class MultiBlockLease(SlabLease):
         blocks = Counter(divmod(block, pool.num_pages) for block in held)
         assert blocks == {
             (copy, first + at * self.layers): 1
-            for copy in range(self.copies)
+            for copy in range(self.replicas)
             for at in range(self.blocks_per_slab)
         }
         for copy, own in enumerate(slab.free):

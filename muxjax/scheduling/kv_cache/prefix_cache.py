@@ -91,8 +91,10 @@ class PrefixCache:
             return NOTHING
         keys = extend_keys(request, spec.tokens_per_page, count)
         index, best = self._indices[spec.name], NOTHING
-        copies = {0} if spec.copies == 1 else {slot % spec.copies for slot in state.free_slots}
-        for copy in sorted(copies):
+        replicas = (
+            {0} if spec.replicas == 1 else {slot % spec.replicas for slot in state.free_slots}
+        )
+        for copy in sorted(replicas):
             blocks = index.find(copy, islice(keys, count))
             if len(blocks) > len(best.blocks):
                 best = Found(copy, blocks)
@@ -118,7 +120,7 @@ class PrefixCache:
         first = request.findable_blocks
         if count <= first:
             return
-        index, copy = self._indices[request.model], request.slot % spec.copies
+        index, copy = self._indices[request.model], request.slot % spec.replicas
         keys = extend_keys(request, spec.tokens_per_page, count)
         index.add(copy, keys[first:count], request.blocks[first:count])
         request.findable_blocks = count
@@ -181,7 +183,7 @@ class PrefixCache:
         for name, state in self._models.items():
             index, layers = self._indices[name], state.spec.num_layers
             cached = [block for block in index if not allocator.references(block)]
-            assert -(-len(cached) // state.spec.copies) * layers == allocator.cached_pages(name)
+            assert -(-len(cached) // state.spec.replicas) * layers == allocator.cached_pages(name)
             for request in state.holders():
                 final = request.findable_blocks
                 assert final * state.spec.tokens_per_page <= request.num_tokens

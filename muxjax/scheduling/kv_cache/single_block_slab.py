@@ -118,7 +118,7 @@ class SingleBlockLease(SlabLease):
         """Raises AssertionError if counters and blocks do not agree."""
         pool = self._pool
         used = {block for block, owner in pool.whole.items() if owner is self}
-        assert self.copies == self.blocks_per_slab == 1
+        assert self.replicas == self.blocks_per_slab == 1
         assert self.slabs == self.used_blocks == len(used)
         assert not used & self.idle.keys()
         for block in (*used, *self.idle):

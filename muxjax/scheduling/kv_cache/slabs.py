@@ -117,18 +117,18 @@ class SlabLease(ABC):
     Attributes:
       model: its name.
       layers: pages of its blocks.
-      copies: how many there are of it.
+      replicas: how many there are of it.
       blocks_per_slab: blocks of a slab, for each copy.
       slabs: how many it leases: those with a block in use.
       used_blocks: blocks in use, of all copies.
       idle: slabs that hold cached blocks of it and nothing in use, the oldest first.
     """
 
-    def __init__(self, pool: SlabPool, model: str, layers: int, copies: int) -> None:
+    def __init__(self, pool: SlabPool, model: str, layers: int, replicas: int) -> None:
         self._pool = pool
         self.model = model
         self.layers = layers
-        self.copies = copies
+        self.replicas = replicas
         self.blocks_per_slab = pool.slab_pages // layers
         self.slabs = 0
         self.used_blocks = 0

@@ -73,7 +73,7 @@ def edf_order(
 
         def place(turn: StepKey) -> tuple[int, int]:
             pace = paces[turn[0]]
-            if time.credit(turn) < -OVERDRAFT * pace.mean_output() * pace.alone_tpot():
+            if time.credit(turn) < -OVERDRAFT * pace.mean_output() * pace.isolated_tpot():
                 return 1, 0
             return 0, next(iter(unit.models[turn[0]].running.values())).order
 

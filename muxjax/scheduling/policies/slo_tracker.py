@@ -93,13 +93,13 @@ class SloTracker:
 
     # Targets
 
-    def alone_tpot(self) -> float:
+    def isolated_tpot(self) -> float:
         """Seconds a token, for a request that is alone."""
-        return self._targets.alone_tpot or self._estimates.decode(self._name, 1)
+        return self._targets.isolated_tpot or self._estimates.decode(self._name, 1)
 
-    def alone_ttft(self, tokens: int) -> float:
+    def isolated_ttft(self, tokens: int) -> float:
         """Seconds to the first token of a request of so many that is alone."""
-        given = self._targets.alone_ttft
+        given = self._targets.isolated_ttft
         if given is not None:
             return given * tokens / self.mean_prompt()
         return self._estimates.prefill(self._name, tokens)
@@ -107,7 +107,7 @@ class SloTracker:
     def ttft(self, tokens: int) -> float:
         """Seconds to the first token of a request of so many that the target allows."""
         targets = self._targets
-        return targets.scale * self.alone_ttft(tokens) if targets.ttft is None else targets.ttft
+        return targets.scale * self.isolated_ttft(tokens) if targets.ttft is None else targets.ttft
 
     def tpot(self) -> float:
         """Seconds for each token that the target allows."""
@@ -142,27 +142,27 @@ class SloTracker:
             return [r.arrival + ttft - prefill(name, len(r.prompt)) for r in requests]
         if targets.tpot is not None:
             # Of a target for tokens, prompts may take nothing.
-            return [r.arrival + (scale - 1) * self.alone_ttft(len(r.prompt)) for r in requests]
-        mean, alone_tpot = self.mean_output(), self.alone_tpot()
+            return [r.arrival + (scale - 1) * self.isolated_ttft(len(r.prompt)) for r in requests]
+        mean, isolated_tpot = self.mean_output(), self.isolated_tpot()
         speed = self.speed
         if self.tight:
             # Not all take turns then: who begins need not be as slow as those before.
             speed = min(speed, SLOWEST * self.tpot())
         speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
-        given, mean_prompt = targets.alone_ttft, self.mean_prompt()
+        given, mean_prompt = targets.isolated_ttft, self.mean_prompt()
         starts = []
         for request in requests:
             tokens = len(request.prompt)
             steps = min(float(request.max_new_tokens), mean) - 1
             first = prefill(name, tokens)  # half of what this costs, so it is asked for once
             alone = first if given is None else given * tokens / mean_prompt
-            spare = scale * (alone + steps * alone_tpot)
+            spare = scale * (alone + steps * isolated_tpot)
             starts.append(request.arrival + spare - MARGIN * (first + steps * speed))
         return starts
 
     def _find_tpot(self) -> None:
         targets = self._targets
-        self._tpot = targets.tpot or targets.scale * self.alone_tpot()
+        self._tpot = targets.tpot or targets.scale * self.isolated_tpot()
 
     # What was done
 

@@ -41,30 +41,30 @@ def numbered(whole: ModelConfig) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("degree", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("tp_size", [1, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize("heads", HEADS)
-def test_the_parts_are_of_their_shapes_and_miss_nothing(heads, degree):
+def test_the_parts_are_of_their_shapes_and_miss_nothing(heads, tp_size):
     whole = config(*heads)
-    shards = Shards(whole, degree)
+    shards = Shards(whole, tp_size)
     for name, array in numbered(whole).items():
-        parts = [shards.cut(name, array, device) for device in range(degree)]
+        parts = [shards.cut(name, array, device) for device in range(tp_size)]
         assert {part.shape for part in parts} == {shards.shapes[name]}
         kept = {int(value) for part in parts for value in part.ravel()}
         assert kept - {0} == set(array.ravel().tolist())
 
 
-@pytest.mark.parametrize("degree", [1, 2, 4, 8])
+@pytest.mark.parametrize("tp_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("heads", HEADS)
-def test_queries_stay_with_their_keys_and_outputs(heads, degree):
+def test_queries_stay_with_their_keys_and_outputs(heads, tp_size):
     """Its rows of `qkv`, those of its KV head, its columns of `o`: on one device, and once."""
     whole = config(*heads)
-    shards, local = Shards(whole, degree), Shards(whole, degree).local
+    shards, local = Shards(whole, tp_size), Shards(whole, tp_size).local
     H, group = whole.head_dim, whole.num_heads // whole.num_kv_heads
     head_of_row = np.repeat(np.arange(whole.num_heads + 2 * whole.num_kv_heads), H) + 1
     qkv = np.repeat(head_of_row[:, None], whole.hidden_size, axis=1)
     o = np.repeat((np.repeat(np.arange(whole.num_heads), H) + 1)[None], whole.hidden_size, axis=0)
     seen = []
-    for device in range(degree):
+    for device in range(tp_size):
         rows = shards.cut("layers.0.qkv", qkv, device)[::H, 0]
         columns = shards.cut("layers.0.o", o, device)[0, ::H]
         queries, keys, values = np.split(rows, [local.num_heads, local.num_heads + shards.kv_heads])
@@ -84,7 +84,7 @@ def test_queries_stay_with_their_keys_and_outputs(heads, degree):
 
 def test_heads_of_known_models():
     def kept(heads: int, kv_heads: int) -> list[tuple[int, int]]:
-        cut = [Shards(config(heads, kv_heads), degree) for degree in (1, 2, 4, 8)]
+        cut = [Shards(config(heads, kv_heads), tp_size) for tp_size in (1, 2, 4, 8)]
         return [(shards.kv_heads, shards.queries) for shards in cut]
 
     assert kept(9, 3) == [(3, 3), (2, 3), (1, 3), (1, 2)]  # SmolLM2
@@ -109,9 +109,9 @@ def test_a_part_is_read_as_it_is_cut(tmp_path, heads, dtype):
     save_hf(tmp_path, whole, params)
     stored = open_hf(tmp_path)
     assert stored.config == whole
-    for degree in (1, 2, 8):
-        shards, own = Shards(whole, degree), Shards(random.config, degree)
-        for device in range(degree):
+    for tp_size in (1, 2, 8):
+        shards, own = Shards(whole, tp_size), Shards(random.config, tp_size)
+        for device in range(tp_size):
             for name, array in params.items():
                 wanted = shards.cut(name, array, device)
                 found = stored.part(name, shards, device)

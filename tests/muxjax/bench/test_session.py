@@ -49,7 +49,7 @@ def test_a_unit_is_new_and_keeps_its_estimates_to_itself(rig: BenchSession) -> N
 
 
 def test_a_unit_takes_the_targets_that_are_asked_for(rig: BenchSession) -> None:
-    asked = LatencySlo(scale=3.0, alone_ttft=0.5, alone_tpot=0.25)
+    asked = LatencySlo(scale=3.0, isolated_ttft=0.5, isolated_tpot=0.25)
     unit = rig.unit("slo", targets={"llama": asked})
     assert unit.models["llama"].spec.targets == asked
     assert unit.models["qwen3"].spec == rig.specs["qwen3"] == rig.unit("slo").models["qwen3"].spec

@@ -190,8 +190,8 @@ FOUR = {"a": (LLAMA, None), "b": (LLAMA, None), "c": (LLAMA_3B, None), "d": (LLA
 def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> None:
     """Compiles for eight devices; a decode and a prefill of each model."""
     entries = []
-    for name, (config, degree) in models.items():
-        own = {} if degree is None else {"tensor_parallel": degree}
+    for name, (config, tp_size) in models.items():
+        own = {} if tp_size is None else {"tensor_parallel": tp_size}
         entries.append({"name": name, "source": "config:llama", "config": config, **own})
     fleet = {
         "models": entries,
@@ -208,12 +208,12 @@ def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> Non
         print(target, program["name"], program["collectives"], program["peak_bytes"])
         assert program["fits"] is True
         assert program["pool_copies"] == 0
-        config, degree = models[program["model"]]
+        config, tp_size = models[program["model"]]
         # Two sums a layer, one for the embedding, and the logits, which may be gathered by a sum;
         # a prefill gathers those of prompts too, where a request asks for them.
         gathers = 2 if "prefill" in program["name"] else 1
         sums = 2 * config["num_hidden_layers"] + 1
-        wanted = 0 if degree == 1 else sums + gathers
+        wanted = 0 if tp_size == 1 else sums + gathers
         assert sum(program["collectives"].values()) == wanted
         if wanted:
             assert sums <= program["collectives"]["all-reduce"] <= wanted

@@ -36,6 +36,6 @@ def test_nothing_is_refused_by_default() -> None:
 
 
 def test_a_target_for_the_whole_counts_the_whole() -> None:
-    loop = loop_with(LatencySlo(scale=1.0, alone_ttft=1e-6, alone_tpot=1e-6))
+    loop = loop_with(LatencySlo(scale=1.0, isolated_ttft=1e-6, isolated_tpot=1e-6))
     with pytest.raises(Overloaded, match="its whole answer is expected"):
         loop.unit.add(request(0))

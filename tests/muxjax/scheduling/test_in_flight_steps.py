@@ -8,16 +8,16 @@ from muxjax.scheduling.steps import Prefill
 from tests.muxjax.scheduling.harness import request
 
 
-def flying(*, side_by_side: bool) -> tuple[InFlightSteps, list[Prefill]]:
+def flying(*, concurrent: bool) -> tuple[InFlightSteps, list[Prefill]]:
     """Three steps of three models, and where they are kept."""
-    flights, steps = InFlightSteps(side_by_side=side_by_side), [Prefill(name, []) for name in "abc"]
+    flights, steps = InFlightSteps(concurrent=concurrent), [Prefill(name, []) for name in "abc"]
     for step in steps:
         flights.begin(step, (step.model, "prefill"), 0.5, [])
     return flights, steps
 
 
 def test_steps_end_in_the_order_in_which_they_were_made() -> None:
-    flights, steps = flying(side_by_side=False)
+    flights, steps = flying(concurrent=False)
     with pytest.raises(ValueError, match="in the order"):
         flights.end(steps[1])
     assert [flights.end(step).number for step in steps] == [1, 2, 3]
@@ -28,13 +28,13 @@ def test_steps_end_in_the_order_in_which_they_were_made() -> None:
 
 
 def test_steps_side_by_side_end_in_any_order() -> None:
-    flights, steps = flying(side_by_side=True)
+    flights, steps = flying(concurrent=True)
     assert flights.end(steps[1]).step is steps[1]
     assert flights.turns() == [("a", "prefill"), ("c", "prefill")]
 
 
 def test_who_is_being_worked_on() -> None:
-    flights, steps = flying(side_by_side=True)
+    flights, steps = flying(concurrent=True)
     one = request(0)
     one.dispatch(1, 2)
     assert not flights.settled(one)

@@ -37,9 +37,9 @@ class Arrival:
         return Request(number, self.model, self.prompt, SamplingParams(**self.params), stop_ids)
 
 
-def models(burst: int, floors: list[float | None], copies: int = 1) -> list[ModelSpec]:
+def models(burst: int, floors: list[float | None], replicas: int = 1) -> list[ModelSpec]:
     """Three of unlike depth, page capacity, length and limits, the first in copies."""
-    a = spec("a", 2, 4, 24, max_seqs=6, decode_tokens=burst, kv_floor=floors[0], copies=copies)
+    a = spec("a", 2, 4, 24, max_seqs=6, decode_tokens=burst, kv_floor=floors[0], replicas=replicas)
     b = spec("b", 3, 2, 16, max_seqs=3, decode_tokens=4, kv_floor=floors[1])
     c = spec("c", 5, 7, 40, prefill_tokens=8, prefill_seqs=2, kv_floor=floors[2])
     return [a, b, c]
@@ -89,8 +89,8 @@ def test_random_workloads(policy: str, data: st.DataObject) -> None:
     floors = data.draw(
         st.sampled_from([[None] * 3, [0.0] * 3, [0.3, None, 0.2], [None, 0.5, None]]), "floors"
     )
-    copies = data.draw(st.sampled_from([1, 1, 2, 3]), "copies")
-    specs = models(data.draw(st.sampled_from([1, 4, 8]), "burst"), floors, copies)
+    replicas = data.draw(st.sampled_from([1, 1, 2, 3]), "copies")
+    specs = models(data.draw(st.sampled_from([1, 4, 8]), "burst"), floors, replicas)
     pages = smallest_pool(specs) + data.draw(st.integers(0, 60), "more pages")
     cache = data.draw(st.sampled_from([True, True, False]), "prefix cache")
     loop = Loop.of(specs, pages, policy, prefix_cache=cache)
@@ -173,10 +173,10 @@ def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
         assert in_line == sorted(in_line)
 
 
-@pytest.mark.parametrize("copies", [1, 2, 3])
-def test_copies_hold_as_many_times_the_sequences_in_the_same_pool(copies: int) -> None:
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_copies_hold_as_many_times_the_sequences_in_the_same_pool(replicas: int) -> None:
     # Each request takes six blocks in the end, and the pool has six of a copy.
-    one = spec("a", 2, 4, 24, max_seqs=6, prefill_tokens=64, kv_floor=0.0, copies=copies)
+    one = spec("a", 2, 4, 24, max_seqs=6, prefill_tokens=64, kv_floor=0.0, replicas=replicas)
     loop = Loop.of([one], 2 + 2 * 6, "fcfs", prefix_cache=False)
     requests = [
         Request(number, "a", [number + 1] * 20, SamplingParams(max_tokens=4, temperature=0.0), ())
@@ -189,7 +189,7 @@ def test_copies_hold_as_many_times_the_sequences_in_the_same_pool(copies: int) -
         if not loop.turn():
             break
         most = max(most, len(loop.unit.models["a"].holders()))
-    assert most == copies
+    assert most == replicas
     assert [request.output for request in requests] == [
         solo_tokens(loop.unit, request) for request in requests
     ]

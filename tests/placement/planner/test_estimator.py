@@ -35,7 +35,7 @@ def curve(rate: float = 1.0, size: int = 1, tp: int = 1, **costs: float) -> Batc
 
 def test_a_curve_on_paper() -> None:
     c = curve(size=4, tp=2)
-    assert (c.tp, c.copies, c.rate) == (2, 2, 0.5)
+    assert (c.tp, c.replicas, c.rate) == (2, 2, 0.5)
     assert c.weight_bytes == 50
     assert c.sequence_bytes == 150 / 2
     # A batch of 2 on two devices: 200 prompt tokens, 50 decode steps.

@@ -23,7 +23,7 @@ def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int 
         num_pages,
         make_concurrent_policy(policy, ComputeShares(shares)),
         kv_quotas=OpenPool,
-        side_by_side=True,
+        concurrent=True,
     )
 
 

@@ -14,7 +14,7 @@ SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("
 
 def test_a_model_that_comes_later_is_paced() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, concurrent=True)
     found.add(request(0, "a", max_tokens=20))
     (prefill,) = started(found)
     found.add_model(spec("b"))
@@ -28,7 +28,7 @@ def test_a_model_that_comes_later_is_paced() -> None:
 
 def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, side_by_side=True)
+    found = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, concurrent=True)
     found.add(request(0, "a", max_tokens=20))
     (prefill,) = started(found)
     finish(found, prefill)
@@ -41,7 +41,7 @@ def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
 def test_who_is_alone_with_work_has_the_whole_chip_until_its_step_ends() -> None:
     compute = ComputeShares(SHARES)
     found = Scheduler(
-        [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, side_by_side=True
+        [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, concurrent=True
     )
     found.add(request(0, "a", max_tokens=20))
     (alone,) = started(found)

@@ -111,14 +111,14 @@ def test_costs_are_asked_for_what_the_sequences_hold() -> None:
 
 def test_copies_share_the_batch() -> None:
     costs = Recorder()
-    executor = SimulatedExecutor({"a": SimulatedModel("small", copies=2)}, costs, "time_sliced")
+    executor = SimulatedExecutor({"a": SimulatedModel("small", replicas=2)}, costs, "time_sliced")
     executor.result(executor.submit(prefill("a", 10)))
     executor.result(executor.submit(decode("a", 1, 1, 1, 1)))
     assert costs.asked[0][0] == 5
     assert costs.asked[1][0] == 2
 
 
-def side_by_side(share: float, bandwidth: float | None = None) -> SimulatedExecutor:
+def concurrent(share: float, bandwidth: float | None = None) -> SimulatedExecutor:
     models = {
         name: SimulatedModel("small", prefill_share=share, decode_share=share) for name in "ab"
     }
@@ -130,7 +130,7 @@ def both(executor: SimulatedExecutor) -> tuple[SimulatedJob, SimulatedJob]:
 
 
 def test_side_by_side_within_the_chip_nobody_waits() -> None:
-    executor = side_by_side(0.5)
+    executor = concurrent(0.5)
     first, second = both(executor)
     assert executor.result(first).seconds == pytest.approx(0.020)
     assert executor.result(second).seconds == pytest.approx(0.040)
@@ -138,7 +138,7 @@ def test_side_by_side_within_the_chip_nobody_waits() -> None:
 
 
 def test_side_by_side_beyond_the_chip_all_slow_down() -> None:
-    executor = side_by_side(1.0)
+    executor = concurrent(1.0)
     first, second = both(executor)
     # 10 and 20 ms of work, at half speed until the first is done.
     assert executor.result(first).seconds == pytest.approx(0.020)
@@ -147,7 +147,7 @@ def test_side_by_side_beyond_the_chip_all_slow_down() -> None:
 
 def test_side_by_side_memory_bandwidth_is_shared() -> None:
     # Weights of 1 MB and some KV in 20 ms: half of 100 MB/s and a little.
-    executor = side_by_side(0.5, bandwidth=100e6)
+    executor = concurrent(0.5, bandwidth=100e6)
     executor.submit(prefill("a", 10))
     alone = executor.next_end()
     executor.submit(prefill("b", 10))
@@ -159,7 +159,7 @@ def test_side_by_side_memory_bandwidth_is_shared() -> None:
 
 
 def test_results_come_in_the_order_of_their_ends() -> None:
-    executor = side_by_side(0.5)
+    executor = concurrent(0.5)
     first, second = both(executor)
     with pytest.raises(ValueError, match="order in which they end"):
         executor.result(second)

@@ -47,7 +47,7 @@ def test_a_toy_on_a_large_device_has_larger_pages() -> None:
 
 
 def test_a_copy_holds_its_tokens_on_its_own_devices() -> None:
-    models = planned("a", tp=1, copies=2), planned("b", tp=2)
+    models = planned("a", tp=1, replicas=2), planned("b", tp=2)
     found = build_simulated_unit(
         unit(*models), System(), SimpleCosts(), SHAPES, bandwidth=None
     ).unit

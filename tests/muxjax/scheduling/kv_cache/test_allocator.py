@@ -301,8 +301,8 @@ def test_a_page_is_freed_when_no_copy_has_anything_in_it() -> None:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
-    copies = {"a": data.draw(st.integers(1, 3)), "b": 1}
-    allocator = SlabAllocator(3 + 24, {"a": 3, "b": 2}, copies, record_freed=True)
+    replicas = {"a": data.draw(st.integers(1, 3)), "b": 1}
+    allocator = SlabAllocator(3 + 24, {"a": 3, "b": 2}, replicas, record_freed=True)
     held: list[tuple[str, list[int]]] = []
     for _ in range(data.draw(st.integers(1, 30))):
         if held and data.draw(st.booleans()):
@@ -310,7 +310,7 @@ def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
             allocator.free(model, blocks, blocks if data.draw(st.booleans()) else ())
         else:
             model = data.draw(st.sampled_from("ab"))
-            copy = data.draw(st.integers(0, copies[model] - 1))
+            copy = data.draw(st.integers(0, replicas[model] - 1))
             count = data.draw(st.integers(1, 4))
             missing = max(0, count - allocator.free_blocks(model, copy))
             new = -(-missing // allocator.blocks_per_slab(model))

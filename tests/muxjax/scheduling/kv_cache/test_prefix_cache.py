@@ -252,7 +252,7 @@ def test_who_may_run_is_the_same_with_a_full_cache_as_without(policy: str) -> No
 
 
 def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
-    model = dataclasses.replace(spec("a", max_seqs=4), copies=2)
+    model = dataclasses.replace(spec("a", max_seqs=4), replicas=2)
     asker = Asker(cached([model]))
     loop = asker.loop
     first = asker.add([*SYSTEM, 1], tokens=2)
@@ -285,7 +285,7 @@ def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
 
 
 def test_taking_the_slot_of_a_copy_leaves_the_others() -> None:
-    state = ModelState(dataclasses.replace(spec("a", max_seqs=6), copies=3))
+    state = ModelState(dataclasses.replace(spec("a", max_seqs=6), replicas=3))
     assert [state.take_slot(copy) for copy in (1, 2, 0, 1)] == [1, 2, 0, 4]
     assert sorted(state.free_slots) == [3, 5]
 
@@ -308,7 +308,7 @@ def test_a_unit_without_a_cache_keeps_and_hashes_nothing() -> None:
 
 def test_steps_side_by_side_have_no_cache() -> None:
     with pytest.raises(ValueError, match="side by side"):
-        Scheduler([spec("a")], 400, make_policy("adbs"), side_by_side=True, prefix_cache=True)
+        Scheduler([spec("a")], 400, make_policy("adbs"), concurrent=True, prefix_cache=True)
 
 
 @given(

@@ -180,7 +180,7 @@ def test_tight_targets_for_whole_requests_go_before_shares_while_all_can_be_kept
 
 
 def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
-    targets = LatencySlo(scale=4.0, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=4.0, isolated_ttft=0.02, isolated_tpot=0.01)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
     loop = Loop.of(specs, 2000, "slo")
     for number in range(2):
@@ -199,7 +199,7 @@ def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
 
 def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
     # Three models that make their tokens just in time; prompts of one of them come.
-    targets = LatencySlo(scale=5.2, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=5.2, isolated_ttft=0.02, isolated_tpot=0.01)
     specs = [spec(name, 1, 16, 512, decode_tokens=2, targets=targets) for name in "abc"]
     loop = Loop.of(specs, 2000, "slo")
     for name in "abc":
@@ -224,7 +224,7 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
 ) -> None:
     # Three models in turn need one and a half times what scale 2 allows, two all of it, with
     # nothing left for prefills. However long steps take: requests last for 0.8 and for 8 s.
-    targets = LatencySlo(scale=scale, alone_ttft=2 * step, alone_tpot=step)
+    targets = LatencySlo(scale=scale, isolated_ttft=2 * step, isolated_tpot=step)
     specs = [
         spec(
             name,
@@ -255,7 +255,7 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
 
 
 def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None:
-    targets = LatencySlo(scale=1.0, alone_ttft=0.02, alone_tpot=0.01)
+    targets = LatencySlo(scale=1.0, isolated_ttft=0.02, isolated_tpot=0.01)
     specs = [
         spec(name, 1, 16, 512, decode_tokens=2, output_tokens=50.0, targets=targets)
         for name in "ab"

@@ -10,7 +10,7 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import LatencySlo
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
-TARGETS = LatencySlo(scale=2.0, alone_ttft=0.01, alone_tpot=0.01)
+TARGETS = LatencySlo(scale=2.0, isolated_ttft=0.01, isolated_tpot=0.01)
 
 
 def decoding(**running: int) -> Scheduler:
