@@ -2,6 +2,7 @@
 # make test     the test suite                       make check    lint, format and types
 # make setup    only .venv, with what `test` and `check` need
 # make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
+# make docs     the documentation as a site, in build/site; docs-serve shows it on port 8001
 # make clean    remove what these made
 # make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
 # make ray      the tests that start Ray on this machine, which this installs
@@ -24,9 +25,10 @@ RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 AOT := $(VENV)/.installed-aot
 RAY := $(VENV)/.installed-ray
+DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test aot ray check lint types format bench clean
+.PHONY: help setup serve test aot ray check lint types format bench docs docs-serve clean FORCE
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -55,6 +57,11 @@ $(RAY): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax, what its tests need, and Ray"
 	@scripts/pip-install $(VENV) -e '.[dev,ray]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
+
+$(DOCS): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax and what builds its documentation"
+	@scripts/pip-install $(VENV) -e '.[docs]'
+	@touch $(RUN) $@
 
 serve: $(RUN)
 	@$(BIN)/muxjax fetch smollm2-135m gemma3-270m
@@ -85,6 +92,20 @@ format: $(DEV)
 
 bench: $(RUN)
 	$(BIN)/python benchmarks/decode.py $(BENCH_ARGS)
+
+# The options of every command, which docs/reference/command-line.md includes.
+build/command-line.md: $(DOCS) FORCE
+	@mkdir -p build
+	@$(BIN)/python scripts/command_line_page.py > $@.new && mv $@.new $@
+
+# The variable silences Material's notice about MkDocs 2, which pyproject.toml excludes.
+docs: build/command-line.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: build/command-line.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+FORCE:
 
 clean:
 	rm -rf .venv .venv312 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
