@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.manager import RECLAIM_STEPS
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.blocked_requests import RECLAIM_STEPS
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.policies.registry import POLICIES
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
@@ -107,7 +107,7 @@ def test_a_first_request_larger_than_the_quota_comes_in_too(policy: str) -> None
     loop.unit.add(large)
     assert steps_until_served(loop, "b") <= MOST_STEPS
     reclaimed = loop.unit.quotas.reclaimed[-1]
-    assert (reclaimed.giver, reclaimed.taker, reclaimed.reason) == ("a", "b", "first request")
+    assert (reclaimed.donor, reclaimed.recipient, reclaimed.reason) == ("a", "b", "first request")
     while not large.finished:
         assert loop.turn()
     assert large.preemptions == 0

@@ -218,7 +218,7 @@ def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order)
             assert allocator.free_slabs == free
         elif move == "block" and allocator.available_blocks(model) > allocator.free_blocks(model):
             gone = [allocator.evict_block(model)]
-        elif move == "room" and allocator.lease_roomy(model):
+        elif move == "room" and allocator.lease_idle_slab(model):
             # Only ever followed by taking what is free there.
             wanted = allocator.free_blocks(model)
             mine.update(allocator.allocate(model, wanted) or ())
@@ -275,7 +275,7 @@ def test_a_block_of_a_slab_is_there_for_every_copy() -> None:
     assert allocator.empty_slabs == 0
     assert allocator.allocate("a", 1, 0) is None
     assert [allocator.available_blocks("a", copy) for copy in range(3)] == [0, 4, 1]
-    assert {allocator.copy_of(block) for block in second} == {2}
+    assert {allocator.replica_of(block) for block in second} == {2}
     assert {block % 10 for block in second} < set(first)
     assert allocator.used_pages("a") == 2 * 3  # seven blocks on three copies
     allocator.free("a", first)
@@ -318,7 +318,7 @@ def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
             assert bool(blocks) or new > allocator.empty_slabs
             assert len(set(blocks)) == len(blocks)
             assert not set(blocks) & {b for _, others in held for b in others}
-            assert all(allocator.copy_of(block) == copy for block in blocks)
+            assert all(allocator.replica_of(block) == copy for block in blocks)
             if blocks:
                 held.append((model, blocks))
         allocator.check_invariants()

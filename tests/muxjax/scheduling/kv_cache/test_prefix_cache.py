@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.kv_cache.prefix_cache import most_over
+from muxjax.scheduling.kv_cache.prefix_cache import choose_evictions
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
@@ -218,7 +218,7 @@ def test_the_oldest_goes_first_and_the_end_of_a_prefix_before_its_beginning() ->
     assert asker.ask([*new, 3], tokens=1).cached_tokens == 4
 
 
-def test_whoever_is_most_over_its_floor_loses_first() -> None:
+def test_whoever_is_choose_evictions_its_floor_loses_first() -> None:
     specs = [spec(name, 1, 4, 24, kv_floor=floor) for name, floor in (("a", 0.3), ("b", 0.1))]
     specs.append(spec("c", 1, 4, 24, kv_floor=0.2))
     asker = Asker(cached(specs, 1 + 20))
@@ -324,4 +324,4 @@ def test_slabs_are_taken_as_if_one_by_one(held, part) -> None:
         name = max((one for one in left if left[one][1]), key=lambda one: left[one][0])
         left[name] = [left[name][0] - 1, left[name][1] - 1]
         taken[name] = taken.get(name, 0) + 1
-    assert most_over(over, count) == taken
+    assert choose_evictions(over, count) == taken

@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.quotas import (
-    QUOTA_PERIOD,
-    KVQuotas,
-    OpenPool,
-    apportion,
-    compute_floors,
-)
+from muxjax.scheduling.kv_cache.quotas import QUOTA_PERIOD, KVQuotas
 from muxjax.scheduling.specs import ModelSpec
 from tests.muxjax.scheduling.harness import spec
 
@@ -37,18 +31,6 @@ def one_layer(name: str, kv_floor: float | None = None, max_model_len: int = 40)
 def test_default_floors_are_equal_parts_of_a_quarter() -> None:
     _, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     assert quotas.floors == {"a": 5, "b": 5}
-
-
-def test_an_open_pool_goes_to_who_comes_first() -> None:
-    specs = [one_layer("a"), one_layer("b", kv_floor=0.5)]
-    allocator = SlabAllocator(41, {one.name: 1 for one in specs})
-    pool = OpenPool(specs, allocator, {"a": 1.0, "b": 9.0})
-    assert pool.leasable("a") == 40
-    allocator.allocate("b", 30)
-    assert pool.leasable("a") == 10
-    assert pool.over_quota("b") < 0
-    assert not pool.due(1e9)
-    pool.check_invariants()
 
 
 def test_default_floors_are_at_most_one_full_request() -> None:
@@ -76,13 +58,13 @@ def test_a_pool_too_small_for_one_request_is_refused_with_what_to_do() -> None:
     with pytest.raises(PoolTooSmall) as error:
         make(one_layer("chat", max_model_len=84), one_layer("b"), slabs=20)
     assert str(error.value) == (
-        "pool too small: chat needs 21 pages for one 84-token request, and 20 of 21 are left for "
-        "it; raise `pool.memory`, lower its `max_model_len`"
+        "pool too small: chat needs 21 pages for one 84-token request, and 20 of 21 are available "
+        "to it; raise `pool.memory` or lower its `max_model_len`"
     )
 
 
 def test_floors_that_leave_no_room_for_another_model_are_refused() -> None:
-    with pytest.raises(PoolTooSmall, match=r"a needs 10 pages .* kv_floor of other models \(31\)"):
+    with pytest.raises(PoolTooSmall, match=r"a needs 10 pages .* `kv_floor` reserves 31 for other models"):
         make(one_layer("a"), one_layer("b", 0.8), slabs=39)
 
 
@@ -121,13 +103,13 @@ def test_quota_moves_from_who_does_not_use_it_to_who_is_short() -> None:
     assert not quotas.due(0.0)
     assert quotas.due(QUOTA_PERIOD)
     allocator.allocate("a", 20)
-    quotas.note_leased("a")
-    quotas.note_refused("a", 1)
+    quotas.record_lease("a")
+    quotas.record_refusal("a", 1)
     quotas.move(QUOTA_PERIOD, ["a"])
     # b uses nothing: it gives half of what is above its floor of 5, rounded up.
     assert quotas.quotas == {"a": 28, "b": 12}
     assert quotas.moves[-1].pages == 8
-    assert (quotas.moves[-1].giver, quotas.moves[-1].taker) == ("b", "a")
+    assert (quotas.moves[-1].donor, quotas.moves[-1].recipient) == ("b", "a")
     assert not quotas.due(QUOTA_PERIOD + 1)
 
 
@@ -135,9 +117,9 @@ def test_quota_does_not_move_without_a_queue_or_a_refusal_at_the_quota() -> None
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
     quotas.move(3.0, ["a"])
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(6.0, [])
-    quotas.note_refused("b", 1)  # refused below its quota: what is missing is pages, not quota
+    quotas.record_refusal("b", 1)  # refused below its quota: what is missing is pages, not quota
     quotas.move(9.0, ["b"])
     assert quotas.quotas == {"a": 20, "b": 20}
 
@@ -145,10 +127,10 @@ def test_quota_does_not_move_without_a_queue_or_a_refusal_at_the_quota() -> None
 def test_a_short_peak_counts_as_use() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     peak = allocator.allocate("b", 18)
-    quotas.note_leased("b")
+    quotas.record_lease("b")
     allocator.free("b", peak or [])
     allocator.allocate("a", 20)
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(3.0, ["a"])
     assert quotas.quotas == {"a": 20, "b": 20}
 
@@ -156,14 +138,14 @@ def test_a_short_peak_counts_as_use() -> None:
 def test_when_all_are_short_quota_moves_back_to_the_expected_need() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(3.0, ["a"])
     assert quotas.quotas == {"a": 28, "b": 12}
     allocator.allocate("a", 8)
     allocator.allocate("b", 12)
     for model in ("a", "b"):
-        quotas.note_leased(model)
-        quotas.note_refused(model, 1)
+        quotas.record_lease(model)
+        quotas.record_refusal(model, 1)
     quotas.move(6.0, ["a", "b"])
     assert quotas.quotas == {"a": 24, "b": 16}
 
@@ -199,10 +181,10 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
             del held[name][:count]
         elif count <= before[name]:
             held[name] += allocator.allocate(name, count) or []
-            quotas.note_leased(name)
+            quotas.record_lease(name)
             assert quotas.leasable(name) == before[name] - count or quotas.over_quota(name) <= 0
         else:
-            quotas.note_refused(name, count)
+            quotas.record_refusal(name, count)
         for other in names:
             within = quotas.quotas[other] - allocator.leased_slabs(other)
             assert min(allocator.free_slabs, max(0, within)) <= quotas.leasable(other)
@@ -213,24 +195,6 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
         quotas.check_invariants()
 
 
-@given(
-    total=st.integers(0, 1000),
-    parts=st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 30)), min_size=1, max_size=8),
-)
-def test_apportion_sums_up_and_keeps_minima(total, parts) -> None:
-    weights, minima = [w for w, _ in parts], [m for _, m in parts]
-    if sum(minima) > total:
-        with pytest.raises(ValueError, match="exceed"):
-            apportion(total, weights, minima)
-        return
-    shares = apportion(total, weights, minima)
-    assert sum(shares) == total
-    assert all(share >= least for share, least in zip(shares, minima, strict=True))
-    if not any(minima) and any(weights):
-        for share, weight in zip(shares, weights, strict=True):
-            assert share == pytest.approx(total * weight / sum(weights), abs=1 + 1e-6)
-
-
 def test_floors_of_one_model_need_no_other() -> None:
     allocator = SlabAllocator(11, {"a": 1})
-    assert compute_floors([one_layer("a")], allocator) == {"a": 2}
+    assert KVQuotas([one_layer("a")], allocator, {"a": 1.0}).floors == {"a": 2}
