@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -26,46 +25,6 @@ def make(
 def one_layer(name: str, kv_floor: float | None = None, max_model_len: int = 40) -> ModelSpec:
     """Ten pages at full length."""
     return spec(name, 1, 4, max_model_len, kv_floor=kv_floor)
-
-
-def test_default_floors_are_equal_parts_of_a_quarter() -> None:
-    _, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
-    assert quotas.floors == {"a": 5, "b": 5}
-
-
-def test_default_floors_are_at_most_one_full_request() -> None:
-    _, quotas = make(one_layer("a"), one_layer("b", max_model_len=400), slabs=400)
-    assert quotas.floors == {"a": 10, "b": 50}
-
-
-def test_default_floors_leave_room_for_a_full_request_of_the_others() -> None:
-    # a needs 34 of 40 pages for one request: 6 are left for the floors of b and c, wanted 2 x 3.
-    a, b, c = one_layer("a", max_model_len=136), one_layer("b"), one_layer("c")
-    _, quotas = make(a, b, c, slabs=40)
-    assert quotas.floors == {"a": 3, "b": 3, "c": 3}
-    _, quotas = make(a, b, c, slabs=36)
-    assert quotas.floors == {"a": 1, "b": 1, "c": 1}
-    _, quotas = make(a, b, c, slabs=34)
-    assert quotas.floors == {"a": 0, "b": 0, "c": 0}
-
-
-def test_given_floors_are_kept() -> None:
-    _, quotas = make(one_layer("a", 0.5), one_layer("b"), slabs=40)
-    assert quotas.floors == {"a": 20, "b": 5}
-
-
-def test_a_pool_too_small_for_one_request_is_refused_with_what_to_do() -> None:
-    with pytest.raises(PoolTooSmall) as error:
-        make(one_layer("chat", max_model_len=84), one_layer("b"), slabs=20)
-    assert str(error.value) == (
-        "pool too small: chat needs 21 pages for one 84-token request, and 20 of 21 are available "
-        "to it; raise `pool.memory` or lower its `max_model_len`"
-    )
-
-
-def test_floors_that_leave_no_room_for_another_model_are_refused() -> None:
-    with pytest.raises(PoolTooSmall, match=r"a needs 10 pages .* `kv_floor` reserves 31 for other models"):
-        make(one_layer("a"), one_layer("b", 0.8), slabs=39)
 
 
 def test_initial_quotas_follow_needs_and_keep_floors() -> None:
@@ -193,8 +152,3 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
         if quotas.due(now):
             quotas.move(now, [name])
         quotas.check_invariants()
-
-
-def test_floors_of_one_model_need_no_other() -> None:
-    allocator = SlabAllocator(11, {"a": 1})
-    assert KVQuotas([one_layer("a")], allocator, {"a": 1.0}).floors == {"a": 2}
