@@ -96,7 +96,7 @@ class SlabAllocator:
         largest = min(self.slab_pages, self.dummy_pages)
         if layers > largest:
             raise ValueError(
-                f"a block of {model} needs {layers} pages, one for each layer, and the pool is "
+                f"a block of {model} has {layers} pages, one for each layer, and the pool is "
                 f"divided for models of at most {largest} layers"
             )
         single_block = replicas == 1 and self.slab_pages // layers == 1

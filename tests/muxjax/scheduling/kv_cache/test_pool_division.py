@@ -27,7 +27,7 @@ def test_an_open_pool_leases_in_order_of_arrival() -> None:
     pool.check_invariants()
 
 
-def test_a_fixed_part_cannot_be_borrowed() -> None:
+def test_other_models_cannot_borrow_a_fixed_part() -> None:
     specs = [spec("a", 2, 4, 64, max_seqs=64), spec("b", 2, 4, 64, max_seqs=64)]
     loop = Loop.of(specs, 2 + 2 * 64, "static", kv_quotas=FixedPool)
     parts = dict(loop.unit.quotas.quotas)

@@ -57,7 +57,7 @@ def test_above_its_quota_a_model_borrows_what_floors_leave() -> None:
     assert quotas.over_floor("b") == 1
 
 
-def test_quota_moves_from_who_does_not_use_it_to_who_is_short() -> None:
+def test_quota_moves_from_models_that_do_not_use_it_to_models_that_are_short() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     assert not quotas.due(0.0)
     assert quotas.due(QUOTA_PERIOD)

@@ -16,7 +16,7 @@ def lease_of(slabs: int, layers: int = 3, record_freed: bool = False) -> SingleB
     return SingleBlockLease(pool, "a", layers, 1)
 
 
-def test_a_model_has_one_where_its_blocks_fill_the_slabs() -> None:
+def test_a_model_has_single_block_slabs_if_its_blocks_fill_them() -> None:
     allocator = SlabAllocator(3 + 12, {"a": 3, "b": 2, "c": 1, "d": 3}, {"d": 2})
     kinds = {name: type(lease) for name, lease in allocator._leases.items()}
     assert kinds == {
@@ -47,7 +47,7 @@ def test_a_block_is_in_use_then_idle_then_empty() -> None:
     lease.check_invariants()
 
 
-def test_what_a_slab_of_one_block_cannot_do() -> None:
+def test_operations_that_a_slab_of_one_block_does_not_have() -> None:
     lease = lease_of(1)
     assert lease.allocate(0, 0) == []
     assert not lease.lease_idle_slab(0)
