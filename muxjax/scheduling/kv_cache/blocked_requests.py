@@ -65,6 +65,9 @@ class BlockedRequests:
       allocator: the pool.
       quotas: floors and quotas.
       in_flight: counts the steps made.
+
+    Attributes:
+      by_model: the blocked request of each model that has one. Others only read it.
     """
 
     def __init__(
@@ -73,12 +76,9 @@ class BlockedRequests:
         self._allocator = allocator
         self._quotas = quotas
         self._in_flight = in_flight
-        self._blocked: dict[str, BlockedRequest] = {}
+        self.by_model: dict[str, BlockedRequest] = {}
         self._releases: dict[str, int] = defaultdict(int)
         self._removals = 0
-
-    def __len__(self) -> int:
-        return len(self._blocked)
 
     def is_blocked(self, state: ModelState) -> bool:
         """Whether a model's first waiting request is blocked and nothing relevant has changed.
@@ -87,7 +87,7 @@ class BlockedRequests:
         every model before every step, so it must be fast.
         """
         name = state.spec.name
-        blocked = self._blocked.get(name)
+        blocked = self.by_model.get(name)
         if blocked is None:
             return False
         blocked.last_asked = made = self._in_flight.made
@@ -117,25 +117,25 @@ class BlockedRequests:
           no_victims: whether it could preempt requests, and none would have freed enough.
         """
         name, made = request.model, self._in_flight.made
-        overdue = self.is_overdue(name)
-        earlier = self._blocked.get(name)
+        earlier = self.by_model.get(name)
+        overdue = earlier is not None and self._is_overdue(earlier)
         since = made if earlier is None or earlier.queue_class == 2 else earlier.since
         retry_at = made + _RETRY_STEPS if no_victims else math.inf
         if queue_class == 1 and not overdue:
             retry_at = min(retry_at, since + RECLAIM_STEPS)
-        self._blocked[name] = BlockedRequest(
+        self.by_model[name] = BlockedRequest(
             request, since, made, retry_at, self._version(name), slabs, queue_class, over_quota
         )
 
     def remove(self, model: str) -> None:
         """Removes the blocked request of a model, if there is one."""
-        if model in self._blocked:
-            del self._blocked[model]
+        if model in self.by_model:
+            del self.by_model[model]
             self._removals += 1
 
     def forget(self, request: Request) -> None:
         """Removes a request, if it is blocked."""
-        blocked = self._blocked.get(request.model)
+        blocked = self.by_model.get(request.model)
         if blocked is not None and blocked.request is request:
             self.remove(request.model)
 
@@ -145,7 +145,7 @@ class BlockedRequests:
 
     def is_overdue(self, model: str) -> bool:
         """Whether the model has been blocked in class 1 for `RECLAIM_STEPS` steps."""
-        blocked = self._blocked.get(model)
+        blocked = self.by_model.get(model)
         return blocked is not None and self._is_overdue(blocked)
 
     def slab_limit(self, request: Request, queue_class: int) -> int:
@@ -157,12 +157,12 @@ class BlockedRequests:
         """
         allocator, model = self._allocator, request.model
         limit = allocator.num_slabs
-        if not self._blocked or allocator.free_slabs == limit:
+        if not self.by_model or allocator.free_slabs == limit:
             return limit
         quotas = self._quotas.quotas
         # A policy may take one step of each phase of every model before it asks again.
         patience = max(RECLAIM_STEPS, 2 * len(quotas))
-        for name, blocked in self._blocked.items():
+        for name, blocked in self.by_model.items():
             if name == model or self._in_flight.made - blocked.last_asked > patience:
                 continue
             other_class = 0 if self._is_overdue(blocked) else blocked.queue_class
@@ -175,7 +175,7 @@ class BlockedRequests:
 
     def check_invariants(self, state: ModelState) -> None:
         """Raises AssertionError if the blocked request of a model does not wait."""
-        blocked = self._blocked.get(state.spec.name)
+        blocked = self.by_model.get(state.spec.name)
         if blocked is not None:
             assert state.waiting.get(blocked.request.id) is blocked.request
 

@@ -90,7 +90,8 @@ class KVCacheManager:
         new_blocks = num_blocks - len(prefix.blocks)
         if not self._secure_slabs(state, request, num_blocks, new_blocks + headroom, prefix):
             return None
-        self._blocked.remove(spec.name)
+        if spec.name in self._blocked.by_model:
+            self._blocked.remove(spec.name)
         state.remove(request)
         if prefix.blocks:
             self._allocator.share(spec.name, prefix.blocks)
@@ -177,7 +178,7 @@ class KVCacheManager:
 
     def _spare_slabs(self, name: str) -> int:
         """Number of slabs that a model may lease only to keep its cached blocks."""
-        return 0 if self._blocked else self._quotas.spare_slabs(name)
+        return 0 if self._blocked.by_model else self._quotas.spare_slabs(name)
 
     def _secure_slabs(
         self,

@@ -18,8 +18,8 @@ from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 MAX_STEPS = 20
 """Steps within which a model has its floor, or all its requests run."""
 FAIR_POLICIES = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
-"""Policies that schedule every model within a few steps. `fcfs` has one queue for all models: a late
-request waits for all earlier ones, whatever the floor of its model."""
+"""Policies that schedule every model within a few steps. `fcfs` has one queue for all models: a
+late request waits for all earlier ones, whatever the floor of its model."""
 
 
 def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> ModelSpec:

@@ -61,7 +61,7 @@ def test_a_request_is_blocked_until_something_changes(unit: Unit) -> None:
     assert not unit.blocked.is_blocked(state)
     waiting = unit.wait("b", 1)
     block(unit, waiting)
-    assert len(unit.blocked) == 1
+    assert len(unit.blocked.by_model) == 1
     assert unit.blocked.is_blocked(state)
     unit.blocked.record_release("a")  # says nothing by itself: the slabs count
     assert unit.blocked.is_blocked(state)
@@ -70,7 +70,7 @@ def test_a_request_is_blocked_until_something_changes(unit: Unit) -> None:
     block(unit, waiting)
     assert unit.blocked.is_blocked(state)
     unit.blocked.forget(waiting)
-    assert len(unit.blocked) == 0
+    assert len(unit.blocked.by_model) == 0
     assert not unit.blocked.is_blocked(state)
 
 

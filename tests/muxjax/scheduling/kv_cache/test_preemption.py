@@ -38,7 +38,7 @@ class Pool:
         return None if victims is None else [victim.id for victim in victims]
 
 
-def test_a_floor_is_claimed_from_the_model_choose_evictions_its_quota_youngest_first() -> None:
+def test_a_floor_is_claimed_from_the_model_furthest_above_its_quota_youngest_first() -> None:
     pool = Pool(12, a=0.25, b=0.25, c=0.25)  # floors 3, quotas 4
     pool.hold("a", 2)
     pool.hold("a", 2)
