@@ -26,6 +26,7 @@ from muxjax.models.nn.linear import linear, rows_of, stored_shape
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 from muxjax.pallas_kernels.cpu import native
+from muxjax.pallas_kernels.metadata import AttentionOptions
 
 Weight = Array | np.ndarray | jax.ShapeDtypeStruct
 """A parameter; only its shape, where a decoder is made to be compiled."""
@@ -113,9 +114,11 @@ class Layer(nnx.Module):
             q,
             k,
             v,
-            scale=config.attn_scale,
-            window=config.sliding_window if sliding else None,
-            softcap=config.attn_softcap,
+            AttentionOptions(
+                config.attn_scale,
+                config.sliding_window if sliding else None,
+                config.attn_softcap,
+            ),
         )
         out = self._product("o", out.reshape(num_tokens, num_q * head_dim), summed=True)
         if config.post_norms:
