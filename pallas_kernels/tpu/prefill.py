@@ -274,9 +274,8 @@ def _kernel(
 
     def visible_range(block_index: Any) -> tuple[Any, Any]:
         """The positions visible to a block of queries: the lowest, and one past the highest."""
-        first = position[block_index]
-        low = 0 if window is None else jnp.maximum(first - window + 1, 0)
-        return jnp.int32(low), first + filled[block_index]
+        low = 0 if window is None else jnp.maximum(position[block_index] - window + 1, 0)
+        return jnp.int32(low), position[block_index] + filled[block_index]
 
     low, length = visible_range(b)
 
