@@ -13,10 +13,10 @@ from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import (
-    Mapped,
+    ParamMapping,
     Shape,
     TensorPart,
-    assemble,
+    assemble_param,
     check_shapes,
     param_shapes,
     stored_shapes,
@@ -54,7 +54,7 @@ class PartSource(TensorSource, Protocol):
         """
 
 
-def ignore_none(name: str) -> bool:
+def accept_no_extra(name: str) -> bool:
     """For checkpoints in which every tensor must be the model's."""
     return False
 
@@ -68,7 +68,7 @@ class Checkpoint:
       origin: where it comes from, for people: a file, a folder, a package.
       source: reads the stored tensors.
       mapped: which stored tensors make each canonical parameter.
-      make_tokenizer: builds the tokenizer, None where the checkpoint has none.
+      build_tokenizer: builds the tokenizer, None where the checkpoint has none.
       ignored: stored tensors that may be present and are not used.
 
     Raises:
@@ -78,9 +78,9 @@ class Checkpoint:
     config: ModelConfig
     origin: str
     source: TensorSource
-    mapped: Mapped
-    make_tokenizer: Callable[[], Tokenizer | None]
-    ignored: Callable[[str], bool] = field(default=ignore_none)
+    mapped: ParamMapping
+    build_tokenizer: Callable[[], Tokenizer | None]
+    ignored: Callable[[str], bool] = field(default=accept_no_extra)
 
     def __post_init__(self) -> None:
         wanted = stored_shapes(self.config, self.mapped)
@@ -89,9 +89,9 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer, built on first use (seconds for the largest vocabularies)."""
-        return self.make_tokenizer()
+        return self.build_tokenizer()
 
-    def part(self, name: str, shards: Shards, device: int) -> np.ndarray:
+    def read_shard(self, name: str, shards: Shards, device: int) -> np.ndarray:
         """What one device keeps of a canonical parameter; see `Shards.cut`.
 
         Only that is read, where the format allows it.
@@ -99,19 +99,21 @@ class Checkpoint:
         Raises:
           CheckpointError: a tensor that cannot be read or decoded.
         """
-        return self.start_part(name, shards, device)()
+        return self.start_reading_shard(name, shards, device)()
 
-    def start_part(self, name: str, shards: Shards, device: int) -> Callable[[], np.ndarray]:
+    def start_reading_shard(
+        self, name: str, shards: Shards, device: int
+    ) -> Callable[[], np.ndarray]:
         """Starts to read what `part` gives, and returns what waits for it.
 
         Sources that can read in the background (Orbax) do; others read when it is waited for.
         """
         source, parts = self.source, self.mapped[name]
         if not isinstance(source, PartSource) or any(part.interleaved_heads for part in parts):
-            return lambda: shards.cut(name, self.whole(name), device)
+            return lambda: shards.shard_param(name, self.read_param(name), device)
         shape = shards.shapes[name]
-        axis, pieces = shards.pieces(name, device) or (0, [(0, shape[0])])
-        plain = not any(part.plus for part in parts)
+        axis, pieces = shards.segments(name, device) or (0, [(0, shape[0])])
+        plain = not any(part.offset for part in parts)
         types = {source.dtype(part.name) for part in parts}
         array = aligned_empty(shape, types.pop() if plain and len(types) == 1 else np.float32)
         started = list(_fill(array, source, parts, axis, pieces))
@@ -123,13 +125,13 @@ class Checkpoint:
 
         return finish
 
-    def whole(self, name: str) -> np.ndarray:
+    def read_param(self, name: str) -> np.ndarray:
         """A canonical parameter, in float32 or bfloat16.
 
         Raises:
           CheckpointError: a tensor that cannot be read or decoded.
         """
-        array, shape = assemble(self.mapped[name], self.source.read), self._shapes[name]
+        array, shape = assemble_param(self.mapped[name], self.source.read), self._shapes[name]
         if array.shape != shape:
             raise CheckpointError(
                 f"{self.origin}: {name} was read with shape {list(array.shape)}, "
@@ -145,13 +147,13 @@ class Checkpoint:
         """Every canonical parameter once, in the order of `param_shapes`.
 
         One is in memory at a time. The type is float32 or bfloat16, as the checkpoint has it
-        (float16 and quantised tensors become float32); the arrays are the caller's to keep.
+        (float16 and quantized tensors become float32); the arrays are the caller's to keep.
 
         Raises:
           CheckpointError: a tensor that cannot be read or decoded.
         """
         for name in self._shapes:
-            yield name, self.whole(name)
+            yield name, self.read_param(name)
 
 
 def _fill(
@@ -184,13 +186,13 @@ def _fill_from(
     source: PartSource, part: TensorPart, out: np.ndarray, axis: int, start: int
 ) -> Wait:
     dtype = source.dtype(part.name)
-    if out.dtype == dtype and not part.plus:
+    if out.dtype == dtype and not part.offset:
         return source.read_into(out, part.name, axis, start)
 
     def convert() -> None:
         stored = np.empty(out.shape, dtype)
         source.read_into(stored, part.name, axis, start)()
-        np.add(stored, np.float32(part.plus), out=out, dtype=np.float32)
+        np.add(stored, np.float32(part.offset), out=out, dtype=np.float32)
 
     return convert
 

@@ -13,7 +13,7 @@ from typing import Any
 from muxjax.errors import CheckpointError, DownloadError
 from muxjax.models.checkpoints.hf_config import from_family, from_hf
 from muxjax.models.checkpoints.json_files import read_json
-from muxjax.models.checkpoints.sources import is_hub_id, own_config
+from muxjax.models.checkpoints.sources import is_hub_id, read_inline_config
 from muxjax.models.nn.config import Family, ModelConfig, config_from_dict
 
 DEMO_SHAPES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
@@ -69,7 +69,7 @@ class ShapeOnly:
     Attributes:
       config: its sizes.
       weight_bits: bits of a weight of the layers' matrices, scales included, where the checkpoint
-        says that it is quantised; else None.
+        says that it is quantized; else None.
     """
 
     config: ModelConfig
@@ -86,7 +86,7 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
       DownloadError: a Hub id whose config cannot be fetched, or an unknown demo model.
       FleetConfigError: as from `open_checkpoint`.
     """
-    own = own_config(source, config_mapping)
+    own = read_inline_config(source, config_mapping)
     if own is not None:
         return ShapeOnly(own[0])
     if source.startswith("demo:"):
@@ -106,7 +106,7 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
         return ShapeOnly(open_llama2c(path).config)
     from muxjax.models.checkpoints.gguf import open_gguf
 
-    return ShapeOnly(open_gguf(path).config)  # dequantised when it is loaded
+    return ShapeOnly(open_gguf(path).config)  # dequantized when it is loaded
 
 
 def _from_folder(path: Path) -> ShapeOnly:

@@ -32,7 +32,7 @@ def convert(
       checkpoint: the source.
       folder: must not exist.
       dtype: of the matrices; norms and biases stay as they are. 'keep': as the source gives them,
-        float32 where it was quantised.
+        float32 where it was quantized.
 
     Returns:
       Bytes of the parameters.
@@ -67,7 +67,7 @@ class _Converted(Mapping[str, np.ndarray]):
         self.nbytes = 0
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = self._checkpoint.whole(name)
+        array = self._checkpoint.read_param(name)
         if self._dtype != "keep" and not name.endswith(("norm", "bias")):
             array = array.astype(_TYPES[self._dtype], copy=False)
         self.nbytes += array.nbytes

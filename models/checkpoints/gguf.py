@@ -18,7 +18,7 @@ from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.gguf_file import GGUFFile
 from muxjax.models.nn.config import Family, ModelConfig, RopeConfig
-from muxjax.models.nn.params import Mapped, Shape, map_names
+from muxjax.models.nn.params import ParamMapping, Shape, map_names
 from muxjax.models.tokenizers.gguf_tokenizer import end_token_ids, tokenizer_from_gguf
 
 ARCHITECTURES: dict[str, Family] = {
@@ -74,12 +74,12 @@ def open_gguf(path: Path) -> Checkpoint:
         origin=str(path),
         source=file,
         mapped=gguf_mapping(config),
-        make_tokenizer=lambda: tokenizer_from_gguf(file.metadata, str(path)),
+        build_tokenizer=lambda: tokenizer_from_gguf(file.metadata, str(path)),
         ignored=lambda name: name == ROPE_DIVISORS,
     )
 
 
-def gguf_mapping(config: ModelConfig) -> Mapped:
+def gguf_mapping(config: ModelConfig) -> ParamMapping:
     """Which GGUF tensors make each canonical parameter."""
     interleaved = config.family in ("llama", "mistral")
     return map_names(config, NAMES, LAYER_PREFIX, interleaved=interleaved)

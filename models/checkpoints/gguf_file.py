@@ -1,8 +1,8 @@
-"""The GGUF container: metadata, and tensors by name, dequantised.
+"""The GGUF container: metadata, and tensors by name, dequantized.
 
 The header is parsed here and not by `gguf.GGUFReader`, which makes several numpy views for every
 string of a vocabulary: 11 s for Gemma's 262,144 tokens against 0.2 s. The `gguf` package gives the
-type tables and dequantises. Layout: llama.cpp's docs/gguf.md, versions 2 and 3, little endian.
+type tables and dequantizes. Layout: llama.cpp's docs/gguf.md, versions 2 and 3, little endian.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SCALARS = {
 }
 _DEFAULT_ALIGNMENT = 32
 _VALUES_AT_ONCE = 1 << 20
-"""Values dequantised together: the library makes several temporaries of that size, which fit in
+"""Values dequantized together: the library makes several temporaries of that size, which fit in
 the cache; whole tensors at once are 1.5 times slower and take five times their size in memory."""
 
 
@@ -189,10 +189,10 @@ class GGUFFile:
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor: bfloat16 where it is stored so, else float32 (dequantised).
+        """One tensor: bfloat16 where it is stored so, else float32 (dequantized).
 
         Raises:
-          CheckpointError: a type that the `gguf` package cannot dequantise.
+          CheckpointError: a type that the `gguf` package cannot dequantize.
         """
         info = self.tensors[name]
         stored = self._data[info.offset : info.offset + info.num_bytes]
@@ -207,6 +207,6 @@ class GGUFFile:
                 values[chunk] = gguf.quants.dequantize(np.asarray(rows[chunk]), info.kind)
             except NotImplementedError as error:
                 raise CheckpointError(
-                    f"{self.path}: tensor {name}: cannot dequantise {info.kind.name}"
+                    f"{self.path}: tensor {name}: cannot dequantize {info.kind.name}"
                 ) from error
         return values.reshape(info.shape)

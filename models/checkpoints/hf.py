@@ -17,7 +17,7 @@ from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
 from muxjax.models.checkpoints.hf_config import from_hf, to_hf
 from muxjax.models.checkpoints.json_files import read_json
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.params import Mapped, Shape, map_names, param_shapes, take_apart
+from muxjax.models.nn.params import ParamMapping, Shape, map_names, param_shapes, split_param
 from muxjax.models.tokenizers.hf_tokenizer import read_tokenizer
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 
@@ -49,7 +49,9 @@ _UNUSED_PARTS = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.
 """Tensors that a language model does not need: tables of old files, Gemma's image encoder."""
 
 
-def hf_mapping(config: ModelConfig, prefix: str = "model.", head: str = "lm_head.weight") -> Mapped:
+def hf_mapping(
+    config: ModelConfig, prefix: str = "model.", head: str = "lm_head.weight"
+) -> ParamMapping:
     """Which safetensors make each canonical parameter.
 
     Args:
@@ -65,7 +67,7 @@ def hf_mapping(config: ModelConfig, prefix: str = "model.", head: str = "lm_head
         **(_GEMMA_NAMES if gemma else _LAYER_NAMES),
     }
     # Gemma's norms multiply by one plus what is stored.
-    return map_names(config, names, prefix + "layers.{}.", norms_plus=1.0 if gemma else 0.0)
+    return map_names(config, names, prefix + "layers.{}.", norm_offset=1.0 if gemma else 0.0)
 
 
 def open_hf(folder: Path) -> Checkpoint:
@@ -99,7 +101,7 @@ def open_hf(folder: Path) -> Checkpoint:
         origin=str(folder),
         source=source,
         mapped=hf_mapping(config, prefix, head),
-        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
         ignored=ignored,
     )
 
@@ -175,7 +177,7 @@ class Safetensors:
         if array.dtype in (np.float16, np.float64):
             return array.astype(np.float32)
         raise CheckpointError(
-            f"{path}: tensor {name} is {array.dtype}: quantised safetensors are not supported"
+            f"{path}: tensor {name} is {array.dtype}: quantized safetensors are not supported"
         )
 
 
@@ -222,7 +224,7 @@ def save_hf(
         if name not in params or tuple(params[name].shape) != shape:
             found = list(params[name].shape) if name in params else "nothing"
             raise CheckpointError(f"{name}: found {found}, wanted {list(shape)}")
-        for stored, piece in take_apart(mapped[name], np.asarray(params[name])):
+        for stored, piece in split_param(mapped[name], np.asarray(params[name])):
             tensors[stored] = np.ascontiguousarray(piece)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})

@@ -47,7 +47,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     tokenizer = path.with_name("tokenizer.bin")
     vocab_size = file.config.vocab_size
 
-    def make_tokenizer() -> Tokenizer | None:
+    def build_tokenizer() -> Tokenizer | None:
         return read_tokenizer(tokenizer, vocab_size) if tokenizer.is_file() else None
 
     return Checkpoint(
@@ -55,7 +55,7 @@ def open_llama2c(path: Path) -> Checkpoint:
         origin=str(path),
         source=file,
         mapped=map_names(file.config, NAMES, "{}.", interleaved=True),
-        make_tokenizer=make_tokenizer,
+        build_tokenizer=build_tokenizer,
     )
 
 
@@ -162,7 +162,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     backend = bpe.sentencepiece_bpe(
         names, scores, control=control, user_defined=(), unknown_id=_UNKNOWN, add_space=True
     )
-    bpe.add_begin_and_end(backend, dict(enumerate(_CONTROL_NAMES)), _BOS, None)
+    bpe.add_bos_and_eos(backend, dict(enumerate(_CONTROL_NAMES)), _BOS, None)
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     return Tokenizer(
         encode_text=lambda text, special: backend.encode(text, add_special_tokens=special).ids,
@@ -171,6 +171,6 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         bos_token_id=_BOS,
         eos_token_ids=(_EOS, _BOS),
         special_tokens=special,
-        spaced=True,
+        adds_space_prefix=True,
         to_files=lambda: tokenizer_files(backend, special, None),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
-from muxjax.models.checkpoints.sources import is_hub_id, own_config
+from muxjax.models.checkpoints.sources import is_hub_id, read_inline_config
 
 
 def open_checkpoint(
@@ -33,7 +33,7 @@ def open_checkpoint(
         config.
     """
     text = str(source)
-    own = own_config(text, config_mapping)
+    own = read_inline_config(text, config_mapping)
     if own is not None:
         from muxjax.models.checkpoints.random_weights import open_random
 

@@ -46,7 +46,7 @@ def save(
       tokenizer: written beside them.
 
     Raises:
-      CheckpointError: a parameter is missing, misshapen or quantised.
+      CheckpointError: a parameter is missing, misshapen or quantized.
     """
     nested: dict[str, Any] = {}
     for name, shape in param_shapes(config).items():
@@ -97,7 +97,7 @@ class _Parameter:
         if array.dtype.name not in _TYPES:
             raise CheckpointError(
                 f"{self.name} is {array.dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
-                "unquantised weights and set `quantization: int8` where they are served"
+                "unquantized weights and set `quantization: int8` where they are served"
             )
         return np.asarray(array)
 

@@ -64,7 +64,7 @@ def open_orbax(folder: Path) -> Checkpoint:
         origin=str(folder),
         source=OrbaxTensors(folder / PARAMS_FOLDER),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
-        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
     )
 
 

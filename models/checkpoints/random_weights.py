@@ -45,5 +45,5 @@ def open_random(config: ModelConfig, origin: str, seed: int = 0) -> Checkpoint:
         origin=origin,
         source=RandomTensors(config, seed),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
-        make_tokenizer=lambda: byte_tokenizer(config.vocab_size),
+        build_tokenizer=lambda: byte_tokenizer(config.vocab_size),
     )

@@ -23,7 +23,9 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def own_config(source: str, mapping: Mapping[str, Any] | None) -> tuple[ModelConfig, int] | None:
+def read_inline_config(
+    source: str, mapping: Mapping[str, Any] | None
+) -> tuple[ModelConfig, int] | None:
     """The config and the seed of a source `config:FAMILY`; None of any other source.
 
     Args:

@@ -27,7 +27,7 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @lru_cache(maxsize=1)
-def byte_letters() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 is itself, other bytes are letters from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -44,7 +44,7 @@ def byte_level_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[by
     """
     # Whole vocabularies at a time: a call for each of 262,144 pieces costs seconds where calls are
     # type-checked, as in the tests.
-    letters = byte_letters()
+    letters = byte_alphabet()
     return [
         piece.encode("utf-8")
         if index in literal or not all(letter in letters for letter in piece)
@@ -70,7 +70,7 @@ def merges_from_scores(
 ) -> list[tuple[str, str]]:
     """The merges that SentencePiece's scores imply, in the order in which they apply.
 
-    SentencePiece merges the two neighbours whose joined piece has the best score. So every way to
+    SentencePiece merges the two neighbors whose joined piece has the best score. So every way to
     cut a piece into two other pieces is a merge, ranked by the whole piece's score; among cuts of
     one piece the order hardly matters, and is that of the parts' ids.
 
@@ -139,7 +139,7 @@ def sentencepiece_bpe(
     tokenizer.decoder = decoders.Sequence(undo)
     # Matched after spaces have become U+2581, as SentencePiece does, so that runs of both are
     # found; a space put before the text would be put before the tokens' names as well.
-    add_tokens(tokenizer, pieces, control, user_defined, normalised=not add_space)
+    add_tokens(tokenizer, pieces, control, user_defined, normalized=not add_space)
     return tokenizer
 
 
@@ -191,18 +191,18 @@ def add_tokens(
     control: Collection[int],
     user_defined: Collection[int],
     *,
-    normalised: bool = False,
+    normalized: bool = False,
 ) -> None:
     """Makes the names of these tokens become the tokens wherever they stand in a text."""
     tokenizer.add_special_tokens(
         [AddedToken(pieces[index], normalized=False, special=True) for index in sorted(control)]
     )
     tokenizer.add_tokens(
-        [AddedToken(pieces[index], normalized=normalised) for index in sorted(user_defined)]
+        [AddedToken(pieces[index], normalized=normalized) for index in sorted(user_defined)]
     )
 
 
-def add_begin_and_end(
+def add_bos_and_eos(
     tokenizer: Tokenizer, names: Mapping[int, str], begin: int | None, end: int | None
 ) -> None:
     """Makes encoding with special tokens put these ids around the text."""

@@ -27,7 +27,7 @@ def byte_tokenizer(vocab_size: int) -> Tokenizer:
     def to_files() -> dict[str, str]:
         if vocab_size < 256:
             raise CheckpointError(f"tokenizer.json needs all 256 bytes, not {vocab_size}")
-        letters = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
+        letters = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
         backend = bpe.byte_level_bpe(letters, (), (), control=(), user_defined=())
         return tokenizer_files(backend, {}, None)
 

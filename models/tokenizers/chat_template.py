@@ -58,7 +58,7 @@ def render_chat(
 
 
 @lru_cache(maxsize=64)
-def knows_tools(template: str) -> bool:
+def supports_tools(template: str) -> bool:
     """Whether a template has a use for tools; one that cannot be parsed has none."""
     try:
         parsed = _environment().parse(template)

@@ -72,17 +72,17 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
         scores = metadata.get(_PREFIX + "scores")
         if scores is None or len(scores) != len(pieces):
             raise CheckpointError(f"{origin}: the tokenizer's scores are missing or too few")
-        spaced = bool(metadata.get(_PREFIX + "add_space_prefix", True))
+        adds_space_prefix = bool(metadata.get(_PREFIX + "add_space_prefix", True))
         backend = bpe.sentencepiece_bpe(
             pieces,
             np.asarray(scores).tolist(),
             unknown_id=_id(metadata, "unknown"),
-            add_space=spaced,
+            add_space=adds_space_prefix,
             **named,
         )
         adds_begin, to_bytes = True, bpe.sentencepiece_bytes
     else:
-        spaced = False
+        adds_space_prefix = False
         pre = _pre_tokenizer(metadata, origin)
         merges = [tuple(merge.split(" ", 1)) for merge in metadata.get(_PREFIX + "merges", [])]
         backend = bpe.byte_level_bpe(
@@ -98,7 +98,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
     for index in (begin, end, _id(metadata, "unknown")):
         if index is not None and not 0 <= index < len(pieces):
             raise CheckpointError(f"{origin}: token {index} of {len(pieces)} does not exist")
-    bpe.add_begin_and_end(
+    bpe.add_bos_and_eos(
         backend,
         {index: pieces[index] for index in (begin, end) if index is not None},
         begin if metadata.get(_PREFIX + "add_bos_token", adds_begin) else None,
@@ -115,7 +115,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
         eos_token_ids=end_token_ids(metadata),
         chat_template=template,
         special_tokens=names,
-        spaced=spaced,
+        adds_space_prefix=adds_space_prefix,
         to_files=lambda: tokenizer_files(backend, names, template),
     )
 

@@ -63,7 +63,7 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
         eos_token_ids=tuple(dict.fromkeys(ends)),
         chat_template=template,
         special_tokens=names,
-        spaced=_spaced(kinds),
+        adds_space_prefix=_spaced(kinds),
         to_files=lambda: tokenizer_files(backend, names, template),
     )
 

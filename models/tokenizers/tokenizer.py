@@ -29,7 +29,7 @@ class Tokenizer:
       eos_token_ids: tokens that end an output.
       chat_template: Jinja source, or None.
       special_tokens: texts that chat templates may ask for, by name (`bos_token`, ...).
-      spaced: encoding puts a space before the text (Llama 2), which decoding takes off again
+      adds_space_prefix: encoding puts a space before the text (Llama 2), which decoding takes off again
         after the begin token.
       to_files: makes the Hugging Face files of this tokenizer, name to contents.
     """
@@ -41,7 +41,7 @@ class Tokenizer:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    spaced: bool = False
+    adds_space_prefix: bool = False
     to_files: Callable[[], dict[str, str]] | None = None
 
     @property
@@ -145,7 +145,9 @@ class DecodeStream:
             if not self._started:
                 self._started = True
                 bos = self._tokenizer.bos_token_id
-                self._drop_space = self._tokenizer.spaced and token == bos and bos is not None
+                self._drop_space = (
+                    self._tokenizer.adds_space_prefix and token == bos and bos is not None
+                )
             if token in self._tokenizer.special_ids:
                 continue
             piece = self._tokenizer.token_bytes(token)

@@ -47,11 +47,11 @@ def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
     ],
 )
-def test_quantised_checkpoints(tmp_path: Path, quantization: dict[str, Any], bits: float) -> None:
+def test_quantized_checkpoints(tmp_path: Path, quantization: dict[str, Any], bits: float) -> None:
     assert read_shape(folder(tmp_path, quantization_config=quantization)).weight_bits == bits
 
 
-def test_an_unknown_quantisation_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_quantization_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not known for the method 'magic'"):
         read_shape(folder(tmp_path, quantization_config={"quant_method": "magic"}))
 

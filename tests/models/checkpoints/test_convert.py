@@ -34,8 +34,8 @@ def test_every_part_comes_back(source, tmp_path: Path) -> None:
     shards = Shards(source.config, 4)
     for name, array in params.items():
         for device in range(4):
-            part = found.part(name, shards, device)
-            np.testing.assert_array_equal(part, shards.cut(name, array, device))
+            part = found.read_shard(name, shards, device)
+            np.testing.assert_array_equal(part, shards.shard_param(name, array, device))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dest"]
 
 
@@ -50,7 +50,7 @@ def test_one_parameter_at_a_time_is_in_memory(source, tmp_path: Path, monkeypatc
     alive: list[weakref.ref] = []
     most = []
 
-    def whole(self, name: str) -> np.ndarray:
+    def read_param(self, name: str) -> np.ndarray:
         gc.collect()
         most.append(sum(one() is not None for one in alive))
         array = read(self, name)

@@ -39,10 +39,10 @@ def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
     assert checkpoint.tokenizer is None
 
 
-def test_quantised_weights_are_near(tmp_path: Path) -> None:
+def test_quantized_weights_are_near(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
-    write_gguf(path, case.config, case.params, quantise=gguf.GGMLQuantizationType.Q8_0)
+    write_gguf(path, case.config, case.params, quantize=gguf.GGMLQuantizationType.Q8_0)
     for name, array in open_gguf(path).weights():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, case.params[name], atol=0.02)
@@ -69,7 +69,7 @@ def test_gemma_without_a_pattern_is_five_to_one(tmp_path: Path) -> None:
     assert config.embed_scale == 8.0
 
 
-def test_rope_divisors_of_llama3_files_are_honoured(tmp_path: Path) -> None:
+def test_rope_divisors_of_llama3_files_are_honored(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
     divisors = np.linspace(1, 8, 8, dtype=np.float32)

@@ -61,7 +61,7 @@ def test_tensors_of_every_kind(small_file: Path) -> None:
         np.testing.assert_allclose(array.astype(np.float32), wanted, atol=error)
 
 
-def test_rows_are_dequantised_in_pieces(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_dequantized_in_pieces(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = GGUFFile(small_file).read("Q8_0")
     monkeypatch.setattr("muxjax.models.checkpoints.gguf_file._VALUES_AT_ONCE", 64)
     np.testing.assert_array_equal(GGUFFile(small_file).read("Q8_0"), whole)
@@ -111,5 +111,5 @@ def test_types_that_the_library_cannot_decode_are_refused(tmp_path: Path) -> Non
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="tensor i8: cannot dequantise I8"):
+    with pytest.raises(CheckpointError, match="tensor i8: cannot dequantize I8"):
         GGUFFile(path).read("i8")

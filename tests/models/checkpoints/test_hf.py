@@ -148,7 +148,7 @@ def test_tensors_that_do_not_fit_are_named(llama: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not have: model.odd"):
         open_hf(llama)
     rewrite(llama, model__odd=None, model__norm__weight=np.ones(64, np.int8))
-    with pytest.raises(CheckpointError, match="is int8: quantised safetensors"):
+    with pytest.raises(CheckpointError, match="is int8: quantized safetensors"):
         list(open_hf(llama).weights())
 
 

@@ -9,12 +9,12 @@ from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.gguf import gguf_mapping
 from muxjax.models.checkpoints.hf import hf_mapping
 from muxjax.models.nn.params import (
-    Mapped,
-    assemble,
+    ParamMapping,
+    assemble_param,
     check_shapes,
     param_shapes,
     stored_shapes,
-    take_apart,
+    split_param,
     to_half_rotation,
     to_interleaved,
 )
@@ -34,18 +34,18 @@ def test_rows_of_a_head_go_from_pairs_to_halves() -> None:
 @pytest.mark.parametrize("mapping", [hf_mapping, gguf_mapping])
 def test_every_parameter_survives_a_round_trip(name: str, mapping: type) -> None:
     case = golden.tiny(name)
-    mapped: Mapped = mapping(case.config)
+    mapped: ParamMapping = mapping(case.config)
     assert list(mapped) == list(param_shapes(case.config)) == list(case.params)
     stored: dict[str, np.ndarray] = {}
     for canonical, parts in mapped.items():
-        for stored_name, array in take_apart(parts, case.params[canonical]):
+        for stored_name, array in split_param(parts, case.params[canonical]):
             assert stored_name not in stored
             stored[stored_name] = array
     assert {name: array.shape for name, array in stored.items()} == stored_shapes(
         case.config, mapped
     )
     for canonical, parts in mapped.items():
-        again = assemble(parts, stored.__getitem__)
+        again = assemble_param(parts, stored.__getitem__)
         # Gemma's norms lose and regain one: the last bit may change.
         np.testing.assert_allclose(again, case.params[canonical], rtol=0, atol=1e-6)
 

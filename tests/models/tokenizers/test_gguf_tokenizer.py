@@ -18,7 +18,7 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 from tests import golden
 
 NAMES = ("smollm2-135m", "gemma3-270m")
-ASCII_LETTERS = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
+ASCII_LETTERS = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
 
 
 @pytest.fixture(params=NAMES)
