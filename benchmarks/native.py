@@ -23,7 +23,7 @@ import numpy as np
 from _common import print_json, show, surroundings
 
 from muxjax.models.nn.int8 import linear_int8, quantize
-from muxjax.models.nn.linear import linear, device_put_matrix
+from muxjax.models.nn.linear import device_put_matrix, linear
 from muxjax.pallas_kernels.cpu import native
 
 BYTES = 200e6

@@ -281,7 +281,7 @@ class Decoder(nnx.Module):
         cache: Cache,
         attend: Attend[Cache],
     ) -> tuple[Float[Array, "T D"], Cache]:
-        """The last hidden states after the final norm, and the cache with the step's keys and values.
+        """The last hidden states after the final norm, and the updated cache.
 
         Args:
           tokens: of all sequences, packed.

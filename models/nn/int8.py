@@ -37,7 +37,7 @@ _CHUNK = 2**22
 def quantize(
     weight: Float[np.ndarray, "O I"],
 ) -> tuple[Int8[np.ndarray, "O I"], Float32[np.ndarray, " O"]]:
-    """Rotates and rounds a matrix for `linear_int8`; returns the int8 numbers and each row's scale."""
+    """Rotates and rounds a matrix for `linear_int8`: the int8 numbers, and each row's scale."""
     outputs, inputs = weight.shape
     numbers = np.empty((outputs, inputs), np.int8)
     scales = np.empty(outputs, np.float32)

@@ -64,7 +64,9 @@ def _pieces(
         (parameter, users)
         for parameter in shards.shapes
         for users in (
-            [indices] if shards.segments(parameter, indices[0]) is None else [[at] for at in indices]
+            [indices]
+            if shards.segments(parameter, indices[0]) is None
+            else [[at] for at in indices]
         )
     )
     reading: deque[tuple[str, list[int], int, Callable[[], np.ndarray]]] = deque()

@@ -87,7 +87,7 @@ def test_rope_divisors_of_llama3_files_are_honored(tmp_path: Path) -> None:
         ({"context_length": None}, "metadata has no llama.context_length"),
         ({"attention.head_count_kv": [2, 1]}, "must be one whole number"),
         ({"block_count": 3}, r"tensor blk.2.attn_norm.weight \[64\] is missing"),
-        ({"feed_forward_length": 80}, r"ffn_gate.weight has shape \[96, 64\], wanted \[80, 64\]"),
+        ({"feed_forward_length": 80}, r"ffn_gate.weight has shape \[96, 64\], expected \[80, 64\]"),
         ({"block_count": 1}, "tensors that this architecture does not have: blk.1."),
     ],
 )

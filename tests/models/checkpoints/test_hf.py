@@ -138,7 +138,8 @@ def test_tensors_that_do_not_fit_are_named(llama: Path) -> None:
     good = load_file(llama / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     rewrite(llama, model__layers__1__mlp__up_proj__weight=good[:5])
     with pytest.raises(
-        CheckpointError, match=r"layers.1.mlp.up_proj.weight has shape \[5, 64\], wanted \[96, 64\]"
+        CheckpointError,
+        match=r"layers.1.mlp.up_proj.weight has shape \[5, 64\], expected \[96, 64\]",
     ):
         open_hf(llama)
     rewrite(llama, model__layers__1__mlp__up_proj__weight=None)
@@ -190,5 +191,5 @@ def test_only_whole_models_are_saved(tmp_path: Path) -> None:
     head = params.pop("head")
     with pytest.raises(CheckpointError, match="head: found nothing, wanted"):
         save_hf(tmp_path / "a", case.config, params)
-    with pytest.raises(CheckpointError, match=r"head: found \[127, 64\], wanted \[128, 64\]"):
+    with pytest.raises(CheckpointError, match=r"head: found \[127, 64\], expected \[128, 64\]"):
         save_hf(tmp_path / "b", case.config, params | {"head": head[1:]})

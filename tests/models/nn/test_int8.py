@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import Decoder
-from muxjax.models.nn.int8 import linear_int8, quantize, lookup_rows_int8
+from muxjax.models.nn.int8 import linear_int8, lookup_rows_int8, quantize
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 from muxjax.models.nn.weight_format import put_on_device, stored_bytes, stored_params

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.models.nn.linear import linear, device_put_matrix, lookup_rows, stored_shape
+from muxjax.models.nn.linear import device_put_matrix, linear, lookup_rows, stored_shape
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from muxjax.models.nn.params import (
     assemble_param,
     check_shapes,
     param_shapes,
-    stored_shapes,
     split_param,
+    stored_shapes,
     to_half_rotation,
     to_interleaved,
 )
@@ -71,7 +71,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"file: tensor b \[4\] is missing"):
         check_shapes("file", {"a": (2, 3)}, wanted)
     with pytest.raises(
-        CheckpointError, match=r"file: tensor a has shape \[3, 2\], wanted \[2, 3\]"
+        CheckpointError, match=r"file: tensor a has shape \[3, 2\], expected \[2, 3\]"
     ):
         check_shapes("file", {"a": (3, 2), "b": (4,)}, wanted)
     with pytest.raises(CheckpointError, match="this architecture does not have: c"):

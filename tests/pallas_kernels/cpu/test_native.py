@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import rms_norm, rotate
-from muxjax.models.nn.int8 import linear_int8, quantize, lookup_rows_int8
-from muxjax.models.nn.linear import linear, device_put_matrix, lookup_rows, stored_shape
+from muxjax.models.nn.int8 import linear_int8, lookup_rows_int8, quantize
+from muxjax.models.nn.linear import device_put_matrix, linear, lookup_rows, stored_shape
 from muxjax.pallas_kernels.cpu import native
 
 here = pytest.mark.skipif(
@@ -101,7 +101,9 @@ def test_rows_are_looked_up() -> None:
     at = jnp.asarray([95, 0, 33, 33])
     for dtype in ("float32", "bfloat16"):
         weight = matrix(96, 10).astype(jnp.dtype(dtype))
-        np.testing.assert_array_equal(lookup_rows(device_put_matrix(weight), at), weight[np.asarray(at)])
+        np.testing.assert_array_equal(
+            lookup_rows(device_put_matrix(weight), at), weight[np.asarray(at)]
+        )
     numbers, scales = quantized(96, 64)
     np.testing.assert_array_equal(
         lookup_rows_int8(device_put_matrix(numbers), scales, at),
