@@ -157,7 +157,7 @@ def _bits(quantization: object) -> float:
 
 def _from_demo(name: str) -> ShapeOnly:
     if name not in DEMO_SHAPES:
-        raise DownloadError(f"unknown demo model {name!r}; known: {', '.join(DEMO_SHAPES)}")
+        raise DownloadError(f"no demo model {name!r}; there are {', '.join(DEMO_SHAPES)}")
     return ShapeOnly(from_family(*DEMO_SHAPES[name]))
 
 

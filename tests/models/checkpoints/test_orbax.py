@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="format 99; this version reads 1"):
         orbax_reader.open_orbax(tmp_path)
     path.write_text(json.dumps({"format": 1, "config": {"family": "llama"}}))
-    with pytest.raises(CheckpointError, match="not a config"):
+    with pytest.raises(CheckpointError, match="not a valid config"):
         orbax_reader.open_orbax(tmp_path)
 
 

@@ -92,8 +92,8 @@ def test_heads_of_known_models():
     assert kept(32, 8) == [(8, 4), (4, 4), (2, 4), (1, 4)]  # Llama 3 8B
 
 
-def test_a_degree_of_none_is_refused():
-    with pytest.raises(ValueError, match="at least one device"):
+def test_a_tp_size_of_zero_is_refused():
+    with pytest.raises(ValueError, match="tp_size must be at least 1"):
         Shards(config(4, 1), 0)
 
 

@@ -21,7 +21,7 @@ def test_bytes_of_byte_level_pieces() -> None:
     assert bpe.byte_level_bytes(pieces, {4}) == wanted
 
 
-def test_byte_letters_are_those_of_the_library() -> None:
+def test_byte_alphabet_are_those_of_the_library() -> None:
     assert set(bpe.byte_alphabet()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -96,8 +96,8 @@ def test_named_tokens_in_a_text_become_these_tokens() -> None:
 
 
 def test_byte_level_cuts_apply_in_turn() -> None:
-    letters = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
-    pieces = [*letters, "12", "ab", "Ġa", "<end>"]
+    alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
+    pieces = [*alphabet, "12", "ab", "Ġa", "<end>"]
     backend = bpe.byte_level_bpe(
         pieces,
         [("1", "2"), ("a", "b"), ("Ġ", "a")],
@@ -108,16 +108,16 @@ def test_byte_level_cuts_apply_in_turn() -> None:
     assert backend.encode("ab12 a<end>").tokens == ["ab", "1", "2", "Ġa", "<end>"]
 
 
-def test_whole_pieces_first() -> None:
-    letters = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
-    for whole, tokens in ((True, ["abc"]), (False, ["ab", "c"])):
+def test_merges_are_ignored_for_parts_in_the_vocabulary() -> None:
+    alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
+    for ignore_merges, tokens in ((True, ["abc"]), (False, ["ab", "c"])):
         backend = bpe.byte_level_bpe(
-            [*letters, "ab", "abc"],
+            [*alphabet, "ab", "abc"],
             [("a", "b")],
             (r"\p{L}+",),
             control=(),
             user_defined=(),
-            whole_pieces_first=whole,
+            ignore_merges=ignore_merges,
         )
         assert backend.encode("abc").tokens == tokens
 

@@ -153,7 +153,7 @@ def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     native._load.cache_clear()
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert native.unavailable_reason() == "there is no C++ compiler (c++, g++, clang++)"
+    assert native.unavailable_reason() == "no C++ compiler found (tried c++, g++, clang++)"
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -164,7 +164,7 @@ def test_a_compiler_that_fails_is_no_end(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "cache"))
-    assert native.unavailable_reason() == f"{compiler} could not make them: no room"
+    assert native.unavailable_reason() == f"{compiler} could not compile them: no room"
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
