@@ -42,7 +42,7 @@ CPU's cache; whole tensors at once are slower and need five times their size in 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Location of a tensor: `offset` in bytes from the file's start, `shape` outermost axis first."""
+    """Location of a tensor: `offset` in bytes from the file's start, `shape` outermost first."""
 
     shape: Shape
     kind: gguf.GGMLQuantizationType

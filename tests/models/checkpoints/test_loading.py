@@ -53,9 +53,7 @@ def test_random_weights_from_a_mapping() -> None:
 
 
 def test_a_config_only_goes_with_random_weights(tmp_path: Path) -> None:
-    with pytest.raises(
-        FleetConfigError, match="requires a source `config:FAMILY`, not demo:x"
-    ):
+    with pytest.raises(FleetConfigError, match="requires a source `config:FAMILY`, not demo:x"):
         open_checkpoint("demo:x", config_mapping=SMALL)
 
 
