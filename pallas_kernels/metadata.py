@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from muxjax.pallas_kernels.layout import LANES, KVLayout
@@ -33,9 +32,9 @@ class AttentionMetadata:
       decode: one query per sequence: `T == S` and row `s` is the query of sequence `s`. Static.
     """
 
-    block_tables: Int[Array | np.ndarray, "S B"]
-    kv_lens: Int[Array | np.ndarray, " S"]
-    query_starts: Int[Array | np.ndarray, " S+1"]
+    block_tables: Int[Array, "S B"]
+    kv_lens: Int[Array, " S"]
+    query_starts: Int[Array, " S+1"]
     layout: KVLayout = field(metadata={"static": True})
     decode: bool = field(default=False, metadata={"static": True})
 

@@ -48,7 +48,7 @@ def paged_attention_mosaic_gpu(
     from muxjax.pallas_kernels.gpu.decode import decode
     from muxjax.pallas_kernels.gpu.prefill import prefill
 
-    layout, block_tables = metadata.layout, jnp.asarray(metadata.block_tables)
+    layout, block_tables = metadata.layout, metadata.block_tables
     target = current_target()
     tiles = choose_tiles(
         layout,
