@@ -132,7 +132,7 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     int8 = entry.quantization == "int8"
     # An int8 model on a CPU keeps keys and values in bfloat16 where it is not told otherwise.
     wide_kv = entry.dtype == "float32" if int8 else wide
-    wide_kv = wide_kv or (on_cpu and not _cpu_reads_half_pools())
+    wide_kv = wide_kv or (on_cpu and not _cpu_prefers_bfloat16_pool())
     return shape_of(
         found.config,
         weight_bits=8.0 if int8 else found.weight_bits or bits,
@@ -141,11 +141,11 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     )
 
 
-def _cpu_reads_half_pools() -> bool:
+def _cpu_prefers_bfloat16_pool() -> bool:
     # Only here: planning for other hardware does without JAX.
     from muxjax.pallas_kernels.cpu import native
 
-    return native.reads_half_pools()
+    return native.prefers_bfloat16_pool()
 
 
 def shape_of(

@@ -248,7 +248,7 @@ def dtype_of(entry: ModelEntry) -> Dtype:
 def kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
     """The widest of the models'; on a CPU whose pool cannot be bfloat16, float32."""
     if "float32" in dtypes or (
-        current_target().platform == "cpu" and not native.reads_half_pools()
+        current_target().platform == "cpu" and not native.prefers_bfloat16_pool()
     ):
         return jnp.dtype("float32")
     return jnp.dtype("bfloat16")

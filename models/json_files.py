@@ -13,7 +13,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-      CheckpointError: it cannot be read, or is no JSON object.
+      CheckpointError: the file cannot be read, or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text("utf-8"))

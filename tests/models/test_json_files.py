@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.json_files import read_json
 
 
 def test_objects_only(tmp_path: Path) -> None:
