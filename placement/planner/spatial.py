@@ -31,7 +31,7 @@ def spatial_units(
     memory = {device.name: device.memory for device in plan.devices}
     models = _merge_replicas(plan)
     if not nodes or not models:
-        raise PlanError("spatial partitioning needs at min_memory one node and one model")
+        raise PlanError("spatial partitioning needs at least one node and one model")
     min_memory = min(memory[node.device] for node in nodes)
     max_devices = max(node.devices for node in nodes)
     fitting = {
