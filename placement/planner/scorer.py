@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 from muxjax.placement.costs.cluster import Cluster
 from muxjax.placement.costs.cost_model import PlanningCosts
@@ -33,9 +33,9 @@ from muxjax.placement.planner.plan import Execution
 from muxjax.placement.planner.upstream_estimator import UpstreamEstimator
 
 Objective = Literal["throughput", "weighted", "slo"]
-Item: TypeAlias = tuple[int, float]
+type Item = tuple[int, float]
 """A model's index in the fleet, and the fraction of its rate."""
-Items: TypeAlias = tuple[Item, ...]
+type Items = tuple[Item, ...]
 
 SLACK_VALUE = 1e-4
 """Value of a completely unused unit, as a fraction of its load."""

@@ -25,8 +25,7 @@ from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, Sim
 from muxjax.placement.simulator.simulator import UnitSimulation
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import pool_of
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.pool_division import OpenPool, pool_of
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Policy, Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec

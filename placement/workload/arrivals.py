@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 
 from muxjax.errors import WorkloadError
 
-RateSteps: TypeAlias = Iterable[tuple[float, float]]
+type RateSteps = Iterable[tuple[float, float]]
 """Pairs of a time (seconds, ascending, the first 0) and the rate from then on."""
 
 _GAPS_PER_DRAW = 256

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from muxjax.errors import WorkloadError
 from muxjax.placement.workload.file_fields import (
@@ -35,7 +35,7 @@ from muxjax.placement.workload.file_fields import (
 from muxjax.placement.workload.trace import TraceRequest, validate_requests
 
 Format = Literal["mooncake", "azure", "burstgpt", "muxserve"]
-_Row: TypeAlias = tuple[str, TraceRequest]
+type _Row = tuple[str, TraceRequest]
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")

@@ -9,7 +9,8 @@ from muxjax.placement.simulator.simulated_units import (
     SystemConfig,
     build_simulated_unit,
 )
-from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
+from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from tests.muxjax.scheduling.harness import request
 from tests.placement.simple_costs import SHAPE, SimpleCosts, planned, unit
 
