@@ -280,7 +280,7 @@ class _Runner:
                 return
             model.finished += 1
             model.last_end = max(model.last_end, record.end)
-            alone = targets[record.model].alone(record, self._costs)
+            alone = targets[record.model].isolated_latency(record, self._costs)
             for limit in model.met:
                 model.met[limit] += record.latency <= limit * alone
 
