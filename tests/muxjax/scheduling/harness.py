@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.expected_load import (
+    MEAN_OUTPUT_TOKENS,
+    MEAN_PROMPT_TOKENS,
+    ExpectedLoad,
+)
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
@@ -24,10 +29,14 @@ def spec(
     prefill_tokens: int = 16,
     prefill_seqs: int = 4,
     decode_tokens: int = 4,
+    rate: float = 1.0,
+    prompt_tokens: float = MEAN_PROMPT_TOKENS,
+    output_tokens: float = MEAN_OUTPUT_TOKENS,
     **more: float | None,
 ) -> ModelSpec:
     limits = BucketLimits(max_seqs, prefill_tokens, prefill_seqs, decode_tokens)
-    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, **more)
+    load = ExpectedLoad(rate, prompt_tokens, output_tokens)
+    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, load, **more)
 
 
 def request(
