@@ -162,7 +162,7 @@ class DecodeBatch(Sequence[DecodeSequence]):
         self.masks = masks
 
     @classmethod
-    def of(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
+    def from_sequences(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
         """The columns of some sequences; a batch itself if it is one."""
         if isinstance(sequences, DecodeBatch):
             return sequences

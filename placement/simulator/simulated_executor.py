@@ -221,7 +221,7 @@ class SimulatedExecutor:
         return self._job(step, tokens, rounds * each, share, moved)
 
     def _share(self, turn: StepKey, own: float) -> float:
-        return own if self._compute is None else self._compute.taken(turn)
+        return own if self._compute is None else self._compute.allocated(turn)
 
     def _job(
         self, step: Step, tokens: list[list[int]], seconds: float, share: float, moved: float

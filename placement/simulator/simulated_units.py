@@ -19,30 +19,31 @@ from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.step_times import StepTimes
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.placement.simulator.concurrent import make_concurrent_policy
+from muxjax.placement.simulator.concurrent import create_concurrent_policy
 from muxjax.placement.simulator.metrics import AttainmentTarget
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator.simulator import UnitSimulation
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import pool_of
-from muxjax.scheduling.kv_cache.quotas import OpenPool
-from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Policy, Scheduler
+from muxjax.scheduling.policies.interface import Policy
+from muxjax.scheduling.policies.registry import (
+    PolicyEntry,
+    create_policy,
+    get_policy,
+    policy_names,
+)
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 
-PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
-"""Those of the engine (`scheduling/policies.py`), and `spatial`: each model on devices of its own
-(see `spatial.py`), where it runs alone, so that its policy is `adbs`. `temporal` and `mutex` run
-one program at a time whatever the execution."""
+type PolicyName = str
+"""One of `simulated_policy_names`. A policy without a concurrent variant runs one program at a time
+whatever the execution."""
 
 PAGE_TOKENS = 16
 """Tokens of the widest model of a unit in a page; narrower ones have more."""
 MOST_BLOCKS = 2**16
 """Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
 which nobody needs; their pages are larger instead."""
-OWN_PARTS = ("static", "slo")
-"""Policies that give models parts of the compute of their own where programs run side by side."""
 LEAST_PART = 0.2
 """Of the compute, divided evenly among such parts whatever the need."""
 LONGEST = 8192
@@ -85,7 +86,12 @@ class System:
     @property
     def runs(self) -> Execution:
         """How programs run in fact."""
-        return "time_sliced" if self.policy in ("temporal", "mutex") else self.execution
+        return self.execution if self.entry.concurrent is not None else "time_sliced"
+
+    @property
+    def entry(self) -> PolicyEntry:
+        """The policy in the registry: that of `spatial` is `adbs`, with one model on each unit."""
+        return get_policy("adbs" if self.policy == "spatial" else self.policy)
 
 
 def build_simulated_unit(
@@ -115,7 +121,8 @@ def build_simulated_unit(
     steps = system.steps
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
-    if system.policy in OWN_PARTS and execution == "concurrent":
+    variant = system.entry.concurrent if execution == "concurrent" else None
+    if variant is not None and variant.exclusive_shares:
         planned = _in_parts(planned)
     page_bytes, specs = _specs(planned, costs, shapes, steps, system.blocks)
     if targets is not None:
@@ -131,7 +138,9 @@ def build_simulated_unit(
     simulated = {model.name: _simulated(model, execution, costs) for model in planned.models}
     compute = _compute(planned) if execution == "concurrent" else None
     executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth, compute=compute)
-    open_pool = execution == "concurrent" and system.policy in ("fcfs", "round_robin")
+    kv_quotas = system.entry.kv_quotas
+    if variant is not None and variant.kv_quotas is not None:
+        kv_quotas = variant.kv_quotas
     estimates = _estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
 
@@ -147,7 +156,7 @@ def build_simulated_unit(
             _policy(system, compute),
             demand=demand,
             estimates=estimates,
-            kv_quotas=OpenPool if open_pool else pool_of(system.policy),
+            kv_quotas=kv_quotas,
             concurrent=execution == "concurrent",
         )
     except PoolTooSmall as error:
@@ -159,14 +168,19 @@ def build_simulated_unit(
     return UnitSimulation(planned.name, unit, executor, planned.token_seconds)
 
 
+def simulated_policy_names() -> tuple[str, ...]:
+    """The registered policies, and `spatial`: each model on its own devices."""
+    return (*policy_names(), "spatial")
+
+
 def longest_request(model: PlannedModel, shape: ModelShape) -> int:
     """Tokens of the longest request of a model, prompt and output."""
     return min(shape.max_position, model.longest or LONGEST)
 
 
 def _policy(system: System, compute: ComputeShares | None) -> Policy:
-    name = "adbs" if system.policy == "spatial" else system.policy
-    return make_policy(name) if compute is None else make_concurrent_policy(name, compute)
+    name = system.entry.name
+    return create_policy(name) if compute is None else create_concurrent_policy(name, compute)
 
 
 def _compute(planned: PlannedUnit) -> ComputeShares:

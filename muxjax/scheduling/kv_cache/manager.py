@@ -108,7 +108,7 @@ class KVCacheManager:
         request, spec = state.first, state.spec
         if request is None or not state.free_slots:
             return None
-        if self.refused(state) or (request.last_step and not self._flights.settled(request)):
+        if self.refused(state) or (request.last_step and not self._flights.is_settled(request)):
             return None
         blocks = _blocks_to_admit(spec, request)
         found = self._prefixes.find(state, request)
@@ -143,7 +143,7 @@ class KVCacheManager:
         refusal = self._refused.get(name)
         if refusal is None:
             return False
-        refusal.asked = made = self._flights.made
+        refusal.asked = made = self._flights.started
         if refusal.request is not state.first or made >= refusal.again:
             return False
         if refusal.changes != self._released[name] + self._line_changes + self._quotas.changes:
@@ -206,7 +206,7 @@ class KVCacheManager:
         self._line_changes += 1
 
     def _ripe(self, refusal: _Refusal) -> bool:
-        return refusal.place == 1 and self._flights.made - refusal.since >= RECLAIM_STEPS
+        return refusal.place == 1 and self._flights.started - refusal.since >= RECLAIM_STEPS
 
     def _emptiest_copy(self, state: ModelState) -> int:
         """The copy with a free slot that has most blocks to give, or else most free slots."""
@@ -268,7 +268,7 @@ class KVCacheManager:
         if fits or (reason and self._preempt_for(name, slabs, None, reason)):
             return True
         quotas.note_refused(name, slabs)
-        made, changes = self._flights.made, self._changes(name)
+        made, changes = self._flights.started, self._changes(name)
         since = made if refusal is None or refusal.place == 2 else refusal.since
         again = made + _CLAIM_AGAIN if reason else math.inf
         if place == 1 and not ripe:
@@ -303,7 +303,7 @@ class KVCacheManager:
         quota = self._quotas.quotas[model]
         patience = max(RECLAIM_STEPS, 2 * len(self._models))
         for name, refusal in self._refused.items():
-            if name == model or self._flights.made - refusal.asked > patience:
+            if name == model or self._flights.started - refusal.asked > patience:
                 continue
             other = 0 if self._ripe(refusal) else refusal.place
             if (other, refusal.request.order) > (place, request.order):
@@ -432,7 +432,7 @@ def _growth(
 
     The last token of a sequence is not in the pool yet: it is written first.
     """
-    made = table.made[slots]
+    made = table.expected[slots]
     counts = np.minimum(table.limit[slots] - made, num_tokens)
     blocks = (table.prompt[slots] + made + counts + (per_block - 2)) // per_block
     return counts, blocks, (blocks > table.num_blocks[slots]).nonzero()[0]

@@ -1,17 +1,11 @@
-"""How each policy has the pool divided.
-
-The policies that the paper and this project propose divide it by quotas that follow the need
-(`quotas.KVQuotas`). Two of the baselines do not: `temporal` lets whoever comes first take what is
-free (`quotas.OpenPool`), and `static` and `mutex` give each model a part that is its own
-(`FixedPool`).
-"""
+"""A pool that is divided once, for baselines. `policies/registry.py` says which policy uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool, apportion, slabs_for_request
+from muxjax.scheduling.kv_cache.quotas import KVQuotas, apportion, slabs_for_request
 from muxjax.scheduling.specs import ModelSpec
 
 
@@ -48,16 +42,3 @@ class FixedPool(KVQuotas):
         """Never: nothing moves."""
         del now
         return False
-
-
-POOLS: Mapping[str, type[KVQuotas]] = {
-    "static": FixedPool,
-    "mutex": FixedPool,
-    "temporal": OpenPool,
-}
-"""Of the policies that do not have `KVQuotas`."""
-
-
-def pool_of(policy: str) -> type[KVQuotas]:
-    """How the policy of this name has the pool divided."""
-    return POOLS.get(policy, KVQuotas)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
@@ -94,7 +94,7 @@ class Loop:
         cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **unit: object
     ) -> Loop:
         return cls(
-            Scheduler(specs, num_pages, make_policy(policy), record_freed=True, **unit),
+            Scheduler(specs, num_pages, create_policy(policy), record_freed=True, **unit),
             MockExecutor(specs, num_pages),
         )
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import create_policy, policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.timeline import Timeline
 from muxjax.testing.mock_executor import MockExecutor
@@ -51,7 +51,7 @@ def test_a_unit_may_be_left_without_models() -> None:
     assert loop.updates[-1].finish_reason == "length"
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 def test_models_come_and_go_under_load(policy: str) -> None:
     loop, specs = Loop.of([A, B, C], PAGES, policy, prefix_cache=True), {"a": A, "b": B, "c": C}
     chance, asked = random.Random(policy), []
@@ -133,7 +133,7 @@ def test_expectations_change_while_requests_run() -> None:
 
 
 def test_a_timeline_knows_all_that_were_there() -> None:
-    unit = Scheduler([A, B], PAGES, make_policy("adbs"))
+    unit = Scheduler([A, B], PAGES, create_policy("adbs"))
     unit.remove_model("b")
     loop, timeline = Loop(unit, MockExecutor([A, B], PAGES)), Timeline()
     for name in "ab":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.kv_cache.manager import RECLAIM_STEPS
 from muxjax.scheduling.kv_cache.quotas import OpenPool
-from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
@@ -17,7 +17,7 @@ from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 MOST_STEPS = 20
 """Steps within which a model has its floor, or runs all that it asked for."""
-TAKING_TURNS = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
+TAKING_TURNS = [name for name in ("adbs", "round_robin", "slo") if name in policy_names()]
 """Policies that ask for every model within a few steps. `fcfs` keeps one line: who comes late waits
 for all who came before, whatever its floor."""
 
@@ -184,7 +184,7 @@ def floors(draw: st.DrawFn, count: int) -> list[float | None]:
     return [None if floor is None else floor / total / 2 for floor in given]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.timeline import Timeline
 from muxjax.testing.mock_executor import MockExecutor
@@ -20,7 +20,7 @@ SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
 
 def run(timeline: Timeline, name: str = "unit") -> int:
     """Two requests to their end; how many steps that took."""
-    unit, executor = Scheduler(SPECS, 60, make_policy("adbs")), MockExecutor(SPECS, 60)
+    unit, executor = Scheduler(SPECS, 60, create_policy("adbs")), MockExecutor(SPECS, 60)
     unit.add(request(1, "a", 6, max_tokens=5))
     unit.add(request(2, "b", 3, max_tokens=5))
     steps = 0

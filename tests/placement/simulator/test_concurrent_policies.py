@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.placement.simulator.concurrent import make_concurrent_policy
+from muxjax.placement.simulator.concurrent import create_concurrent_policy
 from muxjax.scheduling.kv_cache.quotas import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
@@ -21,7 +21,7 @@ def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int 
     return Scheduler(
         [spec("a"), spec("b")],
         num_pages,
-        make_concurrent_policy(policy, ComputeShares(shares)),
+        create_concurrent_policy(policy, ComputeShares(shares)),
         kv_quotas=OpenPool,
         concurrent=True,
     )
@@ -132,4 +132,4 @@ def test_everything_ends(policy: str) -> None:
 
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="there are slo, adbs, round_robin, fcfs, static"):
-        make_concurrent_policy("none", ComputeShares({}))
+        create_concurrent_policy("none", ComputeShares({}))
