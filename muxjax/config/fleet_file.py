@@ -82,7 +82,7 @@ def _describe_policies(schema: dict[str, Any]) -> None:
     schema["description"] += "."
 
 
-Policy = Annotated[str, AfterValidator(_policy)]
+KnownPolicy = Annotated[str, AfterValidator(_policy)]
 
 
 class _Section(BaseModel):
@@ -243,7 +243,7 @@ class FleetConfig(_Section):
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Devices that the fleet runs on, its models cut among them."
     )
-    policy: Policy = Field(
+    policy: KnownPolicy = Field(
         default="adbs",
         description="Scheduling policy",
         json_schema_extra=_describe_policies,

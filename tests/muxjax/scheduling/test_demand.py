@@ -71,5 +71,5 @@ def test_units_follow_it() -> None:
     quotas = unit.quotas.quotas
     assert quotas["popular"] == 3 * quotas["rare"]
     # Beside the part that is shared evenly, time follows the rates too.
-    beyond = {turn: share - EVEN_PART / 4 for turn, share in unit.time.shares.items()}
+    beyond = {turn: share - EVEN_PART / 4 for turn, share in unit.fair_share.shares.items()}
     assert beyond["popular", "prefill"] == pytest.approx(3 * beyond["rare", "prefill"])

@@ -41,7 +41,7 @@ def short_of(unit: Scheduler, name: str) -> bool:
     """Whether the model waits for pages that its floor would hold, or holds nothing at all."""
     state, allocator = unit.models[name], unit.allocator
     waiting = next(iter(state.waiting.values()), None)
-    if waiting is None or not state.free_slots or not unit.settled(waiting):
+    if waiting is None or not state.free_slots or not unit.is_settled(waiting):
         return False
     burst = state.spec.limits.max_decode_tokens
     blocks = state.spec.blocks_for(waiting.num_tokens + burst)
@@ -235,5 +235,5 @@ def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -
             and unit.allocator.leased_slabs(one.name)
             and not (state.prefilling)
         ):
-            assert unit.make_prefill(one.name) is not None
+            assert unit.batch_builder.build_prefill(one.name) is not None
             unit.check_invariants()

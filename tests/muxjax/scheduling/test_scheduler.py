@@ -122,7 +122,7 @@ def test_what_cannot_be_served_is_refused() -> None:
         unit.add(request(0, "c"))
     with pytest.raises(InvalidRequest, match="empty"):
         unit.add(request(0, prompt_tokens=0))
-    with pytest.raises(InvalidRequest, match="20 tokens; a takes at most 19") as error:
+    with pytest.raises(InvalidRequest, match="20 tokens; a accepts at most 19") as error:
         unit.add(request(0, prompt_tokens=20))
     assert error.value.field == "prompt"
     unit.add(request(0))
@@ -134,7 +134,7 @@ def test_what_cannot_be_served_is_refused() -> None:
 def test_bad_units_are_refused() -> None:
     with pytest.raises(PoolTooSmall, match="deep needs 9 pages for one block"):
         Scheduler([spec("deep", 9)], 17, create_policy("adbs"))
-    with pytest.raises(ValueError, match="unlike names"):
+    with pytest.raises(ValueError, match="distinct names"):
         Scheduler([spec("a"), spec("a")], 100, create_policy("adbs"))
     with pytest.raises(ValueError, match="at least one model"):
         Scheduler([], 100, create_policy("adbs"))
@@ -215,11 +215,11 @@ def test_shares_follow_demand_with_newer_estimates() -> None:
     specs = [spec("a", rate=3.0), spec("b", rate=1.0)]
     unit = Scheduler(specs, 2 + 2 * 40, create_policy("adbs"), demand=demand)
     assert unit.quotas.quotas == {"a": 30, "b": 10}
-    assert unit.time.shares["a", "decode"] == unit.time.shares["b", "decode"]
+    assert unit.fair_share.shares["a", "decode"] == unit.fair_share.shares["b", "decode"]
     unit.next_step(0.0)
     unit.estimates.observe_decode("a", 1, 1, 0.2)
     unit.next_step(1.0)
     assert asked == ["a", "b"]
     unit.next_step(60.0)
     assert asked == ["a", "b"] * 2
-    assert unit.time.shares["a", "decode"] > 5 * unit.time.shares["b", "decode"]
+    assert unit.fair_share.shares["a", "decode"] > 5 * unit.fair_share.shares["b", "decode"]

@@ -3,15 +3,8 @@ from __future__ import annotations
 import pytest
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.pool_division import FixedPool, pool_of
-from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool
+from muxjax.scheduling.kv_cache.pool_division import FixedPool
 from tests.muxjax.scheduling.harness import Loop, request, spec
-
-
-def test_each_policy_has_its_pool() -> None:
-    assert pool_of("slo") is pool_of("adbs") is KVQuotas
-    assert pool_of("static") is pool_of("mutex") is FixedPool
-    assert pool_of("temporal") is OpenPool
 
 
 def test_a_fixed_part_cannot_be_borrowed() -> None:

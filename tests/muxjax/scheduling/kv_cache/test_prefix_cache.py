@@ -306,8 +306,8 @@ def test_a_unit_without_a_cache_keeps_and_hashes_nothing() -> None:
     assert stats(asker.loop)["prefix_queries"] == 0
 
 
-def test_steps_side_by_side_have_no_cache() -> None:
-    with pytest.raises(ValueError, match="side by side"):
+def test_concurrent_steps_have_no_cache() -> None:
+    with pytest.raises(ValueError, match="concurrent steps"):
         Scheduler([spec("a")], 400, create_policy("adbs"), concurrent=True, prefix_cache=True)
 
 
