@@ -80,7 +80,7 @@ def test_several_units_are_processes(tmp_path: Path) -> None:
 
 
 def test_a_ring_keeps_the_latest(tmp_path: Path) -> None:
-    timeline = Timeline(most_steps=3)
+    timeline = Timeline(max_steps=3)
     steps = run(timeline)
     assert (len(timeline), timeline.dropped) == (3, steps - 3)
     assert sum(e["ph"] == "X" for e in written(timeline, tmp_path)) == 3
