@@ -322,17 +322,18 @@ class Scheduler:
         if not self.models:
             return None
         self._update_shares(now)
+        policy, builder = self.policy, self.batch_builder
         built: tuple[Step, list[Request]] | None
-        for proposal in self.policy.propose(self, now):
+        for proposal in policy.propose(self, now):
             if isinstance(proposal, StepProposal):
                 model, phase, max_tokens = proposal
                 if phase == "prefill":
-                    built = self.batch_builder.build_prefill(model, max_tokens)
+                    built = builder.build_prefill(model, max_tokens)
                 else:
-                    built = self.batch_builder.build_decode(model, max_tokens)
+                    built = builder.build_decode(model, max_tokens)
                 if built is not None:
                     step, requests = built
-                    self.policy.on_scheduled(self, step, now)
+                    policy.on_scheduled(self, step, now)
                     seconds = self.estimates.step_seconds(step)
                     key = model, phase
                     self.fair_share.charge(key, seconds)

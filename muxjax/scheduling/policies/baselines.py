@@ -65,8 +65,8 @@ class RoundRobin(Policy):
     def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
         models = list(view.models)
-        for offset in range(len(models)):
-            yield from _prefill_then_decode(view, models[(self._next + offset) % len(models)])
+        first = self._next % len(models)
+        return _prefill_then_decode(view, models[first:] + models[:first])
 
     def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
         del now
@@ -107,8 +107,8 @@ class Static(Policy):
                     virtual_time[model], min(stayed, default=virtual_time[model])
                 )
         self._active = set(active)
-        for model in sorted(active, key=lambda m: virtual_time[m]):
-            yield from _prefill_then_decode(view, model)
+        active.sort(key=lambda model: virtual_time[model])
+        return _prefill_then_decode(view, active)
 
     def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
         del now
@@ -131,14 +131,14 @@ class Mutex(Policy):
         del now
         order = [m for m, state in view.models.items() if state.has_prefill or state.has_decode]
         self._random.shuffle(order)
-        for model in order:
-            yield from _prefill_then_decode(view, model)
+        return _prefill_then_decode(view, order)
 
 
-def _prefill_then_decode(view: SchedulerView, model: str) -> Iterator[StepProposal]:
-    """A prefill of the model and, if that is impossible, a decode."""
-    state = view.models[model]
-    if state.has_prefill:
-        yield StepProposal(model, "prefill")
-    if state.has_decode:
-        yield StepProposal(model, "decode")
+def _prefill_then_decode(view: SchedulerView, order: list[str]) -> Iterator[StepProposal]:
+    """For each model a prefill and, if that is impossible, a decode."""
+    for model in order:
+        state = view.models[model]
+        if state.has_prefill:
+            yield StepProposal(model, "prefill")
+        if state.has_decode:
+            yield StepProposal(model, "decode")
