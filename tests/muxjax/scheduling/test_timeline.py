@@ -84,7 +84,7 @@ def test_a_ring_keeps_the_latest(tmp_path: Path) -> None:
     steps = run(timeline)
     assert (len(timeline), timeline.dropped) == (3, steps - 3)
     assert sum(e["ph"] == "X" for e in written(timeline, tmp_path)) == 3
-    with pytest.raises(ValueError, match="one step at least"):
+    with pytest.raises(ValueError, match="max_steps must be at least 1, not 0"):
         Timeline(0)
 
 

@@ -38,7 +38,7 @@ class Arrival:
 
 
 def models(burst: int, floors: list[float | None], replicas: int = 1) -> list[ModelSpec]:
-    """Three of unlike depth, page capacity, length and limits, the first in copies."""
+    """Three models of different depth, page capacity, length and limits, the first replicated."""
     a = spec("a", 2, 4, 24, max_seqs=6, decode_tokens=burst, kv_floor=floors[0], replicas=replicas)
     b = spec("b", 3, 2, 16, max_seqs=3, decode_tokens=4, kv_floor=floors[1])
     c = spec("c", 5, 7, 40, prefill_tokens=8, prefill_seqs=2, kv_floor=floors[2])
