@@ -79,7 +79,7 @@ class UnitHost:
             model = self.models[asked.model]
             own = () if asked.params.ignore_eos else model.eos_token_ids
             constraint = self._vocabulary(model).start(asked.params.grammar, own)
-            constraint = constraint.anew(asked.output)
+            constraint = constraint.replay(asked.output)
         return Request(
             id=asked.id,
             model=asked.model,

@@ -280,7 +280,7 @@ class JaxExecutor:
         self, model: ModelSlots, step: Decode
     ) -> tuple[StepOutput, np.ndarray, list[int | None]]:
         programs, replicas = model.programs, model.replicas
-        batch = DecodeBatch.of(step.sequences)
+        batch = DecodeBatch.from_sequences(step.sequences)
         slots = batch.slots
         missing = batch.num_blocks - model.known[slots]
         for index in (missing > 1).nonzero()[0].tolist():

@@ -168,7 +168,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         def change(unit: Scheduler, executor: Executor) -> bool:
             if name not in unit.models:
                 return True
-            if not unit.idle(name):
+            if not unit.is_idle(name):
                 return False
             unit.remove_model(name)
             if isinstance(executor, JaxExecutor):
@@ -197,7 +197,7 @@ class LocalUnit(UnitSupervisor[Engine]):
 
         def change(unit: Scheduler, executor: Executor) -> bool:
             awake = [part.spec for part in parts if part.model.name in unit.models]
-            unit.change_models(awake)
+            unit.update_models(awake)
             return True
 
         self._in_loop(change)

@@ -25,8 +25,7 @@ from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import pool_of
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import get_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.units.page_geometry import longest_sequence
@@ -161,12 +160,13 @@ class UnitSpec:
         Raises:
           PoolTooSmall: the pool cannot hold one request of full length of each model.
         """
+        policy = get_policy(self.config.policy)
         unit = Scheduler(
             [part.spec for part in self.parts.values()],
             self.kv.shape[0],
-            make_policy(self.config.policy),
+            policy.factory(),
             demand=self.demand,
-            kv_quotas=pool_of(self.config.policy),
+            kv_quotas=policy.kv_quotas,
             refuse_late=self.config.refuse_late,
             prefix_cache=self.config.pool.prefix_cache,
             record_freed=self.poison,
