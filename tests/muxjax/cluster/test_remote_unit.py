@@ -39,10 +39,10 @@ class LocalPeer:
         self.cancelled.append(request_id)
         self._host.cancel(request_id)
 
-    def report(self, seconds: float) -> PollResult:
-        report = self._host.report(min(seconds, 0.05))
+    def poll(self, seconds: float) -> PollResult:
+        result = self._host.poll(min(seconds, 0.05))
         self._check()  # what it says does not arrive
-        return pickle.loads(pickle.dumps(report))
+        return pickle.loads(pickle.dumps(result))
 
     def stats(self) -> dict[str, Any]:
         self._check()

@@ -165,14 +165,14 @@ def test_a_poisoned_page_can_be_written_by_its_next_owner() -> None:
         ([chunk(blocks=(2,))], "no block for token 2"),
         ([chunk(blocks=(1, 4))], "block at page 1 of a is outside the pool"),
         ([chunk(blocks=(2, 19))], "block at page 19 of a is outside the pool"),
-        ([chunk(blocks=(2, 3))], "block 3 used twice"),
-        ([chunk(), chunk(number=1)], "block 2 used twice"),
-        ([chunk(), chunk(blocks=(6, 8))], "slots used twice"),
+        ([chunk(blocks=(2, 3))], "block 3 of a is used twice"),
+        ([chunk(), chunk(number=1)], "block 2 of a is used twice"),
+        ([chunk(), chunk(blocks=(6, 8))], "a slot is used twice"),
         ([chunk(number=2)], "no such slot"),
         ([chunk((1,) * 9, (2, 4, 6, 8, 10))], "too many tokens"),
         ([chunk(()), chunk(number=1)], "an empty chunk"),
         ([], "too many chunks"),
-        ([chunk((1, 2, 3, 4), max_new_tokens=1)], "nothing left to make"),
+        ([chunk((1, 2, 3, 4), max_new_tokens=1)], "no tokens left to generate"),
     ],
 )
 def test_bad_prefills_are_noticed(chunks: list[PrefillChunk], message: str) -> None:

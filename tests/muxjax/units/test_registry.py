@@ -21,8 +21,8 @@ from muxjax.errors import (
     UnknownModel,
     WrongState,
 )
-from muxjax.units import registry as membership
-from muxjax.units.reload import differences
+from muxjax.units import fleet_admin
+from muxjax.units.reload import diff_fleet
 from tests.muxjax.tiny_fleets import entry, fleet
 
 A_STEP = 10_000
@@ -58,9 +58,9 @@ def loaded(shared: Fleet) -> Iterator[Fleet]:
     """The fleet as its file says, whatever the test before has made of it."""
     gc.collect()  # what other tests left is not to go while this one looks at `memory`
     yield shared
-    assert shared.reload(FILE)["failed"] == {}
+    assert shared.admin.reload(FILE)["failed"] == {}
     for model in shared.models:
-        shared.wake(model)
+        shared.admin.wake(model)
 
 
 def tokens(fleet: Fleet, model: str, params: SamplingParams = GREEDY) -> list[int]:
@@ -106,14 +106,14 @@ def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
     right = {model: tokens(loaded, model, LONG) for model in loaded.models}
     before = memory()
     with Asking(loaded, *loaded.models) as asking:
-        loaded.load_model(EXTRA)
+        loaded.admin.load(EXTRA)
         assert list(loaded.models) == ["llama", "qwen3", "extra"]
         assert tokens(loaded, "extra") == right["qwen3"][:12]  # the same weights
         stats = loaded.stats()["models"]
         assert stats["extra"]["kv_pages_quota"] > 0
         with pytest.raises(WrongState, match="extra is loaded already"):
-            loaded.load_model(EXTRA)
-        loaded.unload("extra")
+            loaded.admin.load(EXTRA)
+        loaded.admin.unload("extra")
     for model, answers in asking.answers.items():
         assert answers
         assert all(answer == right[model] for answer in answers)
@@ -126,40 +126,40 @@ def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
 def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
     right = tokens(loaded, "qwen3")
     stream = loaded.open_stream("qwen3", "hello", LONG)
-    loaded.unload("qwen3")  # lets it end
+    loaded.admin.unload("qwen3")  # lets it end
     assert len([t for delta in stream for t in delta.token_ids]) == 60
-    loaded.load_model("qwen3")
+    loaded.admin.load("qwen3")
     assert tokens(loaded, "qwen3") == right
-    with pytest.raises(UnknownModel, match="with a whole entry"):
-        loaded.load_model("nobody")
+    with pytest.raises(UnknownModel, match="with a complete entry"):
+        loaded.admin.load("nobody")
 
 
 def test_what_does_not_end_in_time_is_told_why(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded.admin.lifecycle, "drain_seconds", 0.0)
+    monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
     stream = loaded.open_stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
-    loaded.unload("qwen3")
+    loaded.admin.unload("qwen3")
     with pytest.raises(ModelUnavailable, match="qwen3 is being unloaded"):
         list(stream)
-    with pytest.raises(WrongState, match="llama is the last of unit 0"):
-        loaded.unload("llama")
+    with pytest.raises(WrongState, match="llama is the last model of unit 0"):
+        loaded.admin.unload("llama")
 
 
 def test_a_model_that_the_pool_does_not_take_changes_nothing(loaded: Fleet) -> None:
     before, states = memory(), loaded.model_states()
     deep = entry("gemma3")
     with pytest.raises(FleetConfigError, match=r"block of gemma3 has 5 pages.*`sleeping: true`"):
-        loaded.load_model(deep)
+        loaded.admin.load(deep)
     wide = {**EXTRA, "config": {**EXTRA["config"], "num_key_value_heads": 4, "head_dim": 1024}}
-    with pytest.raises(FleetConfigError, match=r"extra takes 64 rows .* a page .* has 32"):
-        loaded.load_model(wide)
+    with pytest.raises(FleetConfigError, match=r"extra needs 64 rows .* a page .* has 32"):
+        loaded.admin.load(wide)
     with pytest.raises(PoolTooSmall):
-        loaded.load_model({**EXTRA, "kv_floor": 0.99})
+        loaded.admin.load({**EXTRA, "kv_floor": 0.99})
     with pytest.raises(CheckpointError):
-        loaded.load_model({"name": "extra", "source": "/no/such/file.gguf"})
+        loaded.admin.load({"name": "extra", "source": "/no/such/file.gguf"})
     with pytest.raises(WrongState, match="no unit '7'; there are 0"):
-        loaded.load_model(EXTRA, "7")
+        loaded.admin.load(EXTRA, "7")
     assert loaded.model_states() == states
     assert abs(memory() - before) < A_STEP
 
@@ -169,7 +169,7 @@ def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
     with Asking(loaded, *loaded.models) as asking:
         llama = other_weights(entry("llama", rate=2.0))
         qwen3 = entry("qwen3", rate=3.0, slo={"ttft": 0.5})
-        done = loaded.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
+        done = loaded.admin.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
         assert done == {
             "added": ["extra"],
             "removed": [],
@@ -182,7 +182,7 @@ def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
     assert {tuple(answer) for answer in asking.answers["llama"]} <= {tuple(old), tuple(new)}
     spec = loaded.units[0].engine.call(lambda unit: unit.models["qwen3"].spec)
     assert (spec.rate, spec.targets.ttft) == (3.0, 0.5)
-    assert loaded.reload(FILE)["removed"] == ["extra"]
+    assert loaded.admin.reload(FILE)["removed"] == ["extra"]
     assert tokens(loaded, "llama", LONG) == old
 
 
@@ -201,7 +201,7 @@ def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
     ]
     for file, error, message in bad:
         with pytest.raises(error, match=message):
-            loaded.reload(file)
+            loaded.admin.reload(file)
         assert loaded.model_states() == states
     assert tokens(loaded, "llama") == right
 
@@ -214,8 +214,8 @@ def test_a_replacement_that_fails_leaves_the_old_one(
     def broken(*arguments: object) -> None:
         raise RuntimeError("bad weights")
 
-    monkeypatch.setattr(membership, "make_ready", broken)
-    done = loaded.reload(changed(llama=other_weights(entry("llama"))))
+    monkeypatch.setattr(fleet_admin, "load_model_programs", broken)
+    done = loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
     assert done["failed"] == {"llama": "llama cannot be replaced: bad weights"}
     assert tokens(loaded, "llama") == right
     assert abs(memory() - before) < A_STEP
@@ -223,12 +223,12 @@ def test_a_replacement_that_fails_leaves_the_old_one(
 
 def test_one_that_sleeps_is_replaced_and_pinned_in_its_sleep(loaded: Fleet) -> None:
     old = tokens(loaded, "llama")
-    loaded.sleep("llama")
-    loaded.reload(changed(llama=other_weights(entry("llama"))))
+    loaded.admin.sleep("llama")
+    loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
     assert loaded.model_states()["llama"].status == "sleeping"
     assert tokens(loaded, "llama") != old
-    loaded.sleep("llama")
-    loaded.reload(changed(llama=other_weights(entry("llama", pinned=True))))
+    loaded.admin.sleep("llama")
+    loaded.admin.reload(changed(llama=other_weights(entry("llama", pinned=True))))
     state = loaded.model_states()["llama"]
     assert (state.status, state.pinned) == ("loaded", True)
 
@@ -237,7 +237,7 @@ def test_what_differs() -> None:
     def diff(file: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
         config = load_fleet_config(FILE)
         entries = {one.name: one for one in config.models}
-        found = differences(config, entries, load_fleet_config(file))
+        found = diff_fleet(config, entries, load_fleet_config(file))
         return lambda kind: getattr(found, kind)
 
     same = diff({**FILE, "idle_timeout": 60.0, "cluster": "1x1:h100"})
