@@ -95,9 +95,9 @@ def connect_hosts(hosts: Hosts) -> list[Link]:
                 ) from error
             connection.settimeout(CONNECT_TIMEOUT)
             link = Link(connection)
-            fields = link.receive().fields
-            if hmac.compare_digest(str(fields.get("secret")), secret.hex()):
-                links[int(fields["process"])] = link
+            hello = link.receive().fields
+            if hmac.compare_digest(str(hello.get("secret")), secret.hex()):
+                links[int(hello["process"])] = link
                 connection.settimeout(None)
             else:
                 link.close()

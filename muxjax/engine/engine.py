@@ -69,9 +69,11 @@ class Engine:
     def __init__(self, unit: Scheduler, executor: Executor, *, poison: bool = False) -> None:
         self._unit = unit
         self._executor = executor
-        if poison and not isinstance(executor, PoisonsPages):
-            raise ValueError(f"{type(executor).__name__} cannot poison pages")
-        self._poisoner: PoisonsPages | None = executor if poison else None
+        self._poisoner: PoisonsPages | None = None
+        if poison:
+            if not isinstance(executor, PoisonsPages):
+                raise ValueError(f"{type(executor).__name__} cannot poison pages")
+            self._poisoner = executor
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._sinks: dict[int, Sink] = {}

@@ -96,11 +96,20 @@ def load_programs(
       CheckpointError: a weight cannot be read; the work in progress is waited for.
     """
     programs, initial = build_programs(spec), _initial_specs(spec, include_sleeping)
+
+    def on_loaded(name: str, size: int) -> None:
+        if progress is not None:
+            progress.advance("loading weights", size, name)
+
+    def on_compiled(program: Program) -> None:
+        if progress is not None:
+            progress.advance("compiling", 1, program.title)
+
     load_and_compile(
         initial,
         {name: programs[name] for name in initial},
-        on_loaded=lambda name, size: progress and progress.advance("loading weights", size, name),
-        on_compiled=lambda done: progress and progress.advance("compiling", 1, done.title),
+        on_loaded=on_loaded,
+        on_compiled=on_compiled,
     )
     return programs
 
@@ -151,8 +160,8 @@ def load_and_compile(
     specs: Mapping[str, ModelBuildSpec],
     programs: Mapping[str, ModelPrograms],
     *,
-    on_loaded: Callable[[str, int], object] = lambda name, size: None,
-    on_compiled: Callable[[Program], object] = lambda program: None,
+    on_loaded: Callable[[str, int], None] = lambda name, size: None,
+    on_compiled: Callable[[Program], None] = lambda program: None,
 ) -> None:
     """Compiles all programs, and loads the weights of all models at the same time.
 

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
@@ -266,8 +267,9 @@ class FleetAdmin:
             raise FleetConfigError(
                 f"{error}: add it to the fleet file, with `sleeping: true` if needed, and restart"
             ) from error
-        status = "sleeping" if spec.entry.sleeping else "loading"
-        managed = ManagedModel(spec.entry, (unit,), status)
+        managed = ManagedModel(
+            spec.entry, (unit,), "sleeping" if spec.entry.sleeping else "loading"
+        )
         managed.lock.acquire()
         self._router.hold(managed.name)
         unit.register(spec, build_model_programs(spec, unit.spec.kv))
@@ -371,19 +373,19 @@ class FleetAdmin:
 
         def add_all() -> None:
             for name in changes.added:
-                attempt(lambda name=name: self.load(wanted[name]), name)
+                attempt(partial(self.load, wanted[name]), name)
 
         # A unit always has a model: if all of the present ones go, the new ones are added first.
         all_removed = not set(self._registry.entries()) - set(changes.removed)
         if all_removed:
             add_all()
         for name in changes.removed:
-            attempt(lambda name=name: self.unload(name), name)
+            attempt(partial(self.unload, name), name)
         if changes.changed:
             entries = {name: wanted[name] for name in changes.changed}
-            attempt(lambda: self._update_entries(entries), *changes.changed)
+            attempt(partial(self._update_entries, entries), *changes.changed)
         for name in changes.replaced:
-            attempt(lambda name=name: self._replace(replacements[name]), name)
+            attempt(partial(self._replace, replacements[name]), name)
         if not all_removed:
             add_all()
         return failed

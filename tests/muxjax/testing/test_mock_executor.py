@@ -197,7 +197,7 @@ def test_a_slot_of_another_request_is_noticed() -> None:
 def test_more_tokens_than_the_host_expects_are_noticed() -> None:
     mock = executor()
     prefill(mock, chunk())
-    with pytest.raises(MockPoolError, match="more tokens than the host expects"):
+    with pytest.raises(MockPoolError, match="too many tokens"):
         mock.submit(Decode("a", [DecodeSequence(0, 0, (2, 4, 6), 3, 1)], 2))
 
 
