@@ -17,6 +17,7 @@ from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Scheduler
+from muxjax.units.served_unit import ServedUnit
 from tests.muxjax.engine.test_engine import WAIT, Collector
 from tests.muxjax.engine.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
 from tests.muxjax.scheduling.harness import request
@@ -95,7 +96,8 @@ def remote():
 
 
 def test_tokens_are_those_of_a_unit_here(remote: Remote):
-    router = Router([remote.unit])
+    assert isinstance(remote.unit, ServedUnit)
+    router = Router([remote.unit.supervisor])
     requests = requests_of("ab", 10, logprobs=1)
     for one, collector in zip(requests, ask(router, requests), strict=True):
         assert collector.error is None

@@ -6,7 +6,14 @@ import pytest
 
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
-from muxjax.scheduling.steps import Decode, DecodeSequence, Executor, Prefill, PrefillChunk
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeSequence,
+    Executor,
+    PoisonsPages,
+    Prefill,
+    PrefillChunk,
+)
 from muxjax.testing.mock_executor import MockExecutor, MockLatency, MockPoolError, mock_tokens
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -214,3 +221,15 @@ def test_nothing_is_left_after_close() -> None:
     mock.close()
     with pytest.raises(KeyError):
         decode(mock, 1)
+
+
+def test_models_are_added_and_removed() -> None:
+    mock = executor()
+    assert isinstance(mock, Executor)
+    assert isinstance(mock, PoisonsPages)
+    mock.add_model("b", dataclasses.replace(A, name="b"))
+    (tokens,) = mock.result(mock.submit(Prefill("b", [chunk()]))).tokens
+    assert len(tokens) == 1
+    mock.remove_model("a")
+    with pytest.raises(KeyError):
+        prefill(mock, chunk())

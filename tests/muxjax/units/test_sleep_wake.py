@@ -58,7 +58,7 @@ def memory() -> int:
     return sum(array.nbytes for array in jax.live_arrays())
 
 
-def test_sleep_gives_pages_to_the_others_and_wake_takes_them_back(loaded: Fleet) -> None:
+def test_sleep_releases_pages_and_wake_restores_them(loaded: Fleet) -> None:
     before = loaded.stats()["models"]
     right = loaded.generate("llama", "hello", GREEDY)
     loaded.admin.sleep("llama")
@@ -89,7 +89,7 @@ def test_a_hundred_sleeps_keep_weights_and_memory(loaded: Fleet) -> None:
     assert len(set(memories[1:])) == 1
 
 
-def test_requests_to_a_sleeping_model_wake_it_and_wait_in_order(loaded: Fleet) -> None:
+def test_requests_wake_a_sleeping_model_and_keep_their_order(loaded: Fleet) -> None:
     prompts = ["a", "bc", "def", "gh", "hello"]
     right = [loaded.generate("llama", prompt, GREEDY)[0] for prompt in prompts]
     loaded.admin.sleep("llama")
@@ -99,7 +99,7 @@ def test_requests_to_a_sleeping_model_wake_it_and_wait_in_order(loaded: Fleet) -
     assert loaded.model_states()["llama"].status == "loaded"
 
 
-def test_what_runs_for_too_long_is_put_back_in_line(
+def test_requests_that_run_too_long_are_withdrawn_and_resumed(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = loaded.generate("llama", ["one", "two", "three"], LONG)
@@ -113,7 +113,7 @@ def test_what_runs_for_too_long_is_put_back_in_line(
         assert begun + rest == answer.token_ids
 
 
-def test_a_held_request_may_be_cancelled(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_request_is_cancelled(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.admin.sleep("llama")
     monkeypatch.setattr(loaded._router, "on_held", lambda model: None)
     stream = loaded.open_stream("llama", "hello", GREEDY)
@@ -123,7 +123,7 @@ def test_a_held_request_may_be_cancelled(loaded: Fleet, monkeypatch: pytest.Monk
     loaded.admin.wake("llama")
 
 
-def test_others_go_on_while_one_sleeps_and_wakes(loaded: Fleet) -> None:
+def test_other_models_are_served_during_sleep_and_wake(loaded: Fleet) -> None:
     right = loaded.generate("qwen3", "hello", LONG)
     wrong, done = [], threading.Event()
 
@@ -143,7 +143,7 @@ def test_others_go_on_while_one_sleeps_and_wakes(loaded: Fleet) -> None:
     assert not asking.is_alive()
 
 
-def test_who_is_idle_sleeps(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_models_sleep(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     admin = loaded.admin
     monkeypatch.setattr(loaded._router, "_clock", lambda: now[0])
@@ -160,7 +160,7 @@ def test_who_is_idle_sleeps(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> N
     assert admin.sleep_idle() == []
 
 
-def test_a_restarted_unit_knows_who_sleeps(loaded: Fleet) -> None:
+def test_restarted_unit_keeps_models_asleep(loaded: Fleet) -> None:
     right = loaded.generate("llama", "hello", GREEDY)
     loaded.admin.sleep("llama")
     loaded.restart("0", "a test")
@@ -170,9 +170,7 @@ def test_a_restarted_unit_knows_who_sleeps(loaded: Fleet) -> None:
     assert loaded.generate("llama", "hello", GREEDY) == right
 
 
-def test_room_is_made_by_putting_the_idle_to_sleep(
-    loaded: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_model_sleeps_to_make_room(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.admin.sleep("llama")
     wake, tries = ModelPrograms.restore, []
 
@@ -191,7 +189,7 @@ def test_room_is_made_by_putting_the_idle_to_sleep(
 
 
 @pytest.mark.usefixtures("on_host")
-def test_a_wake_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_wake(monkeypatch: pytest.MonkeyPatch) -> None:
     with Fleet.load(two()) as one:
         right = one.generate("llama", "hello", GREEDY)
         one.admin.sleep("llama")
@@ -218,7 +216,7 @@ def test_a_wake_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.generate("llama", "hello", GREEDY) == right
 
 
-def test_one_that_sleeps_from_the_start_is_loaded_by_its_first_request() -> None:
+def test_first_request_loads_a_model_that_starts_asleep() -> None:
     with Fleet.load(two(sleeping=True)) as one:
         assert one.model_states()["llama"].status == "sleeping"
         assert not one.units[0].programs["llama"].programs()
@@ -226,7 +224,7 @@ def test_one_that_sleeps_from_the_start_is_loaded_by_its_first_request() -> None
         assert one.model_states()["llama"].status == "loaded"
 
 
-def test_a_first_load_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_first_load_frees_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with Fleet.load(two(sleeping=True)) as one:
         gc.collect()  # what other tests left is not to go meanwhile
         before = memory()
@@ -259,7 +257,7 @@ def test_states_without_an_engine() -> None:
         assert one.model_states() == {}
 
 
-def test_weights_that_do_not_fit_the_host_stay_where_they_are(
+def test_weights_that_do_not_fit_the_host_stay_on_the_device(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(leaves: object, kind: object) -> None:

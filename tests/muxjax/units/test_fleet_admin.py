@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import pytest
 
 from muxjax import Fleet, SamplingParams
-from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import (
     CheckpointError,
     FleetConfigError,
@@ -22,7 +21,6 @@ from muxjax.errors import (
     WrongState,
 )
 from muxjax.units import fleet_admin
-from muxjax.units.reload import diff_fleet
 from tests.muxjax.tiny_fleets import entry, fleet
 
 A_STEP = 10_000
@@ -102,7 +100,7 @@ class Asking:
         assert self.errors == []
 
 
-def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
+def test_load_and_unload_under_load(loaded: Fleet) -> None:
     right = {model: tokens(loaded, model, LONG) for model in loaded.models}
     before = memory()
     with Asking(loaded, *loaded.models) as asking:
@@ -123,7 +121,7 @@ def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
     assert abs(memory() - before) < A_STEP
 
 
-def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
+def test_model_of_the_file_is_loaded_by_name(loaded: Fleet) -> None:
     right = tokens(loaded, "qwen3")
     stream = loaded.open_stream("qwen3", "hello", LONG)
     loaded.admin.unload("qwen3")  # lets it end
@@ -134,7 +132,7 @@ def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
         loaded.admin.load("nobody")
 
 
-def test_what_does_not_end_in_time_is_told_why(
+def test_unload_ends_requests_after_the_drain_time(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
@@ -146,7 +144,7 @@ def test_what_does_not_end_in_time_is_told_why(
         loaded.admin.unload("llama")
 
 
-def test_a_model_that_the_pool_does_not_take_changes_nothing(loaded: Fleet) -> None:
+def test_model_that_does_not_fit_changes_nothing(loaded: Fleet) -> None:
     before, states = memory(), loaded.model_states()
     deep = entry("gemma3")
     with pytest.raises(FleetConfigError, match=r"block of gemma3 has 5 pages.*`sleeping: true`"):
@@ -164,7 +162,7 @@ def test_a_model_that_the_pool_does_not_take_changes_nothing(loaded: Fleet) -> N
     assert abs(memory() - before) < A_STEP
 
 
-def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
+def test_reload_under_load(loaded: Fleet) -> None:
     old = tokens(loaded, "llama", LONG)
     with Asking(loaded, *loaded.models) as asking:
         llama = other_weights(entry("llama", rate=2.0))
@@ -186,7 +184,7 @@ def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
     assert tokens(loaded, "llama", LONG) == old
 
 
-def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
+def test_invalid_file_changes_nothing(loaded: Fleet) -> None:
     states, right = loaded.model_states(), tokens(loaded, "llama")
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({**FILE, "policy": "fcfs"}, FleetConfigError, "policy: restart to change it"),
@@ -206,7 +204,7 @@ def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
     assert tokens(loaded, "llama") == right
 
 
-def test_a_replacement_that_fails_leaves_the_old_one(
+def test_failed_replacement_keeps_the_old_model(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, before = tokens(loaded, "llama"), memory()
@@ -221,7 +219,7 @@ def test_a_replacement_that_fails_leaves_the_old_one(
     assert abs(memory() - before) < A_STEP
 
 
-def test_one_that_sleeps_is_replaced_and_pinned_in_its_sleep(loaded: Fleet) -> None:
+def test_sleeping_model_is_replaced_and_pinned(loaded: Fleet) -> None:
     old = tokens(loaded, "llama")
     loaded.admin.sleep("llama")
     loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
@@ -231,23 +229,3 @@ def test_one_that_sleeps_is_replaced_and_pinned_in_its_sleep(loaded: Fleet) -> N
     loaded.admin.reload(changed(llama=other_weights(entry("llama", pinned=True))))
     state = loaded.model_states()["llama"]
     assert (state.status, state.pinned) == ("loaded", True)
-
-
-def test_what_differs() -> None:
-    def diff(file: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
-        config = load_fleet_config(FILE)
-        entries = {one.name: one for one in config.models}
-        found = diff_fleet(config, entries, load_fleet_config(file))
-        return lambda kind: getattr(found, kind)
-
-    same = diff({**FILE, "idle_timeout": 60.0, "cluster": "1x1:h100"})
-    assert [same(kind) for kind in ("added", "removed", "replaced", "changed")] == [()] * 4
-    some = diff(changed(llama=None, qwen3=entry("qwen3", dtype="bfloat16"), extra=EXTRA))
-    assert (some("added"), some("removed"), some("replaced")) == (
-        ("extra",),
-        ("llama",),
-        ("qwen3",),
-    )
-    assert diff(changed(llama=entry("llama", rate=9.0, pinned=True)))("changed") == ("llama",)
-    with pytest.raises(FleetConfigError, match=r"policy: restart.*\nengine: restart"):
-        diff({**FILE, "policy": "slo", "engine": {}})
