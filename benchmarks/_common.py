@@ -22,13 +22,14 @@ from rich.table import Table
 
 from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.executor.jax_executor import JaxExecutor
-from muxjax.executor.programs import ModelPrograms, Program
+from muxjax.executor.programs import ModelPrograms
 from muxjax.models.nn.weight_format import Dtype, Quantization, stored_params
-from muxjax.progress import Bars
-from muxjax.units import build as loading
+from muxjax.units.build import enable_compilation_cache, load_programs, load_progress
+from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.unit_spec import LoadedModel, UnitSpec
+from muxjax.units.unit_spec import UnitSpec
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,7 @@ class Loaded:
     @contextmanager
     def executor(self) -> Iterator[JaxExecutor]:
         """The compiled steps on a pool, with no scheduler around them."""
-        found = JaxExecutor(
-            self.plan.devices,
-            {self.model.name: self.programs},
-            self.plan.kv,
-            dummy_pages=self.plan.dummy_pages,
-        )
+        found = self.plan.build_executor({self.model.name: self.programs})
         try:
             yield found
         finally:
@@ -151,21 +147,11 @@ def load(
             "engine": {"max_seqs": max_seqs},
         }
     )
-    loading.enable_compilation_cache()
-    plan = loading.build_unit_spec(config)
-    programs = loading.make_programs(plan)
-    model = plan.models["model"]
-    totals = {"compiling": len(programs["model"].wanted()), "loading weights": model.param_bytes}
-    with Bars(totals, show=True) as bars:
-
-        def loaded(name: str, size: int) -> None:
-            bars.advance("loading weights", size, f"{name} {precision}")
-
-        def compiled(program: Program) -> None:
-            bars.advance("compiling", 1, program.title)
-
-        loading.load_and_compile(plan.parts, programs, loaded=loaded, compiled=compiled)
-    return Loaded(plan, model, programs["model"])
+    enable_compilation_cache()
+    plan = build_unit_spec(config)
+    with load_progress([plan], show=True) as bars:
+        programs = load_programs(plan, progress=bars)
+    return Loaded(plan, plan.models["model"], programs["model"])
 
 
 @dataclass(frozen=True)

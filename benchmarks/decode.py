@@ -92,7 +92,7 @@ def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) ->
     """Tokens a second of the compiled decode step, called one after another."""
     name, layers = loaded.model.name, loaded.model.config.num_layers
     per_block = loaded.model.layout.tokens_per_page
-    per_step = loaded.plan.parts[name].functions.max_decode_tokens
+    per_step = loaded.plan.model_specs[name].functions.max_decode_tokens
     blocks = -(-(PROMPT + 1 + tokens) // per_block)
     first = loaded.plan.dummy_pages
     params = SamplingParams(max_tokens=tokens + 1, temperature=0)

@@ -160,15 +160,15 @@ def load(folder: Path, devices: int) -> tuple[int, object]:
     from flax import nnx
 
     from muxjax.config.fleet_file import load_fleet_config
-    from muxjax.units import build as loading
+    from muxjax.units.build_unit_spec import build_unit_spec
     from muxjax.units.weights import load_weights
 
     entry = {"name": "model", "source": str(folder), "dtype": "bfloat16"}
     config = load_fleet_config(
         {"models": [entry], "tensor_parallel": devices, "pool": {"memory": "256MB"}}
     )
-    plan = loading.build_unit_spec(config)
-    decoders = load_weights(plan.parts["model"], lambda size: None)
+    plan = build_unit_spec(config)
+    decoders = load_weights(plan.model_specs["model"], lambda size: None)
     jax.block_until_ready([nnx.split(decoder)[1] for decoder in decoders])
     return plan.models["model"].param_bytes, decoders
 

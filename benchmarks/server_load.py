@@ -25,7 +25,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -79,8 +79,6 @@ class ServerMeasurement:
 class PacedExecutor:
     """Takes `seconds` for a decode step, and gives the token 97 always."""
 
-    pool_address = 0
-
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._busy_until = 0.0
@@ -104,8 +102,11 @@ class PacedExecutor:
         time.sleep(max(0.0, handle.started + handle.seconds - time.perf_counter()))
         return handle
 
-    def poison(self, pages: Sequence[int]) -> None:
-        """There is no pool."""
+    def add_model(self, name: str, model: Any) -> None:
+        """Accepts any model."""
+
+    def remove_model(self, name: str) -> None:
+        """Does nothing: no state is kept for a model."""
 
     def close(self) -> None:
         """There is nothing to free."""
@@ -117,7 +118,7 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
     from muxjax.config.fleet_file import load_fleet_config
     from muxjax.fleet import Fleet
     from muxjax.serve.app import create_app
-    from muxjax.units import build as loading
+    from muxjax.units.build_unit_spec import build_unit_spec
     from muxjax.units.local_unit import LocalUnit
 
     shape = {
@@ -136,8 +137,8 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
             "engine": {"max_seqs": streams, "prefill_tokens": 1024, "decode_tokens": burst},
         }
     )
-    plan = loading.build_unit_spec(config, progress=False)
-    unit = LocalUnit("0", plan, {}, make_executor=lambda: PacedExecutor(step))
+    plan = build_unit_spec(config, progress=False)
+    unit = LocalUnit("0", plan, {}, executor_factory=lambda programs: PacedExecutor(step))
     with Fleet([unit]) as fleet:
         yield create_app(fleet)
 

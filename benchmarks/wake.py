@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muxjax import Fleet, SamplingParams
-from muxjax.executor import weight_offload as parking
+from muxjax.executor import weight_offload
 
 MODEL = "model"
 CHECK = 10
@@ -68,8 +68,8 @@ def measure(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
     fleet.generate(MODEL, "Once", ONE)
     loads = []
     for _ in range(max(1, repeats // 2)):
-        fleet.unload(MODEL)
-        loads.append(seconds(lambda: fleet.load_model(MODEL)))
+        fleet.admin.unload(MODEL)
+        loads.append(seconds(lambda: fleet.admin.load(MODEL)))
     found: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "weights": fleet.models[MODEL].param_bytes,
@@ -79,8 +79,8 @@ def measure(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
         ),
     }
     found["as it is"] = _sleeping(fleet, repeats, cycles)
-    if parking.host_memory(jax.devices()[0]) is None:
-        parking.host_memory = lambda device: "pinned_host"
+    if weight_offload.offload_memory_kind(jax.devices()[0]) is None:
+        weight_offload.offload_memory_kind = lambda device: "pinned_host"
         found["moved"] = _sleeping(fleet, repeats, cycles)
     for way in ("as it is", "moved"):
         if way in found:
@@ -91,14 +91,14 @@ def measure(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
 def _sleeping(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
     sleeps, wakes, firsts = [], [], []
     for _ in range(repeats):
-        sleeps.append(seconds(lambda: fleet.sleep(MODEL)))
-        wakes.append(seconds(lambda: fleet.wake(MODEL)))
-        fleet.sleep(MODEL)
+        sleeps.append(seconds(lambda: fleet.admin.sleep(MODEL)))
+        wakes.append(seconds(lambda: fleet.admin.wake(MODEL)))
+        fleet.admin.sleep(MODEL)
         firsts.append(seconds(lambda: fleet.generate(MODEL, "Once", ONE)))
     process, memory, right, wrong = psutil.Process(), [], digest(fleet), 0
     for cycle in range(1, cycles + 1):
-        fleet.sleep(MODEL)
-        fleet.wake(MODEL)
+        fleet.admin.sleep(MODEL)
+        fleet.admin.wake(MODEL)
         if cycle % CHECK == 0 or cycle == cycles:
             wrong += digest(fleet) != right
         memory.append(process.memory_info().rss)

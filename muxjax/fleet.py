@@ -11,27 +11,26 @@ from typing import Any, Self
 
 import jax
 
-from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.engine.detokenizer import Delta
 from muxjax.engine.health import ModelHealth, UnitHealth
 from muxjax.engine.input_processor import InputProcessor, Prompt
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.router import Router
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, WrongState
 from muxjax.placement.planner import plan as placement
-from muxjax.progress import Bars
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.scheduling.timeline import Timeline
-from muxjax.units import build as loading
+from muxjax.units.build import build_unit, enable_compilation_cache, load_progress
+from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.fleet_admin import FleetAdmin
-from muxjax.units.fleet_stats import merged
+from muxjax.units.fleet_stats import merge_stats
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.planned_units import UnitPart, planned_units
-from muxjax.units.unit_spec import LoadedModel
+from muxjax.units.planned_units import PlannedUnitConfig, single_unit_config, split_by_plan
+from muxjax.units.served_unit import ServedUnit
 
 __all__ = ["Completion", "Delta", "Fleet", "LoadedModel", "Stream"]
 
@@ -73,7 +72,7 @@ class Fleet:
 
     def __init__(
         self,
-        units: Sequence[LocalUnit | RemoteUnit],
+        units: Sequence[ServedUnit],
         *,
         config: FleetConfig | None = None,
         running: bool = True,
@@ -81,12 +80,12 @@ class Fleet:
         self.units = tuple(units)
         self.models = _faces(units)
         self._maker = InputProcessor()
-        self._router = Router(units) if running else None
+        self._router = Router([unit.supervisor for unit in units]) if running else None
         self._admin = None
-        own = [unit for unit in units if isinstance(unit, LocalUnit) and unit.changeable]
-        if self._router is not None and len(own) == len(units):
-            config = config or own[0].plan.config
-            self._admin = FleetAdmin(own, self._router, config, changed=self._take_faces)
+        local = [unit for unit in units if isinstance(unit, LocalUnit) and unit.can_change_models]
+        if self._router is not None and len(local) == len(units):
+            config = config or local[0].spec.config
+            self._admin = FleetAdmin(local, self._router, config, on_change=self._take_faces)
 
     @classmethod
     def load(
@@ -116,10 +115,10 @@ class Fleet:
           PlanError: the plan is not valid, is for other models, or needs more devices.
         """
         config = load_fleet_config(source)
-        loading.enable_compilation_cache()
+        enable_compilation_cache()
         parts = _parts(config, plan)
-        plans = [
-            loading.build_unit_spec(
+        specs = [
+            build_unit_spec(
                 part.config,
                 progress=progress,
                 poison=poison,
@@ -129,38 +128,19 @@ class Fleet:
             for part in parts
         ]
         if not warm_up:
-            looked_at = [LocalUnit(p.name, made, {}) for p, made in zip(parts, plans, strict=True)]
-            return cls(looked_at, running=False)
-        programs = [loading.make_programs(made) for made in plans]
-        first = [
-            {name: part for name, part in made.parts.items() if not part.entry.sleeping}
-            for made in plans
-        ]
-        totals = {
-            "compiling": sum(
-                len(unit[name].wanted())
-                for unit, some in zip(programs, first, strict=True)
-                for name in some
-            ),
-            "loading weights": sum(
-                part.model.param_bytes for some in first for part in some.values()
-            ),
-        }
-        with Bars(totals, show=progress) as bars:
-            for some, unit in zip(first, programs, strict=True):
-                loading.load_and_compile(
-                    some,
-                    {name: unit[name] for name in some},
-                    loaded=lambda name, size: bars.advance("loading weights", size, name),
-                    compiled=lambda program: bars.advance("compiling", 1, program.title),
-                )
-        return cls(
-            [
-                LocalUnit(part.name, made, unit, poison=poison, seconds=part.seconds)
-                for part, made, unit in zip(parts, plans, programs, strict=True)
-            ],
-            config=config,
-        )
+            units = [LocalUnit(p.name, spec, {}) for p, spec in zip(parts, specs, strict=True)]
+            return cls(units, running=False)
+        units = []
+        try:
+            with load_progress(specs, show=progress) as bars:
+                for part, spec in zip(parts, specs, strict=True):
+                    seconds = part.token_seconds
+                    units.append(build_unit(spec, part.name, progress=bars, token_seconds=seconds))
+        except BaseException:
+            for unit in units:
+                unit.close()
+            raise
+        return cls(units, config=config)
 
     def generate(
         self,
@@ -264,31 +244,6 @@ class Fleet:
             )
         return self._admin
 
-    def sleep(self, model: str) -> None:
-        """Puts a model to sleep; see `Lifecycle.sleep`."""
-        self.admin.sleep(model)
-
-    def wake(self, model: str) -> None:
-        """Wakes a model; see `Lifecycle.wake`. Its first request does so too."""
-        self.admin.wake(model)
-
-    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
-        """Adds a model, from an entry as in a fleet file, or one of the file by name.
-
-        See `FleetAdmin.load`.
-        """
-        self.admin.load(entry, unit)
-
-    def unload(self, model: str) -> None:
-        """Drops a model; see `Membership.unload`."""
-        self.admin.unload(model)
-
-    def reload(
-        self, source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str]
-    ) -> dict[str, Any]:
-        """Brings the fleet to what a fleet file says; see `FleetAdmin.reload`."""
-        return self.admin.reload(source)
-
     def model_states(self) -> dict[str, ModelHealth]:
         """Whether each model is awake; asks no engine."""
         return {} if self._admin is None else self._admin.states()
@@ -304,7 +259,7 @@ class Fleet:
         """
         if len(self.units) == 1:
             return self.units[0].stats()
-        return merged({unit.name: unit.stats() for unit in self.units})
+        return merge_stats({unit.name: unit.stats() for unit in self.units})
 
     def health(self) -> list[UnitHealth]:
         """Whether each unit works. Asks no engine, so it answers when one hangs."""
@@ -404,16 +359,16 @@ class Fleet:
 
 def _parts(
     config: FleetConfig, plan: placement.PlacementPlan | str | os.PathLike[str] | None
-) -> list[UnitPart]:
+) -> list[PlannedUnitConfig]:
     """The units of a fleet: those of the plan, or one."""
     if plan is None:
-        return [UnitPart("0", config, loading.unit_devices(config), expected_demand, {})]
+        return [single_unit_config(config)]
     if not isinstance(plan, placement.PlacementPlan):
         plan = placement.load_plan(Path(plan))
-    return planned_units(config, plan, jax.devices())
+    return split_by_plan(config, plan, jax.devices())
 
 
-def _faces(units: Sequence[LocalUnit | RemoteUnit]) -> dict[str, LoadedModel]:
+def _faces(units: Sequence[ServedUnit]) -> dict[str, LoadedModel]:
     """What is told of each model: of replicas the first, with the length that all can take."""
     faces: dict[str, LoadedModel] = {}
     for unit in units:

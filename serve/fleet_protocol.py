@@ -182,22 +182,18 @@ class SupervisedFleet(FleetLike, Protocol):
 
 
 @runtime_checkable
-class ManagedFleet(SupervisedFleet, Protocol):
-    """A fleet whose models can be changed while it serves. All of it blocks.
+class FleetAdminLike(Protocol):
+    """Changes the models of a fleet while it serves; every operation blocks.
 
-    Each raises `UnknownModel` for a name that there is not, and `WrongState`.
+    Each raises `UnknownModel` for an unknown name, and `WrongState`.
     """
 
-    def model_states(self) -> dict[str, ModelHealth]:
-        """Of every model; answers when an engine hangs."""
-        ...
-
-    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
-        """Adds a model, by an entry as in a fleet file, or by its name in the fleet's own."""
+    def load(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
+        """Adds a model, by an entry as in a fleet file, or by its name in the fleet's file."""
         ...
 
     def unload(self, model: str) -> None:
-        """Drops a model when its requests have ended."""
+        """Removes a model when its requests have ended."""
         ...
 
     def sleep(self, model: str) -> None:
@@ -209,5 +205,23 @@ class ManagedFleet(SupervisedFleet, Protocol):
         ...
 
     def reload(self, source: FleetConfig) -> dict[str, Any]:
-        """Brings the fleet to what a fleet file says; see `Fleet.reload`."""
+        """Applies a fleet file; see `FleetAdmin.reload`."""
+        ...
+
+
+@runtime_checkable
+class ManagedFleet(SupervisedFleet, Protocol):
+    """A fleet whose models can be changed while it serves."""
+
+    def model_states(self) -> dict[str, ModelHealth]:
+        """Returns the state of every model; answers when an engine hangs."""
+        ...
+
+    @property
+    def admin(self) -> FleetAdminLike:
+        """Changes its models.
+
+        Raises:
+          WrongState: the models of this fleet are fixed.
+        """
         ...

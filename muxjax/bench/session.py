@@ -19,14 +19,14 @@ from muxjax.errors import BenchError
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import Buckets
 from muxjax.placement.costs.model_shape import ModelShape
-from muxjax.progress import Bars
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import LatencySlo, ModelSpec
-from muxjax.scheduling.steps import Handle, Step, StepResult
-from muxjax.units import build as loading
-from muxjax.units.plan_inputs import shape_of
+from muxjax.scheduling.steps import ExecutorModel, Handle, Step, StepResult
+from muxjax.units.build import enable_compilation_cache, load_programs, load_progress
+from muxjax.units.build_unit_spec import build_unit_spec
+from muxjax.units.plan_inputs import model_shape
 from muxjax.units.unit_spec import UnitSpec
 
 
@@ -44,15 +44,17 @@ class BenchSession:
     def __init__(self, config: FleetConfig, plan: UnitSpec, executor: JaxExecutor) -> None:
         self.config = config
         self.models = dict(plan.models)
-        self.buckets: dict[str, Buckets] = {name: part.buckets for name, part in plan.parts.items()}
+        self.buckets: dict[str, Buckets] = {
+            name: spec.buckets for name, spec in plan.model_specs.items()
+        }
         self.executor = executor
         self.dummy_pages = plan.dummy_pages
         self.num_pages: int = plan.kv.shape[0]
         self.pool_bytes = plan.pool_bytes
-        self.specs = {name: part.spec for name, part in plan.parts.items()}
+        self.specs = {name: spec.spec for name, spec in plan.model_specs.items()}
         self._kv = plan.kv
         self._fresh: dict[tuple[str, bool], Scheduler] = {
-            (config.policy, config.pool.prefix_cache): plan.make_unit()
+            (config.policy, config.pool.prefix_cache): plan.build_scheduler()
         }
 
     @classmethod
@@ -62,28 +64,17 @@ class BenchSession:
         Raises:
           CheckpointError, DownloadError, PoolTooSmall, FleetConfigError: see `Fleet.load`.
         """
-        loading.enable_compilation_cache()
-        plan = loading.build_unit_spec(config, progress=progress)
-        programs = loading.make_programs(plan)
-        totals = {
-            "compiling": sum(len(model.wanted()) for model in programs.values()),
-            "loading weights": sum(model.param_bytes for model in plan.models.values()),
-        }
-        with Bars(totals, show=progress) as bars:
-            loading.load_and_compile(
-                plan.parts,
-                programs,
-                loaded=lambda name, size: bars.advance("loading weights", size, name),
-                compiled=lambda program: bars.advance("compiling", 1, program.title),
-            )
-        executor = JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
-        return cls(config, plan, executor)
+        enable_compilation_cache()
+        plan = build_unit_spec(config, progress=progress)
+        with load_progress([plan], show=progress, include_sleeping=True) as bars:
+            programs = load_programs(plan, progress=bars, include_sleeping=True)
+        return cls(config, plan, plan.build_executor(programs))
 
     @property
     def shapes(self) -> dict[str, ModelShape]:
         """Of each model, for a `ProfileTable`."""
         return {
-            name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+            name: model_shape(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
             for name, model in self.models.items()
         }
 
@@ -113,12 +104,12 @@ class BenchSession:
         if (policy, cached) not in self._fresh:
             check_policies([policy])
             pool = self.config.pool.model_copy(update={"prefix_cache": cached})
-            plan = loading.build_unit_spec(
+            plan = build_unit_spec(
                 self.config.model_copy(update={"policy": policy, "pool": pool}), progress=False
             )
             if plan.kv != self._kv:
                 raise BenchError(f"{policy} cuts another pool, so it cannot be compared here")
-            self._fresh[policy, cached] = plan.make_unit()
+            self._fresh[policy, cached] = plan.build_scheduler()
         unit = copy.deepcopy(self._fresh[policy, cached])
         if estimates is not None:
             unit.estimates = copy.deepcopy(estimates)
@@ -169,8 +160,11 @@ class _Kept:
         self.submit: Callable[[Step], Handle] = executor.submit
         self.result: Callable[[Any], StepResult] = executor.result
 
-    def poison(self, pages: Sequence[int]) -> None:
-        raise ValueError("a rig's pool is not poisoned")
+    def add_model(self, name: str, model: ExecutorModel) -> None:
+        raise NotImplementedError("the models of a benchmark session are fixed")
+
+    def remove_model(self, name: str) -> None:
+        raise NotImplementedError("the models of a benchmark session are fixed")
 
     def close(self) -> None:
         """Nothing: the rig closes it."""

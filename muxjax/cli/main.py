@@ -157,16 +157,18 @@ def compile_check(
     The fleet is cut for as many devices of the target as its `tensor_parallel` says. Exit status 1
     if something does not compile or does not fit.
     """
-    from muxjax.compile_check.devices import describe, set_environment
+    from muxjax.compile_check.targets import set_environment
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
-    set_environment(target)
-    devices = describe(target)
+    set_environment(target)  # before JAX is imported
 
-    from muxjax.compile_check.check import CheckedProgram, faults_of, table_of
+    from muxjax.compile_check.check import CheckedProgram, check_faults, check_table
     from muxjax.compile_check.check import compile_check as check_fleet
+    from muxjax.compile_check.devices import describe_devices
     from muxjax.progress import Bars
+
+    devices = describe_devices(target)
 
     with ExitStack() as shown:
         bars: list[Bars] = []
@@ -177,14 +179,14 @@ def compile_check(
         def compiled(program: CheckedProgram) -> None:
             bars[0].advance("compiling", 1, program.name)
 
-        check = check_fleet(config, devices, started=started, compiled=compiled)
+        check = check_fleet(config, devices, on_start=started, on_compiled=compiled)
     if as_json:
         print(json.dumps(check.as_json(), indent=2, ensure_ascii=False))
     else:
         from rich.console import Console
 
-        Console().print(table_of(check))
-        for fault in faults_of(check):
+        Console().print(check_table(check))
+        for fault in check_faults(check):
             print(f"muxjax: {fault}", file=sys.stderr)
     if not check.passed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What a fleet file may not say of models that stay where they are put."""
+"""Checks a fleet file for a cluster, where models cannot sleep."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError
 
 
-def check_fixed(config: FleetConfig) -> None:
-    """Refuses models that would sleep in other processes, where nothing puts them to sleep.
+def check_models_stay_awake(config: FleetConfig) -> None:
+    """Checks that no model of a fleet is to sleep: units in other processes do not support it.
 
     Raises:
-      FleetConfigError: a model begins asleep, or sleeps when idle.
+      FleetConfigError: a model starts asleep, or sleeps when idle; the message names all keys.
     """
-    found = ["idle_timeout"] if config.idle_timeout is not None else []
+    keys = ["idle_timeout"] if config.idle_timeout is not None else []
     for entry in config.models:
-        found += [f"sleeping (of {entry.name})"] if entry.sleeping else []
-        found += [f"idle_timeout (of {entry.name})"] if entry.idle_timeout is not None else []
-    if found:
+        keys += [f"sleeping (of {entry.name})"] if entry.sleeping else []
+        keys += [f"idle_timeout (of {entry.name})"] if entry.idle_timeout is not None else []
+    if keys:
         raise FleetConfigError(
-            f"with --ray or --coordinator models do not sleep: remove {', '.join(found)}"
+            f"with --ray or --coordinator models cannot sleep: remove {', '.join(keys)}"
         )

@@ -1,4 +1,4 @@
-"""A host of a mesh that does as the leader says: the same programs, in the same order."""
+"""A follower: a host of a mesh that runs the leader's programs in the leader's order."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from collections import deque
 import jax
 
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import build_shared_unit_spec, give_up, join, meet
+from muxjax.cluster.hosts import build_shared_unit_spec, connect_hosts, exit_process, join
 from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import ClusterError, MuxError
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import STEPS_AHEAD
-from muxjax.units import build as loading
+from muxjax.units.build import load_programs
 
 log = logging.getLogger("muxjax")
 
 
 def follow(hosts: Hosts) -> None:
-    """Serves under a leader until it ends.
+    """Runs the programs of a leader until the leader ends.
 
-    Ends the process with status 1 when the leader is gone.
+    Exits the process with status 1 when the connection to the leader is lost.
 
     Raises:
       MuxError: the fleet cannot be loaded here; the leader has been told.
     """
     join(hosts)
-    (link,) = meet(hosts)
+    (link,) = connect_hosts(hosts)
     try:
-        executor = _loaded(link, hosts)
+        executor = _load_executor(link, hosts)
     except MuxError as error:
-        link.send(WireMessage("failed", {"why": str(error)}).packed())
+        link.send(WireMessage("failed", {"why": str(error)}).encode())
         raise
-    link.send(WireMessage("ready").packed())
+    link.send(WireMessage("ready").encode())
     log.info("process %d of %d is ready", hosts.process, hosts.count)
-    running: deque[jax.Array] = deque()
-    while (message := _received(link)).what != "end":
+    in_flight: deque[jax.Array] = deque()
+    while (message := _receive(link)).kind != "end":
         fields = message.fields
-        emitted = executor.launch(fields["model"], fields["kind"], fields["size"], message.arrays)
-        running.append(emitted.tokens)
-        if len(running) > STEPS_AHEAD:
-            running.popleft().block_until_ready()
+        output = executor.launch(fields["model"], fields["kind"], fields["size"], message.arrays)
+        in_flight.append(output.tokens)
+        if len(in_flight) > STEPS_AHEAD:
+            in_flight.popleft().block_until_ready()
     executor.close()
     link.close()
     jax.distributed.shutdown()
 
 
-def _loaded(link: Link, hosts: Hosts) -> JaxExecutor:
-    config = FleetConfig.model_validate_json(_received(link).fields["config"])
-    plan = build_shared_unit_spec(config, hosts)
-    programs = loading.make_programs(plan)
-    loading.load_and_compile(
-        plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
-    )
-    return JaxExecutor(plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages)
+def _load_executor(link: Link, hosts: Hosts) -> JaxExecutor:
+    """Loads the fleet that the leader sends."""
+    config = FleetConfig.model_validate_json(_receive(link).fields["config"])
+    spec = build_shared_unit_spec(config, hosts)
+    return spec.build_executor(load_programs(spec))
 
 
-def _received(link: Link) -> WireMessage:
-    """What the leader says. Without it there is nothing to wait for, as JAX would at its exit."""
+def _receive(link: Link) -> WireMessage:
+    """Waits for the leader's next message; exits the process if the leader is gone.
+
+    An ordinary exit would wait in JAX for the leader.
+    """
     try:
         return link.receive()
     except ClusterError as error:
-        give_up(f"process 0 has ended: {error}")
+        exit_process(f"process 0 has ended: {error}")

@@ -1,4 +1,4 @@
-"""Which processes a mesh over several hosts has. Imports no JAX."""
+"""The processes of a mesh over several hosts. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from muxjax.errors import ClusterError
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of one mesh, and which of them this is.
+    """The processes of one mesh, and the index of this one.
 
     Attributes:
-      coordinator: `HOST:PORT` where the first listens for `jax.distributed`.
-      process: this one's index; 0 leads.
-      count: how many there are.
+      coordinator: `HOST:PORT` at which process 0 listens for `jax.distributed`.
+      process: index of this process; 0 is the leader.
+      count: number of processes.
 
     Raises:
-      ClusterError: not an address, or an index that does not exist.
+      ClusterError: the address is not valid, or the index is out of range.
     """
 
     coordinator: str
@@ -29,9 +29,11 @@ class Hosts:
         if not host or not port.isdecimal():
             raise ClusterError(f"--coordinator is {self.coordinator!r}; it must be HOST:PORT")
         if not 0 <= self.process < self.count:
-            raise ClusterError(f"--process is {self.process} of {self.count}: they count from 0")
+            raise ClusterError(
+                f"--process is {self.process} of {self.count}; it must be 0 to {self.count - 1}"
+            )
 
     @property
     def address(self) -> str:
-        """The first process's host."""
+        """Host of process 0."""
         return self.coordinator.rpartition(":")[0].strip("[]")

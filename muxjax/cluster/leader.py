@@ -1,7 +1,7 @@
-"""The host of a mesh that schedules: it tells the others each program before it launches it.
+"""The leader: the host of a mesh that schedules. It sends each program to the other hosts first.
 
-A mesh that has lost a host cannot go on, nor be started anew by the rest of it: its process ends,
-with all the others, for whatever supervises them to start them again.
+A mesh that has lost a host cannot continue, and its other hosts cannot restart it: all processes
+exit, and the service manager must start them again.
 """
 
 from __future__ import annotations
@@ -15,119 +15,132 @@ from typing import Any
 import jax
 import numpy as np
 
-from muxjax.cluster.fixed_models import check_fixed
+from muxjax.cluster.fixed_models import check_models_stay_awake
 from muxjax.cluster.host_list import Hosts
-from muxjax.cluster.hosts import build_shared_unit_spec, give_up, join, meet
+from muxjax.cluster.hosts import build_shared_unit_spec, connect_hosts, exit_process, join
 from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
-from muxjax.errors import ClusterError
+from muxjax.errors import ClusterError, WrongState
 from muxjax.executor.jax_executor import JaxExecutor
+from muxjax.executor.model_slots import ModelSlots
 from muxjax.executor.programs import ModelPrograms
 from muxjax.executor.step_functions import StepOutput
 from muxjax.fleet import Fleet
-from muxjax.units import build as loading
+from muxjax.units.build import build_unit, enable_compilation_cache
 from muxjax.units.local_unit import LocalUnit
+from muxjax.units.unit_spec import UnitSpec
 
 
 class LeadingExecutor(JaxExecutor):
-    """A `JaxExecutor` whose every launch is told to the followers first.
+    """A `JaxExecutor` that sends every launch to the followers first. Its models are fixed.
 
     Args:
-      links: to them.
-      lost: called when one cannot be told.
+      spec: of the unit.
+      programs: of its models, compiled and with weights.
+      links: to the followers.
+      on_lost: called with the reason when a follower cannot be reached.
     """
 
     def __init__(
         self,
-        devices: tuple[jax.Device, ...],
-        models: Mapping[str, ModelPrograms],
-        kv: jax.ShapeDtypeStruct,
+        spec: UnitSpec,
+        programs: Mapping[str, ModelPrograms],
         *,
-        dummy_pages: int,
         links: Sequence[Link],
-        lost: Callable[[str], None],
+        on_lost: Callable[[str], None],
     ) -> None:
-        super().__init__(devices, models, kv, dummy_pages=dummy_pages)
+        super().__init__(spec.devices, programs, spec.kv, dummy_pages=spec.dummy_pages)
         self._links = links
-        self._lost = lost
+        self._on_lost = on_lost
 
     def launch(
         self, name: str, kind: str, size: int, inputs: Sequence[np.ndarray | None]
     ) -> StepOutput:
         """See `JaxExecutor.launch`."""
-        packed = WireMessage("launch", {"model": name, "kind": kind, "size": size}, inputs).packed()
+        fields = {"model": name, "kind": kind, "size": size}
+        message = WireMessage("launch", fields, inputs).encode()
         try:
             for link in self._links:
-                link.send(packed)
+                link.send(message)
         except ClusterError as error:
-            self._lost(str(error))
+            self._on_lost(str(error))
         return super().launch(name, kind, size, inputs)
+
+    def add_model(self, name: str, model: ModelSlots) -> None:
+        """Raises `WrongState`: the followers would not have the model."""
+        raise WrongState(f"{name} cannot be added: the models of a mesh over hosts are fixed")
+
+    def remove_model(self, name: str) -> None:
+        """Raises `WrongState`: the followers would keep the model."""
+        raise WrongState(f"{name} cannot be removed: the models of a mesh over hosts are fixed")
 
 
 @contextmanager
 def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iterator[Fleet]:
-    """Loads a fleet on the devices of all hosts; ends the followers afterwards.
+    """Loads a fleet on the devices of all hosts; ends the followers on exit.
 
     Args:
       source: the fleet file, as for `Fleet.load`. `tensor_parallel` must be the number of devices
-        of all hosts. Sources of models must be readable on every host.
-      hosts: of which this is the first.
+        of all hosts. Every host must be able to read the models' sources.
+      hosts: of the mesh; this process is the first.
 
     Raises:
-      ClusterError: JAX is too old, or the others did not come or cannot load the fleet.
+      ClusterError: JAX is too old, or another process did not connect or cannot load the fleet.
       MuxError: as `Fleet.load`.
     """
     config = load_fleet_config(source)
-    check_fixed(config)
+    check_models_stay_awake(config)
     join(hosts)
-    links = meet(hosts)
-    loading.enable_compilation_cache()
-    plan = build_shared_unit_spec(config, hosts)
-    # What the pool takes is worked out here, from the memory of this host's devices.
-    pool = config.pool.model_copy(update={"memory": plan.pool_bytes * len(plan.devices)})
-    told = WireMessage(
-        "fleet", {"config": config.model_copy(update={"pool": pool}).model_dump_json()}
-    )
+    links = connect_hosts(hosts)
+    enable_compilation_cache()
+    spec = build_shared_unit_spec(config, hosts)
+    # The size of the pool depends on the memory of this host's devices: the followers are told it.
+    pool = config.pool.model_copy(update={"memory": spec.pool_bytes * len(spec.devices)})
+    shared = config.model_copy(update={"pool": pool}).model_dump_json()
     for link in links:
-        link.send(told.packed())
-    programs = loading.make_programs(plan)
-    loading.load_and_compile(
-        plan.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
-    )
+        link.send(WireMessage("fleet", {"config": shared}).encode())
     ending = threading.Event()
-    for process, link in enumerate(links, start=1):
-        _await_ready(process, link)
-        threading.Thread(
-            target=_watch, args=(process, link, ending), name=f"muxjax-host-{process}", daemon=True
-        ).start()
-    started = False
-
-    def make_executor() -> LeadingExecutor:
-        nonlocal started
-        if started:
-            give_up("its loop has ended")
-        started = True
-        return LeadingExecutor(
-            plan.devices, programs, plan.kv, dummy_pages=plan.dummy_pages, links=links, lost=give_up
-        )
-
-    with Fleet([LocalUnit("0", plan, programs, make_executor=make_executor)]) as fleet:
+    with Fleet([_build_leading_unit(spec, links, ending)]) as fleet:
         yield fleet
     ending.set()
     for link in links:
-        link.send(WireMessage("end").packed())
+        link.send(WireMessage("end").encode())
     jax.distributed.shutdown()
+
+
+def _build_leading_unit(
+    spec: UnitSpec, links: Sequence[Link], ending: threading.Event
+) -> LocalUnit:
+    """Builds the unit; its engine starts when all followers are ready."""
+    started = False
+
+    def build_executor(programs: Mapping[str, ModelPrograms]) -> LeadingExecutor:
+        nonlocal started
+        if started:
+            exit_process("its engine has ended")
+        started = True
+        for process, link in enumerate(links, start=1):
+            _await_ready(process, link)
+            threading.Thread(
+                target=_watch,
+                args=(process, link, ending),
+                name=f"muxjax-host-{process}",
+                daemon=True,
+            ).start()
+        return LeadingExecutor(spec, programs, links=links, on_lost=exit_process)
+
+    return build_unit(spec, executor_factory=build_executor)
 
 
 def _await_ready(process: int, link: Link) -> None:
     message = link.receive()
-    if message.what != "ready":
-        raise ClusterError(f"process {process}: {message.fields.get('why', message.what)}")
+    if message.kind != "ready":
+        raise ClusterError(f"process {process}: {message.fields.get('why', message.kind)}")
 
 
 def _watch(process: int, link: Link, ending: threading.Event) -> None:
-    """Followers say nothing while they serve: what comes is their end."""
+    """Exits this process when a follower ends: followers send nothing while they serve."""
     with contextlib.suppress(ClusterError):
         link.receive()
     if not ending.is_set():
-        give_up(f"process {process} has ended")
+        exit_process(f"process {process} has ended")

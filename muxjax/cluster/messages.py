@@ -1,4 +1,4 @@
-"""What goes between a router and a unit in another process."""
+"""The messages between a router and a unit in another process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from muxjax.scheduling.steps import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class AddRequest:
-    """A request on its way to the unit; the fields are those of `Request`.
+    """A request for the unit; the other fields are those of `Request`.
 
     Attributes:
-      waited: seconds since it arrived, as clocks of two machines differ.
-      output: tokens that it has emitted before, on a unit that died.
+      waited: seconds since its arrival, because the clocks of two machines differ.
+      output: tokens that it emitted on a unit that has failed.
     """
 
     id: int
@@ -29,8 +29,8 @@ class AddRequest:
     output: tuple[int, ...]
 
     @staticmethod
-    def of(request: Request, now: float) -> AddRequest:
-        """What a unit needs to know of a request."""
+    def from_request(request: Request, now: float) -> AddRequest:
+        """Returns the message for a request, at time `now` on the clock of its arrival."""
         return AddRequest(
             id=request.id,
             model=request.model,
@@ -43,14 +43,14 @@ class AddRequest:
 
 
 class RequestEvent(NamedTuple):
-    """What a step brought for one request. A tuple, since many are made.
+    """The result of a step for one request. A tuple, because there are many.
 
     Attributes:
-      id: the request's.
+      id: of the request.
       tokens, logprobs, finish_reason: as in `RequestUpdate`.
-      prompt_logprobs: with the first tokens, where they were asked for.
-      cached_tokens: of the prompt, found in the prefix cache; with the first tokens.
-      error: what the request ended with; nothing follows.
+      prompt_logprobs: if requested, with the first tokens.
+      cached_tokens: prompt tokens that the prefix cache had; with the first tokens.
+      error: if set, the request has failed, and nothing follows.
     """
 
     id: int
@@ -63,14 +63,14 @@ class RequestEvent(NamedTuple):
 
 
 class PollResult(NamedTuple):
-    """All that has happened since the last report.
+    """Everything since the last poll.
 
     Attributes:
-      news: of requests, in order.
-      stalled_seconds: how long the loop has had work and made no step.
-      ended: what the loop has ended with, or None while it runs.
+      events: of requests, in order.
+      stalled_seconds: seconds since the engine's last step while it has work.
+      ended: why the engine has ended; None while it runs.
     """
 
-    news: Sequence[RequestEvent]
+    events: Sequence[RequestEvent]
     stalled_seconds: float
     ended: str | None

@@ -1,8 +1,8 @@
-"""A fleet whose units are processes that Ray starts, on as many machines as its cluster has.
+"""A fleet whose units are processes that Ray starts on the machines of its cluster.
 
-The plan's nodes become the bundles of one placement group: a bundle is so many devices of one
+The plan's nodes become the bundles of one placement group. A bundle is a number of devices of one
 machine, and Ray spreads the bundles over the machines. When a machine is lost, Ray moves its bundle
-to one that has as many free devices, and the router starts the bundle's units there.
+to a machine with enough free devices, and the router restarts the bundle's units there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from muxjax.cluster.fixed_models import check_fixed
+from muxjax.cluster.fixed_models import check_models_stay_awake
 from muxjax.cluster.remote_unit import RemoteUnit
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
@@ -32,8 +32,8 @@ except ImportError as _error:
 
 from muxjax.cluster.ray_peer import ActorPlacement, connect
 
-PLACE_SECONDS = 60.0
-"""Most seconds that Ray may take to reserve the devices."""
+RESERVE_TIMEOUT = 60.0
+"""Maximum seconds for Ray to reserve the devices."""
 _RESOURCES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
 
 log = logging.getLogger(__name__)
@@ -46,21 +46,21 @@ def ray_fleet(
     plan: PlacementPlan | str | os.PathLike[str] | None = None,
     address: str = "auto",
 ) -> Iterator[Fleet]:
-    """Serves a fleet on a Ray cluster; ends its processes and leaves the cluster afterwards.
+    """Serves a fleet on a Ray cluster; ends its processes and leaves the cluster on exit.
 
     Args:
-      source: the fleet file, as for `Fleet.load`. Sources of models must be readable on every
-        machine, and MuxJAX be installed there.
-      plan: which units there are, from `muxjax plan`; without one all models are one unit.
-      address: `HOST:PORT` of the cluster, `auto` for the one that this machine belongs to, or
-        `local` to start Ray here for as long as the fleet lives.
+      source: the fleet file, as for `Fleet.load`. Every machine must have MuxJAX and be able to
+        read the models' sources.
+      plan: the units, from `muxjax plan`; without one, all models are one unit.
+      address: `HOST:PORT` of the cluster, `auto` for the cluster of this machine, or `local` to
+        start Ray on this machine for the lifetime of the fleet.
 
     Raises:
-      ClusterError: Ray is not there, or its cluster has too few devices.
+      ClusterError: there is no such cluster, or it has too few devices.
       MuxError: as `Fleet.load`.
     """
     config = load_fleet_config(source)
-    check_fixed(config)
+    check_models_stay_awake(config)
     if plan is not None and not isinstance(plan, PlacementPlan):
         plan = load_plan(Path(plan))
     if plan is not None:
@@ -69,17 +69,19 @@ def ray_fleet(
         if not ray.is_initialized():
             _join(address)
             stack.callback(ray.shutdown)
-        places, group = _places(config, plan)
+        placements, group = _reserve_devices(config, plan)
         stack.callback(remove_placement_group, group)
-        seconds = {"0": {entry.name: 1.0 for entry in config.models}}
+        token_seconds = {"0": {entry.name: 1.0 for entry in config.models}}
         if plan is not None:
-            seconds = {unit.name: unit.token_seconds for unit in plan.units if unit.models}
-        with ThreadPoolExecutor(len(places), thread_name_prefix="muxjax-start") as starting:
-            units = starting.map(
+            token_seconds = {unit.name: unit.token_seconds for unit in plan.units if unit.models}
+        with ThreadPoolExecutor(len(placements), thread_name_prefix="muxjax-start") as pool:
+            units = pool.map(
                 lambda name: RemoteUnit(
-                    name, seconds[name], partial(connect, places[name], config, plan, name)
+                    name,
+                    token_seconds[name],
+                    partial(connect, placements[name], config, plan, name),
                 ),
-                places,
+                placements,
             )
             fleet = Fleet(list(units))
         stack.callback(fleet.close)
@@ -87,7 +89,7 @@ def ray_fleet(
 
 
 def _join(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers unless it is told
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # on by default
     options: dict[str, Any] = {"address": address}
     if address == "local":
         options["include_dashboard"] = False
@@ -97,16 +99,16 @@ def _join(address: str) -> None:
         raise ClusterError(f"no Ray cluster at {address}: {error}") from error
 
 
-def _places(
+def _reserve_devices(
     config: FleetConfig, plan: PlacementPlan | None
 ) -> tuple[dict[str, ActorPlacement], PlacementGroup]:
     """Reserves the devices of all units.
 
     Raises:
-      ClusterError: the cluster has not as many, or not in time.
+      ClusterError: the cluster does not have enough free devices within `RESERVE_TIMEOUT`.
     """
-    there = ray.cluster_resources()
-    platform = next((name for name in ("tpu", "gpu") if _RESOURCES[name] in there), "cpu")
+    resources = ray.cluster_resources()
+    platform = next((name for name in ("tpu", "gpu") if _RESOURCES[name] in resources), "cpu")
     if plan is None:
         sizes = {"0": (0, config.tensor_parallel)}
     else:
@@ -115,18 +117,18 @@ def _places(
         if all(unit.device == "cpu" for unit in units):
             platform = "cpu"
     nodes = sorted({node for node, _ in sizes.values()})
-    wanted = [sum(size for at, size in sizes.values() if at == node) for node in nodes]
+    counts = [sum(size for n, size in sizes.values() if n == node) for node in nodes]
     resource = _RESOURCES[platform]
-    group = placement_group([{resource: float(count)} for count in wanted], strategy="SPREAD")
-    if not group.wait(PLACE_SECONDS):
+    group = placement_group([{resource: float(count)} for count in counts], strategy="SPREAD")
+    if not group.wait(RESERVE_TIMEOUT):
         remove_placement_group(group)
         free = ray.available_resources().get(resource, 0)
         raise ClusterError(
-            f"the plan needs machines with {', '.join(map(str, wanted))} devices ({resource}); "
-            f"Ray's cluster has {there.get(resource, 0):g}, {free:g} of them free"
+            f"the plan needs machines with {', '.join(map(str, counts))} devices ({resource}); "
+            f"Ray's cluster has {resources.get(resource, 0):g}, of which {free:g} are free"
         )
-    places = {
+    placements = {
         name: ActorPlacement(platform, size, group, nodes.index(node))
         for name, (node, size) in sizes.items()
     }
-    return places, group
+    return placements, group

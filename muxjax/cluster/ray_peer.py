@@ -1,6 +1,6 @@
-"""A unit's process as a Ray actor. The one module, with `ray_fleet`, that imports Ray.
+"""A unit's process as a Ray actor. Only this module and `ray_fleet` import Ray.
 
-Ray starts no actor anew by itself (`max_restarts=0`): the router does, which knows the requests.
+Ray does not restart actors (`max_restarts=0`): the router does, because it knows the requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -19,58 +19,62 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from muxjax.cluster.messages import AddRequest, PollResult
-from muxjax.cluster.unit_process import load_host, prepare_devices
+from muxjax.cluster.unit_host import UnitHost
+from muxjax.cluster.unit_process import configure_devices, load_unit_host
 from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.errors import EngineDead, MuxError
 from muxjax.placement.planner.plan import PlacementPlan
 
-if TYPE_CHECKING:
-    from muxjax.cluster.unit_host import UnitHost
-    from muxjax.units.unit_spec import LoadedModel
-
-START_SECONDS = 600.0
-"""Most seconds from asking for a process to a unit that serves, the wait for a node included."""
-STATS_SECONDS = 10.0
-_PAUSE = 1.0
+START_TIMEOUT = 600.0
+"""Maximum seconds to start a process and load its unit, including the wait for a node."""
+STATS_TIMEOUT = 10.0
+"""Maximum seconds for a unit to return its counters."""
+_RETRY_SECONDS = 1.0
 
 
 class UnitActor:
-    """The far end: calls of a `UnitHost`. Requests and cancellations come one after the other."""
+    """The actor with a `UnitHost`. Requests and cancellations are processed in order.
+
+    Args:
+      platform: of its devices: 'cpu', 'gpu' or 'tpu'.
+      devices: number of devices.
+    """
 
     def __init__(self, platform: str, devices: int) -> None:
-        prepare_devices(platform, devices)
+        configure_devices(platform, devices)
         self._host: UnitHost | None = None
 
-    @ray.method(concurrency_group="report")
+    @ray.method(concurrency_group="poll")
     def load(
         self, config: FleetConfig, plan: PlacementPlan | None, name: str
     ) -> dict[str, LoadedModel]:
-        """Loads the unit; what it holds."""
-        self._host = load_host(config, plan, name)
+        """Loads the unit, and returns its models."""
+        self._host = load_unit_host(config, plan, name)
         return self._host.models
 
-    def submit(self, asked: AddRequest) -> None:
+    def submit(self, message: AddRequest) -> None:
         """See `UnitHost`."""
-        self._loaded.submit(asked)
+        self._loaded_host.submit(message)
 
     def cancel(self, request_id: int) -> None:
         """See `UnitHost`."""
-        self._loaded.cancel(request_id)
+        self._loaded_host.cancel(request_id)
 
-    @ray.method(concurrency_group="report")
-    def report(self, seconds: float) -> PollResult:
+    @ray.method(concurrency_group="poll")
+    def poll(self, seconds: float) -> PollResult:
         """See `UnitHost`."""
-        return self._loaded.report(seconds)
+        return self._loaded_host.poll(seconds)
 
     @ray.method(concurrency_group="stats")
     def stats(self) -> dict[str, Any]:
         """See `Peer`."""
         node = ray.get_runtime_context().get_node_id()
-        return {**self._loaded.stats(), "node": node, "pid": os.getpid()}
+        return {**self._loaded_host.stats(), "node": node, "pid": os.getpid()}
 
     @property
-    def _loaded(self) -> UnitHost:
-        assert self._host is not None, "nobody has the actor before it is loaded"
+    def _loaded_host(self) -> UnitHost:
+        assert self._host is not None, "an actor is used only after `load`"
         return self._host
 
 
@@ -80,8 +84,9 @@ class ActorPlacement:
 
     Attributes:
       platform: of its devices: 'cpu', 'gpu' or 'tpu'.
-      devices: how many.
-      group, bundle: the reserved devices that they are of.
+      devices: number of devices.
+      group: of all reserved devices.
+      bundle: index of its devices' bundle in the group.
     """
 
     platform: str
@@ -90,7 +95,7 @@ class ActorPlacement:
     bundle: int
 
     def options(self) -> Mapping[str, Any]:
-        """Of the actor."""
+        """Returns the options of the actor."""
         kinds: dict[str, dict[str, Any]] = {
             "cpu": {"num_cpus": self.devices},
             "gpu": {"num_cpus": 0, "num_gpus": self.devices},
@@ -110,37 +115,37 @@ class RayPeer:
     """See `remote_engine.Peer`.
 
     Args:
-      actor: a `UnitActor`, loaded.
+      actor: handle of a loaded `UnitActor`.
     """
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def submit(self, asked: AddRequest) -> None:
+    def submit(self, message: AddRequest) -> None:
         """See `Peer`."""
-        _called(self._actor.submit, asked)
+        _call(self._actor.submit, message)
 
     def cancel(self, request_id: int) -> None:
         """See `Peer`."""
-        _called(self._actor.cancel, request_id)
+        _call(self._actor.cancel, request_id)
 
-    def report(self, seconds: float) -> PollResult:
+    def poll(self, seconds: float) -> PollResult:
         """See `Peer`."""
-        return _got(_called(self._actor.report, seconds))
+        return _get(_call(self._actor.poll, seconds))
 
     def stats(self) -> dict[str, Any]:
         """See `Peer`."""
-        return _got(_called(self._actor.stats), STATS_SECONDS)
+        return _get(_call(self._actor.stats), STATS_TIMEOUT)
 
     def end(self) -> None:
         """See `Peer`."""
-        # Ray itself may have been shut down, and the actor be long gone.
+        # Ray may have been shut down, and the actor may have ended.
         with contextlib.suppress(RayError, ValueError, RuntimeError):
             ray.kill(self._actor)
 
 
 def connect(
-    place: ActorPlacement,
+    placement: ActorPlacement,
     config: FleetConfig,
     plan: PlacementPlan | None,
     name: str,
@@ -148,23 +153,31 @@ def connect(
 ) -> tuple[RayPeer, dict[str, LoadedModel]]:
     """Starts the process of a unit and waits until it serves; see `remote_unit.Connect`.
 
-    A process that ends before that is started again until `START_SECONDS` are over: Ray notices a
-    lost machine late, and may start the process there.
+    A process that ends before that is started again, until `START_TIMEOUT`: Ray may try to start it
+    on a machine whose loss it has not noticed yet.
+
+    Args:
+      placement: of the process.
+      config: of the fleet.
+      plan: None if the fleet is one unit.
+      name: of the unit.
+      closing: set when the fleet is closed.
 
     Raises:
-      MuxError: the unit cannot be loaded, or `START_SECONDS` are over.
+      MuxError: the unit cannot be loaded.
+      EngineDead: the process did not start within `START_TIMEOUT`, or the fleet is closed.
     """
-    groups: dict[str, Any] = {"concurrency_groups": {"report": 1, "stats": 1}}
+    groups: dict[str, Any] = {"concurrency_groups": {"poll": 1, "stats": 1}}
     remote: Any = ray.remote(**groups)(UnitActor)
-    until = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
-        actor = remote.options(**place.options()).remote(place.platform, place.devices)
+        actor = remote.options(**placement.options()).remote(placement.platform, placement.devices)
         peer = RayPeer(actor)
         try:
-            models = _loaded(actor.load.remote(config, plan, name), until, closing)
+            models = _wait_loaded(actor.load.remote(config, plan, name), deadline, closing)
         except EngineDead:
             peer.end()
-            if closing.wait(_PAUSE) or time.monotonic() > until:
+            if closing.wait(_RETRY_SECONDS) or time.monotonic() > deadline:
                 raise
         except BaseException:
             peer.end()
@@ -173,33 +186,33 @@ def connect(
             return peer, models
 
 
-def _loaded(ref: Any, until: float, closing: threading.Event) -> Any:
-    while time.monotonic() < until:
+def _wait_loaded(ref: Any, deadline: float, closing: threading.Event) -> Any:
+    while time.monotonic() < deadline:
         if closing.is_set():
             raise EngineDead("the engine is closed")
-        if ray.wait([ref], timeout=_PAUSE)[0]:
-            return _got(ref)
-    raise EngineDead(f"no process with the unit's devices was ready in {START_SECONDS:.0f} s")
+        if ray.wait([ref], timeout=_RETRY_SECONDS)[0]:
+            return _get(ref)
+    raise EngineDead(f"no process with the unit's devices was ready within {START_TIMEOUT:.0f} s")
 
 
-def _called(method: Any, *arguments: Any) -> Any:
+def _call(method: Any, *arguments: Any) -> Any:
     try:
         return method.remote(*arguments)
     except RayError as error:
         raise EngineDead(f"its process cannot be reached: {_first_line(error)}") from error
 
 
-def _got(ref: Any, seconds: float | None = None) -> Any:
-    """What a call gave.
+def _get(ref: Any, seconds: float | None = None) -> Any:
+    """Waits for the result of a call.
 
     Raises:
-      MuxError: what the call raised.
+      MuxError: raised by the call.
       EngineDead: the process is gone, or does not answer in time.
     """
     try:
         return ray.get(ref, timeout=seconds)
     except GetTimeoutError as error:
-        raise EngineDead(f"its process did not answer in {seconds} s") from error
+        raise EngineDead(f"its process did not answer within {seconds} s") from error
     except RayTaskError as error:
         if isinstance(error.cause, MuxError):
             raise error.cause from error

@@ -1,8 +1,8 @@
-"""The loop of a unit in another process, as the router sees it.
+"""The engine of a unit in another process, as the router sees it.
 
-One thread asks the far end for reports and hands out what they bring. It touches no device: when
-the far end is gone, every request of the unit fails with `EngineDead`, and the router carries them
-on from the tokens that their streams were given.
+One thread polls the other process and delivers the events to their requests. It touches no device.
+When the other process is gone, every request of the unit fails with `EngineDead`, and the router
+resumes them from the tokens that their streams have received.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from muxjax.scheduling.requests import Request, RequestUpdate
 
 log = logging.getLogger(__name__)
 
-WAIT = 1.0
-"""Seconds that the far end waits for news before it reports that there are none."""
+POLL_SECONDS = 1.0
+"""Maximum time that a poll waits for events."""
 
 
 @runtime_checkable
 class Peer(Protocol):
-    """A way to a `UnitHost` in another process. Its methods may be called from any thread.
+    """A connection to a `UnitHost` in another process. Safe to use from any thread.
 
-    All but `end` raise `EngineDead` when the other process is gone.
+    All methods but `end` raise `EngineDead` when the other process is gone.
     """
 
-    def submit(self, asked: AddRequest) -> None:
+    def submit(self, message: AddRequest) -> None:
         """See `UnitHost.submit`; does not wait. Requests and cancellations arrive in order."""
         ...
 
@@ -38,16 +38,16 @@ class Peer(Protocol):
         """See `UnitHost.cancel`; does not wait."""
         ...
 
-    def report(self, seconds: float) -> PollResult:
-        """See `UnitHost.report`."""
+    def poll(self, seconds: float) -> PollResult:
+        """See `UnitHost.poll`."""
         ...
 
     def stats(self) -> dict[str, Any]:
-        """The unit's counters, and where it runs."""
+        """Returns the unit's counters, and its node and process."""
         ...
 
     def end(self) -> None:
-        """Ends the other process, and with it every call that waits for it."""
+        """Ends the other process, and every call that waits for it."""
         ...
 
 
@@ -56,19 +56,18 @@ class RemoteEngine:
 
     Args:
       name: of the unit.
-      peer: the way to it; ended with the engine.
+      peer: connection to the unit; ended with the engine.
     """
 
     def __init__(self, name: str, peer: Peer) -> None:
         self.peer = peer
-        self._lock = (
-            threading.RLock()
-        )  # held while news are handed out: nothing comes after the end
+        # Held while an event is delivered: a sink gets nothing after its request has ended.
+        self._lock = threading.RLock()
         self._running: dict[int, tuple[Request, Sink]] = {}
         self._closing = False
         self._error: BaseException | None = None
         self._stalled = 0.0
-        self._heard = time.monotonic()
+        self._last_poll = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"muxjax-unit-{name}", daemon=True)
         self._thread.start()
 
@@ -84,11 +83,11 @@ class RemoteEngine:
 
     @property
     def stalled_seconds(self) -> float:
-        """See `UnitEngine`. A process that says nothing hangs, too."""
+        """See `UnitEngine`. A process that does not answer polls counts as stalled, too."""
         if not self._running:
             return 0.0
-        silent = time.monotonic() - self._heard
-        return max(self._stalled, silent if silent > 2 * WAIT else 0.0)
+        silent = time.monotonic() - self._last_poll
+        return max(self._stalled, silent if silent > 2 * POLL_SECONDS else 0.0)
 
     def submit(self, request: Request, sink: Sink) -> None:
         """See `UnitEngine`."""
@@ -97,31 +96,31 @@ class RemoteEngine:
                 raise EngineDead(self._exit_reason()) from self._error
             self._running[request.id] = request, sink
         try:
-            self.peer.submit(AddRequest.of(request, time.perf_counter()))
+            self.peer.submit(AddRequest.from_request(request, time.perf_counter()))
         except EngineDead as error:
             self._end(error)
 
     def cancel(self, request_id: int) -> None:
         """See `UnitEngine`. The caller does not wait for the other process."""
-        sink = self._take(request_id)
+        sink = self._pop(request_id)
         if sink is not None:
-            self._drop(request_id)
+            self._cancel_remote(request_id)
             sink.cancelled()
 
     def observe(self, observer: Observer | None) -> None:
         """See `UnitEngine`.
 
         Raises:
-          MuxError: steps of another process are not shown.
+          MuxError: `observer` is not None: steps of other processes cannot be observed.
         """
         if observer is not None:
             raise MuxError("the steps of units in other processes cannot be recorded")
 
     def stats(self) -> dict[str, Any]:
-        """The unit's counters, and where it runs.
+        """Returns the unit's counters, and its node and process.
 
         Raises:
-          EngineDead: it has ended.
+          EngineDead: the engine has ended.
         """
         if not self.alive:
             raise EngineDead(self._exit_reason()) from self._error
@@ -140,42 +139,42 @@ class RemoteEngine:
     def _run(self) -> None:
         while self.alive:
             try:
-                report = self.peer.report(WAIT)
+                result = self.peer.poll(POLL_SECONDS)
             except EngineDead as error:
                 self._end(error)
                 return
-            self._heard, self._stalled = time.monotonic(), report.stalled_seconds
-            for news in report.news:
-                self._deliver(news)
-            if report.ended is not None:
-                self._end(EngineDead(f"the engine has ended: {report.ended}"))
+            self._last_poll, self._stalled = time.monotonic(), result.stalled_seconds
+            for event in result.events:
+                self._deliver(event)
+            if result.ended is not None:
+                self._end(EngineDead(f"the engine has ended: {result.ended}"))
 
-    def _deliver(self, news: RequestEvent) -> None:
+    def _deliver(self, event: RequestEvent) -> None:
         with self._lock:
-            found = self._running.get(news.id)
-            if found is None:
+            running = self._running.get(event.id)
+            if running is None:
                 return  # it was cancelled, or ended by a stop string
-            request, sink = found
-            if news.error is not None:
-                self._take(news.id)
-                sink.failed(news.error)
+            request, sink = running
+            if event.error is not None:
+                self._pop(event.id)
+                sink.failed(event.error)
                 return
-            request.output.extend(news.tokens)
-            if news.prompt_logprobs is not None:
-                request.prompt_logprobs = news.prompt_logprobs
-            request.cached_tokens += news.cached_tokens
-            reason = news.finish_reason
-            stopped = sink.update(RequestUpdate(request, news.tokens, news.logprobs, reason))
+            request.output.extend(event.tokens)
+            if event.prompt_logprobs is not None:
+                request.prompt_logprobs = event.prompt_logprobs
+            request.cached_tokens += event.cached_tokens
+            reason = event.finish_reason
+            stopped = sink.update(RequestUpdate(request, event.tokens, event.logprobs, reason))
             if stopped or reason is not None:
-                self._take(news.id)
+                self._pop(event.id)
         if stopped and reason is None:
-            self._drop(news.id)
+            self._cancel_remote(event.id)
 
-    def _take(self, request_id: int) -> Sink | None:
+    def _pop(self, request_id: int) -> Sink | None:
         with self._lock:
             return self._running.pop(request_id, (None, None))[1]
 
-    def _drop(self, request_id: int) -> None:
+    def _cancel_remote(self, request_id: int) -> None:
         try:
             self.peer.cancel(request_id)
         except EngineDead as error:

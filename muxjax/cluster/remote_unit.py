@@ -1,4 +1,4 @@
-"""A unit in another process, as a fleet sees it."""
+"""A unit in another process."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.supervisor import UnitSupervisor
-from muxjax.units.unit_spec import LoadedModel
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
-"""Starts another process with the unit and waits until it serves; gives the way to it, and what it
-holds. Ends early, with `EngineDead`, when the event is set."""
+"""Starts a process with the unit and waits until it serves. Returns the connection to it and its
+models. Raises `EngineDead` early when the event is set."""
 
 
 class RemoteUnit(UnitSupervisor[RemoteEngine]):
-    """See `muxjax.units.local_unit.LocalUnit`. It is started anew by starting another process.
+    """A `ServedUnit` in another process. A restart starts another process.
 
     Args:
       name: in the plan.
-      seconds: for each of its models, see `UnitSupervisor`.
-      connect: called at once, and for every new start.
+      token_seconds: for each of its models, planned seconds per token of a request.
+      connect: called by the constructor, and for every restart.
 
     Raises:
-      MuxError: the process cannot be started, or the unit not be loaded there.
+      MuxError: the process cannot be started, or cannot load the unit.
     """
 
-    def __init__(self, name: str, seconds: Mapping[str, float], connect: Connect) -> None:
+    def __init__(self, name: str, token_seconds: Mapping[str, float], connect: Connect) -> None:
         self.models: dict[str, LoadedModel] = {}
         self._closing = threading.Event()
         self._latest: dict[str, Any] = {"models": {}}
@@ -37,22 +37,27 @@ class RemoteUnit(UnitSupervisor[RemoteEngine]):
             self.models = self.models or models
             return RemoteEngine(name, peer)
 
-        super().__init__(name, seconds, start, seconds)
+        super().__init__(name, token_seconds, start, token_seconds)
+
+    @property
+    def supervisor(self) -> UnitSupervisor:
+        """See `ServedUnit`."""
+        return self
 
     def state(self) -> dict[str, Any]:
-        """The counters as they were told last."""
+        """Returns the latest counters that the other process has sent."""
         return self._latest
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges, as `LiveUnit.stats`; and `node` and `pid`, where it runs.
+        """Returns counters and gauges as `LocalUnit.stats`, and its `node` and `pid`.
 
         Raises:
-          EngineDead: it has ended.
+          EngineDead: the engine has ended.
         """
         self._latest = {**self.engine.stats(), "restarts": self.restarts}
         return self._latest
 
     def close(self) -> None:
-        """Ends running requests and the process. May be called more than once."""
+        """Ends running requests and the process. May be called several times."""
         self._closing.set()
         super().close()

@@ -1,7 +1,7 @@
-"""The far end of a unit in another process: owns the unit, and gathers what its steps bring.
+"""Serves a unit to a router in another process.
 
-Updates are not sent one by one. They wait until the near end asks for a `PollResult`, which then
-has all that came since the last one: with hundreds of streams that is one message a step.
+Updates are not sent separately: each poll returns all events since the last one. With hundreds of
+streams that is one message per step.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from muxjax.cluster.messages import AddRequest, PollResult, RequestEvent
 from muxjax.engine.engine import Engine
 from muxjax.engine.grammar_constraints import ConstraintCompiler
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError
 from muxjax.scheduling.requests import Request, RequestUpdate
-from muxjax.units.unit_spec import LoadedModel
 
 
 class UnitHost:
     """Serves one unit to one router. Safe to use from several threads.
 
     Args:
-      unit: it runs, and is never started anew here: the near end starts another process.
-      models: what it holds.
-      stats: gives its counters.
+      unit: running. It is never restarted: the router starts another process instead.
+      models: of the unit.
+      stats: returns its counters.
     """
 
     def __init__(
@@ -39,59 +39,59 @@ class UnitHost:
         self.stats = stats
         self._unit = unit
         self._constraints: dict[str, ConstraintCompiler] = {}
-        self._news: list[RequestEvent] = []
-        self._arrived = threading.Condition()
+        self._events: list[RequestEvent] = []
+        self._changed = threading.Condition()
 
-    def submit(self, asked: AddRequest) -> None:
-        """Queues a request. What is wrong with it is told in the next report."""
+    def submit(self, message: AddRequest) -> None:
+        """Queues a request. An error is an event of the next poll."""
         try:
-            request = self._request(asked)
-            self._unit.engine.submit(request, _Outbox(self, request))
+            request = self._build_request(message)
+            self._unit.engine.submit(request, _EventSink(self, request))
         except EngineDead:
-            pass  # the report says so
+            pass  # the next poll tells it
         except MuxError as error:
-            self.tell(RequestEvent(asked.id, [], error=error))
+            self.add_event(RequestEvent(message.id, [], error=error))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request and frees its pages; does nothing if it has ended."""
         self._unit.engine.cancel(request_id)
 
-    def report(self, seconds: float) -> PollResult:
-        """Waits for news, but no longer than some seconds."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._news or not self._unit.alive, seconds)
-            news, self._news = self._news, []
+    def poll(self, seconds: float) -> PollResult:
+        """Returns all events since the last poll; waits up to `seconds` for the first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or not self._unit.alive, seconds)
+            events, self._events = self._events, []
         ended = None
         if not self._unit.alive:
             ended = str(self._unit.engine.error or "it is closed")
-        return PollResult(news, self._unit.engine.stalled_seconds, ended)
+        return PollResult(events, self._unit.engine.stalled_seconds, ended)
 
-    def tell(self, news: RequestEvent) -> None:
-        """Adds to the next report. Called in the engine's thread."""
-        with self._arrived:
-            self._news.append(news)
-            self._arrived.notify()
+    def add_event(self, event: RequestEvent) -> None:
+        """Adds an event for the next poll. Called in the engine's thread."""
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify()
 
-    def _request(self, asked: AddRequest) -> Request:
+    def _build_request(self, message: AddRequest) -> Request:
         constraint = None
-        if asked.params.grammar is not None:
-            # What ends the output of a grammar are the model's own stop tokens.
-            model = self.models[asked.model]
-            own = () if asked.params.ignore_eos else model.eos_token_ids
-            constraint = self._vocabulary(model).start(asked.params.grammar, own)
-            constraint = constraint.replay(asked.output)
+        if message.params.grammar is not None:
+            # The output of a grammar ends with a stop token of the model.
+            model = self.models[message.model]
+            stop_ids = () if message.params.ignore_eos else model.eos_token_ids
+            constraint = self._compiler(model).start(message.params.grammar, stop_ids)
+            constraint = constraint.replay(message.output)
         return Request(
-            id=asked.id,
-            model=asked.model,
-            prompt=asked.prompt,
-            params=asked.params,
-            stop_ids=asked.stop_ids,
-            arrival=time.perf_counter() - asked.waited,
-            output=list(asked.output),
+            id=message.id,
+            model=message.model,
+            prompt=message.prompt,
+            params=message.params,
+            stop_ids=message.stop_ids,
+            arrival=time.perf_counter() - message.waited,
+            output=list(message.output),
             constraint=constraint,
         )
 
-    def _vocabulary(self, model: LoadedModel) -> ConstraintCompiler:
+    def _compiler(self, model: LoadedModel) -> ConstraintCompiler:
         if model.tokenizer is None:
             raise InvalidRequest(f"{model.name} has no tokenizer", field="grammar")
         if model.name not in self._constraints:
@@ -101,32 +101,32 @@ class UnitHost:
         return self._constraints[model.name]
 
 
-class _Outbox:
-    """One request's `Sink`."""
+class _EventSink:
+    """The `Sink` of one request: adds its updates to the events."""
 
     def __init__(self, host: UnitHost, request: Request) -> None:
         self._host = host
         self._id = request.id
-        self._begun = False
+        self._started = False
 
     def update(self, update: RequestUpdate) -> bool:
         """See `engine.Sink`."""
         request, tokens, logprobs, reason = update
         if request.error is not None:
-            self._host.tell(RequestEvent(self._id, [], error=request.error))
+            self._host.add_event(RequestEvent(self._id, [], error=request.error))
             return False
         prompt, cached = None, 0
-        if not self._begun:
-            self._begun, cached = True, request.cached_tokens
+        if not self._started:
+            self._started, cached = True, request.cached_tokens
             if request.params.prompt_logprobs is not None:
                 prompt = request.prompt_logprobs
-        self._host.tell(RequestEvent(self._id, tokens, logprobs, reason, prompt, cached))
+        self._host.add_event(RequestEvent(self._id, tokens, logprobs, reason, prompt, cached))
         return False
 
     def cancelled(self) -> None:
-        """See `engine.Sink`. Who cancelled it knows."""
+        """See `engine.Sink`. No event: the router has cancelled the request itself."""
 
     def failed(self, error: BaseException) -> None:
-        """See `engine.Sink`. The end of the loop is told once, in the report."""
+        """See `engine.Sink`. The end of the engine is told by the poll, once for all requests."""
         if isinstance(error, Exception) and not isinstance(error, EngineDead):
-            self._host.tell(RequestEvent(self._id, [], error=error))
+            self._host.add_event(RequestEvent(self._id, [], error=error))

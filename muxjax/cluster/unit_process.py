@@ -1,60 +1,53 @@
-"""What a process that was started for one unit does: makes its devices, loads it, serves it."""
+"""The process of one unit: configures its devices, and loads the unit."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+import jax
+
+from muxjax.cluster.unit_host import UnitHost
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.placement.planner.plan import PlacementPlan
+from muxjax.units.build import build_unit, enable_compilation_cache
+from muxjax.units.build_unit_spec import build_unit_spec
+from muxjax.units.planned_units import planned_unit_config, single_unit_config
 
-if TYPE_CHECKING:
-    from muxjax.cluster.unit_host import UnitHost
 
+def configure_devices(platform: str, count: int) -> None:
+    """Splits a CPU into devices. Must be called before JAX initializes its backends.
 
-def prepare_devices(platform: str, count: int) -> None:
-    """Makes JAX see what the unit runs on: a CPU as so many devices. Before JAX's first use.
+    Accelerators are selected by the process that starts this one (Ray sets `CUDA_VISIBLE_DEVICES`
+    and `TPU_VISIBLE_CHIPS`).
 
-    Accelerators are chosen by whoever started the process (Ray sets `CUDA_VISIBLE_DEVICES` and
-    `TPU_VISIBLE_CHIPS`).
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      count: number of devices.
     """
     if platform == "cpu":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
-        os.environ["JAX_PLATFORMS"] = "cpu"
+        # JAX reads JAX_PLATFORMS when it is imported, which it has been.
+        jax.config.update("jax_platforms", "cpu")
 
 
-def load_host(config: FleetConfig, plan: PlacementPlan | None, name: str) -> UnitHost:
-    """Loads the unit.
+def load_unit_host(config: FleetConfig, plan: PlacementPlan | None, name: str) -> UnitHost:
+    """Loads a unit in this process.
 
     Args:
       config: of the fleet.
-      plan: one that `check_plan` lets pass, or None if the whole fleet is one unit.
-      name: the unit's.
+      plan: checked with `check_plan`; None if the whole fleet is one unit.
+      name: of the unit.
 
     Raises:
       MuxError: as `Fleet.load`.
     """
-    import jax
-
-    from muxjax.cluster.unit_host import UnitHost
-    from muxjax.scheduling.demand import expected_demand
-    from muxjax.units import build as loading
-    from muxjax.units.local_unit import LocalUnit
-    from muxjax.units.planned_units import UnitPart, unit_part
-
-    loading.enable_compilation_cache()
+    enable_compilation_cache()
     if plan is None:
-        part = UnitPart(name, config, loading.unit_devices(config), expected_demand, {})
+        part = single_unit_config(config)
     else:
         unit = next(unit for unit in plan.units if unit.name == name)
-        part = unit_part(config, plan, unit, tuple(jax.devices()[: unit.size]))
-    made = loading.build_unit_spec(
-        part.config, progress=False, devices=part.devices, demand=part.demand
-    )
-    programs = loading.make_programs(made)
-    loading.load_and_compile(
-        made.parts, programs, loaded=lambda name, size: None, compiled=lambda program: None
-    )
-    live = LocalUnit(part.name, made, programs)
-    return UnitHost(live, live.models, live.stats)
+        part = planned_unit_config(config, plan, unit, tuple(jax.devices()[: unit.size]))
+    spec = build_unit_spec(part.config, progress=False, devices=part.devices, demand=part.demand)
+    local = build_unit(spec, name)
+    return UnitHost(local, local.models, local.stats)

@@ -1,6 +1,6 @@
-"""Compiles a fleet's steps for devices that are not here, and says what they take.
+"""Compiles a fleet's steps for devices that are not present, and reports memory and kernels.
 
-Weights are shapes only; nothing is loaded, nothing runs.
+Weights are shapes only: nothing is loaded, and nothing runs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import jax
 from rich.table import Table
 
 from muxjax.compile_check.devices import DescribedDevices
-from muxjax.compile_check.hlo import collectives, copies_of, kernels
+from muxjax.compile_check.hlo import count_collectives, find_copies, find_kernels
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.executor.programs import ModelPrograms
-from muxjax.units import build as loading
+from muxjax.units.build import build_programs
+from muxjax.units.build_unit_spec import build_unit_spec
 
 _MB = 10**6
 
@@ -26,19 +27,19 @@ class CheckedProgram:
     """One step of one model, compiled.
 
     Attributes:
-      name: of model, kind and size, for people.
-      model, kind, size: the same apart (`programs.Program`).
-      compile_seconds: tracing and compiling.
-      argument_bytes: the model's parameters, the pool and the small inputs.
-      temp_bytes: what it needs besides.
-      peak_bytes: the most that is held at once, arguments included.
-      resident_bytes: `peak_bytes` and the weights of the other models, which stay where they are.
-      pool_copies: instructions that copy the pool; there should be none.
-      kernels: Pallas kernels in it, and the bytes of VMEM that each takes (None on a GPU).
-      collectives: how often each kind of collective runs in one pass over the model: a prefill, or
-        one token of a decode.
-      fits: whether the device holds `resident_bytes`; None where its memory is not known.
-      error: why it does not compile, or None. What compiling would have told is None then.
+      name: model, kind and size, for display.
+      model, kind, size: see `programs.Program`.
+      compile_seconds: time to trace and compile it.
+      argument_bytes: memory of the model's parameters, the pool and the other inputs.
+      temp_bytes: memory beside its arguments and results.
+      peak_bytes: maximum memory while it runs, arguments included.
+      resident_bytes: `peak_bytes` plus the weights of the other models.
+      pool_copies: number of instructions that copy the pool; should be 0.
+      kernels: its Pallas kernels, and the bytes of VMEM of each (None on a GPU).
+      collectives: number of runs of each kind of collective in one pass over the model: a prefill,
+        or one token of a decode.
+      fits: whether the device holds `resident_bytes`; None if its memory is not known.
+      error: why it does not compile; the results of compiling are then None.
     """
 
     name: str
@@ -59,17 +60,18 @@ class CheckedProgram:
 
 @dataclass(frozen=True)
 class CompileCheck:
-    """A fleet's programs for one device, or for some that its models are cut for.
+    """The result of compiling a fleet's programs for a target.
 
-    All bytes, here and in the programs, are those of one device.
+    All sizes, here and in the programs, are per device.
 
     Attributes:
-      target, device_kind: the devices, as asked for and as their maker calls them.
-      devices: how many of the target the fleet runs on.
-      memory_bytes: of a device, or None where that is not known.
+      target: the devices, as requested.
+      device_kind: JAX's name of the devices.
+      devices: number of the target's devices that the fleet runs on.
+      memory_bytes: of a device; None if it is not known.
       pool_bytes: of the pool.
       weight_bytes: of all models' parameters.
-      programs: what was compiled.
+      programs: that were compiled.
     """
 
     target: str
@@ -82,10 +84,11 @@ class CompileCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether everything compiles and nothing is known not to fit."""
+        """Whether every program compiles, and none is known not to fit."""
         return all(p.error is None and p.fits is not False for p in self.programs)
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the fields, and `passed`, as JSON values."""
         return asdict(self) | {"passed": self.passed}
 
 
@@ -93,16 +96,16 @@ def compile_check(
     config: FleetConfig,
     target: DescribedDevices,
     *,
-    started: Callable[[int], None] = lambda total: None,
-    compiled: Callable[[CheckedProgram], None] = lambda program: None,
+    on_start: Callable[[int], None] = lambda total: None,
+    on_compiled: Callable[[CheckedProgram], None] = lambda program: None,
 ) -> CompileCheck:
     """Compiles all programs of a fleet, one after the other.
 
     Args:
       config: the fleet file.
-      target: what to compile for: the first devices, as many as `tensor_parallel` says.
-      started: told how many programs there will be.
-      compiled: told each as it is ready.
+      target: devices to compile for; the first `tensor_parallel` of them are used.
+      on_start: called with the number of programs.
+      on_compiled: called with each program when it is compiled.
 
     Raises:
       CheckpointError, FleetConfigError, PoolTooSmall: as loading the fleet would.
@@ -110,20 +113,20 @@ def compile_check(
     """
     devices = target.first(config.tensor_parallel)
     with target.tracing(len(devices)):
-        plan = loading.build_unit_spec(config, memory_bytes=target.memory_bytes, devices=devices)
-        models = loading.make_programs(plan)
-        weights = {name: model.param_bytes for name, model in plan.models.items()}
-        started(sum(len(programs.wanted()) for programs in models.values()))
+        spec = build_unit_spec(config, memory_bytes=target.memory_bytes, devices=devices)
+        models = build_programs(spec)
+        weights = {name: model.param_bytes for name, model in spec.models.items()}
+        on_start(sum(len(programs.buckets.program_keys) for programs in models.values()))
         programs = []
-        for checked in _compile_all(models, plan.kv, weights, target.memory_bytes):
-            compiled(checked)
+        for checked in _compile_all(models, spec.kv, weights, target.memory_bytes):
+            on_compiled(checked)
             programs.append(checked)
     return CompileCheck(
         target=target.target,
         device_kind=target.device_kind,
         devices=len(devices),
         memory_bytes=target.memory_bytes,
-        pool_bytes=plan.pool_bytes,
+        pool_bytes=spec.pool_bytes,
         weight_bytes=sum(weights.values()),
         programs=programs,
     )
@@ -137,7 +140,7 @@ def _compile_all(
 ) -> Iterator[CheckedProgram]:
     for name, programs in models.items():
         others = sum(weights.values()) - weights[name]
-        for kind, size in programs.wanted():
+        for kind, size in programs.buckets.program_keys:
             row: dict[str, Any] = {
                 "name": f"{name} {kind} {size}",
                 "model": name,
@@ -147,13 +150,13 @@ def _compile_all(
             try:
                 program = programs.compile(kind, size)
             except jax.errors.JaxRuntimeError as error:
-                # The compiler's own refusal, such as an array that the device cannot hold.
+                # Raised by the compiler, for example for an array that the device cannot hold.
                 too_large = "RESOURCE_EXHAUSTED" in str(error)
                 message = str(error).strip().splitlines()[0]
                 yield CheckedProgram(**row, fits=False if too_large else None, error=message)
                 continue
             hlo = program.compiled.as_text()
-            assert hlo is not None, "compilers that work ahead of time print their programs"
+            assert hlo is not None, "ahead-of-time compilers return the text of their programs"
             resident = program.peak_bytes + others
             yield CheckedProgram(
                 **row,
@@ -162,16 +165,16 @@ def _compile_all(
                 temp_bytes=program.temp_bytes,
                 peak_bytes=program.peak_bytes,
                 resident_bytes=resident,
-                pool_copies=len(copies_of(hlo, kv)),
-                kernels=kernels(hlo),
-                collectives=collectives(hlo),
+                pool_copies=len(find_copies(hlo, kv)),
+                kernels=find_kernels(hlo),
+                collectives=count_collectives(hlo),
                 fits=None if memory_bytes is None else resident <= memory_bytes,
             )
 
 
-def table_of(check: CompileCheck) -> Table:
-    """The programs for people."""
-    memory = "memory not known" if check.memory_bytes is None else _size(check.memory_bytes)
+def check_table(check: CompileCheck) -> Table:
+    """Returns a table of the programs."""
+    memory = "memory unknown" if check.memory_bytes is None else _size(check.memory_bytes)
     title = (
         f"{check.device_kind}, {_devices(check)} of {check.target} ({memory}): "
         f"pool {_size(check.pool_bytes)}, weights {_size(check.weight_bytes)}"
@@ -184,7 +187,7 @@ def table_of(check: CompileCheck) -> Table:
     if check.devices > 1:
         table.add_column("collectives", overflow="fold")
     table.add_column("fits", overflow="fold")
-    fits = {True: "yes", False: "no", None: "not known"}
+    fits = {True: "yes", False: "no", None: "unknown"}
     for program in check.programs:
         sizes = (
             program.argument_bytes,
@@ -194,25 +197,23 @@ def table_of(check: CompileCheck) -> Table:
         )
         kernels = (f"{name} {_size(size)}".strip() for name, size in program.kernels.items())
         seconds = program.compile_seconds
-        sums = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items())
+        collectives = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items())
         table.add_row(
             program.name,
             "" if seconds is None else f"{seconds:.1f} s",
             *map(_size, sizes),
             ", ".join(kernels),
-            *([sums] if check.devices > 1 else []),
+            *([collectives] if check.devices > 1 else []),
             fits[program.fits],
         )
     return table
 
 
-def faults_of(check: CompileCheck) -> list[str]:
-    """A line for each thing that is wrong with a program."""
+def check_faults(check: CompileCheck) -> list[str]:
+    """Returns a line for each fault of a program."""
     faults = [f"{p.name} does not compile: {p.error}" for p in check.programs if p.error]
     return faults + [
-        f"{p.name} copies the whole pool {p.pool_copies} times"
-        for p in check.programs
-        if p.pool_copies
+        f"{p.name} copies the pool {p.pool_copies} times" for p in check.programs if p.pool_copies
     ]
 
 

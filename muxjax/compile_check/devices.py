@@ -1,30 +1,28 @@
-"""Devices that are described, not present: compiling for them by their real compilers.
+"""Devices that are described, not present: programs are compiled for them by the real compilers.
 
-JAX calls this deviceless ahead-of-time compilation. `describe` gives devices that programs can be
-lowered for and compiled, with the compiler's own account of memory, and that can run nothing.
-Functions must be traced inside `tracing()`, so that what differs between devices follows the
-described one (`pallas_kernels.target`).
+JAX calls this deviceless ahead-of-time compilation. Programs can be lowered and compiled for the
+devices of `describe_devices`, and the compiler reports their memory; nothing can run. Functions
+must be traced inside `DescribedDevices.tracing`, so that code that depends on the device follows
+the described one (`pallas_kernels.target`).
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from muxjax.compile_check.gpu_targets import GPU_TARGETS
-from muxjax.errors import MuxError
+from muxjax.compile_check.targets import TargetUnavailable, parse_gpus
 
-if TYPE_CHECKING:
-    import jax
-
-_TPU = re.compile(r"(v[2-9][a-z]*|tpu7x):\d+x\d+(x\d+)?")
-_GPUS = re.compile(r"(?:([1-9]\d*)x)?(\w+)")
 _GIB = 1 << 30
-_MEMORY = {
+_MEMORY_BYTES = {
     "TPU v4": 32 * _GIB,
     "TPU v5": 95 * _GIB,
     "TPU v5 lite": 16 * _GIB,
@@ -33,22 +31,18 @@ _MEMORY = {
     "NVIDIA H100 80GB HBM3": 80 * 10**9,
     "NVIDIA H200": 141 * 10**9,
 }
-"""Bytes of one device by the name that JAX gives its kind (cloud.google.com/tpu/docs, nvidia.com).
-A TPU7x chip has 192 GiB and is two devices."""
-
-
-class TargetUnavailable(MuxError):
-    """A target that is not known, or whose compiler is not installed."""
+"""Bytes of one device by JAX's name of its kind (cloud.google.com/tpu/docs, nvidia.com). A TPU7x
+chip has 192 GiB and is two devices."""
 
 
 @dataclass(frozen=True)
 class DescribedDevices:
-    """Devices to compile for, all of one kind.
+    """Devices to compile for, all of the same kind.
 
     Attributes:
-      target: as it was asked for, such as `v5e:2x2`.
-      devices: all that the target has.
-      memory_bytes: of each; None where that is not known.
+      target: as requested, such as `v5e:2x2`.
+      devices: of the target.
+      memory_bytes: of each device; None if it is not known.
     """
 
     target: str
@@ -56,10 +50,10 @@ class DescribedDevices:
     memory_bytes: int | None
 
     def first(self, count: int) -> tuple[jax.Device, ...]:
-        """So many of them.
+        """Returns the first `count` devices.
 
         Raises:
-          TargetUnavailable: there are fewer.
+          TargetUnavailable: the target has fewer.
         """
         if count > len(self.devices):
             raise TargetUnavailable(
@@ -70,86 +64,43 @@ class DescribedDevices:
 
     @property
     def device_kind(self) -> str:
-        """Their maker's name for them."""
+        """JAX's name of the kind of device."""
         return self.devices[0].device_kind
 
     @property
-    def sharding(self) -> jax.sharding.Sharding:
-        """Puts whole arrays on the first."""
-        from jax.sharding import SingleDeviceSharding
-
+    def sharding(self) -> Sharding:
+        """The sharding of an array on the first device."""
         return SingleDeviceSharding(self.devices[0])
 
     @contextmanager
     def tracing(self, count: int = 1) -> Iterator[None]:
-        """What is traced inside is traced for such devices, so many of them."""
-        import jax
-        import numpy as np
-
-        mesh = jax.sharding.Mesh(np.array(self.devices[:count]), ("device",))
+        """Traces for `count` of the devices."""
+        mesh = Mesh(np.array(self.devices[:count]), ("device",))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             yield
 
 
-def set_environment(target: str) -> None:
-    """Tells JAX and the compilers, before JAX is first used, that there is no device to look for.
+def describe_devices(target: str) -> DescribedDevices:
+    """Returns the devices of a target, after `set_environment`.
 
     Raises:
-      TargetUnavailable: the target is not known.
+      TargetUnavailable: its compiler is not installed, or does not know the target.
     """
-    # JAX would look for the libraries of a GPU that is not there, and say so, for any target.
-    wanted = {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-    if _TPU.fullmatch(target):
-        # libtpu otherwise asks the cloud's metadata server what it runs on, and locks the chip.
-        wanted |= {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_LOG_DIR": "disabled",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_MIN_LOG_LEVEL": "3",
-        }
-    elif _gpu(target) is not None:
-        wanted |= {"JAX_PLATFORMS": "cpu,cuda"}
-    else:
-        raise TargetUnavailable(
-            f"no target {target!r}: a TPU slice such as v5e:2x2, v6e:2x2, v5p:2x2x1 or "
-            f"tpu7x:2x2x1, or one of {', '.join(GPU_TARGETS)}, several as 8xh100"
-        )
-    os.environ.update(wanted)
-
-
-def _gpu(target: str) -> tuple[int, str] | None:
-    """How many GPUs of which kind: `h100`, or `8xh100` for those of one machine."""
-    match = _GPUS.fullmatch(target)
-    if match is None or match[2] not in GPU_TARGETS:
-        return None
-    return int(match[1] or 1), match[2]
-
-
-def describe(target: str) -> DescribedDevices:
-    """The devices of the target.
-
-    Raises:
-      TargetUnavailable: its compiler is not installed or does not know it.
-    """
-    from jax.experimental import topologies
-
-    gpu = _gpu(target)
+    gpus = parse_gpus(target)
     try:
-        if gpu is not None:
-            count, kind = gpu
+        if gpus is not None:
+            count, kind = gpus
             topology = topologies.get_topology_desc(
                 platform="cuda", target_config=GPU_TARGETS[kind], topology=f"1x1x{count}"
             )
         else:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=target)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        extra = "tpu" if gpu is None else "aot-cuda"
-        first = str(error).strip().splitlines()[0]
+        extra = "tpu" if gpus is None else "aot-cuda"
+        reason = str(error).strip().splitlines()[0]
         raise TargetUnavailable(
-            f"cannot compile for {target}: {first}\nits compiler comes with "
+            f"cannot compile for {target}: {reason}\ninstall its compiler with "
             f"`pip install 'muxjax[{extra}]'`"
         ) from error
     devices: Any = topology.devices
-    return DescribedDevices(target, tuple(devices), _MEMORY.get(devices[0].device_kind))
+    return DescribedDevices(target, tuple(devices), _MEMORY_BYTES.get(devices[0].device_kind))

@@ -1,7 +1,7 @@
-"""GPUs to compile for that are not here, as XLA wants them described (a GpuTargetConfigProto).
+"""Descriptions of GPUs that are not present, for XLA (`GpuTargetConfigProto`).
 
-Figures are NVIDIA's: the H100 SXM5 and H200 data sheets and the CUDA C++ Programming Guide's table
-of compute capability 9.0. The two are one chip with different memory.
+Sources: NVIDIA's data sheets of the H100 SXM5 and H200, and the table of compute capability 9.0 in
+the CUDA C++ Programming Guide. The two are the same chip with different memory.
 """
 
 from __future__ import annotations
@@ -41,4 +41,4 @@ GPU_TARGETS: dict[str, str] = {
     "h100": _hopper("NVIDIA H100 80GB HBM3", 80 * 10**9, 3_350 * 10**9),
     "h200": _hopper("NVIDIA H200", 141 * 10**9, 4_800 * 10**9),
 }
-"""By the name that `muxjax compile-check --target` takes."""
+"""Descriptions by the names for `muxjax compile-check --target`."""

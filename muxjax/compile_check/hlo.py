@@ -1,6 +1,4 @@
-"""What the optimised HLO of a compiled program says: copies of an array, Pallas kernels,
-collectives.
-"""
+"""Reads the optimized HLO of a compiled program: copies of an array, kernels, collectives."""
 
 from __future__ import annotations
 
@@ -30,39 +28,41 @@ _LESS = re.compile(r"ROOT .* compare\(.*%([\w.-]+)\), direction=LT")
 _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%?[\w.-]+|\{[^}]*\})")
 
 
-def copies_of(hlo: str, array: jax.ShapeDtypeStruct) -> list[str]:
-    """Names of the instructions that copy an array of this type and size, whatever its shape."""
+def find_copies(hlo: str, array: jax.ShapeDtypeStruct) -> list[str]:
+    """Returns the instructions that copy an array of this type and size, of any shape."""
     kind, size = _NAMES[np.dtype(array.dtype).name], math.prod(array.shape)
-    found = []
+    names = []
     for line in hlo.splitlines():
         match = _COPY.match(line)
         if match and match[2] == kind and _count(match[3]) == size:
-            found.append(match[1])
-    return found
+            names.append(match[1])
+    return names
 
 
 def _count(shape: str) -> int:
     return math.prod(int(n) for n in shape.split(",") if n)
 
 
-def kernels(hlo: str) -> dict[str, int | None]:
-    """The Pallas kernels in a program, and the bytes of VMEM that each takes; None on a GPU, where
-    the program does not say.
+def find_kernels(hlo: str) -> dict[str, int | None]:
+    """Returns the Pallas kernels of a program, and the bytes of VMEM of each.
+
+    On a GPU the bytes are None: the program does not contain them.
     """
-    found: dict[str, int | None] = {}
+    kernels: dict[str, int | None] = {}
     for line in hlo.splitlines():
         if match := _KERNEL.match(line):
             op, used = _OP_NAME.search(line), _VMEM.search(line)
-            # The name that the kernel was given; without, the instruction's, less its number.
+            # The kernel's name; if it has none, the instruction's without its number.
             name = op[1] if op else re.sub(r"\.\d+$", "", match[1])
-            found[name] = int(used[1]) if used else found.get(name)
-    return found
+            kernels[name] = int(used[1]) if used else kernels.get(name)
+    return kernels
 
 
-def collectives(hlo: str) -> dict[str, int]:
-    """How often each kind of collective runs: those in a loop that counts up to a constant so
-    often, and once in any other, such as the loop over a decode's tokens; of a condition's
-    branches, all.
+def count_collectives(hlo: str) -> dict[str, int]:
+    """Returns how often each kind of collective runs.
+
+    A collective in a loop with a constant trip count counts once per trip. One in any other loop,
+    such as the loop over a decode's tokens, counts once. All branches of a condition count.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -76,26 +76,26 @@ def collectives(hlo: str) -> dict[str, int]:
 
     @functools.cache
     def count(computation: str) -> Counter[str]:
-        found: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for line in bodies.get(computation, ()):
             if match := _COLLECTIVE.search(line):
-                found[match[1]] += 1
+                total[match[1]] += 1
             times = 1
             if trips := _TRIPS.search(line):
                 times = int(trips[1])
             elif condition := _CONDITION.search(line):
-                times = _limit(bodies.get(condition[1], []))
+                times = _trip_count(bodies.get(condition[1], []))
             for called in _CALLED.findall(line):
-                for one in re.findall(r"%?([\w.-]+)", called):
-                    for kind, number in count(one).items():
-                        found[kind] += times * number
-        return found
+                for callee in re.findall(r"%?([\w.-]+)", called):
+                    for kind, number in count(callee).items():
+                        total[kind] += times * number
+        return total
 
     return dict(sorted(count(entry).items()))
 
 
-def _limit(condition: list[str]) -> int:
-    """The constant that a loop's counter is compared with; 1 if there is more to its condition."""
+def _trip_count(condition: list[str]) -> int:
+    """Returns the constant that a loop's counter is compared with; 1 for any other condition."""
     constants = {m[1]: int(m[2]) for line in condition if (m := _CONSTANT.search(line))}
     for line in condition:
         if (match := _LESS.search(line)) and match[1] in constants:

@@ -19,7 +19,14 @@ from typing import Any, Protocol, runtime_checkable
 from muxjax.errors import EngineDead, InvalidRequest, Overloaded
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.steps import STEPS_AHEAD, Executor, Handle, Step, StepResult
+from muxjax.scheduling.steps import (
+    STEPS_AHEAD,
+    Executor,
+    Handle,
+    PoisonsPages,
+    Step,
+    StepResult,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +61,19 @@ class Engine:
       unit: its requests come from `submit` only.
       executor: closed with the engine.
       poison: test mode: pages that are freed are filled with NaN.
+
+    Raises:
+      ValueError: `poison` is set and the executor cannot poison pages.
     """
 
     def __init__(self, unit: Scheduler, executor: Executor, *, poison: bool = False) -> None:
         self._unit = unit
         self._executor = executor
-        self._poison = poison
+        self._poisoner: PoisonsPages | None = None
+        if poison:
+            if not isinstance(executor, PoisonsPages):
+                raise ValueError(f"{type(executor).__name__} cannot poison pages")
+            self._poisoner = executor
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._sinks: dict[int, Sink] = {}
@@ -242,8 +256,8 @@ class Engine:
                 command()
             step = self._unit.next_step(time.perf_counter())
             if step is not None:
-                if self._poison:
-                    self._executor.poison(self._unit.take_freed_pages())
+                if self._poisoner is not None:
+                    self._poisoner.poison(self._unit.take_freed_pages())
                 in_flight.append((step, self._executor.submit(step)))
                 self._moved = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1

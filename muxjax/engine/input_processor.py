@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from muxjax.engine.detokenizer import Detokenizer
 from muxjax.engine.grammar_constraints import ConstraintCompiler
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.errors import InvalidRequest, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.units.unit_spec import LoadedModel
 
 type Prompt = str | Sequence[int]
 

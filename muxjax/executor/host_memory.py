@@ -1,4 +1,4 @@
-"""What the C library does with memory that a program frees."""
+"""How the C library treats memory that the process frees."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-_KEPT = 256 << 20
-_MAPPED_FROM = 64 << 20
-_GROWN_BY = 16 << 20
+_MAX_RETAINED = 256 << 20
+"""Bytes of freed memory that the process keeps."""
+_MMAP_FROM = 64 << 20
+"""Bytes from which an allocation is mapped alone, and unmapped when it is freed."""
+_HEAP_GROWTH = 16 << 20
+"""Bytes by which the heap grows at a time."""
 
 
 def keep_freed_memory() -> bool:
-    """Makes the C library keep what is freed, up to 256 MB, for what is allocated next.
+    """Makes the C library retain up to 256 MB of freed memory for later allocations.
 
-    XLA:CPU allocates a program's temporaries and results anew in each step. glibc gives what is
-    larger than some 128 kB to 32 MB back to the system when it is freed, and the next step's first
-    touch of each page is a fault: 13 % of decoding Gemma 3 270M, whose logits are 8 MB, and a third
-    of its prefill. Allocations from 64 MB on are given back as before.
+    XLA:CPU allocates a program's temporaries and results in each step. By default glibc returns
+    large blocks to the system when they are freed, so the next step pays a page fault for each of
+    their pages. Allocations of 64 MB and more are still returned.
 
     Returns:
-      Whether the C library could be told so; only glibc can.
+      Whether the C library accepted the settings; only glibc has them.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -28,6 +30,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = {_TRIM_THRESHOLD: _KEPT, _TOP_PAD: _GROWN_BY, _MMAP_THRESHOLD: _MAPPED_FROM}
-    told = [mallopt(option, value) == 1 for option, value in settings.items()]
-    return all(told)
+    settings = {
+        _TRIM_THRESHOLD: _MAX_RETAINED,
+        _TOP_PAD: _HEAP_GROWTH,
+        _MMAP_THRESHOLD: _MMAP_FROM,
+    }
+    accepted = [mallopt(option, value) == 1 for option, value in settings.items()]
+    return all(accepted)

@@ -1,19 +1,19 @@
 """The devices of a unit as its programs see them.
 
-A model on `n` devices is cut for `tp_size` of them and has `replicas = n / degree` copies side by
-side: a grid of `replicas` by `tp_size`. Steps run inside `shard_map` over the grid, so each device
-runs the step of an ordinary, smaller model, and the collectives are those that `Decoder` names.
-Arrays are sharded over their first axis (the tokens of a step over their second), so that what one
-device holds is what a unit of one device would hold:
+A model on `n` devices is sharded over `tp_size` of them and has `replicas = n / tp_size` replicas:
+a grid of `replicas` by `tp_size`. Steps run inside `shard_map` over the grid, so each device runs
+the step of an ordinary, smaller model, and the collectives are those that `Decoder` names. Arrays
+are sharded over their first axis (the tokens of a step over their second), so that one device holds
+what a unit of one device would hold:
 
-| array | one device | in all | over |
+| array | one device | global | sharded over |
 |---|---|---|---|
-| parameter | `[a, ...]` | `[degree * a, ...]` | the cut; the same in each copy |
-| pool | `[P, rows, 128]` | `[n * P, rows, 128]` | everything; the same for every model |
-| slots | `[M, ...]` | `[copies * M, ...]` | the copies |
-| rows of a step | `[S, ...]` | `[copies * S, ...]` | the copies |
+| parameter | `[a, ...]` | `[tp_size * a, ...]` | the shards; the same in each replica |
+| pool | `[P, rows, 128]` | `[n * P, rows, 128]` | all devices; the same for every model |
+| slots | `[M, ...]` | `[replicas * M, ...]` | the replicas |
+| rows of a step | `[S, ...]` | `[replicas * S, ...]` | the replicas |
 
-On one device there is no mesh, and nothing of this in the program.
+On one device there is no mesh, and the program contains no `shard_map`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-COPY, SHARD = "copy", "shard"
+REPLICA, SHARD = "replica", "shard"
 """The axes of a model's grid."""
 
 PARAMETERS = PartitionSpec(SHARD)
-POOL = PartitionSpec((COPY, SHARD))
-SLOTS = ROWS = PartitionSpec(COPY)
-EMITTED = PartitionSpec(None, COPY)
-SAME = PartitionSpec()
+POOL = PartitionSpec((REPLICA, SHARD))
+SLOTS = ROWS = PartitionSpec(REPLICA)
+OUTPUTS = PartitionSpec(None, REPLICA)
+REPLICATED = PartitionSpec()
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class ModelMesh:
     """The devices of a unit, as one model uses them.
 
     Attributes:
-      devices: of the unit; every model of it has the same, in the same order.
-      tp_size: devices that one copy of the model is cut for.
+      devices: of the unit, the same for every model and in the same order.
+      tp_size: number of devices that one replica of the model is sharded over.
 
     Raises:
-      ValueError: the degree does not divide the devices.
+      ValueError: `tp_size` does not divide the number of devices.
     """
 
     devices: tuple[jax.Device, ...]
@@ -55,82 +55,102 @@ class ModelMesh:
 
     def __post_init__(self) -> None:
         if not self.devices or self.tp_size < 1 or len(self.devices) % self.tp_size:
-            raise ValueError(f"{len(self.devices)} devices are no grid of {self.tp_size}")
+            raise ValueError(
+                f"tp_size is {self.tp_size}; it must divide the {len(self.devices)} devices"
+            )
 
     @property
     def size(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return len(self.devices)
 
     @property
     def replicas(self) -> int:
+        """Number of replicas of the model."""
         return len(self.devices) // self.tp_size
 
     @property
     def axis(self) -> str | None:
-        """The axis that a layer's sums go over; None where a model is whole."""
+        """The mesh axis that a layer sums over; None for a model that is not sharded."""
         return SHARD if self.tp_size > 1 else None
 
     @cached_property
     def mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices).reshape(self.replicas, self.tp_size), (COPY, SHARD))
+        """The grid, `replicas` by `tp_size`."""
+        return Mesh(np.array(self.devices).reshape(self.replicas, self.tp_size), (REPLICA, SHARD))
 
     def sharding(self, spec: PartitionSpec) -> Sharding:
-        """Of arrays; on one device simply that device."""
+        """Returns the sharding of an array; on one device, that device."""
         if len(self.devices) == 1:
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, spec)
 
     @cached_property
-    def local(self) -> tuple[int, ...]:
-        """Indices of the devices that this process drives: all, unless there are several hosts."""
-        here = jax.process_index()
-        return tuple(i for i, device in enumerate(self.devices) if device.process_index == here)
+    def local_indices(self) -> tuple[int, ...]:
+        """Indices of the devices that this process drives: all of them on a single host."""
+        process = jax.process_index()
+        return tuple(i for i, device in enumerate(self.devices) if device.process_index == process)
 
     def put(self, array: np.ndarray | jax.Array, spec: PartitionSpec) -> jax.Array:
-        """An array of this host on the devices; every host of the mesh gives the same."""
+        """Copies a global array of this host to the devices.
+
+        On a mesh over several hosts every host must pass the same array.
+        """
         sharding = self.sharding(spec)
-        if len(self.local) == self.size:
+        if len(self.local_indices) == self.size:
             return jax.device_put(array, sharding)
-        found = np.asarray(array)
-        return jax.make_array_from_callback(found.shape, sharding, lambda index: found[index])
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    def times(self, spec: PartitionSpec) -> int:
-        """How many devices' parts the first axis of an array so sharded has."""
-        return {PARAMETERS: self.tp_size, POOL: len(self.devices), ROWS: self.replicas, SAME: 1}[
-            spec
-        ]
+    def num_shards(self, spec: PartitionSpec) -> int:
+        """Returns how many devices' shards the first axis of an array with this spec has."""
+        return {
+            PARAMETERS: self.tp_size,
+            POOL: len(self.devices),
+            ROWS: self.replicas,
+            REPLICATED: 1,
+        }[spec]
 
-    def whole(self, local: Any, spec: PartitionSpec) -> Any:
-        """Shapes of whole arrays, with their sharding, from those of one device's parts."""
+    def global_shapes(self, local: Any, spec: PartitionSpec) -> Any:
+        """Returns the global shapes, with their sharding, of a pytree of one device's shapes."""
 
-        def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        def global_shape(leaf: Any) -> jax.ShapeDtypeStruct:
             shape = leaf.shape
-            if spec != SAME:
-                shape = (self.times(spec) * shape[0], *shape[1:])
+            if spec != REPLICATED:
+                shape = (self.num_shards(spec) * shape[0], *shape[1:])
             return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=self.sharding(spec))
 
-        return jax.tree.map(one, local)
+        return jax.tree.map(global_shape, local)
 
-    def joined(self, parts: Sequence[jax.Array], spec: PartitionSpec) -> jax.Array:
-        """The whole array of what lies on each device of this process, in order; nothing moves."""
+    def assemble(self, shards: Sequence[jax.Array], spec: PartitionSpec) -> jax.Array:
+        """Returns the global array of the shards on this process's devices; copies nothing.
+
+        Args:
+          shards: one for each of `local_indices`, in that order, already on its device.
+          spec: how the global array is sharded.
+        """
         if self.size == 1:
-            return parts[0]
-        shape = (self.times(spec) * parts[0].shape[0], *parts[0].shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, self.sharding(spec), list(parts))
+            return shards[0]
+        shape = (self.num_shards(spec) * shards[0].shape[0], *shards[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, self.sharding(spec), list(shards))
 
-    def mapped(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
-        """The function run on each device with its own parts; specs as `jax.shard_map` has them."""
+    def shard_map(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any
+    ) -> Callable[..., Any]:
+        """Returns the function run on each device with its shards; specs as for `jax.shard_map`.
+
+        On one device that is the function itself.
+        """
         if len(self.devices) == 1:
             return function
-        # Whether outputs are equal over the cut cannot be proven where tokens are sampled: every
-        # device of a copy does it, from the same gathered logits.
+        # JAX cannot prove that sampled tokens are equal over the shards of a replica: every shard
+        # samples them from the same gathered logits.
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """What is traced inside is traced for these devices, be they here or only described."""
+        """Traces for these devices, whether they are present or only described."""
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             yield

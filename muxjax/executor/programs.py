@@ -1,7 +1,7 @@
-"""The one owner of compiled programs: their buckets, their compilation, and what they need.
+"""The compiled programs of a model: buckets, compilation, and the arrays they are called with.
 
-Everything is compiled ahead of time, at warm-up; serving only looks programs up, so nothing can
-compile later. JAX's persistent cache makes the next start quick.
+Everything is compiled ahead of time, at warm-up. Serving only looks programs up, so nothing can be
+compiled later. JAX's persistent cache shortens the next start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import PartitionSpec
 
 from muxjax.executor import mesh as meshes
-from muxjax.executor import weight_offload as parking
+from muxjax.executor import weight_offload
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.slot_state import SlotState
 from muxjax.executor.step_functions import StepFunctions, StepOutput
@@ -30,13 +30,16 @@ from muxjax.sampling_params import MAX_LOGIT_BIAS
 
 @dataclass(frozen=True)
 class Buckets:
-    """The sizes that a model's programs are compiled for, of each copy; each list ascends.
+    """The sizes that a model's programs are compiled for, of one replica; each list ascends.
 
     Attributes:
       prefill_tokens: tokens of a prefill, of all chunks together.
       prefill_seqs: chunks of a prefill.
-      decode_seqs: sequences of a decode; the last is the most that run at once.
+      decode_seqs: sequences of a decode; the last is the maximum that run at the same time.
       blocks: blocks of the longest sequence.
+
+    Raises:
+      ValueError: a list is empty or does not ascend from 1 or more.
     """
 
     prefill_tokens: tuple[int, ...]
@@ -51,14 +54,22 @@ class Buckets:
 
     @property
     def max_seqs(self) -> int:
+        """Maximum number of sequences that run at the same time."""
         return self.decode_seqs[-1]
+
+    @property
+    def program_keys(self) -> list[tuple[str, int]]:
+        """Kind and size of every program: ('prefill', tokens) and ('decode', sequences)."""
+        return [("prefill", size) for size in self.prefill_tokens] + [
+            ("decode", size) for size in self.decode_seqs
+        ]
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:
-    """The least bucket that holds `size`.
+    """Returns the smallest bucket that holds `size`.
 
     Raises:
-      ValueError: it is larger than the largest bucket.
+      ValueError: `size` is larger than the largest bucket.
     """
     for candidate in buckets:
         if size <= candidate:
@@ -68,15 +79,17 @@ def bucket(size: int, buckets: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled step and what compiling it said.
+    """A compiled step, with the compiler's report.
 
     Attributes:
-      model, kind, size: which one: 'prefill' by tokens, 'decode' by sequences.
+      model: name of the model.
+      kind: 'prefill' or 'decode'.
+      size: its bucket: tokens of a prefill, sequences of a decode.
       compiled: the executable.
-      compile_seconds: tracing, and compiling or reading from the cache.
-      temp_bytes: memory it needs besides its arguments and results.
-      argument_bytes: its arguments, parameters and pool included.
-      peak_bytes: the most that is held at once, arguments included, while it runs.
+      compile_seconds: time to trace and compile it, or to read it from the cache.
+      temp_bytes: memory beside its arguments and results.
+      argument_bytes: memory of its arguments, parameters and pool included.
+      peak_bytes: maximum memory while it runs, arguments included.
     """
 
     model: str
@@ -90,21 +103,24 @@ class Program:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Model, kind and size, for display."""
         return f"{self.model} {self.kind} {self.size}"
 
 
 class ModelPrograms:
-    """The programs of one model.
+    """The programs of one model and its parameters.
 
     Args:
-      name: the model's.
-      decoder: what one device has of it; its parameters may be shapes only, as `set_parameters`
-        brings the arrays.
+      name: of the model.
+      decoder: one device's part of the model. Its parameters may be shapes only:
+        `set_parameters` provides the arrays.
       functions: the steps, as one device runs them.
-      buckets: the sizes.
-      kv: the pool's shape and type on one device.
-      mesh: where they run.
+      buckets: the sizes to compile.
+      kv: shape and type of the pool on one device.
+      mesh: the devices.
+
+    Attributes:
+      parameters: global arrays that the programs are called with; empty until they are set.
     """
 
     def __init__(
@@ -128,72 +144,74 @@ class ModelPrograms:
         self.parameters: tuple[jax.Array, ...] = ()
         self._programs: dict[tuple[str, int], Program] = {}
 
+    # Parameters
+
     def set_parameters(self, decoders: Sequence[Decoder]) -> None:
-        """Takes the arrays that the programs are called with.
+        """Sets the arrays that the programs are called with.
 
         Args:
-          decoders: for each device of the mesh what it has, already there.
+          decoders: for each device of the mesh that this process drives, its part of the model, on
+            that device. Their arrays are donated.
 
         Raises:
-          ValueError: they are not of the shapes that the programs are compiled for.
+          ValueError: the arrays do not have the shapes that the programs are compiled for.
         """
-        parts = []
+        shards = []
         for decoder in decoders:
             leaves, tree = jax.tree.flatten(nnx.split(decoder)[1])
-            found = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-            if tree != self._tree or found != self._shapes:  # type: ignore[operator]
+            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+            if tree != self._tree or shapes != self._shapes:  # type: ignore[operator]
                 raise ValueError(f"{self.name}: these parameters are not those of its programs")
-            parts.append(leaves)
-        whole = [self.mesh.joined(leaf, meshes.PARAMETERS) for leaf in zip(*parts, strict=True)]
-        self.parameters = tuple([self._laid_out(leaf) for leaf in whole])
+            shards.append(leaves)
+        arrays = [self.mesh.assemble(leaf, meshes.PARAMETERS) for leaf in zip(*shards, strict=True)]
+        self.parameters = tuple([self._set_format(leaf) for leaf in arrays])
 
-    def _placed(self, leaf: jax.Array) -> jax.Array:
-        """A parameter from the host's memory, as the programs want it."""
-        there = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
-        return self._laid_out(there)
+    def offload(self) -> None:
+        """Moves the parameters to host memory; the programs stay compiled.
 
-    def _laid_out(self, leaf: jax.Array) -> jax.Array:
+        Raises:
+          JaxRuntimeError: the host has no room; the parameters are still on the devices.
+        """
+        self.parameters = weight_offload.offload(
+            self.parameters, weight_offload.offload_memory_kind(self.mesh.devices[0])
+        )
+
+    def restore(self) -> None:
+        """Moves the parameters back to the devices.
+
+        Raises:
+          JaxRuntimeError: the devices have no room; the parameters are still on the host.
+        """
+        self.parameters = weight_offload.restore(self.parameters, self._copy_to_device)
+
+    def free(self) -> None:
+        """Frees the parameters, on host or device, and drops the programs."""
+        weight_offload.delete(self.parameters)
+        self.parameters = ()
+        self._programs.clear()
+
+    def _copy_to_device(self, leaf: jax.Array) -> jax.Array:
+        return self._set_format(jax.device_put(leaf, leaf.sharding.with_memory_kind("device")))
+
+    def _set_format(self, leaf: jax.Array) -> jax.Array:
+        """Returns a parameter in the layout that the programs expect; donates it."""
         if current_target().platform != "tpu":
             return leaf
         return jax.device_put(leaf, self._format(leaf), donate=True)
 
+    # Programs
+
     @property
     def ready(self) -> bool:
-        """Whether all is compiled and the parameters are known, be it on the host."""
-        return bool(self.parameters) and len(self._programs) == len(self.wanted())
-
-    def sleep(self) -> None:
-        """Moves the parameters to the host's memory; see `parking.py`. Programs stay."""
-        self.parameters = parking.offload(
-            self.parameters, parking.host_memory(self.mesh.devices[0])
-        )
-
-    def wake(self) -> None:
-        """Moves the parameters back to the devices.
-
-        Raises:
-          JaxRuntimeError: they do not fit; they are on the host still.
-        """
-        self.parameters = parking.restore(self.parameters, self._placed)
-
-    def free(self) -> None:
-        """Frees the parameters, wherever they lie, and forgets the programs."""
-        parking.delete(self.parameters)
-        self.parameters = ()
-        self._programs.clear()
-
-    def wanted(self) -> list[tuple[str, int]]:
-        """Kind and size of every program."""
-        return [("prefill", size) for size in self.buckets.prefill_tokens] + [
-            ("decode", size) for size in self.buckets.decode_seqs
-        ]
+        """Whether all programs are compiled and the parameters are set, offloaded or not."""
+        return bool(self.parameters) and len(self._programs) == len(self.buckets.program_keys)
 
     def compile(self, kind: str, size: int) -> Program:
-        """Compiles one program and keeps it."""
+        """Compiles and stores one program."""
         began = time.perf_counter()
         compiled = self._lower(kind, size).compile()
         memory = compiled.memory_analysis()
-        assert memory is not None, "every backend that compiles ahead of time says what it needs"
+        assert memory is not None, "every backend that compiles ahead of time reports its memory"
         program = Program(
             model=self.name,
             kind=kind,
@@ -211,50 +229,34 @@ class ModelPrograms:
         return program
 
     def programs(self) -> list[Program]:
-        """All that are compiled."""
+        """Returns all programs that are compiled."""
         return list(self._programs.values())
 
     def prefill(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
-        bias [seqs, 2, 300], mask [seqs, W])`; donates kv, state.
+        """Returns the prefill for `size` tokens.
 
-        Rows of all copies, one copy after the other.
+        `(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
+        bias [seqs, 2, 300], mask [seqs, W]) -> (kv, state, StepOutput)`; donates kv and state.
+        The rows of all replicas, one replica after the other.
         """
         return self._programs["prefill", size].compiled
 
     def decode(self, size: int) -> Callable[..., Any]:
-        """`(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens)`;
-        donates kv, state.
+        """Returns the decode for `size` sequences.
 
-        Rows of all copies, one copy after the other.
+        `(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens) ->
+        (kv, state, StepOutput)`; donates kv and state. The rows of all replicas, one replica after
+        the other.
         """
         return self._programs["decode", size].compiled
 
     def _lower(self, kind: str, size: int) -> jax.stages.Lowered:
-        def int32(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-        def mask(rows: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.uint32)
-
-        blocks, chunks = self.buckets.blocks, self.buckets.prefill_seqs
-        rows, same = meshes.ROWS, meshes.SAME
-        inputs: tuple[tuple[jax.ShapeDtypeStruct, PartitionSpec], ...] = {
-            "prefill": (
-                (int32(size), rows),
-                (int32(chunks, Column.BLOCKS + blocks), rows),
-                (int32(size), rows),
-                (int32(chunks, 2, MAX_LOGIT_BIAS), rows),
-                (mask(chunks), rows),
-            ),
-            "decode": ((int32(size, 1 + blocks), rows), (mask(size), rows), (int32(), same)),
-        }[kind]
         state = jax.eval_shape(lambda: SlotState.create(self.buckets.max_seqs, self.vocab_size))
         local = (
             (self._shapes, meshes.PARAMETERS),
             (self._kv, meshes.POOL),
             (state, meshes.SLOTS),
-            *inputs,
+            *self._input_shapes(kind, size),
         )
         step = getattr(self._functions, kind)
 
@@ -262,44 +264,65 @@ class ModelPrograms:
             parameters: tuple[jax.Array, ...], kv: jax.Array, state: SlotState, *inputs: jax.Array
         ) -> tuple[jax.Array, SlotState, tuple[Any, ...], Any]:
             tree = jax.tree.unflatten(self._tree, parameters)
-            kv, state, emitted = step(nnx.merge(self._graph, tree), kv, state, *inputs)
-            return kv, state, (emitted.tokens, emitted.logprobs), emitted.prompt
+            kv, state, output = step(nnx.merge(self._graph, tree), kv, state, *inputs)
+            return kv, state, (output.tokens, output.logprobs), output.prompt
 
-        mapped = self.mesh.mapped(
+        sharded = self.mesh.shard_map(
             run,
             tuple(spec for _, spec in local),
-            (meshes.POOL, meshes.SLOTS, meshes.EMITTED, meshes.ROWS),
+            (meshes.POOL, meshes.SLOTS, meshes.OUTPUTS, meshes.ROWS),
         )
 
-        def run_everywhere(*inputs: Any) -> tuple[jax.Array, SlotState, StepOutput]:
-            kv, state, (tokens, logprobs), prompt = mapped(*inputs)
+        def run_sharded(*inputs: Any) -> tuple[jax.Array, SlotState, StepOutput]:
+            kv, state, (tokens, logprobs), prompt = sharded(*inputs)
             return kv, state, StepOutput(tokens, logprobs, prompt)
 
-        arguments = [self.mesh.whole(*argument) for argument in local]
+        arguments = [self.mesh.global_shapes(*argument) for argument in local]
         if current_target().platform == "tpu":
-            arguments[0] = tuple(self._row_major(leaf) for leaf in arguments[0])
-        # A name of its own in profiles, and in the compilation cache's file names.
-        run_everywhere.__name__ = f"{kind}_{size}"
-        jitted = jax.jit(run_everywhere, donate_argnums=(1, 2))
+            arguments[0] = tuple(
+                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._format(leaf))
+                for leaf in arguments[0]
+            )
+        # The name appears in profiles and in the file names of the compilation cache.
+        run_sharded.__name__ = f"{kind}_{size}"
+        jitted = jax.jit(run_sharded, donate_argnums=(1, 2))
         if self.mesh.size == 1:
             return jitted.lower(*arguments)
         with self.mesh.tracing():
             return jitted.lower(*arguments)
 
-    def _row_major(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=self._format(shape))
+    def _input_shapes(
+        self, kind: str, size: int
+    ) -> tuple[tuple[jax.ShapeDtypeStruct, PartitionSpec], ...]:
+        """Returns shape and spec of each input that the host sends, on one device."""
+
+        def int32(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        def mask(rows: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, mask_words(self.vocab_size)), jnp.uint32)
+
+        blocks, chunks, rows = self.buckets.blocks, self.buckets.prefill_seqs, meshes.ROWS
+        if kind == "prefill":
+            return (
+                (int32(size), rows),
+                (int32(chunks, Column.BLOCKS + blocks), rows),
+                (int32(size), rows),
+                (int32(chunks, 2, MAX_LOGIT_BIAS), rows),
+                (mask(chunks), rows),
+            )
+        return (int32(size, 1 + blocks), rows), (mask(size), rows), (int32(), meshes.REPLICATED)
 
     def _format(self, array: jax.ShapeDtypeStruct | jax.Array) -> Format:
-        """Row by row, as a lookup of embeddings and products read it.
+        """Returns a row-major layout, as embedding lookups and matrix products read it.
 
-        Left to itself a TPU lays out a matrix whose rows are no multiple of 128 by columns, and
-        then every step copies it: 57 MB of SmolLM2's embedding, 33 MB of its projections. A TPU7x
-        reads bfloat16 in tiles of 16 rows, but takes arguments in tiles of 8 unless told: every
-        step would copy all weights of a stack of layers (14 GB of Llama 3 8B).
+        By default a TPU stores a matrix whose rows are no multiple of 128 by columns, and every
+        step would copy it. A TPU7x reads bfloat16 in tiles of 16 rows, but receives arguments in
+        tiles of 8 unless told otherwise, and every step would copy all stacked weights.
         """
         sharding = self.mesh.sharding(meshes.PARAMETERS)
-        rows = tuple(range(len(array.shape)))
-        sixteen = current_target().device_kind == "TPU7x" and len(rows) > 1
-        if sixteen and array.dtype == jnp.bfloat16:
-            return Format(Layout(rows, tiling=((16, 128), (2, 1))), sharding)
-        return Format(Layout(rows), sharding)
+        axes = tuple(range(len(array.shape)))
+        tiles_of_16 = current_target().device_kind == "TPU7x" and len(axes) > 1
+        if tiles_of_16 and array.dtype == jnp.bfloat16:
+            return Format(Layout(axes, tiling=((16, 128), (2, 1))), sharding)
+        return Format(Layout(axes), sharding)

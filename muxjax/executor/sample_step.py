@@ -1,4 +1,4 @@
-"""From logits to tokens and log-probabilities: what the requests of a step ask for, and no more."""
+"""Computes tokens and log-probabilities from logits, and only what the step's requests need."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from muxjax.executor.slot_state import SlotState
 from muxjax.models.nn.decoder import Decoder
 
 _TILE = 16
-"""Rows of logits that the log-probabilities of a prompt take at a time."""
+"""Rows of logits that prompt log-probabilities are computed for at a time."""
 
 
 @struct.dataclass
 class Adjustments:
-    """What changes the logits of a step's rows before a token is drawn."""
+    """Changes to the logits of a step's rows before a token is sampled."""
 
     settings: SamplingArrays
     bias_ids: Int[Array, "S 300"]
@@ -29,7 +29,7 @@ class Adjustments:
     stop_ids: Int[Array, "S 8"]
     mask: UInt[Array, "S W"]
     masked: Bool[Array, ""]
-    """Whether `mask` forbids anything."""
+    """Whether `mask` excludes any token."""
 
 
 def sample_step(
@@ -40,35 +40,43 @@ def sample_step(
     positions: Int[Array, " S"],
     live: Bool[Array, " S"],
 ) -> tuple[Int[Array, " S"], Logprobs]:
-    """A token for each row, and the log-probabilities that live rows ask for.
+    """Samples a token for each row, and computes the log-probabilities that live rows need.
 
-    What no row asks for is not computed.
+    An operation that no row needs is skipped.
+
+    Args:
+      logits: of the model.
+      adjust: settings, biases and exclusions of the rows.
+      state: slots of the model; tokens seen so far, for the penalties.
+      slots: of the rows.
+      positions: in its sequence of each row's next token.
+      live: rows whose token is used.
     """
     settings = adjust.settings
     biased = ((adjust.bias_ids >= 0).any(axis=1) & live).any()
-    penalised = (settings.penalised & live).any()
+    penalized = (settings.has_penalty & live).any()
     early = (positions < settings.stop_from) & live
 
     def change() -> Float[Array, "S V"]:
         def when(
-            asked: Bool[Array, ""],
+            needed: Bool[Array, ""],
             logits: Float[Array, "S V"],
-            by: Callable[[Float[Array, "S V"]], Float[Array, "S V"]],
+            function: Callable[[Float[Array, "S V"]], Float[Array, "S V"]],
         ) -> Float[Array, "S V"]:
-            return lax.cond(asked, by, lambda same: same, logits)
+            return lax.cond(needed, function, lambda same: same, logits)
 
         x = when(biased, logits, lambda x: sampler.add_bias(x, adjust.bias_ids, adjust.bias))
         x = when(
-            penalised,
+            penalized,
             x,
             lambda x: sampler.penalize(x, settings, state.in_prompt[slots], state.counts[slots]),
         )
         x = when(early.any(), x, lambda x: sampler.forbid(x, adjust.stop_ids, early))
         return when(adjust.masked, x, lambda x: sampler.allow(x, adjust.mask))
 
-    # One choice around all of them: where nobody asks for any, the logits pass through once.
-    asked = biased | penalised | early.any() | adjust.masked
-    changed = lax.cond(asked, change, lambda: logits)
+    # One condition around all of them: if none is needed, the logits pass through once.
+    needed = biased | penalized | early.any() | adjust.masked
+    changed = lax.cond(needed, change, lambda: logits)
     token = sampler.sample(changed, settings, positions, live)
     wanted = ((settings.logprobs >= 0) & live).any()
     return token, sampler.logprobs(logits, token, wanted)
@@ -77,9 +85,14 @@ def sample_step(
 def prompt_logprobs(
     decoder: Decoder, hidden: Float[Array, "T D"], targets: Int[Array, " T"]
 ) -> Logprobs:
-    """Log-probabilities of the tokens that follow; zeros, and no work, where nobody asks.
+    """Computes log-probabilities of prompt tokens; zeros, without any work, if none is needed.
 
-    In tiles, since the logits of a whole prefill would take more memory than anything else.
+    In tiles, because the logits of a full prefill would need more memory than anything else.
+
+    Args:
+      decoder: the model.
+      hidden: final hidden states of a prefill.
+      targets: the prompt token after each; -1 where its log-probability is not needed.
     """
     size = targets.shape[0]
 
@@ -91,7 +104,7 @@ def prompt_logprobs(
         pad = -size % _TILE
         states = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, _TILE, hidden.shape[1])
         following = jnp.pad(targets, (0, pad)).reshape(-1, _TILE)
-        found = lax.map(tile, (states, following))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
+        tiles = lax.map(tile, (states, following))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tiles)
 
     return lax.cond((targets >= 0).any(), compute, lambda: Logprobs.zeros(size))

@@ -1,13 +1,13 @@
-"""Choosing tokens on the device, with every setting an array.
+"""Samples tokens on the device; every setting is an array.
 
-No setting compiles anything, and a row's token depends on its own logits, settings and position
-only, so a seeded request gives the same tokens whatever it is batched with. Nothing is sorted:
-XLA:CPU takes about 20 ms to sort a row of 262,144 logits. Top-k and top-p are thresholds found by
-bisection over the bits of the probabilities, and the token is found by inverting the cumulative
-distribution at one uniform number a row.
+A new combination of settings compiles nothing. A row's token depends only on its logits, settings
+and position, so a seeded request yields the same tokens in any batch. Nothing is sorted, because
+sorting large vocabularies is slow on XLA:CPU: top-k and top-p are thresholds, found by bisection
+over the bits of the probabilities, and the token is found by inverting the cumulative distribution
+at one uniform number per row.
 
-The order is: bias, penalties, what is not allowed (end tokens too early, a grammar), temperature,
-top-k, top-p (of what top-k left), min-p.
+Order of operations: bias, penalties, forbidden tokens (stop tokens before `min_tokens`, tokens that
+a grammar excludes), temperature, top-k, top-p (of the tokens that top-k keeps), min-p.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from muxjax.sampling_params import MAX_LOGPROBS
 
 _CHUNK = 512
+"""Tokens of a chunk of the cumulative distribution (`_invert`)."""
 _ONE_BITS = 0x3F800000  # float32 1.0
 
 
 @struct.dataclass
 class SamplingArrays:
-    """Sampling settings of some rows; `SamplingParams` says what each means."""
+    """Sampling settings of the rows of a step; for their meaning see `SamplingParams`."""
 
     temperature: Float[Array, " S"]
     top_p: Float[Array, " S"]
@@ -40,10 +41,11 @@ class SamplingArrays:
     seed: UInt[Array, "S 2"]
     logprobs: Int[Array, " S"]
     stop_from: Int[Array, " S"]
-    """The first position where a stop token may stand."""
+    """The first position at which a stop token is allowed."""
 
     @property
-    def penalised(self) -> Bool[Array, " S"]:
+    def has_penalty(self) -> Bool[Array, " S"]:
+        """Whether a row has any penalty."""
         return (
             (self.repetition_penalty != 1.0)
             | (self.presence_penalty != 0.0)
@@ -53,7 +55,7 @@ class SamplingArrays:
 
 @struct.dataclass
 class Logprobs:
-    """Log-probabilities of chosen tokens and of the most likely ones, best first."""
+    """Log-probabilities of sampled tokens and of the most likely tokens, best first."""
 
     chosen: Float[Array, "*S"]
     top_ids: Int[Array, "*S 20"]
@@ -61,6 +63,7 @@ class Logprobs:
 
     @staticmethod
     def zeros(*shape: int) -> Logprobs:
+        """Returns zeros for tokens of this shape."""
         return Logprobs(
             jnp.zeros(shape, jnp.float32),
             jnp.zeros((*shape, MAX_LOGPROBS), jnp.int32),
@@ -74,10 +77,10 @@ def penalize(
     in_prompt: Bool[Array, "S V"],
     counts: Int[Array, "S V"],
 ) -> Float[Array, "S V"]:
-    """Repetition penalty (Keskar et al. 2019) and OpenAI's presence and frequency penalties."""
+    """Applies the repetition (Keskar et al. 2019), presence and frequency (OpenAI) penalties."""
     repeated = in_prompt | (counts > 0)
-    by = settings.repetition_penalty[:, None]
-    logits = jnp.where(repeated, jnp.where(logits > 0, logits / by, logits * by), logits)
+    factor = settings.repetition_penalty[:, None]
+    logits = jnp.where(repeated, jnp.where(logits > 0, logits / factor, logits * factor), logits)
     logits -= settings.frequency_penalty[:, None] * counts
     return logits - settings.presence_penalty[:, None] * (counts > 0)
 
@@ -85,31 +88,34 @@ def penalize(
 def add_bias(
     logits: Float[Array, "S V"], ids: Int[Array, "S E"], values: Float[Array, "S E"]
 ) -> Float[Array, "S V"]:
-    """OpenAI's `logit_bias`: `values` added to the tokens `ids`; ids of -1 are none."""
-    return logits.at[_rows_of(ids), _or_none(ids)].add(values, mode="drop")
+    """Adds `values` to the logits of the tokens `ids` (OpenAI's `logit_bias`); skips ids of -1."""
+    return logits.at[_row_indices(ids), _skip_negative(ids)].add(values, mode="drop")
 
 
 def forbid(
     logits: Float[Array, "S V"], ids: Int[Array, "S E"], where: Bool[Array, " S"]
 ) -> Float[Array, "S V"]:
-    """Takes the tokens `ids` (-1: none) from the rows `where`."""
+    """Excludes the tokens `ids` from the rows `where`; skips ids of -1."""
     ids = jnp.where(where[:, None], ids, -1)
-    return logits.at[_rows_of(ids), _or_none(ids)].set(-jnp.inf, mode="drop")
+    return logits.at[_row_indices(ids), _skip_negative(ids)].set(-jnp.inf, mode="drop")
 
 
 def allow(logits: Float[Array, "S V"], mask: UInt[Array, "S W"]) -> Float[Array, "S V"]:
-    """Leaves a row the tokens whose bit is set: token `t` is bit `t % 32` of word `t // 32`."""
+    """Excludes tokens whose bit is not set: token `t` is bit `t % 32` of word `t // 32`."""
     bits = (mask[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1  # S W 32
     allowed = bits.reshape(mask.shape[0], -1)[:, : logits.shape[1]] != 0
     return jnp.where(allowed, logits, -jnp.inf)
 
 
-def _rows_of(ids: Int[Array, "S E"]) -> Int[Array, "S 1"]:
+def _row_indices(ids: Int[Array, "S E"]) -> Int[Array, "S 1"]:
     return jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
 
 
-def _or_none(ids: Int[Array, "S E"]) -> Int[Array, "S E"]:
-    """Beyond every vocabulary where there is no id: negative indices would count from the end."""
+def _skip_negative(ids: Int[Array, "S E"]) -> Int[Array, "S E"]:
+    """Replaces ids of -1 by one beyond every vocabulary, so that `mode="drop"` skips them.
+
+    A negative index would count from the end.
+    """
     return jnp.where(ids >= 0, ids, jnp.iinfo(jnp.int32).max)
 
 
@@ -119,19 +125,19 @@ def sample(
     positions: Int[Array, " S"],
     live: Bool[Array, " S"],
 ) -> Int[Array, " S"]:
-    """One token a row.
+    """Samples one token per row.
 
     Args:
-      logits: adjusted by all that stands before temperature.
-      settings: temperature 0 takes the most likely token.
-      positions: of the token to be chosen, in its sequence: folded into the row's seed.
-      live: rows whose token counts; work that only others ask for is left out.
+      logits: after bias, penalties and exclusions.
+      settings: temperature 0 selects the most likely token.
+      positions: position in its sequence of the token to sample; folded into the row's seed.
+      live: rows whose token is used; work that only other rows need is skipped.
     """
     greedy = _argmax(logits)
-    drawn = (settings.temperature > 0) & live
+    random = (settings.temperature > 0) & live
     return lax.cond(
-        drawn.any(),
-        lambda: jnp.where(drawn, _draw(logits, settings, positions, drawn), greedy),
+        random.any(),
+        lambda: jnp.where(random, _sample_random(logits, settings, positions, random), greedy),
         lambda: greedy,
     )
 
@@ -139,13 +145,13 @@ def sample(
 def logprobs(
     logits: Float[Array, "S V"], tokens: Int[Array, " S"], wanted: Bool[Array, ""]
 ) -> Logprobs:
-    """From raw logits; zeros, and no work, where nobody wants them."""
+    """Computes log-probabilities from raw logits; zeros, without any work, unless `wanted`."""
 
     def compute() -> Logprobs:
-        found = jax.nn.log_softmax(logits, axis=-1)
-        chosen = jnp.take_along_axis(found, tokens[:, None], axis=1)[:, 0]
+        values = jax.nn.log_softmax(logits, axis=-1)
+        chosen = jnp.take_along_axis(values, tokens[:, None], axis=1)[:, 0]
         size = min(MAX_LOGPROBS, logits.shape[1])
-        top, ids = lax.top_k(found, size)
+        top, ids = lax.top_k(values, size)
         pad = ((0, 0), (0, MAX_LOGPROBS - size))
         return Logprobs(
             chosen,
@@ -157,35 +163,38 @@ def logprobs(
 
 
 def _argmax(logits: Float[Array, "S V"]) -> Int[Array, " S"]:
-    """The first of the highest. Two plain reductions: XLA:CPU does not vectorise `argmax`."""
+    """Returns the first maximum. XLA:CPU vectorizes two plain reductions, but not `argmax`."""
     size = logits.shape[1]
     best = logits.max(axis=1, keepdims=True)
     ids = jnp.where(logits == best, jnp.arange(size, dtype=jnp.int32), size - 1)
     return ids.min(axis=1)
 
 
-def _draw(
+def _sample_random(
     logits: Float[Array, "S V"],
     settings: SamplingArrays,
     positions: Int[Array, " S"],
-    drawn: Bool[Array, " S"],
+    random: Bool[Array, " S"],
 ) -> Int[Array, " S"]:
-    temperature = jnp.where(drawn, settings.temperature, 1.0)[:, None]
+    """Samples one token per row at its temperature; the rows that are not `random` are unused."""
+    temperature = jnp.where(random, settings.temperature, 1.0)[:, None]
     logits = logits / temperature
-    weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))  # 1 for the most likely
+    weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))  # the most likely token has 1
     vocab = logits.shape[1]
 
-    top_k = jnp.where(drawn & (settings.top_k > 0), settings.top_k, vocab)
+    top_k = jnp.where(random & (settings.top_k > 0), settings.top_k, vocab)
     weights = lax.cond(
         (top_k < vocab).any(),
-        lambda: _keep(weights, lambda kept: kept.sum(axis=1) >= top_k),
+        lambda: _apply_threshold(weights, lambda kept: kept.sum(axis=1) >= top_k),
         lambda: weights,
     )
-    top_p = jnp.where(drawn, settings.top_p, 1.0)
+    top_p = jnp.where(random, settings.top_p, 1.0)
 
     def nucleus() -> Float[Array, "S V"]:
         enough = top_p * weights.sum(axis=1)
-        kept = _keep(weights, lambda kept: jnp.where(kept, weights, 0.0).sum(axis=1) >= enough)
+        kept = _apply_threshold(
+            weights, lambda kept: jnp.where(kept, weights, 0.0).sum(axis=1) >= enough
+        )
         return jnp.where(top_p[:, None] < 1.0, kept, weights)
 
     weights = lax.cond((top_p < 1.0).any(), nucleus, lambda: weights)
@@ -193,21 +202,23 @@ def _draw(
     return _invert(weights, _uniform(settings.seed, positions))
 
 
-def _keep(
+def _apply_threshold(
     weights: Float[Array, "S V"],
     enough: Callable[[Bool[Array, "S V"]], Bool[Array, " S"]],
 ) -> Float[Array, "S V"]:
-    """Zeroes all weights under the highest threshold at which what is kept is still `enough`.
+    """Zeroes the weights below the highest threshold at which the rest is still `enough`.
 
-    `enough` takes a mask of kept weights, `[S, V]`, and says for each row whether they suffice; it
-    must hold at threshold 0. Weights are from 0 to 1, so their bits are ordered as they are.
+    Args:
+      weights: from 0 to 1, so that their bits as integers have the same order.
+      enough: given a mask `[S, V]` of kept weights, whether each row's suffice. It must hold at
+        threshold 0.
     """
 
     def threshold(bits: Int[Array, " S"]) -> Float[Array, "S 1"]:
         return lax.bitcast_convert_type(bits, jnp.float32)[:, None]
 
     def body(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # low suffices, high is the first that may not
+        low, high = bounds  # `low` suffices; `high` is the first that may not
         middle = low + (high - low) // 2
         holds = enough(weights >= threshold(middle))
         return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
@@ -218,25 +229,25 @@ def _keep(
 
 
 def _uniform(seeds: UInt[Array, "S 2"], positions: Int[Array, " S"]) -> Float[Array, " S"]:
-    """A number in [0, 1) for each row, from its seed and position alone."""
+    """Returns a number in [0, 1) for each row, which depends on its seed and position only."""
 
-    def one(seed: UInt[Array, " 2"], position: Int[Array, ""]) -> Float[Array, ""]:
+    def draw(seed: UInt[Array, " 2"], position: Int[Array, ""]) -> Float[Array, ""]:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.uniform(jax.random.fold_in(key, position))
 
-    return jax.vmap(one)(seeds, positions)
+    return jax.vmap(draw)(seeds, positions)
 
 
 def _invert(weights: Float[Array, "S V"], uniform: Float[Array, " S"]) -> Int[Array, " S"]:
-    """The token at which the cumulative weight passes `uniform` of the total.
+    """Returns the token at which the cumulative weight exceeds `uniform` of the total.
 
-    In two levels, chunks and then tokens of one chunk: a running sum over the whole vocabulary is
-    slow on every backend.
+    In two levels, chunks and then the tokens of one chunk, because a cumulative sum over the
+    vocabulary is slow on every backend.
     """
     rows, vocab = weights.shape
     chunks = jnp.pad(weights, ((0, 0), (0, -vocab % _CHUNK))).reshape(rows, -1, _CHUNK)
     ends = jnp.cumsum(chunks.sum(axis=2), axis=1)
-    # Strictly below the total, so that the chunk found holds weight.
+    # Strictly below the total, so that the selected chunk has weight.
     target = jnp.minimum(uniform * ends[:, -1], jnp.nextafter(ends[:, -1], 0.0))[:, None]
     chunk = (ends <= target).sum(axis=1)
     inside = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]  # S _CHUNK
@@ -245,7 +256,7 @@ def _invert(weights: Float[Array, "S V"], uniform: Float[Array, " S"]) -> Int[Ar
     )
     passed = before[:, None] + jnp.cumsum(inside, axis=1) > target
     at = jnp.arange(_CHUNK)
-    # Rounding may leave no token past the target: then it is the chunk's last with any weight.
+    # If rounding leaves no token past the target, the chunk's last token with weight is selected.
     last = jnp.where(inside > 0, at, 0).max(axis=1)
     first = jnp.where(passed & (inside > 0), at, _CHUNK).min(axis=1)
     return (chunk * _CHUNK + jnp.minimum(first, last)).astype(jnp.int32)

@@ -1,6 +1,6 @@
-"""What the device keeps of each running sequence, so that the host sends only what changed.
+"""State of each running sequence on the device, so that the host sends only what changed.
 
-Each model has `max_seqs` slots and one more, the dummy, that padding rows name: it is never live.
+Each model has `max_seqs` slots and a dummy slot, which padding rows name. It is never live.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ class SlotState:
 
     Attributes:
       token: the last token, not yet in the pool.
-      position: where that token goes: the number of tokens in the pool.
-      remaining: tokens still to be made; 0 when the slot is done.
-      stop_ids: tokens that end the sequence, -1 where there are fewer.
+      position: of that token, which is also the number of tokens in the pool.
+      remaining: number of tokens still to generate; 0 when the slot is done.
+      stop_ids: tokens that end the sequence; -1 for padding.
       settings: sampling settings.
-      bias_ids, bias: tokens whose logits are changed, -1 where there are fewer, and by how much.
-      in_prompt: which tokens the prompt holds, for the repetition penalty.
-      counts: how often the output holds each token.
+      bias_ids: tokens that have a logit bias; -1 for padding.
+      bias: their biases.
+      in_prompt: which tokens the prompt contains, for the repetition penalty.
+      counts: number of times that the output contains each token.
     """
 
     token: Int[Array, " M"]
@@ -40,9 +41,10 @@ class SlotState:
 
     @staticmethod
     def create(max_seqs: int, vocab_size: int) -> SlotState:
+        """Returns slots that are all free, on the default device."""
         slots = max_seqs + 1
 
-        # Distinct buffers, all of them: a donated argument must not appear twice.
+        # Each field has a separate buffer: a donated argument must not appear twice.
         def ints(*shape: int) -> Array:
             return jnp.zeros(shape, jnp.int32)
 

@@ -1,7 +1,7 @@
 """The two functions that are compiled for each model: prefill and decode.
 
-Both take the pool and the model's slot state as donated arguments and give them back. What a step
-does with slots and pages is said in `muxjax.scheduling.steps`.
+Both take the pool and the model's slot state as donated arguments and return them. For what a step
+does with slots and pages see `muxjax.scheduling.steps`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from muxjax.pallas_kernels import AttentionMetadata, KVLayout
 
 @struct.dataclass
 class StepOutput:
-    """What a step gives: for `k` rounds and `S` rows the token, -1 where there is none.
+    """The output of a step of `k` rounds and `S` rows.
 
-    `prompt` has the log-probabilities of a prefill's `targets`; a decode has none.
+    Attributes:
+      tokens: the token of each round and row; -1 where there is none.
+      logprobs: of the tokens.
+      prompt: log-probabilities of a prefill's `targets`; a decode has none.
     """
 
     tokens: Int[Array, "k S"]
@@ -41,9 +44,9 @@ class StepFunctions:
     """The step functions of one model, to be compiled for each bucket.
 
     Attributes:
-      layout: the model's geometry in the pool.
-      max_decode_tokens: most tokens a sequence makes in one decode.
-      implementation: of paged attention; None chooses by platform.
+      layout: geometry of the model's keys and values in the pool.
+      max_decode_tokens: maximum number of tokens per sequence and decode.
+      implementation: of paged attention; None selects one by platform.
     """
 
     layout: KVLayout
@@ -61,29 +64,29 @@ class StepFunctions:
         bias: Int[Array, "S 2 300"],
         mask: UInt[Array, "S W"],
     ) -> tuple[Float[Array, "P rows 128"], SlotState, StepOutput]:
-        """Writes chunks of prompts to the pool; samples a token after each request's last.
+        """Writes chunks of prompts to the pool; samples a token after each request's last chunk.
 
         Args:
           decoder: the model.
           kv: the pool; donated.
           state: the model's slots; donated.
           tokens: of all chunks, packed, then padding.
-          packed: a row a chunk (`step_inputs`); rows beyond have length 0 and the dummy slot.
-          targets: the token after each of `tokens` whose log-probability is wanted, -1 for none.
-          bias: a row a chunk, for its slot; of any chunk but a last one it is not read.
-          mask: a bit for each token that may be chosen after a chunk.
+          packed: one row per chunk (`step_inputs`); padding rows have length 0 and the dummy slot.
+          targets: the token after each of `tokens` whose log-probability is needed; else -1.
+          bias: one row per chunk, for its slot; read for a request's last chunk only.
+          mask: a bit for each token that may be sampled after a chunk.
         """
         rows = unpack_prefill(packed)
         starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(rows.length)])
-        at = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        owner = jnp.searchsorted(starts[1:], at, side="right", method="compare_all")
-        valid = at < starts[-1]
-        owner = jnp.where(valid, owner, 0).astype(jnp.int32)
-        positions = jnp.where(valid, rows.start[owner] + at - starts[owner], 0)
+        index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        chunk = jnp.searchsorted(starts[1:], index, side="right", method="compare_all")
+        valid = index < starts[-1]
+        chunk = jnp.where(valid, chunk, 0).astype(jnp.int32)
+        positions = jnp.where(valid, rows.start[chunk] + index - starts[chunk], 0)
         tables = rows.block_tables
         attend = PagedAttend(
-            first_rows=self._rows(
-                tables[owner, positions // self.layout.tokens_per_page], positions, valid
+            first_rows=self._first_rows(
+                tables[chunk, positions // self.layout.tokens_per_page], positions, valid
             ),
             metadata=AttentionMetadata(
                 block_tables=tables,
@@ -94,7 +97,7 @@ class StepFunctions:
             implementation=self.implementation,
         )
         hidden, kv = decoder(tokens, positions, kv, attend)
-        state = _count_prefix(state, rows, tokens, owner, positions, valid)
+        state = _count_prefix(state, rows, tokens, chunk, positions, valid)
 
         def finish() -> tuple[Array, Logprobs]:
             logits = decoder.logits(hidden[jnp.maximum(starts[1:] - 1, 0)])
@@ -109,17 +112,17 @@ class StepFunctions:
                 logits, adjust, state, rows.slot, rows.start + rows.length, rows.last
             )
 
-        def nothing() -> tuple[Array, Logprobs]:
+        def skip() -> tuple[Array, Logprobs]:
             return jnp.zeros(rows.slot.shape, jnp.int32), Logprobs.zeros(rows.slot.shape[0])
 
-        token, logprobs = lax.cond(rows.last.any(), finish, nothing)
+        token, logprobs = lax.cond(rows.last.any(), finish, skip)
         state = _fill_slots(state, rows, bias, token)
-        emitted = StepOutput(
+        output = StepOutput(
             jnp.where(rows.last, token, -1)[None],
             jax.tree.map(lambda x: x[None], logprobs),
             prompt_logprobs(decoder, hidden, targets),
         )
-        return kv, state, emitted
+        return kv, state, output
 
     def decode(
         self,
@@ -130,15 +133,15 @@ class StepFunctions:
         mask: UInt[Array, "S W"],
         num_tokens: Int[Array, ""],
     ) -> tuple[Float[Array, "P rows 128"], SlotState, StepOutput]:
-        """Runs sequences for up to `num_tokens` tokens; stops early when all are done.
+        """Decodes up to `num_tokens` tokens per sequence; stops early when all are done.
 
         Args:
           decoder: the model.
           kv: the pool; donated.
           state: the model's slots; donated.
-          packed: a row a sequence: its slot (the dummy slot for padding), then its block table.
-          mask: a bit for each token that may be chosen, in every round; a sequence with a grammar
-            is therefore given one round.
+          packed: one row per sequence: its slot (the dummy slot for padding), then its block table.
+          mask: a bit for each token that may be sampled, the same in every round; so a step with a
+            masked sequence has one round.
           num_tokens: at most `max_decode_tokens`.
         """
         slots, tables = packed[:, 0], packed[:, 1:]
@@ -154,15 +157,15 @@ class StepFunctions:
         )
         last_block = tables.shape[1] - 1
 
-        def more(carry: _DecodeCarry) -> Bool[Array, ""]:
+        def cond(carry: _DecodeCarry) -> Bool[Array, ""]:
             return (carry.round < num_tokens) & (carry.remaining > 0).any()
 
-        def one(carry: _DecodeCarry) -> _DecodeCarry:
+        def body(carry: _DecodeCarry) -> _DecodeCarry:
             live = carry.remaining > 0
             block = jnp.minimum(carry.position // self.layout.tokens_per_page, last_block)
             page = jnp.take_along_axis(tables, block[:, None], axis=1)[:, 0]
             attend = PagedAttend(
-                first_rows=self._rows(page, carry.position, live),
+                first_rows=self._first_rows(page, carry.position, live),
                 metadata=AttentionMetadata(
                     block_tables=tables,
                     kv_lens=jnp.where(live, carry.position + 1, 0),
@@ -184,20 +187,20 @@ class StepFunctions:
                 position=carry.position + live,
                 remaining=jnp.where(live & ~stopped, carry.remaining - 1, 0),
                 counts=carry.counts.at[slots, token].add(live.astype(jnp.int32)),
-                emitted=StepOutput(
-                    carry.emitted.tokens.at[carry.round].set(jnp.where(live, token, -1)),
+                output=StepOutput(
+                    carry.output.tokens.at[carry.round].set(jnp.where(live, token, -1)),
                     jax.tree.map(
                         lambda all_, new: all_.at[carry.round].set(new),
-                        carry.emitted.logprobs,
+                        carry.output.logprobs,
                         logprobs,
                     ),
-                    carry.emitted.prompt,
+                    carry.output.prompt,
                 ),
             )
 
-        burst = lax.while_loop(
-            more,
-            one,
+        final = lax.while_loop(
+            cond,
+            body,
             _DecodeCarry(
                 round=jnp.int32(0),
                 kv=kv,
@@ -205,7 +208,7 @@ class StepFunctions:
                 position=state.position[slots],
                 remaining=state.remaining[slots],
                 counts=state.counts,
-                emitted=StepOutput(
+                output=StepOutput(
                     jnp.full((self.max_decode_tokens, num_seqs), -1, jnp.int32),
                     Logprobs.zeros(self.max_decode_tokens, num_seqs),
                     Logprobs.zeros(0),
@@ -214,24 +217,24 @@ class StepFunctions:
         )
         state = dataclasses.replace(
             state,
-            token=state.token.at[slots].set(burst.token),
-            position=state.position.at[slots].set(burst.position),
-            remaining=state.remaining.at[slots].set(burst.remaining),
-            counts=burst.counts,
+            token=state.token.at[slots].set(final.token),
+            position=state.position.at[slots].set(final.position),
+            remaining=state.remaining.at[slots].set(final.remaining),
+            counts=final.counts,
         )
-        return burst.kv, state, burst.emitted
+        return final.kv, state, final.output
 
-    def _rows(
+    def _first_rows(
         self, page: Int[Array, " T"], position: Int[Array, " T"], valid: Bool[Array, " T"]
     ) -> Int[Array, " T"]:
-        """The pool row of each token in layer 0; that of the dummy block where not valid."""
-        within = position % self.layout.tokens_per_page * self.layout.rows_per_token
-        return jnp.where(valid, page * self.layout.rows + within, 0)
+        """Returns the pool row of each token in layer 0; the dummy block's row if not `valid`."""
+        offset = position % self.layout.tokens_per_page * self.layout.rows_per_token
+        return jnp.where(valid, page * self.layout.rows + offset, 0)
 
 
 @struct.dataclass
 class _DecodeCarry:
-    """What a decode carries from round to round; all but `kv` and `counts` are rows of the step."""
+    """The carry of a decode's rounds; all but `kv` and `counts` are rows of the step."""
 
     round: Int[Array, ""]
     kv: Float[Array, "P rows 128"]
@@ -239,24 +242,33 @@ class _DecodeCarry:
     position: Int[Array, " S"]
     remaining: Int[Array, " S"]
     counts: Int[Array, "M V"]
-    emitted: StepOutput
+    output: StepOutput
 
 
 def _count_prefix(
     state: SlotState,
     rows: PrefillRows,
     tokens: Int[Array, " T"],
-    owner: Int[Array, " T"],
+    chunk: Int[Array, " T"],
     positions: Int[Array, " T"],
     valid: Bool[Array, " T"],
 ) -> SlotState:
-    """Notes which tokens the chunks hold, in slots that start anew with a request's first chunk."""
+    """Counts the tokens of the chunks in their slots, which a request's first chunk resets.
+
+    Args:
+      state: slots of the model.
+      rows: the chunks.
+      tokens: of all chunks, packed, then padding.
+      chunk: of each token, the index of its chunk.
+      positions: of each token in its sequence.
+      valid: False for padding.
+    """
     dummy = state.token.shape[0] - 1
-    fresh = jnp.where(rows.first, rows.slot, dummy)
-    in_prompt = state.in_prompt.at[fresh].set(False)
-    counts = state.counts.at[fresh].set(0)
-    slot = jnp.where(valid, rows.slot[owner], dummy)
-    prompt = positions < rows.num_prompt[owner]
+    reset = jnp.where(rows.first, rows.slot, dummy)
+    in_prompt = state.in_prompt.at[reset].set(False)
+    counts = state.counts.at[reset].set(0)
+    slot = jnp.where(valid, rows.slot[chunk], dummy)
+    prompt = positions < rows.num_prompt[chunk]
     return dataclasses.replace(
         state,
         in_prompt=in_prompt.at[jnp.where(prompt, slot, dummy), tokens].set(True),
@@ -270,7 +282,7 @@ def _fill_slots(
     bias: Int[Array, "S 2 300"],
     token: Int[Array, " S"],
 ) -> SlotState:
-    """Makes the slots of requests whose last chunk this was ready to decode."""
+    """Fills the slots of requests whose last chunk has run, so that they can decode."""
     dummy = state.token.shape[0] - 1
     slot = jnp.where(rows.last, rows.slot, dummy)
     stopped = (token[:, None] == rows.stop_ids).any(axis=1)

@@ -1,9 +1,10 @@
-"""What the host sends with a step: one packed array of int32, so one transfer.
+"""The arrays that the host sends with a step.
 
-Floats travel as their bits. `Column` names the columns of a prefill's rows; the block table
-follows. What few requests need comes in arrays of its own, for which the device keeps empty ones
-that are given when nobody needs it: the tokens that a grammar allows (a bit for each, `W` words a
-row), biases of logits, and the prompt's own tokens where their log-probabilities are asked for.
+A prefill's rows are packed into one int32 array, which is one transfer; floats are sent as their
+bits. `Column` names its columns, and the block table follows them. Inputs that few requests need
+are separate arrays, with defaults kept on the device (`model_slots.DefaultInputs`): masks of
+allowed tokens (one bit each, `W` words per row), logit biases, and the prompt tokens whose
+log-probabilities are needed.
 """
 
 from __future__ import annotations
@@ -67,16 +68,16 @@ class PrefillRows:
 
 
 def seed_words(seed: int | None) -> tuple[int, int]:
-    """The two words of a request's key; a request without a seed must be greedy."""
+    """Returns a seed as two words, the high one first; a request without a seed must be greedy."""
     bits = (seed or 0) % 2**64
     return bits >> 32, bits & 0xFFFFFFFF
 
 
 def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
-    """Fills the columns of one prefill row, all but the block table.
+    """Fills the columns of one prefill row, except the block table.
 
     Args:
-      row: int32, at least `Column.BLOCKS` wide.
+      row: int32, at least `Column.BLOCKS` wide; changed in place.
       chunk: what to prefill.
     """
     row[Column.SLOT] = chunk.slot
@@ -100,12 +101,12 @@ def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
 
 
 def mask_words(vocab_size: int) -> int:
-    """`W`: words of a mask of this many tokens."""
+    """Returns `W`, the number of words of a mask over a vocabulary."""
     return -(-vocab_size // 32)
 
 
 def pack_bias(row: np.ndarray, bias: Mapping[int, float]) -> None:
-    """Fills a row of biases, `[2, 300]`: ids, -1 where there are fewer, and the values' bits."""
+    """Fills a row of biases `[2, 300]` in place: ids (-1 for padding), then the values' bits."""
     row[0] = -1
     row[0, : len(bias)] = list(bias)
     row[1, : len(bias)] = np.array(list(bias.values()), np.float32).view(np.int32)
@@ -114,12 +115,12 @@ def pack_bias(row: np.ndarray, bias: Mapping[int, float]) -> None:
 def unpack_bias(
     bias: Int[Array, "S 2 300"],
 ) -> tuple[Int[Array, "S 300"], Float[Array, "S 300"]]:
-    """Undoes `pack_bias` on the device."""
+    """Unpacks the rows of `pack_bias` on the device into ids and values."""
     return bias[:, 0], lax.bitcast_convert_type(bias[:, 1], jnp.float32)
 
 
-def no_bias(rows: int) -> np.ndarray:
-    """`pack_bias` of nothing, for so many rows."""
+def empty_bias(rows: int) -> np.ndarray:
+    """Returns `rows` rows of `pack_bias` without any bias."""
     packed = np.zeros((rows, 2, MAX_LOGIT_BIAS), np.int32)
     packed[:, 0] = -1
     return packed
@@ -132,7 +133,7 @@ def _stop_row(stop_ids: Sequence[int]) -> np.ndarray:
 
 
 def unpack_prefill(rows: Int[Array, "S columns"]) -> PrefillRows:
-    """Undoes `pack_chunk` on the device."""
+    """Unpacks the rows of `pack_chunk` and their block tables on the device."""
     floats = lax.bitcast_convert_type(rows[:, Column.FLOATS : Column.STOP_IDS], jnp.float32)
     settings = SamplingArrays(
         **{name: floats[:, i] for i, name in enumerate(_FLOATS)},

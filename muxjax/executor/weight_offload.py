@@ -1,7 +1,7 @@
-"""Where the weights of a sleeping model lie: in the host's memory, if the device has its own.
+"""Offloads the weights of a sleeping model to host memory, and restores them.
 
-One copy is kept. On a CPU the device's memory is the host's: the weights stay where they are, and
-sleeping gives back the model's part of the pool and its slots, but no memory.
+There is always exactly one copy of the weights. On a CPU, device memory is host memory: the weights
+stay in place, and sleep releases only the model's part of the pool and its slots.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 
 
-def host_memory(device: jax.Device) -> str | None:
-    """The kind of memory that sleeping weights lie in; None where they stay on the device.
+def offload_memory_kind(device: jax.Device) -> str | None:
+    """Returns the kind of host memory for offloaded weights; None if they stay on the device.
 
     Pinned pages are copied by the device itself, at the full speed of its link.
     """
@@ -23,41 +23,50 @@ def host_memory(device: jax.Device) -> str | None:
 
 
 def offload(leaves: Sequence[jax.Array], kind: str | None) -> tuple[jax.Array, ...]:
-    """Moves arrays to a kind of the host's memory, and frees the device's.
+    """Moves arrays to a kind of host memory and frees their device memory.
 
-    If it fails, the arrays are as they were.
+    Args:
+      leaves: on the devices.
+      kind: from `offload_memory_kind`; None leaves the arrays in place.
+
+    Raises:
+      JaxRuntimeError: the host has no room; the arrays are unchanged.
     """
     if kind is None:
         return tuple(leaves)
-    return _moved(leaves, lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(kind)))
+    return _move_all(
+        leaves, lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(kind))
+    )
 
 
 def restore(
-    leaves: Sequence[jax.Array], place: Callable[[jax.Array], jax.Array]
+    leaves: Sequence[jax.Array], copy_to_device: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, ...]:
-    """Moves arrays to the devices, and frees the host's copy.
-
-    If it fails, for want of memory say, the arrays are as they were.
+    """Moves arrays to the devices and frees their host memory.
 
     Args:
-      leaves: as `offload` gave them.
-      place: copies one to where the programs want it.
+      leaves: from `offload`.
+      copy_to_device: copies one array to the devices, in the layout that the programs expect.
+
+    Raises:
+      JaxRuntimeError: the devices have no room; the arrays are unchanged.
     """
     if all(leaf.sharding.memory_kind == "device" for leaf in leaves):
         return tuple(leaves)
-    return _moved(leaves, place)
+    return _move_all(leaves, copy_to_device)
 
 
 def delete(leaves: Sequence[jax.Array]) -> None:
-    """Frees the memory of arrays, wherever they lie; those that are freed are passed over."""
+    """Frees the memory of arrays on host or device; skips those that are already deleted."""
     for leaf in leaves:
         if not leaf.is_deleted():
             leaf.delete()
 
 
-def _moved(
+def _move_all(
     leaves: Sequence[jax.Array], move: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, ...]:
+    """Moves all arrays or none: a failure deletes the new arrays and keeps the old ones."""
     moved: list[jax.Array] = []
     try:
         for leaf in leaves:

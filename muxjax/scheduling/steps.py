@@ -253,6 +253,10 @@ class StepResult:
 type Handle = Any
 """What `Executor.submit` returns; opaque to all but its executor."""
 
+type ExecutorModel = Any
+"""What an executor needs to run the steps of a model: `executor.model_slots.ModelSlots` for the JAX
+executor, a `ModelSpec` for the mock executor, a `SimulatedModel` for the simulated one."""
+
 
 @runtime_checkable
 class Executor(Protocol):
@@ -270,10 +274,38 @@ class Executor(Protocol):
         """Waits for a step and returns its result. Call it once for each handle, in order."""
         ...
 
-    def poison(self, pages: Sequence[int]) -> None:
-        """Test mode: fills freed pages with NaN, after all steps submitted so far."""
+    def add_model(self, name: str, model: ExecutorModel) -> None:
+        """Adds a model, between two steps.
+
+        Args:
+          name: of the model.
+          model: with its slots allocated beforehand, so that the loop does not wait for it.
+        """
+        ...
+
+    def remove_model(self, name: str) -> None:
+        """Frees a model's slots, between two steps; no step of the model may be in flight."""
         ...
 
     def close(self) -> None:
         """Frees the device's memory; nothing may be submitted afterwards."""
+        ...
+
+
+@runtime_checkable
+class PoisonsPages(Protocol):
+    """The capability of an executor whose pool shows reads of freed pages (test mode)."""
+
+    def poison(self, pages: Sequence[int]) -> None:
+        """Fills freed pages with NaN, after all steps submitted so far."""
+        ...
+
+
+@runtime_checkable
+class HasPoolAddress(Protocol):
+    """The capability of an executor whose pool is one array that is never moved."""
+
+    @property
+    def pool_address(self) -> int:
+        """Address of the pool's first shard. Valid between two steps."""
         ...

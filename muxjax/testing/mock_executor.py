@@ -1,17 +1,18 @@
-"""An executor whose model is arithmetic that can be done on paper.
+"""An executor whose model is arithmetic that can be computed by hand.
 
 The next token of a sequence is
 
     (31 * sum of all its tokens + 7 * their number + salt + extra) % vocab
 
-where `salt` is the sum of the bytes of the model's name and `extra` is the seed of a request that
-is sampled, plus the number of tokens it has put out if it has a penalty. With a mask it is the next
-one, in a circle, that is allowed. `mock_tokens` gives what a request gets when it is alone.
+where `salt` is the sum of the bytes of the model's name. `extra` is the seed of a request that is
+not greedy, plus the number of its output tokens if it has a penalty. With a mask, the token is the
+next one that the mask allows, modulo `vocab`. `mock_tokens` computes the tokens of a request
+without other load.
 
-Tokens are written to a simulated pool through the block tables as the step gives them, in all
-layers, and read back through the block tables for each token sampled. A wrong, overlapping or
-poisoned page thus raises `MockPoolError` or changes the tokens. Slots hold state as on the device
-(`steps.py`).
+Tokens are written to a simulated pool through the block tables of the step, in all layers, and read
+back through the block tables for each sampled token. So a wrong, overlapping or poisoned page
+raises `MockPoolError` or changes the tokens. Slots hold state as on the device
+(`scheduling.steps`).
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ VOCAB = 1009
 
 
 class MockPoolError(AssertionError):
-    """A step used pages or slots that are not its own."""
+    """A step used pages or slots that belong to another request, or broke a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class MockLatency:
-    """Simulated seconds of steps.
+    """Simulated durations of steps, in seconds.
 
     Attributes:
       prefill: of any prefill step.
-      prefill_token: of each of its tokens besides.
-      decode: of each token of a decode step, whatever the batch.
-      decode_sequence: of each sequence of a decode step besides, a token.
+      prefill_token: additional, per token of a prefill step.
+      decode: per token of a decode step, for any batch.
+      decode_sequence: additional, per token and sequence of a decode step.
     """
 
     prefill: float = 2e-3
@@ -60,7 +61,7 @@ class MockLatency:
 
 @dataclass(slots=True)
 class _Page:
-    """A page's tokens. `owner` is (model, request, layer, index of the block in the sequence)."""
+    """The tokens of a page. `owner` is (model, request, layer, index of its block)."""
 
     owner: tuple[str, int, int, int]
     tokens: list[int] = field(default_factory=list)
@@ -68,7 +69,7 @@ class _Page:
 
 @dataclass(slots=True)
 class _Slot:
-    """What the device keeps for a slot."""
+    """The device state of a slot."""
 
     request_id: int
     found: int = 0
@@ -95,7 +96,7 @@ def mock_tokens(
     vocab: int = VOCAB,
     constraint: Constraint | None = None,
 ) -> list[int]:
-    """The tokens that a request gets, a stop id that ends it included. Advances `constraint`."""
+    """Returns the tokens of a request, including a stop id that ends it. Advances `constraint`."""
     total = sum(prompt)
     output: list[int] = []
     while len(output) < max_new_tokens:
@@ -128,15 +129,15 @@ class MockExecutor:
     """Runs steps by arithmetic, on a simulated clock.
 
     Attributes:
-      now: simulated seconds; `result` moves it to the end of the step.
-      latency: simulated durations, of steps submitted from now on.
-      steps: how many steps were submitted.
+      now: simulated time in seconds; `result` moves it to the end of the step.
+      latency: simulated durations of steps that are submitted later.
+      steps: number of submitted steps.
 
     Args:
       specs: the models.
-      num_pages: pages of the pool; the first block of the deepest model is the dummy block.
+      num_pages: of the pool; the first block of the deepest model is the dummy block.
       latency: simulated durations.
-      vocab: how many tokens there are.
+      vocab: size of the vocabulary.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class MockExecutor:
     ) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._first_page = max(spec.num_layers for spec in self._specs.values())
+        self._replicas = max(spec.replicas for spec in self._specs.values())
         self._num_pages = num_pages
         self.latency = latency or MockLatency()
         self._vocab = vocab
@@ -159,10 +161,10 @@ class MockExecutor:
         self.steps = 0
 
     def submit(self, step: Step) -> _MockStepHandle:
-        """Runs the step; its tokens are there to be read when `result` is called.
+        """Runs the step; `result` returns its tokens.
 
         Raises:
-          MockPoolError: it uses pages or slots that are not its own, or breaks a limit.
+          MockPoolError: it uses pages or slots of another request, or breaks a limit.
         """
         self.steps += 1
         tokens: list[list[int]] = []
@@ -173,7 +175,7 @@ class MockExecutor:
             for chunk in step.chunks:
                 tokens.append(self._run_chunk(step.model, chunk))
                 logprobs.append(self._logprobs(step.model, chunk.slot, tokens[-1]))
-                prompt.append(self._each(chunk.following, chunk.prompt_logprobs))
+                prompt.append(self._token_logprobs(chunk.following, chunk.prompt_logprobs))
             seconds = self.latency.prefill + self.latency.prefill_token * step.num_tokens
         else:
             self._check_decode(step)
@@ -187,20 +189,29 @@ class MockExecutor:
         return _MockStepHandle(StepResult(tokens, logprobs, started, seconds, prompt))
 
     def result(self, handle: _MockStepHandle) -> StepResult:
-        """What the step gave; the clock moves to its end."""
+        """Returns the result of a step, and moves the clock to its end."""
         result = handle.result
         self.now = max(self.now, result.started + result.seconds)
         return result
 
+    def add_model(self, name: str, model: ModelSpec) -> None:
+        """See `Executor.add_model`."""
+        self._specs[name] = model
+
+    def remove_model(self, name: str) -> None:
+        """See `Executor.remove_model`."""
+        del self._specs[name]
+        for key in [key for key in self._slots if key[0] == name]:
+            del self._slots[key]
+
     def poison(self, pages: Sequence[int]) -> None:
-        """Empties pages, so that reading them raises."""
-        replicas = max(spec.replicas for spec in self._specs.values())
+        """Clears pages, so that reading them raises; see `PoisonsPages.poison`."""
         for page in pages:
-            for copy in range(replicas):
-                self._pages.pop(page + copy * self._num_pages, None)
+            for replica in range(self._replicas):
+                self._pages.pop(page + replica * self._num_pages, None)
 
     def close(self) -> None:
-        """Forgets the pool."""
+        """Clears the pool and the slots."""
         self._pages.clear()
         self._slots.clear()
 
@@ -224,33 +235,35 @@ class MockExecutor:
     def _check_apart(
         self, model: str, entries: Sequence[PrefillChunk] | Sequence[DecodeSequence]
     ) -> None:
-        """No two entries of a step share a slot, none has a page that another writes to, and all
-        pages are in the pool.
+        """Checks that no two entries of a step share a slot, that no entry has a page to which
+        another one writes, and that all pages are in the pool.
         """
         spec = self._specs[model]
         slots = {entry.slot for entry in entries}
-        _require(len(slots) == len(entries), f"slots used twice in a step of {model}")
+        _require(len(slots) == len(entries), f"a slot is used twice in a step of {model}")
         _require(slots <= set(range(spec.limits.max_seqs)), f"no such slot of {model}: {slots}")
         written: set[int] = set()
         read: set[int] = set()
         for entry in entries:
-            at = entry.start if isinstance(entry, PrefillChunk) else self._written(model, entry)
+            position = (
+                entry.start if isinstance(entry, PrefillChunk) else self._written(model, entry)
+            )
             for index, block in enumerate(entry.blocks[: entry.num_blocks]):
                 pages = set(range(block, block + spec.num_layers))
-                copy, first = divmod(block, self._num_pages)
+                replica, first = divmod(block, self._num_pages)
                 _require(
                     self._first_page <= first
                     and first + spec.num_layers <= self._num_pages
-                    and copy == entry.slot % spec.replicas,
-                    f"block at page {block} of {model} is outside the pool of its copy",
+                    and replica == entry.slot % spec.replicas,
+                    f"block at page {block} of {model} is outside the pool of its replica",
                 )
-                writes = index >= at // spec.tokens_per_page
+                writes = index >= position // spec.tokens_per_page
                 others = written | read if writes else written
-                _require(not others & pages, f"page of block {block} used twice by {model}")
+                _require(not others & pages, f"a page of block {block} of {model} is used twice")
                 (written if writes else read).update(pages)
 
     def _written(self, model: str, sequence: DecodeSequence) -> int:
-        """Tokens of a sequence that are in the pool."""
+        """Returns the number of tokens of a sequence that are in the pool."""
         return self._slots[model, sequence.slot].written
 
     # The model
@@ -263,7 +276,7 @@ class MockExecutor:
         _require(slot.written == chunk.start, f"chunk out of order: {chunk}")
         blocks = chunk.blocks[: chunk.num_blocks]
         for token in chunk.tokens:
-            # As on the device, which counts what it is given: a prefix that was found is not seen.
+            # As on the device, which counts only the tokens it computes, not a cached prefix.
             slot.num_output += slot.written >= chunk.num_prompt_tokens
             self._write(model, slot, blocks, token)
         if chunk.sampling is None:
@@ -271,19 +284,19 @@ class MockExecutor:
         slot.sampling = chunk.sampling
         slot.stop_ids = chunk.stop_ids
         slot.remaining = chunk.remaining_tokens
-        _require(slot.remaining > 0, f"nothing left to make: {chunk}")
+        _require(slot.remaining > 0, f"no tokens left to generate: {chunk}")
         return [self._sample(model, slot, blocks, chunk.mask)]
 
     def _run_sequence(self, model: str, sequence: DecodeSequence, num_tokens: int) -> list[int]:
         slot = self._slots[model, sequence.slot]
         _require(slot.request_id == sequence.request_id, f"slot of another request: {sequence}")
-        made: list[int] = []
+        tokens: list[int] = []
         blocks = sequence.blocks[: sequence.num_blocks]
-        while slot.remaining and len(made) < num_tokens:
+        while slot.remaining and len(tokens) < num_tokens:
             self._write(model, slot, blocks, slot.last_token)
-            made.append(self._sample(model, slot, blocks, sequence.mask))
-        _require(len(made) <= sequence.num_tokens, f"more tokens than the host expects: {sequence}")
-        return made
+            tokens.append(self._sample(model, slot, blocks, sequence.mask))
+        _require(len(tokens) <= sequence.num_tokens, f"too many tokens: {sequence}")
+        return tokens
 
     def _sample(
         self, model: str, slot: _Slot, blocks: Sequence[int], mask: np.ndarray | None
@@ -308,38 +321,40 @@ class MockExecutor:
         slot.written += 1
 
     def _read(self, model: str, slot: _Slot, blocks: Sequence[int]) -> int:
-        """The sum of the sequence's tokens as the pool has them, in the last layer."""
+        """Returns the sum of the sequence's tokens as read from the pool, in the last layer."""
         spec = self._specs[model]
         per_page = spec.tokens_per_page
         total = 0
         for layer in range(spec.num_layers):
             total = 0
             for index in range(spec.blocks_for(slot.written)):
-                held = min(per_page, slot.written - index * per_page)
-                found = index * per_page < slot.found
-                owner = (model, -1 if found else slot.request_id, layer, index)
-                total += sum(self._page(blocks[index] + layer, owner, held).tokens)
+                num_tokens = min(per_page, slot.written - index * per_page)
+                cached = index * per_page < slot.found
+                owner = (model, -1 if cached else slot.request_id, layer, index)
+                total += sum(self._page(blocks[index] + layer, owner, num_tokens).tokens)
         return total
 
-    def _page(self, number: int, owner: tuple[str, int, int, int], held: int) -> _Page:
-        """A page with its owner as expected; request -1 stands for any: the block was found."""
+    def _page(self, number: int, owner: tuple[str, int, int, int], num_tokens: int) -> _Page:
+        """Returns a page after a check of its owner; request -1 is any: the prefix was cached."""
         page = self._pages.get(number)
-        model, request_id, *place = owner
+        model, request_id, layer, index = owner
         expected = owner
         if page is not None and request_id < 0:
-            expected = (model, page.owner[1], place[0], place[1])
-        if page is None or page.owner != expected or len(page.tokens) != held:
-            raise MockPoolError(f"page {number} should hold {held} tokens of {owner}, not {page}")
+            expected = (model, page.owner[1], layer, index)
+        if page is None or page.owner != expected or len(page.tokens) != num_tokens:
+            raise MockPoolError(
+                f"page {number} should hold {num_tokens} tokens of {owner}, not {page}"
+            )
         return page
 
     def _logprobs(self, model: str, slot: int, tokens: Sequence[int]) -> list[TokenLogprobs] | None:
-        """The chosen token gets -(token % 10), each alternative one less than the one before."""
+        """Returns -(token % 10) for each token, and one less for each alternative than before."""
         wanted = self._slots[model, slot].sampling.logprobs
         if wanted is None or not tokens:
             return None
-        return self._each(tokens, wanted)
+        return self._token_logprobs(tokens, wanted)
 
-    def _each(self, tokens: Sequence[int], wanted: int) -> list[TokenLogprobs]:
+    def _token_logprobs(self, tokens: Sequence[int], wanted: int) -> list[TokenLogprobs]:
         return [
             TokenLogprobs(
                 -float(token % 10),

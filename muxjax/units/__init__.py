@@ -1,1 +1,1 @@
-"""Units: a mesh and the models it serves; building, sleep and wake, reload, placement plans."""
+"""Units: a mesh and the models it serves. Building, sleep and wake, reload, placement plans."""

@@ -1,9 +1,13 @@
-"""From a fleet file to a unit that is ready to run: checkpoints, geometry, weights, programs."""
+"""Builds a unit from its spec: programs, weights, executor, scheduler and engine.
+
+The start-up recipe of a unit is `build_unit_spec`, then `build_unit`. What needs only a part of it
+calls the steps: `build_programs` (compile check), `load_programs` and `UnitSpec.build_executor`
+(the other hosts of a mesh, benchmarks of steps).
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
@@ -11,36 +15,21 @@ from typing import Any
 import jax
 
 from muxjax.cache import cache_folder
-from muxjax.config.fleet_file import FleetConfig, ModelEntry
-from muxjax.errors import FleetConfigError
-from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import ModelPrograms, Program
-from muxjax.models.checkpoints.loading import open_checkpoint
-from muxjax.models.nn.shards import Shards
-from muxjax.models.nn.weight_format import stored_bytes, stored_params
-from muxjax.pallas_kernels import KVLayout
-from muxjax.pallas_kernels.cpu import native
-from muxjax.pallas_kernels.target import current_target
-from muxjax.scheduling.demand import expected_demand
-from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.specs import Demand, ModelSpec
-from muxjax.units.page_geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, pages_in
-from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec, dtype_of, kv_dtype, spec_model
-from muxjax.units.weights import decoder_of, load_weights, stacks_of
+from muxjax.models.nn.weight_format import stored_params
+from muxjax.progress import Bars
+from muxjax.units.local_unit import ExecutorFactory, LocalUnit
+from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
+from muxjax.units.weights import build_decoder, layer_stacks, load_weights
 
-log = logging.getLogger("muxjax")
-
-_CPU_POOL_BYTES = 1 << 30
-_ACCELERATOR_POOL_SHARE = 0.9
-"""Part of the memory left beside the weights that the pool takes on an accelerator."""
 _WORKERS = 2
-"""Threads that load and compile: tracing holds Python's lock, compiling and reading do not."""
+"""Threads that load and compile. Tracing holds Python's lock; compiling and reading do not."""
 
 
 def enable_compilation_cache() -> None:
-    """Turns on JAX's persistent compilation cache, in the user's cache folder.
+    """Enables JAX's persistent compilation cache, in the user's cache folder.
 
-    A cache that the user has configured (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
+    A cache that the user has configured (`JAX_COMPILATION_CACHE_DIR`) is left unchanged.
     """
     if jax.config.jax_compilation_cache_dir is None:
         folder = cache_folder() / "xla" / f"jax-{jax.__version__}-{jax.default_backend()}"
@@ -48,235 +37,160 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def build_unit_spec(
-    config: FleetConfig,
+def build_unit(
+    spec: UnitSpec,
+    name: str = "0",
     *,
-    progress: bool = True,
-    poison: bool = False,
-    memory_bytes: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
-) -> UnitSpec:
-    """Opens the checkpoints and cuts the pool.
+    progress: Bars | None = None,
+    token_seconds: Mapping[str, float] | None = None,
+    executor_factory: ExecutorFactory | None = None,
+) -> LocalUnit:
+    """Loads the weights, compiles the programs, and starts the engine of a unit.
+
+    Models that are `sleeping` are loaded when they are woken.
 
     Args:
-      config: the fleet file.
-      progress: show bars while something is fetched.
-      poison: test mode, see `Fleet.load`.
-      memory_bytes: free memory of a device; by default the first is asked.
-      devices: of the unit; by default the first of JAX's, as many as `tensor_parallel` says.
-      demand: what the models are expected to need.
+      spec: from `build_unit_spec`.
+      name: of the unit; "0" in a fleet without a plan.
+      progress: from `load_progress`; None shows nothing.
+      token_seconds: for each model, planned seconds per token of a request.
+      executor_factory: see `LocalUnit`.
 
     Raises:
-      CheckpointError, DownloadError: a checkpoint that cannot be had.
-      PoolTooSmall: the pool cannot hold the fleet.
-      FleetConfigError: a length beyond the model's own.
+      CheckpointError: a weight cannot be read.
     """
-    devices = unit_devices(config) if devices is None else tuple(devices)
-    checkpoints = {
-        entry.name: open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
-        for entry in config.models
-    }
-    dtypes = [dtype_of(entry) for entry in config.models]
-    itemsize = kv_dtype(dtypes).itemsize
-    meshes = {entry.name: _mesh(entry, devices) for entry in config.models}
-    local = {
-        name: Shards(checkpoint.config, meshes[name].tp_size).local  # of one device
-        for name, checkpoint in checkpoints.items()
-    }
-    rows = choose_page_rows(
-        [
-            KVShape(
-                entry.name,
-                local[entry.name].num_layers,
-                local[entry.name].num_kv_heads,
-                local[entry.name].head_dim,
-                entry.expected_load.request_tokens,
-            )
-            for entry in config.models
-        ],
-        token_group=GPU_TOKEN_GROUP if current_target().platform == "gpu" else 1,
+    programs = load_programs(spec, progress=progress)
+    return LocalUnit(
+        name, spec, programs, token_seconds=token_seconds, executor_factory=executor_factory
     )
-    if config.pool.memory is None:
-        weights = sum(
-            stored_bytes(local[entry.name], dtype, entry.quantization)
-            for entry, dtype in zip(config.models, dtypes, strict=True)
-            if not entry.sleeping
-        )
-        memory = _default_pool(weights, memory_bytes, devices)
-    else:
-        memory = config.pool.memory // len(devices)
-    kv = jax.ShapeDtypeStruct((pages_in(memory, rows, itemsize), rows, 128), kv_dtype(dtypes))
-    deepest = max(model.num_layers for model in local.values())
-    parts = {
-        entry.name: spec_model(
-            entry,
-            checkpoints[entry.name],
-            meshes[entry.name],
-            kv,
-            config.engine,
-            free_pages=kv.shape[0] - deepest,
-            available=_available(config.models, entry),
-        )
-        for entry in config.models
+
+
+def load_progress(units: Iterable[UnitSpec], *, show: bool, include_sleeping: bool = False) -> Bars:
+    """Returns the progress bars for loading units: programs to compile, bytes to load.
+
+    Args:
+      units: specs of the units.
+      show: False shows nothing.
+      include_sleeping: as for `load_programs`.
+    """
+    models = [spec for unit in units for spec in _initial_specs(unit, include_sleeping).values()]
+    totals = {
+        "compiling": sum(len(spec.buckets.program_keys) for spec in models),
+        "loading weights": sum(spec.model.param_bytes for spec in models),
     }
-    plan = UnitSpec(config, devices, kv, parts, demand, poison)
-    plan.make_unit()  # refuses a pool that is too small
-    if current_target().platform == "cpu" and (reason := native.unavailable_reason()):
-        log.info("products and attention are XLA's, not the CPU's own kernels: %s", reason)
-    return plan
+    return Bars(totals, show=show)
 
 
-def spec_added_model(
-    plan: UnitSpec, entry: ModelEntry, *, progress: bool = False
-) -> ModelBuildSpec:
-    """A model for a unit that exists, in place of the one of its name if there is one.
+def load_programs(
+    spec: UnitSpec, *, progress: Bars | None = None, include_sleeping: bool = False
+) -> dict[str, ModelPrograms]:
+    """Returns the programs of a unit's models, compiled and with their weights.
 
     Args:
-      plan: the unit's.
-      entry: what the fleet file says of the model.
-      progress: show bars while something is fetched.
+      spec: of the unit.
+      progress: from `load_progress`; None shows nothing.
+      include_sleeping: also load models that are `sleeping`; by default their programs are neither
+        compiled nor have weights.
 
     Raises:
-      CheckpointError, DownloadError: a checkpoint that cannot be had.
-      FleetConfigError: the model does not fit the pool as it is cut.
-      PoolTooSmall: the pool cannot hold it beside the others.
+      CheckpointError: a weight cannot be read; the work in progress is waited for.
     """
-    checkpoint = open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
-    mesh = _mesh(entry, plan.devices)
-    local, rows = Shards(checkpoint.config, mesh.tp_size).local, plan.kv.shape[1]
-    wide = KVLayout(10**9, local.num_kv_heads, local.head_dim).rows_per_token
-    if wide > rows:
-        raise FleetConfigError(
-            f"{entry.name} takes {wide} rows of the pool a token, and a page of this pool has "
-            f"{rows}: restart the server with it in the fleet file"
-        )
-    if kv_dtype([dtype_of(entry)]).itemsize > plan.kv.dtype.itemsize:
-        raise FleetConfigError(
-            f"{entry.name} is of {dtype_of(entry)}, and this pool of {plan.kv.dtype}: restart the "
-            "server with it in the fleet file, or give it the pool's `dtype`"
-        )
-    others = [part.entry for name, part in plan.parts.items() if name != entry.name]
-    deepest = max([local.num_layers, *(part.spec.num_layers for part in plan.parts.values())])
-    part = spec_model(
-        entry,
-        checkpoint,
-        mesh,
-        plan.kv,
-        plan.config.engine,
-        free_pages=plan.kv.shape[0] - deepest,
-        available=_available([*others, entry], entry),
+    programs, initial = build_programs(spec), _initial_specs(spec, include_sleeping)
+
+    def on_loaded(name: str, size: int) -> None:
+        if progress is not None:
+            progress.advance("loading weights", size, name)
+
+    def on_compiled(program: Program) -> None:
+        if progress is not None:
+            progress.advance("compiling", 1, program.title)
+
+    load_and_compile(
+        initial,
+        {name: programs[name] for name in initial},
+        on_loaded=on_loaded,
+        on_compiled=on_compiled,
     )
-    plan.having(part).make_unit()  # refuses a pool that is too small
-    return part
+    return programs
 
 
-def _available(entries: Sequence[ModelEntry], entry: ModelEntry) -> float:
-    """The part of the pool that is not guaranteed to others."""
-    return 1 - sum(other.kv_floor or 0.0 for other in entries) + (entry.kv_floor or 0.0)
+def _initial_specs(spec: UnitSpec, include_sleeping: bool) -> dict[str, ModelBuildSpec]:
+    return spec.model_specs if include_sleeping else spec.awake_specs
 
 
-def unit_devices(config: FleetConfig) -> tuple[jax.Device, ...]:
-    """The devices of a fleet that is one unit: the first of JAX's.
-
-    Raises:
-      FleetConfigError: there are fewer than `tensor_parallel` asks for.
-    """
-    found = jax.devices()
-    if config.tensor_parallel > len(found):
-        hint = ""
-        if found[0].platform == "cpu":
-            hint = (
-                "; to split a CPU, set "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={config.tensor_parallel}"
-            )
-        raise FleetConfigError(
-            f"tensor_parallel is {config.tensor_parallel}, and JAX sees {len(found)} "
-            f"device{'s' if len(found) > 1 else ''} ({found[0].device_kind}){hint}"
-        )
-    return tuple(found[: config.tensor_parallel])
+def build_programs(spec: UnitSpec) -> dict[str, ModelPrograms]:
+    """Returns the programs of a unit's models, to be compiled; their parameters are shapes only."""
+    return {name: build_model_programs(model, spec.kv) for name, model in spec.model_specs.items()}
 
 
-def _mesh(entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh:
-    tp_size = entry.tensor_parallel or len(devices)
-    if len(devices) % tp_size:
-        raise FleetConfigError(
-            f"tensor_parallel of {entry.name} is {tp_size}, which does not divide the "
-            f"{len(devices)} devices of its unit"
-        )
-    return ModelMesh(devices, tp_size)
-
-
-def make_programs(plan: UnitSpec) -> dict[str, ModelPrograms]:
-    """The programs of a plan, with parameters that are shapes only: enough to compile."""
-    return {name: programs_of(part, plan.kv) for name, part in plan.parts.items()}
-
-
-def programs_of(part: ModelBuildSpec, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
-    """The programs of one model, with parameters that are shapes only.
+def build_model_programs(spec: ModelBuildSpec, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
+    """Returns the programs of one model, to be compiled; its parameters are shapes only.
 
     Args:
-      part: the model.
-      kv: its unit's pool on one device.
+      spec: of the model.
+      kv: shape and type of its unit's pool on one device.
     """
-    local = part.shards.local
-    kept = stored_params(local, part.model.dtype, part.model.quantization, stacks_of(local))
+    local = spec.shards.local
+    shapes = stored_params(local, spec.model.dtype, spec.model.quantization, layer_stacks(local))
     return ModelPrograms(
-        part.model.name, decoder_of(part, kept), part.functions, part.buckets, kv, part.mesh
+        spec.model.name,
+        build_decoder(spec, shapes),
+        spec.functions,
+        spec.buckets,
+        kv,
+        spec.mesh,
     )
+
+
+def load_model_programs(spec: ModelBuildSpec, programs: ModelPrograms) -> None:
+    """Loads the weights and compiles the programs of one model.
+
+    Raises:
+      CheckpointError, JaxRuntimeError: the model cannot be loaded; all its memory is freed.
+    """
+    name = spec.model.name
+    try:
+        load_and_compile({name: spec}, {name: programs})
+    except BaseException:
+        programs.free()
+        raise
 
 
 def load_and_compile(
-    parts: Mapping[str, ModelBuildSpec],
+    specs: Mapping[str, ModelBuildSpec],
     programs: Mapping[str, ModelPrograms],
     *,
-    loaded: Callable[[str, int], None],
-    compiled: Callable[[Program], None],
+    on_loaded: Callable[[str, int], None] = lambda name, size: None,
+    on_compiled: Callable[[Program], None] = lambda program: None,
 ) -> None:
-    """Compiles all programs, and meanwhile reads the weights of all models to the device.
+    """Compiles all programs, and loads the weights of all models at the same time.
 
     Args:
-      parts: where the weights come from.
-      programs: what is compiled, and given their parameters.
-      loaded: told the model and the bytes of each parameter as it arrives.
-      compiled: told each program as it is ready.
+      specs: of the models; the source of their weights.
+      programs: of the same models; they are compiled and get their parameters.
+      on_loaded: called with the model and the bytes of each parameter, when it has arrived.
+      on_compiled: called with each program, when it is compiled.
 
     Raises:
-      CheckpointError: a weight that cannot be read; what had begun is waited for.
+      CheckpointError: a weight cannot be read; the work in progress is waited for.
     """
 
     def load(name: str) -> None:
-        programs[name].set_parameters(load_weights(parts[name], partial(loaded, name)))
+        programs[name].set_parameters(load_weights(specs[name], partial(on_loaded, name)))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
-        # Weights first: reading them is short, and frees its worker for compiling.
-        work: list[Future[Any]] = [pool.submit(load, n) for n in programs]
+        # Weights first: they take less time than compiling, and then free their worker for it.
+        work: list[Future[Any]] = [pool.submit(load, name) for name in programs]
         work += [
             pool.submit(model.compile, kind, size)
             for model in programs.values()
-            for kind, size in model.wanted()
+            for kind, size in model.buckets.program_keys
         ]
         try:
             for future in as_completed(work):
                 program = future.result()
                 if program is not None:
-                    compiled(program)
+                    on_compiled(program)
         finally:
             for future in work:
                 future.cancel()
-
-
-def _default_pool(weights: int, memory_bytes: int | None, devices: Sequence[jax.Device]) -> int:
-    """Bytes on each device."""
-    if current_target().platform == "cpu":
-        return _CPU_POOL_BYTES // len(devices)
-    if memory_bytes is None:
-        memory_bytes = _free_memory(devices[0])
-    return max(1, int((memory_bytes - weights) * _ACCELERATOR_POOL_SHARE))
-
-
-def _free_memory(device: jax.Device) -> int:
-    stats = device.memory_stats()
-    if stats is None or "bytes_limit" not in stats:
-        raise FleetConfigError(f"pool.memory must be given: the memory of {device} is not known")
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -1,4 +1,8 @@
-"""Changes to a running fleet: sleep, wake, load, unload and reload."""
+"""Changes to a running fleet: sleep, wake, load, unload and reload.
+
+Requests are never dropped: those of a model that sleeps, wakes or is replaced wait in the router.
+Operations on one model run one after the other; those on different models may overlap.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,41 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
 from muxjax.engine.health import ModelHealth
 from muxjax.engine.router import Router
-from muxjax.errors import MuxError, UnknownModel
-from muxjax.units import reload as reloading
+from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, UnknownModel, WrongState
+from muxjax.units.build import build_model_programs, load_model_programs
+from muxjax.units.build_unit_spec import build_added_model_spec
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.registry import ModelRegistry
+from muxjax.units.registry import ManagedModel, ModelRegistry
+from muxjax.units.reload import FleetChanges, check_changes, diff_fleet
 from muxjax.units.sleep_wake import SleepController
+from muxjax.units.unit_spec import ModelBuildSpec
 
 log = logging.getLogger("muxjax")
 
-IDLE_LOOK_SECONDS = 1.0
-"""Between two looks at which models are idle."""
+IDLE_CHECK_SECONDS = 1.0
+"""Interval between two checks for idle models."""
 
 
 class FleetAdmin:
-    """Changes the models of a fleet while it serves. From any thread; what takes time blocks.
+    """Changes the models of a fleet while it serves.
+
+    Safe to use from any thread. Operations that take time block.
 
     Args:
       units: of the fleet.
       router: of the fleet.
       config: the fleet file.
-      changed: called when there are other models than before.
+      on_change: called when models were added, removed, replaced or changed.
+
+    Attributes:
+      idle_timeout: seconds after which idle models sleep that set no timeout; None: never.
+      drain_seconds: time for the running requests of a model that sleeps or is unloaded.
     """
 
     def __init__(
@@ -39,78 +53,301 @@ class FleetAdmin:
         router: Router,
         config: FleetConfig,
         *,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self.lifecycle = SleepController(units, router, idle_timeout=config.idle_timeout)
+        self.idle_timeout = config.idle_timeout
         self._units = tuple(units)
+        self._router = router
         self._config = config
-        self._membership = ModelRegistry(units, self.lifecycle, changed)
+        self._on_change = on_change
+        self._registry = ModelRegistry(units)
+        self._controller = SleepController(self._registry, router)
+        self._adding = threading.RLock()
         self._reloading = threading.Lock()
+        self._waking: set[str] = set()
+        self._waking_lock = threading.Lock()
+        for model in self._registry.models():
+            if model.status == "sleeping":
+                router.hold(model.name)
+        router.on_held = self._wake_for_request
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="muxjax-idle", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch_idle, name="muxjax-idle", daemon=True).start()
+
+    @property
+    def drain_seconds(self) -> float:
+        """Seconds for running requests to end before they are withdrawn."""
+        return self._controller.drain_seconds
+
+    @drain_seconds.setter
+    def drain_seconds(self, seconds: float) -> None:
+        self._controller.drain_seconds = seconds
 
     def states(self) -> dict[str, ModelHealth]:
-        """Of every model, by name."""
-        return self.lifecycle.states()
+        """Returns the state of every model, by name."""
+        return self._registry.states()
+
+    def close(self) -> None:
+        """Stops the checks for idle models."""
+        self._stop.set()
+
+    # Sleep and wake
 
     def sleep(self, model: str) -> None:
-        """See `SleepController.sleep`."""
-        self.lifecycle.sleep(model)
+        """Puts a model to sleep; does nothing if it sleeps already.
 
-    def wake(self, model: str) -> None:
-        """See `SleepController.wake`."""
-        self.lifecycle.wake(model)
-
-    def load(self, entry: ModelEntry | Mapping[str, Any] | str, unit: str | None = None) -> None:
-        """Adds a model to a unit; see `ModelRegistry.load`.
-
-        Args:
-          entry: as in a fleet file; or the name of a model that the fleet's file has, and that was
-            unloaded or has failed. One that sleeps is woken.
-          unit: the unit's name; by default that with the least weights.
+        Its running requests have `drain_seconds` to end; those that still run then wait with the
+        tokens they have emitted. Requests that wait wake the model again.
 
         Raises:
-          UnknownModel: the fleet's file has no model of this name.
-          MuxError: see `ModelRegistry.load`.
+          UnknownModel: there is no model of this name.
+          WrongState: it is pinned, or has failed.
+          RuntimeError: the host has no room for its weights; it is awake, as before.
+        """
+        with self._registry.locked(model) as managed:
+            if managed.status == "sleeping":
+                return
+            managed.require("loaded", "put to sleep")
+            if managed.entry.pinned:
+                raise WrongState(f"{model} is pinned: it never sleeps")
+            self._controller.put_to_sleep(managed)
+
+    def wake(self, model: str) -> None:
+        """Wakes a model; does nothing if it is awake. A model that was never loaded is loaded.
+
+        Raises:
+          UnknownModel: there is no model of this name.
+          WrongState: it has failed; `load` tries again.
+          ModelUnavailable: it cannot be woken; its status is now failed.
+        """
+        with self._registry.locked(model) as managed:
+            if managed.status == "loaded":
+                return
+            managed.require("sleeping", "woken")
+            self._controller.bring_up(managed)
+
+    def sleep_idle(self) -> list[str]:
+        """Puts models to sleep that were idle for longer than their timeout.
+
+        Returns:
+          Their names.
+        """
+        slept = []
+        for managed in self._registry.models():
+            timeout = managed.entry.idle_timeout or self.idle_timeout
+            if timeout is None or managed.status != "loaded" or managed.entry.pinned:
+                continue
+            if self._router.idle_seconds(managed.name) < timeout:
+                continue
+            try:
+                self.sleep(managed.name)
+                slept.append(managed.name)
+            except (MuxError, RuntimeError, TimeoutError):
+                log.exception("%s cannot be put to sleep", managed.name)
+        return slept
+
+    def _watch_idle(self) -> None:
+        while not self._stop.wait(IDLE_CHECK_SECONDS):
+            try:
+                self.sleep_idle()
+            except MuxError:
+                log.exception("the check for idle models failed")
+
+    def _wake_for_request(self, name: str) -> None:
+        """Wakes a sleeping model in another thread; called for each request that is held."""
+        managed = self._registry.get(name)
+        if managed is None or managed.status != "sleeping":
+            return
+        with self._waking_lock:
+            if name in self._waking:
+                return
+            self._waking.add(name)
+
+        def wake() -> None:
+            try:
+                self.wake(name)
+            except MuxError as error:
+                log.debug("%s was not woken: %s", name, error)  # `bring_up` has logged the reason
+            finally:
+                with self._waking_lock:
+                    self._waking.discard(name)
+
+        threading.Thread(target=wake, name=f"muxjax-wake-{name}", daemon=True).start()
+
+    # Load and unload
+
+    def load(self, entry: ModelEntry | Mapping[str, Any] | str, unit: str | None = None) -> None:
+        """Adds a model to a unit: reads its weights and compiles its programs.
+
+        Its requests are accepted, and wait, as soon as its checkpoint has been checked.
+
+        Args:
+          entry: as in a fleet file; or the name of a model of the fleet file that was unloaded or
+            has failed. A sleeping model is woken.
+          unit: name of the unit; by default the unit with the fewest bytes of weights.
+
+        Raises:
+          UnknownModel: the fleet file has no model of this name.
+          WrongState: there is a model of this name, and it has not failed; or there is no such
+            unit.
+          CheckpointError, DownloadError, FleetConfigError, PoolTooSmall: its checkpoint cannot be
+            opened, or the unit cannot hold it; nothing has changed.
+          ModelUnavailable: loading it failed; its status is failed.
         """
         if isinstance(entry, str):
             state = self.states().get(entry)
             if state is not None and state.status == "sleeping":
                 self.wake(entry)
                 return
-            entry = self._known(entry)
+            entry = self._known_entry(entry)
         elif not isinstance(entry, ModelEntry):
             entry = load_model_entry(entry)
-        self._membership.load(entry, unit)
+        with self._adding:
+            known = self._registry.get(entry.name)
+            if known is not None and known.status != "failed":
+                raise WrongState(f"{entry.name} is {known.status} already")
+            local_unit = self._registry.unit_for(entry, unit)
+            spec = build_added_model_spec(local_unit.spec, entry)
+            if known is not None:
+                self._replace(spec)
+                return
+            managed = self._add(local_unit, spec)
+        try:
+            self._on_change()
+            if managed.status == "loading":
+                self._controller.bring_up(managed)
+        finally:
+            managed.lock.release()
 
     def unload(self, model: str) -> None:
-        """See `ModelRegistry.unload`."""
-        self._membership.unload(model)
+        """Removes a model and frees its memory.
+
+        Its running requests have `drain_seconds` to end. Those that still run then, and those that
+        arrive meanwhile, end with `ModelUnavailable`.
+
+        Raises:
+          UnknownModel: there is no model of this name.
+          WrongState: it is the last model of its unit.
+        """
+        with self._registry.locked(model) as managed:
+            last = [unit.name for unit in managed.units if len(unit.spec.model_specs) == 1]
+            if last:
+                raise WrongState(
+                    f"{model} is the last model of unit {last[0]}: put it to sleep instead"
+                )
+            error = ModelUnavailable(f"{model} is being unloaded")
+            self._router.refuse(model, error)
+            try:
+                self._controller.drain(managed, hold=False)
+            except ModelUnavailable:
+                self._router.release(model)
+                raise
+            self._router.refuse(model, error)
+            self._registry.remove(model)
+            for unit in managed.units:
+                unit.deactivate(model)
+                unit.unregister(model).free()
+            self._on_change()
+            self._router.forget_model(model)
+        log.info("%s is unloaded", model)
+
+    def _known_entry(self, name: str) -> ModelEntry:
+        entries = {entry.name: entry for entry in self._config.models} | self._registry.entries()
+        if name not in entries:
+            raise UnknownModel(
+                f"no model {name!r} in the fleet file: load it with a complete entry",
+                field="model",
+            )
+        return entries[name]
+
+    def _add(self, unit: LocalUnit, spec: ModelBuildSpec) -> ManagedModel:
+        """Adds a model to the registry and to a unit, and returns it locked."""
+        try:
+            unit.check_fits(spec)
+        except ValueError as error:
+            raise FleetConfigError(
+                f"{error}: add it to the fleet file, with `sleeping: true` if needed, and restart"
+            ) from error
+        managed = ManagedModel(
+            spec.entry, (unit,), "sleeping" if spec.entry.sleeping else "loading"
+        )
+        managed.lock.acquire()
+        self._router.hold(managed.name)
+        unit.register(spec, build_model_programs(spec, unit.spec.kv))
+        self._registry.add(managed)
+        return managed
+
+    def _replace(self, spec: ModelBuildSpec) -> None:
+        """Loads a new model of an existing name. The old model serves until the new one is ready.
+
+        Args:
+          spec: from `build_added_model_spec` on the model's unit.
+
+        Raises:
+          UnknownModel: there is no model of this name.
+          WrongState: it is on several units.
+          ModelUnavailable: the new model cannot be loaded; the old one stays.
+        """
+        name = spec.model.name
+        with self._registry.locked(name) as managed:
+            unit = self._registry.unit_for(spec.entry)
+            old_spec, old_programs = unit.spec.model_specs[name], unit.programs[name]
+            programs = build_model_programs(spec, unit.spec.kv)
+            if managed.status == "loaded":
+                try:
+                    load_model_programs(spec, programs)
+                except (MuxError, RuntimeError) as error:
+                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
+            self._controller.drain(managed)
+            unit.deactivate(name)
+            unit.register(spec, programs)
+            if managed.status == "loaded":
+                try:
+                    unit.activate(name)
+                except (MuxError, ValueError) as error:
+                    unit.register(old_spec, old_programs)
+                    programs.free()
+                    unit.activate(name)
+                    self._router.release(name)
+                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
+            old_programs.free()
+            managed.entry = spec.entry
+            self._on_change()
+            if managed.status == "loaded":
+                self._router.release(name)
+            elif managed.status == "failed":
+                self._controller.bring_up(managed)
+            self._controller.wake_if_requested(managed)
+        log.info("%s is replaced", name)
+
+    # Reload
 
     def reload(
         self, source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str]
     ) -> dict[str, Any]:
-        """Brings the fleet to what a fleet file says, without dropping a request.
+        """Applies a fleet file to the running fleet, without dropping a request.
+
+        The complete file is checked first. Then models are removed, changed, replaced and added, in
+        this order.
 
         Args:
-          source: path of the file, or the same as a dict.
+          source: path of the file, or its content as a dict.
 
         Returns:
           `added`, `removed`, `replaced`, `changed`: names of models; `failed`: for each model that
-          is not as the file says, why.
+          is not as in the file, the reason.
 
         Raises:
-          FleetConfigError: the file is not valid, or needs a restart; nothing was done.
-          MuxError: a new model cannot be had; nothing was done.
+          FleetConfigError: the file is not valid, or needs a restart; nothing was changed.
+          MuxError: a new model cannot be loaded; nothing was changed.
         """
         config = load_fleet_config(source)
         with self._reloading:
-            entries = self._membership.entries()
-            changes = reloading.differences(self._config, entries, config)
-            failed = reloading.apply(changes, config, self._units, self._membership)
+            changes = diff_fleet(self._config, self._registry.entries(), config)
+            wanted = {entry.name: entry for entry in config.models}
+            replacements = check_changes(changes, wanted, self._units)
+            failed = self._apply(changes, wanted, replacements)
             self._config = config
-            self.lifecycle.idle_timeout = config.idle_timeout
+            self.idle_timeout = config.idle_timeout
         return {
             "added": list(changes.added),
             "removed": list(changes.removed),
@@ -119,21 +356,58 @@ class FleetAdmin:
             "failed": failed,
         }
 
-    def close(self) -> None:
-        """Ends looking for idle models."""
-        self._stop.set()
+    def _apply(
+        self,
+        changes: FleetChanges,
+        wanted: Mapping[str, ModelEntry],
+        replacements: Mapping[str, ModelBuildSpec],
+    ) -> dict[str, str]:
+        """Applies checked changes, and returns the reason for each model that failed."""
+        failed: dict[str, str] = {}
 
-    def _known(self, name: str) -> ModelEntry:
-        entries = {entry.name: entry for entry in self._config.models} | self._membership.entries()
-        if name not in entries:
-            raise UnknownModel(
-                f"no model {name!r} in the fleet file: load it with a whole entry", field="model"
-            )
-        return entries[name]
-
-    def _look(self) -> None:
-        while not self._stop.wait(IDLE_LOOK_SECONDS):
+        def attempt(operation: Callable[[], None], *names: str) -> None:
             try:
-                self.lifecycle.look()
-            except MuxError:
-                log.exception("looking for idle models failed")
+                operation()
+            except MuxError as error:
+                failed.update(dict.fromkeys(names, str(error)))
+
+        def add_all() -> None:
+            for name in changes.added:
+                attempt(partial(self.load, wanted[name]), name)
+
+        # A unit always has a model: if all of the present ones go, the new ones are added first.
+        all_removed = not set(self._registry.entries()) - set(changes.removed)
+        if all_removed:
+            add_all()
+        for name in changes.removed:
+            attempt(partial(self.unload, name), name)
+        if changes.changed:
+            entries = {name: wanted[name] for name in changes.changed}
+            attempt(partial(self._update_entries, entries), *changes.changed)
+        for name in changes.replaced:
+            attempt(partial(self._replace, replacements[name]), name)
+        if not all_removed:
+            add_all()
+        return failed
+
+    def _update_entries(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Changes the expected load, floor, SLO, pin and timeout of models.
+
+        Raises:
+          PoolTooSmall: the floors leave no room for a request of some model.
+        """
+        for unit in self._units:
+            unit.update_expectations(
+                [
+                    spec.update_expectations(entries[name])
+                    for name, spec in unit.spec.model_specs.items()
+                    if name in entries
+                ]
+            )
+        for name, entry in entries.items():
+            managed = self._registry.get(name)
+            assert managed is not None, "a changed model is in the registry"
+            managed.entry = entry
+            if entry.pinned and managed.status == "sleeping":
+                self.wake(name)
+        self._on_change()

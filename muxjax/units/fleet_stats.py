@@ -1,23 +1,23 @@
-"""What several units count, together."""
+"""Merges the statistics of several units."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_SUMS = ("requests", "pool_pages", "usable_pages", "free_pages", "cached_pages", "restarts")
+_SUMMED = ("requests", "pool_pages", "usable_pages", "free_pages", "cached_pages", "restarts")
 
 
-def merged(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The stats of a fleet of several units.
+def merge_stats(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the statistics of a fleet of several units.
 
     Args:
-      units: `LiveUnit.stats` of each, by name.
+      units: `ServedUnit.stats` of each unit, by name.
 
     Returns:
-      `units` as they are; sums of requests and pages; for each model its counters and the names of
-      its units. Of a model with replicas these are sums, and what cannot be added, such as shares
-      of a unit's time, is in `units` only.
+      `units` unchanged; sums of requests and pages; for each model its counters and the names of
+      its units. For a model with replicas the counters are sums. Values that cannot be added, such
+      as shares of a unit's time, are in `units` only.
     """
     models: dict[str, dict[str, Any]] = {}
     for unit, stats in units.items():
@@ -34,8 +34,8 @@ def merged(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
                     total[key] += value
     return {
         "policy": next(iter(units.values()))["policy"],
-        **{key: sum(stats[key] for stats in units.values()) for key in _SUMS},
-        "steps": _steps(units),
+        **{key: sum(stats[key] for stats in units.values()) for key in _SUMMED},
+        "steps": _sum_steps(units),
         "pool_bytes": sum(stats["pool_bytes"] * len(stats["devices"]) for stats in units.values()),
         "programs": [program for stats in units.values() for program in stats["programs"]],
         "models": models,
@@ -47,7 +47,7 @@ def _addable(key: str, value: object) -> bool:
     return key.endswith("_seconds") or (isinstance(value, int) and not isinstance(value, bool))
 
 
-def _steps(units: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+def _sum_steps(units: Mapping[str, dict[str, Any]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for stats in units.values():
         for kind, count in stats.get("steps", {}).items():

@@ -1,11 +1,11 @@
-"""A unit of a fleet: what it holds, its compiled programs, and its engine.
+"""A unit in this process: its models, their compiled programs, and its engine.
 
-Weights and programs outlive the engine, so that a unit whose loop has ended is back in the time
-that an empty pool takes.
+Weights and programs outlive the engine: a unit whose engine has ended restarts with a new pool and
+queue, and loads nothing.
 
-Models come and go while the engine runs. What is to be is written down first (`plan`, which models
-are awake) and then done in the engine's loop, between two steps; an engine that ends before it has
-done it is followed by one that is made from what is written down.
+Models are added and removed while the engine runs. The new state (`spec`, which models sleep) is
+recorded first and then applied in the engine's thread, between two steps. If the engine ends before
+that, the next one is started from the recorded state.
 """
 
 from __future__ import annotations
@@ -15,234 +15,235 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxjax.engine.engine import Engine
+from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead
-from muxjax.executor.jax_executor import JaxExecutor, start_model
+from muxjax.executor.model_slots import allocate_slots
 from muxjax.executor.programs import ModelPrograms
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.steps import Executor
-from muxjax.units.unit_spec import LoadedModel, ModelBuildSpec, UnitSpec
+from muxjax.scheduling.steps import Executor, HasPoolAddress
+from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
 
-_LAST_STEP_SECONDS = 60.0
-"""For the last step of a model whose requests have ended."""
+_LAST_STEP_TIMEOUT = 60.0
+"""Seconds to wait for the last step of a model that has no requests."""
+_RETRY_SECONDS = 0.002
+
+ExecutorFactory = Callable[[Mapping[str, ModelPrograms]], Executor]
+"""Creates a unit's executor from the programs of its awake models."""
 
 
 class LocalUnit(UnitSupervisor[Engine]):
-    """One unit on the devices.
+    """One unit on the devices of this process.
 
     Args:
       name: in the plan; "0" in a fleet without one.
-      plan: what it holds.
-      programs: of its models; without any it is only looked at.
-      poison: test mode, see `Fleet.load`.
-      seconds: see `UnitSupervisor`.
-      make_executor: runs the steps instead of the programs, to measure what is around them.
+      spec: what it holds.
+      programs: of its models, compiled and with weights unless the model sleeps. Without any, and
+        without `executor_factory`, no engine is started.
+      token_seconds: for each model, planned seconds per token of a request.
+      executor_factory: creates the executor, for every start of the engine. The models of such a
+        unit are fixed. By default `spec.build_executor`, and models can be added and removed.
 
     Attributes:
-      plan: what it holds.
-      programs: of its models by name; those of a model that sleeps may not be compiled yet.
+      spec: what it holds.
+      programs: of its models by name; those of a sleeping model may not be compiled yet.
     """
 
     def __init__(
         self,
         name: str,
-        plan: UnitSpec,
+        spec: UnitSpec,
         programs: Mapping[str, ModelPrograms],
         *,
-        poison: bool = False,
-        seconds: Mapping[str, float] | None = None,
-        make_executor: Callable[[], Executor] | None = None,
+        token_seconds: Mapping[str, float] | None = None,
+        executor_factory: ExecutorFactory | None = None,
     ) -> None:
-        self.plan = plan
+        self.spec = spec
         self.programs = dict(programs)
-        self._poison = poison
-        self._make_executor = make_executor
+        self._executor_factory = executor_factory
         self._executor: Executor | None = None
-        self._asleep = {n for n in self.programs if not self.programs[n].ready}
-        self._unit = plan.make_unit()
-        runs = bool(programs) or make_executor is not None
-        super().__init__(name, plan.models, self._start_engine if runs else None, seconds)
+        self._sleeping = {n for n in self.programs if not self.programs[n].ready}
+        self._scheduler = spec.build_scheduler()
+        runs = bool(programs) or executor_factory is not None
+        super().__init__(name, spec.models, self._start_engine if runs else None, token_seconds)
 
     def _start_engine(self) -> Engine:
-        executor: Executor
-        if self._make_executor is not None:
-            executor = self._make_executor()
-        else:
-            awake = {n: made for n, made in self.programs.items() if n not in self._asleep}
-            executor = JaxExecutor(
-                self.plan.devices,
-                awake,
-                self.plan.kv,
-                dummy_pages=self.plan.dummy_pages,
-                poison=self._poison,
-            )
-        self._executor, self._unit = executor, self.plan.make_unit(self._asleep)
-        return Engine(self._unit, executor, poison=self._poison)
+        awake = {n: p for n, p in self.programs.items() if n not in self._sleeping}
+        build_executor = self._executor_factory or self.spec.build_executor
+        executor = build_executor(awake)
+        self._executor, self._scheduler = executor, self.spec.build_scheduler(self._sleeping)
+        return Engine(self._scheduler, executor, poison=self.spec.poison)
+
+    @property
+    def supervisor(self) -> UnitSupervisor:
+        """See `ServedUnit`."""
+        return self
 
     @property
     def models(self) -> dict[str, LoadedModel]:
-        """What it holds, by name; those that sleep included."""
-        return self.plan.models
+        """Its models by name, sleeping ones included."""
+        return self.spec.models
 
     def is_awake(self, name: str) -> bool:
-        """Whether a model of it has its part of the pool."""
-        return name not in self._asleep
+        """Returns whether a model has its quota of the pool."""
+        return name not in self._sleeping
 
     @property
-    def changeable(self) -> bool:
-        """Whether models may come and go: nobody else runs its steps as well."""
-        return self._make_executor is None
+    def can_change_models(self) -> bool:
+        """Whether models can be added and removed: no other process runs the same steps."""
+        return self._executor_factory is None
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights of models that are awake, on each device."""
-        models = self.plan.models.items()
-        return sum(model.param_bytes for name, model in models if name not in self._asleep)
+        """Bytes of the weights of awake models, on each device."""
+        models = self.spec.models.items()
+        return sum(model.param_bytes for name, model in models if name not in self._sleeping)
 
-    # Models that come and go; called by `lifecycle.py`, one at a time for each model
+    # Changes of models. The callers hold the model's lock (`registry.ManagedModel`).
 
-    def try_out(self, part: ModelBuildSpec) -> None:
-        """Sees whether the pool, as it is cut now, takes a model.
+    def check_fits(self, spec: ModelBuildSpec) -> None:
+        """Checks that the pool, with its present layout, can hold a new model.
 
         Raises:
-          ValueError, PoolTooSmall: it does not.
-          EngineDead: the loop has ended.
+          ValueError, PoolTooSmall: it cannot.
+          EngineDead: the engine has ended.
         """
 
-        def look(unit: Scheduler) -> None:
-            if part.model.name not in unit.models:
-                unit.add_model(part.spec)
-                unit.remove_model(part.model.name)
+        def check(scheduler: Scheduler) -> None:
+            if spec.model.name not in scheduler.models:
+                scheduler.add_model(spec.spec)
+                scheduler.remove_model(spec.model.name)
 
-        self.engine.call(look)
+        self.engine.call(check)
 
-    def register(self, part: ModelBuildSpec, programs: ModelPrograms) -> None:
-        """Writes down a model, asleep, in place of the one of its name if there is one."""
-        name = part.model.name
+    def register(self, spec: ModelBuildSpec, programs: ModelPrograms) -> None:
+        """Records a model as sleeping; a model of the same name is replaced."""
+        name = spec.model.name
         with self._changing:
-            self.plan = self.plan.having(part)
+            self.spec = self.spec.add_model(spec)
             self.programs[name] = programs
-            self._asleep.add(name)
-            self.model_names = frozenset(self.plan.parts)
+            self._sleeping.add(name)
+            self.model_names = frozenset(self.spec.model_specs)
 
-    def forget(self, name: str) -> ModelPrograms:
-        """Drops a model that sleeps, and is not the last; gives its programs."""
+    def unregister(self, name: str) -> ModelPrograms:
+        """Drops a sleeping model that is not the unit's last, and returns its programs."""
         with self._changing:
-            self.plan = self.plan.without(name)
-            self._asleep.discard(name)
-            self.model_names = frozenset(self.plan.parts)
+            self.spec = self.spec.remove_model(name)
+            self._sleeping.discard(name)
+            self.model_names = frozenset(self.spec.model_specs)
             return self.programs.pop(name)
 
-    def admit(self, name: str) -> None:
-        """Gives a model that sleeps, and is ready, its part of the pool and its slots.
+    def activate(self, name: str) -> None:
+        """Gives a sleeping model, whose programs are ready, its pool quota and slots.
 
         Raises:
-          ValueError, PoolTooSmall: there is no room beside the others as they are now.
+          ValueError, PoolTooSmall: there is no room beside the other awake models.
         """
-        started = start_model(self.programs[name])
-        part = self.plan.parts[name]
+        slots = allocate_slots(self.programs[name])
+        spec = self.spec.model_specs[name].spec
 
-        def change(unit: Scheduler, executor: Executor) -> bool:
-            if name not in unit.models:  # an engine that was just started may have it
-                unit.add_model(part.spec)
-                if isinstance(executor, JaxExecutor):
-                    executor.add_model(started)
+        def change(scheduler: Scheduler, executor: Executor) -> bool:
+            if name not in scheduler.models:  # an engine that was just started may have it
+                scheduler.add_model(spec)
+                executor.add_model(name, slots)
             return True
 
         with self._changing:
-            self._asleep.discard(name)
+            self._sleeping.discard(name)
         try:
-            self._in_loop(change)
+            self._apply_between_steps(change)
         except Exception:
             with self._changing:
-                self._asleep.add(name)
+                self._sleeping.add(name)
             raise
 
-    def retire(self, name: str) -> None:
-        """Takes a model without requests its part of the pool and its slots.
+    def deactivate(self, name: str) -> None:
+        """Releases the pool quota and slots of a model that has no requests.
 
         Raises:
           TimeoutError: its last step does not end.
         """
 
-        def change(unit: Scheduler, executor: Executor) -> bool:
-            if name not in unit.models:
+        def change(scheduler: Scheduler, executor: Executor) -> bool:
+            if name not in scheduler.models:
                 return True
-            if not unit.is_idle(name):
+            if not scheduler.is_idle(name):
                 return False
-            unit.remove_model(name)
-            if isinstance(executor, JaxExecutor):
-                executor.remove_model(name)
+            scheduler.remove_model(name)
+            executor.remove_model(name)
             return True
 
         with self._changing:
-            self._asleep.add(name)
+            self._sleeping.add(name)
         try:
-            self._in_loop(change)
+            self._apply_between_steps(change)
         except Exception:
             with self._changing:
-                self._asleep.discard(name)
+                self._sleeping.discard(name)
             raise
 
-    def expect(self, parts: Sequence[ModelBuildSpec]) -> None:
-        """Takes other expectations, floors and targets of models, all at once.
+    def update_expectations(self, specs: Sequence[ModelBuildSpec]) -> None:
+        """Changes the expected load, floor and SLO of models, all at the same time.
+
+        Args:
+          specs: from `ModelBuildSpec.update_expectations`.
 
         Raises:
           PoolTooSmall: the floors leave no room for a request of some model; nothing is changed.
         """
-        plan = self.plan
-        for part in parts:
-            plan = plan.having(part)
-        plan.make_unit()
+        unit_spec = self.spec
+        for spec in specs:
+            unit_spec = unit_spec.add_model(spec)
+        unit_spec.build_scheduler()  # raises PoolTooSmall
 
-        def change(unit: Scheduler, executor: Executor) -> bool:
-            awake = [part.spec for part in parts if part.model.name in unit.models]
-            unit.update_models(awake)
+        def change(scheduler: Scheduler, executor: Executor) -> bool:
+            awake = [spec.spec for spec in specs if spec.model.name in scheduler.models]
+            scheduler.update_models(awake)
             return True
 
-        self._in_loop(change)
+        self._apply_between_steps(change)
         with self._changing:
-            self.plan = plan
+            self.spec = unit_spec
 
-    def _in_loop(self, change: Callable[[Scheduler, Executor], bool]) -> None:
-        """Calls a function between two steps until it is true."""
+    def _apply_between_steps(self, change: Callable[[Scheduler, Executor], bool]) -> None:
+        """Calls `change` in the engine's thread until it returns True."""
         with self._changing:
             engine, executor = self._engine, self._executor
         if engine is None or executor is None:
             return
-        ends = time.monotonic() + _LAST_STEP_SECONDS
+        deadline = time.monotonic() + _LAST_STEP_TIMEOUT
         try:
-            while not engine.call(lambda unit: change(unit, executor)):
-                if time.monotonic() > ends:
+            while not engine.call(lambda scheduler: change(scheduler, executor)):
+                if time.monotonic() > deadline:
                     raise TimeoutError(f"unit {self.name} has a step that does not end")
-                time.sleep(0.002)
+                time.sleep(_RETRY_SECONDS)
         except EngineDead:
-            return  # the next engine is made from what is written down
+            return  # the next engine is started from the recorded state
 
-    # What is shown
+    # Statistics
 
     def state(self) -> dict[str, Any]:
-        """The counters, read without asking the engine, which may be changing them."""
-        return self._unit.stats()
+        """Returns the counters without asking the engine, which may be changing them."""
+        return self._scheduler.stats()
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges: pool, quotas, queues, and the compiled programs.
+        """Returns counters and gauges: pool, quotas, queues, and the compiled programs.
 
         Raises:
-          EngineDead: its loop has ended.
+          EngineDead: the engine has ended.
         """
         engine, executor = self._engine, self._executor
-        found = self.state() if engine is None else engine.stats()
-        found["pool_address"] = None
-        if engine is not None and isinstance(executor, JaxExecutor):
-            # On the loop's thread: between steps, as each step takes the pool's array and gives
-            # another for the same memory.
-            found["pool_address"] = engine.call(lambda unit: executor.pool_address)
-        found["devices"] = [device.id for device in self.plan.devices]
-        found["pool_bytes"] = self.plan.pool_bytes
-        found["page_rows"] = self.plan.kv.shape[1]
-        found["restarts"] = self.restarts
-        found["programs"] = [
+        stats = self.state() if engine is None else engine.stats()
+        stats["pool_address"] = None
+        if engine is not None and isinstance(executor, HasPoolAddress):
+            # In the engine's thread: each step donates the pool's array and returns another one
+            # for the same memory.
+            stats["pool_address"] = engine.call(lambda scheduler: executor.pool_address)
+        stats["devices"] = [device.id for device in self.spec.devices]
+        stats["pool_bytes"] = self.spec.pool_bytes
+        stats["page_rows"] = self.spec.kv.shape[1]
+        stats["restarts"] = self.restarts
+        stats["programs"] = [
             {
                 "model": program.model,
                 "kind": program.kind,
@@ -254,4 +255,4 @@ class LocalUnit(UnitSupervisor[Engine]):
             for programs in list(self.programs.values())
             for program in programs.programs()
         ]
-        return found
+        return stats

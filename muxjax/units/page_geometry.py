@@ -1,4 +1,4 @@
-"""How a unit's pool is cut: rows in a page, pages in all, the longest sequence of each model."""
+"""The geometry of a unit's pool: rows per page, number of pages, default sequence lengths."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 
 _ROW_STEP = 16
-"""Pages are whole tiles of a TPU's memory: 16 rows of 128 in bfloat16 (8 in float32)."""
-_FEWEST_TOKENS = 8
-"""A page with fewer tokens costs more in tables and page copies than a coarser one wastes."""
+"""Rows of a tile in a TPU's memory, for bfloat16 (float32: 8); a page is a multiple of them."""
+_MIN_TOKENS = 8
+"""Minimum tokens per page: smaller pages cost more in tables and page copies than they save."""
 GPU_TOKEN_GROUP = 8
 """Tokens that a GPU's copy engine moves as one piece into the tiles that its tensor cores read."""
-_UNGROUPED = 0.25
-"""What a page that is no whole number of such groups costs a model, beside the waste of memory: the
-kernel then rewrites every tile (docs/kernels-gpu.md). An estimate: no GPU was at hand."""
-DEFAULT_LONGEST = 8192
-"""`max_model_len` where neither the fleet file nor the model's own context length is shorter."""
+_UNGROUPED_COST = 0.25
+"""Cost of a page that is not a multiple of `GPU_TOKEN_GROUP`, as a fraction of the pool: the kernel
+must rewrite every tile. An estimate."""
+DEFAULT_MAX_MODEL_LEN = 8192
+"""Upper limit of `max_model_len` for a model that the fleet file gives none."""
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """What the pool needs to know of a model.
+    """The keys and values of a model, as needed to choose the page size.
 
     Attributes:
-      name: for messages.
+      name: of the model, for messages.
       num_layers, num_kv_heads, head_dim: `L`, `K`, `H`.
-      mean_tokens: tokens of a request, prompt and output, as expected.
+      mean_tokens: expected tokens of a request, prompt and output.
     """
 
     name: str
@@ -38,15 +38,15 @@ class KVShape:
 
 
 def choose_page_rows(models: Sequence[KVShape], *, token_group: int = 1) -> int:
-    """Rows in a page: what wastes least of the pool, over all models.
+    """Returns the rows per page that waste least of the pool, over all models.
 
-    Each model wastes the rows of a page that no whole token fits in, and half a page of every
-    sequence's last block; and a page of few tokens makes long tables. A size is judged by its worst
-    model, so that none pays for another's convenience.
+    Each model wastes the rows of a page that are too few for a token, and on average half a page of
+    every sequence's last block; and pages of few tokens make block tables long. The cost of a size
+    is that of its worst model.
 
     Args:
       models: of the unit.
-      token_group: pages of whole groups of so many tokens, and no rows left over, are preferred:
+      token_group: prefers pages that hold a multiple of this many tokens without unused rows:
         `GPU_TOKEN_GROUP` on a GPU.
     """
 
@@ -58,36 +58,36 @@ def choose_page_rows(models: Sequence[KVShape], *, token_group: int = 1) -> int:
             unused = 1 - tokens * layout.rows_per_token / rows
             last_block = tokens / 2 / max(model.mean_tokens, 1.0)
             grouped = token_group == 1 or not (unused or tokens % token_group)
-            penalty = 0.0 if grouped else _UNGROUPED
+            penalty = 0.0 if grouped else _UNGROUPED_COST
             worst = max(worst, unused + last_block + 1 / tokens + penalty)
         return worst
 
     widest = max(KVLayout(10**9, m.num_kv_heads, m.head_dim).rows_per_token for m in models)
-    least = -(-widest * _FEWEST_TOKENS // _ROW_STEP) * _ROW_STEP
-    return min(range(least, 8 * least + 1, _ROW_STEP), key=cost)
+    smallest = -(-widest * _MIN_TOKENS // _ROW_STEP) * _ROW_STEP
+    return min(range(smallest, 8 * smallest + 1, _ROW_STEP), key=cost)
 
 
-def pages_in(memory: int, rows: int, itemsize: int) -> int:
-    """Pages that fit into some bytes."""
+def page_count(memory: int, rows: int, itemsize: int) -> int:
+    """Returns how many pages of `rows` rows fit into `memory` bytes."""
     return memory // (rows * LANES * itemsize)
 
 
-def longest_sequence(
+def default_max_model_len(
     max_position: int, layout: KVLayout, num_layers: int, num_pages: int, available: float
 ) -> int:
-    """`max_model_len` of a model for which the fleet file gives none.
+    """Returns `max_model_len` for a model that the fleet file gives none.
 
     Args:
-      max_position: the model's context length.
-      layout: its geometry.
-      num_layers: its depth: pages in a block.
+      max_position: context length of the model.
+      layout: geometry of its keys and values.
+      num_layers: its depth, which is the number of pages in a block.
       num_pages: of the pool, without the dummy block.
-      available: the part of the pool, 0 to 1, that is not guaranteed to other models.
+      available: the fraction of the pool, 0 to 1, that is not guaranteed to other models.
 
     Returns:
-      The shortest of the model's own length, `DEFAULT_LONGEST`, and what half of the pool can hold
-      (or nearly all that is available to it, if that is less).
+      The minimum of the context length, `DEFAULT_MAX_MODEL_LEN`, and the tokens that half of the
+      pool holds (or nearly all that is available to the model, if that is less).
     """
     pages = int(num_pages * min(0.5, 0.9 * available))
-    holds = pages // num_layers * layout.tokens_per_page
-    return max(2, min(max_position, DEFAULT_LONGEST, holds))
+    tokens = pages // num_layers * layout.tokens_per_page
+    return max(2, min(max_position, DEFAULT_MAX_MODEL_LEN, tokens))

@@ -1,4 +1,4 @@
-"""From a fleet file to what planning works on: loads, a cluster, costs. Imports no JAX."""
+"""Reads the inputs of planning from a fleet file: loads, cluster, costs. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution
 
 DEFAULT_CLUSTER = "1x1:cpu"
-"""This machine, where neither the fleet file nor the command line says what there is."""
+"""This machine: the cluster if neither the fleet file nor the command line gives one."""
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What `placement.planner.make_plan` takes.
+    """The inputs of `placement.planner.planner.plan_placement`.
 
     Attributes:
-      loads: the models and what is expected of them.
-      cluster: what there is.
+      loads: the models and their expected load.
+      cluster: nodes and devices.
       costs: for each group of its nodes.
-      profile: path of the profile that they are from.
-      execution: concurrent for a profile with shares of compute, else time sliced.
+      profile: path of the profile that the costs are from; None for calculated costs.
+      execution: concurrent for a profile with shares of compute, else time-sliced.
     """
 
     loads: tuple[ModelLoad, ...]
@@ -46,22 +46,22 @@ class PlanInputs:
 def plan_inputs(
     config: FleetConfig, *, cluster: str | None = None, profile: Path | None = None
 ) -> PlanInputs:
-    """Reads the models' shapes, from their configs only, and makes the cost models.
+    """Reads the models' shapes, from their configs only, and creates the cost models.
 
     Args:
       config: the fleet file.
-      cluster: instead of the fleet file's.
-      profile: measured step times; without them costs are calculated.
+      cluster: replaces the fleet file's.
+      profile: path of measured step times; without it, costs are calculated.
 
     Raises:
-      CheckpointError, DownloadError: a model whose config cannot be had.
-      FleetConfigError: a `max_model_len` beyond the model's context, or models of one profile and
-        unlike sizes.
-      PlanError: an unknown device, or a model that is not in the profile.
-      ProfileError: a profile that cannot be used.
+      CheckpointError, DownloadError: a model's config cannot be read.
+      FleetConfigError: a `max_model_len` is beyond the model's context length, or models of the
+        same profile have different sizes.
+      PlanError: a device is unknown, or a model is not in the profile.
+      ProfileError: the profile cannot be used.
     """
-    there = parse_cluster(cluster or config.cluster or DEFAULT_CLUSTER)
-    on_cpu = all(group.device.name == "cpu" for group in there.groups)
+    parsed_cluster = parse_cluster(cluster or config.cluster or DEFAULT_CLUSTER)
+    on_cpu = all(group.device.name == "cpu" for group in parsed_cluster.groups)
     kinds = {entry.name: entry.profile or entry.name for entry in config.models}
     shapes: dict[str, ModelShape] = {}
     for entry in config.models:
@@ -69,44 +69,44 @@ def plan_inputs(
         shape = _shape(entry, on_cpu)
         if shapes.setdefault(kind, shape) != shape:
             raise FleetConfigError(
-                f"two models with the profile {kind} have other sizes ({entry.name} is one)"
+                f"{entry.name} and another model with the profile {kind} have different sizes"
             )
     costs: Sequence[PlanningCosts]
     execution: Execution = "time_sliced"
     if profile is None:
-        costs = [Roofline(shapes, group.device) for group in there.groups]
+        costs = [Roofline(shapes, group.device) for group in parsed_cluster.groups]
     else:
         table = ProfileTable(profile, shapes)
         for name, kind in kinds.items():
             if kind not in table.models:
                 raise PlanError(
                     f"{name}: the profile {profile} has no model {kind}; it has "
-                    f"{', '.join(table.raw)}: say which one with `profile:`, or measure it"
+                    f"{', '.join(table.raw)}: set its `profile:` to one of them, or measure it"
                 )
-        costs = [table] * len(there.groups)
+        costs = [table] * len(parsed_cluster.groups)
         if any(
             len(table.shares(kind, tp)) > 1
             for kind in kinds.values()
             for tp in table.tp_sizes(kind)
         ):
             execution = "concurrent"
-    # What the file says about the engine is kept to; its defaults are not the fleet's wishes.
-    most = config.engine.max_seqs if "max_seqs" in config.engine.model_fields_set else None
+    # Only an explicit `max_seqs` limits the planner: the engine's default is not a requirement.
+    max_batch = config.engine.max_seqs if "max_seqs" in config.engine.model_fields_set else None
     loads = []
     for entry in config.models:
         kind = kinds[entry.name] if profile is not None else entry.name
         entry.check_length(shapes[kind].max_position)
-        loads.append(_load(entry, kind, most))
+        loads.append(_model_load(entry, kind, max_batch))
     return PlanInputs(
         loads=tuple(loads),
-        cluster=there,
+        cluster=parsed_cluster,
         costs=tuple(costs),
         profile=None if profile is None else str(profile),
         execution=execution,
     )
 
 
-def _load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
+def _model_load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
     return ModelLoad(
         name=entry.name,
         kind=kind,
@@ -114,42 +114,43 @@ def _load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
         slo=entry.slo.latency_slo,
         kv_floor=entry.kv_floor,
         max_batch=max_batch,
-        # The engine refuses a pool that cannot hold this. A length that is not given, it chooses
-        # itself, so that the pool holds it (`geometry.longest_sequence`).
+        # The engine refuses a pool that cannot hold this length. If none is given, it chooses one
+        # that the pool holds (`page_geometry.default_max_model_len`).
         longest=entry.max_model_len,
     )
 
 
 def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
-    """The model's shape with the precision that it is served in: float32 on a CPU unless asked
-    otherwise, as the engine has it.
+    """Returns a model's shape in the types that the engine will serve it in.
+
+    They are those of `build_model_spec.resolve_dtype` and `pool_dtype`, without importing JAX.
     """
-    found = read_shape(entry.source, entry.config)
+    shape = read_shape(entry.source, entry.config)
     wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)
     bits = 32.0 if wide else 16.0
     int8 = entry.quantization == "int8"
-    # An int8 model on a CPU keeps keys and values in bfloat16 where it is not told otherwise.
+    # The default for the keys and values of an int8 model on a CPU is bfloat16.
     wide_kv = entry.dtype == "float32" if int8 else wide
     wide_kv = wide_kv or (on_cpu and not _cpu_prefers_bfloat16_pool())
-    return shape_of(
-        found.config,
-        weight_bits=8.0 if int8 else found.weight_bits or bits,
+    return model_shape(
+        shape.config,
+        weight_bits=8.0 if int8 else shape.weight_bits or bits,
         embed_bits=8.0 if int8 else bits,
         kv_bits=32.0 if wide_kv else 16.0,
     )
 
 
 def _cpu_prefers_bfloat16_pool() -> bool:
-    # Only here: planning for other hardware does without JAX.
+    # Imports JAX, so only for a CPU: planning for other hardware needs no JAX.
     from muxjax.pallas_kernels.cpu import native
 
     return native.prefers_bfloat16_pool()
 
 
-def shape_of(
+def model_shape(
     config: ModelConfig, *, weight_bits: float, embed_bits: float, kv_bits: float
 ) -> ModelShape:
-    """The sizes of a model that planning needs."""
+    """Returns the sizes of a model that planning needs; bits per element of each kind of array."""
     return ModelShape(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,

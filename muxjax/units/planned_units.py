@@ -1,4 +1,4 @@
-"""From a plan to units on the devices that exist: who is where, with which share of what."""
+"""Splits a fleet into the units of a placement plan, on the devices that are present."""
 
 from __future__ import annotations
 
@@ -13,89 +13,106 @@ from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.units.build_unit_spec import unit_devices
 
 
 @dataclass(frozen=True)
-class UnitPart:
-    """What one unit is to be made of.
+class PlannedUnitConfig:
+    """The configuration of one unit of a plan.
 
     Attributes:
       name: in the plan.
-      config: a fleet file of its models alone, with their parts of the load and their floors.
+      config: a fleet file of its models only, with their shares of the load and their floors.
       devices: where it runs.
-      demand: what its models need, as planned: quotas start from it.
-      seconds: of each model: for each token of a request, from first to last, as planned.
+      demand: planned demand of a model; the quotas start from it.
+      token_seconds: for each model, planned seconds per token of a request.
     """
 
     name: str
     config: FleetConfig
     devices: tuple[jax.Device, ...]
     demand: Callable[[ModelSpec, StepEstimates], Demand]
-    seconds: dict[str, float]
+    token_seconds: dict[str, float]
 
 
-def planned_units(
-    config: FleetConfig, plan: PlacementPlan, devices: Sequence[jax.Device]
-) -> list[UnitPart]:
-    """Cuts a fleet into the units of a plan.
-
-    Args:
-      config: the fleet file; its `tensor_parallel` keys must not be set, as the plan says that.
-      plan: made for a cluster that the devices can stand for: node `n`'s device `d` becomes the
-        next device in order, so the plan needs as many as the nodes up to its last one have.
-      devices: all that there are.
+def single_unit_config(config: FleetConfig) -> PlannedUnitConfig:
+    """Returns the configuration of a fleet without a plan, which is one unit.
 
     Raises:
-      PlanError: the plan is for other models or for more devices than there are.
-      FleetConfigError: the fleet file says something else than the plan.
+      FleetConfigError: JAX has fewer devices than `tensor_parallel`.
+    """
+    return PlannedUnitConfig("0", config, unit_devices(config), expected_demand, {})
+
+
+def split_by_plan(
+    config: FleetConfig, plan: PlacementPlan, devices: Sequence[jax.Device]
+) -> list[PlannedUnitConfig]:
+    """Splits a fleet into the units of a plan.
+
+    Args:
+      config: the fleet file; without `tensor_parallel` keys, which the plan contains.
+      plan: its nodes' devices are numbered in order, and device `i` of the cluster is
+        `devices[i]`.
+      devices: all devices.
+
+    Raises:
+      PlanError: the plan is for other models, or for more devices than there are.
+      FleetConfigError: the fleet file contradicts the plan.
     """
     check_plan(config, plan)
     return [
-        unit_part(config, plan, unit, _devices(plan, unit, devices))
+        planned_unit_config(config, plan, unit, _unit_devices(plan, unit, devices))
         for unit in plan.units
         if unit.models
     ]
 
 
 def check_plan(config: FleetConfig, plan: PlacementPlan) -> None:
-    """Whether a plan is for a fleet.
+    """Checks that a plan is for the models of a fleet file.
 
     Raises:
       PlanError: the plan is for other models.
-      FleetConfigError: the fleet file says something else than the plan.
+      FleetConfigError: the fleet file contradicts the plan.
     """
     if config.tensor_parallel > 1 or any(entry.tensor_parallel for entry in config.models):
         raise FleetConfigError(
-            "tensor_parallel: with a plan, the plan says on how many devices each model runs; "
-            "remove the key, or serve without the plan"
+            "tensor_parallel: a plan says on how many devices each model runs: remove the key, or "
+            "serve without the plan"
         )
     names = {entry.name for entry in config.models}
     planned = {model.name for unit in plan.units for model in unit.models}
     if missing := [entry.name for entry in config.models if entry.name not in planned]:
         raise PlanError(
-            f"the plan has no place for {', '.join(missing)}: make it again with `muxjax plan`"
+            f"the plan does not place {', '.join(missing)}: update it with `muxjax plan`"
         )
     if unknown := sorted(planned - names):
         raise PlanError(
-            f"the plan places {', '.join(unknown)}, which the fleet file has not: make it again "
+            f"the plan places {', '.join(unknown)}, which the fleet file does not have: update it "
             "with `muxjax plan`"
         )
 
 
-def unit_part(
+def planned_unit_config(
     config: FleetConfig, plan: PlacementPlan, unit: PlannedUnit, devices: tuple[jax.Device, ...]
-) -> UnitPart:
-    """One unit of a plan that `check_plan` lets pass, on as many devices as it has."""
-    return UnitPart(
+) -> PlannedUnitConfig:
+    """Returns the configuration of one unit.
+
+    Args:
+      config: of the fleet.
+      plan: checked with `check_plan`.
+      unit: of the plan.
+      devices: as many as the unit has.
+    """
+    return PlannedUnitConfig(
         name=unit.name,
-        config=_config(config, unit, sum(each.size for each in plan.units)),
+        config=_unit_fleet_config(config, unit, sum(each.size for each in plan.units)),
         devices=devices,
-        demand=_demand(unit),
-        seconds=unit.token_seconds,
+        demand=_planned_demand(unit),
+        token_seconds=unit.token_seconds,
     )
 
 
-def _devices(
+def _unit_devices(
     plan: PlacementPlan, unit: PlannedUnit, devices: Sequence[jax.Device]
 ) -> tuple[jax.Device, ...]:
     first = 0
@@ -115,12 +132,12 @@ def _devices(
     return tuple(devices[first + index] for index in unit.devices)
 
 
-def _config(config: FleetConfig, unit: PlannedUnit, wanted: int) -> FleetConfig:
-    """The unit's own fleet file. `pool.memory`, where given, is shared out by devices."""
+def _unit_fleet_config(config: FleetConfig, unit: PlannedUnit, num_devices: int) -> FleetConfig:
+    """Returns the fleet file of a unit. `pool.memory`, if given, is divided among the devices."""
     entries = {entry.name: entry for entry in config.models}
     memory = int(unit.kv_bytes * unit.size)
     if config.pool.memory is not None:
-        memory = config.pool.memory * unit.size // wanted
+        memory = config.pool.memory * unit.size // num_devices
     models = tuple(
         entries[model.name].model_copy(
             update={
@@ -142,8 +159,8 @@ def _config(config: FleetConfig, unit: PlannedUnit, wanted: int) -> FleetConfig:
     )
 
 
-def _demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
-    """Quotas as planned; what a plan does not say is worked out from the load."""
+def _planned_demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
+    """Returns the planned demand; what the plan does not contain is estimated from the load."""
     models = {model.name: model for model in unit.models}
     with_kv = any(model.kv_quota for model in unit.models)
     with_time = any(model.prefill_time or model.decode_time for model in unit.models)

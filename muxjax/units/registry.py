@@ -1,199 +1,131 @@
-"""Adds, drops and replaces models of a running fleet, without dropping a request."""
+"""The models of a running fleet: their entries, units, states and locks."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from muxjax.config.fleet_file import ModelEntry
-from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, WrongState
-from muxjax.units import build as loading
+from muxjax.engine.health import ModelHealth, ModelStatus
+from muxjax.errors import UnknownModel, WrongState
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.sleep_wake import ManagedModel, SleepController, make_ready
-from muxjax.units.unit_spec import ModelBuildSpec
 
-log = logging.getLogger("muxjax")
+
+@dataclass
+class ManagedModel:
+    """One model of a fleet.
+
+    Attributes:
+      entry: its entry of the fleet file.
+      units: where it is; several for replicas on several units.
+      status: sleeping <-> loading <-> loaded; failed if it could not be loaded or woken.
+      error: why it failed.
+      lock: held by the thread that changes the model.
+    """
+
+    entry: ModelEntry
+    units: tuple[LocalUnit, ...]
+    status: ModelStatus
+    error: str | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def name(self) -> str:
+        """Its name in the fleet."""
+        return self.entry.name
+
+    def require(self, status: ModelStatus, operation: str) -> None:
+        """Checks its status.
+
+        Raises:
+          WrongState: it has another one; the message says what it cannot be.
+        """
+        if self.status != status:
+            reason = "" if self.error is None else f" ({self.error})"
+            raise WrongState(f"{self.name} cannot be {operation}: it is {self.status}{reason}")
 
 
 class ModelRegistry:
-    """Who belongs to a fleet. From any thread; what takes time blocks.
+    """The models of a running fleet, by name. Safe to use from any thread.
 
     Args:
-      units: where models may be.
-      lifecycle: what becomes of them.
-      changed: called when there are other models than before, or others of the same name.
+      units: of the fleet, with their models.
     """
 
-    def __init__(
-        self, units: Sequence[LocalUnit], lifecycle: SleepController, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, units: Sequence[LocalUnit]) -> None:
         self._units = tuple(units)
-        self._lifecycle = lifecycle
-        self._router = lifecycle.router
-        self._changed = changed
-        self._adding = threading.RLock()
+        self._models: dict[str, ManagedModel] = {}
+        for name in dict.fromkeys(name for unit in units for name in unit.models):
+            places = tuple(unit for unit in units if name in unit.models)
+            awake = all(unit.is_awake(name) for unit in places)
+            entry = places[0].spec.model_specs[name].entry
+            self._models[name] = ManagedModel(entry, places, "loaded" if awake else "sleeping")
+
+    def models(self) -> list[ManagedModel]:
+        """Returns all models."""
+        return list(self._models.values())
+
+    def get(self, name: str) -> ManagedModel | None:
+        """Returns a model; None if there is none of this name."""
+        return self._models.get(name)
+
+    def add(self, model: ManagedModel) -> None:
+        """Adds a model of a new name."""
+        self._models[model.name] = model
+
+    def remove(self, name: str) -> None:
+        """Removes a model."""
+        del self._models[name]
 
     def entries(self) -> dict[str, ModelEntry]:
-        """What a fleet file would say of every model, by name."""
-        return {name: life.entry for name, life in list(self._lifecycle.lives.items())}
+        """Returns the entry of every model, by name."""
+        return {model.name: model.entry for model in self.models()}
 
-    def unit_for(self, entry: ModelEntry, name: str | None = None) -> LocalUnit:
-        """The unit of that name; by default where the model is, or where weights are fewest.
+    def states(self) -> dict[str, ModelHealth]:
+        """Returns the state of every model, by name."""
+        return {
+            model.name: ModelHealth(model.status, model.error, model.entry.pinned)
+            for model in self.models()
+        }
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[ManagedModel]:
+        """Holds the lock of a model: changes of one model run one after the other.
+
+        Raises:
+          UnknownModel: there is none of this name.
+        """
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(self._models)
+            raise UnknownModel(f"no model {name!r}; there are {known}", field="model")
+        with model.lock:
+            if self._models.get(name) is not model:
+                raise UnknownModel(f"no model {name!r}: it was unloaded", field="model")
+            yield model
+
+    def unit_for(self, entry: ModelEntry, unit: str | None = None) -> LocalUnit:
+        """Returns the unit for a model.
+
+        Args:
+          entry: of the model.
+          unit: the unit's name; by default the unit that has the model, or else the unit with the
+            fewest bytes of weights.
 
         Raises:
           WrongState: there is no such unit, or the model is on several.
         """
-        life = self._lifecycle.lives.get(entry.name)
-        if life is not None and name is None:
-            if len(life.units) > 1:
+        model = self._models.get(entry.name)
+        if model is not None and unit is None:
+            if len(model.units) > 1:
                 raise WrongState(
-                    f"{entry.name} is on several units, as planned: plan again, and restart"
+                    f"{entry.name} is on several units of a plan: change the plan, and restart"
                 )
-            return life.units[0]
-        units = [unit for unit in self._units if name in (None, unit.name)]
-        if not units:
-            known = ", ".join(unit.name for unit in self._units)
-            raise WrongState(f"no unit {name!r}; there are {known}")
-        return min(units, key=lambda unit: unit.weight_bytes)
-
-    def load(self, entry: ModelEntry, unit: str | None = None) -> None:
-        """Adds a model to a unit: its weights are read and its programs compiled.
-
-        Requests for it wait from the moment when its checkpoint is known to be sound.
-
-        Args:
-          entry: what a fleet file would say of it.
-          unit: the unit's name; by default that with the least weights.
-
-        Raises:
-          WrongState: there is one of this name, and it has not failed; or there is no such unit.
-          CheckpointError, DownloadError, FleetConfigError, PoolTooSmall: it cannot be had, or the
-            unit cannot take it; nothing has changed.
-          ModelUnavailable: loading it failed; it is listed as failed.
-        """
-        name, lives = entry.name, self._lifecycle.lives
-        with self._adding:
-            known = lives.get(name)
-            if known is not None and known.status != "failed":
-                raise WrongState(f"{name} is {known.status} already")
-            where = self.unit_for(entry, unit)
-            part = loading.spec_added_model(where.plan, entry)
-            if known is not None:
-                self.replace(part)
-                return
-            _try_out(where, part)
-            life = ManagedModel(entry, (where,), "sleeping" if entry.sleeping else "loading")
-            life.lock.acquire()
-            self._router.hold(name)
-            where.register(part, loading.programs_of(part, where.plan.kv))
-            lives[name] = life
-        try:
-            self._changed()
-            if life.status == "loading":
-                self._lifecycle.bring_up(life)
-        finally:
-            life.lock.release()
-
-    def unload(self, name: str) -> None:
-        """Drops a model, and frees all that it takes.
-
-        Its running requests have the drain time to end; the rest, and what comes meanwhile, ends
-        with `ModelUnavailable`.
-
-        Raises:
-          UnknownModel: there is none of this name.
-          WrongState: it is its unit's last.
-        """
-        with self._lifecycle.changing(name) as life:
-            last = [unit.name for unit in life.units if len(unit.plan.parts) == 1]
-            if last:
-                raise WrongState(f"{name} is the last of unit {last[0]}: let it sleep instead")
-            gone = ModelUnavailable(f"{name} is being unloaded")
-            self._router.refuse(name, gone)
-            try:
-                self._lifecycle.quiesce(life, hold=False)
-            except ModelUnavailable:
-                self._router.release(name)
-                raise
-            self._router.refuse(name, gone)
-            del self._lifecycle.lives[name]
-            for unit in life.units:
-                unit.retire(name)
-                unit.forget(name).free()
-            self._changed()
-            self._router.forget_model(name)
-        log.info("%s is unloaded", name)
-
-    def replace(self, part: ModelBuildSpec) -> None:
-        """Loads another model in the place of the one of its name, which serves until it is ready.
-
-        Args:
-          part: from `loading.plan_added` on the model's unit.
-
-        Raises:
-          UnknownModel: there is none of this name.
-          WrongState: it is on several units.
-          ModelUnavailable: the new one cannot be loaded; the old one goes on.
-        """
-        name = part.model.name
-        with self._lifecycle.changing(name) as life:
-            unit = self.unit_for(part.entry)
-            before, old = unit.plan.parts[name], unit.programs[name]
-            programs = loading.programs_of(part, unit.plan.kv)
-            if life.status == "loaded":
-                try:
-                    make_ready(part, programs)
-                except (MuxError, RuntimeError) as error:
-                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
-            self._lifecycle.quiesce(life)
-            unit.retire(name)
-            unit.register(part, programs)
-            if life.status == "loaded":
-                try:
-                    unit.admit(name)
-                except (MuxError, ValueError) as error:
-                    unit.register(before, old)
-                    programs.free()
-                    unit.admit(name)
-                    self._router.release(name)
-                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
-            old.free()
-            life.entry = part.entry
-            self._changed()
-            if life.status == "loaded":
-                self._router.release(name)
-            elif life.status == "failed":
-                self._lifecycle.bring_up(life)
-        self._lifecycle.wake_if_asked(name)
-        log.info("%s is replaced", name)
-
-    def expect(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Takes other expectations, floors, targets, pins and time-outs of models.
-
-        Raises:
-          PoolTooSmall: the floors leave no room for a request of some model.
-        """
-        lives = self._lifecycle.lives
-        for unit in self._units:
-            unit.expect(
-                [
-                    unit.plan.parts[name].expecting(entry)
-                    for name, entry in entries.items()
-                    if name in unit.plan.parts
-                ]
-            )
-        for name, entry in entries.items():
-            lives[name].entry = entry
-            if entry.pinned and lives[name].status == "sleeping":
-                self._lifecycle.wake(name)
-        self._changed()
-
-
-def _try_out(unit: LocalUnit, part: ModelBuildSpec) -> None:
-    try:
-        unit.try_out(part)
-    except ValueError as error:
-        raise FleetConfigError(
-            f"{error}: list it in the fleet file, with `sleeping: true` if need be, and restart"
-        ) from error
+            return model.units[0]
+        candidates = [each for each in self._units if unit in (None, each.name)]
+        if not candidates:
+            known = ", ".join(each.name for each in self._units)
+            raise WrongState(f"no unit {unit!r}; there are {known}")
+        return min(candidates, key=lambda each: each.weight_bytes)

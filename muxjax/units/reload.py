@@ -1,23 +1,17 @@
-"""From one fleet file to the next: what differs, and what of it a running fleet can take.
-
-The new file is checked as a whole before anything is done: all its checkpoints are opened, and the
-pool is divided as it would be. Then models leave, expectations change, others are replaced, and new
-ones come.
-"""
+"""Compares a new fleet file with a running fleet, and checks that the changes are possible."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from muxjax.config.fleet_file import FleetConfig, ModelEntry
-from muxjax.errors import FleetConfigError, MuxError
-from muxjax.units import build as loading
+from muxjax.errors import FleetConfigError
+from muxjax.units.build_unit_spec import build_added_model_spec
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.registry import ModelRegistry
 from muxjax.units.unit_spec import ModelBuildSpec
 
-_AT_ONCE = frozenset(
+_CHANGEABLE = frozenset(
     {
         "rate",
         "prompt_tokens",
@@ -30,19 +24,20 @@ _AT_ONCE = frozenset(
         "sleeping",
     }
 )
-"""Keys of a model that a running one can take; others need its weights or programs anew."""
-_OF_FLEET = frozenset({"models", "idle_timeout", "cluster"})
-"""Keys of the file that need no restart."""
+"""Keys of a model that can change while it is served; for other keys it is loaded again."""
+_RELOADABLE = frozenset({"models", "idle_timeout", "cluster"})
+"""Keys of the file that can change without a restart."""
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What is to be done to models, by name.
+class FleetChanges:
+    """The changes of a fleet's models, by name.
 
     Attributes:
-      added, removed: come and go.
-      replaced: have another source or another shape.
-      changed: are expected to do something else.
+      added: new models.
+      removed: models that are not in the new file.
+      replaced: models with another source or shape, which are loaded again.
+      changed: models with another expected load, floor, SLO, pin or timeout.
     """
 
     added: tuple[str, ...]
@@ -51,114 +46,76 @@ class Changes:
     changed: tuple[str, ...]
 
 
-def differences(
+def diff_fleet(
     before: FleetConfig, entries: Mapping[str, ModelEntry], after: FleetConfig
-) -> Changes:
-    """What has to be done.
+) -> FleetChanges:
+    """Returns the changes from a running fleet to a new fleet file.
 
     Args:
-      before: the file that the fleet was started from.
-      entries: what it serves now.
+      before: the file that was applied last.
+      entries: the fleet's present models, by name.
       after: the new file.
 
     Raises:
-      FleetConfigError: something differs that needs a restart; all of it is named.
+      FleetConfigError: keys differ that need a restart; the message names all of them.
     """
     fixed = [
         key
         for key in FleetConfig.model_fields
-        if key not in _OF_FLEET and getattr(before, key) != getattr(after, key)
+        if key not in _RELOADABLE and getattr(before, key) != getattr(after, key)
     ]
     if fixed:
         raise FleetConfigError("\n".join(f"{key}: restart to change it" for key in fixed))
     wanted = {entry.name: entry for entry in after.models}
-    both = [name for name in wanted if name in entries]
-    differing = {name: _differing(entries[name], wanted[name]) for name in both}
-    return Changes(
+    kept = [name for name in wanted if name in entries]
+    differing = {name: _differing_keys(entries[name], wanted[name]) for name in kept}
+    return FleetChanges(
         added=tuple(name for name in wanted if name not in entries),
         removed=tuple(name for name in entries if name not in wanted),
-        replaced=tuple(name for name in both if differing[name] - _AT_ONCE),
-        changed=tuple(n for n in both if differing[n] and not differing[n] - _AT_ONCE),
+        replaced=tuple(name for name in kept if differing[name] - _CHANGEABLE),
+        changed=tuple(n for n in kept if differing[n] and not differing[n] - _CHANGEABLE),
     )
 
 
-def _differing(one: ModelEntry, other: ModelEntry) -> set[str]:
-    return {key for key in ModelEntry.model_fields if getattr(one, key) != getattr(other, key)}
-
-
-def apply(
-    changes: Changes, config: FleetConfig, units: Sequence[LocalUnit], membership: ModelRegistry
-) -> dict[str, str]:
-    """Does it.
+def check_changes(
+    changes: FleetChanges, wanted: Mapping[str, ModelEntry], units: Sequence[LocalUnit]
+) -> dict[str, ModelBuildSpec]:
+    """Checks changes before any is applied: opens new checkpoints, lays out the pools.
 
     Args:
-      changes: from `differences`.
-      config: the new file.
+      changes: from `diff_fleet`.
+      wanted: entries of the new file, by name.
       units: of the fleet.
-      membership: who belongs to it.
 
     Returns:
-      For each model that could not be brought to what the file says, why.
+      The specs of the replaced models, by name.
 
     Raises:
-      MuxError: the new file cannot be had; nothing was done.
-    """
-    wanted = {entry.name: entry for entry in config.models}
-    parts = _planned(changes, wanted, units, membership)
-    faults: dict[str, str] = {}
-
-    def attempt(action: Callable[..., None], names: Sequence[str], *arguments: object) -> None:
-        try:
-            action(*arguments)
-        except MuxError as error:
-            faults.update(dict.fromkeys(names, str(error)))
-
-    def add() -> None:
-        for name in changes.added:
-            attempt(membership.load, [name], wanted[name])
-
-    nobody_stays = not set(membership.entries()) - set(changes.removed)
-    if nobody_stays:  # a pool is cut for some model
-        add()
-    for name in changes.removed:
-        attempt(membership.unload, [name], name)
-    if changes.changed:
-        changed = {name: wanted[name] for name in changes.changed}
-        attempt(membership.expect, changes.changed, changed)
-    for name in changes.replaced:
-        attempt(membership.replace, [name], parts[name])
-    if not nobody_stays:
-        add()
-    return faults
-
-
-def _planned(
-    changes: Changes,
-    wanted: Mapping[str, ModelEntry],
-    units: Sequence[LocalUnit],
-    membership: ModelRegistry,
-) -> dict[str, ModelBuildSpec]:
-    """Opens all new checkpoints, and sees whether the pools hold what there will be.
-
-    Returns:
-      The models that are replaced.
+      FleetConfigError: the fleet has several units, and models would be added or removed; or a new
+        model does not fit the pool's layout.
+      PoolTooSmall: a pool cannot hold a request of each model.
+      CheckpointError, DownloadError: a new checkpoint cannot be opened.
     """
     if len(units) > 1 and (changes.added or changes.removed or changes.replaced):
         names = ", ".join((*changes.added, *changes.removed, *changes.replaced))
         raise FleetConfigError(
-            f"models: {names}: a fleet with a plan serves the models of its plan; plan again, and "
-            "restart"
+            f"models: {names}: a fleet with a plan serves the models of its plan; change the plan, "
+            "and restart"
         )
-    found = {}
+    specs: dict[str, ModelBuildSpec] = {}
     for unit in units:
-        plan = unit.plan
-        for name in plan.parts:
+        unit_spec = unit.spec
+        for name, model_spec in unit.spec.model_specs.items():
             if name in changes.changed:
-                plan = plan.having(plan.parts[name].expecting(wanted[name]))
+                unit_spec = unit_spec.add_model(model_spec.update_expectations(wanted[name]))
         for name in changes.removed:
-            plan = plan.without(name)
+            unit_spec = unit_spec.remove_model(name)
         for name in (*changes.replaced, *changes.added):
-            found[name] = loading.spec_added_model(plan, wanted[name])
-            plan = plan.having(found[name])
-        plan.make_unit()
-    return {name: found[name] for name in changes.replaced}
+            specs[name] = build_added_model_spec(unit_spec, wanted[name])
+            unit_spec = unit_spec.add_model(specs[name])
+        unit_spec.build_scheduler()  # raises PoolTooSmall
+    return {name: specs[name] for name in changes.replaced}
+
+
+def _differing_keys(before: ModelEntry, after: ModelEntry) -> set[str]:
+    return {key for key in ModelEntry.model_fields if getattr(before, key) != getattr(after, key)}

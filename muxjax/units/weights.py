@@ -1,7 +1,7 @@
-"""From a checkpoint to the devices: each gets its part of each parameter, straight from the file.
+"""Loads weights from a checkpoint to the devices; each device reads its shards from the file.
 
-Where the checkpoint's format can be read in parts (safetensors, Orbax), a host holds no more of a
-model than one part of one parameter, and `1 / AHEAD` of a device's bytes; otherwise one parameter.
+Of a format that can be read in parts (safetensors, Orbax), a host holds one part of one parameter
+and `1 / READ_AHEAD` of a device's bytes at a time; of any other, one parameter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,108 +20,113 @@ from muxjax.models.nn.decoder import Decoder, Weight
 from muxjax.models.nn.stacks import Stacks
 from muxjax.models.nn.weight_format import put_on_device
 from muxjax.pallas_kernels.target import current_target
+from muxjax.units.unit_spec import ModelBuildSpec
 
-if TYPE_CHECKING:
-    from muxjax.units.unit_spec import ModelBuildSpec
-
-AHEAD = 8
-"""This share of a device's bytes is read ahead, of formats that are read in the background."""
+READ_AHEAD = 8
+"""The divisor of a device's bytes that are read ahead, of formats that are read in background."""
 
 
-def load_weights(part: ModelBuildSpec, loaded: Callable[[int], None]) -> list[Decoder]:
-    """Reads a model's weights.
+def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list[Decoder]:
+    """Loads a model's weights.
 
     Args:
-      part: the model.
-      loaded: told the bytes of each parameter, on one device, as it arrives.
+      spec: of the model.
+      on_loaded: called with the bytes of each parameter, on one device, when it has arrived.
 
     Returns:
-      What each of the unit's devices that this process drives has of it.
+      For each of the unit's devices that this process drives, its part of the model.
 
     Raises:
-      CheckpointError: a weight that cannot be read.
+      CheckpointError: a weight cannot be read.
     """
-    shards, mesh = part.shards, part.mesh
-    devices = {at: _DeviceWeights(part, mesh.devices[at]) for at in mesh.local}
-    indices = sorted({at % shards.tp_size for at in devices})
-    for parameter, users, piece in _pieces(part, indices):
-        for at, device in devices.items():
-            if at % shards.tp_size in users:
-                size = device.take(parameter, piece)
-        del piece  # before the next is waited for
-        if indices[-1] in users:
-            loaded(size)
-    return [decoder_of(part, device.weights) for device in devices.values()]
+    shards, mesh = spec.shards, spec.mesh
+    devices = {index: _DeviceWeights(spec, mesh.devices[index]) for index in mesh.local_indices}
+    shard_indices = sorted({index % shards.tp_size for index in devices})
+    for parameter, users, part in _read_parts(spec, shard_indices):
+        for index, device in devices.items():
+            if index % shards.tp_size in users:
+                size = device.put(parameter, part)
+        del part  # freed before the next one is waited for
+        if shard_indices[-1] in users:
+            on_loaded(size)
+    return [build_decoder(spec, device.weights) for device in devices.values()]
 
 
-def _pieces(
-    part: ModelBuildSpec, indices: list[int]
+def _read_parts(
+    spec: ModelBuildSpec, shard_indices: list[int]
 ) -> Iterator[tuple[str, list[int], np.ndarray]]:
-    """A parameter, the cuts that keep the same of it, and that, while the next are being read."""
-    shards = part.shards
-    wanted = deque(
+    """Yields (parameter, shards that store this part, part), and reads the next ones meanwhile."""
+    shards = spec.shards
+    pending = deque(
         (parameter, users)
         for parameter in shards.shapes
         for users in (
-            [indices]
-            if shards.segments(parameter, indices[0]) is None
-            else [[at] for at in indices]
+            [shard_indices]
+            if shards.segments(parameter, shard_indices[0]) is None
+            else [[index] for index in shard_indices]
         )
     )
     reading: deque[tuple[str, list[int], int, Callable[[], np.ndarray]]] = deque()
-    ahead = part.model.param_bytes // AHEAD
-    while wanted or reading:
-        while wanted:
-            parameter, users = wanted[0]
+    read_ahead = spec.model.param_bytes // READ_AHEAD
+    while pending or reading:
+        while pending:
+            parameter, users = pending[0]
             size = 4 * math.prod(shards.shapes[parameter])
-            if reading and size + sum(one[2] for one in reading) > ahead:
+            if reading and size + sum(entry[2] for entry in reading) > read_ahead:
                 break
-            wanted.popleft()
-            finish = part.checkpoint.start_reading_shard(parameter, shards, users[0])
+            pending.popleft()
+            finish = spec.checkpoint.start_reading_shard(parameter, shards, users[0])
             reading.append((parameter, users, size, finish))
         parameter, users, _, finish = reading.popleft()
-        piece = finish()
+        part = finish()
         del finish
-        yield parameter, users, piece
-        del piece
+        yield parameter, users, part
+        del part
 
 
-def decoder_of(part: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decoder:
-    """What one device has of a model."""
-    shards = part.shards
+def build_decoder(spec: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decoder:
+    """Returns one device's part of a model, with these weights or their shapes."""
+    shards = spec.shards
     return Decoder(
         shards.local,
         weights,
-        stacks_of(shards.local),
+        layer_stacks(shards.local),
         vocab_size=shards.config.vocab_size,
-        axis=part.mesh.axis,
+        axis=spec.mesh.axis,
     )
 
 
-def stacks_of(config: ModelConfig) -> Stacks | None:
-    """How the layers of a model are kept on the device that is traced for."""
+def layer_stacks(config: ModelConfig) -> Stacks | None:
+    """Returns how a model's layers are stacked on the current target; None for no stacks."""
     return Stacks.from_config(config) if current_target().platform == "tpu" else None
 
 
 class _DeviceWeights:
-    """What one device has of a model, as its parameters arrive.
+    """One device's weights, as its parameters arrive.
 
     Args:
-      part: the model.
-      device: one of the unit's.
+      spec: of the model.
+      device: of the unit.
+
+    Attributes:
+      weights: arrays on the device, by name.
     """
 
-    def __init__(self, part: ModelBuildSpec, device: jax.Device) -> None:
-        self._model = part.model
-        self._config = part.shards.local
-        self._stacks = stacks_of(self._config)
+    def __init__(self, spec: ModelBuildSpec, device: jax.Device) -> None:
+        self._model = spec.model
+        self._config = spec.shards.local
+        self._stacks = layer_stacks(self._config)
         self._device = device
         self.weights: dict[str, jax.Array] = {}
 
-    def take(self, parameter: str, part: np.ndarray) -> int:
-        """Puts the device's part of a parameter there, as it is kept; returns its bytes."""
+    def put(self, parameter: str, part: np.ndarray) -> int:
+        """Copies the device's part of a parameter there, in its storage format.
+
+        Returns:
+          Its bytes on the device.
+        """
         size = 0
-        for name, arrived in put_on_device(
+        for name, array in put_on_device(
             self._config,
             parameter,
             part,
@@ -130,20 +134,20 @@ class _DeviceWeights:
             self._model.quantization,
             self._device,
         ):
-            size += arrived.nbytes
-            kept, index = (name, None) if self._stacks is None else self._stacks.locate(name)
+            size += array.nbytes
+            stored, index = (name, None) if self._stacks is None else self._stacks.locate(name)
             if index is None:
-                self.weights[kept] = arrived
+                self.weights[stored] = array
                 continue
-            if kept not in self.weights:
+            if stored not in self.weights:
                 assert self._stacks is not None, "only a stack has an index"
-                shape = (self._stacks.repeats, *arrived.shape)
-                self.weights[kept] = jnp.zeros(shape, arrived.dtype, device=self._device)
-            self.weights[kept] = _put(self.weights[kept], arrived, index)
+                shape = (self._stacks.repeats, *array.shape)
+                self.weights[stored] = jnp.zeros(shape, array.dtype, device=self._device)
+            self.weights[stored] = _set_layer(self.weights[stored], array, index)
         return size
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    """Puts a layer's parameter into its stack, in place."""
+def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    """Writes a layer's parameter into its stack, which is donated."""
     return stack.at[index].set(layer)

@@ -10,7 +10,7 @@ Every request runs to its full length: no token is a stop token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -164,8 +164,14 @@ class SimulatedExecutor:
         self.busy_seconds += seconds
         return StepResult(handle.tokens, [None] * len(handle.tokens), handle.started, seconds)
 
-    def poison(self, pages: Sequence[int]) -> None:
-        """Does nothing: a simulated pool has no pages."""
+    def add_model(self, name: str, model: SimulatedModel) -> None:
+        """See `Executor.add_model`."""
+        self._models[name] = model
+        self._held[name] = [0] * model.max_seqs
+
+    def remove_model(self, name: str) -> None:
+        """See `Executor.remove_model`."""
+        del self._models[name], self._held[name]
 
     def close(self) -> None:
         """Discards the steps in flight."""

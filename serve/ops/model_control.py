@@ -69,23 +69,23 @@ class ModelControl:
             find_model(request.state.view, asked.model)  # the 404 of a name that was made up
         entry = asked.model if asked.entry is None else {**asked.entry, "name": asked.model}
         return await self._change(
-            "load", asked.model, lambda: self._fleet.load_model(entry, asked.unit)
+            "load", asked.model, lambda: self._fleet.admin.load(entry, asked.unit)
         )
 
     async def unload(self, request: Request) -> Response:
         """Drops a model when its requests have ended."""
         model = await self._named(request)
-        return await self._change("unload", model, lambda: self._fleet.unload(model))
+        return await self._change("unload", model, lambda: self._fleet.admin.unload(model))
 
     async def sleep(self, request: Request) -> Response:
         """Puts a model to sleep when its requests have ended."""
         model = await self._named(request)
-        return await self._change("sleep", model, lambda: self._fleet.sleep(model))
+        return await self._change("sleep", model, lambda: self._fleet.admin.sleep(model))
 
     async def wake(self, request: Request) -> Response:
         """Wakes a model."""
         model = await self._named(request)
-        return await self._change("wake", model, lambda: self._fleet.wake(model))
+        return await self._change("wake", model, lambda: self._fleet.admin.wake(model))
 
     async def reload(self, request: Request) -> Response:
         """Applies the fleet file as it is now."""
@@ -98,7 +98,7 @@ class ModelControl:
         return JSONResponse(found)
 
     def read_again(self) -> dict[str, Any]:
-        """Applies the fleet file; see `Fleet.reload`. Blocks.
+        """Applies the fleet file; see `FleetAdmin.reload`. Blocks.
 
         Raises:
           MuxError: the file cannot be applied, and nothing was done.
@@ -108,7 +108,7 @@ class ModelControl:
         began = time.monotonic()
         try:
             config = load_fleet_config(self._file)
-            found = self._fleet.reload(config)
+            found = self._fleet.admin.reload(config)
         except MuxError as error:
             logs.event("fleet_not_reloaded", logging.WARNING, reason=str(error))
             raise

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from muxjax.compile_check import devices as aot
+from muxjax.compile_check.targets import set_environment
 from tests.pallas_kernels.cases import GEOMETRIES, build_layout
 
 SEQUENCES, CHUNKS, BLOCKS, PREFILL_TOKENS, POOL_BYTES = 32, 8, 128, 512, 4 << 30
@@ -17,14 +17,15 @@ PREFILL_WINDOW, PREFILL_SOFTCAP = 300, 30.0
 
 def main() -> None:
     target = sys.argv[1]
-    aot.set_environment(target)
+    set_environment(target)  # before JAX is imported
     import jax
     import jax.numpy as jnp
 
-    from muxjax.compile_check.hlo import copies_of, kernels
+    from muxjax.compile_check.devices import describe_devices
+    from muxjax.compile_check.hlo import find_copies, find_kernels
     from muxjax.pallas_kernels import AttentionMetadata, AttentionOptions, paged_attention
 
-    described = aot.describe(target)
+    described = describe_devices(target)
 
     def shape(dtype: str, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=described.sharding)
@@ -75,8 +76,8 @@ def main() -> None:
                     "seconds": time.perf_counter() - began,
                     "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
                     "pool_bytes": POOL_BYTES,
-                    "pool_copies": len(copies_of(hlo, kv)),
-                    "kernels": kernels(hlo),
+                    "pool_copies": len(find_copies(hlo, kv)),
+                    "kernels": find_kernels(hlo),
                 }
                 print(json.dumps(record), flush=True)
 

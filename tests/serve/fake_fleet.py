@@ -100,7 +100,11 @@ class FakeFleet:
             raise UnknownModel(f"no model {model!r}", field="model")
         self.states[model] = ModelHealth(status, None, False)
 
-    def load_model(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
+    @property
+    def admin(self) -> FakeFleet:
+        return self
+
+    def load(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
         if not isinstance(entry, str):
             raise FleetConfigError("models[0].source: this fleet loads none")
         self._change("load", entry, "loaded")

@@ -160,7 +160,7 @@ def test_soak(loaded: Fleet) -> None:
         rounds = 6
         for turn in range(1, rounds + 1):
             asyncio.run(_hammer(url, turn, right, counts, seconds=SECONDS / rounds))
-            loaded.wake(SLEEPER)
+            loaded.admin.wake(SLEEPER)
             settle(loaded, http)
             memory.append((time.monotonic(), process.memory_info().rss))
         print(dict(counts))

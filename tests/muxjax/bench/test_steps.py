@@ -17,7 +17,7 @@ from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.steps import Decode, Handle, Step
-from muxjax.units.plan_inputs import shape_of
+from muxjax.units.plan_inputs import model_shape
 
 
 def test_a_fleet_is_measured_and_simulated(rig: BenchSession, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_fleet_is_measured_and_simulated(rig: BenchSession, tmp_path: Path) ->
     path = tmp_path / "new" / "profile.json"
     write_profile(profile, path)
     shapes = {
-        name: shape_of(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
+        name: model_shape(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
         for name, model in rig.models.items()
     }
     table = ProfileTable(path, shapes)

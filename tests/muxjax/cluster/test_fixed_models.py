@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxjax.cluster.fixed_models import check_fixed
+from muxjax.cluster.fixed_models import check_models_stay_awake
 from muxjax.cluster.host_list import Hosts
 from muxjax.cluster.leader import leading
 from muxjax.config.fleet_file import load_fleet_config
@@ -16,7 +16,7 @@ def fleet(model: dict | None = None, **own: object) -> dict:
 
 
 def test_models_that_stay_awake_are_taken():
-    check_fixed(load_fleet_config(fleet({"pinned": True})))
+    check_models_stay_awake(load_fleet_config(fleet({"pinned": True})))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_models_that_stay_awake_are_taken():
 )
 def test_models_that_would_sleep_are_refused(source, named):
     with pytest.raises(FleetConfigError, match=named):
-        check_fixed(load_fleet_config(source))
+        check_models_stay_awake(load_fleet_config(source))
 
 
 def test_a_leader_refuses_before_it_waits_for_anybody():

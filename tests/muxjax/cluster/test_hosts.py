@@ -99,5 +99,5 @@ def test_the_death_of_one_ends_the_other(tmp_path: Path, cache: Path, killed: in
 def test_a_fleet_that_is_not_cut_for_all_devices_is_refused(tmp_path: Path, cache: Path):
     path = fleet_file(tmp_path)
     path.write_text(path.read_text().replace("tensor_parallel: 4", "tensor_parallel: 2"))
-    with pytest.raises(AssertionError, match="it must be that"), serving(path, tmp_path, cache):
+    with pytest.raises(AssertionError, match="set it to 4"), serving(path, tmp_path, cache):
         pass

@@ -17,6 +17,7 @@ from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
 from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
+from muxjax.units.served_unit import ServedUnit
 from tests.muxjax.engine.test_engine import WAIT, Collector
 from tests.muxjax.engine.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
 from tests.muxjax.scheduling.harness import request
@@ -39,10 +40,10 @@ class LocalPeer:
         self.cancelled.append(request_id)
         self._host.cancel(request_id)
 
-    def report(self, seconds: float) -> PollResult:
-        report = self._host.report(min(seconds, 0.05))
+    def poll(self, seconds: float) -> PollResult:
+        result = self._host.poll(min(seconds, 0.05))
         self._check()  # what it says does not arrive
-        return pickle.loads(pickle.dumps(report))
+        return pickle.loads(pickle.dumps(result))
 
     def stats(self) -> dict[str, Any]:
         self._check()
@@ -95,7 +96,8 @@ def remote():
 
 
 def test_tokens_are_those_of_a_unit_here(remote: Remote):
-    router = Router([remote.unit])
+    assert isinstance(remote.unit, ServedUnit)
+    router = Router([remote.unit.supervisor])
     requests = requests_of("ab", 10, logprobs=1)
     for one, collector in zip(requests, ask(router, requests), strict=True):
         assert collector.error is None

@@ -23,10 +23,10 @@ def test_messages_arrive_as_they_were_sent(ends):
     arrays = (np.arange(6, dtype=np.int32).reshape(2, 3), None, np.array(7, np.int32))
     sent = [WireMessage("launch", {"model": "ä", "size": 4}, arrays), WireMessage("end")]
     for message in sent:
-        ends[0].send(message.packed())
+        ends[0].send(message.encode())
     for message in sent:
         found = ends[1].receive()
-        assert (found.what, found.fields) == (message.what, message.fields)
+        assert (found.kind, found.fields) == (message.kind, message.fields)
         for one, other in zip(found.arrays, message.arrays, strict=True):
             np.testing.assert_equal(one, other)
             assert one is None or one.dtype == other.dtype
@@ -42,7 +42,7 @@ def test_what_is_no_message_is_refused(ends, header: bytes):
 
 
 def test_an_end_is_told(ends):
-    ends[0].send(WireMessage("launch").packed()[:5])
+    ends[0].send(WireMessage("launch").encode()[:5])
     ends[0].close()
     with pytest.raises(ClusterError, match="cannot be reached"):
         ends[1].receive()

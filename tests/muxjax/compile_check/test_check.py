@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from muxjax.compile_check import check as compile_check
-from muxjax.compile_check.check import CheckedProgram, CompileCheck, faults_of, table_of
-from muxjax.compile_check.devices import DescribedDevices, TargetUnavailable
+from muxjax.compile_check.check import CheckedProgram, CompileCheck, check_faults, check_table
+from muxjax.compile_check.devices import DescribedDevices
+from muxjax.compile_check.targets import TargetUnavailable
 
 # Llama 3 8B, SmolLM2 135M (once in int8) and Gemma 3 270M by shape; weights are shapes only.
 LLAMA = {
@@ -155,10 +156,12 @@ def test_the_table_says_what_is_wrong(capsys):
     check = CompileCheck("v5e:2x2", "TPU v5 lite", 1, 16 << 30, 10**9, 4 * 10**9, [good, bad])
     assert not check.passed
     assert check.as_json()["programs"][0]["temp_bytes"] == 2 * 10**6
-    assert faults_of(check) == ["chat decode 8 does not compile: RESOURCE_EXHAUSTED: out of memory"]
+    assert check_faults(check) == [
+        "chat decode 8 does not compile: RESOURCE_EXHAUSTED: out of memory"
+    ]
     from rich.console import Console
 
-    Console(width=200).print(table_of(check))
+    Console(width=200).print(check_table(check))
     shown = capsys.readouterr().out
     for text in ("TPU v5 lite", "3.2 s", "2.0 MB", "paged_decode_9_3_64 1.4 MB", "yes", "no"):
         assert text in shown

@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 
-from muxjax.compile_check.hlo import collectives, copies_of, kernels
+from muxjax.compile_check.hlo import count_collectives, find_copies, find_kernels
 
 POOL = jax.ShapeDtypeStruct((100, 16, 128), jnp.bfloat16)
 
@@ -14,7 +14,7 @@ def test_copies_of_the_pool_are_found_in_any_shape():
   %copy.4 = f32[100,16,128]{2,1,0} copy(%other)
   %scatter.5 = bf16[1600,128]{1,0} scatter(%kv, %rows, %new)
 """
-    assert copies_of(hlo, POOL) == ["%copy.1", "%copy-start.2"]
+    assert find_copies(hlo, POOL) == ["%copy.1", "%copy-start.2"]
 
 
 def test_kernels_are_listed_with_their_memory():
@@ -26,7 +26,7 @@ def test_kernels_are_listed_with_their_memory():
 "tpu_custom_call", backend_config={}
   %sort.3 = f32[16] custom-call(%a), custom_call_target="Sort"
 """
-    assert kernels(hlo) == {"paged_decode_9_3_64": 1359}
+    assert find_kernels(hlo) == {"paged_decode_9_3_64": 1359}
 
 
 def test_collectives_are_counted_as_often_as_they_run():
@@ -64,4 +64,4 @@ backend_config={"known_trip_count":{"n":"16"}}
   ROOT %out = f32[8] conditional(%i, %a, %b), branch_computations={%sampled, %sampled}
 }
 """
-    assert collectives(hlo) == {"all-gather": 2, "all-reduce": 32, "all-to-all": 4}
+    assert count_collectives(hlo) == {"all-gather": 2, "all-reduce": 32, "all-to-all": 4}

@@ -213,3 +213,23 @@ def test_an_idle_time_is_no_stall():
     ask(engine, request(1, "a", 3, 3))
     assert engine.stalled_seconds < 100.0
     engine.close()
+
+
+class _Unpoisonable:
+    """An executor without the capability `PoisonsPages`."""
+
+    def __init__(self, executor: MockExecutor) -> None:
+        for name in ("submit", "result", "add_model", "remove_model", "close"):
+            setattr(self, name, getattr(executor, name))
+
+
+def test_poison_needs_an_executor_that_can_poison_pages():
+    scheduler = Scheduler(SPECS, 60, make_policy("adbs"))
+    executor = _Unpoisonable(MockExecutor(SPECS, 60))
+    with pytest.raises(ValueError, match="_Unpoisonable cannot poison pages"):
+        Engine(scheduler, executor, poison=True)
+    engine = Engine(scheduler, executor)
+    collector = Collector()
+    engine.submit(request(0, "a", 5, 4), collector)
+    assert collector.done.wait(WAIT)
+    engine.close()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.executor import weight_offload as parking
+from muxjax.executor import weight_offload
 
 
 def leaves() -> list[jax.Array]:
@@ -24,25 +24,25 @@ def test_there_and_back_are_the_same_bytes_and_one_copy() -> None:
     here = leaves()
     right = [np.asarray(leaf).tobytes() for leaf in here]
     for _ in range(3):
-        there = parking.offload(here, "pinned_host")
+        there = weight_offload.offload(here, "pinned_host")
         assert {leaf.sharding.memory_kind for leaf in there} == {"pinned_host"}
         assert all(leaf.is_deleted() for leaf in here)
-        here = list(parking.restore(there, on_device))
+        here = list(weight_offload.restore(there, on_device))
         assert all(leaf.is_deleted() for leaf in there)
     assert [np.asarray(leaf).tobytes() for leaf in here] == right
     assert {leaf.sharding.memory_kind for leaf in here} == {"device"}
 
 
 def test_a_cpu_has_one_memory() -> None:
-    assert parking.host_memory(jax.devices("cpu")[0]) is None
+    assert weight_offload.offload_memory_kind(jax.devices("cpu")[0]) is None
     here = leaves()
-    assert parking.offload(here, None) == tuple(here)
-    assert parking.restore(here, on_device) == tuple(here)
+    assert weight_offload.offload(here, None) == tuple(here)
+    assert weight_offload.restore(here, on_device) == tuple(here)
     assert not any(leaf.is_deleted() for leaf in here)
 
 
 def test_a_move_that_fails_changes_nothing() -> None:
-    there = parking.offload(leaves(), "pinned_host")
+    there = weight_offload.offload(leaves(), "pinned_host")
     moved: list[jax.Array] = []
 
     def breaks(leaf: jax.Array) -> jax.Array:
@@ -52,9 +52,9 @@ def test_a_move_that_fails_changes_nothing() -> None:
         return moved[0]
 
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-        parking.restore(there, breaks)
+        weight_offload.restore(there, breaks)
     assert moved[0].is_deleted()
     assert not any(leaf.is_deleted() for leaf in there)
-    parking.delete(there)
-    parking.delete(there)
+    weight_offload.delete(there)
+    weight_offload.delete(there)
     assert all(leaf.is_deleted() for leaf in there)

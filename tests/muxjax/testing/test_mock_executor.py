@@ -6,7 +6,14 @@ import pytest
 
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
-from muxjax.scheduling.steps import Decode, DecodeSequence, Executor, Prefill, PrefillChunk
+from muxjax.scheduling.steps import (
+    Decode,
+    DecodeSequence,
+    Executor,
+    PoisonsPages,
+    Prefill,
+    PrefillChunk,
+)
 from muxjax.testing.mock_executor import MockExecutor, MockLatency, MockPoolError, mock_tokens
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -165,14 +172,14 @@ def test_a_poisoned_page_can_be_written_by_its_next_owner() -> None:
         ([chunk(blocks=(2,))], "no block for token 2"),
         ([chunk(blocks=(1, 4))], "block at page 1 of a is outside the pool"),
         ([chunk(blocks=(2, 19))], "block at page 19 of a is outside the pool"),
-        ([chunk(blocks=(2, 3))], "block 3 used twice"),
-        ([chunk(), chunk(number=1)], "block 2 used twice"),
-        ([chunk(), chunk(blocks=(6, 8))], "slots used twice"),
+        ([chunk(blocks=(2, 3))], "block 3 of a is used twice"),
+        ([chunk(), chunk(number=1)], "block 2 of a is used twice"),
+        ([chunk(), chunk(blocks=(6, 8))], "a slot is used twice"),
         ([chunk(number=2)], "no such slot"),
         ([chunk((1,) * 9, (2, 4, 6, 8, 10))], "too many tokens"),
         ([chunk(()), chunk(number=1)], "an empty chunk"),
         ([], "too many chunks"),
-        ([chunk((1, 2, 3, 4), max_new_tokens=1)], "nothing left to make"),
+        ([chunk((1, 2, 3, 4), max_new_tokens=1)], "no tokens left to generate"),
     ],
 )
 def test_bad_prefills_are_noticed(chunks: list[PrefillChunk], message: str) -> None:
@@ -197,7 +204,7 @@ def test_a_slot_of_another_request_is_noticed() -> None:
 def test_more_tokens_than_the_host_expects_are_noticed() -> None:
     mock = executor()
     prefill(mock, chunk())
-    with pytest.raises(MockPoolError, match="more tokens than the host expects"):
+    with pytest.raises(MockPoolError, match="too many tokens"):
         mock.submit(Decode("a", [DecodeSequence(0, 0, (2, 4, 6), 3, 1)], 2))
 
 
@@ -214,3 +221,15 @@ def test_nothing_is_left_after_close() -> None:
     mock.close()
     with pytest.raises(KeyError):
         decode(mock, 1)
+
+
+def test_models_are_added_and_removed() -> None:
+    mock = executor()
+    assert isinstance(mock, Executor)
+    assert isinstance(mock, PoisonsPages)
+    mock.add_model("b", dataclasses.replace(A, name="b"))
+    (tokens,) = mock.result(mock.submit(Prefill("b", [chunk()]))).tokens
+    assert len(tokens) == 1
+    mock.remove_model("a")
+    with pytest.raises(KeyError):
+        prefill(mock, chunk())

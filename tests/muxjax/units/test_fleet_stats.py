@@ -1,4 +1,4 @@
-from muxjax.units.fleet_stats import merged
+from muxjax.units.fleet_stats import merge_stats
 
 
 def unit(devices: list[int], **models: dict) -> dict:
@@ -27,7 +27,7 @@ def test_what_can_be_added_is():
         "wide": unit([0, 1], a=model(2, 0.5), b=model(1, 0.5)),
         "right": unit([2], b=model(3, 1.0)),
     }
-    found = merged(units)
+    found = merge_stats(units)
     assert found["units"] == units
     assert (found["requests"], found["free_pages"], found["restarts"]) == (4, 8, 2)
     assert found["pool_bytes"] == 300

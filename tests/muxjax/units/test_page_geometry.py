@@ -2,12 +2,12 @@ import pytest
 
 from muxjax.pallas_kernels import KVLayout
 from muxjax.units.page_geometry import (
-    DEFAULT_LONGEST,
+    DEFAULT_MAX_MODEL_LEN,
     GPU_TOKEN_GROUP,
     KVShape,
     choose_page_rows,
-    longest_sequence,
-    pages_in,
+    default_max_model_len,
+    page_count,
 )
 
 
@@ -47,14 +47,14 @@ def test_on_a_gpu_pages_are_whole_groups_of_tokens():
         assert layout.tokens_per_page * layout.rows_per_token == rows
 
 
-def test_pages_in():
-    assert pages_in(1_000_000_000, 96, 4) == 20345
+def test_page_count():
+    assert page_count(1_000_000_000, 96, 4) == 20345
 
 
-def test_longest_sequence():
+def test_default_max_model_len():
     layout = KVLayout(96, 3, 64)  # 32 tokens a page
-    assert longest_sequence(2048, layout, 30, 20_000, 1.0) == 2048
-    assert longest_sequence(10**6, layout, 30, 10**6, 1.0) == DEFAULT_LONGEST
-    assert longest_sequence(2048, layout, 30, 600, 1.0) == 10 * 32
-    assert longest_sequence(2048, layout, 30, 600, 0.2) == 3 * 32
-    assert longest_sequence(2048, layout, 30, 1, 1.0) == 2
+    assert default_max_model_len(2048, layout, 30, 20_000, 1.0) == 2048
+    assert default_max_model_len(10**6, layout, 30, 10**6, 1.0) == DEFAULT_MAX_MODEL_LEN
+    assert default_max_model_len(2048, layout, 30, 600, 1.0) == 10 * 32
+    assert default_max_model_len(2048, layout, 30, 600, 0.2) == 3 * 32
+    assert default_max_model_len(2048, layout, 30, 1, 1.0) == 2

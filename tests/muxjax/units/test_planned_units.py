@@ -6,7 +6,7 @@ from muxjax.errors import FleetConfigError, PlanError
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import ModelSpec
-from muxjax.units.planned_units import planned_units
+from muxjax.units.planned_units import split_by_plan
 from tests.muxjax.on_eight_devices import UNITS, make_plan, planned_fleet
 
 ONE = jax.devices()[:1]
@@ -17,7 +17,7 @@ def config(**changes):
 
 
 def test_each_unit_is_a_fleet_of_its_own():
-    parts = {part.name: part for part in planned_units(config(), make_plan(), ONE * 4)}
+    parts = {part.name: part for part in split_by_plan(config(), make_plan(), ONE * 4)}
     assert list(parts) == list(UNITS)
     wide = parts["wide"].config
     assert [(m.name, m.tensor_parallel) for m in wide.models] == [("one", 2), ("two", 1)]
@@ -25,19 +25,19 @@ def test_each_unit_is_a_fleet_of_its_own():
     assert {m.kv_floor for m in wide.models} == {0.125}
     # Six megabytes for four devices.
     assert [part.config.pool.memory for part in parts.values()] == [3_000_000, 1_500_000, 1_500_000]
-    assert parts["left"].seconds == {
+    assert parts["left"].token_seconds == {
         "three": pytest.approx(2.0 / 24),
         "four": pytest.approx(2.0 / 24),
     }
 
 
 def test_without_pool_memory_the_planned_pools_are_taken():
-    parts = planned_units(config(pool={}), make_plan(), ONE * 4)
+    parts = split_by_plan(config(pool={}), make_plan(), ONE * 4)
     assert [part.config.pool.memory for part in parts] == [2_000_000, 1_000_000, 1_000_000]
 
 
 def test_quotas_start_as_planned():
-    part = planned_units(config(), make_plan(), ONE * 4)[0]
+    part = split_by_plan(config(), make_plan(), ONE * 4)[0]
     spec = ModelSpec("one", 2, 8, 64)
     found = part.demand(spec, StepEstimates(["one"]))
     assert (found.kv, found.prefill_seconds, found.decode_seconds) == (0.5, 0.1, 0.1)
@@ -60,26 +60,26 @@ def test_what_a_plan_does_not_say_is_worked_out():
         )
         for unit in plan.units
     ]
-    part = planned_units(config(), plan.model_copy(update={"units": tuple(bare)}), ONE * 4)[0]
+    part = split_by_plan(config(), plan.model_copy(update={"units": tuple(bare)}), ONE * 4)[0]
     spec, estimates = ModelSpec("one", 2, 8, 64), StepEstimates(["one"])
     assert part.demand(spec, estimates) == expected_demand(spec, estimates)
-    assert part.seconds == {"one": 1.0, "two": 1.0}
+    assert part.token_seconds == {"one": 1.0, "two": 1.0}
 
 
 def test_a_plan_for_other_models_is_refused():
     plan, fleet = make_plan(), planned_fleet()
     more = {**fleet["models"][0], "name": "six"}
-    with pytest.raises(PlanError, match="no place for six: make it again"):
-        planned_units(config(models=[*fleet["models"], more]), plan, ONE * 4)
-    with pytest.raises(PlanError, match="places five, which the fleet file has not"):
-        planned_units(config(models=fleet["models"][:-1]), plan, ONE * 4)
+    with pytest.raises(PlanError, match="does not place six: update it"):
+        split_by_plan(config(models=[*fleet["models"], more]), plan, ONE * 4)
+    with pytest.raises(PlanError, match="places five, which the fleet file does not have"):
+        split_by_plan(config(models=fleet["models"][:-1]), plan, ONE * 4)
 
 
 def test_a_plan_for_more_devices_is_refused():
     with pytest.raises(PlanError, match=r"unit wide .* device 2 .* sees 1 \(cpu\); .*count=2"):
-        planned_units(config(), make_plan(), ONE)
+        split_by_plan(config(), make_plan(), ONE)
 
 
 def test_what_the_plan_says_must_not_stand_in_the_fleet_file():
-    with pytest.raises(FleetConfigError, match="with a plan, the plan says"):
-        planned_units(config(tensor_parallel=2), make_plan(), ONE * 4)
+    with pytest.raises(FleetConfigError, match="a plan says on how many devices"):
+        split_by_plan(config(tensor_parallel=2), make_plan(), ONE * 4)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import pytest
 
 from muxjax import Fleet, SamplingParams
-from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import (
     CheckpointError,
     FleetConfigError,
@@ -21,8 +20,7 @@ from muxjax.errors import (
     UnknownModel,
     WrongState,
 )
-from muxjax.units import registry as membership
-from muxjax.units.reload import differences
+from muxjax.units import fleet_admin
 from tests.muxjax.tiny_fleets import entry, fleet
 
 A_STEP = 10_000
@@ -58,9 +56,9 @@ def loaded(shared: Fleet) -> Iterator[Fleet]:
     """The fleet as its file says, whatever the test before has made of it."""
     gc.collect()  # what other tests left is not to go while this one looks at `memory`
     yield shared
-    assert shared.reload(FILE)["failed"] == {}
+    assert shared.admin.reload(FILE)["failed"] == {}
     for model in shared.models:
-        shared.wake(model)
+        shared.admin.wake(model)
 
 
 def tokens(fleet: Fleet, model: str, params: SamplingParams = GREEDY) -> list[int]:
@@ -102,18 +100,18 @@ class Asking:
         assert self.errors == []
 
 
-def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
+def test_load_and_unload_under_load(loaded: Fleet) -> None:
     right = {model: tokens(loaded, model, LONG) for model in loaded.models}
     before = memory()
     with Asking(loaded, *loaded.models) as asking:
-        loaded.load_model(EXTRA)
+        loaded.admin.load(EXTRA)
         assert list(loaded.models) == ["llama", "qwen3", "extra"]
         assert tokens(loaded, "extra") == right["qwen3"][:12]  # the same weights
         stats = loaded.stats()["models"]
         assert stats["extra"]["kv_pages_quota"] > 0
         with pytest.raises(WrongState, match="extra is loaded already"):
-            loaded.load_model(EXTRA)
-        loaded.unload("extra")
+            loaded.admin.load(EXTRA)
+        loaded.admin.unload("extra")
     for model, answers in asking.answers.items():
         assert answers
         assert all(answer == right[model] for answer in answers)
@@ -123,53 +121,53 @@ def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
     assert abs(memory() - before) < A_STEP
 
 
-def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
+def test_model_of_the_file_is_loaded_by_name(loaded: Fleet) -> None:
     right = tokens(loaded, "qwen3")
     stream = loaded.open_stream("qwen3", "hello", LONG)
-    loaded.unload("qwen3")  # lets it end
+    loaded.admin.unload("qwen3")  # lets it end
     assert len([t for delta in stream for t in delta.token_ids]) == 60
-    loaded.load_model("qwen3")
+    loaded.admin.load("qwen3")
     assert tokens(loaded, "qwen3") == right
-    with pytest.raises(UnknownModel, match="with a whole entry"):
-        loaded.load_model("nobody")
+    with pytest.raises(UnknownModel, match="with a complete entry"):
+        loaded.admin.load("nobody")
 
 
-def test_what_does_not_end_in_time_is_told_why(
+def test_unload_ends_requests_after_the_drain_time(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded.admin.lifecycle, "drain_seconds", 0.0)
+    monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
     stream = loaded.open_stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
-    loaded.unload("qwen3")
+    loaded.admin.unload("qwen3")
     with pytest.raises(ModelUnavailable, match="qwen3 is being unloaded"):
         list(stream)
-    with pytest.raises(WrongState, match="llama is the last of unit 0"):
-        loaded.unload("llama")
+    with pytest.raises(WrongState, match="llama is the last model of unit 0"):
+        loaded.admin.unload("llama")
 
 
-def test_a_model_that_the_pool_does_not_take_changes_nothing(loaded: Fleet) -> None:
+def test_model_that_does_not_fit_changes_nothing(loaded: Fleet) -> None:
     before, states = memory(), loaded.model_states()
     deep = entry("gemma3")
     with pytest.raises(FleetConfigError, match=r"block of gemma3 has 5 pages.*`sleeping: true`"):
-        loaded.load_model(deep)
+        loaded.admin.load(deep)
     wide = {**EXTRA, "config": {**EXTRA["config"], "num_key_value_heads": 4, "head_dim": 1024}}
-    with pytest.raises(FleetConfigError, match=r"extra takes 64 rows .* a page .* has 32"):
-        loaded.load_model(wide)
+    with pytest.raises(FleetConfigError, match=r"extra needs 64 rows .* a page .* has 32"):
+        loaded.admin.load(wide)
     with pytest.raises(PoolTooSmall):
-        loaded.load_model({**EXTRA, "kv_floor": 0.99})
+        loaded.admin.load({**EXTRA, "kv_floor": 0.99})
     with pytest.raises(CheckpointError):
-        loaded.load_model({"name": "extra", "source": "/no/such/file.gguf"})
+        loaded.admin.load({"name": "extra", "source": "/no/such/file.gguf"})
     with pytest.raises(WrongState, match="no unit '7'; there are 0"):
-        loaded.load_model(EXTRA, "7")
+        loaded.admin.load(EXTRA, "7")
     assert loaded.model_states() == states
     assert abs(memory() - before) < A_STEP
 
 
-def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
+def test_reload_under_load(loaded: Fleet) -> None:
     old = tokens(loaded, "llama", LONG)
     with Asking(loaded, *loaded.models) as asking:
         llama = other_weights(entry("llama", rate=2.0))
         qwen3 = entry("qwen3", rate=3.0, slo={"ttft": 0.5})
-        done = loaded.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
+        done = loaded.admin.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
         assert done == {
             "added": ["extra"],
             "removed": [],
@@ -182,11 +180,11 @@ def test_a_file_is_applied_under_load(loaded: Fleet) -> None:
     assert {tuple(answer) for answer in asking.answers["llama"]} <= {tuple(old), tuple(new)}
     spec = loaded.units[0].engine.call(lambda unit: unit.models["qwen3"].spec)
     assert (spec.load.rate, spec.targets.ttft) == (3.0, 0.5)
-    assert loaded.reload(FILE)["removed"] == ["extra"]
+    assert loaded.admin.reload(FILE)["removed"] == ["extra"]
     assert tokens(loaded, "llama", LONG) == old
 
 
-def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
+def test_invalid_file_changes_nothing(loaded: Fleet) -> None:
     states, right = loaded.model_states(), tokens(loaded, "llama")
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({**FILE, "policy": "fcfs"}, FleetConfigError, "policy: restart to change it"),
@@ -201,12 +199,12 @@ def test_a_bad_file_changes_nothing(loaded: Fleet) -> None:
     ]
     for file, error, message in bad:
         with pytest.raises(error, match=message):
-            loaded.reload(file)
+            loaded.admin.reload(file)
         assert loaded.model_states() == states
     assert tokens(loaded, "llama") == right
 
 
-def test_a_replacement_that_fails_leaves_the_old_one(
+def test_failed_replacement_keeps_the_old_model(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, before = tokens(loaded, "llama"), memory()
@@ -214,40 +212,20 @@ def test_a_replacement_that_fails_leaves_the_old_one(
     def broken(*arguments: object) -> None:
         raise RuntimeError("bad weights")
 
-    monkeypatch.setattr(membership, "make_ready", broken)
-    done = loaded.reload(changed(llama=other_weights(entry("llama"))))
+    monkeypatch.setattr(fleet_admin, "load_model_programs", broken)
+    done = loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
     assert done["failed"] == {"llama": "llama cannot be replaced: bad weights"}
     assert tokens(loaded, "llama") == right
     assert abs(memory() - before) < A_STEP
 
 
-def test_one_that_sleeps_is_replaced_and_pinned_in_its_sleep(loaded: Fleet) -> None:
+def test_sleeping_model_is_replaced_and_pinned(loaded: Fleet) -> None:
     old = tokens(loaded, "llama")
-    loaded.sleep("llama")
-    loaded.reload(changed(llama=other_weights(entry("llama"))))
+    loaded.admin.sleep("llama")
+    loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
     assert loaded.model_states()["llama"].status == "sleeping"
     assert tokens(loaded, "llama") != old
-    loaded.sleep("llama")
-    loaded.reload(changed(llama=other_weights(entry("llama", pinned=True))))
+    loaded.admin.sleep("llama")
+    loaded.admin.reload(changed(llama=other_weights(entry("llama", pinned=True))))
     state = loaded.model_states()["llama"]
     assert (state.status, state.pinned) == ("loaded", True)
-
-
-def test_what_differs() -> None:
-    def diff(file: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
-        config = load_fleet_config(FILE)
-        entries = {one.name: one for one in config.models}
-        found = differences(config, entries, load_fleet_config(file))
-        return lambda kind: getattr(found, kind)
-
-    same = diff({**FILE, "idle_timeout": 60.0, "cluster": "1x1:h100"})
-    assert [same(kind) for kind in ("added", "removed", "replaced", "changed")] == [()] * 4
-    some = diff(changed(llama=None, qwen3=entry("qwen3", dtype="bfloat16"), extra=EXTRA))
-    assert (some("added"), some("removed"), some("replaced")) == (
-        ("extra",),
-        ("llama",),
-        ("qwen3",),
-    )
-    assert diff(changed(llama=entry("llama", rate=9.0, pinned=True)))("changed") == ("llama",)
-    with pytest.raises(FleetConfigError, match=r"policy: restart.*\nengine: restart"):
-        diff({**FILE, "policy": "slo", "engine": {}})

@@ -1,10 +1,10 @@
-"""Types that a unit's plan chooses."""
+"""Types that a model and its pool get."""
 
 import pytest
 
 from muxjax.config.fleet_file import ModelEntry
 from muxjax.pallas_kernels.cpu import native
-from muxjax.units.unit_spec import dtype_of, kv_dtype
+from muxjax.units.build_model_spec import pool_dtype, resolve_dtype
 from tests.muxjax.tiny_fleets import entry
 
 
@@ -20,7 +20,7 @@ def test_the_pool_of_a_cpu(
     dtypes: list[str], halves: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "prefers_bfloat16_pool", lambda: halves)
-    assert kv_dtype(dtypes) == wanted
+    assert pool_dtype(dtypes) == wanted
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_the_pool_of_a_cpu(
     ],
 )
 def test_the_type_of_a_model_on_a_cpu(more: dict[str, str], wanted: str) -> None:
-    assert dtype_of(ModelEntry.model_validate(entry("llama", **more))) == wanted
+    assert resolve_dtype(ModelEntry.model_validate(entry("llama", **more))) == wanted

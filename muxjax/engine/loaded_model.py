@@ -1,0 +1,54 @@
+"""What the engine and the server know of a model that a fleet serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muxjax.models.nn.config import ModelConfig
+from muxjax.models.nn.weight_format import Dtype, Quantization
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.pallas_kernels import KVLayout
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model of a running fleet.
+
+    Attributes:
+      name: the name that requests give.
+      config: sizes and options.
+      tokenizer: None for a model that accepts token ids only.
+      max_model_len: maximum number of tokens of prompt and output together.
+      origin: where it was loaded from.
+      dtype: type of the matrices that are not quantized.
+      quantization: of the matrices.
+      param_count: number of parameters.
+      param_bytes: bytes of all parameters on one device.
+      layout: geometry of its keys and values in the pool, on one device.
+      tensor_parallel: number of devices that one replica is sharded over.
+      replicas: replicas on the unit's devices.
+    """
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    max_model_len: int
+    origin: str
+    dtype: Dtype
+    quantization: Quantization
+    param_count: int
+    param_bytes: int
+    layout: KVLayout
+    tensor_parallel: int = 1
+    replicas: int = 1
+
+    @property
+    def precision(self) -> str:
+        """Type or quantization of the matrices, for display."""
+        return self.dtype if self.quantization == "none" else self.quantization
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an output: those of the config, then the tokenizer's others."""
+        from_tokenizer = () if self.tokenizer is None else self.tokenizer.eos_token_ids
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *from_tokenizer)))
