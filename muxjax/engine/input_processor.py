@@ -43,9 +43,7 @@ class InputProcessor:
         Raises:
           UnknownModel, InvalidRequest: the request cannot be served.
         """
-        model = models.get(name)
-        if model is None:
-            raise UnknownModel(f"no model {name!r}; there are {', '.join(models)}", field="model")
+        model = lookup_model(models, name)
         token_ids = _prompt_token_ids(model, prompt)
         if len(token_ids) >= model.max_model_len:
             raise InvalidRequest(
@@ -104,6 +102,18 @@ class InputProcessor:
                 known = (model.tokenizer, compiler)
                 self._compilers[model.name] = known
             return known[1]
+
+
+def lookup_model(models: Mapping[str, LoadedModel], name: str) -> LoadedModel:
+    """The model of this name.
+
+    Raises:
+      UnknownModel: there is none.
+    """
+    model = models.get(name)
+    if model is None:
+        raise UnknownModel(f"no model {name!r}; there are {', '.join(models)}", field="model")
+    return model
 
 
 def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
