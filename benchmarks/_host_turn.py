@@ -115,8 +115,8 @@ class FakePrograms:
     def drain(self) -> None:
         """Empties the streams and counts the tokens, as if readers had taken them."""
         for stream in self.streams:
-            self.drained += sum(len(item.tokens) for item in stream.sink._queue)
-            stream.sink._queue.clear()
+            self.drained += sum(len(item.tokens) for item in stream.sink.queue)
+            stream.sink.queue.clear()
 
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()

@@ -28,17 +28,18 @@ class StreamSink:
       detokenizer: of the request; used here only if stop strings may end the request.
 
     Attributes:
+      queue: updates and deltas that were not read yet. The reader may pop from it without the lock.
       ended: whether the last delta or an error has been queued.
     """
 
     def __init__(self, detokenizer: Detokenizer) -> None:
+        self.queue: deque[RequestUpdate | Delta] = deque()
         self.ended = False
         self._detokenizer = detokenizer
         self._may_stop = detokenizer.may_stop
         self._abandoned = False
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
-        self._queue: deque[RequestUpdate | Delta] = deque()
         self._error: BaseException | None = None
         self._waiting_threads = 0
         self._wake_task: Callable[[], None] | None = None
@@ -54,7 +55,7 @@ class StreamSink:
             with self._lock:  # `put` written out: this runs for every sequence of every step
                 if self.ended:
                     return self._abandoned
-                self._queue.append(update)
+                self.queue.append(update)
                 if update.finish_reason is not None:
                     self.ended = True
                 if self._waiting_threads or self._wake_task is not None:
@@ -84,7 +85,7 @@ class StreamSink:
         with self._lock:
             if self.ended:
                 return
-            self._queue.append(delta)
+            self.queue.append(delta)
             self.ended = delta.finish_reason is not None
             if self._waiting_threads or self._wake_task is not None:
                 self._notify()
@@ -106,7 +107,7 @@ class StreamSink:
         with self._arrived:
             self._waiting_threads += 1
             try:
-                self._arrived.wait_for(lambda: self._queue or self._error is not None)
+                self._arrived.wait_for(lambda: self.queue or self._error is not None)
             finally:
                 self._waiting_threads -= 1
             return self._pop()
@@ -121,14 +122,14 @@ class StreamSink:
           BaseException: the error that the request has ended with.
         """
         with self._lock:
-            if self._queue or self._error is not None:
+            if self.queue or self._error is not None:
                 return self._pop()
             self._wake_task = wake
             return None
 
     def _pop(self) -> RequestUpdate | Delta:
-        if self._queue:
-            return self._queue.popleft()
+        if self.queue:
+            return self.queue.popleft()
         assert self._error is not None, "the caller has waited for an item or an error"
         if isinstance(self._error, EngineDead):
             # One error ends many requests: each reader raises its own, with its own traceback.
@@ -228,7 +229,8 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
         """
         if self._exhausted:
             raise StopIteration
-        return self._delta(self.sink.pop_blocking())
+        queue = self.sink.queue
+        return self._delta(queue.popleft() if queue else self.sink.pop_blocking())
 
     def __aiter__(self) -> Self:
         return self
@@ -237,6 +239,9 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
         """As `__next__`, for the running event loop."""
         if self._exhausted:
             raise StopAsyncIteration
+        queue = self.sink.queue
+        if queue:
+            return self._delta(queue.popleft())
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop

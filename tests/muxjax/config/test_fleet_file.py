@@ -1,4 +1,4 @@
-"""The fleet file: what it accepts, and what it says about what it does not."""
+"""The fleet file: what it accepts, and the messages for invalid files."""
 
 import json
 from pathlib import Path
