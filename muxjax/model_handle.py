@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from muxjax.engine.chat_prompt import ChatPrompt
 from muxjax.engine.input_processor import InputProcessor, Prompt, lookup_model
@@ -14,13 +14,11 @@ from muxjax.outputs import Completion
 from muxjax.sampling_params import SamplingParams
 from muxjax.units.unit_spec import LoadedModel
 
-Message: TypeAlias = Mapping[str, Any]
+type Message = Mapping[str, Any]
 """A message of a conversation in the form of OpenAI's API: `role`, `content`, ..."""
-Tool: TypeAlias = Mapping[str, Any]
+type Tool = Mapping[str, Any]
 """A function that the model may call, in the form of OpenAI's API."""
-ParamsArgument: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
-
-T = TypeVar("T")
+type ParamsArgument = SamplingParams | Sequence[SamplingParams] | None
 
 
 class ModelHandle:
@@ -147,7 +145,7 @@ def _pair_prompts(
     return _pair(several, params)
 
 
-def _pair(items: Sequence[T], params: ParamsArgument) -> list[tuple[T, SamplingParams]]:
+def _pair[T](items: Sequence[T], params: ParamsArgument) -> list[tuple[T, SamplingParams]]:
     """Each item with its parameters, which are shared or as many as the items."""
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(items)

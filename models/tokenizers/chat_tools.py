@@ -24,7 +24,7 @@ from typing import Any
 
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
-from muxjax.models.tokenizers.chat_template import knows_tools
+from muxjax.models.tokenizers.chat_template import supports_tools
 
 _JSON_OPTIONS = {
     "lenient": False,
@@ -72,7 +72,7 @@ class ToolCallFormat:
 
 def tool_call_format(template: str | None) -> ToolCallFormat:
     """The format that a chat template (Jinja source) shows to its model."""
-    native = template is not None and knows_tools(template)
+    native = template is not None and supports_tools(template)
     if native and template is not None and "<tool_call>" not in template:
         if '"parameters"' in template or "'parameters'" in template:
             return ToolCallFormat("", "", "parameters", True)

@@ -37,7 +37,8 @@ from muxjax.config.validation_messages import format_value, validation_messages
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.costs.cluster import parse_cluster
-from muxjax.scheduling.specs import DEFAULT_SCALE
+from muxjax.scheduling.expected_load import ExpectedLoad
+from muxjax.scheduling.specs import DEFAULT_SCALE, LatencySlo
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
 # In YAML `pool:` with all lines under it commented out is null.
@@ -78,6 +79,11 @@ class SloConfig(_Section):
         description="For latencies without a target: the target of the slo policy, as a multiple "
         "of the latency of a request that runs alone.",
     )
+
+    @property
+    def latency_slo(self) -> LatencySlo:
+        """The targets as the scheduler, planner and server use them."""
+        return LatencySlo(self.ttft, self.tpot, self.scale)
 
 
 class ModelEntry(_Section):
@@ -168,6 +174,11 @@ class ModelEntry(_Section):
                 {"source": self.source},
             )
         return self
+
+    @property
+    def expected_load(self) -> ExpectedLoad:
+        """Rate and mean lengths as the scheduler and planner use them."""
+        return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
 
     def check_length(self, max_position: int) -> None:
         """Checks the length limit against the model's own.

@@ -17,7 +17,7 @@ from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution
 
 DEFAULT_CLUSTER = "1x1:cpu"
@@ -87,7 +87,7 @@ def plan_inputs(
         if any(
             len(table.shares(kind, tp)) > 1
             for kind in kinds.values()
-            for tp in table.tp_degrees(kind)
+            for tp in table.tp_sizes(kind)
         ):
             execution = "concurrent"
     # What the file says about the engine is kept to; its defaults are not the fleet's wishes.
@@ -110,10 +110,8 @@ def _load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoad:
     return ModelLoad(
         name=entry.name,
         kind=kind,
-        rate=entry.rate,
-        prompt_tokens=entry.prompt_tokens,
-        output_tokens=entry.output_tokens,
-        slo=Slo(entry.slo.ttft, entry.slo.tpot),
+        expected=entry.expected_load,
+        slo=entry.slo.latency_slo,
         kv_floor=entry.kv_floor,
         max_batch=max_batch,
         # The engine refuses a pool that cannot hold this. A length that is not given, it chooses
@@ -132,7 +130,7 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     int8 = entry.quantization == "int8"
     # An int8 model on a CPU keeps keys and values in bfloat16 where it is not told otherwise.
     wide_kv = entry.dtype == "float32" if int8 else wide
-    wide_kv = wide_kv or (on_cpu and not _cpu_reads_half_pools())
+    wide_kv = wide_kv or (on_cpu and not _cpu_prefers_bfloat16_pool())
     return shape_of(
         found.config,
         weight_bits=8.0 if int8 else found.weight_bits or bits,
@@ -141,11 +139,11 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     )
 
 
-def _cpu_reads_half_pools() -> bool:
+def _cpu_prefers_bfloat16_pool() -> bool:
     # Only here: planning for other hardware does without JAX.
     from muxjax.pallas_kernels.cpu import native
 
-    return native.reads_half_pools()
+    return native.prefers_bfloat16_pool()
 
 
 def shape_of(

@@ -28,7 +28,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.kv_cache.pool_division import pool_of
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.specs import BucketLimits, Demand, LatencySlo, ModelSpec
+from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 from muxjax.units.page_geometry import longest_sequence
 
 _PREFILL_SEQS = 8
@@ -248,7 +248,7 @@ def dtype_of(entry: ModelEntry) -> Dtype:
 def kv_dtype(dtypes: Sequence[str]) -> jnp.dtype:
     """The widest of the models'; on a CPU whose pool cannot be bfloat16, float32."""
     if "float32" in dtypes or (
-        current_target().platform == "cpu" and not native.reads_half_pools()
+        current_target().platform == "cpu" and not native.prefers_bfloat16_pool()
     ):
         return jnp.dtype("float32")
     return jnp.dtype("bfloat16")
@@ -282,11 +282,9 @@ def _spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig) -> ModelS
 def _expectations(entry: ModelEntry) -> dict[str, Any]:
     """What of a model's spec may change while it is served."""
     return {
-        "rate": entry.rate,
-        "prompt_tokens": entry.prompt_tokens,
-        "output_tokens": entry.output_tokens,
+        "load": entry.expected_load,
         "kv_floor": entry.kv_floor,
-        "targets": LatencySlo(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
+        "targets": entry.slo.latency_slo,
     }
 
 

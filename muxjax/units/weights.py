@@ -64,7 +64,9 @@ def _pieces(
         (parameter, users)
         for parameter in shards.shapes
         for users in (
-            [indices] if shards.pieces(parameter, indices[0]) is None else [[at] for at in indices]
+            [indices]
+            if shards.segments(parameter, indices[0]) is None
+            else [[at] for at in indices]
         )
     )
     reading: deque[tuple[str, list[int], int, Callable[[], np.ndarray]]] = deque()
@@ -76,7 +78,7 @@ def _pieces(
             if reading and size + sum(one[2] for one in reading) > ahead:
                 break
             wanted.popleft()
-            finish = part.checkpoint.start_part(parameter, shards, users[0])
+            finish = part.checkpoint.start_reading_shard(parameter, shards, users[0])
             reading.append((parameter, users, size, finish))
         parameter, users, _, finish = reading.popleft()
         piece = finish()
@@ -99,7 +101,7 @@ def decoder_of(part: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decoder:
 
 def stacks_of(config: ModelConfig) -> Stacks | None:
     """How the layers of a model are kept on the device that is traced for."""
-    return Stacks.of(config) if current_target().platform == "tpu" else None
+    return Stacks.from_config(config) if current_target().platform == "tpu" else None
 
 
 class _DeviceWeights:
@@ -129,7 +131,7 @@ class _DeviceWeights:
             self._device,
         ):
             size += arrived.nbytes
-            kept, index = (name, None) if self._stacks is None else self._stacks.place(name)
+            kept, index = (name, None) if self._stacks is None else self._stacks.locate(name)
             if index is None:
                 self.weights[kept] = arrived
                 continue
