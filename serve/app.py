@@ -23,7 +23,7 @@ from muxjax.serve.live.page import add_page
 from muxjax.serve.openai.chat import chat
 from muxjax.serve.openai.completions import complete
 from muxjax.serve.openai.fields import CompletionRequest
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.openai.requests import (
     ChatRequest,
     DetokenizeRequest,

@@ -25,7 +25,7 @@ from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.keys import ENVIRONMENT
 from muxjax.serve.app import create_app
 from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
-from muxjax.serve.ops import logs
+from muxjax.serve import logs
 from muxjax.serve.ops.model_control import ModelControl
 from muxjax.serve.settings import ServerSettings
 

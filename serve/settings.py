@@ -9,7 +9,7 @@ from pathlib import Path
 from muxjax.config.fleet_file import FleetConfig, SloConfig
 from muxjax.config.server import ServerConfig
 from muxjax.serve.access.keys import Keys
-from muxjax.serve.ops.tracing import Tracing
+from muxjax.serve.tracing import Tracing
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def serve(
         )
 
     from muxjax.serve.access.keys import load_keys
-    from muxjax.serve.ops import logs
-    from muxjax.serve.ops.tracing import Tracing
+    from muxjax.serve import logs
+    from muxjax.serve.tracing import Tracing
     from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
     from muxjax.serve.server import serve as serve_fleet
     from muxjax.serve.settings import ServerSettings

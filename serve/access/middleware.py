@@ -34,8 +34,8 @@ from muxjax.serve.access.admission import Admission, View
 from muxjax.serve.access.keys import Key, Keys, Right
 from muxjax.serve.access.limits import KeyLimits
 from muxjax.serve.errors import ApiError, error_response
-from muxjax.serve.ops import logs
-from muxjax.serve.ops.tracing import Tracing
+from muxjax.serve import logs
+from muxjax.serve.tracing import Tracing
 
 _OPEN_PREFIXES = ("/page/",)
 _ADMIN_PREFIXES = ("/models/", "/fleet/")

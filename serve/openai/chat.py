@@ -12,7 +12,7 @@ from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
 from muxjax.serve.errors import ApiError, in_words_of
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, ModelLike, TokenizerLike
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_on_disconnect, start
 from muxjax.serve.openai.messages import ChatMessage, NamedTool, Tool
 from muxjax.serve.openai.requests import ChatRequest, parse_chat

@@ -13,7 +13,7 @@ from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.errors import ApiError, in_words_of
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, TokenizerLike
 from muxjax.serve.openai.fields import CompletionRequest
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_on_disconnect, start
 from muxjax.serve.openai.requests import parse_completion
 from muxjax.serve.openai.responses import Offsets, completion_logprobs, events, head, usage

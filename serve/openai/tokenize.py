@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike, TokenizerLike
 from muxjax.serve.openai.chat import conversation_ids
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.openai.requests import TokenizeRequest, parse_detokenize, parse_tokenize
 
 

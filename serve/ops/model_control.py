@@ -30,9 +30,9 @@ from muxjax.errors import (
 from muxjax.serve.body import read_json
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import ManagedFleet
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.openai.requests import parse_load, parse_model
-from muxjax.serve.ops import logs
+from muxjax.serve import logs
 
 _NOT_TO_BE_HAD = (CheckpointError, DownloadError, FleetConfigError, PoolTooSmall)
 

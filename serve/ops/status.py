@@ -15,7 +15,7 @@ from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.middleware import Caller
 from muxjax.serve.fleet_protocol import ManagedFleet, ModelLike
-from muxjax.serve.openai.find_model import find_model
+from muxjax.serve.find_model import find_model
 from muxjax.serve.ops.metrics import CONTENT_TYPE, PrometheusMetrics
 from muxjax.serve.ops.rolling_latency import RollingLatency
 from muxjax.serve.ops.stats_cache import StatsCache

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from muxjax.engine.health import UnitHealth
 from muxjax.errors import MuxError
 from muxjax.serve.fleet_protocol import SupervisedFleet
-from muxjax.serve.ops import logs
+from muxjax.serve import logs
 
 _PERIOD = 600.0
 

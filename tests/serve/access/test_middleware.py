@@ -221,7 +221,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
 def test_prompts_and_secrets_are_not_in_the_logs(
     url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from muxjax.serve.ops.logs import JsonLines
+    from muxjax.serve.logs import JsonLines
 
     word = "xylophone-7731"
     caplog.set_level(logging.DEBUG)
@@ -251,7 +251,7 @@ def test_prompts_and_secrets_are_not_in_the_logs(
 
 
 def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    from muxjax.serve.ops.logs import JsonLines
+    from muxjax.serve.logs import JsonLines
 
     caplog.set_level(logging.INFO)
     lines: list[dict[str, Any]] = []

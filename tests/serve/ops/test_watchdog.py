@@ -15,7 +15,7 @@ from muxjax import Fleet
 from muxjax.config.server import ServerConfig
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
-from muxjax.serve.ops.logs import JsonLines
+from muxjax.serve.logs import JsonLines
 from muxjax.serve.ops.watchdog import Watchdog, describe_stacks
 from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 
-from muxjax.serve.ops import logs
-from muxjax.serve.ops.logs import JsonLines, TextLines
+from muxjax.serve import logs
+from muxjax.serve.logs import JsonLines, TextLines
 
 
 def record(message: str = "request", **fields: object) -> logging.LogRecord:
