@@ -113,12 +113,12 @@ def serve(
     from muxjax.serve.settings import ServerSettings
 
     found = load_keys(keys, [model.name for model in config.models])
-    tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
+    tracing = None if otlp_endpoint is None else Tracing.to_endpoint(otlp_endpoint)
     tls = None if tls_cert is None or tls_key is None else Tls(tls_cert, tls_key)
     if tls is not None:
         tls.check()
     with sigterm_interrupts(), bind(host, port) as bound:
-        settings = ServerSettings.of(
+        settings = ServerSettings.from_config(
             config,
             keys=found,
             local_only=is_local(bound),

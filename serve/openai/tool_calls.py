@@ -95,7 +95,7 @@ def grammar_of(
     ]
     rules = [f"body: {rest} pick {_quoted(form.closing)}", f"pick: {' | '.join(calls)}"]
     for index, tool in enumerate(tools):
-        rules.append(f"arguments_{index}: %json {_schema(tool.function.schema_of_arguments)}")
+        rules.append(f"arguments_{index}: %json {_schema(tool.function.arguments_schema)}")
     call = f"{_quoted(form.begin)} body" if form.begin else "body"
     more = f"({_quoted(chr(10))} {call})*" if several and form.many else ""
     if text is False:

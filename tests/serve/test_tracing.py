@@ -53,4 +53,4 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(TracingUnavailable, match=r"muxjax\[otel\]"):
-        Tracing.to("http://127.0.0.1:4318/v1/traces")
+        Tracing.to_endpoint("http://127.0.0.1:4318/v1/traces")
