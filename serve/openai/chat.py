@@ -11,7 +11,14 @@ from starlette.responses import JSONResponse, Response
 from muxjax.engine.detokenizer import Delta
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
+from muxjax.models.tokenizers.chat_tools import (
+    ToolCallFormat,
+    template_messages,
+    tool_call_format,
+    tool_call_grammar,
+)
 from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.models.tokenizers.tool_call_parser import ParsedPiece, ToolCallParser
 from muxjax.serve.errors import ApiError, rename_field
 from muxjax.serve.find_model import find_model
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike
@@ -21,8 +28,6 @@ from muxjax.serve.openai.logprobs import chat_logprobs
 from muxjax.serve.openai.messages import ChatMessage, NamedTool, Tool
 from muxjax.serve.openai.requests import ChatRequest, parse_chat
 from muxjax.serve.openai.responses import response_header, usage_counts
-from muxjax.serve.openai.tool_call_parser import CallReader, Piece
-from muxjax.serve.openai.tool_calls import CallForm, form_of, grammar_of, messages_for
 
 
 async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Response:
@@ -35,20 +40,22 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
     model = find_model(fleet, body.model)
     tools = usable_tools(body)
     prompt = await asyncio.to_thread(encode_conversation, model, body.messages, tools)
-    form = form_of(model.tokenizer.chat_template) if model.tokenizer and tools else None
+    call_format = None
+    if model.tokenizer is not None and tools:
+        call_format = tool_call_format(model.tokenizer.chat_template)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = getattr(body, limit_field)
     # Without a limit, the output may extend to the end of the model's context.
     max_tokens = max(1, model.max_model_len - len(prompt)) if limit is None else limit
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     field_names = {
-        "grammar": "tools" if form else "response_format",
+        "grammar": "tools" if call_format else "response_format",
         "logprobs": "top_logprobs",
         "max_tokens": limit_field,
         "prompt": "messages",
     }
     try:
-        grammar = None if form is None else _tool_grammar(form, body, tools)
+        grammar = None if call_format is None else _tool_grammar(call_format, body, tools)
         params = [
             body.sampling_params(
                 max_tokens=max_tokens, logprobs=logprobs, choice=choice, grammar=grammar
@@ -58,7 +65,9 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
         call = await start_generation(fleet, model.name, [prompt], params)
     except InvalidRequest as error:
         raise rename_field(error, field_names) from error
-    choices = [_ChatChoice(body, model.tokenizer, index, form) for index in range(len(params))]
+    choices = [
+        _ChatChoice(body, model.tokenizer, index, call_format) for index in range(len(params))
+    ]
     if body.stream:
         return EventStream(
             call,
@@ -107,30 +116,37 @@ def encode_conversation(
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ApiError(f"{model.name} has no tokenizer: use /v1/completions", param="model")
-    form = form_of(tokenizer.chat_template)
-    template_tools = [tool.for_template() for tool in tools] if tools and form.native else None
+    call_format = tool_call_format(tokenizer.chat_template)
+    plain_tools = [tool.for_template() for tool in tools]
+    plain_messages = template_messages(
+        call_format, [message.for_template() for message in messages], plain_tools
+    )
     text = tokenizer.apply_chat(
-        messages_for(form, messages, tools), add_generation_prompt, template_tools
+        plain_messages,
+        add_generation_prompt,
+        plain_tools if plain_tools and call_format.native else None,
     )
     return tokenizer.encode(text, add_special=add_special)
 
 
-def _tool_grammar(form: CallForm, body: ChatRequest, tools: list[Tool]) -> Grammar:
+def _tool_grammar(call_format: ToolCallFormat, body: ChatRequest, tools: list[Tool]) -> Grammar:
     """Builds the grammar that the tool choice prescribes."""
-    several = body.parallel_tool_calls is not False
+    parallel = body.parallel_tool_calls is not False
+    plain_tools = [tool.for_template() for tool in tools]
     if isinstance(body.tool_choice, NamedTool):
         name = body.tool_choice.function.name
-        named = [tool for tool in tools if tool.function.name == name]
-        return grammar_of(form, named, text=False, several=False)
+        named = [tool for tool in plain_tools if tool["function"]["name"] == name]
+        return tool_call_grammar(call_format, named, text=False, parallel=False)
     if body.tool_choice == "required":
-        return grammar_of(form, tools, text=False, several=several)
-    if body.format_grammar is not None and not form.many:
+        return tool_call_grammar(call_format, plain_tools, text=False, parallel=parallel)
+    if body.format_grammar is not None and not call_format.has_delimiters:
         raise ApiError(
             f"response_format with tools needs a tool_choice other than auto for {body.model}, "
             "because its tool calls are JSON too",
             param="response_format",
         )
-    return grammar_of(form, tools, text=body.format_grammar or True, several=several)
+    text = body.format_grammar or True
+    return tool_call_grammar(call_format, plain_tools, text=text, parallel=parallel)
 
 
 class _ChatChoice:
@@ -141,22 +157,22 @@ class _ChatChoice:
         body: ChatRequest,
         tokenizer: Tokenizer | None,
         index: int,
-        form: CallForm | None,
+        call_format: ToolCallFormat | None,
     ) -> None:
         self._body = body
         self._tokenizer = tokenizer
         self._index = index
-        self._reader = None if form is None else CallReader(form)
+        self._parser = None if call_format is None else ToolCallParser(call_format)
 
     def format(self, output: GeneratedOutput) -> dict[str, Any]:
         """Formats a complete output."""
         message: dict[str, Any] = {"role": "assistant", "content": output.text, "refusal": None}
-        if self._reader is not None:
-            pieces = self._reader.push(output.text) + self._reader.flush()
-            if self._reader.calls:
+        if self._parser is not None:
+            pieces = self._parser.push(output.text) + self._parser.flush()
+            if self._parser.calls:
                 message["content"] = "".join(piece.text for piece in pieces) or None
                 message["tool_calls"] = [
-                    _tool_call(call.id, call.name, call.arguments) for call in self._reader.calls
+                    _tool_call(call.id, call.name, call.arguments) for call in self._parser.calls
                 ]
         return {
             "index": self._index,
@@ -194,11 +210,11 @@ class _ChatChoice:
         }
 
     def _message_deltas(self, delta: Delta) -> list[dict[str, Any]]:
-        if self._reader is None:
+        if self._parser is None:
             return [{"content": delta.text}] if delta.text else []
-        pieces = self._reader.push(delta.text)
+        pieces = self._parser.push(delta.text)
         if delta.finish_reason:
-            pieces += self._reader.flush()
+            pieces += self._parser.flush()
         return [_message_delta(piece) for piece in pieces]
 
     def _logprobs(self, output: Delta | GeneratedOutput) -> dict[str, Any] | None:
@@ -208,13 +224,13 @@ class _ChatChoice:
 
     def _finish_reason(self, reason: str | None) -> str | None:
         """`tool_calls` if the model chose to call a tool; `stop` if the client named the tool."""
-        called = self._reader is not None and self._reader.calls
+        called = self._parser is not None and self._parser.calls
         if called and reason == "stop" and not isinstance(self._body.tool_choice, NamedTool):
             return "tool_calls"
         return reason
 
 
-def _message_delta(piece: Piece) -> dict[str, Any]:
+def _message_delta(piece: ParsedPiece) -> dict[str, Any]:
     if piece.call is None:
         return {"content": piece.text}
     if piece.started is not None:
