@@ -73,9 +73,7 @@ class OpenStreams:
       lock: guards the queues, the key limits and this set. Streams are opened in several threads.
     """
 
-    def __init__(
-        self, config: ServerConfig, observers: tuple[StreamObserver, ...] = ()
-    ) -> None:
+    def __init__(self, config: ServerConfig, observers: tuple[StreamObserver, ...] = ()) -> None:
         self.config = config
         self.observers = observers
         self.lock = threading.RLock()

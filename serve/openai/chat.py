@@ -73,7 +73,9 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
             call,
             response_header("chatcmpl", "chat.completion.chunk", model.name),
             lambda index, delta: choices[index].chunks(delta),
-            first_choices=[choice.chunk({"role": "assistant", "content": ""}) for choice in choices],
+            first_choices=[
+                choice.chunk({"role": "assistant", "content": ""}) for choice in choices
+            ],
             include_usage=body.include_usage,
         )
     header = response_header("chatcmpl", "chat.completion", model.name)

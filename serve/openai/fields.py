@@ -181,7 +181,9 @@ class CompletionRequest(GenerationRequest):
 def _parse_logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not _TOKEN_ID.fullmatch(token):
-            raise ApiError(f"logit_bias must have token ids as keys, not {token!r}", param="logit_bias")
+            raise ApiError(
+                f"logit_bias must have token ids as keys, not {token!r}", param="logit_bias"
+            )
     return {int(token): value for token, value in bias.items()}
 
 

@@ -134,9 +134,7 @@ async def start_generation(
     if all(choice.grammar is None for choice in params):
         return _open_streams(fleet, model, prompts, params)
     # Compiling a grammar may take long, so it leaves the event loop that serves other streams.
-    opening = asyncio.create_task(
-        asyncio.to_thread(_open_streams, fleet, model, prompts, params)
-    )
+    opening = asyncio.create_task(asyncio.to_thread(_open_streams, fleet, model, prompts, params))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:

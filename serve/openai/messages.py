@@ -40,8 +40,12 @@ class ChatMessage(StrictModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, description="Only for the role assistant.")
-    tool_call_id: str | None = Field(default=None, description="Only for the role tool: id of the call that it answers.")
+    tool_calls: list[ToolCall] | None = Field(
+        default=None, description="Only for the role assistant."
+    )
+    tool_call_id: str | None = Field(
+        default=None, description="Only for the role tool: id of the call that it answers."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +67,7 @@ class ChatMessage(StrictModel):
         return self.content or ""
 
     def for_template(self) -> dict[str, Any]:
-        """Converts the message for a chat template. `developer` is OpenAI's new name of `system`."""
+        """Converts the message for a chat template. `developer` is an alias of `system`."""
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": self.text}
         if self.tool_calls:
@@ -165,7 +169,9 @@ def check_tools(tools: list[Tool], choice: ToolChoice | None) -> None:
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
         if tool.function.name in names[:index]:
-            raise _field_error(f"{where}.name", f"is {tool.function.name!r}, the name of another tool")
+            raise _field_error(
+                f"{where}.name", f"is {tool.function.name!r}, the name of another tool"
+            )
         if tool.function.arguments_schema["type"] != "object":
             raise _field_error(f"{where}.parameters", "must be a schema of type object")
     if isinstance(choice, NamedTool) and choice.function.name not in names:

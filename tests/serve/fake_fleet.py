@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig
+from muxjax.engine.detokenizer import Delta
 from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
@@ -51,15 +52,6 @@ class FakeModel:
     name: str
     tokenizer: Tokenizer | None
     max_model_len: int = 256
-
-
-@dataclass(frozen=True)
-class FakeDelta:
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish_reason: str | None
-    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass
@@ -213,7 +205,7 @@ class FakeStream:
         self._error = error
         self._ended.set()
 
-    def __aiter__(self) -> AsyncIterator[FakeDelta]:
+    def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas()
 
     def _output(self) -> tuple[list[int], str]:
@@ -223,7 +215,7 @@ class FakeStream:
         room = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
         return [own[index % len(own)] for index in range(room)], "length"
 
-    async def _deltas(self) -> AsyncIterator[FakeDelta]:
+    async def _deltas(self) -> AsyncIterator[Delta]:
         tokens, reason = self._output()
         decoder = None if self._model.tokenizer is None else self._model.tokenizer.decode_stream()
         for count, token in enumerate(tokens, start=1):
@@ -232,7 +224,7 @@ class FakeStream:
             if self._ended.is_set():
                 if self._error is not None:
                     raise self._error
-                yield FakeDelta("", [], None, "abort")
+                yield Delta("", [], None, "abort")
                 return
             if self._fleet.die_after is not None and count > self._fleet.die_after:
                 raise EngineDead("the engine's loop has ended: out of memory")
@@ -246,7 +238,7 @@ class FakeStream:
                     self._of(token, self._params.prompt_logprobs) for token in self._prompt[1:]
                 ]
             end = reason if last else None
-            yield FakeDelta(text, [token], self._logprobs(token), end, prompt)
+            yield Delta(text, [token], self._logprobs(token), end, prompt)
 
     def _logprobs(self, token: int) -> list[TokenLogprobs] | None:
         asked = self._params.logprobs

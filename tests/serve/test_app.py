@@ -108,8 +108,8 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"best_of": True}, "best_of", "best_of is not supported"),
         ({"best_of": 1, "n": 2}, "best_of", "best_of is not supported"),
         ({"suffix": "x"}, "suffix", "suffix is not supported"),
-        ({"logit_bias": {"a": 1}}, "logit_bias", "must name token ids, not 'a'"),
-        ({"logit_bias": {"-1": 1}}, "logit_bias", "must name token ids"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "must have token ids as keys, not 'a'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "must have token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
         ({"logit_bias": {"1": None}}, "logit_bias", "an object of numbers by token id"),
         ({"logit_bias": [1]}, "logit_bias", "an object of numbers by token id"),
@@ -161,17 +161,17 @@ def test_bad_completions(
         (
             {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
             "messages[0].tool_call_id",
-            "for the role tool only",
+            "only for the role tool",
         ),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
             "messages[0].tool_calls",
-            "for the role assistant only",
+            "only for the role assistant",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [calling("{")]}]},
             "messages[0].tool_calls[0].function.arguments",
-            "must be a JSON object in a string",
+            "must be a string with a JSON object",
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -196,18 +196,18 @@ def test_bad_completions(
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
         ({"tools": [{"type": "custom"}]}, "tools[0].type", "must be 'function'"),
         ({"tools": [tool("f g")]}, "tools[0].function.name", "must be 1 to 64 letters"),
-        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name", "of another tool"),
+        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name", "the name of another tool"),
         (
             {"tools": [tool("f", {"type": "string"})]},
             "tools[0].function.parameters",
             "must be a schema of type object",
         ),
-        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
         ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required" or'),
         (
             {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
             "tool_choice",
-            "names 'g', which is not among tools",
+            "names 'g', which is not in tools",
         ),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls", "must be true or false"),
         (
@@ -232,7 +232,7 @@ def test_bad_completions(
             "not supported",
         ),
         ({"logprobs": 3}, "logprobs", "true or false in chat"),
-        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs", "requires logprobs"),
         (
             {"logprobs": True, "top_logprobs": 21},
             "top_logprobs",
@@ -325,7 +325,10 @@ def test_an_overflowing_number_is_refused(http: httpx.Client) -> None:
 
 def test_unknown_model_and_paths(http: httpx.Client) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
-    assert error["message"] == "no model 'gpt' is served here; there are chat, plain/base, ids"
+    assert (
+        error["message"]
+        == "model 'gpt' is not served here; available models: chat, plain/base, ids"
+    )
     assert refusal(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     assert "POST /v1/embeddings" in refusal(http.post("/v1/embeddings", json={}), 404)["message"]
     refusal(http.get("/v1/completions"), 405)
@@ -475,7 +478,7 @@ def test_the_event_stream_itself(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "name"),
     [
-        ("/v1/completions", {**COMPLETION, "logprobs": 2, "echo": True}, "Completion"),
+        ("/v1/completions", {**COMPLETION, "logprobs": 2, "echo": True}, "CompletionResponse"),
         ("/v1/chat/completions", {**CHAT, "logprobs": True, "n": 2}, "ChatCompletionChunk"),
         ("/v1/chat/completions", {**CHAT, "tools": [tool("f")]}, "ChatCompletionChunk"),
     ],

@@ -6,7 +6,7 @@ import json
 import logging
 
 from muxjax.serve import logs
-from muxjax.serve.logs import JsonLines, TextLines
+from muxjax.serve.logs import JsonFormatter, TextFormatter
 
 
 def record(message: str = "request", **fields: object) -> logging.LogRecord:
@@ -25,7 +25,7 @@ def failure(quote: str) -> logging.LogRecord:
 
 
 def test_a_line_of_json() -> None:
-    line = json.loads(JsonLines().format(record(status=200, key=None, path="/ü")))
+    line = json.loads(JsonFormatter().format(record(status=200, key=None, path="/ü")))
     assert (line["event"], line["level"], line["status"]) == ("request", "warning", 200)
     assert line["path"] == "/ü"
     assert "key" not in line
@@ -33,14 +33,14 @@ def test_a_line_of_json() -> None:
 
 
 def test_a_line_of_text() -> None:
-    assert TextLines().format(record(status=200)).endswith(" warning: request status=200")
+    assert TextFormatter().format(record(status=200)).endswith(" warning: request status=200")
 
 
 def test_exceptions_of_requests_do_not_quote_them() -> None:
     token = logs.request_id.set("req-1")
     try:
-        found = json.loads(JsonLines().format(failure("a private prompt")))
-        text = TextLines().format(failure("a private prompt"))
+        found = json.loads(JsonFormatter().format(failure("a private prompt")))
+        text = TextFormatter().format(failure("a private prompt"))
     finally:
         logs.request_id.reset(token)
     assert found["request_id"] == "req-1"
@@ -48,7 +48,7 @@ def test_exceptions_of_requests_do_not_quote_them() -> None:
     assert "test_logs.py" in found["exception"]
     assert "private" not in found["exception"] + text
     # Outside of a request there is nothing to quote.
-    assert "a disk" in JsonLines().format(failure("a disk"))
+    assert "a disk" in JsonFormatter().format(failure("a disk"))
 
 
 def test_everything_goes_to_standard_error_in_one_form() -> None:
@@ -58,7 +58,7 @@ def test_everything_goes_to_standard_error_in_one_form() -> None:
         logs.configure("json")
         for name in names:
             (handler,) = logging.getLogger(name).handlers
-            assert isinstance(handler.formatter, JsonLines)
+            assert isinstance(handler.formatter, JsonFormatter)
     finally:
         for name, (handlers, level) in zip(names, before, strict=True):
             logger = logging.getLogger(name)

@@ -21,7 +21,7 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["chat", "plain/base", "ids"]
     assert client.models.retrieve("plain/base").owned_by == "muxjax"
-    with pytest.raises(openai.NotFoundError, match="there are chat, plain/base, ids"):
+    with pytest.raises(openai.NotFoundError, match="available models: chat, plain/base, ids"):
         client.models.retrieve("other")
 
 

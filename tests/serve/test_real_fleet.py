@@ -67,7 +67,7 @@ def idle(fleet: Fleet) -> bool:
         ({"prompt": [-1]}, 400, "not a token id"),
         ({"prompt": "x" * 100_000}, 400, "tokens"),
         ({"prompt": ["good", "x" * 100_000]}, 400, "tokens"),
-        ({"model": "nobody"}, 404, "no model 'nobody'"),
+        ({"model": "nobody"}, 404, "model 'nobody' is not served"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"frobnicate": 1}, 400, "frobnicate"),

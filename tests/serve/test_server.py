@@ -20,14 +20,14 @@ import trustme
 from muxjax.serve.access.keys import Key, Keys, digest_of
 from muxjax.serve.server import (
     AddressInUse,
-    Exposed,
+    InsecureServer,
     Tls,
     TlsError,
     bind,
     check_exposure,
     is_local,
     url_of,
-    welcome,
+    welcome_text,
 )
 from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import wait_until
@@ -95,7 +95,7 @@ def test_addresses() -> None:
 
 
 def test_the_curl_lines_are_real_requests(server: str, fleet: FakeFleet) -> None:
-    first, *lines = welcome(fleet, server).splitlines()
+    first, *lines = welcome_text(fleet, server).splitlines()
     assert first == f"serving chat, plain/base, ids on {server}"
     for line in lines:
         command, url, header, kind, data, body = shlex.split(line)
@@ -180,7 +180,7 @@ def test_other_machines_need_a_key() -> None:
         assert not is_local(bound)
         check_exposure(bound, ServerSettings(keys=one), insecure=False)
         check_exposure(bound, ServerSettings(), insecure=True)
-        with pytest.raises(Exposed, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
+        with pytest.raises(InsecureServer, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
             check_exposure(bound, ServerSettings(), insecure=False)
 
 

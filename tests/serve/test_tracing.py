@@ -9,8 +9,8 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from muxjax.serve.tracing import Tracing, TracingUnavailable
 from muxjax.serve.settings import ServerSettings
+from muxjax.serve.tracing import Tracing, TracingUnavailable
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 

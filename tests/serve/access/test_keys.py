@@ -75,8 +75,8 @@ keys:
     assert alice is not None
     assert (alice.models, alice.concurrency) == (("chat",), 2)
     assert alice.rights == ("generate",)
-    assert alice.sees("chat")
-    assert not alice.sees("base")
+    assert alice.permits("chat")
+    assert not alice.permits("base")
 
 
 def test_the_environment(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_environment(tmp_path: Path) -> None:
     assert one is not None
     assert one.rights == ALL_RIGHTS
     assert len(load_keys(None, MODELS, {})) == 0
-    with pytest.raises(KeyFileError, match="a key of 5 characters can be guessed"):
+    with pytest.raises(KeyFileError, match="a secret of 5 characters can be guessed"):
         load_keys(None, MODELS, {"MUXJAX_API_KEY": "short"})
 
 
@@ -96,8 +96,8 @@ DIGEST = digest_of("x").hex()
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a key file is a mapping"),
-        ("- a", "a key file is a mapping"),
+        ("", "a key file must be a mapping"),
+        ("- a", "a key file must be a mapping"),
         ("keys: []", "keys: Tuple should have at least 1 item"),
         ("keys: [{name: a}]", r"keys\[0\].sha256: Field required"),
         (f"keys:\n- {{name: a, sha256: {DIGEST}, modles: [chat]}}", r":2: keys\[0\].modles: Extra"),
@@ -105,8 +105,11 @@ DIGEST = digest_of("x").hex()
         (f"keys: [{{name: a, sha256: {DIGEST}, models: []}}]", "at least 1 item"),
         (f"keys: [{{name: a, sha256: {DIGEST}, concurrency: 0}}]", "greater than or equal to 1"),
         (f"keys: [{{name: a, sha256: {DIGEST}, rights: [root]}}]", "Input should be 'generate'"),
-        (f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]", "secret of a"),
-        (f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: a, sha256: {DIGEST}}}]", "name stands"),
+        (
+            f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]",
+            "same secret as key a",
+        ),
+        (f"keys: [{{name: a, sha256: {DIGEST}}}, {{name: a, sha256: {DIGEST}}}]", "duplicate name"),
         ("keys: [", "not valid YAML"),
     ],
 )

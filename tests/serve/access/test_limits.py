@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxjax.serve.access.keys import Key
-from muxjax.serve.access.limits import WINDOW, KeyLimits, Reservation, Window
+from muxjax.serve.access.limits import WINDOW, KeyLimits, Reservation, SlidingWindow
 from muxjax.serve.errors import ApiError
 
 
@@ -90,11 +90,11 @@ def test_no_minute_holds_more_than_the_limit(
     limit: int, steps: list[tuple[float, int, int]]
 ) -> None:
     clock = Clock()
-    window = Window(limit, clock)
+    window = SlidingWindow(limit, clock)
     taken: list[Reservation] = []
     for wait, units, back in steps:
         clock.now += wait
-        found = window.take(units)
+        found = window.reserve(units)
         if isinstance(found, Reservation):
             taken.append(found)
             window.give_back(found, min(back, units))
@@ -103,9 +103,9 @@ def test_no_minute_holds_more_than_the_limit(
         else:
             # When the time has come, but for what sums of floats lose, there is room.
             clock.now += found + 1e-6
-            again = window.take(units)
+            again = window.reserve(units)
             assert isinstance(again, Reservation)
             taken.append(again)
-    for start in {one.at for one in taken}:
-        within = sum(one.units for one in taken if 0 <= one.at - start < WINDOW)
+    for start in {one.time for one in taken}:
+        within = sum(one.units for one in taken if 0 <= one.time - start < WINDOW)
         assert within <= limit

@@ -221,7 +221,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
 def test_prompts_and_secrets_are_not_in_the_logs(
     url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from muxjax.serve.logs import JsonLines
+    from muxjax.serve.logs import JsonFormatter
 
     word = "xylophone-7731"
     caplog.set_level(logging.DEBUG)
@@ -242,7 +242,7 @@ def test_prompts_and_secrets_are_not_in_the_logs(
     httpx.get(f"{url}/v1/models?q={word}", headers=of("all"))
     httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
     own = [record for record in caplog.records if not record.name.startswith("http")]  # the client
-    written = [JsonLines().format(record) for record in own]
+    written = [JsonFormatter().format(record) for record in own]
     printed = capfd.readouterr()
     assert any('"event": "request"' in line and "/v1/completions" in line for line in written)
     for text in (*written, printed.out, printed.err):
@@ -251,12 +251,12 @@ def test_prompts_and_secrets_are_not_in_the_logs(
 
 
 def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    from muxjax.serve.logs import JsonLines
+    from muxjax.serve.logs import JsonFormatter
 
     caplog.set_level(logging.INFO)
     lines: list[dict[str, Any]] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logging.getLogger("muxjax.serve").addHandler(handler)
     try:
         headers = {"X-Request-Id": "mine-1", **of("all")}

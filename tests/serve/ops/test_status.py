@@ -53,7 +53,7 @@ def test_a_unit_that_hangs(http: httpx.Client) -> None:
     for path in ("/health/ready", "/health/chat"):
         answer = http.get(path)
         assert answer.status_code == 503
-        assert "has made no step for 61.0 s" in answer.json()["reason"]
+        assert "has executed no step for 61.0 s" in answer.json()["reason"]
 
 
 def test_a_unit_that_has_ended(http: httpx.Client) -> None:

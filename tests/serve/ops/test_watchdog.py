@@ -15,7 +15,7 @@ from muxjax import Fleet
 from muxjax.config.server import ServerConfig
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
-from muxjax.serve.logs import JsonLines
+from muxjax.serve.logs import JsonFormatter
 from muxjax.serve.ops.watchdog import Watchdog, describe_stacks
 from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
@@ -27,7 +27,7 @@ from tests.serve.fake_fleet import FakeFleet
 def lines() -> Iterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
     handler = logging.Handler()
-    handler.emit = lambda record: found.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logger = logging.getLogger("muxjax.serve")
     logger.addHandler(handler)
     yield found
@@ -40,14 +40,14 @@ def watch(fleet: FakeFleet, now: list[float], **more: float) -> Watchdog:
 
 def test_a_unit_that_works_is_left_alone(lines: list[dict[str, Any]]) -> None:
     fleet = FakeFleet(restartable=True, stalled=4.9)
-    watch(fleet, [0.0]).look()
+    watch(fleet, [0.0]).check_units()
     assert fleet.restarts == 0
     assert not lines
 
 
 def test_a_unit_that_hangs_is_described_and_restarted(lines: list[dict[str, Any]]) -> None:
     fleet = FakeFleet(restartable=True, stalled=5.1)
-    watch(fleet, [0.0]).look()
+    watch(fleet, [0.0]).check_units()
     assert fleet.restarts == 1
     failed, restarted = lines
     assert (failed["event"], failed["unit"], failed["alive"]) == ("unit_failed", "0", True)
@@ -62,27 +62,27 @@ def test_a_unit_that_ends_again_and_again_is_given_up(lines: list[dict[str, Any]
     dog = watch(fleet, now)
     for _ in range(2):
         fleet.dead = "out of memory"
-        dog.look()
+        dog.check_units()
         assert fleet.dead is None
     fleet.dead = "out of memory"
-    dog.look()
-    dog.look()
+    dog.check_units()
+    dog.check_units()
     assert fleet.restarts == 2
-    assert dog.lost("0")
+    assert dog.is_lost("0")
     assert [line["event"] for line in lines].count("unit_given_up") == 1
     fleet.dead = None  # somebody has seen to it
-    dog.look()
-    assert not dog.lost("0")
+    dog.check_units()
+    assert not dog.is_lost("0")
     now[0] = 600.0  # the old restarts count no more
     fleet.dead = "once more"
-    dog.look()
+    dog.check_units()
     assert fleet.restarts == 3
 
 
 def test_a_unit_that_cannot_be_restarted(lines: list[dict[str, Any]]) -> None:
     dog = watch(FakeFleet(dead="gone"), [0.0])
-    dog.look()
-    assert dog.lost("0")
+    dog.check_units()
+    assert dog.is_lost("0")
     assert lines[-1]["event"] == "unit_not_restarted"
 
 
