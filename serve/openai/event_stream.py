@@ -66,8 +66,8 @@ class EventStream(Response):
         """Sends the response (ASGI)."""
         try:
             await cancel_on_disconnect(receive, self._send_all(send))
-        except ClientDisconnect:
-            pass  # there is no client to answer
+        except (ClientDisconnect, OSError):
+            pass  # the client has disconnected; some ASGI servers raise OSError when sending
         finally:
             self._call.cancel()
 

@@ -20,6 +20,7 @@ from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 
 BOS, EOS = 256, 257
@@ -208,7 +209,7 @@ class FakeStream:
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas()
 
-    def _output(self) -> tuple[list[int], str]:
+    def _output(self) -> tuple[list[int], FinishReason]:
         if self._fleet.text is not None:
             return [*self._fleet.text.encode(), EOS], "stop"
         own = [token for token in self._prompt if token < BOS] or [ord("?")]
