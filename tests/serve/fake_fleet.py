@@ -1,7 +1,7 @@
-"""A fleet without models: the same interface as `muxjax.fleet.Fleet`, answers known beforehand.
+"""A fake of `muxjax.fleet.Fleet` with known outputs.
 
-A token is a byte; 256 begins a prompt and 257 ends an output. To any prompt the fleet answers with
-the prompt's own bytes in turn, over and over (`ab` -> `ababab...`), until `max_tokens`, or `text`.
+A token is a byte; 256 begins a prompt and 257 ends an output. The output repeats the bytes of the
+prompt (`ab` -> `ababab...`) up to `max_tokens`, or it is `text`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEMPLATE = (
 
 
 def fake_tokenizer(chat_template: str | None) -> Tokenizer:
-    """Bytes as tokens, with a begin token that encoding adds."""
+    """A tokenizer of bytes whose encoding adds a begin token."""
 
     def encode(text: str, add_special: bool) -> list[int]:
         return [BOS] * add_special + list(text.encode())
@@ -57,7 +57,7 @@ class FakeModel:
 
 @dataclass
 class FakeFleet:
-    """Answers at `delay` seconds a token; `active` holds the requests that have not ended."""
+    """Generates one token per `delay` seconds; `active` has the requests that have not ended."""
 
     delay: float = 0.0
     text: str | None = None
@@ -71,7 +71,7 @@ class FakeFleet:
             "ids": FakeModel("ids", None),
         }
     )
-    asked: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
+    requests: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
     active: set[int] = field(default_factory=set)
     closed: bool = False
     stalled: float = 0.0
@@ -133,7 +133,7 @@ class FakeFleet:
             )
         if any(not 0 <= token <= EOS for token in prompt):
             raise InvalidRequest("the prompt has a token id out of range", field="prompt")
-        self.asked.append((model, prompt, params))
+        self.requests.append((model, prompt, params))
         number = next(_NUMBERS)
         self.active.add(number)
         return FakeStream(self, model, number, prompt, params)

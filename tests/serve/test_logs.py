@@ -1,4 +1,4 @@
-"""The form of log lines, and what is left out of them."""
+"""Formats of log lines, and what they must not contain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def failure(quote: str) -> logging.LogRecord:
     return made
 
 
-def test_a_line_of_json() -> None:
+def test_json_format() -> None:
     line = json.loads(JsonFormatter().format(record(status=200, key=None, path="/ü")))
     assert (line["event"], line["level"], line["status"]) == ("request", "warning", 200)
     assert line["path"] == "/ü"
@@ -32,11 +32,11 @@ def test_a_line_of_json() -> None:
     assert "request_id" not in line
 
 
-def test_a_line_of_text() -> None:
+def test_text_format() -> None:
     assert TextFormatter().format(record(status=200)).endswith(" warning: request status=200")
 
 
-def test_exceptions_of_requests_do_not_quote_them() -> None:
+def test_exceptions_do_not_quote_requests() -> None:
     token = logs.request_id.set("req-1")
     try:
         found = json.loads(JsonFormatter().format(failure("a private prompt")))
@@ -47,11 +47,11 @@ def test_exceptions_of_requests_do_not_quote_them() -> None:
     assert "builtins.ValueError" in found["exception"]
     assert "test_logs.py" in found["exception"]
     assert "private" not in found["exception"] + text
-    # Outside of a request there is nothing to quote.
+    # Outside of a request the message is kept.
     assert "a disk" in JsonFormatter().format(failure("a disk"))
 
 
-def test_everything_goes_to_standard_error_in_one_form() -> None:
+def test_all_logs_share_one_format() -> None:
     names = ("muxjax", "uvicorn")
     before = [(logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names]
     try:

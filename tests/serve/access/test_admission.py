@@ -1,4 +1,4 @@
-"""Queues, time limits and the end of the server, on the fake fleet."""
+"""Queues, time limits and draining."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = list(b"ab")
 
 
 class Notes:
-    """An observer that keeps what it is told."""
+    """An observer that records what it receives."""
 
     def __init__(self) -> None:
         self.firsts: list[tuple[str, int, int]] = []
@@ -57,7 +57,7 @@ async def reasons(stream: TrackedStream) -> list[str | None]:
     return [delta.finish_reason async for delta in stream]
 
 
-def test_a_stream_is_followed_to_its_end() -> None:
+def test_observers_receive_a_stream() -> None:
     async def test() -> None:
         admission, notes = make(FakeFleet())
         stream = open_one(admission)
@@ -75,7 +75,7 @@ def test_a_stream_is_followed_to_its_end() -> None:
     run(test)
 
 
-def test_the_queue_is_exact_at_the_edge() -> None:
+def test_max_queue() -> None:
     async def test() -> None:
         admission, _ = make(FakeFleet(delay=0.01), max_queue=3)
         streams = [open_one(admission) for _ in range(3)]
@@ -83,9 +83,9 @@ def test_the_queue_is_exact_at_the_edge() -> None:
             open_one(admission)
         assert caught.value.status == 429
         assert int(caught.value.headers["retry-after"]) >= 1
-        # Other models have queues of their own.
+        # Each model has its own queue.
         admission.fleet_view(None, None).open_stream("ids", PROMPT).cancel()
-        # One that has got its first token waits no more, nor does one that has left.
+        # A stream leaves the queue with its first token or when it is cancelled.
         reader = aiter(streams[0])
         await anext(reader)
         streams += [open_one(admission)]
@@ -117,7 +117,7 @@ def test_time_limits() -> None:
     run(test)
 
 
-def test_a_server_that_stops() -> None:
+def test_draining_and_aborting() -> None:
     async def test() -> None:
         fleet = FakeFleet(delay=0.01)
         admission, notes = make(fleet)
@@ -137,7 +137,7 @@ def test_a_server_that_stops() -> None:
     run(test)
 
 
-def test_an_engine_that_ends() -> None:
+def test_engine_errors_are_observed() -> None:
     async def test() -> None:
         admission, notes = make(FakeFleet(die_after=2))
         with pytest.raises(EngineDead):

@@ -37,7 +37,7 @@ def test_without_a_limit_the_output_may_fill_the_context() -> None:
     choice = ask(fleet)
     assert choice["message"] == {"role": "assistant", "content": "hello", "refusal": None}
     assert choice["finish_reason"] == "stop"
-    (_, prompt, params), *_ = fleet.asked
+    (_, prompt, params), *_ = fleet.requests
     assert bytes(prompt) == b"<user>hi\n<assistant>"
     assert params.max_tokens == 256 - len(prompt)
     assert not fleet.active

@@ -101,7 +101,7 @@ def test_one_invalid_prompt_queues_none() -> None:
         prompts = [*PROMPTS, [1000]]
         with pytest.raises(InvalidRequest, match="out of range"):
             await start_generation(fleet, "chat", prompts, [SamplingParams()])
-        assert len(fleet.asked) == 2
+        assert len(fleet.requests) == 2
         assert not fleet.active
 
     asyncio.run(test())
@@ -116,10 +116,10 @@ def test_a_call_cancelled_while_a_grammar_compiles_is_cancelled_later() -> None:
         with pytest.raises(asyncio.CancelledError):
             await starting
         for _ in range(100):
-            if len(fleet.asked) == 2 and not fleet.active:
+            if len(fleet.requests) == 2 and not fleet.active:
                 break
             await asyncio.sleep(0.01)
-        assert len(fleet.asked) == 2
+        assert len(fleet.requests) == 2
         assert not fleet.active
 
     asyncio.run(test())
