@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.engine.detokenizer import Delta
 from muxjax.engine.health import ModelHealth, UnitHealth
 from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 
 
@@ -75,7 +75,7 @@ class FleetLike(Protocol):
         """Models by name."""
         ...
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> StreamLike:
         """Validates and queues a request.
@@ -95,16 +95,16 @@ class ManagedFleet(FleetLike, Protocol):
     `WrongState`.
     """
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, block: bool = True) -> Mapping[str, Any]:
         """Counters and gauges of the fleet and of each model.
 
-        Raises:
-          EngineDead: the engine has ended.
-        """
-        ...
+        Args:
+          block: whether to wait for the engines. With False it returns even if an engine hangs, but
+            the counters may be inconsistent.
 
-    def state(self) -> dict[str, Any]:
-        """The same counters without waiting for the engine; they may be inconsistent."""
+        Raises:
+          EngineDead: the engine has ended (only if `block`).
+        """
         ...
 
     def health(self) -> list[UnitHealth]:

@@ -78,7 +78,7 @@ class UnitHost:
             # What ends the output of a grammar are the model's own stop tokens.
             model = self.models[asked.model]
             own = () if asked.params.ignore_eos else model.eos_token_ids
-            constraint = self._vocabulary(model).start(asked.params.grammar, own)
+            constraint = self._vocabulary(model).compile(asked.params.grammar, own)
             constraint = constraint.anew(asked.output)
         return Request(
             id=asked.id,

@@ -180,12 +180,12 @@ class SleepController:
         """Waits until no unit has a request of a model, and holds what comes (if `hold`)."""
         if hold:
             self.router.hold(life.name)
-        if self.router.drained(life.name, self.drain_seconds):
+        if self.router.wait_drained(life.name, self.drain_seconds):
             return
         self.router.hold(life.name)
         for _ in range(_TAKE_BACK_TRIES):
-            self.router.take_back(life.name)
-            if self.router.drained(life.name, 0.05):
+            self.router.withdraw(life.name)
+            if self.router.wait_drained(life.name, 0.05):
                 return
         raise ModelUnavailable(f"the requests of {life.name} do not leave their unit")
 
@@ -212,7 +212,7 @@ class SleepController:
 
     def wake_if_asked(self, name: str) -> None:
         """Wakes a model that sleeps, in another thread, if requests wait for it."""
-        if self.router.held(name):
+        if self.router.num_held(name):
             self._wake_for_request(name)
 
     # Parts

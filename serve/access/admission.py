@@ -98,7 +98,7 @@ class Admission:
 
         Raises:
           ApiError: 429 if a queue or a key limit is full, 503 while the server drains.
-          MuxError: see `FleetLike.open_stream`.
+          MuxError: see `FleetLike.stream`.
         """
         lock = self.streams.lock
         with lock:
@@ -111,7 +111,7 @@ class Admission:
                 )
             queue.waiting += 1
         try:
-            inner = self.fleet.open_stream(model, prompt, params)
+            inner = self.fleet.stream(model, prompt, params)
             try:
                 context_left = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
                 max_output_tokens = min(params.max_tokens, context_left)
@@ -161,14 +161,14 @@ class FleetView:
             else {name: model for name, model in models.items() if key.permits(name)}
         )
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> TrackedStream:
         """Opens a stream; the endpoint has looked the model up in `models`.
 
         Raises:
           ApiError: the request is not admitted.
-          MuxError: see `FleetLike.open_stream`.
+          MuxError: see `FleetLike.stream`.
         """
         params = apply_key_policy(self._key, params or SamplingParams())
         stream = self._admission.open_stream(model, prompt, params, self._limits, self._loop)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 from muxjax.config.server import ServerConfig
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import EngineDead, TimedOut
+from muxjax.outputs import Delta
 from muxjax.serve.access.limits import KeyLimits, Reservation
 from muxjax.serve.access.queues import ModelQueue
 from muxjax.serve.fleet_protocol import StreamLike

@@ -8,7 +8,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
 from muxjax.models.tokenizers.chat_tools import (
@@ -19,6 +18,7 @@ from muxjax.models.tokenizers.chat_tools import (
 )
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.models.tokenizers.tool_call_parser import ParsedPiece, ToolCallParser
+from muxjax.outputs import Delta
 from muxjax.serve.errors import ApiError, rename_field
 from muxjax.serve.find_model import find_model
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import InvalidRequest
 from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import Delta
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.errors import ApiError, rename_field
 from muxjax.serve.find_model import find_model

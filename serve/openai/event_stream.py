@@ -10,8 +10,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import MuxError
+from muxjax.outputs import Delta
 from muxjax.serve.errors import api_error
 from muxjax.serve.openai.generation import GenerationCall, cancel_on_disconnect
 from muxjax.serve.openai.responses import usage_counts

@@ -127,7 +127,7 @@ class GenerationRequest(StrictModel):
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=_default(self.temperature, 1.0),
-            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,
+            top_k=0 if self.top_k is None else self.top_k,
             top_p=_default(self.top_p, 1.0),
             min_p=_default(self.min_p, 0.0),
             repetition_penalty=_default(self.repetition_penalty, 1.0),

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import EngineDead
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.fleet_protocol import FleetLike, StreamLike
@@ -155,7 +155,7 @@ def _open_streams(
     try:
         for prompt in prompts:
             for choice in params:
-                streams.append(fleet.open_stream(model, prompt, choice))
+                streams.append(fleet.stream(model, prompt, choice))
     except BaseException:
         GenerationCall(streams, len(params)).cancel()
         raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -29,10 +29,10 @@ class StatsCache:
       read_stats: reads them; may block and may raise `EngineDead`.
     """
 
-    def __init__(self, read_stats: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, read_stats: Callable[[], Mapping[str, Any]]) -> None:
         self._read_stats = read_stats
-        self._pending: Future[dict[str, Any]] | None = None
-        self._latest: dict[str, Any] = {"models": {}}
+        self._pending: Future[Mapping[str, Any]] | None = None
+        self._latest: Mapping[str, Any] = {"models": {}}
         self._read_at = 0.0
 
     async def latest(self) -> dict[str, Any]:
@@ -52,15 +52,15 @@ class StatsCache:
         stale = age is None or age > REFRESH_SECONDS + READ_TIMEOUT / 2
         return {**self._latest, "stale": stale, "age_seconds": age}
 
-    def _store(self, pending: Future[dict[str, Any]]) -> None:
+    def _store(self, pending: Future[Mapping[str, Any]]) -> None:
         try:
             self._latest = pending.result()
             self._read_at = time.monotonic()
         except EngineDead:
             pass  # keeps the last counters, which become stale
 
-    def _start_reading(self) -> Future[dict[str, Any]]:
-        pending: Future[dict[str, Any]] = Future()
+    def _start_reading(self) -> Future[Mapping[str, Any]]:
+        pending: Future[Mapping[str, Any]] = Future()
 
         def read() -> None:
             try:

@@ -133,7 +133,7 @@ class Watchdog:
 def describe_state(fleet: ManagedFleet) -> str:
     """Formats the counters of the fleet and of each model, one line each."""
     try:
-        state = fleet.state()
+        state = fleet.stats(block=False)
     except Exception as error:  # noqa: BLE001  the engine may change it at the same time
         return f"not readable: {type(error).__name__}"
     lines = []

@@ -102,7 +102,7 @@ def test_nothing_compiles_and_the_pool_stays(fleet):
             seed=index,
             ignore_eos=True,
         )
-        streams.append(fleet.open_stream(name, prompt, params))
+        streams.append(fleet.stream(name, prompt, params))
     for stream in streams:
         assert list(stream)[-1].finish_reason == "length"
     assert compiled == []

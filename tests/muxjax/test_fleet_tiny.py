@@ -109,7 +109,7 @@ def ask(loaded: Fleet, question: Ask, *, stays: bool = False) -> Answer:
     """What a client gets, who leaves early unless he `stays`."""
     leaves = None if stays else question.leaves_after
     text, tokens, logprobs, reason = "", [], [], None
-    with loaded.open_stream(question.model, question.prompt, question.params) as stream:
+    with loaded.stream(question.model, question.prompt, question.params) as stream:
         if leaves == 0:
             stream.cancel()
         for delta in stream:
@@ -168,7 +168,7 @@ def test_the_run_has_everything(asks: list[Ask], alone: list[Answer]) -> None:
     by_heart = [
         answer
         for question, answer in zip(asks, alone, strict=True)
-        if question.params.greedy and not question.params.penalised
+        if question.params.greedy and not question.params.penalized
         if isinstance(question.prompt, str) and question.prompt in sonnet
     ]
     assert any(len(answer.text) > 20 and answer.text in sonnet for answer in by_heart)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muxjax.config.fleet_file import FleetConfig
-from muxjax.engine.detokenizer import Delta
 from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
@@ -115,7 +115,7 @@ class FakeFleet:
         self.changed.append(("reload", *(model.name for model in source.models)))
         return {"added": [], "removed": [], "replaced": [], "changed": ["chat"], "failed": {}}
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> FakeStream:
         if self.dead:
@@ -144,12 +144,9 @@ class FakeFleet:
     def __exit__(self, *error: object) -> None:
         self.closed = True
 
-    def stats(self) -> dict[str, Any]:
-        if self.dead:
+    def stats(self, *, block: bool = True) -> dict[str, Any]:
+        if self.dead and block:
             raise EngineDead(self.dead)
-        return self.state()
-
-    def state(self) -> dict[str, Any]:
         running = dict.fromkeys(self.models, 0)
         models = {
             name: {"waiting": 0, "running": count, "kv_pages_used": 4 * count, "output_tokens": 0}

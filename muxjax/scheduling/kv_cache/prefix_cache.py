@@ -227,4 +227,4 @@ def _findable(request: Request) -> int:
     if params.prompt_logprobs is not None or params.repetition_penalty != 1.0:
         return 0
     last = request.num_tokens - 1
-    return min(last, len(request.prompt)) if params.penalised else last
+    return min(last, len(request.prompt)) if params.penalized else last

@@ -47,7 +47,7 @@ BARE_CALL = '{"name": "weather", "parameters": {"place": "Rome", "days": 7}}'
 
 def fits(grammar: Grammar, text: str) -> bool:
     """Whether the grammar takes the whole text and lets it end there."""
-    constraint = BYTES.start(grammar, (EOS,))
+    constraint = BYTES.compile(grammar, (EOS,))
     ended = False
     for byte in text.encode():
         if ended or not constraint.mask[byte // 32] >> (byte % 32) & 1:
@@ -115,7 +115,7 @@ def test_settings_in_a_schema_do_not_loosen_it() -> None:
     parameters = {"x-guidance": {"lenient": True}, "not": {}}
     tool = normalize_tool({**TIME, "function": {"name": "f", "parameters": parameters}})
     with pytest.raises(ValueError, match="not"):
-        BYTES.start(
+        BYTES.compile(
             tool_call_grammar(tool_call_format(TAGGED), [tool], text=False, parallel=True), (EOS,)
         )
 

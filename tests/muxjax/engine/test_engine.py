@@ -207,7 +207,7 @@ def test_a_loop_that_hangs_is_seen_and_given_up():
 def test_an_idle_time_is_no_stall():
     engine = make_engine()
     ask(engine, request(0, "a", 3, 3))
-    engine._moved -= 1000.0  # as if it had been idle for long
+    engine._last_progress -= 1000.0  # as if it had been idle for long
     assert engine.stalled_seconds == 0.0
     engine.stats()
     ask(engine, request(1, "a", 3, 3))

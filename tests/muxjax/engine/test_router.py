@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from muxjax.engine import router as routing
+from muxjax.engine import unit_reviver
 from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
@@ -108,11 +109,11 @@ def test_the_unit_with_the_least_expected_wait_is_chosen(routed: Callable[..., R
     collectors = [Collector() for _ in range(8)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
-    waits = dict(router.waits())
+    waits = dict(router.expected_load())
     held.set()
     assert all(collector.done.wait(WAIT) for collector in collectors)
     assert waits == {"slow": 2 * 75.0, "quick": 6 * 25.0}
-    assert dict(router.waits()) == {"slow": 0.0, "quick": 0.0}
+    assert dict(router.expected_load()) == {"slow": 0.0, "quick": 0.0}
     assert router.unit_names("a") == ["slow", "quick"]
     assert router.unit_names("b") == ["slow"]
 
@@ -120,7 +121,7 @@ def test_the_unit_with_the_least_expected_wait_is_chosen(routed: Callable[..., R
 def test_a_request_that_was_on_many_dying_units_is_ended(
     routed: Callable[..., Router], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(routing, "MOST_MOVES", 2)
+    monkeypatch.setattr(routing, "MAX_MOVES", 2)
     router = routed(runner("0", "a", 0, 0, 0))
     (first,) = ask(router, [request(1, "a", 5, 6)])
     assert isinstance(first.error, EngineDead)
@@ -132,7 +133,7 @@ def test_a_request_that_was_on_many_dying_units_is_ended(
 def test_a_unit_that_keeps_dying_is_given_up(
     routed: Callable[..., Router], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(routing, "MOST_DEATHS", 1)
+    monkeypatch.setattr(unit_reviver, "MAX_DEATHS", 1)
     router = routed(runner("0", "a", 0, 0, 0, 0), runner("1", "b"))
     (found,) = ask(router, [request(1, "a", 5, 6)])
     assert isinstance(found.error, EngineDead)
@@ -186,15 +187,15 @@ def test_held_requests_wait_and_go_on_in_order(routed: Callable[..., Router]):
     (other,) = ask(router, [request(9, "b", 5, 6)])
     assert other.tokens == alone(request(9, "b", 5, 6))
     assert told == ["a"] * 4
-    assert router.held("a") == 4
+    assert router.num_held("a") == 4
     router.cancel(2)
     assert collectors[2].reason == "cancelled"
-    assert router.drained("a", 0.0)
+    assert router.wait_drained("a", 0.0)
     router.release("a")
     for number in (0, 1, 3):
         assert collectors[number].done.wait(WAIT)
         assert collectors[number].tokens == alone(request(number, "a", 5, 6))
-    assert router.held("a") == 0
+    assert router.num_held("a") == 0
 
 
 def test_what_runs_is_taken_back_and_goes_on(routed: Callable[..., Router]):
@@ -205,18 +206,18 @@ def test_what_runs_is_taken_back_and_goes_on(routed: Callable[..., Router]):
         router.submit(request(number, "a", 5, 40), collector)
     router.hold("a")
     for _ in range(100):
-        router.take_back("a")
-        if router.drained("a", 0.01):
+        router.withdraw("a")
+        if router.wait_drained("a", 0.01):
             break
     assert unit.engine.call(lambda inner: inner.num_requests) == 0
-    waiting = router.held("a")
+    waiting = router.num_held("a")
     assert waiting == sum(not collector.done.is_set() for collector in collectors)
     assert router.idle_seconds("a") == 0.0 or not waiting
     router.release("a")
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
         assert collector.tokens == alone(request(number, "a", 5, 40))
-    assert dict(router.waits()) == {"0": 0.0}
+    assert dict(router.expected_load()) == {"0": 0.0}
 
 
 def test_a_unit_that_dies_while_its_model_is_held(routed: Callable[..., Router]):
@@ -226,7 +227,7 @@ def test_a_unit_that_dies_while_its_model_is_held(routed: Callable[..., Router])
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
     router.hold("a")
-    assert router.drained("a", WAIT)  # those of the dead unit wait here
+    assert router.wait_drained("a", WAIT)  # those of the dead unit wait here
     router.release("a")
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
@@ -257,7 +258,7 @@ def test_how_long_a_model_was_idle():
     ask(router, [request(1, "a", 5, 6)])
     now[0] = 18.0
     for _ in range(1000):  # its end is noted after its last token
-        if router.drained("a", 1.0):
+        if router.wait_drained("a", 1.0):
             break
     assert router.idle_seconds("a") == 3.0
     assert router.idle_seconds("b") == 8.0

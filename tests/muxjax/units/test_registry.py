@@ -125,7 +125,7 @@ def test_a_model_comes_and_goes_under_load(loaded: Fleet) -> None:
 
 def test_a_model_of_the_file_comes_back_by_its_name(loaded: Fleet) -> None:
     right = tokens(loaded, "qwen3")
-    stream = loaded.open_stream("qwen3", "hello", LONG)
+    stream = loaded.stream("qwen3", "hello", LONG)
     loaded.unload("qwen3")  # lets it end
     assert len([t for delta in stream for t in delta.token_ids]) == 60
     loaded.load_model("qwen3")
@@ -138,7 +138,7 @@ def test_what_does_not_end_in_time_is_told_why(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.admin.lifecycle, "drain_seconds", 0.0)
-    stream = loaded.open_stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
+    stream = loaded.stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
     loaded.unload("qwen3")
     with pytest.raises(ModelUnavailable, match="qwen3 is being unloaded"):
         list(stream)

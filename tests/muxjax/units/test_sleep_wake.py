@@ -93,7 +93,7 @@ def test_requests_to_a_sleeping_model_wake_it_and_wait_in_order(loaded: Fleet) -
     prompts = ["a", "bc", "def", "gh", "hello"]
     right = [loaded.generate("llama", prompt, GREEDY)[0] for prompt in prompts]
     loaded.sleep("llama")
-    streams = [loaded.open_stream("llama", prompt, GREEDY) for prompt in prompts]
+    streams = [loaded.stream("llama", prompt, GREEDY) for prompt in prompts]
     for stream, answer in zip(streams, right, strict=True):
         assert [t for delta in stream for t in delta.token_ids] == answer.token_ids
     assert loaded.model_states()["llama"].status == "loaded"
@@ -104,7 +104,7 @@ def test_what_runs_for_too_long_is_put_back_in_line(
 ) -> None:
     right = loaded.generate("llama", ["one", "two", "three"], LONG)
     monkeypatch.setattr(loaded.admin.lifecycle, "drain_seconds", 0.0)
-    streams = [loaded.open_stream("llama", prompt, LONG) for prompt in ("one", "two", "three")]
+    streams = [loaded.stream("llama", prompt, LONG) for prompt in ("one", "two", "three")]
     first = next(iter(streams[0]))
     loaded.sleep("llama")  # and they wake it
     for stream, answer in zip(streams, right, strict=True):
@@ -116,7 +116,7 @@ def test_what_runs_for_too_long_is_put_back_in_line(
 def test_a_held_request_may_be_cancelled(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.sleep("llama")
     monkeypatch.setattr(loaded._router, "on_held", lambda model: None)
-    stream = loaded.open_stream("llama", "hello", GREEDY)
+    stream = loaded.stream("llama", "hello", GREEDY)
     stream.cancel()
     assert [delta.finish_reason for delta in stream] == ["cancelled"]
     assert loaded.model_states()["llama"].status == "sleeping"
@@ -155,7 +155,7 @@ def test_who_is_idle_sleeps(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> N
     loaded.generate("qwen3", "x", GREEDY)
     now[0] += 2.0
     assert life.look() == ["llama"]
-    stream = loaded.open_stream("llama", "x", GREEDY)
+    stream = loaded.stream("llama", "x", GREEDY)
     assert len([t for delta in stream for t in delta.token_ids]) == 12
     assert life.look() == []
 
@@ -201,7 +201,7 @@ def test_a_wake_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("the link is down")
 
         monkeypatch.setattr(ModelPrograms, "wake", broken)
-        stream = one.open_stream("llama", "hello", GREEDY)
+        stream = one.stream("llama", "hello", GREEDY)
         with pytest.raises(ModelUnavailable, match="llama could not be loaded: the link is down"):
             list(stream)
         monkeypatch.undo()
@@ -209,7 +209,7 @@ def test_a_wake_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (state.status, state.error) == ("failed", "the link is down")
         assert memory() < full  # its weights are freed
         with pytest.raises(ModelUnavailable, match="the link is down"):
-            one.open_stream("llama", "hello", GREEDY)
+            one.stream("llama", "hello", GREEDY)
         for refused in (one.sleep, one.wake):
             with pytest.raises(WrongState, match=r"it is failed \(the link is down\)"):
                 refused("llama")

@@ -48,7 +48,7 @@ def make(fleet: FakeFleet, **config: Any) -> tuple[Admission, Notes]:
 
 
 def open_one(admission: Admission, tokens: int = 5) -> TrackedStream:
-    return admission.fleet_view(None, None).open_stream(
+    return admission.fleet_view(None, None).stream(
         "chat", PROMPT, SamplingParams(max_tokens=tokens)
     )
 
@@ -84,7 +84,7 @@ def test_max_queue() -> None:
         assert caught.value.status == 429
         assert int(caught.value.headers["retry-after"]) >= 1
         # Each model has its own queue.
-        admission.fleet_view(None, None).open_stream("ids", PROMPT).cancel()
+        admission.fleet_view(None, None).stream("ids", PROMPT).cancel()
         # A stream leaves the queue with its first token or when it is cancelled.
         reader = aiter(streams[0])
         await anext(reader)

@@ -51,7 +51,7 @@ class Tracked:
         self.limits = KeyLimits(LIMITS)
         params = SamplingParams(max_tokens=4)
         self.stream = TrackedStream(
-            fleet.open_stream("chat", list(b"ab"), params),
+            fleet.stream("chat", list(b"ab"), params),
             "chat",
             4,
             ticket=QueueTicket(self.queue, self.limits, self.limits.reserve(6), 4),

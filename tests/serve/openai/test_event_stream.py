@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.engine.detokenizer import Delta
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.openai.event_stream import ChoicesOfDelta, EventStream
 from muxjax.serve.openai.generation import start_generation

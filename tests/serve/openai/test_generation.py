@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from muxjax.engine.detokenizer import Delta
 from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.grammar import Grammar
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.openai.generation import (
     GenerationCall,
