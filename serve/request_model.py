@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,10 +16,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-Body = TypeVar("Body", bound=StrictModel)
-
-
-def parse_body(
+def parse_body[Body: StrictModel](
     model: type[Body],
     data: Mapping[str, Any],
     explain: Callable[[ValidationError, Mapping[str, Any]], ApiError],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -19,8 +19,6 @@ from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.fleet_protocol import FleetLike, StreamLike
-
-T = TypeVar("T")
 
 _EXPECTED_REASONS = (None, "stop", "length", "abort")
 """Finish reasons of a delta that is no error. A server that shuts down ends streams with 'abort';
@@ -162,7 +160,7 @@ def _open_streams(
     return GenerationCall(streams, len(params))
 
 
-async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect[T](receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Returns the result of `work`, which is cancelled if the client disconnects.
 
     Args:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,8 +36,6 @@ from muxjax.serve.fleet_protocol import ManagedFleet
 from muxjax.serve.ops.requests import parse_load, parse_model
 
 _NOT_LOADABLE = (CheckpointError, DownloadError, FleetConfigError, PoolTooSmall)
-
-T = TypeVar("T")
 
 
 class ModelControl:
@@ -136,7 +134,7 @@ class ModelControl:
         logs.event(f"model_{verb}", model=model, status=status, seconds=seconds)
         return JSONResponse({"model": model, "status": status, "seconds": seconds})
 
-    async def _run_in_thread(self, action: Callable[[], T]) -> T:
+    async def _run_in_thread[T](self, action: Callable[[], T]) -> T:
         """Runs an action in a daemon thread, which does not keep the process alive.
 
         Cancellation ends the wait, not the action.
