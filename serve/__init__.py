@@ -1,1 +1,1 @@
-"""HTTP in OpenAI's schema over a fleet of models."""
+"""HTTP server with OpenAI's API for a fleet of models."""

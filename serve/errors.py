@@ -1,4 +1,7 @@
-"""Errors as OpenAI's API gives them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Error responses in the form of OpenAI's API.
+
+The body is `{"error": {"message", "type", "param", "code"}}`.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,22 @@ from muxjax.errors import (
     WrongState,
 )
 
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CLIENT_CLOSED_REQUEST = 499
-"""Nginx's status for a client that left before the answer; seen by nobody but logs."""
+"""Status of a call whose client disconnected before the response; it appears in logs only."""
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_MAX_TEXT = 1000
+"""Maximum number of characters of a message or field name in a response."""
 
 
 class ApiError(Exception):
-    """An answer other than 200.
+    """An error response.
 
     Attributes:
       status: the HTTP status.
-      message: what is wrong, for the reader.
-      param: the request's field at fault, if one is.
-      code: a word for programs.
-      headers: of the answer, besides those that every answer has.
+      message: what is wrong and what to do.
+      param: the request field at fault, if there is one.
+      code: machine-readable error code.
+      headers: additional response headers.
     """
 
     def __init__(
@@ -56,22 +61,22 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON answer. What was echoed from the request is made printable."""
-        kind = _KINDS.get(self.status)
-        if kind is None:
-            kind = "invalid_request_error" if self.status < 500 else "server_error"
+        """The JSON body. Text that quotes the request is shortened and made encodable."""
+        error_type = _ERROR_TYPES.get(self.status)
+        if error_type is None:
+            error_type = "invalid_request_error" if self.status < 500 else "server_error"
         return {
             "error": {
-                "message": _clean(self.message),
-                "type": kind,
-                "param": None if self.param is None else _clean(self.param),
+                "message": _printable(self.message),
+                "type": error_type,
+                "param": None if self.param is None else _printable(self.param),
                 "code": self.code,
             }
         }
 
 
 def api_error(error: MuxError) -> ApiError:
-    """The answer to an error of the engine."""
+    """Maps an error of the engine to an error response."""
     if isinstance(error, UnknownModel):
         return ApiError(str(error), status=404, param="model", code="model_not_found")
     if isinstance(error, InvalidRequest):
@@ -91,26 +96,31 @@ def api_error(error: MuxError) -> ApiError:
 
 
 def error_response(error: ApiError) -> Response:
-    """The answer as it is sent."""
+    """Builds the response of an error."""
     headers = dict(error.headers)
     if error.status in (408, 413):
-        # The body may still be on its way; the connection is not worth waiting for it.
+        # The rest of the body may still arrive, so the connection cannot be reused.
         headers["connection"] = "close"
     return JSONResponse(error.body, status_code=error.status, headers=headers)
 
 
-def in_words_of(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
-    """The engine's message with the name that the field has in this endpoint's requests."""
-    own = error.field or ""
-    field = names.get(own, own)
+def rename_field(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """Replaces the engine's name of the field at fault by the name that the endpoint uses.
+
+    Args:
+      error: an error of the engine.
+      names: the endpoint's names by the engine's, where they differ.
+    """
+    engine_name = error.field or ""
+    field = names.get(engine_name, engine_name)
     message = str(error)
-    if own and message.startswith(own):
-        message = field + message.removeprefix(own)
+    if engine_name and message.startswith(engine_name):
+        message = field + message.removeprefix(engine_name)
     return InvalidRequest(message, field=field or None)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Gives every error of `app` OpenAI's form."""
+    """Makes every error of `app` a response in OpenAI's form."""
 
     async def on_api_error(request: Request, error: ApiError) -> Response:
         return error_response(error)
@@ -120,29 +130,29 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        answer = ApiError(message, status=error.status_code)
-        return JSONResponse(answer.body, status_code=answer.status, headers=error.headers)
+        response = ApiError(message, status=error.status_code)
+        return JSONResponse(response.body, status_code=response.status, headers=error.headers)
 
     async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def on_fault(request: Request, error: Exception) -> Response:
-        # The server logs the traceback; the client learns only that it was not the client's fault.
-        answer = ApiError("internal error; the server's log has the details", status=500)
-        return JSONResponse(answer.body, status_code=500)
+    async def on_internal_error(request: Request, error: Exception) -> Response:
+        # The server logs the traceback, which the client must not see.
+        response = ApiError("internal error; see the log of the server", status=500)
+        return JSONResponse(response.body, status_code=500)
 
     handlers: dict[type[Exception], Any] = {
         ApiError: on_api_error,
         MuxError: on_mux_error,
         HTTPException: on_http_error,
         ClientDisconnect: on_disconnect,
-        Exception: on_fault,
+        Exception: on_internal_error,
     }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    for error_class, handler in handlers.items():
+        app.add_exception_handler(error_class, handler)
 
 
-def _clean(text: str) -> str:
-    """Text that can be sent: without lone surrogates, and not endless."""
+def _printable(text: str) -> str:
+    """Replaces lone surrogates, which UTF-8 cannot encode, and limits the length."""
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= 1000 else text[:997] + "..."
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."

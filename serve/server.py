@@ -1,4 +1,4 @@
-"""Runs the application with uvicorn on a socket that was bound before the models were loaded."""
+"""Runs the application with uvicorn: binds the address, reloads on SIGHUP, drains on SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from types import FrameType
 import uvicorn
 
 from muxjax.errors import MuxError
+from muxjax.serve import logs
 from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.keys import ENVIRONMENT
 from muxjax.serve.app import create_app
 from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
-from muxjax.serve.ops import logs
 from muxjax.serve.ops.model_control import ModelControl
 from muxjax.serve.settings import ServerSettings
 
-_LOOK = 0.05
-"""Seconds between looks at whether all has ended."""
-_LAST_SECONDS = 5
-"""For the last events of answers that were cut to be sent."""
+_POLL_SECONDS = 0.05
+"""Interval at which draining checks for running streams."""
+_SHUTDOWN_TIMEOUT = 5
+"""Seconds for sending the last events of aborted streams."""
 
 
 class AddressInUse(MuxError):
-    """The server's address cannot be had."""
+    """The address of the server is in use or not available."""
 
 
-class Exposed(MuxError):
-    """Other machines could use the server, and nothing keeps them from it."""
+class InsecureServer(MuxError):
+    """The server would be reachable from other machines without requiring API keys."""
 
 
 class TlsError(MuxError):
-    """A certificate or key that cannot be used."""
+    """The TLS certificate or its key cannot be used."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM form.
+    """TLS files in PEM format.
 
     Attributes:
-      certificate: with the chain that clients need.
-      key: its private key, without a passphrase.
+      certificate: the certificate with its chain.
+      key: the private key, without a passphrase.
     """
 
     certificate: Path
     key: Path
 
     def check(self) -> None:
-        """Reads both, which a minute of loading should not come before.
+        """Loads both files, so that an error shows before the models are loaded.
 
         Raises:
-          TlsError: they cannot be used.
+          TlsError: a file cannot be used.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # Without a password function OpenSSL would ask the terminal for a passphrase.
+            # Without a password, OpenSSL would prompt for a passphrase on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ssl.SSLError) as error:
             raise TlsError(
@@ -76,18 +76,18 @@ class Tls:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: a taken port is known before a minute of loading.
+    """Binds a socket without listening, so that a port in use shows before the models are loaded.
 
     Args:
-      host: an address or name; the caller decides whether others than this machine may connect.
-      port: 0 for any free one.
+      host: address or host name.
+      port: 0 for any free port.
 
     Raises:
-      AddressInUse: the address is taken or not this machine's.
+      AddressInUse: the address is in use or not one of this machine.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = candidates[0]
         bound = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressInUse(f"cannot serve on {host}:{port}: {error.strerror}") from error
@@ -101,7 +101,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """The address to give to clients."""
+    """Returns the URL for clients on this machine."""
     host, port = bound.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
@@ -109,22 +109,27 @@ def url_of(bound: socket.socket) -> str:
 
 
 def check_exposure(bound: socket.socket, settings: ServerSettings, *, insecure: bool) -> None:
-    """Refuses to serve to other machines without keys.
+    """Refuses to serve other machines without API keys.
+
+    Args:
+      bound: the socket of the server.
+      settings: the server's settings.
+      insecure: whether the user has permitted it.
 
     Raises:
-      Exposed: the address is not a loopback one, there are no keys, and it is not forced.
+      InsecureServer: not a loopback address, no API keys, and not permitted.
     """
     if settings.local_only or len(settings.keys) or insecure:
         return
-    raise Exposed(
-        f"{bound.getsockname()[0]} can be reached from other machines, and no API key is set: "
-        f"anyone there could use the models. Set {ENVIRONMENT} or --keys FILE (`muxjax key NAME` "
-        "makes one), serve on 127.0.0.1, or say --insecure"
+    raise InsecureServer(
+        f"{bound.getsockname()[0]} is reachable from other machines, and no API key is set. Set "
+        f"{ENVIRONMENT} or --keys FILE (`muxjax key NAME` generates a key), serve on 127.0.0.1, or "
+        "pass --insecure"
     )
 
 
 def is_local(bound: socket.socket) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether the socket is bound to a loopback address."""
     return ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
 
 
@@ -136,17 +141,17 @@ def serve(
     settings: ServerSettings | None = None,
     tls: Tls | None = None,
 ) -> None:
-    """Answers requests until SIGINT or SIGTERM, and then drains.
+    """Serves requests until SIGINT or SIGTERM, then drains and returns.
 
-    While it drains, running requests go on and new ones get 503. What still runs after
-    `drain_timeout` is cut. A second signal ends it at once.
+    While the server drains, running requests continue and new ones get 503. Requests that still run
+    after `drain_timeout` are aborted. A second signal ends the server at once.
 
     Args:
-      fleet: the models; stays the caller's to close.
+      fleet: the models; the caller closes it.
       bound: from `bind`; closed at the end.
-      say: told the address and `curl` lines when the first request may come.
-      settings: keys, limits, time-outs.
-      tls: certificate and key, to serve over HTTPS.
+      say: receives the URL and example `curl` commands when the server is ready.
+      settings: API keys, limits and timeouts.
+      tls: certificate and key for HTTPS; None for HTTP.
 
     Raises:
       TlsError: the certificate or its key cannot be used.
@@ -158,7 +163,7 @@ def serve(
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=_LAST_SECONDS,
+        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT,
         server_header=False,
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
@@ -168,14 +173,14 @@ def serve(
     url = url_of(bound) if tls is None else url_of(bound).replace("http:", "https:", 1)
 
     def ready() -> None:
-        say(welcome(fleet, url, keyed=len(settings.keys) > 0))
+        say(welcome_text(fleet, url, with_key=len(settings.keys) > 0))
 
     server = _Server(config, app.state.admission, settings.server.drain_timeout, ready)
     try:
         with sighup_reloads(app.state.control):
             server.run(sockets=[bound])
     except KeyboardInterrupt:
-        # uvicorn raises the signal that ended it once more, for its caller.
+        # uvicorn raises the signal again after it has shut down.
         if not server.started:
             raise
     finally:
@@ -185,56 +190,56 @@ def serve(
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM end the program as Ctrl-C does, so that what is open is closed."""
+    """Makes SIGTERM raise KeyboardInterrupt, so that open contexts are closed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def sighup_reloads(control: ModelControl) -> Iterator[None]:
-    """Makes SIGHUP apply the fleet file as it is then; what comes of it is logged."""
+    """Makes SIGHUP apply the fleet file to the running fleet; the result is logged."""
 
     def reload() -> None:
-        with contextlib.suppress(MuxError):  # it was logged, and nothing has changed
-            control.read_again()
+        with contextlib.suppress(MuxError):  # logged; nothing has changed
+            control.apply_fleet_file()
 
     def start(number: int, frame: FrameType | None) -> None:
         threading.Thread(target=reload, name="muxjax-reload", daemon=True).start()
 
-    before = signal.signal(signal.SIGHUP, start)
+    previous = signal.signal(signal.SIGHUP, start)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, previous)
 
 
-def welcome(fleet: FleetLike, url: str, *, keyed: bool = False) -> str:
-    """What is served, where, and a line to try it with each model."""
+def welcome_text(fleet: FleetLike, url: str, *, with_key: bool = False) -> str:
+    """Formats the served models, the URL and an example `curl` command for each model."""
     lines = [f"serving {', '.join(fleet.models)} on {url}"]
-    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    key = ' -H "Authorization: Bearer $KEY"' if with_key else ""
     for model in fleet.models.values():
-        chats = getattr(model.tokenizer, "chat_template", None) is not None
+        has_chat = model.tokenizer is not None and model.tokenizer.chat_template is not None
         body: dict[str, object] = {"model": model.name}
-        if chats:
+        if has_chat:
             body["messages"] = [{"role": "user", "content": "Why is the sky blue?"}]
         else:
             body["prompt"] = [1, 2, 3] if model.tokenizer is None else "Once upon a time"
         body["max_tokens"] = 64
-        path = "/v1/chat/completions" if chats else "/v1/completions"
+        path = "/v1/chat/completions" if has_chat else "/v1/completions"
         data = shlex.quote(json.dumps(body))
         lines.append(f"curl {url}{path} -H 'Content-Type: application/json'{key} -d {data}")
     return "\n".join(lines)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which says when it is ready, and drains before it ends."""
+    """A uvicorn server that reports when it is ready, and drains before it shuts down."""
 
     def __init__(
         self,
@@ -251,13 +256,14 @@ class _Server(uvicorn.Server):
         self._draining: asyncio.Future[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to accept connections."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends it at once."""
+        """Drains at the first signal and exits at the second."""
         if self._loop is None or self._admission.draining:
             super().handle_exit(sig, frame)
             self.force_exit = self._loop is not None
@@ -271,10 +277,10 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         admission = self._admission
         logs.event("draining", running=len(admission.streams), seconds=self._drain_timeout)
-        ends = time.monotonic() + self._drain_timeout
-        while admission.streams and time.monotonic() < ends:
-            await asyncio.sleep(_LOOK)
+        deadline = time.monotonic() + self._drain_timeout
+        while admission.streams and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
         if admission.streams:
-            logs.event("cut", logging.WARNING, running=len(admission.streams))
-            admission.cut()
+            logs.event("aborted", logging.WARNING, running=len(admission.streams))
+            admission.abort_all()
         self.should_exit = True

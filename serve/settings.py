@@ -1,4 +1,4 @@
-"""What a server is made with, besides its fleet."""
+"""Settings of a server besides its fleet."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from muxjax.config.fleet_file import FleetConfig
 from muxjax.config.server import ServerConfig
 from muxjax.scheduling.specs import LatencySlo
 from muxjax.serve.access.keys import Keys
-from muxjax.serve.ops.tracing import Tracing
+from muxjax.serve.tracing import Tracing
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits, keys and targets of a server.
+    """Limits, API keys and latency targets of a server.
 
     Attributes:
-      server: limits and time-outs.
-      keys: who may call; none let everybody.
+      server: limits and timeouts.
+      keys: API keys; with none, every call is permitted.
       slo: latency targets by model.
-      local_only: it listens on a loopback address, so names of other machines do not mean it.
-      tracing: where traces of calls go, if anywhere.
-      fleet_file: what the fleet came from, and is brought to when it is read again.
+      local_only: whether the server listens on a loopback address; without keys it then answers
+        only to local host names.
+      tracing: exports a span for each call; None for no tracing.
+      fleet_file: the file that a reload applies; None if the fleet did not come from a file.
     """
 
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -34,7 +35,7 @@ class ServerSettings:
     fleet_file: Path | None = None
 
     @classmethod
-    def of(
+    def from_config(
         cls,
         config: FleetConfig,
         *,
@@ -43,10 +44,10 @@ class ServerSettings:
         tracing: Tracing | None = None,
         fleet_file: Path | None = None,
     ) -> ServerSettings:
-        """Those of a fleet file."""
-        return cls(config.server, keys, slo_of(config), local_only, tracing, fleet_file)
+        """Builds the settings of a fleet file."""
+        return cls(config.server, keys, slo_by_model(config), local_only, tracing, fleet_file)
 
 
-def slo_of(config: FleetConfig) -> dict[str, LatencySlo]:
-    """Latency targets by model."""
+def slo_by_model(config: FleetConfig) -> dict[str, LatencySlo]:
+    """Returns the latency targets of a fleet file by model."""
     return {model.name: model.slo.latency_slo for model in config.models}

@@ -105,20 +105,20 @@ def serve(
             "--trace records steps of this process; with --ray they are others'"
         )
 
+    from muxjax.serve import logs
     from muxjax.serve.access.keys import load_keys
-    from muxjax.serve.ops import logs
-    from muxjax.serve.ops.tracing import Tracing
     from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
     from muxjax.serve.server import serve as serve_fleet
     from muxjax.serve.settings import ServerSettings
+    from muxjax.serve.tracing import Tracing
 
     found = load_keys(keys, [model.name for model in config.models])
-    tracing = None if otlp_endpoint is None else Tracing.to(otlp_endpoint)
+    tracing = None if otlp_endpoint is None else Tracing.to_endpoint(otlp_endpoint)
     tls = None if tls_cert is None or tls_key is None else Tls(tls_cert, tls_key)
     if tls is not None:
         tls.check()
     with sigterm_interrupts(), bind(host, port) as bound:
-        settings = ServerSettings.of(
+        settings = ServerSettings.from_config(
             config,
             keys=found,
             local_only=is_local(bound),

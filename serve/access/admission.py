@@ -1,88 +1,92 @@
-"""Lets requests in, follows them to their end, and can end them.
+"""Admission of requests to the fleet.
 
-`Admission` stands between the endpoints and the fleet. For each call it makes a `View`: the fleet
-as the caller may see it, which is only the models of its key. Every stream that is opened through a
-view is counted, limited and measured here, whatever endpoint it belongs to.
+Each HTTP call gets a `FleetView`: the fleet restricted to the models of its API key. Every stream
+that is opened through a view is admitted, limited and measured here, whichever endpoint opens it.
 
-- A model's queue is its streams that wait for their first token. One more than `max_queue` is
-  refused with 429, and the time after which there should be room.
-- A stream that takes longer than it may is ended with `TimedOut`, even if the engine hangs.
-- After `drain` nothing is let in (503), and `cut` ends what still runs.
+- The queue of a model is its streams that wait for their first token. When `max_queue` of them
+  wait, another one is refused with 429 and a `Retry-After` header.
+- A stream that exceeds a time limit ends with `TimedOut`, even if the engine hangs.
+- While the server drains, new streams are refused with 503. `abort_all` ends the running ones.
 
-Streams are read on the server's event loop; they may be opened in another thread, where a grammar
-is compiled first, so what they share is changed under a lock.
+Streams are read on the server's event loop. They may be opened in another thread, because
+compiling a grammar would block the loop; what they share is therefore guarded by a lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Mapping
-from typing import Any
 
 from muxjax.config.server import ServerConfig
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.access.key_policy import apply_key_policy
 from muxjax.serve.access.keys import Key
-from muxjax.serve.access.limits import KeyLimits, too_many
+from muxjax.serve.access.limits import KeyLimits, rate_limited
 from muxjax.serve.access.queues import ModelQueue
-from muxjax.serve.access.tracked_stream import Observer, QueueTicket, TrackedStream
+from muxjax.serve.access.tracked_stream import (
+    OpenStreams,
+    QueueTicket,
+    StreamObserver,
+    TrackedStream,
+)
 from muxjax.serve.errors import ApiError
 from muxjax.serve.fleet_protocol import FleetLike, ModelLike
 
 
 class Admission:
-    """The door to a fleet.
+    """Admission control of one fleet.
 
     Args:
       fleet: the models.
-      config: limits and time-outs.
-      observers: told of every stream.
+      config: limits and timeouts.
+      observers: receive the events of every stream.
+
+    Attributes:
+      draining: while True, new streams are refused with 503.
+      streams: the streams that have not ended.
     """
 
     def __init__(
         self,
         fleet: FleetLike,
         config: ServerConfig,
-        observers: tuple[Observer, ...] = (),
+        observers: tuple[StreamObserver, ...] = (),
     ) -> None:
         self.fleet = fleet
         self.config = config
-        self.observers = observers
         self.draining = False
-        self.streams: set[TrackedStream] = set()
-        self.lock = threading.RLock()
+        self.streams = OpenStreams(config, observers)
         self._queues = {name: ModelQueue() for name in fleet.models}
 
-    def view(self, key: Key | None, limits: KeyLimits | None) -> View:
-        """The fleet for one call; to be made on the event loop."""
-        return View(self, key, limits, asyncio.get_running_loop())
+    def fleet_view(self, key: Key | None, limits: KeyLimits | None) -> FleetView:
+        """Builds the view of the fleet for one call; must run on the event loop."""
+        return FleetView(self, key, limits, asyncio.get_running_loop())
 
     def waiting(self, model: str) -> int:
-        """Streams of a model without a first token."""
+        """Number of streams of a model that wait for their first token."""
         queue = self._queues.get(model)
         return 0 if queue is None else queue.waiting
 
-    def check_open(self) -> None:
-        """Refuses everything while the server stops.
+    def check_not_draining(self) -> None:
+        """Refuses requests while the server drains.
 
         Raises:
           ApiError: 503.
         """
         if self.draining:
             raise ApiError(
-                "the server is stopping; it finishes what runs and takes nothing new",
+                "the server is shutting down: it finishes running requests and accepts no new ones",
                 status=503,
                 code="server_stopping",
                 headers={"retry-after": "10", "connection": "close"},
             )
 
-    def cut(self) -> None:
-        """Ends all streams now, each with a last delta whose reason is 'abort'."""
-        for stream in list(self.streams):
+    def abort_all(self) -> None:
+        """Ends all streams now, each with a last delta whose finish reason is 'abort'."""
+        for stream in self.streams:
             stream.end()
 
-    def open(
+    def open_stream(
         self,
         model: str,
         prompt: str | list[int],
@@ -90,43 +94,53 @@ class Admission:
         limits: KeyLimits | None,
         loop: asyncio.AbstractEventLoop,
     ) -> TrackedStream:
-        """Opens a stream of the fleet, if there is room for it.
+        """Admits a request and opens its stream.
 
         Raises:
-          ApiError: 429, 503: it is not let in.
-          MuxError: as the fleet's `stream`.
+          ApiError: 429 if a queue or a key limit is full, 503 while the server drains.
+          MuxError: see `FleetLike.stream`.
         """
-        with self.lock:
-            self.check_open()
+        lock = self.streams.lock
+        with lock:
+            self.check_not_draining()
             queue = self._queues.setdefault(model, ModelQueue())
             if queue.waiting >= self.config.max_queue:
-                raise too_many(
-                    f"{queue.waiting} requests for {model} wait already, as many as may",
+                raise rate_limited(
+                    f"the queue of {model} is full with {queue.waiting} waiting requests",
                     queue.expected_wait(),
                 )
             queue.waiting += 1
         try:
             inner = self.fleet.stream(model, prompt, params)
             try:
-                room = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
-                most = min(params.max_tokens, room)
-                with self.lock:
-                    tokens = inner.num_prompt_tokens + most
+                context_left = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
+                max_output_tokens = min(params.max_tokens, context_left)
+                with lock:
+                    tokens = inner.num_prompt_tokens + max_output_tokens
                     reserved = None if limits is None else limits.reserve(tokens)
             except BaseException:
                 inner.cancel()
                 raise
         except BaseException:
-            with self.lock:
+            with lock:
                 queue.leave(served=False)
             raise
         return TrackedStream(
-            self, inner, model, params.max_tokens, QueueTicket(queue, limits, reserved, most), loop
+            inner,
+            model,
+            params.max_tokens,
+            ticket=QueueTicket(queue, limits, reserved, max_output_tokens),
+            open_streams=self.streams,
+            loop=loop,
         )
 
 
-class View:
-    """A fleet as one caller may see it; a `FleetLike` for the endpoints."""
+class FleetView:
+    """The fleet as one caller may use it: a `FleetLike` for the endpoints.
+
+    Attributes:
+      models: the models that the caller's key permits, by name.
+    """
 
     def __init__(
         self,
@@ -142,37 +156,39 @@ class View:
         self._streams: list[TrackedStream] = []
         models = admission.fleet.models
         self.models: Mapping[str, ModelLike] = (
-            models if key is None else {name: m for name, m in models.items() if key.sees(name)}
+            models
+            if key is None
+            else {name: model for name, model in models.items() if key.permits(name)}
         )
 
     def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> TrackedStream:
-        """See `FleetLike`; the endpoint has looked the model up in `models`.
+        """Opens a stream; the endpoint has looked the model up in `models`.
 
         Raises:
-          ApiError: it is not let in.
+          ApiError: the request is not admitted.
+          MuxError: see `FleetLike.stream`.
         """
         params = apply_key_policy(self._key, params or SamplingParams())
-        stream = self._admission.open(model, prompt, params, self._limits, self._loop)
+        stream = self._admission.open_stream(model, prompt, params, self._limits, self._loop)
         self._streams.append(stream)
         return stream
 
-    def measures(self) -> dict[str, str | int | float]:
-        """What the call's streams came to, for logs and traces; empty if there were none."""
+    def measurements(self) -> dict[str, str | int | float]:
+        """Model, token counts and time to first token of the call, for logs and traces.
+
+        Empty if the call opened no stream.
+        """
         if not self._streams:
             return {}
         first = self._streams[0]
-        found: dict[str, str | int | float] = {
+        measured: dict[str, str | int | float] = {
             "model": first.model,
             "prompt_tokens": sum(stream.num_prompt_tokens for stream in self._streams),
             "cached_tokens": sum(stream.num_cached_tokens for stream in self._streams),
-            "output_tokens": sum(stream.made for stream in self._streams),
+            "output_tokens": sum(stream.output_tokens for stream in self._streams),
         }
         if first.ttft is not None:
-            found["ttft"] = round(first.ttft, 4)
-        return found
-
-    def stats(self, *, block: bool = True) -> Mapping[str, Any]:
-        """See `FleetLike`."""
-        return self._admission.fleet.stats(block=block)
+            measured["ttft"] = round(first.ttft, 4)
+        return measured

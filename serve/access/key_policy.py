@@ -1,7 +1,8 @@
-"""What an API key makes of a request: how urgent it may be, and with whom it shares prefixes.
+"""Policy of an API key on request parameters: priority limit and prefix cache isolation.
 
-Holders of unlike keys share nothing in the prefix cache unless the key file says so: how soon an
-answer begins, and `cached_tokens` outright, would tell each of them what the others ask.
+Keys do not share entries of the prefix cache unless the key file puts them into one `cache_group`.
+Otherwise the time to first token, and `cached_tokens` directly, would reveal which prompts the
+holders of other keys send.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ from muxjax.serve.errors import ApiError
 
 
 def apply_key_policy(key: Key | None, params: SamplingParams) -> SamplingParams:
-    """The parameters of a request by the holder of a key; without keys they stay as they are.
+    """Returns the parameters with the priority and the cache salt that the key prescribes.
 
-    A request takes its key's priority, or the lower one that it asks for.
+    A request gets the priority of its key, or the lower one that it asks for. Without a key the
+    parameters are unchanged.
 
     Raises:
-      ApiError: 400, it asks for a higher one; only a key with the right `admin` may.
+      ApiError: 400, the request asks for a higher priority and the key lacks the right `admin`.
     """
     if key is None:
         return params
     priority = key.priority if params.priority is None else params.priority
     if priority > key.priority and "admin" not in key.rights:
         raise ApiError(
-            f"priority is at most {key.priority} with this key, not {priority}", param="priority"
+            f"priority must be at most {key.priority} with this key, not {priority}",
+            param="priority",
         )
-    salt = _salt(key, params.cache_salt)
+    salt = _cache_salt(key, params.cache_salt)
     return dataclasses.replace(params, priority=priority, cache_salt=salt)
 
 
-def _salt(key: Key, own: str | None) -> str:
-    """Of unlike keys, groups or own salts unlike ones."""
+def _cache_salt(key: Key, request_salt: str | None) -> str:
+    """Digest that differs between keys (or cache groups) and between salts of requests."""
     name = f"key {key.name}" if key.cache_group is None else f"group {key.cache_group}"
-    found = hashlib.blake2b(name.encode(), digest_size=32)
-    found.update(b"\0" + (own or "").encode("utf-8", "surrogatepass"))
-    return found.hexdigest()
+    digest = hashlib.blake2b(name.encode(), digest_size=32)
+    digest.update(b"\0" + (request_salt or "").encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,10 +1,10 @@
-"""API keys: who may ask for what.
+"""API keys: authentication of callers, their rights and their limits.
 
-A key is a secret text that a client sends as `Authorization: Bearer SECRET`. The server keeps only
-its SHA-256 digest, which is enough for secrets that are drawn at random (`new_secret` has 256 bits:
-there is nothing to guess, so a slow hash would guard nothing). A secret that comes is hashed and
-compared with every digest in constant time, whichever matches: how long it takes says nothing about
-how much of it is right, nor about which keys there are.
+A key is a secret that a client sends as `Authorization: Bearer SECRET`. The server stores only its
+SHA-256 digest. That is sufficient for random secrets: `new_secret` has 256 bits, which cannot be
+guessed, so a slow password hash would add nothing. A received secret is hashed and compared with
+every digest in constant time. The response time therefore reveals neither how much of a secret is
+right nor which keys exist.
 
 The key file is YAML (docs/serving.md):
 
@@ -34,8 +34,9 @@ from muxjax.sampling_params import MAX_PRIORITY
 Right = Literal["generate", "metrics", "admin"]
 ALL_RIGHTS: tuple[Right, ...] = ("generate", "metrics", "admin")
 ENVIRONMENT = "MUXJAX_API_KEY"
-"""Names the variable that may hold secrets, separated by commas; their keys have all rights."""
-_SHORTEST = 16
+"""Environment variable with secrets, separated by commas; their keys have all rights."""
+_MIN_SECRET_LENGTH = 16
+"""Minimum number of characters of a secret in the environment."""
 
 Count = Annotated[int, Field(ge=1)]
 KeyName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")]
@@ -43,33 +44,40 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 
 
 class Key(BaseModel):
-    """A key without its secret: what its holder may do."""
+    """An API key without its secret: name, rights and limits of its holder."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: KeyName = Field(description="What logs call the holder.")
+    name: KeyName = Field(description="Name of the holder in logs.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
         description="The secret's SHA-256 digest, in lower-case hexadecimal."
     )
     models: Annotated[Names, Field(min_length=1)] | None = Field(
-        default=None, description="The models it may use and see; by default all."
+        default=None, description="Models that it may list and use; by default all."
     )
-    requests_per_minute: Count | None = None
+    requests_per_minute: Count | None = Field(
+        default=None, description="Maximum number of calls in any minute."
+    )
     tokens_per_minute: Count | None = Field(
-        default=None, description="Of prompts and outputs together."
+        default=None,
+        description="Maximum number of prompt and output tokens together in any minute.",
     )
-    concurrency: Count | None = Field(default=None, description="Calls that may run at once.")
+    concurrency: Count | None = Field(
+        default=None, description="Maximum number of concurrent calls."
+    )
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = Field(
-        default=0, description="Of its requests, and the highest that they may ask for."
+        default=0, description="Default and maximum priority of its requests."
     )
     cache_group: KeyName | None = Field(
         default=None,
-        description="Keys of one group share what the prefix cache has; by default each is alone.",
+        description="Keys of one group share prefix cache entries; by default no key shares any.",
     )
-    rights: Annotated[tuple[Right, ...], Field(strict=False, min_length=1)] = ("generate",)
+    rights: Annotated[tuple[Right, ...], Field(strict=False, min_length=1)] = Field(
+        default=("generate",), description="Groups of endpoints that it may call."
+    )
 
-    def sees(self, model: str) -> bool:
-        """Whether the model exists as far as the holder is concerned."""
+    def permits(self, model: str) -> bool:
+        """Whether the holder may list and use a model."""
         return self.models is None or model in self.models
 
 
@@ -80,11 +88,11 @@ class _KeyFile(BaseModel):
 
 
 class Keys:
-    """All keys of a server."""
+    """The API keys of a server; empty if it requires none."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = list(keys)
-        self._found = [None, *self._keys]
+        self._by_number = [None, *self._keys]  # 0: no key
         self._digests = [bytes.fromhex(key.sha256) for key in self._keys]
 
     def __len__(self) -> int:
@@ -94,37 +102,37 @@ class Keys:
         return iter(self._keys)
 
     def find(self, secret: str) -> Key | None:
-        """The key of a secret, compared with all keys and in the same time for each."""
+        """Returns the key of a secret, or None, after comparing it with all keys."""
         presented = digest_of(secret)
-        place = 0
+        match = 0
         for number, digest in enumerate(self._digests, start=1):
-            # Arithmetic, for a branch takes longer when it is taken.
-            place += number * hmac.compare_digest(digest, presented)
-        return self._found[place]
+            # Arithmetic instead of a branch, which takes longer when it is taken.
+            match += number * hmac.compare_digest(digest, presented)
+        return self._by_number[match]
 
 
 def digest_of(secret: str) -> bytes:
-    """A secret's SHA-256 digest."""
+    """Returns the SHA-256 digest of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def new_secret() -> str:
-    """A secret that nobody can guess."""
+    """Generates a random secret of 256 bits."""
     return f"mux-{secrets.token_urlsafe(32)}"
 
 
 def new_entry(name: str) -> tuple[str, str]:
-    """A new secret, and the entry of the key file for it.
+    """Generates a secret and its entry for the key file.
 
     Raises:
-      KeyFileError: a name that the key file does not take.
+      KeyFileError: the name is not valid.
     """
     secret = new_secret()
     try:
         key = Key(name=name, sha256=digest_of(secret).hex())
     except ValidationError as error:
         raise KeyFileError(
-            f"{name!r} is no name for a key: 1 to 64 letters, digits and ._@- are"
+            f"{name!r} is not a valid key name: use 1 to 64 letters, digits and ._@-"
         ) from error
     return secret, f"  - name: {key.name}\n    sha256: {key.sha256}"
 
@@ -132,19 +140,19 @@ def new_entry(name: str) -> tuple[str, str]:
 def load_keys(
     path: Path | None, models: Iterable[str], environment: Mapping[str, str] = os.environ
 ) -> Keys:
-    """The keys of a file and of the variable `MUXJAX_API_KEY`; none if there is neither.
+    """Loads the keys of a key file and of the environment variable `MUXJAX_API_KEY`.
 
     Args:
-      path: the key file.
-      models: the names that there are.
-      environment: variables by name.
+      path: the key file; None for no file.
+      models: names of the models in the fleet.
+      environment: environment variables by name.
 
     Raises:
-      KeyFileError: the file is not valid, a secret is too short, or one stands twice.
+      KeyFileError: the file is not valid, a secret is too short, or a name or secret is not unique.
     """
-    keys = [*_of_environment(environment.get(ENVIRONMENT, ""))]
+    keys = [*_load_environment(environment.get(ENVIRONMENT, ""))]
     if path is not None:
-        keys += _of_file(path)
+        keys += _load_file(path)
     known = list(models)
     faults = []
     names: set[str] = set()
@@ -152,13 +160,13 @@ def load_keys(
     for key in keys:
         where = f"{path}: key {key.name}" if path else f"key {key.name}"
         if key.name in names:
-            faults.append(f"{where}: the name stands twice")
+            faults.append(f"{where}: duplicate name")
         elif key.sha256 in digests:
-            faults.append(f"{where}: has the secret of {digests[key.sha256]}")
+            faults.append(f"{where}: same secret as key {digests[key.sha256]}")
         names.add(key.name)
         digests[key.sha256] = key.name
         faults += [
-            f"{where}: models: no model {model!r} in the fleet; there are {', '.join(known)}"
+            f"{where}: models: no model {model!r} in the fleet; it has {', '.join(known)}"
             for model in key.models or ()
             if model not in known
         ]
@@ -167,21 +175,21 @@ def load_keys(
     return Keys(keys)
 
 
-def _of_environment(value: str) -> list[Key]:
-    secrets_given = [secret.strip() for secret in value.split(",") if secret.strip()]
-    for secret in secrets_given:
-        if len(secret) < _SHORTEST:
+def _load_environment(value: str) -> list[Key]:
+    given = [secret.strip() for secret in value.split(",") if secret.strip()]
+    for secret in given:
+        if len(secret) < _MIN_SECRET_LENGTH:
             raise KeyFileError(
-                f"{ENVIRONMENT}: a key of {len(secret)} characters can be guessed; at least "
-                f"{_SHORTEST} are needed (`muxjax key NAME` makes one)"
+                f"{ENVIRONMENT}: a secret of {len(secret)} characters can be guessed; it needs at "
+                f"least {_MIN_SECRET_LENGTH} (`muxjax key NAME` generates one)"
             )
     return [
         Key(name=f"environment-{index}", sha256=digest_of(secret).hex(), rights=ALL_RIGHTS)
-        for index, secret in enumerate(secrets_given, start=1)
+        for index, secret in enumerate(given, start=1)
     ]
 
 
-def _of_file(path: Path) -> tuple[Key, ...]:
+def _load_file(path: Path) -> tuple[Key, ...]:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
         data, lines = parse_yaml(text, str(path))
@@ -192,16 +200,16 @@ def _of_file(path: Path) -> tuple[Key, ...]:
     except FleetConfigError as error:
         raise KeyFileError(str(error)) from error
     if not isinstance(data, dict):
-        raise KeyFileError(f"{path}: a key file is a mapping with `keys:`")
+        raise KeyFileError(f"{path}: a key file must be a mapping with `keys:`")
     try:
         return _KeyFile.model_validate(data).keys
     except ValidationError as error:
         faults = []
-        for details in error.errors(include_url=False, include_input=False):
-            place = "".join(
-                f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]
+        for detail in error.errors(include_url=False, include_input=False):
+            field = "".join(
+                f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]
             ).removeprefix(".")
-            line = f":{lines[place]}" if place in lines else ""
-            # The value is not shown: it may be a secret in the wrong place.
-            faults.append(f"{path}{line}: {place}: {details['msg']}")
+            line = f":{lines[field]}" if field in lines else ""
+            # The value is left out: it may be a secret in the wrong place.
+            faults.append(f"{path}{line}: {field}: {detail['msg']}")
         raise KeyFileError("\n".join(faults)) from error

@@ -1,9 +1,9 @@
-"""Limits of one key: requests and tokens in any minute, and calls at once. Exact at the edge.
+"""Rate limits of one API key: requests and tokens per minute, and concurrent calls.
 
-A window slides: what was let in counts for sixty seconds from then, so no minute, wherever it
-begins, holds more than the limit. Tokens are reserved before they are made (the prompt and the most
-that may come), since a limit that is noticed afterwards has been passed; what was not made is given
-back when the output ends.
+A window slides: an admitted request counts for sixty seconds, so no minute, wherever it begins,
+holds more than the limit. Tokens are reserved before they are generated (the prompt and the maximum
+output), because a limit that is checked afterwards has already been exceeded. The unused part is
+given back when the output ends.
 """
 
 from __future__ import annotations
@@ -18,113 +18,133 @@ from muxjax.serve.access.keys import Key
 from muxjax.serve.errors import ApiError
 
 WINDOW = 60.0
-"""Seconds."""
+"""Length of a window in seconds."""
 
 
 @dataclass(slots=True)
 class Reservation:
-    """Units of a window; `units` shrinks when some are given back."""
+    """Reserved units of a window.
 
-    at: float
+    Attributes:
+      time: when they were reserved, on the window's clock.
+      units: how many count; fewer after some are given back.
+    """
+
+    time: float
     units: int
 
 
-class Window:
-    """At most `limit` units in any `WINDOW` seconds."""
+class SlidingWindow:
+    """At most `limit` units in any `WINDOW` seconds.
+
+    Args:
+      limit: maximum number of units.
+      clock: current time in seconds.
+    """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._clock = clock
-        self._taken: deque[Reservation] = deque()
+        self._reservations: deque[Reservation] = deque()
         self._total = 0
 
-    def take(self, units: int = 1) -> Reservation | float:
-        """Units of the window, or in how many seconds there will be as many; `inf` if never."""
+    def reserve(self, units: int = 1) -> Reservation | float:
+        """Reserves units, or returns the seconds until they are available (`inf` for never)."""
         now = self._clock()
-        while self._taken and now - self._taken[0].at >= WINDOW:
-            self._total -= self._taken.popleft().units
+        while self._reservations and now - self._reservations[0].time >= WINDOW:
+            self._total -= self._reservations.popleft().units
         if self._total + units <= self.limit:
             self._total += units
-            self._taken.append(Reservation(now, units))
-            return self._taken[-1]
+            self._reservations.append(Reservation(now, units))
+            return self._reservations[-1]
         missing = self._total + units - self.limit
-        for reservation in self._taken:
+        for reservation in self._reservations:
             missing -= reservation.units
             if missing <= 0:
-                return reservation.at + WINDOW - now
+                return reservation.time + WINDOW - now
         return math.inf
 
     def give_back(self, reservation: Reservation, units: int) -> None:
-        """Returns units that were not used, if they still count."""
+        """Returns unused units of a reservation, unless it has expired."""
         units = min(units, reservation.units)
-        if self._clock() - reservation.at < WINDOW:
+        if self._clock() - reservation.time < WINDOW:
             self._total -= units
             reservation.units -= units
 
 
 class KeyLimits:
-    """What one key has used of its limits."""
+    """Usage of one key, checked against its limits.
+
+    Attributes:
+      running: number of calls that run.
+    """
 
     def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
-        self._key = key
         self.running = 0
+        self._key = key
         self._requests = (
-            None if key.requests_per_minute is None else Window(key.requests_per_minute, clock)
+            None
+            if key.requests_per_minute is None
+            else SlidingWindow(key.requests_per_minute, clock)
         )
         self._tokens = (
-            None if key.tokens_per_minute is None else Window(key.tokens_per_minute, clock)
+            None if key.tokens_per_minute is None else SlidingWindow(key.tokens_per_minute, clock)
         )
 
     def enter(self) -> None:
-        """Lets a call in; `leave` must follow.
+        """Admits a call; `leave` must follow.
 
         Raises:
-          ApiError: 429: as many calls run, or came in the last minute, as may.
+          ApiError: 429, the limit of concurrent calls or of requests per minute is reached.
         """
-        most = self._key.concurrency
-        if most is not None and self.running >= most:
-            raise too_many(f"{most} calls of this key run already, as many as may at once", 1.0)
+        concurrency = self._key.concurrency
+        if concurrency is not None and self.running >= concurrency:
+            raise rate_limited(f"this key is limited to {concurrency} concurrent calls", 1.0)
         if self._requests is not None:
-            taken = self._requests.take()
-            if not isinstance(taken, Reservation):
-                raise too_many(f"{self._requests.limit} requests a minute are this key's", taken)
+            reserved = self._requests.reserve()
+            if not isinstance(reserved, Reservation):
+                raise rate_limited(
+                    f"this key is limited to {self._requests.limit} requests per minute", reserved
+                )
         self.running += 1
 
     def leave(self) -> None:
-        """Ends a call that was let in."""
+        """Ends an admitted call."""
         self.running -= 1
 
     def reserve(self, tokens: int) -> Reservation | None:
-        """Tokens of a prompt and of all that may follow; None where there is no limit.
+        """Reserves the tokens of a prompt and of its maximum output; None without a limit.
 
         Raises:
-          ApiError: 429: so many are not left of this minute; 400: so many never will be.
+          ApiError: 429, too few tokens are left in this minute; 400, the limit is below `tokens`.
         """
         if self._tokens is None:
             return None
-        taken = self._tokens.take(tokens)
-        if isinstance(taken, Reservation):
-            return taken
-        if math.isinf(taken):
+        reserved = self._tokens.reserve(tokens)
+        if isinstance(reserved, Reservation):
+            return reserved
+        if math.isinf(reserved):
             raise ApiError(
-                f"prompt and max_tokens come to {tokens} tokens, and this key has "
-                f"{self._tokens.limit} a minute; lower max_tokens",
+                f"prompt and max_tokens add up to {tokens} tokens, but this key is limited to "
+                f"{self._tokens.limit} tokens per minute; lower max_tokens",
                 param="max_tokens",
                 code="tokens_exceed_limit",
             )
-        raise too_many(f"{self._tokens.limit} tokens a minute are this key's", taken)
+        raise rate_limited(
+            f"this key is limited to {self._tokens.limit} tokens per minute", reserved
+        )
 
     def give_back(self, reservation: Reservation | None, tokens: int) -> None:
-        """Returns reserved tokens that were not made."""
+        """Returns reserved tokens that were not used."""
         if self._tokens is not None and reservation is not None:
             self._tokens.give_back(reservation, tokens)
 
 
-def too_many(message: str, seconds: float) -> ApiError:
-    """The answer 429, with the time to wait."""
+def rate_limited(message: str, seconds: float) -> ApiError:
+    """Builds a 429 error with a `Retry-After` header, rounded up to whole seconds."""
     wait = max(1, math.ceil(seconds))
     return ApiError(
-        f"{message}; try again in {wait} s",
+        f"{message}; retry in {wait} s",
         status=429,
         code="rate_limit_exceeded",
         headers={"retry-after": str(wait)},

@@ -1,4 +1,4 @@
-"""The line of a model: streams that wait for their first token."""
+"""Admission queue of a model: its streams that wait for their first token."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import time
 from collections import deque
 
 _RECENT = 32
-"""First tokens that the speed of a queue is estimated from."""
-_LONGEST_WAIT = 60.0
+"""Number of first tokens from which the throughput of a queue is estimated."""
+_MAX_WAIT = 60.0
+"""Upper bound of the expected wait, in seconds."""
 
 
 class ModelQueue:
-    """The streams of a model that wait for their first token, and how fast they get it."""
+    """Counts the waiting streams of a model and measures how fast they leave."""
 
     def __init__(self) -> None:
         self.waiting = 0
-        self._left: deque[float] = deque(maxlen=_RECENT)
+        self._departures: deque[float] = deque(maxlen=_RECENT)
 
     def leave(self, served: bool) -> None:
-        """One waits no longer; `served` if it got its first token."""
+        """Removes one stream; `served` if it got its first token."""
         self.waiting -= 1
         if served:
-            self._left.append(time.monotonic())
+            self._departures.append(time.monotonic())
 
     def expected_wait(self) -> float:
-        """Seconds until one more has left."""
-        if len(self._left) < 2:
+        """Expected seconds until the next stream leaves."""
+        if len(self._departures) < 2:
             return 1.0
-        each = (time.monotonic() - self._left[0]) / len(self._left)
-        return min(_LONGEST_WAIT, each)
+        interval = (time.monotonic() - self._departures[0]) / len(self._departures)
+        return min(_MAX_WAIT, interval)

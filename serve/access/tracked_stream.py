@@ -1,222 +1,269 @@
-"""One stream of the fleet as the server follows it: its place, its time limits, its measures."""
+"""A stream of the fleet with its queue ticket, its timeouts and its measurements."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from muxjax.config.server import ServerConfig
 from muxjax.errors import EngineDead, TimedOut
+from muxjax.outputs import Delta
 from muxjax.serve.access.limits import KeyLimits, Reservation
 from muxjax.serve.access.queues import ModelQueue
-from muxjax.serve.fleet_protocol import DeltaLike, StreamLike
+from muxjax.serve.fleet_protocol import StreamLike
 
 
-@runtime_checkable
-class Observer(Protocol):
-    """Is told what streams do; must be quick."""
-
-    def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
-        """Its first tokens came so many seconds after it was let in."""
-        ...
-
-    def more(self, model: str, seconds: float, tokens: int) -> None:
-        """`tokens` more came at once, so many seconds after those before."""
-        ...
-
-    def ended(self, ending: Ending) -> None:
-        """It ended."""
-        ...
-
-
-@runtime_checkable
-class Timer(Protocol):
-    """What an event loop's `call_later` gives; each loop has its own."""
-
-    def cancel(self) -> None:
-        """Nothing will be called."""
-        ...
-
-
-class Ending:
-    """What there is to say about a stream that has ended.
+@dataclass(frozen=True, slots=True)
+class StreamSummary:
+    """Measurements of a stream that has ended.
 
     Attributes:
-      model: its name.
+      model: name of its model.
       reason: 'stop', 'length', 'abort', 'cancelled', 'timeout' or 'error'.
-      prompt_tokens: of its prompt.
-      output_tokens: that were made.
-      max_tokens: the most that were asked for.
-      ttft: seconds to the first token, None if there was none.
-      seconds: from the start to the end.
+      prompt_tokens: number of prompt tokens.
+      output_tokens: number of generated tokens.
+      max_tokens: the requested maximum of output tokens.
+      ttft: seconds from admission to the first token; None if there was none.
+      seconds: seconds from admission to the end.
     """
 
-    __slots__ = (
-        "max_tokens",
-        "model",
-        "output_tokens",
-        "prompt_tokens",
-        "reason",
-        "seconds",
-        "ttft",
-    )
-
-    def __init__(self, stream: TrackedStream, reason: str, now: float) -> None:
-        self.model = stream.model
-        self.reason = reason
-        self.prompt_tokens = stream.num_prompt_tokens
-        self.output_tokens = stream.made
-        self.max_tokens = stream.max_tokens
-        self.ttft = stream.ttft
-        self.seconds = now - stream.started
+    model: str
+    reason: str
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    ttft: float | None
+    seconds: float
 
     @property
     def tpot(self) -> float | None:
-        """Seconds for each token after the first; None for fewer than two."""
+        """Mean seconds per token after the first; None for fewer than two tokens."""
         if self.ttft is None or self.output_tokens < 2:
             return None
         return (self.seconds - self.ttft) / (self.output_tokens - 1)
 
 
 @runtime_checkable
-class Door(Protocol):
-    """What streams share: `admission.Admission`."""
+class StreamObserver(Protocol):
+    """Receives the events of all streams, on the event loop; it must not block."""
 
-    config: ServerConfig
-    observers: tuple[Observer, ...]
-    streams: set[TrackedStream]
-    lock: threading.RLock
+    def on_first_token(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
+        """The first `tokens` tokens arrived, `seconds` after admission."""
+        ...
+
+    def on_tokens(self, model: str, seconds: float, tokens: int) -> None:
+        """`tokens` more tokens arrived together, `seconds` after those before."""
+        ...
+
+    def on_stream_end(self, summary: StreamSummary) -> None:
+        """A stream ended."""
+        ...
+
+
+class OpenStreams:
+    """The streams that have not ended, and what they share.
+
+    Attributes:
+      config: timeouts.
+      observers: receive the events of every stream.
+      lock: guards the queues, the key limits and this set. Streams are opened in several threads.
+    """
+
+    def __init__(self, config: ServerConfig, observers: tuple[StreamObserver, ...] = ()) -> None:
+        self.config = config
+        self.observers = observers
+        self.lock = threading.RLock()
+        self._streams: set[TrackedStream] = set()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[TrackedStream]:
+        with self.lock:
+            return iter(list(self._streams))
+
+    def add(self, stream: TrackedStream) -> None:
+        """Adds a stream."""
+        with self.lock:
+            self._streams.add(stream)
+
+    def discard(self, stream: TrackedStream) -> None:
+        """Removes a stream that has ended."""
+        with self.lock:
+            self._streams.discard(stream)
 
 
 @dataclass(frozen=True)
 class QueueTicket:
-    """What a stream takes of the queue and of its key's tokens, `most` at most."""
+    """A stream's place in the queue of its model, and its token reservation.
+
+    Attributes:
+      queue: the queue of the model.
+      limits: limits of the API key, if there are any.
+      reserved: tokens reserved with them.
+      max_output_tokens: the part of the reservation that is for output.
+    """
 
     queue: ModelQueue
     limits: KeyLimits | None
     reserved: Reservation | None
-    most: int
+    max_output_tokens: int
 
-    def leave(self, made: int, first: bool) -> None:
-        """Gives back what was not used; `first` if a first token came."""
-        if not first:
+    def release(self, output_tokens: int, served: bool) -> None:
+        """Leaves the queue and returns the unused reservation.
+
+        Args:
+          output_tokens: number of generated tokens.
+          served: whether the stream has left the queue already, with its first token.
+        """
+        if not served:
             self.queue.leave(served=False)
         if self.limits is not None:
-            self.limits.give_back(self.reserved, max(0, self.most - made))
+            unused = max(0, self.max_output_tokens - output_tokens)
+            self.limits.give_back(self.reserved, unused)
 
 
 class TrackedStream:
-    """A stream of the fleet with its place in the queue, its time limit and its measures."""
+    """A stream of the fleet with a queue ticket, timeouts and measurements.
+
+    It is released exactly once: at its last delta, at an error of the engine, at a timeout, or when
+    it is cancelled.
+
+    Args:
+      inner: the stream of the fleet.
+      model: name of its model.
+      max_tokens: the requested maximum of output tokens.
+      ticket: released at the end.
+      open_streams: the set that it belongs to until its end.
+      loop: the server's event loop, on which the timeouts run.
+    """
 
     def __init__(
         self,
-        admission: Door,
         inner: StreamLike,
         model: str,
         max_tokens: int,
-        place: QueueTicket,
+        *,
+        ticket: QueueTicket,
+        open_streams: OpenStreams,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.model = model
-        self.max_tokens = max_tokens
-        self.made = 0
+        self.output_tokens = 0
         self.ttft: float | None = None
-        self.started = time.monotonic()
-        self._admission = admission
         self._inner = inner
-        self._place = place
+        self._deltas: AsyncIterator[Delta] | None = None
+        self._max_tokens = max_tokens
+        self._ticket = ticket
+        self._open_streams = open_streams
         self._loop = loop
-        self._reason: str | None = None
-        self._last = self.started
-        self._timers: list[Timer] = []
-        with admission.lock:
-            admission.streams.add(self)
+        self._ended = False
+        self._admitted = self._last_token = time.monotonic()
+        self._timers: list[asyncio.TimerHandle] = []
+        open_streams.add(self)
         loop.call_soon_threadsafe(self._start_timers)
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Number of prompt tokens."""
         return self._inner.num_prompt_tokens
 
     @property
     def num_cached_tokens(self) -> int:
-        """Those of them that the prefix cache had."""
+        """Prompt tokens found in the prefix cache."""
         return self._inner.num_cached_tokens
 
     def cancel(self) -> None:
-        """Ends the request; after the end it does nothing."""
+        """Cancels the request. Idempotent; does nothing after the end."""
         self._inner.cancel()
-        self._close("cancelled")
+        self._release("cancelled")
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends it for its reader: with an error, or as cut."""
+        """Ends the stream for its reader, with an error or with the finish reason 'abort'."""
         self._inner.end(error)
 
-    def __aiter__(self) -> AsyncIterator[DeltaLike]:
-        return self._deltas()
+    def __aiter__(self) -> Self:
+        if self._deltas is None:
+            self._deltas = aiter(self._inner)
+        return self
 
-    async def _deltas(self) -> AsyncIterator[DeltaLike]:
+    async def __anext__(self) -> Delta:
+        """Returns the next delta.
+
+        Raises:
+          TimedOut: the stream exceeded a time limit.
+          EngineDead: the engine ended before the request did.
+        """
+        assert self._deltas is not None, "iterate with `async for`"
         try:
-            async for delta in self._inner:
-                count = len(delta.token_ids)
-                if count:
-                    self._note(count)
-                if delta.finish_reason is not None:
-                    self._close(delta.finish_reason)
-                yield delta
+            delta = await anext(self._deltas)
         except TimedOut:
-            self._close("timeout")
+            self._release("timeout")
             raise
         except EngineDead:
-            self._close("error")
+            self._release("error")
             raise
+        if delta.token_ids:
+            self._record_tokens(len(delta.token_ids))
+        if delta.finish_reason is not None:
+            self._release(delta.finish_reason)
+        return delta
 
-    def _note(self, count: int) -> None:
+    def _record_tokens(self, count: int) -> None:
         now = time.monotonic()
-        observers = self._admission.observers
-        self.made += count
+        observers = self._open_streams.observers
+        self.output_tokens += count
         if self.ttft is None:
-            self.ttft = now - self.started
-            with self._admission.lock:
-                self._place.queue.leave(served=True)
+            self.ttft = now - self._admitted
+            with self._open_streams.lock:
+                self._ticket.queue.leave(served=True)
             for observer in observers:
-                observer.first(self.model, self.ttft, self.num_prompt_tokens, count)
+                observer.on_first_token(self.model, self.ttft, self.num_prompt_tokens, count)
         else:
             for observer in observers:
-                observer.more(self.model, now - self._last, count)
-        self._last = now
+                observer.on_tokens(self.model, now - self._last_token, count)
+        self._last_token = now
 
     def _start_timers(self) -> None:
-        config = self._admission.config
+        config = self._open_streams.config
 
-        def expire(what: str, seconds: float) -> None:
-            if what == "the request" or self.ttft is None:
-                self.end(TimedOut(f"{what} took longer than {seconds:g} s, the most it may"))
+        def expire(subject: str, seconds: float) -> None:
+            if subject == "the request" or self.ttft is None:
+                self.end(TimedOut(f"{subject} exceeded its time limit of {seconds:g} s"))
 
-        limits = {"the request": config.request_timeout, "its first token": config.queue_timeout}
-        if self._reason is None:
+        limits = {"the request": config.request_timeout, "the first token": config.queue_timeout}
+        if not self._ended:
             self._timers = [
-                self._loop.call_later(seconds, expire, what, seconds)
-                for what, seconds in limits.items()
+                self._loop.call_later(seconds, expire, subject, seconds)
+                for subject, seconds in limits.items()
                 if seconds is not None
             ]
 
-    def _close(self, reason: str) -> None:
-        with self._admission.lock:
-            if self._reason is not None:
+    def _release(self, reason: str) -> None:
+        """Releases the ticket, stops the timers and tells the observers; once."""
+        with self._open_streams.lock:
+            if self._ended:
                 return
-            self._reason = reason
-            self._place.leave(self.made, first=self.ttft is not None)
-            self._admission.streams.discard(self)
+            self._ended = True
+            self._ticket.release(self.output_tokens, served=self.ttft is not None)
+            self._open_streams.discard(self)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_timers)
-        ending = Ending(self, reason, time.monotonic())
-        for observer in self._admission.observers:
-            observer.ended(ending)
+        summary = StreamSummary(
+            model=self.model,
+            reason=reason,
+            prompt_tokens=self.num_prompt_tokens,
+            output_tokens=self.output_tokens,
+            max_tokens=self._max_tokens,
+            ttft=self.ttft,
+            seconds=time.monotonic() - self._admitted,
+        )
+        for observer in self._open_streams.observers:
+            observer.on_stream_end(summary)
 
     def _stop_timers(self) -> None:
         for timer in self._timers:

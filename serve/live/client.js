@@ -1,7 +1,7 @@
-// Calls to the server: with the API key if there is one, and server-sent events from any answer.
+// Calls to the server with the API key, and parsing of server-sent events.
 
 const KEY = "muxjax-key";
-let ask = null; // one dialog at a time
+let pendingDialog = null; // one dialog at a time
 
 export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
@@ -11,9 +11,9 @@ export function forgetKey() {
   sessionStorage.removeItem(KEY);
 }
 
-/** Asks for a key, once for all who wait for it; whether one was given. */
+/** Asks for a key, with one dialog for all waiting calls. Resolves to whether a key was given. */
 export function askKey(why) {
-  ask ??= new Promise((resolve) => {
+  pendingDialog ??= new Promise((resolve) => {
     const dialog = document.getElementById("ask-key");
     const input = document.getElementById("key-text");
     document.getElementById("ask-why").textContent = why;
@@ -22,15 +22,15 @@ export function askKey(why) {
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue === "use" && input.value.trim() !== "";
       if (given) sessionStorage.setItem(KEY, input.value.trim());
-      ask = null;
+      pendingDialog = null;
       resolve(given);
     }, { once: true });
     dialog.showModal();
   });
-  return ask;
+  return pendingDialog;
 }
 
-/** `fetch` with the key; asks for one when the server wants it. */
+/** `fetch` with the API key; asks for a key if the server requires one. */
 export async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
@@ -38,13 +38,13 @@ export async function call(path, options = {}) {
     const answer = await fetch(path, { ...options, headers });
     if (answer.status !== 401) return answer;
     document.getElementById("key").hidden = false;
-    const why = key ? "The server does not know this key. Enter another." : "Enter yours. It stays in this tab.";
+    const why = key ? "The server rejected this key. Enter another one." : "The key is kept in this tab only.";
     forgetKey();
-    if (!(await askKey(why))) throw Object.assign(new Error("an API key is needed"), { name: "NoKey" });
+    if (!(await askKey(why))) throw Object.assign(new Error("an API key is required"), { name: "NoKey" });
   }
 }
 
-/** The data of each server-sent event of an answer, parsed; ends at `[DONE]`. */
+/** Yields the parsed data of each server-sent event of a response, up to `[DONE]`. */
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -1,6 +1,6 @@
-// The live page: reads /stats/stream and shows it. No library, nothing from elsewhere.
+// The live page: shows /stats/stream. It uses no library and loads nothing from other servers.
 
-import { Chart, colour, drawBar } from "/page/charts.js";
+import { Chart, color, drawBar } from "/page/charts.js";
 import { askKey, call, events, forgetKey } from "/page/client.js";
 import { offerModels, setUp } from "/page/playground.js";
 
@@ -16,7 +16,7 @@ const charts = {
   rate: new Chart($("rate-chart"), { stacked: false, top: null, format: short }),
   queue: new Chart($("queue-chart"), { stacked: false, top: null, format: short }),
 };
-const history = []; // of the last two minutes: { at, pool, time, rate, queue }, by model's name
+const history = []; // last two minutes: { at, pool, time, rate, queue }, each by model name
 let before = null;
 let paused = false;
 
@@ -24,8 +24,8 @@ function measure(now) {
   const gap = before ? now.time - before.time : 0;
   const at = { at: now.time, pool: {}, time: {}, rate: {}, queue: {} };
   for (const model of now.models) {
-    const past = before?.models.find((one) => one.name === model.name);
-    // A unit that was restarted counts from nought again.
+    const past = before?.models.find((other) => other.name === model.name);
+    // The counters of a restarted unit begin at zero.
     const grown = (...keys) => {
       const sum = (from) => keys.reduce((total, key) => total + (from?.[key] ?? 0), 0);
       return gap > 0 && past ? Math.max(0, sum(model) - sum(past)) / gap : 0;
@@ -36,7 +36,7 @@ function measure(now) {
     at.queue[model.name] = model.queue;
   }
   const busy = Object.values(at.time).reduce((sum, part) => sum + part, 0);
-  if (busy > 1) for (const name in at.time) at.time[name] /= busy; // steps end after the moment of asking
+  if (busy > 1) for (const name in at.time) at.time[name] /= busy; // a step counts when it ends, so more than 1 is possible
   return at;
 }
 
@@ -53,8 +53,8 @@ function take(now) {
 function showState(now) {
   const broken = now.units.some((unit) => !unit.works);
   const [state, words] = now.stopping ? ["stopping", "stopping"]
-    : broken ? ["failed", "a unit does not work"]
-    : now.stale ? ["stale", "no news of the engine"]
+    : broken ? ["failed", "a unit is down"]
+    : now.stale ? ["stale", "engine not responding"]
     : ["live", "live"];
   setStatus(state, words);
 }
@@ -90,7 +90,7 @@ function show(now) {
   showTable(now, last);
 }
 
-/** The newest values; rates as means of the last seconds, since steps come in bursts. */
+/** The newest values; rates are means over three seconds, because steps come in bursts. */
 function smooth() {
   const newest = history.at(-1);
   const recent = history.filter((at) => newest.at - at.at < 3);
@@ -128,7 +128,7 @@ function newRow(body, name, index) {
   first.className = "name";
   const swatch = document.createElement("span");
   swatch.className = "swatch";
-  swatch.style.background = colour(index);
+  swatch.style.background = color(index);
   first.append(swatch, name);
   for (let cell = 1; cell < 9; cell += 1) row.insertCell();
   for (const cell of [3, 4, 5]) row.cells[cell].className = "n";
@@ -162,9 +162,9 @@ function pages(cell, model, index) {
   const used = model.kv_pages_used ?? 0;
   const quota = model.kv_pages_quota ?? 0;
   const more = ["borrowed", "cached"].map((what) => [model[`kv_pages_${what}`], what]).filter(([count]) => count);
-  set(words, [`${used} of ${quota}`, ...more.map((each) => each.join(" "))].join(", "));
+  set(words, [`${used} of ${quota}`, ...more.map((pair) => pair.join(" "))].join(", "));
   meter.firstChild.style.width = `${quota ? Math.min(100, (100 * used) / quota) : 0}%`;
-  meter.firstChild.style.background = colour(index);
+  meter.firstChild.style.background = color(index);
 }
 
 function set(element, words) {
@@ -183,11 +183,11 @@ async function follow() {
       const answer = await call("/stats/stream");
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       for await (const now of events(answer)) take(now);
-      setStatus("lost", "the server has ended");
+      setStatus("lost", "server has shut down");
     } catch (error) {
       if (error.name === "NoKey") {
-        setStatus("lost", "an API key is needed");
-        return; // the button asks again
+        setStatus("lost", "API key required");
+        return; // the Key button retries
       }
       setStatus("lost", "no connection");
     }
@@ -206,11 +206,11 @@ $("theme").addEventListener("click", () => setTheme(document.documentElement.dat
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
-  $("pause").textContent = paused ? "Go on" : "Pause";
+  $("pause").textContent = paused ? "Resume" : "Pause";
 });
 $("key").addEventListener("click", () => {
   forgetKey();
-  askKey("Enter the key to go on with.").then((given) => given && location.reload());
+  askKey("Enter the new key.").then((given) => given && location.reload());
 });
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, textarea, select, dialog") || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,4 +1,4 @@
-"""The live page: static files at `/`, which read `/stats/stream`."""
+"""Serves the live page: static files at `/` that read `/stats/stream`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    # Nothing comes from elsewhere, and nothing of the page is run but its own files.
+    # The page loads nothing from other servers and runs no inline scripts.
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -25,15 +25,15 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Adds the page and its files, which are read once."""
+    """Adds routes for the page and its files, which are read once."""
     for path in sorted(FOLDER.iterdir()):
         if path.suffix not in _TYPES:
             continue
         route = "/" if path.name == "index.html" else f"/page/{path.name}"
-        app.add_route(route, _file(path), methods=["GET"], include_in_schema=False)
+        app.add_route(route, _serve_file(path), methods=["GET"], include_in_schema=False)
 
 
-def _file(path: Path) -> Callable[[Request], Awaitable[Response]]:
+def _serve_file(path: Path) -> Callable[[Request], Awaitable[Response]]:
     content = path.read_bytes()
     headers = {**_HEADERS, "content-type": f"{_TYPES[path.suffix]}; charset=utf-8"}
 

@@ -1,20 +1,20 @@
-// One prompt to two models side by side.
+// Playground: sends one prompt to two models.
 
 import { call, events } from "/page/client.js";
 
 const $ = (id) => document.getElementById(id);
 let known = new Map();
-let running = null; // ends both answers
+let running = null; // aborts both requests
 
-/** Says which models there are; keeps what the reader has chosen. */
+/** Lists the models in both menus and keeps the selection. */
 export function offerModels(models) {
   known = new Map(models.map((model) => [model.name, model]));
   const names = models.filter((model) => model.text).map((model) => model.name);
-  ["a", "b"].forEach((side, place) => {
+  ["a", "b"].forEach((side, position) => {
     const select = $(`model-${side}`);
     const listed = [...select.options].map((option) => option.value);
     if (listed.join("\n") === names.join("\n")) return;
-    const chosen = select.value || names[Math.min(place, names.length - 1)];
+    const chosen = select.value || names[Math.min(position, names.length - 1)];
     select.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
   });
 }
@@ -99,5 +99,5 @@ async function answer(side, control) {
 function summary(tokens, first, whole, reason) {
   if (first === null) return `${tokens} tokens`;
   const rate = tokens > 1 ? ` · ${((1000 * (tokens - 1)) / Math.max(1, whole - first)).toFixed(1)} tokens/s` : "";
-  return `first after ${Math.round(first)} ms · ${tokens} tokens${rate}${reason === "abort" ? " · cut" : ""}`;
+  return `first token after ${Math.round(first)} ms · ${tokens} tokens${rate}${reason === "abort" ? " · aborted" : ""}`;
 }

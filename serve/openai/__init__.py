@@ -1,1 +1,1 @@
-"""Endpoints in the schema of OpenAI's API."""
+"""Endpoints of OpenAI's API, and tokenization endpoints as in vLLM."""

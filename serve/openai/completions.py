@@ -1,4 +1,4 @@
-"""`/v1/completions`: the text, or token ids, that follow a prompt."""
+"""`/v1/completions`: continues a prompt, given as text or token ids."""
 
 from __future__ import annotations
 
@@ -9,89 +9,91 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from muxjax.errors import InvalidRequest
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import Delta
 from muxjax.scheduling.steps import TokenLogprobs
-from muxjax.serve.errors import ApiError, in_words_of
-from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, TokenizerLike
+from muxjax.serve.errors import ApiError, rename_field
+from muxjax.serve.find_model import find_model
+from muxjax.serve.fleet_protocol import FleetLike
+from muxjax.serve.openai.event_stream import EventStream
 from muxjax.serve.openai.fields import CompletionRequest
-from muxjax.serve.openai.find_model import find_model
-from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_on_disconnect, start
+from muxjax.serve.openai.generation import GeneratedOutput, cancel_on_disconnect, start_generation
+from muxjax.serve.openai.logprobs import TextOffsets, completion_logprobs
 from muxjax.serve.openai.requests import parse_completion
-from muxjax.serve.openai.responses import Offsets, completion_logprobs, events, head, usage
+from muxjax.serve.openai.responses import response_header, usage_counts
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""OpenAI's default."""
+_FIELD_NAMES = {"grammar": "response_format"}
+"""The endpoint's names of fields by the engine's."""
 
 
 async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Response:
-    """Answers one call, whole or as server-sent events.
+    """Answers one call, in one response or as server-sent events.
 
     Raises:
       ApiError, MuxError: the call cannot be served.
     """
-    asked = parse_completion(data)
-    model = find_model(fleet, asked.model)
-    if asked.echo and model.tokenizer is None:
-        raise ApiError(f"{model.name} has no tokenizer, so no text to echo", param="echo")
-    prompts = await asyncio.to_thread(_token_ids, model.tokenizer, asked)
-    max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
-    names = {"grammar": "response_format"}
-    # With `echo` nothing need be made; the engine makes one token at least, which is dropped.
-    only_echo = bool(asked.echo) and max_tokens == 0
+    body = parse_completion(data)
+    model = find_model(fleet, body.model)
+    if body.echo and model.tokenizer is None:
+        raise ApiError(f"{model.name} has no tokenizer, so it cannot echo text", param="echo")
+    prompts = await asyncio.to_thread(_encode_prompts, model.tokenizer, body)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    # `echo` with max_tokens 0 scores the prompt. The engine generates at least one token, which is
+    # dropped here.
+    prompt_only = bool(body.echo) and max_tokens == 0
     try:
         params = [
-            asked.sampling(
-                max_tokens=1 if only_echo else max_tokens,
-                logprobs=asked.logprobs,
+            body.sampling_params(
+                max_tokens=1 if prompt_only else max_tokens,
+                logprobs=body.logprobs,
                 choice=choice,
-                prompt_logprobs=asked.logprobs if asked.echo else None,
+                prompt_logprobs=body.logprobs if body.echo else None,
             )
-            for choice in range(asked.n or 1)
+            for choice in range(body.n or 1)
         ]
-        running = await start(fleet, model.name, prompts, params)
+        call = await start_generation(fleet, model.name, prompts, params)
     except InvalidRequest as error:
-        raise in_words_of(error, names) from error
+        raise rename_field(error, _FIELD_NAMES) from error
     choices = [
-        _CompletionChoice(asked, model.tokenizer, index, prompts[index // len(params)], only_echo)
-        for index in range(len(running.streams))
+        _CompletionChoice(body, model.tokenizer, index, prompts[index // len(params)], prompt_only)
+        for index in range(len(call.streams))
     ]
-    beginning = head("cmpl", "text_completion", model.name)
-    uncounted = int(only_echo)
-    if asked.stream:
+    header = response_header("cmpl", "text_completion", model.name)
+    uncounted = int(prompt_only)
+    if body.stream:
         return EventStream(
-            events(
-                running,
-                beginning,
-                lambda index, delta: choices[index].of(delta),
-                first=[],
-                include_usage=asked.include_usage,
-                uncounted=uncounted,
-            ),
-            running,
+            call,
+            header,
+            lambda index, delta: choices[index].chunks(delta),
+            include_usage=body.include_usage,
+            uncounted=uncounted,
         )
     try:
-        outputs = await cancel_on_disconnect(request, running.outputs())
-    except InvalidRequest as error:  # a grammar that could not be followed to its end
-        raise in_words_of(error, names) from error
+        outputs = await cancel_on_disconnect(request.receive, call.collect())
+    except InvalidRequest as error:  # the output cannot satisfy its grammar
+        raise rename_field(error, _FIELD_NAMES) from error
     finally:
-        running.cancel()
-    made = sum(len(output.token_ids) - uncounted for output in outputs)
+        call.cancel()
+    generated = sum(len(output.token_ids) - uncounted for output in outputs)
     return JSONResponse(
         {
-            **beginning,
+            **header,
             "choices": [
-                choice.whole(output) for choice, output in zip(choices, outputs, strict=True)
+                choice.format(output) for choice, output in zip(choices, outputs, strict=True)
             ],
-            "usage": usage(running, made),
+            "usage": usage_counts(call, generated),
         }
     )
 
 
-def _token_ids(tokenizer: TokenizerLike | None, asked: CompletionRequest) -> list[list[int]]:
-    """The prompts as token ids, which a client may have sent itself."""
+def _encode_prompts(tokenizer: Tokenizer | None, body: CompletionRequest) -> list[list[int]]:
+    """Returns the token ids of each prompt; prompts of token ids are used as they are."""
     prompts = []
-    for prompt in asked.prompts:
+    for prompt in body.prompts:
         if isinstance(prompt, str) and tokenizer is None:
-            raise ApiError(f"{asked.model} has no tokenizer: send token ids", param="prompt")
+            raise ApiError(f"{body.model} has no tokenizer: send token ids", param="prompt")
         if isinstance(prompt, str) and tokenizer is not None:
             prompt = tokenizer.encode(prompt)
         prompts.append(list(prompt))
@@ -99,66 +101,62 @@ def _token_ids(tokenizer: TokenizerLike | None, asked: CompletionRequest) -> lis
 
 
 class _CompletionChoice:
-    """One output, whole or in events. With `echo` the prompt is its first part."""
+    """Formats one output. With `echo` the prompt is its first part."""
 
     def __init__(
         self,
-        asked: CompletionRequest,
-        tokenizer: TokenizerLike | None,
+        body: CompletionRequest,
+        tokenizer: Tokenizer | None,
         index: int,
         prompt: list[int],
-        only_echo: bool,
+        prompt_only: bool,
     ) -> None:
-        self._asked = asked
+        self._body = body
         self._tokenizer = tokenizer
         self._index = index
-        self._only_echo = only_echo
-        self._offsets = Offsets(tokenizer)
-        self._echo = prompt if asked.echo else None
+        self._prompt_only = prompt_only
+        self._offsets = TextOffsets(tokenizer)
+        self._echo = prompt if body.echo else None
 
-    def whole(self, output: GeneratedOutput) -> dict[str, Any]:
-        """The choice of an answer that is not streamed."""
-        return self._choice(output)
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """Formats a delta; an empty list if there is nothing to send."""
+        has_content = delta.text or delta.finish_reason or self._echo is not None
+        has_logprobs = self._body.logprobs is not None and delta.token_ids
+        return [self.format(delta)] if has_content or has_logprobs else []
 
-    def of(self, delta: DeltaLike) -> list[dict[str, Any]]:
-        """The choices of an event, none if it has nothing to say."""
-        news = delta.text or delta.finish_reason or self._echo is not None
-        if not news and not (self._asked.logprobs is not None and delta.token_ids):
-            return []
-        return [self._choice(delta)]
-
-    def _choice(self, made: DeltaLike | GeneratedOutput) -> dict[str, Any]:
-        text, tokens = made.text, list(made.token_ids)
-        logprobs: list[TokenLogprobs | None] = list(made.logprobs or ())
-        if self._only_echo:
+    def format(self, output: Delta | GeneratedOutput) -> dict[str, Any]:
+        """Formats a complete output or a delta."""
+        text, tokens = output.text, list(output.token_ids)
+        logprobs: list[TokenLogprobs | None] = list(output.logprobs or ())
+        if self._prompt_only:
             text, tokens, logprobs = "", [], []
         if self._echo is not None:
-            text = self._echoed() + text
+            text = self._prompt_text() + text
             tokens = self._echo + tokens
-            logprobs = [None, *(made.prompt_logprobs or ()), *logprobs]
+            logprobs = [None, *(output.prompt_logprobs or ()), *logprobs]
             self._echo = None
-        reported = None
-        if self._asked.logprobs is not None:
-            reported = completion_logprobs(
+        formatted = None
+        if self._body.logprobs is not None:
+            formatted = completion_logprobs(
                 self._tokenizer,
                 tokens,
                 logprobs,
-                alternatives=self._asked.logprobs,
-                offsets=self._offsets.of(tokens),
+                alternatives=self._body.logprobs,
+                offsets=self._offsets.advance(tokens),
             )
-        reason = made.finish_reason
+        reason = output.finish_reason
         return {
             "index": self._index,
             "text": text,
-            "logprobs": reported,
-            "finish_reason": "length" if reason and self._only_echo else reason,
+            "logprobs": formatted,
+            "finish_reason": "length" if reason and self._prompt_only else reason,
         }
 
-    def _echoed(self) -> str:
-        """The prompt as the client gave it; of token ids, their text."""
-        prompts = self._asked.prompts
-        given = prompts[self._index // (self._asked.n or 1)]
-        if isinstance(given, str):
-            return given
+    def _prompt_text(self) -> str:
+        """The prompt as the client sent it; decoded if it was sent as token ids."""
+        prompts = self._body.prompts
+        prompt = prompts[self._index // (self._body.n or 1)]
+        if isinstance(prompt, str):
+            return prompt
         assert self._tokenizer is not None
-        return self._tokenizer.decode(given)
+        return self._tokenizer.decode(prompt)

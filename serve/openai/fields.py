@@ -1,4 +1,4 @@
-"""The fields that completions and chat share, and how they reach the engine."""
+"""Request fields that completions and chat completions share, and their sampling parameters."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from muxjax.grammar import Grammar
 from muxjax.sampling_params import MAX_LOGPROBS, MAX_PRIORITY, MAX_SALT, SamplingParams
 from muxjax.serve.errors import ApiError
+from muxjax.serve.request_model import StrictModel
 
 MAX_CHOICES = 128
-"""Most outputs of one call: prompts times `n`."""
+"""Maximum number of outputs of one call: prompts times `n`."""
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
 
 def between(low: float | None, high: float | None, **more: Any) -> Any:
-    """A field whose range stands in the OpenAPI document; the engine checks it, and says it."""
+    """Builds a field with a range in the OpenAPI document; the engine checks the range."""
     extra: dict[str, Any] = {}
     if low is not None:
         extra["minimum"] = low
@@ -27,32 +28,26 @@ def between(low: float | None, high: float | None, **more: Any) -> Any:
     return Field(default=None, json_schema_extra=extra, **more)
 
 
-class Strict(BaseModel):
-    """A part of a request: nothing is coerced, and unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class StreamOptions(Strict):
-    """How a stream ends."""
+class StreamOptions(StrictModel):
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
 
 
-class TextFormat(Strict):
-    """Plain text: no constraint."""
+class TextFormat(StrictModel):
+    """Plain text without a constraint."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Strict):
+class JsonObjectFormat(StrictModel):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchema(Strict):
-    """A schema and its name. It is always enforced, whatever `strict` says."""
+class JsonSchema(StrictModel):
+    """A named JSON schema. It is always enforced, whatever the value of `strict`."""
 
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
@@ -60,8 +55,8 @@ class JsonSchema(Strict):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Strict):
-    """JSON that is valid under a schema."""
+class JsonSchemaFormat(StrictModel):
+    """JSON that conforms to a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -72,13 +67,13 @@ ResponseFormat = Annotated[
 ]
 
 
-class GenerationRequest(Strict):
-    """The fields of both endpoints. Null means absent."""
+class GenerationRequest(StrictModel):
+    """The fields of both endpoints. A field that is null counts as absent."""
 
     model: str
     frequency_penalty: float | None = between(-2, 2)
     logit_bias: dict[str, float] | None = Field(
-        default=None, description="By token id, from -100 to 100; at most 300 tokens."
+        default=None, description="Bias by token id, from -100 to 100; at most 300 tokens."
     )
     max_tokens: int | None = between(0, 2**31 - 1)
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -90,7 +85,7 @@ class GenerationRequest(Strict):
     stream_options: StreamOptions | None = None
     temperature: float | None = between(0, 100)
     top_p: float | None = between(0, 1)
-    user: str | None = Field(default=None, description="Accepted and not used.")
+    user: str | None = Field(default=None, description="Accepted and ignored.")
     ignore_eos: bool | None = Field(default=None, description="Extension.")
     min_p: float | None = between(0, 1, description="Extension.")
     min_tokens: int | None = between(0, 2**31 - 1, description="Extension.")
@@ -98,17 +93,17 @@ class GenerationRequest(Strict):
     priority: int | None = between(
         -MAX_PRIORITY,
         MAX_PRIORITY,
-        description="Extension: higher goes first; at most the priority of the API key.",
+        description="Extension: higher is scheduled first; at most the priority of the API key.",
     )
     cache_salt: str | None = Field(
         default=None,
         json_schema_extra={"minLength": 1, "maxLength": MAX_SALT},
-        description="Extension: prefixes are shared with requests of the same salt only.",
+        description="Extension: cached prefixes are shared only with requests of the same salt.",
     )
     stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
     top_k: int | None = between(-1, 2**31 - 1, description="Extension; 0 and -1 mean off.")
 
-    def sampling(
+    def sampling_params(
         self,
         *,
         max_tokens: int,
@@ -117,35 +112,35 @@ class GenerationRequest(Strict):
         prompt_logprobs: int | None = None,
         grammar: Grammar | None = None,
     ) -> SamplingParams:
-        """The engine's parameters for the `choice`-th output of a prompt.
+        """Builds the engine's parameters for one output of a prompt.
 
         Args:
-          max_tokens: most tokens of the output.
-          logprobs: alternatives for each token, None for none.
-          choice: which of `n` outputs; each has a seed of its own.
-          prompt_logprobs: as `logprobs`, for the prompt.
-          grammar: that of `tools`; otherwise that of `response_format` is taken.
+          max_tokens: maximum number of output tokens.
+          logprobs: alternatives per output token; None for no log-probabilities.
+          choice: index of the output, from 0 to `n` - 1; it is added to the seed.
+          prompt_logprobs: alternatives per prompt token; None for no log-probabilities.
+          grammar: the grammar of `tools`; by default that of `response_format`.
 
         Raises:
-          InvalidRequest, ApiError: a value out of its range.
+          InvalidRequest, ApiError: a value is out of range.
         """
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=_or(self.temperature, 1.0),
+            temperature=_default(self.temperature, 1.0),
             top_k=0 if self.top_k is None else self.top_k,
-            top_p=_or(self.top_p, 1.0),
-            min_p=_or(self.min_p, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            top_p=_default(self.top_p, 1.0),
+            min_p=_default(self.min_p, 0.0),
+            repetition_penalty=_default(self.repetition_penalty, 1.0),
             priority=self.priority,
             cache_salt=self.cache_salt,
-            presence_penalty=_or(self.presence_penalty, 0.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            presence_penalty=_default(self.presence_penalty, 0.0),
+            frequency_penalty=_default(self.frequency_penalty, 0.0),
             seed=None if self.seed is None else self.seed + choice,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             min_tokens=self.min_tokens or 0,
-            logit_bias=_by_token(self.logit_bias or {}),
+            logit_bias=_parse_logit_bias(self.logit_bias or {}),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             grammar=grammar or self.format_grammar,
@@ -153,7 +148,7 @@ class GenerationRequest(Strict):
 
     @property
     def format_grammar(self) -> Grammar | None:
-        """The form that `response_format` asks for."""
+        """The grammar of `response_format`; None for plain text."""
         if isinstance(self.response_format, JsonObjectFormat):
             return Grammar.json_object()
         if isinstance(self.response_format, JsonSchemaFormat):
@@ -162,6 +157,7 @@ class GenerationRequest(Strict):
 
     @property
     def include_usage(self) -> bool:
+        """Whether a streamed response ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -174,7 +170,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """One text, or one list of token ids, for each prompt."""
+        """The prompts: one text or one list of token ids each."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
@@ -182,12 +178,14 @@ class CompletionRequest(GenerationRequest):
         return self.prompt  # type: ignore[return-value]
 
 
-def _by_token(bias: Mapping[str, float]) -> dict[int, float]:
+def _parse_logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not _TOKEN_ID.fullmatch(token):
-            raise ApiError(f"logit_bias must name token ids, not {token!r}", param="logit_bias")
+            raise ApiError(
+                f"logit_bias must have token ids as keys, not {token!r}", param="logit_bias"
+            )
     return {int(token): value for token, value in bias.items()}
 
 
-def _or(value: float | None, default: float) -> float:
+def _default(value: float | None, default: float) -> float:
     return default if value is None else value

@@ -1,31 +1,34 @@
-"""Runs the streams of one call: all their deltas as they come, or their whole outputs.
+"""Generation for one HTTP call: opens its streams, reads them, and cancels them at the end.
 
-Whatever ends a call early (the client leaves, one stream fails, the server stops),
-`GenerationCall.cancel` is called for all its streams, so no request outlives its reader.
+Whatever ends a call early (the client disconnects, one stream fails, the server shuts down),
+`GenerationCall.cancel` is called, so that no request outlives its reader.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from muxjax.errors import EngineDead
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
-from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, StreamLike
+from muxjax.serve.fleet_protocol import FleetLike, StreamLike
 
-T = TypeVar("T")
+_EXPECTED_REASONS = (None, "stop", "length", "abort")
+"""Finish reasons of a delta that is no error. A server that shuts down ends streams with 'abort';
+the output so far belongs to the client.
+"""
 
 
 @dataclass
 class GeneratedOutput:
-    """All that one stream gave."""
+    """The complete output of one stream."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -33,7 +36,8 @@ class GeneratedOutput:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def add(self, delta: DeltaLike) -> None:
+    def append(self, delta: Delta) -> None:
+        """Appends the next delta."""
         self.text += delta.text
         self.token_ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs or ())
@@ -43,110 +47,106 @@ class GeneratedOutput:
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """The streams of one call: `choices` for each prompt, in the order of the answer."""
+    """The streams of one call.
+
+    Attributes:
+      streams: `num_choices` for each prompt, in the order of the response.
+      num_choices: outputs per prompt.
+    """
 
     streams: Sequence[StreamLike]
-    choices: int
+    num_choices: int
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Each prompt counted once, however many outputs it has."""
-        return sum(stream.num_prompt_tokens for stream in self.streams[:: self.choices])
+        """Number of prompt tokens; each prompt counts once, whatever its number of outputs."""
+        return sum(stream.num_prompt_tokens for stream in self.streams[:: self.num_choices])
 
     @property
     def num_cached_tokens(self) -> int:
-        """Those of them that the prefix cache had, for the first output of each prompt."""
-        return sum(stream.num_cached_tokens for stream in self.streams[:: self.choices])
+        """Prompt tokens found in the prefix cache, for the first output of each prompt."""
+        return sum(stream.num_cached_tokens for stream in self.streams[:: self.num_choices])
 
     def cancel(self) -> None:
+        """Cancels all streams. Idempotent."""
         for stream in self.streams:
             stream.cancel()
 
-    async def deltas(self) -> AsyncIterator[tuple[int, DeltaLike]]:
-        """Every delta of every stream, with the stream's index, as they come.
+    async def read(self, handle: Callable[[int, Delta], Awaitable[None]]) -> None:
+        """Passes every delta of every stream to `handle`, until all streams have ended.
+
+        Streams are read concurrently, so `handle` may run for several of them at a time. Deltas of
+        one stream arrive in order.
+
+        Args:
+          handle: takes the index of a stream and its next delta.
 
         Raises:
-          EngineDead: a stream ended without having finished.
+          MuxError: the error of the first stream that failed; the others are read no further.
         """
         if len(self.streams) == 1:
-            async for delta in _whole(self.streams[0]):
-                yield 0, delta
+            await _read_stream(0, self.streams[0], handle)
             return
-        queue: asyncio.Queue[tuple[int, DeltaLike] | asyncio.Task[None]] = asyncio.Queue()
-
-        async def read(index: int, stream: StreamLike) -> None:
-            async for delta in _whole(stream):
-                queue.put_nowait((index, delta))
-
-        readers = [
-            asyncio.create_task(read(index, stream)) for index, stream in enumerate(self.streams)
-        ]
-        for reader in readers:
-            reader.add_done_callback(queue.put_nowait)
-        left = len(readers)
         try:
-            while left:
-                item = await queue.get()
-                if isinstance(item, asyncio.Task):
-                    item.result()
-                    left -= 1
-                else:
-                    yield item
-        finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                for index, stream in enumerate(self.streams):
+                    group.create_task(_read_stream(index, stream, handle))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
 
-    async def outputs(self) -> list[GeneratedOutput]:
-        """The whole output of every stream.
+    async def collect(self) -> list[GeneratedOutput]:
+        """Returns the complete output of every stream.
 
         Raises:
-          EngineDead: a stream ended without having finished.
+          EngineDead: a stream ended before its output was complete.
         """
         outputs = [GeneratedOutput() for _ in self.streams]
-        async for index, delta in self.deltas():
-            outputs[index].add(delta)
+
+        async def append(index: int, delta: Delta) -> None:
+            outputs[index].append(delta)
+
+        await self.read(append)
         if any(output.finish_reason == "abort" for output in outputs):
-            raise EngineDead("the server is stopping; the request was cut")
+            raise EngineDead("the server is shutting down and has aborted the request")
         return outputs
 
 
-async def _whole(stream: StreamLike) -> AsyncIterator[DeltaLike]:
-    """The stream's deltas; an end other than by the model or a limit is an error."""
+async def _read_stream(
+    index: int, stream: StreamLike, handle: Callable[[int, Delta], Awaitable[None]]
+) -> None:
     async for delta in stream:
-        # 'abort' is a cut by a server that stops; what was made so far is the caller's.
-        if delta.finish_reason not in (None, "stop", "length", "abort"):
-            raise EngineDead(f"the request was ended by the server ({delta.finish_reason})")
-        yield delta
+        if delta.finish_reason not in _EXPECTED_REASONS:
+            raise EngineDead(f"the server has ended the request ({delta.finish_reason})")
+        await handle(index, delta)
 
 
-async def start(
+async def start_generation(
     fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
 ) -> GenerationCall:
     """Queues every prompt once for each of `params`, or none of them.
 
     Raises:
-      InvalidRequest: a prompt or parameter that the model cannot serve.
+      InvalidRequest: the model cannot serve a prompt or its parameters.
       EngineDead: the engine has ended.
     """
-    if all(one.grammar is None for one in params):
-        return _start(fleet, model, prompts, params)
-    # Grammars are compiled, which may take long, away from the loop that other streams run on.
-    starting = asyncio.create_task(asyncio.to_thread(_start, fleet, model, prompts, params))
+    if all(choice.grammar is None for choice in params):
+        return _open_streams(fleet, model, prompts, params)
+    # Compiling a grammar may take long, so it leaves the event loop that serves other streams.
+    opening = asyncio.create_task(asyncio.to_thread(_open_streams, fleet, model, prompts, params))
     try:
-        return await asyncio.shield(starting)
+        return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        starting.add_done_callback(_drop)
+        opening.add_done_callback(_cancel_abandoned)
         raise
 
 
-def _drop(starting: asyncio.Task[GenerationCall]) -> None:
-    """Ends what was started for a call that is gone."""
-    if not starting.cancelled() and starting.exception() is None:
-        starting.result().cancel()
+def _cancel_abandoned(opening: asyncio.Task[GenerationCall]) -> None:
+    """Cancels the streams of a call that was cancelled while they were opened."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()
 
 
-def _start(
+def _open_streams(
     fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
 ) -> GenerationCall:
     streams: list[StreamLike] = []
@@ -160,41 +160,29 @@ def _start(
     return GenerationCall(streams, len(params))
 
 
-async def cancel_on_disconnect[T](request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves.
+async def cancel_on_disconnect[T](receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of `work`, which is cancelled if the client disconnects.
+
+    Args:
+      receive: the ASGI `receive` of the call, whose body has been read.
+      work: the coroutine to run.
 
     Raises:
-      ClientDisconnect: the client left.
+      ClientDisconnect: the client disconnected before `work` was done.
     """
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_gone(request))
+    disconnected = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        disconnected.cancel()
+        await asyncio.gather(working, disconnected, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. However it ends, even before its first event, `running` is cancelled."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[str], running: GenerationCall) -> None:
-        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._running = running
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._running.cancel()

@@ -1,4 +1,4 @@
-"""Conversations and tools, as `/v1/chat/completions` and `/tokenize` take them."""
+"""Messages and tools in the bodies of `/v1/chat/completions` and `/tokenize`."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from muxjax.serve.errors import ApiError
-from muxjax.serve.openai.fields import Strict
+from muxjax.serve.request_model import StrictModel
 
 _NAME = "^[a-zA-Z0-9_-]{1,64}$"
 
 
-class TextPart(Strict):
-    """A part of a message. Other kinds than text are refused."""
+class TextPart(StrictModel):
+    """A text part of a message. Other kinds of parts are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(Strict):
-    """A function that the model called, and its arguments as JSON."""
+class CalledFunction(StrictModel):
+    """Name and arguments (as JSON) of a called function."""
 
     name: Annotated[str, Field(pattern=_NAME)]
     arguments: str
 
 
-class ToolCall(Strict):
-    """A call that the model made in an earlier answer."""
+class ToolCall(StrictModel):
+    """A tool call in an earlier message of the assistant."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
-class ChatMessage(Strict):
+class ChatMessage(StrictModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, description="Of the assistant only.")
-    tool_call_id: str | None = Field(default=None, description="Of role tool: the call answered.")
+    tool_calls: list[ToolCall] | None = Field(
+        default=None, description="Only for the role assistant."
+    )
+    tool_call_id: str | None = Field(
+        default=None, description="Only for the role tool: id of the call that it answers."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, message: Any) -> Any:
-        """An answer sent back as it came has its unused fields (`refusal`, ...) as null."""
+    def _drop_null_fields(cls, message: Any) -> Any:
+        """Drops unknown fields that are null: clients send back responses, with `refusal: null`."""
         if not isinstance(message, dict):
             return message
         return {
@@ -57,13 +61,13 @@ class ChatMessage(Strict):
 
     @property
     def text(self) -> str:
-        """The content, its parts joined."""
+        """The content as one string."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it. `developer` is OpenAI's newer name of `system`."""
+        """Converts the message for a chat template. `developer` is an alias of `system`."""
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": self.text}
         if self.tool_calls:
@@ -83,8 +87,8 @@ class ChatMessage(Strict):
         return message
 
 
-class Function(Strict):
-    """A function that the model may call. Its schema is always enforced, whatever `strict` says."""
+class Function(StrictModel):
+    """A function that the model may call. Its schema is always enforced, even without `strict`."""
 
     name: Annotated[str, Field(pattern=_NAME)]
     description: str | None = None
@@ -92,36 +96,36 @@ class Function(Strict):
     strict: bool | None = None
 
     @property
-    def schema_of_arguments(self) -> dict[str, Any]:
-        """The JSON Schema of the arguments; of a function without parameters, no arguments."""
+    def arguments_schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments. A function without parameters takes no arguments."""
         if not self.parameters:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
 
 
-class Tool(Strict):
-    """A tool: a function."""
+class Tool(StrictModel):
+    """A tool; functions are the only type."""
 
     type: Literal["function"]
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """Converts the tool for a chat template."""
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
-        function["parameters"] = self.function.schema_of_arguments
+        function["parameters"] = self.function.arguments_schema
         return {"type": "function", "function": function}
 
 
-class NamedFunction(Strict):
-    """The name of one of the tools."""
+class NamedFunction(StrictModel):
+    """The name of a function among the tools."""
 
     name: str
 
 
-class NamedTool(Strict):
-    """The tool that the model must call."""
+class NamedTool(StrictModel):
+    """A tool choice: the model must call this function."""
 
     type: Literal["function"]
     function: NamedFunction
@@ -131,7 +135,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 def check_messages(messages: list[ChatMessage]) -> None:
-    """Checks what a message's role asks of its other fields.
+    """Checks that the fields of each message fit its role.
 
     Raises:
       ApiError: 400, naming the message.
@@ -139,24 +143,24 @@ def check_messages(messages: list[ChatMessage]) -> None:
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if message.tool_calls is not None and message.role != "assistant":
-            raise _fault(f"{where}.tool_calls", "is for the role assistant only")
+            raise _field_error(f"{where}.tool_calls", "is only for the role assistant")
         if (message.tool_call_id is not None) != (message.role == "tool"):
-            fault = "is missing" if message.role == "tool" else "is for the role tool only"
-            raise _fault(f"{where}.tool_call_id", fault)
+            problem = "is missing" if message.role == "tool" else "is only for the role tool"
+            raise _field_error(f"{where}.tool_call_id", problem)
         if message.content is None and not message.tool_calls:
-            raise _fault(f"{where}.content", "must be a string or a list of text parts")
-        for at, call in enumerate(message.tool_calls or ()):
-            arguments = f"{where}.tool_calls[{at}].function.arguments"
+            raise _field_error(f"{where}.content", "must be a string or a list of text parts")
+        for position, call in enumerate(message.tool_calls or ()):
+            arguments = f"{where}.tool_calls[{position}].function.arguments"
             try:
-                parsed = json.loads(call.function.arguments, parse_constant=_no_constant)
+                parsed = json.loads(call.function.arguments, parse_constant=_refuse_constant)
             except (ValueError, RecursionError):
                 parsed = None
             if not isinstance(parsed, dict):
-                raise _fault(arguments, "must be a JSON object in a string")
+                raise _field_error(arguments, "must be a string with a JSON object")
 
 
 def check_tools(tools: list[Tool], choice: ToolChoice | None) -> None:
-    """Checks that tools can be told apart and that the one chosen is there.
+    """Checks that tool names are unique and that the tool choice names one of them.
 
     Raises:
       ApiError: 400, naming the field.
@@ -165,18 +169,20 @@ def check_tools(tools: list[Tool], choice: ToolChoice | None) -> None:
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
         if tool.function.name in names[:index]:
-            raise _fault(f"{where}.name", f"is {tool.function.name!r}, as that of another tool")
-        if tool.function.schema_of_arguments["type"] != "object":
-            raise _fault(f"{where}.parameters", "must be a schema of type object")
+            raise _field_error(
+                f"{where}.name", f"is {tool.function.name!r}, the name of another tool"
+            )
+        if tool.function.arguments_schema["type"] != "object":
+            raise _field_error(f"{where}.parameters", "must be a schema of type object")
     if isinstance(choice, NamedTool) and choice.function.name not in names:
-        raise _fault("tool_choice", f"names {choice.function.name!r}, which is not among tools")
+        raise _field_error("tool_choice", f"names {choice.function.name!r}, which is not in tools")
     if choice == "required" and not tools:
-        raise _fault("tool_choice", "is required, but there are no tools")
+        raise _field_error("tool_choice", "is required, but tools is empty")
 
 
-def _fault(field: str, what: str) -> ApiError:
-    return ApiError(f"{field} {what}", param=field)
+def _field_error(field: str, problem: str) -> ApiError:
+    return ApiError(f"{field} {problem}", param=field)
 
 
-def _no_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON value")

@@ -1,17 +1,17 @@
-"""What the endpoints accept.
+"""Request bodies of the generation and tokenization endpoints.
 
-Three kinds of fields: those that are honoured (the pydantic models: OpenAI's, and vLLM's names for
-what OpenAI has not), those that clients send with a value that changes nothing (`UNUSED`: the value
-is checked and dropped), and all others, which are refused by name. Nothing is coerced: `"5"` and
-`true` are not numbers.
+There are three kinds of fields. The pydantic models list the supported ones: OpenAI's, and vLLM's
+names for extensions. Fields that clients send out of habit (`IGNORED`) are accepted only with a
+value that requests nothing. All others are refused by name. Nothing is coerced: `"5"` and `true`
+are not numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from muxjax.sampling_params import MAX_LOGPROBS
 from muxjax.serve.errors import ApiError
@@ -19,25 +19,25 @@ from muxjax.serve.openai.fields import (
     MAX_CHOICES,
     CompletionRequest,
     GenerationRequest,
-    Strict,
     between,
 )
 from muxjax.serve.openai.messages import ChatMessage, Tool, ToolChoice, check_messages, check_tools
-from muxjax.serve.openai.validation_errors import fault
+from muxjax.serve.openai.validation_errors import explain
+from muxjax.serve.request_model import StrictModel, parse_body
 
-UNUSED: Mapping[str, tuple[object, ...]] = {
+IGNORED: Mapping[str, tuple[object, ...]] = {
     "metadata": ({},),
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
-"""Fields of both endpoints and the values, besides null, that ask for nothing."""
-UNUSED_IN_COMPLETIONS: Mapping[str, tuple[object, ...]] = {
-    **UNUSED,
+"""Ignored fields of both endpoints, with the values besides null that request nothing."""
+IGNORED_IN_COMPLETIONS: Mapping[str, tuple[object, ...]] = {
+    **IGNORED,
     "best_of": (1,),
     "suffix": ("",),
 }
-UNUSED_IN_CHAT: Mapping[str, tuple[object, ...]] = {
-    **UNUSED,
+IGNORED_IN_CHAT: Mapping[str, tuple[object, ...]] = {
+    **IGNORED,
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -61,8 +61,8 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = between(0, MAX_LOGPROBS)
 
 
-class TokenizeRequest(Strict):
-    """The body of `/tokenize`: a prompt, or a conversation."""
+class TokenizeRequest(StrictModel):
+    """The body of `/tokenize`: a prompt or a conversation."""
 
     model: str
     prompt: str | None = None
@@ -75,43 +75,20 @@ class TokenizeRequest(Strict):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(StrictModel):
     """The body of `/detokenize`."""
 
     model: str
     tokens: list[int]
 
 
-class ModelRequest(Strict):
-    """The body of `/models/unload`, `/models/sleep` and `/models/wake`."""
-
-    model: str
-
-
-class LoadRequest(Strict):
-    """The body of `/models/load`."""
-
-    model: str
-    entry: dict[str, Any] | None = Field(
-        default=None,
-        description="What a fleet file would say of the model, its name apart; not needed for one "
-        "that the server's fleet file has.",
-    )
-    unit: str | None = Field(
-        default=None, description="Where; by default the unit with the least weights."
-    )
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
 def parse_completion(data: Mapping[str, Any]) -> CompletionRequest:
-    """Checks the body of a completion.
+    """Parses the body of `/v1/completions`.
 
     Raises:
       ApiError: 400, naming the field at fault.
     """
-    request = _parse(CompletionRequest, data, UNUSED_IN_COMPLETIONS)
+    request = parse_body(CompletionRequest, data, explain, IGNORED_IN_COMPLETIONS)
     _check_stream(request)
     prompts = request.prompts
     if not prompts or not all(prompts):
@@ -126,18 +103,18 @@ def parse_completion(data: Mapping[str, Any]) -> CompletionRequest:
 
 
 def parse_chat(data: Mapping[str, Any]) -> ChatRequest:
-    """Checks the body of a chat completion.
+    """Parses the body of `/v1/chat/completions`.
 
     Raises:
       ApiError: 400, naming the field at fault.
     """
-    request = _parse(ChatRequest, data, UNUSED_IN_CHAT)
+    request = parse_body(ChatRequest, data, explain, IGNORED_IN_CHAT)
     _check_stream(request)
     if request.top_logprobs is not None and not request.logprobs:
-        raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
+        raise ApiError("top_logprobs requires logprobs: true", param="top_logprobs")
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(
-            "give max_completion_tokens or max_tokens, not both", param="max_completion_tokens"
+            "set max_completion_tokens or max_tokens, not both", param="max_completion_tokens"
         )
     check_messages(request.messages)
     check_tools(request.tools or [], request.tool_choice)
@@ -145,18 +122,18 @@ def parse_chat(data: Mapping[str, Any]) -> ChatRequest:
 
 
 def parse_tokenize(data: Mapping[str, Any]) -> TokenizeRequest:
-    """Checks the body of `/tokenize`.
+    """Parses the body of `/tokenize`.
 
     Raises:
       ApiError: 400, naming the field at fault.
     """
-    request = _parse(TokenizeRequest, data, {})
+    request = parse_body(TokenizeRequest, data, explain)
     if (request.prompt is None) == (request.messages is None):
-        raise ApiError("give prompt or messages, and not both", param="prompt")
+        raise ApiError("set either prompt or messages", param="prompt")
     if request.messages is None:
         for name in ("tools", "add_generation_prompt"):
             if getattr(request, name) is not None:
-                raise ApiError(f"{name} is for messages only", param=name)
+                raise ApiError(f"{name} is only for messages", param=name)
     else:
         check_messages(request.messages)
         check_tools(request.tools or [], None)
@@ -164,59 +141,14 @@ def parse_tokenize(data: Mapping[str, Any]) -> TokenizeRequest:
 
 
 def parse_detokenize(data: Mapping[str, Any]) -> DetokenizeRequest:
-    """Checks the body of `/detokenize`.
+    """Parses the body of `/detokenize`.
 
     Raises:
       ApiError: 400, naming the field at fault.
     """
-    return _parse(DetokenizeRequest, data, {})
-
-
-def parse_model(data: Mapping[str, Any]) -> ModelRequest:
-    """Checks a body that names a model.
-
-    Raises:
-      ApiError: 400, naming the field at fault.
-    """
-    return _parse(ModelRequest, data, {})
-
-
-def parse_load(data: Mapping[str, Any]) -> LoadRequest:
-    """Checks the body of `/models/load`.
-
-    Raises:
-      ApiError: 400, naming the field at fault.
-    """
-    request = _parse(LoadRequest, data, {})
-    if request.entry is not None and "name" in request.entry:
-        raise ApiError("the model's name goes into `model`, not into `entry`", param="entry")
-    return request
-
-
-def _parse[Body: BaseModel](
-    kind: type[Body], data: Mapping[str, Any], unused: Mapping[str, Any]
-) -> Body:
-    used = {}
-    for name, value in data.items():
-        if name in kind.model_fields:
-            used[name] = value
-        elif name not in unused:
-            raise ApiError(f"unknown field {name!r}", param=name, code="unknown_field")
-        elif value is not None and not any(_same(value, idle) for idle in unused[name]):
-            raise ApiError(
-                f"{name} is not supported by this server", param=name, code="unsupported_field"
-            )
-    try:
-        return kind.model_validate(used)
-    except ValidationError as error:
-        raise fault(error, data) from error
+    return parse_body(DetokenizeRequest, data, explain)
 
 
 def _check_stream(request: GenerationRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise ApiError("stream_options is only for stream: true", param="stream_options")
-
-
-def _same(value: object, idle: object) -> bool:
-    """Equal and of one type: `true` is not 1."""
-    return type(value) is type(idle) and value == idle

@@ -1,4 +1,4 @@
-"""What is wrong with a request's fields, in words: pydantic's errors name types, not ours."""
+"""Explains validation errors of request bodies in terms of the API instead of Python types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPECTED = {
     "parallel_tool_calls": "true or false",
     "prompt": "a string, a list of strings, a list of token ids or a list of such lists",
     "response_format": (
-        'an object with the type "text", "json_object" or "json_schema", and for the last a '
+        'an object with the type "text", "json_object" or "json_schema"; the last one needs a '
         "json_schema with name and schema"
     ),
     "return_token_strs": "true or false",
@@ -37,7 +37,8 @@ _EXPECTED = {
     "tools": "a list of tools of type function, each with a function that has a name",
     "user": "a string",
 }
-_WHOLE = (
+"""What a field must be; any other field must be a number."""
+_INTEGERS = (
     "max_tokens",
     "max_completion_tokens",
     "min_tokens",
@@ -46,30 +47,35 @@ _WHOLE = (
     "top_k",
     "top_logprobs",
 )
-_BRANCHES = {"text", "json_object", "json_schema", "str", "list[TextPart]"}
-"""Names that pydantic gives the branches of unions; no part of the field's own path."""
+_UNION_BRANCHES = {"text", "json_object", "json_schema", "str", "list[TextPart]"}
+"""Names that pydantic inserts into the path of a field for the branch of a union."""
 _NESTED = ("messages", "response_format", "stream_options", "tools")
 
 
-def fault(error: ValidationError, data: Mapping[str, Any]) -> ApiError:
-    """The answer to a body that does not fit its model: the first fault, by its field's name."""
+def explain(error: ValidationError, data: Mapping[str, Any]) -> ApiError:
+    """Builds the error response of a body that does not fit its model, for its first error.
+
+    Args:
+      error: pydantic's error.
+      data: the body.
+    """
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0])
-    path = _path(first["loc"])
+    path = _field_path(first["loc"])
     if first["type"] == "missing":
         return ApiError(f"{path} is missing", param=path)
     if field in _NESTED and len(first["loc"]) > 1:
-        return _nested(field, path, first)
+        return _explain_nested(field, path, first)
     value = data.get(field)
     if field == "logprobs" and isinstance(value, (bool, int)):
         return ApiError(
             "logprobs is a number in completions and true or false in chat", param="logprobs"
         )
-    expected = _EXPECTED.get(field, "a whole number" if field in _WHOLE else "a number")
+    expected = _EXPECTED.get(field, "a whole number" if field in _INTEGERS else "a number")
     return ApiError(f"{field} must be {expected}", param=field)
 
 
-def _nested(field: str, path: str, first: Any) -> ApiError:
+def _explain_nested(field: str, path: str, first: Any) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(f"{path} is not supported by this server", param=path)
     last = path.rpartition(".")[2]
@@ -84,18 +90,18 @@ def _nested(field: str, path: str, first: Any) -> ApiError:
         elif path.endswith("]"):
             expected = "an object"
         else:
-            expected = _plainly(first)
+            expected = _expected_value(first)
         return ApiError(f"{path} must be {expected}", param=path)
-    return ApiError(f"{path} must be {_plainly(first)}", param=path)
+    return ApiError(f"{path} must be {_expected_value(first)}", param=path)
 
 
-def _plainly(first: Any) -> str:
-    kind, context = first["type"], first.get("ctx", {})
-    if kind == "literal_error":
+def _expected_value(first: Any) -> str:
+    error_type, context = first["type"], first.get("ctx", {})
+    if error_type == "literal_error":
         return str(context["expected"])
-    if kind == "string_pattern_mismatch":
+    if error_type == "string_pattern_mismatch":
         return "1 to 64 letters, digits, underscores and dashes"
-    plain = {
+    expected = {
         "string_type": "a string",
         "bool_type": "true or false",
         "dict_type": "an object",
@@ -103,20 +109,20 @@ def _plainly(first: Any) -> str:
         "model_type": "an object",
         "model_attributes_type": "an object",
     }
-    return plain.get(kind, f"something else: {first['msg']}")
+    return expected.get(error_type, f"different: {first['msg']}")
 
 
-def _path(place: Sequence[str | int]) -> str:
-    path = str(place[0])
-    skip_branches = path in ("response_format", "messages")
-    for at, part in enumerate(place[1:], start=1):
+def _field_path(location: Sequence[str | int]) -> str:
+    path = str(location[0])
+    has_unions = path in ("response_format", "messages")
+    for position, part in enumerate(location[1:], start=1):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not (skip_branches and part in _BRANCHES and _is_branch(place, at)):
+        elif not (has_unions and part in _UNION_BRANCHES and _is_branch(location, position)):
             path += f".{part}"
     return path
 
 
-def _is_branch(place: Sequence[str | int], at: int) -> bool:
-    """Whether this part is a union's branch: directly under `response_format` or `content`."""
-    return place[at - 1] in ("response_format", "content")
+def _is_branch(location: Sequence[str | int], position: int) -> bool:
+    """Whether this part names the branch of a union: directly under one of the union fields."""
+    return location[position - 1] in ("response_format", "content")

@@ -1,1 +1,1 @@
-"""Operations: logs, metrics, health, tracing, the watchdog and model control."""
+"""Operations: metrics, health, the watchdog and model control."""

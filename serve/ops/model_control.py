@@ -1,6 +1,7 @@
-"""`/models/load|unload|sleep|wake` and `/fleet/reload`: what the holder of an admin key may do.
+"""Admin endpoints: `/models/load|unload|sleep|wake` and `/fleet/reload`.
 
-All of it may take long, so it is done in threads of its own; a client that leaves changes nothing.
+The changes may take long, so each runs in its own thread. A client that disconnects does not cancel
+a change.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,26 +28,24 @@ from muxjax.errors import (
     PoolTooSmall,
     WrongState,
 )
+from muxjax.serve import logs
 from muxjax.serve.body import read_json
 from muxjax.serve.errors import ApiError
+from muxjax.serve.find_model import find_model
 from muxjax.serve.fleet_protocol import ManagedFleet
-from muxjax.serve.openai.find_model import find_model
-from muxjax.serve.openai.requests import parse_load, parse_model
-from muxjax.serve.ops import logs
+from muxjax.serve.ops.requests import parse_load, parse_model
 
-_NOT_TO_BE_HAD = (CheckpointError, DownloadError, FleetConfigError, PoolTooSmall)
-
-Answer = TypeVar("Answer")
+_NOT_LOADABLE = (CheckpointError, DownloadError, FleetConfigError, PoolTooSmall)
 
 
 class ModelControl:
-    """The endpoints.
+    """The admin endpoints.
 
     Args:
-      fleet: what is served.
-      fleet_file: what `/fleet/reload` reads; None if the fleet did not come from a file.
-      max_body: most bytes of a request.
-      reloaded: given the fleet file when it was applied.
+      fleet: the fleet to change.
+      fleet_file: the file that a reload applies; None if the fleet did not come from a file.
+      max_body: maximum size of a request body in bytes.
+      on_reload: called with the fleet file after it was applied.
     """
 
     def __init__(
@@ -54,100 +53,100 @@ class ModelControl:
         fleet: ManagedFleet,
         fleet_file: Path | None,
         max_body: int,
-        reloaded: Callable[[FleetConfig], None],
+        on_reload: Callable[[FleetConfig], None],
     ) -> None:
         self._fleet = fleet
-        self._file = fleet_file
+        self._fleet_file = fleet_file
         self._max_body = max_body
-        self._reloaded = reloaded
+        self._on_reload = on_reload
 
     async def load(self, request: Request) -> Response:
         """Loads a model of the fleet file, or one that the request describes."""
-        asked = parse_load(await read_json(request, self._max_body))
+        body = parse_load(await read_json(request, self._max_body))
         key = request.state.caller.key
-        if key is not None and not key.sees(asked.model):
-            find_model(request.state.view, asked.model)  # the 404 of a name that was made up
-        entry = asked.model if asked.entry is None else {**asked.entry, "name": asked.model}
+        if key is not None and not key.permits(body.model):
+            find_model(request.state.view, body.model)  # raises 404, as for an unknown name
+        entry = body.model if body.entry is None else {**body.entry, "name": body.model}
         return await self._change(
-            "load", asked.model, lambda: self._fleet.admin.load(entry, asked.unit)
+            "load", body.model, lambda: self._fleet.admin.load(entry, body.unit)
         )
 
     async def unload(self, request: Request) -> Response:
-        """Drops a model when its requests have ended."""
-        model = await self._named(request)
+        """Unloads a model after its requests have finished."""
+        model = await self._read_model(request)
         return await self._change("unload", model, lambda: self._fleet.admin.unload(model))
 
     async def sleep(self, request: Request) -> Response:
-        """Puts a model to sleep when its requests have ended."""
-        model = await self._named(request)
+        """Puts a model to sleep after its requests have finished."""
+        model = await self._read_model(request)
         return await self._change("sleep", model, lambda: self._fleet.admin.sleep(model))
 
     async def wake(self, request: Request) -> Response:
         """Wakes a model."""
-        model = await self._named(request)
+        model = await self._read_model(request)
         return await self._change("wake", model, lambda: self._fleet.admin.wake(model))
 
     async def reload(self, request: Request) -> Response:
-        """Applies the fleet file as it is now."""
+        """Reads the fleet file and applies it to the running fleet."""
         try:
-            found = await self._in_thread(self.read_again)
+            changes = await self._run_in_thread(self.apply_fleet_file)
         except MuxError as error:
-            if isinstance(error, _NOT_TO_BE_HAD):
+            if isinstance(error, _NOT_LOADABLE):
                 raise ApiError(str(error), code="fleet_file") from error
             raise
-        return JSONResponse(found)
+        return JSONResponse(changes)
 
-    def read_again(self) -> dict[str, Any]:
-        """Applies the fleet file; see `FleetAdmin.reload`. Blocks.
+    def apply_fleet_file(self) -> dict[str, Any]:
+        """Reads the fleet file and applies it; see `FleetAdmin.reload`. Blocks.
 
         Raises:
-          MuxError: the file cannot be applied, and nothing was done.
+          MuxError: the file cannot be applied; nothing was changed.
         """
-        if self._file is None:
+        if self._fleet_file is None:
             raise WrongState("this fleet was not started from a fleet file")
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            config = load_fleet_config(self._file)
-            found = self._fleet.admin.reload(config)
+            config = load_fleet_config(self._fleet_file)
+            changes = self._fleet.admin.reload(config)
         except MuxError as error:
             logs.event("fleet_not_reloaded", logging.WARNING, reason=str(error))
             raise
-        self._reloaded(config)
-        seconds = round(time.monotonic() - began, 3)
-        logs.event("fleet_reloaded", seconds=seconds, changes=str(found))
-        return found
+        self._on_reload(config)
+        seconds = round(time.monotonic() - started, 3)
+        logs.event("fleet_reloaded", seconds=seconds, changes=str(changes))
+        return changes
 
-    async def _named(self, request: Request) -> str:
+    async def _read_model(self, request: Request) -> str:
         model = parse_model(await read_json(request, self._max_body)).model
         find_model(request.state.view, model)
         return model
 
-    async def _change(self, what: str, model: str, action: Callable[[], None]) -> Response:
-        began = time.monotonic()
+    async def _change(self, verb: str, model: str, action: Callable[[], None]) -> Response:
+        started = time.monotonic()
         try:
-            await self._in_thread(action)
-        except _NOT_TO_BE_HAD as error:
-            logs.event(f"model_{what}_refused", logging.WARNING, model=model, reason=str(error))
+            await self._run_in_thread(action)
+        except _NOT_LOADABLE as error:
+            logs.event(f"model_{verb}_refused", logging.WARNING, model=model, reason=str(error))
             raise ApiError(str(error), param="model", code="not_loadable") from error
         state = self._fleet.model_states().get(model)
         status = "unloaded" if state is None else state.status
-        seconds = round(time.monotonic() - began, 3)
-        logs.event(f"model_{what}", model=model, status=status, seconds=seconds)
+        seconds = round(time.monotonic() - started, 3)
+        logs.event(f"model_{verb}", model=model, status=status, seconds=seconds)
         return JSONResponse({"model": model, "status": status, "seconds": seconds})
 
-    async def _in_thread(self, action: Callable[[], Answer]) -> Answer:
-        """Waits for what is done in a daemon's thread, which does not keep the process alive.
+    async def _run_in_thread[T](self, action: Callable[[], T]) -> T:
+        """Runs an action in a daemon thread, which does not keep the process alive.
 
-        A client that leaves ends the waiting, not the work.
+        Cancellation ends the wait, not the action.
         """
-        done: Future[Answer] = Future()
+        done: Future[T] = Future()
 
         def run() -> None:
             try:
                 done.set_result(action())
-            except BaseException as error:  # noqa: BLE001  whatever it is, it is the request's
+            except BaseException as error:  # noqa: BLE001  raised to the caller
                 done.set_exception(error)
 
-        context = contextvars.copy_context()  # has the request's id, for logs
+        context = contextvars.copy_context()  # has the request id, for logs
         threading.Thread(target=context.run, args=(run,), name="muxjax-admin", daemon=True).start()
         return await asyncio.shield(asyncio.wrap_future(done))

@@ -1,4 +1,4 @@
-"""How quick each model was in the last minute, for the live page."""
+"""Latency percentiles of each model over the last minute, for the live page."""
 
 from __future__ import annotations
 
@@ -6,54 +6,60 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from muxjax.serve.access.tracked_stream import Ending
+from muxjax.serve.access.tracked_stream import StreamSummary
 
 WINDOW = 60.0
-"""Seconds."""
-_KEPT = 500
-"""Most measurements of a kind that are kept for a model."""
+"""Length of the window in seconds."""
+_MAX_SAMPLES = 500
+"""Maximum number of samples per model and kind of latency."""
 
 Samples = deque[tuple[float, float]]
+"""Pairs of the time of a sample and its value, both in seconds."""
 
 
 class RollingLatency:
-    """Times to the first token and for each further one, of streams of the last minute.
+    """Time to first token and time per output token of the last minute.
 
-    An `watched.Observer`.
+    It observes streams (`StreamObserver`).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._samples: dict[tuple[str, str], Samples] = {}
 
-    def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
-        """See `watched.Observer`."""
+    def on_first_token(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
+        """See `StreamObserver`."""
         self._add(model, "ttft", seconds)
 
-    def more(self, model: str, seconds: float, tokens: int) -> None:
-        """See `watched.Observer`."""
+    def on_tokens(self, model: str, seconds: float, tokens: int) -> None:
+        """See `StreamObserver`."""
 
-    def ended(self, ending: Ending) -> None:
-        """See `watched.Observer`."""
-        if ending.tpot is not None:
-            self._add(ending.model, "tpot", ending.tpot)
+    def on_stream_end(self, summary: StreamSummary) -> None:
+        """See `StreamObserver`."""
+        if summary.tpot is not None:
+            self._add(summary.model, "tpot", summary.tpot)
 
-    def latency(self, model: str) -> dict[str, dict[str, float] | None]:
-        """Median and 95th percentile in seconds of `ttft` and `tpot`; None without any."""
-        return {kind: self._summary(model, kind) for kind in ("ttft", "tpot")}
+    def percentiles(self, model: str) -> dict[str, dict[str, float] | None]:
+        """Returns median and 95th percentile of `ttft` and `tpot` in seconds; None without any."""
+        return {kind: self._summarize(model, kind) for kind in ("ttft", "tpot")}
 
     def _add(self, model: str, kind: str, seconds: float) -> None:
-        samples = self._samples.setdefault((model, kind), deque(maxlen=_KEPT))
+        samples = self._samples.setdefault((model, kind), deque(maxlen=_MAX_SAMPLES))
         samples.append((self._clock(), seconds))
 
-    def _summary(self, model: str, kind: str) -> dict[str, float] | None:
+    def _summarize(self, model: str, kind: str) -> dict[str, float] | None:
         since = self._clock() - WINDOW
-        values = sorted(value for at, value in self._samples.get((model, kind), ()) if at >= since)
+        samples = self._samples.get((model, kind), ())
+        values = sorted(value for taken_at, value in samples if taken_at >= since)
         if not values:
             return None
-        return {"p50": _rank(values, 0.5), "p95": _rank(values, 0.95), "count": len(values)}
+        return {
+            "p50": _percentile(values, 0.5),
+            "p95": _percentile(values, 0.95),
+            "count": len(values),
+        }
 
 
-def _rank(ordered: Sequence[float], part: float) -> float:
-    """The nearest-rank percentile."""
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+def _percentile(ordered: Sequence[float], fraction: float) -> float:
+    """Nearest-rank percentile."""
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]

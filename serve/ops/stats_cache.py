@@ -1,8 +1,8 @@
-"""The fleet's counters for `/metrics` and the live page, read seldom and never waited for long.
+"""Cached counters of the fleet, for `/metrics` and the live page.
 
-Asking the fleet means a word with the engine between two steps. One thread does it, at most every
-`PERIOD` seconds however many ask; when an engine hangs, the others get the counters as they were
-last, marked `stale`, and no second thread is spent on it.
+Reading the counters interrupts the engine between two steps. One thread reads them at most every
+`REFRESH_SECONDS`, whatever the number of clients. If an engine hangs, clients get the last counters
+with `stale` set, and no further thread waits for that engine.
 """
 
 from __future__ import annotations
@@ -16,57 +16,58 @@ from typing import Any
 
 from muxjax.errors import EngineDead
 
-PERIOD = 0.25
-"""Seconds for which counters count as new."""
-PATIENCE = 1.0
-"""Seconds to wait for an engine."""
+REFRESH_SECONDS = 0.25
+"""Age in seconds from which the counters are read again."""
+READ_TIMEOUT = 1.0
+"""Maximum wait for an engine, in seconds."""
 
 
 class StatsCache:
-    """The counters of a fleet.
+    """The latest counters of a fleet.
 
     Args:
-      read: gives them; may block, and raise `EngineDead`.
+      read_stats: reads them; may block and may raise `EngineDead`.
     """
 
-    def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
-        self._read = read
-        self._asked: Future[Mapping[str, Any]] | None = None
+    def __init__(self, read_stats: Callable[[], Mapping[str, Any]]) -> None:
+        self._read_stats = read_stats
+        self._pending: Future[Mapping[str, Any]] | None = None
         self._latest: Mapping[str, Any] = {"models": {}}
-        self._at = 0.0
+        self._read_at = 0.0
 
     async def latest(self) -> dict[str, Any]:
-        """The counters, with `stale` and `age_seconds`."""
-        if time.monotonic() - self._at >= PERIOD:
-            if self._asked is None:
-                self._asked = self._start()
-            asked = self._asked
-            waiting = asyncio.wrap_future(asked)
+        """Returns the counters, with `stale` and `age_seconds`."""
+        if time.monotonic() - self._read_at >= REFRESH_SECONDS:
+            if self._pending is None:
+                self._pending = self._start_reading()
+            pending = self._pending
+            waiting = asyncio.wrap_future(pending)
+            # Retrieves an error that comes after the timeout, which asyncio would log otherwise.
             waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait({waiting}, timeout=PATIENCE)
-            if asked.done() and asked is self._asked:
-                self._asked = None
-                self._take(asked)
-        age = time.monotonic() - self._at if self._at else None
-        stale = age is None or age > PERIOD + PATIENCE / 2
+            await asyncio.wait({waiting}, timeout=READ_TIMEOUT)
+            if pending.done() and pending is self._pending:
+                self._pending = None
+                self._store(pending)
+        age = time.monotonic() - self._read_at if self._read_at else None
+        stale = age is None or age > REFRESH_SECONDS + READ_TIMEOUT / 2
         return {**self._latest, "stale": stale, "age_seconds": age}
 
-    def _take(self, asked: Future[Mapping[str, Any]]) -> None:
+    def _store(self, pending: Future[Mapping[str, Any]]) -> None:
         try:
-            self._latest = asked.result()
-            self._at = time.monotonic()
+            self._latest = pending.result()
+            self._read_at = time.monotonic()
         except EngineDead:
-            pass  # The last counters stay, and grow stale.
+            pass  # keeps the last counters, which become stale
 
-    def _start(self) -> Future[Mapping[str, Any]]:
-        asked: Future[Mapping[str, Any]] = Future()
+    def _start_reading(self) -> Future[Mapping[str, Any]]:
+        pending: Future[Mapping[str, Any]] = Future()
 
-        def ask() -> None:
+        def read() -> None:
             try:
-                asked.set_result(self._read())
-            except Exception as error:  # noqa: BLE001  handed on to `_take`
-                asked.set_exception(error)
+                pending.set_result(self._read_stats())
+            except Exception as error:  # noqa: BLE001  raised by `_store`
+                pending.set_exception(error)
 
-        # A daemon: one that waits for an engine that hangs must not keep the process alive.
-        threading.Thread(target=ask, name="muxjax-stats", daemon=True).start()
-        return asked
+        # A daemon thread, because one that waits for a hanging engine must not keep the process.
+        threading.Thread(target=read, name="muxjax-stats", daemon=True).start()
+        return pending

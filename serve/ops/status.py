@@ -1,4 +1,4 @@
-"""What the server says about itself: health, model states, counters for the live page."""
+"""Health, model states and counters: `/v1/models`, `/health`, `/metrics`, `/stats`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.serve.access.admission import Admission
-from muxjax.serve.access.middleware import Caller
+from muxjax.serve.access.callers import Caller
+from muxjax.serve.find_model import find_model
 from muxjax.serve.fleet_protocol import ManagedFleet, ModelLike
-from muxjax.serve.openai.find_model import find_model
 from muxjax.serve.ops.metrics import CONTENT_TYPE, PrometheusMetrics
 from muxjax.serve.ops.rolling_latency import RollingLatency
 from muxjax.serve.ops.stats_cache import StatsCache
 from muxjax.serve.ops.watchdog import Watchdog
 
 UPDATE_SECONDS = 0.5
-"""Between two updates of the live page."""
+"""Interval between two updates of the live page, in seconds."""
 
 
 class Status:
-    """Answers questions about the server.
+    """The endpoints that report the state of the server.
 
     Args:
-      fleet: what is served.
-      admission: what waits, and whether the server stops.
-      metrics: what was counted.
-      recent: how quick models were.
-      watchdog: which units are lost.
+      fleet: the fleet to report on.
+      admission: has the queues, and knows whether the server drains.
+      metrics: Prometheus metrics.
+      latency: latency percentiles for the live page.
+      watchdog: knows which units are lost.
     """
 
     def __init__(
@@ -41,22 +41,31 @@ class Status:
         fleet: ManagedFleet,
         admission: Admission,
         metrics: PrometheusMetrics,
-        recent: RollingLatency,
+        latency: RollingLatency,
         watchdog: Watchdog,
     ) -> None:
         self._fleet = fleet
         self._admission = admission
         self._metrics = metrics
-        self._recent = recent
+        self._latency = latency
         self._watchdog = watchdog
-        self._snapshots = StatsCache(fleet.stats)
+        self._stats = StatsCache(fleet.stats)
         self._stall_timeout = admission.config.stall_timeout
         self._started = time.time()
 
     # Models
 
-    def describe(self, model: ModelLike) -> dict[str, Any]:
-        """A model in OpenAI's form, with what vLLM and MuxJAX add."""
+    async def list_models(self, request: Request) -> Response:
+        """Lists the models that the caller may use."""
+        models = request.state.view.models.values()
+        return JSONResponse({"object": "list", "data": [self._card(model) for model in models]})
+
+    async def get_model(self, request: Request, name: str) -> Response:
+        """Describes one model."""
+        return JSONResponse(self._card(find_model(request.state.view, name)))
+
+    def _card(self, model: ModelLike) -> dict[str, Any]:
+        """Describes a model with OpenAI's fields and those that vLLM and MuxJAX add."""
         unit = self._unit_of(model.name)
         return {
             "id": model.name,
@@ -65,25 +74,22 @@ class Status:
             "owned_by": "muxjax",
             "max_model_len": model.max_model_len,
             "status": self.model_status(model.name),
-            "error": self._error(model.name),
+            "error": self._model_error(model.name),
             "unit": None if unit is None else unit.unit,
         }
 
     def model_status(self, name: str) -> ModelStatus:
-        """The state of a model."""
+        """Returns the state of a model."""
         unit, state = self._unit_of(name), self._fleet.model_states().get(name)
         if unit is None:
             return "failed"
         if not unit.alive:
-            # Between its end and its restart a unit is on its way back.
-            return "failed" if self._watchdog.lost(unit.unit) or unit.reason is None else "loading"
+            # The watchdog restarts a unit that has ended, unless it is lost.
+            is_lost = self._watchdog.is_lost(unit.unit)
+            return "failed" if is_lost or unit.reason is None else "loading"
         return "loaded" if state is None else state.status
 
-    def statuses(self) -> dict[str, ModelStatus]:
-        """The states of all models, by name."""
-        return {name: self.model_status(name) for name in self._fleet.models}
-
-    def _error(self, model: str) -> str | None:
+    def _model_error(self, model: str) -> str | None:
         state: ModelHealth | None = self._fleet.model_states().get(model)
         return None if state is None else state.error
 
@@ -93,7 +99,7 @@ class Status:
     # Health
 
     async def health(self) -> Response:
-        """200 unless a unit has ended. One that is restarted works again a second later."""
+        """Liveness: 200 unless a unit has ended and has not been restarted."""
         ended = [unit for unit in self._fleet.health() if not unit.alive]
         if ended:
             reason = ended[0].reason or "the engine is closed"
@@ -101,77 +107,68 @@ class Status:
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 when requests are welcome and every unit works."""
+        """Readiness: 200 if the server accepts requests and every unit works."""
         if self._admission.draining:
-            return _not_ready("the server is stopping")
+            return _not_ready("the server is shutting down")
         for unit in self._fleet.health():
             if not unit.works(self._stall_timeout):
-                return _not_ready(_why(unit))
+                return _not_ready(_problem(unit))
         return JSONResponse({"status": "ready"})
 
     async def model_health(self, request: Request, name: str) -> Response:
-        """200 when a model answers."""
+        """Readiness of one model: 200 if it serves requests."""
         find_model(request.state.view, name)
         unit = self._unit_of(name)
         if unit is None or not unit.works(self._stall_timeout):
-            return _not_ready("no unit has the model" if unit is None else _why(unit))
-        if error := self._error(name):
+            return _not_ready("no unit has the model" if unit is None else _problem(unit))
+        if error := self._model_error(name):
             return _not_ready(f"{name} has failed: {error}")
         return JSONResponse({"status": self.model_status(name), "unit": unit.unit})
 
     # Counters
 
     async def metrics(self) -> Response:
-        """Prometheus' text."""
-        stats = await self._snapshots.latest()
-        text = self._metrics.text(stats, self._fleet.health(), self._admission, self.statuses())
+        """Metrics in the text format of Prometheus."""
+        stats = await self._stats.latest()
+        names = list(self._fleet.models)
+        text = self._metrics.render(
+            stats,
+            self._fleet.health(),
+            states={name: self.model_status(name) for name in names},
+            waiting={name: self._admission.waiting(name) for name in names},
+        )
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def stats(self, request: Request) -> Response:
-        """The live page's data, once."""
-        return JSONResponse(await self._for(request.state.caller))
+        """The data of the live page, once."""
+        return JSONResponse(await self._page_data(request.state.caller))
 
     async def stream(self, request: Request) -> Response:
-        """The live page's data as server-sent events, until the server stops."""
+        """The data of the live page as server-sent events, until the server drains."""
         caller: Caller = request.state.caller
 
         async def updates() -> AsyncIterator[str]:
             while not self._admission.draining:
-                yield f"data: {json.dumps(await self._for(caller))}\n\n"
+                yield f"data: {json.dumps(await self._page_data(caller))}\n\n"
                 await asyncio.sleep(UPDATE_SECONDS)
-            yield f"data: {json.dumps(await self._for(caller))}\n\n"
+            yield f"data: {json.dumps(await self._page_data(caller))}\n\n"
 
         return StreamingResponse(
             updates(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
 
-    async def _for(self, caller: Caller) -> dict[str, Any]:
-        """What one caller may see: of other models only that they take room."""
-        stats = await self._snapshots.latest()
+    async def _page_data(self, caller: Caller) -> dict[str, Any]:
+        """Data that a caller may see. Other callers' models appear only as used pool pages."""
+        stats = await self._stats.latest()
         units = self._fleet.health()
         key = caller.key
-        models = []
-        for name, model in self._fleet.models.items():
-            found = stats["models"].get(name, {})
-            unit = next((unit for unit in units if name in unit.models), None)
-            if key is None or key.sees(name):
-                models.append(
-                    {
-                        "name": name,
-                        "status": self.model_status(name),
-                        "error": self._error(name),
-                        "unit": None if unit is None else unit.unit,
-                        "max_model_len": model.max_model_len,
-                        "chat": getattr(model.tokenizer, "chat_template", None) is not None,
-                        "text": model.tokenizer is not None,
-                        "queue": self._admission.waiting(name),
-                        "slo": self._metrics.slo_counts(name),
-                        "latency": self._recent.latency(name),
-                        **found,
-                    }
-                )
-        shown = sum(model.get("kv_pages_used", 0) for model in models)
-        used = sum(found.get("kv_pages_used", 0) for found in stats["models"].values())
+        models = [
+            self._model_data(model, stats["models"].get(name, {}), units)
+            for name, model in self._fleet.models.items()
+            if key is None or key.permits(name)
+        ]
+        visible = sum(model.get("kv_pages_used", 0) for model in models)
+        used = sum(model.get("kv_pages_used", 0) for model in stats["models"].values())
         return {
             "time": time.time(),
             "stopping": self._admission.draining,
@@ -180,7 +177,7 @@ class Status:
             "pool": {
                 "pages": stats.get("usable_pages", 0),
                 "bytes": stats.get("pool_bytes", 0),
-                "others": used - shown,
+                "others": used - visible,
             },
             "units": [
                 {
@@ -194,10 +191,29 @@ class Status:
             "models": models,
         }
 
+    def _model_data(
+        self, model: ModelLike, stats: dict[str, Any], units: list[UnitHealth]
+    ) -> dict[str, Any]:
+        name = model.name
+        unit = next((unit for unit in units if name in unit.models), None)
+        return {
+            "name": name,
+            "status": self.model_status(name),
+            "error": self._model_error(name),
+            "unit": None if unit is None else unit.unit,
+            "max_model_len": model.max_model_len,
+            "chat": model.tokenizer is not None and model.tokenizer.chat_template is not None,
+            "text": model.tokenizer is not None,
+            "queue": self._admission.waiting(name),
+            "slo": self._metrics.slo_counts(name),
+            "latency": self._latency.percentiles(name),
+            **stats,
+        }
 
-def _why(unit: UnitHealth) -> str:
+
+def _problem(unit: UnitHealth) -> str:
     if unit.alive:
-        return f"unit {unit.unit} has made no step for {unit.stalled_seconds:.1f} s"
+        return f"unit {unit.unit} has executed no step for {unit.stalled_seconds:.1f} s"
     return f"unit {unit.unit} has ended: {unit.reason or 'closed'}"
 
 

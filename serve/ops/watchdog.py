@@ -1,12 +1,12 @@
-"""Watches the units from a thread of its own, and starts one anew that has ended or hangs.
+"""Watchdog: restarts units that have ended or hang.
 
-A unit hangs when it has work and has made no step for `stall_timeout` seconds. Before it is
-restarted its state is logged: the stacks of all threads, queues, quotas. Stacks are lines of code,
-without the values of variables, so nothing of a prompt is in them. The requests of the unit end
-with an error that says why.
+A unit hangs if it has work and has executed no step for `stall_timeout` seconds. Before a restart
+the watchdog logs the counters of all models and the stacks of all threads. Stacks are lines of code
+without the values of variables, so they contain no prompt. The requests of the unit end with an
+error that names the reason.
 
-A unit that ends again and again is left ended after `restarts` times in ten minutes; `/health` then
-says so, for whatever supervises the process.
+A unit that ends more than `restarts` times in ten minutes stays down. `/health` then reports it, so
+that the supervisor of the process can act.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from collections.abc import Callable
 
 from muxjax.engine.health import UnitHealth
 from muxjax.errors import MuxError
-from muxjax.serve.fleet_protocol import SupervisedFleet
-from muxjax.serve.ops import logs
+from muxjax.serve import logs
+from muxjax.serve.fleet_protocol import ManagedFleet
 
 _PERIOD = 600.0
+"""Seconds for which a restart counts."""
 
 
 class Watchdog:
-    """Looks after a fleet until closed.
+    """Checks the units of a fleet periodically, in its own thread, until it is closed.
 
     Args:
-      fleet: its units are watched.
-      stall_timeout: seconds without a step, while there is work.
-      restarts: most restarts of a unit in ten minutes.
-      interval: seconds between looks; by default a quarter of `stall_timeout`, at most one.
+      fleet: the fleet to watch.
+      stall_timeout: seconds without a step, with work to do, after which a unit hangs.
+      restarts: maximum number of restarts of a unit in ten minutes.
+      interval: seconds between checks; by default a quarter of `stall_timeout`, at most one.
+      clock: current time in seconds.
     """
 
     def __init__(
         self,
-        fleet: SupervisedFleet,
+        fleet: ManagedFleet,
         *,
         stall_timeout: float,
         restarts: int,
@@ -48,58 +50,58 @@ class Watchdog:
     ) -> None:
         self._fleet = fleet
         self._stall_timeout = stall_timeout
-        self._most = restarts
+        self._max_restarts = restarts
         self._clock = clock
-        self._restarted: dict[str, deque[float]] = {}
-        self._given_up: set[str] = set()
+        self._restart_times: dict[str, deque[float]] = {}
+        self._lost: set[str] = set()
         self._stop = threading.Event()
         self._interval = min(1.0, stall_timeout / 4) if interval is None else interval
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to watch; again after `close` too."""
+        """Starts the thread; possible again after `close`."""
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="muxjax-watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends watching."""
+        """Stops the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def lost(self, unit: str) -> bool:
-        """Whether a unit has ended and will not be started again."""
-        return unit in self._given_up
+    def is_lost(self, unit: str) -> bool:
+        """Whether a unit has ended and will not be restarted."""
+        return unit in self._lost
 
-    def look(self) -> None:
-        """One look at all units, with what follows from it."""
+    def check_units(self) -> None:
+        """Checks all units once and restarts those that have ended or hang."""
         for unit in self._fleet.health():
             if unit.works(self._stall_timeout):
-                self._given_up.discard(unit.unit)
+                self._lost.discard(unit.unit)
                 continue
-            if unit.unit in self._given_up or unit.restarting:
+            if unit.unit in self._lost or unit.restarting:
                 continue
             if not unit.alive and unit.reason is None:
                 continue  # closed on purpose
-            self._handle(unit)
+            self._recover(unit)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                self.look()
-            except Exception:  # whatever it is, the watching goes on, and the log has it
-                logging.getLogger(__name__).exception("the watchdog's look failed")
+                self.check_units()
+            except Exception:  # the watchdog must survive any error
+                logging.getLogger(__name__).exception("watchdog check failed")
 
-    def _handle(self, unit: UnitHealth) -> None:
+    def _recover(self, unit: UnitHealth) -> None:
         if unit.alive:
             reason = (
-                f"unit {unit.unit} made no step for {unit.stalled_seconds:.1f} s with requests "
-                "waiting for one, and was restarted"
+                f"unit {unit.unit} was restarted: it executed no step for "
+                f"{unit.stalled_seconds:.1f} s although requests were waiting"
             )
         else:
-            reason = f"unit {unit.unit} ended and was restarted: {unit.reason}"
+            reason = f"unit {unit.unit} was restarted: it had ended with: {unit.reason}"
         logs.event(
             "unit_failed",
             logging.ERROR,
@@ -110,40 +112,40 @@ class Watchdog:
             state=describe_state(self._fleet),
             stacks=describe_stacks(),
         )
-        recent = self._restarted.setdefault(unit.unit, deque())
+        recent = self._restart_times.setdefault(unit.unit, deque())
         now = self._clock()
         while recent and now - recent[0] >= _PERIOD:
             recent.popleft()
-        if len(recent) >= self._most:
-            self._given_up.add(unit.unit)
+        if len(recent) >= self._max_restarts:
+            self._lost.add(unit.unit)
             logs.event("unit_given_up", logging.CRITICAL, unit=unit.unit, restarts=len(recent))
             return
         recent.append(now)
         try:
             self._fleet.restart(unit.unit, reason)
         except MuxError as error:
-            self._given_up.add(unit.unit)
+            self._lost.add(unit.unit)
             logs.event("unit_not_restarted", logging.CRITICAL, unit=unit.unit, reason=str(error))
             return
         logs.event("unit_restarted", logging.WARNING, unit=unit.unit, restarts=len(recent))
 
 
-def describe_state(fleet: SupervisedFleet) -> str:
-    """Queues, pages and quotas of every model, in a line each."""
+def describe_state(fleet: ManagedFleet) -> str:
+    """Formats the counters of the fleet and of each model, one line each."""
     try:
         state = fleet.stats(block=False)
-    except Exception as error:  # noqa: BLE001  read while a loop changes it: any part may be amiss
+    except Exception as error:  # noqa: BLE001  the engine may change it at the same time
         return f"not readable: {type(error).__name__}"
     lines = []
-    for model, found in state.get("models", {}).items():
-        shown = (f"{key}={value:.6g}" for key, value in found.items() if _is_number(value))
-        lines.append(f"{model}: {' '.join(shown)}")
-    rest = (f"{key}={value}" for key, value in state.items() if _is_number(value))
-    return "\n".join([" ".join(rest), *lines])
+    for model, counters in state.get("models", {}).items():
+        values = (f"{key}={value:.6g}" for key, value in counters.items() if _is_number(value))
+        lines.append(f"{model}: {' '.join(values)}")
+    fleet_values = (f"{key}={value}" for key, value in state.items() if _is_number(value))
+    return "\n".join([" ".join(fleet_values), *lines])
 
 
 def describe_stacks() -> str:
-    """Where every thread is: names of threads, lines of code."""
+    """Formats the stacks of all other threads: thread names and lines of code."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for ident, frame in sys._current_frames().items():

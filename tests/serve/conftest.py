@@ -1,4 +1,4 @@
-"""A live server on a loopback port, around a fake fleet."""
+"""Fixtures: a live server on a loopback port, with a fake fleet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.serve.fake_fleet import FakeFleet
 def running_server(
     fleet: Fleet | FakeFleet, settings: ServerSettings | None = None
 ) -> Iterator[str]:
-    """Its address."""
+    """Runs a server and yields its URL."""
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(fleet, settings), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -37,16 +37,16 @@ def running_server(
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Fails when `true()` has not become so in time."""
+    """Waits until `true()` holds; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[tuple[FakeFleet, str]]:
-    """One server for all tests, because starting one takes longer than most of them."""
+    """One server for all tests, because starting a server takes longer than most tests."""
     fleet = FakeFleet()
     with running_server(fleet) as url:
         yield fleet, url
@@ -54,7 +54,7 @@ def shared() -> Iterator[tuple[FakeFleet, str]]:
 
 @pytest.fixture
 def fleet(shared: tuple[FakeFleet, str]) -> FakeFleet:
-    """The shared server's fleet, as new."""
+    """The fleet of the shared server, reset."""
     fleet, _ = shared
     fleet.__init__()  # type: ignore[misc]
     return fleet
@@ -62,5 +62,5 @@ def fleet(shared: tuple[FakeFleet, str]) -> FakeFleet:
 
 @pytest.fixture
 def server(shared: tuple[FakeFleet, str], fleet: FakeFleet) -> str:
-    """The shared server's address."""
+    """URL of the shared server."""
     return shared[1]

@@ -1,7 +1,7 @@
-"""A fleet without models: the same interface as `muxjax.fleet.Fleet`, answers known beforehand.
+"""A fake of `muxjax.fleet.Fleet` with known outputs.
 
-A token is a byte; 256 begins a prompt and 257 ends an output. To any prompt the fleet answers with
-the prompt's own bytes in turn, over and over (`ab` -> `ababab...`), until `max_tokens`, or `text`.
+A token is a byte; 256 begins a prompt and 257 ends an output. The output repeats the bytes of the
+prompt (`ab` -> `ababab...`) up to `max_tokens`, or it is `text`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from muxjax.config.fleet_file import FleetConfig
 from muxjax.engine.health import ModelHealth, ModelStatus, UnitHealth
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, Overloaded, UnknownModel
 from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.requests import FinishReason
 from muxjax.scheduling.steps import TokenLogprobs
 
 BOS, EOS = 256, 257
@@ -30,7 +32,7 @@ TEMPLATE = (
 
 
 def fake_tokenizer(chat_template: str | None) -> Tokenizer:
-    """Bytes as tokens, with a begin token that encoding adds."""
+    """A tokenizer of bytes whose encoding adds a begin token."""
 
     def encode(text: str, add_special: bool) -> list[int]:
         return [BOS] * add_special + list(text.encode())
@@ -53,18 +55,9 @@ class FakeModel:
     max_model_len: int = 256
 
 
-@dataclass(frozen=True)
-class FakeDelta:
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish_reason: str | None
-    prompt_logprobs: list[TokenLogprobs] | None = None
-
-
 @dataclass
 class FakeFleet:
-    """Answers at `delay` seconds a token; `active` holds the requests that have not ended."""
+    """Generates one token per `delay` seconds; `active` has the requests that have not ended."""
 
     delay: float = 0.0
     text: str | None = None
@@ -78,7 +71,7 @@ class FakeFleet:
             "ids": FakeModel("ids", None),
         }
     )
-    asked: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
+    requests: list[tuple[str, list[int], SamplingParams]] = field(default_factory=list)
     active: set[int] = field(default_factory=set)
     closed: bool = False
     stalled: float = 0.0
@@ -144,7 +137,7 @@ class FakeFleet:
             )
         if any(not 0 <= token <= EOS for token in prompt):
             raise InvalidRequest("the prompt has a token id out of range", field="prompt")
-        self.asked.append((model, prompt, params))
+        self.requests.append((model, prompt, params))
         number = next(_NUMBERS)
         self.active.add(number)
         return FakeStream(self, model, number, prompt, params)
@@ -214,17 +207,17 @@ class FakeStream:
         self._error = error
         self._ended.set()
 
-    def __aiter__(self) -> AsyncIterator[FakeDelta]:
+    def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas()
 
-    def _output(self) -> tuple[list[int], str]:
+    def _output(self) -> tuple[list[int], FinishReason]:
         if self._fleet.text is not None:
             return [*self._fleet.text.encode(), EOS], "stop"
         own = [token for token in self._prompt if token < BOS] or [ord("?")]
         room = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
         return [own[index % len(own)] for index in range(room)], "length"
 
-    async def _deltas(self) -> AsyncIterator[FakeDelta]:
+    async def _deltas(self) -> AsyncIterator[Delta]:
         tokens, reason = self._output()
         decoder = None if self._model.tokenizer is None else self._model.tokenizer.decode_stream()
         for count, token in enumerate(tokens, start=1):
@@ -233,7 +226,7 @@ class FakeStream:
             if self._ended.is_set():
                 if self._error is not None:
                     raise self._error
-                yield FakeDelta("", [], None, "abort")
+                yield Delta("", [], None, "abort")
                 return
             if self._fleet.die_after is not None and count > self._fleet.die_after:
                 raise EngineDead("the engine's loop has ended: out of memory")
@@ -247,7 +240,7 @@ class FakeStream:
                     self._of(token, self._params.prompt_logprobs) for token in self._prompt[1:]
                 ]
             end = reason if last else None
-            yield FakeDelta(text, [token], self._logprobs(token), end, prompt)
+            yield Delta(text, [token], self._logprobs(token), end, prompt)
 
     def _logprobs(self, token: int) -> list[TokenLogprobs] | None:
         asked = self._params.logprobs

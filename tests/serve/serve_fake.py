@@ -1,4 +1,4 @@
-"""A program that serves the fake fleet, for tests that send it signals.
+"""Serves the fake fleet as a process, for tests with signals.
 
 `serve_fake.py DELAY DRAIN_TIMEOUT [CERTIFICATE KEY]`
 """

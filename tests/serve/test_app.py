@@ -1,4 +1,4 @@
-"""What the server says to bad requests, and that it survives them and clients that leave."""
+"""Invalid requests and disconnects over HTTP, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def http(server: str) -> Iterator[httpx.Client]:
 
 
 def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
-    """The error of an answer, which must have OpenAI's form."""
+    """The error of a response, which must have OpenAI's form."""
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
     error = answer.json()["error"]
@@ -108,8 +108,8 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"best_of": True}, "best_of", "best_of is not supported"),
         ({"best_of": 1, "n": 2}, "best_of", "best_of is not supported"),
         ({"suffix": "x"}, "suffix", "suffix is not supported"),
-        ({"logit_bias": {"a": 1}}, "logit_bias", "must name token ids, not 'a'"),
-        ({"logit_bias": {"-1": 1}}, "logit_bias", "must name token ids"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "must have token ids as keys, not 'a'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "must have token ids"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
         ({"logit_bias": {"1": None}}, "logit_bias", "an object of numbers by token id"),
         ({"logit_bias": [1]}, "logit_bias", "an object of numbers by token id"),
@@ -136,7 +136,7 @@ def test_bad_completions(
     error = refusal(http.post("/v1/completions", json={**COMPLETION, **change}))
     assert error["param"] == param
     assert message in error["message"]
-    assert not fleet.asked
+    assert not fleet.requests
     assert not fleet.active
 
 
@@ -161,17 +161,17 @@ def test_bad_completions(
         (
             {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
             "messages[0].tool_call_id",
-            "for the role tool only",
+            "only for the role tool",
         ),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
             "messages[0].tool_calls",
-            "for the role assistant only",
+            "only for the role assistant",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [calling("{")]}]},
             "messages[0].tool_calls[0].function.arguments",
-            "must be a JSON object in a string",
+            "must be a string with a JSON object",
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -196,18 +196,18 @@ def test_bad_completions(
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
         ({"tools": [{"type": "custom"}]}, "tools[0].type", "must be 'function'"),
         ({"tools": [tool("f g")]}, "tools[0].function.name", "must be 1 to 64 letters"),
-        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name", "of another tool"),
+        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name", "the name of another tool"),
         (
             {"tools": [tool("f", {"type": "string"})]},
             "tools[0].function.parameters",
             "must be a schema of type object",
         ),
-        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
         ({"tool_choice": "any"}, "tool_choice", 'must be "none", "auto", "required" or'),
         (
             {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
             "tool_choice",
-            "names 'g', which is not among tools",
+            "names 'g', which is not in tools",
         ),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls", "must be true or false"),
         (
@@ -232,7 +232,7 @@ def test_bad_completions(
             "not supported",
         ),
         ({"logprobs": 3}, "logprobs", "true or false in chat"),
-        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs", "requires logprobs"),
         (
             {"logprobs": True, "top_logprobs": 21},
             "top_logprobs",
@@ -260,7 +260,7 @@ def test_bad_chats(
     assert not fleet.active
 
 
-def test_what_clients_send_out_of_habit_is_accepted(http: httpx.Client) -> None:
+def test_ignored_fields_are_accepted(http: httpx.Client) -> None:
     idle = {
         "logit_bias": None,
         "metadata": {},
@@ -318,36 +318,39 @@ def test_bad_bodies(http: httpx.Client, body: bytes, message: str) -> None:
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_an_overflowing_number_is_refused(http: httpx.Client) -> None:
+def test_a_number_that_overflows_is_refused(http: httpx.Client) -> None:
     body = b'{"model": "chat", "prompt": "x", "temperature": 1e999}'
     assert refusal(http.post("/v1/completions", content=body))["param"] == "temperature"
 
 
 def test_unknown_model_and_paths(http: httpx.Client) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
-    assert error["message"] == "no model 'gpt' is served here; there are chat, plain/base, ids"
+    assert (
+        error["message"]
+        == "model 'gpt' is not served here; available models: chat, plain/base, ids"
+    )
     assert refusal(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     assert "POST /v1/embeddings" in refusal(http.post("/v1/embeddings", json={}), 404)["message"]
     refusal(http.get("/v1/completions"), 405)
 
 
-def test_a_large_body_is_refused_unread(server: str, http: httpx.Client) -> None:
+def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx.Client) -> None:
     large = {"model": "chat", "prompt": "x" * 10_000_000}
     error = refusal(http.post("/v1/completions", json=large), 413)
     assert error["code"] == "request_too_large"
-    # Only the head is sent here: the answer does not wait for the body.
+    # Only the header is sent: the response does not wait for the body.
     with connected(server) as client:
         client.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
         )
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
-    # Without a declared length the limit ends the reading.
+    # Without a Content-Length, reading ends at the limit.
     parts = (b" " * 65536 for _ in range(200))
     refusal(http.post("/v1/completions", content=parts), 413)
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_a_body_of_just_under_the_limit_is_read(http: httpx.Client) -> None:
+def test_a_body_below_the_limit_is_read(http: httpx.Client) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
     assert "the prompt has 4000001 tokens" in error["message"]
 
@@ -368,7 +371,7 @@ def post_bytes(path: str, body: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("abrupt", [True, False])
-def test_a_client_that_leaves_frees_its_requests(
+def test_a_disconnect_cancels_the_requests(
     server: str, fleet: FakeFleet, stream: bool, n: int, abrupt: bool
 ) -> None:
     fleet.delay = 0.05
@@ -385,20 +388,20 @@ def test_a_client_that_leaves_frees_its_requests(
     assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_a_client_that_leaves_amid_its_body(server: str, fleet: FakeFleet) -> None:
+def test_a_disconnect_while_sending_the_body(server: str, fleet: FakeFleet) -> None:
     with connected(server) as client:
         client.sendall(post_bytes("/v1/completions", COMPLETION)[:-5])
     assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
-    assert len(fleet.asked) == 1
+    assert len(fleet.requests) == 1
 
 
-def test_one_prompt_of_several_that_fails_queues_none(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_one_invalid_prompt_queues_none(http: httpx.Client, fleet: FakeFleet) -> None:
     refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
-    assert len(fleet.asked) == 1
+    assert len(fleet.requests) == 1
     assert not fleet.active
 
 
-def test_a_request_that_would_be_late_is_refused(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_an_overloaded_fleet_refuses_with_503(http: httpx.Client, fleet: FakeFleet) -> None:
     fleet.refusal = Overloaded("chat has 90 requests before this one", retry_after=1.2)
     answer = http.post("/v1/completions", json=COMPLETION)
     assert refusal(answer, 503)["code"] == "overloaded"
@@ -407,7 +410,7 @@ def test_a_request_that_would_be_late_is_refused(http: httpx.Client, fleet: Fake
 
 def test_a_priority_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFleet) -> None:
     assert http.post("/v1/completions", json={**COMPLETION, "priority": 3}).status_code == 200
-    assert fleet.asked[-1][2].priority == 3
+    assert fleet.requests[-1][2].priority == 3
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "priority": 1000}))
     assert error["param"] == "priority"
 
@@ -416,16 +419,16 @@ def test_a_cache_salt_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFl
     for path, body in (("completions", COMPLETION), ("chat/completions", CHAT)):
         answer = http.post(f"/v1/{path}", json={**body, "cache_salt": "mine"})
         assert answer.status_code == 200
-        assert fleet.asked[-1][2].cache_salt == "mine"
+        assert fleet.requests[-1][2].cache_salt == "mine"
         for wrong in ("", "x" * 257, 3):
             error = refusal(http.post(f"/v1/{path}", json={**body, "cache_salt": wrong}))
             assert error["param"] == "cache_salt"
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
-    assert fleet.asked[-1][2].cache_salt is None
+    assert fleet.requests[-1][2].cache_salt is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_usage_says_what_the_cache_had(http: httpx.Client, stream: bool) -> None:
+def test_usage_counts_cached_tokens(http: httpx.Client, stream: bool) -> None:
     body = {"model": "chat", "prompt": ["x" * 20, "y"], "n": 2, "max_tokens": 2, "stream": stream}
     if not stream:
         usage = http.post("/v1/completions", json=body).json()["usage"]
@@ -433,7 +436,7 @@ def test_usage_says_what_the_cache_had(http: httpx.Client, stream: bool) -> None
         body["stream_options"] = {"include_usage": True}
         lines = http.post("/v1/completions", json=body).text.split("\n\n")
         usage = json.loads(lines[-3].removeprefix("data: "))["usage"]
-    # The fake has all whole sixteens. Outputs of one prompt count once.
+    # The fake caches whole blocks of 16 tokens. Each prompt counts once.
     assert usage == {
         "prompt_tokens": 23,
         "completion_tokens": 8,
@@ -462,7 +465,7 @@ def test_request_ids(http: httpx.Client) -> None:
     assert odd.headers["x-request-id"].startswith("req-")
 
 
-def test_the_event_stream_itself(http: httpx.Client) -> None:
+def test_event_stream_format(http: httpx.Client) -> None:
     answer = http.post("/v1/completions", json={**COMPLETION, "max_tokens": 2, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = answer.text.split("\n\n")
@@ -475,7 +478,7 @@ def test_the_event_stream_itself(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "name"),
     [
-        ("/v1/completions", {**COMPLETION, "logprobs": 2, "echo": True}, "Completion"),
+        ("/v1/completions", {**COMPLETION, "logprobs": 2, "echo": True}, "CompletionResponse"),
         ("/v1/chat/completions", {**CHAT, "logprobs": True, "n": 2}, "ChatCompletionChunk"),
         ("/v1/chat/completions", {**CHAT, "tools": [tool("f")]}, "ChatCompletionChunk"),
     ],

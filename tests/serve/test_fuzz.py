@@ -1,8 +1,8 @@
-"""Requests made up from the OpenAPI document: none is answered otherwise than it says.
+"""Fuzzing: responses to generated requests must be as the OpenAPI document describes.
 
-Schemathesis makes requests that fit the document and some that do not, sends them to the
-application, and checks status, content type and body of each answer against the document. The suite
-sends some hundreds; `pytest -m fuzz -s` sends more than 5,000 and says how they were answered.
+Schemathesis generates valid and invalid requests from the document and checks status, content type
+and body of each response. The suite sends some hundreds; `pytest -m fuzz -s` sends more than 5,000
+and prints how many got which status.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def settings(examples: int) -> Any:
 
 @SCHEMA.parametrize()
 @settings(12)
-def test_answers_are_as_documented(case: schemathesis.Case) -> None:
+def test_responses_are_as_documented(case: schemathesis.Case) -> None:
     send(case)
 
 
 @pytest.mark.fuzz
 @SCHEMA.parametrize()
 @settings(1000)
-def test_thousands_of_answers_are_as_documented(case: schemathesis.Case) -> None:
+def test_thousands_of_responses_are_as_documented(case: schemathesis.Case) -> None:
     send(case)

@@ -1,4 +1,4 @@
-"""OpenAI's own client against a live server."""
+"""OpenAI's client with a live server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["chat", "plain/base", "ids"]
     assert client.models.retrieve("plain/base").owned_by == "muxjax"
-    with pytest.raises(openai.NotFoundError, match="there are chat, plain/base, ids"):
+    with pytest.raises(openai.NotFoundError, match="available models: chat, plain/base, ids"):
         client.models.retrieve("other")
 
 
@@ -41,13 +41,13 @@ def test_completion(client: openai.OpenAI, fleet: FakeFleet) -> None:
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-    assert fleet.asked[0][1] == [BOS, *b"ab"]
+    assert fleet.requests[0][1] == [BOS, *b"ab"]
     assert not fleet.active
 
 
 def test_completion_defaults_are_openais(client: openai.OpenAI, fleet: FakeFleet) -> None:
     client.completions.create(model="chat", prompt="ab")
-    params = fleet.asked[0][2]
+    params = fleet.requests[0][2]
     assert (params.max_tokens, params.temperature, params.top_p) == (16, 1.0, 1.0)
     assert (params.seed, params.logprobs, params.stop) == (None, None, ())
 
@@ -63,7 +63,7 @@ def test_every_sampling_field_reaches_the_engine(client: openai.OpenAI, fleet: F
         seed=7,
         presence_penalty=0.25,
         frequency_penalty=-0.5,
-        user="somebody",
+        user="someone",
         extra_body={
             "top_k": 40,
             "min_p": 0.05,
@@ -72,7 +72,7 @@ def test_every_sampling_field_reaches_the_engine(client: openai.OpenAI, fleet: F
             "stop_token_ids": [3],
         },
     )
-    params = fleet.asked[0][2]
+    params = fleet.requests[0][2]
     assert (params.max_tokens, params.temperature, params.top_p) == (3, 0.5, 0.9)
     assert (params.stop, params.seed) == (("x", "yz"), 7)
     assert (params.presence_penalty, params.frequency_penalty) == (0.25, -0.5)
@@ -83,14 +83,14 @@ def test_every_sampling_field_reaches_the_engine(client: openai.OpenAI, fleet: F
 @pytest.mark.parametrize("top_k", [-1, 0])
 def test_top_k_off(client: openai.OpenAI, fleet: FakeFleet, top_k: int) -> None:
     client.completions.create(model="chat", prompt="ab", extra_body={"top_k": top_k})
-    assert fleet.asked[0][2].top_k == 0
+    assert fleet.requests[0][2].top_k == 0
 
 
 def test_several_prompts_and_outputs(client: openai.OpenAI, fleet: FakeFleet) -> None:
     answer = client.completions.create(model="chat", prompt=["a", "bc"], n=2, seed=10, max_tokens=3)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in answer.choices] == ["aaa", "aaa", "bcb", "bcb"]
-    assert [params.seed for _, _, params in fleet.asked] == [10, 11, 10, 11]
+    assert [params.seed for _, _, params in fleet.requests] == [10, 11, 10, 11]
     assert answer.usage
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 12)
 
@@ -100,7 +100,7 @@ def test_token_ids_as_prompts(client: openai.OpenAI, fleet: FakeFleet) -> None:
     assert one.choices[0].text == ""  # this model has no tokenizer
     two = client.completions.create(model="chat", prompt=[[97], [98, 99]], max_tokens=2)
     assert [choice.text for choice in two.choices] == ["aa", "bc"]
-    assert [prompt for _, prompt, _ in fleet.asked] == [[97, 98], [97], [98, 99]]
+    assert [prompt for _, prompt, _ in fleet.requests] == [[97, 98], [97], [98, 99]]
 
 
 def test_completion_logprobs(client: openai.OpenAI) -> None:
@@ -171,20 +171,22 @@ def test_chat(client: openai.OpenAI, fleet: FakeFleet) -> None:
     assert choice.finish_reason == "stop"
     assert answer.id.startswith("chatcmpl-")
     assert answer.object == "chat.completion"
-    _, prompt, params = fleet.asked[0]
-    # The template's text as it is: no second begin token in front.
+    _, prompt, params = fleet.requests[0]
+    # The template's text without an additional begin token.
     assert bytes(prompt) == b"<system>be kind\n<user>hi\n<assistant>"
     assert params.max_tokens == 256 - len(prompt)
 
 
-def test_an_answer_can_be_sent_back_as_it_came(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_a_response_message_is_a_valid_request_message(
+    client: openai.OpenAI, fleet: FakeFleet
+) -> None:
     question = {"role": "user", "content": "hi"}
     first = client.chat.completions.create(model="chat", messages=[question], max_tokens=2)
     reply = first.choices[0].message.model_dump()
     client.chat.completions.create(
         model="chat", messages=[question, reply, question], max_completion_tokens=2
     )
-    assert bytes(fleet.asked[1][1]) == b"<user>hi\n<assistant><u\n<user>hi\n<assistant>"
+    assert bytes(fleet.requests[1][1]) == b"<user>hi\n<assistant><u\n<user>hi\n<assistant>"
 
 
 def test_chat_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
@@ -198,7 +200,7 @@ def test_chat_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
     logprobs = answer.choices[0].logprobs
     assert logprobs
     assert logprobs.content
-    # Two bytes of one character, and the end.
+    # Two bytes of one character, and the end token.
     assert [entry.bytes for entry in logprobs.content] == [[0xC3], [0xA9], list(b"<eos>")]
     assert [entry.logprob for entry in logprobs.content] == [-0.5] * 3
     assert [len(entry.top_logprobs) for entry in logprobs.content] == [2, 2, 2]
@@ -250,7 +252,7 @@ def test_chat_stream_logprobs(client: openai.OpenAI) -> None:
     assert all(entry.top_logprobs == [] for entry in entries)
 
 
-def test_errors_are_the_clients_own(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_errors_raise_the_clients_exceptions(client: openai.OpenAI, fleet: FakeFleet) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="other", prompt="a")
     assert missing.value.code == "model_not_found"
@@ -266,7 +268,9 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, fleet: FakeFleet) -> 
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_an_engine_that_dies_meanwhile(client: openai.OpenAI, fleet: FakeFleet, n: int) -> None:
+def test_an_engine_that_ends_during_generation(
+    client: openai.OpenAI, fleet: FakeFleet, n: int
+) -> None:
     fleet.die_after = 2
     with pytest.raises(openai.InternalServerError, match="out of memory") as dead:
         client.completions.create(model="chat", prompt="a", max_tokens=5, n=n)
@@ -274,11 +278,11 @@ def test_an_engine_that_dies_meanwhile(client: openai.OpenAI, fleet: FakeFleet, 
     stream = client.completions.create(model="chat", prompt="a", max_tokens=5, n=n, stream=True)
     with pytest.raises(openai.APIError, match="out of memory"):
         list(stream)
-    # The client may see the end before the server has put its own things away.
+    # The client may see the end before the server has released the streams.
     wait_until(lambda: not fleet.active)
 
 
-def test_many_at_once(server: str, fleet: FakeFleet) -> None:
+def test_concurrent_requests(server: str, fleet: FakeFleet) -> None:
     fleet.delay = 0.002
 
     async def one(client: openai.AsyncOpenAI, index: int) -> str:

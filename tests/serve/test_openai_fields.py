@@ -1,4 +1,4 @@
-"""OpenAI's client and the fields beyond plain sampling: echo, biases, formats; and tokenizing."""
+"""OpenAI's client and the fields for echo, biases and formats; tokenization endpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_biases_and_min_tokens_reach_the_engine(client: openai.OpenAI, fleet: Fa
         logit_bias={"97": -100, "5": 2.5},  # type: ignore[dict-item]
         extra_body={"min_tokens": 3},
     )
-    params = fleet.asked[0][2]
+    params = fleet.requests[0][2]
     assert params.logit_bias == {97: -100.0, 5: 2.5}
     assert params.min_tokens == 3
 
@@ -45,7 +45,7 @@ def test_echo(client: openai.OpenAI, fleet: FakeFleet) -> None:
         model="chat", prompt=["ab", "éz"], echo=True, max_tokens=2, n=2
     )
     assert [choice.text for choice in answer.choices] == ["abab", "abab", "ézé", "ézé"]
-    assert fleet.asked[0][2].prompt_logprobs is None
+    assert fleet.requests[0][2].prompt_logprobs is None
     by_ids = client.completions.create(model="chat", prompt=[98, 99], echo=True, max_tokens=1)
     assert by_ids.choices[0].text == "bcb"
 
@@ -56,7 +56,7 @@ def test_echo_with_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
     )
     found = answer.choices[0].logprobs
     assert found
-    assert fleet.asked[0][2].prompt_logprobs == 1
+    assert fleet.requests[0][2].prompt_logprobs == 1
     assert answer.choices[0].text == "ébé"
     assert found.tokens == ["<bos>", "�", "�", "b", "�", "�"]
     assert found.text_offset == [0, 0, 0, 1, 2, 2]
@@ -67,7 +67,7 @@ def test_echo_with_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_scoring_a_prompt_makes_nothing(client: openai.OpenAI, stream: bool) -> None:
+def test_echo_without_output_scores_the_prompt(client: openai.OpenAI, stream: bool) -> None:
     asked: dict[str, Any] = {"model": "chat", "prompt": "abc", "echo": True, "max_tokens": 0}
     if stream:
         options = {"stream_options": {"include_usage": True}}
@@ -115,7 +115,7 @@ def test_response_formats(
     )
     assert answer.choices[0].message.content == '{"a": 1}'
     client.completions.create(model="chat", prompt="x", extra_body={"response_format": given})
-    assert [params.grammar for _, _, params in fleet.asked] == [wanted, wanted]
+    assert [params.grammar for _, _, params in fleet.requests] == [wanted, wanted]
 
 
 def test_tokenize(http: httpx.Client) -> None:
@@ -161,7 +161,7 @@ def test_detokenize(http: httpx.Client) -> None:
         ("/detokenize", {}, "tokens"),
     ],
 )
-def test_what_tokenizing_refuses(
+def test_invalid_tokenize_requests(
     http: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     answer = http.post(path, json={"model": "chat", **body})

@@ -1,4 +1,4 @@
-"""Bad requests and clients that leave, against a real engine: nothing leaks, and it serves on."""
+"""Invalid requests and disconnects with a real engine: nothing leaks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def url(loaded: Fleet) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def answer(url: str) -> dict[str, Any]:
-    """What a good request gets before anything bad came."""
+    """The response to a valid request, before any invalid one."""
     return complete(url)
 
 
 @pytest.fixture(autouse=True)
-def serves_on(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[None]:
-    """After every test: no request, no page in use, and the same answer as at first."""
+def still_serves(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[None]:
+    """After every test: no request and no page in use, and the same response as at first."""
     yield
     wait_until(lambda: idle(loaded), seconds=20)
     assert complete(url) == answer
@@ -67,7 +67,7 @@ def idle(fleet: Fleet) -> bool:
         ({"prompt": [-1]}, 400, "not a token id"),
         ({"prompt": "x" * 100_000}, 400, "tokens"),
         ({"prompt": ["good", "x" * 100_000]}, 400, "tokens"),
-        ({"model": "nobody"}, 404, "no model 'nobody'"),
+        ({"model": "unknown"}, 404, "model 'unknown' is not served"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"frobnicate": 1}, 400, "frobnicate"),
@@ -94,7 +94,7 @@ def test_bad_bodies(url: str, body: bytes, status: int) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("abrupt", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_client_that_leaves_frees_its_pages(
+def test_a_disconnect_frees_pages(
     url: str, loaded: Fleet, stream: bool, abrupt: bool, n: int
 ) -> None:
     address = urlsplit(url)

@@ -1,4 +1,4 @@
-"""OpenAI's client against a real engine of a tiny random model: what must hold whatever it says."""
+"""OpenAI's client with a real engine: properties of any output, from a tiny random model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0, 1.3])
-def test_schemas_hold(client: openai.OpenAI, temperature: float) -> None:
+def test_outputs_conform_to_their_schema(client: openai.OpenAI, temperature: float) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}}
     answer = ask(client, response_format=form, n=3, temperature=temperature)
     for choice in answer.choices:
@@ -72,7 +72,7 @@ def test_schemas_hold(client: openai.OpenAI, temperature: float) -> None:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_are_well_formed(client: openai.OpenAI, choice: Any, stream: bool) -> None:
+def test_tool_calls_are_well_formed(client: openai.OpenAI, choice: Any, stream: bool) -> None:
     asked = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
     if stream:
         parts = [
@@ -88,7 +88,7 @@ def test_calls_are_well_formed(client: openai.OpenAI, choice: Any, stream: bool)
     jsonschema.validate(json.loads(arguments), TOOL["function"]["parameters"])
 
 
-def test_biases_and_scores(client: openai.OpenAI) -> None:
+def test_logit_bias_and_prompt_logprobs(client: openai.OpenAI) -> None:
     forced = ask(client, logit_bias={"65": 100}, temperature=0, max_completion_tokens=4)
     assert forced.choices[0].message.content == "AAAA"
     asked: dict[str, Any] = {"model": "llama", "prompt": "hello", "logprobs": 2}
@@ -104,7 +104,7 @@ def test_biases_and_scores(client: openai.OpenAI) -> None:
     assert made.logprobs.token_logprobs[5] == max((made.logprobs.top_logprobs or [])[5].values())
 
 
-def test_refusals_name_the_field(client: openai.OpenAI) -> None:
+def test_errors_name_the_field(client: openai.OpenAI) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"uniqueItems": True}}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
         ask(client, response_format=form)

@@ -1,4 +1,4 @@
-"""A real server as a process: SIGHUP applies its fleet file while it answers."""
+"""SIGHUP applies the fleet file of a real server while it serves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def server(file: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def test_sighup_applies_the_file_and_drops_nothing(
+def test_sighup_applies_the_file_without_losing_requests(
     server: tuple[subprocess.Popen[str], str], file: Path
 ) -> None:
     process, url = server

@@ -1,4 +1,4 @@
-"""The server as a process: what it prints, and how it ends."""
+"""The server as a process: its address, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import trustme
 from muxjax.serve.access.keys import Key, Keys, digest_of
 from muxjax.serve.server import (
     AddressInUse,
-    Exposed,
+    InsecureServer,
     Tls,
     TlsError,
     bind,
     check_exposure,
     is_local,
     url_of,
-    welcome,
+    welcome_text,
 )
 from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import wait_until
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 def serving(
     delay: float, drain_timeout: float = 10.0, tls: tuple[Path, Path] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its address, once it says that it is ready."""
+    """Runs the server and yields the process and its URL when it is ready."""
     command = [sys.executable, "-m", "tests.serve.serve_fake", str(delay), str(drain_timeout)]
     command += [str(path) for path in tls or ()]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -54,7 +54,7 @@ def serving(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+def test_a_signal_shuts_the_server_down(number: signal.Signals) -> None:
     with serving(0.0) as (process, url):
         answer = httpx.post(f"{url}/v1/completions", json={"model": "chat", "prompt": "a"})
         assert answer.status_code == 200
@@ -64,7 +64,7 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
         assert process.returncode == 0
 
 
-def test_a_running_answer_is_finished_first() -> None:
+def test_shutdown_finishes_running_streams() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 40, "stream": True}
     with (
         serving(0.02) as (process, url),
@@ -79,7 +79,7 @@ def test_a_running_answer_is_finished_first() -> None:
         assert process.returncode == 0
 
 
-def test_a_taken_port_is_one_clear_error() -> None:
+def test_address_in_use() -> None:
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         port = bound.getsockname()[1]
@@ -89,13 +89,13 @@ def test_a_taken_port_is_one_clear_error() -> None:
         bind("nowhere.invalid", 0)
 
 
-def test_addresses() -> None:
+def test_url_of_all_interfaces() -> None:
     with bind("0.0.0.0", 0) as bound:
         assert url_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
-def test_the_curl_lines_are_real_requests(server: str, fleet: FakeFleet) -> None:
-    first, *lines = welcome(fleet, server).splitlines()
+def test_the_curl_commands_are_valid_requests(server: str, fleet: FakeFleet) -> None:
+    first, *lines = welcome_text(fleet, server).splitlines()
     assert first == f"serving chat, plain/base, ids on {server}"
     for line in lines:
         command, url, header, kind, data, body = shlex.split(line)
@@ -105,7 +105,7 @@ def test_the_curl_lines_are_real_requests(server: str, fleet: FakeFleet) -> None
         assert json.loads(body)["model"] == answer.json()["model"]
 
 
-def test_while_it_stops_new_requests_are_refused_and_the_rest_is_cut() -> None:
+def test_draining_refuses_new_requests_and_aborts_late_ones() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
     with (
         serving(0.02, drain_timeout=0.5) as (process, url),
@@ -128,7 +128,7 @@ def test_while_it_stops_new_requests_are_refused_and_the_rest_is_cut() -> None:
         assert process.returncode == 0
 
 
-def test_a_whole_answer_that_is_cut_is_an_error_to_try_again() -> None:
+def test_an_aborted_response_is_a_retryable_error() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200}
     found: list[httpx.Response] = []
 
@@ -154,7 +154,7 @@ def busy(url: str) -> bool:
     return 'vllm:generation_tokens_total{model_name="chat"} 0.0' not in metrics(url)
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+def test_a_second_signal_ends_the_server_at_once() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
     with (
         serving(0.05, drain_timeout=60.0) as (process, url),
@@ -180,7 +180,7 @@ def test_other_machines_need_a_key() -> None:
         assert not is_local(bound)
         check_exposure(bound, ServerSettings(keys=one), insecure=False)
         check_exposure(bound, ServerSettings(), insecure=True)
-        with pytest.raises(Exposed, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
+        with pytest.raises(InsecureServer, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
             check_exposure(bound, ServerSettings(), insecure=False)
 
 

@@ -1,5 +1,5 @@
-"""Many clients for minutes (marker `soak`): some leave, some send rubbish, and one of three models
-sleeps and wakes all the time; nothing may be amiss.
+"""Soak test (marker `soak`): many clients for minutes. Some disconnect, some send invalid requests,
+and one of three models sleeps and wakes all the time.
 
 `SOAK_SECONDS` says for how long. Greedy answers are compared with those that the same requests got
 alone, before; at the end no page, file descriptor or task is left over. How memory grew is printed.
@@ -31,12 +31,12 @@ CLIENTS = 50
 SECONDS = float(os.environ.get("SOAK_SECONDS", "150"))
 PROMPTS = ("hello", "a longer prompt that takes several chunks to read", "x", "the end of it all")
 LENGTHS = (1, 7, 24, 60)
-RUBBISH: tuple[Any, ...] = (
+INVALID_BODIES: tuple[Any, ...] = (
     b"{",
     b"\xff\xfe",
     b'{"model": "llama"}',
     b'{"model": "llama", "prompt": "x", "temperature": -1}',
-    b'{"model": "nobody", "prompt": "x"}',
+    b'{"model": "unknown", "prompt": "x"}',
     b'{"model": "llama", "prompt": "x", "max_tokens": 100000000000000000000}',
     b'{"model": "llama", "prompt": [99999]}',
     b"[" * 100_000,
@@ -48,7 +48,7 @@ Asked = tuple[str, str, int]
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    # A pool that is too small for all of them at once, so that requests are put back.
+    # The pool is too small for all requests, so that some are preempted.
     with Fleet.load(tiny_fleet(memory="1MB")) as found:
         yield found
 
@@ -66,7 +66,7 @@ def body_of(asked: Asked, stream: bool) -> dict[str, Any]:
 
 
 class Client:
-    """One client: asks, reads, leaves, or sends rubbish, at random.
+    """One client: sends requests, disconnects or sends invalid bodies, at random.
 
     Without TLS (`verify`), whose contexts would take more memory than what is looked for.
     """
@@ -83,7 +83,9 @@ class Client:
             base_url=self._url, timeout=120, limits=limits, verify=False
         ) as http:
             while time.monotonic() < until:
-                kind = self._random.choices(("whole", "stream", "leave", "rubbish"), (4, 4, 2, 2))
+                kind = self._random.choices(
+                    ("whole", "stream", "disconnect", "send_invalid"), (4, 4, 2, 2)
+                )
                 await getattr(self, kind[0])(http)
                 self._counts[kind[0]] += 1
 
@@ -109,7 +111,7 @@ class Client:
         assert last == "data: [DONE]"
         self._compare(asked, text)
 
-    async def leave(self, _: httpx.AsyncClient) -> None:
+    async def disconnect(self, _: httpx.AsyncClient) -> None:
         asked = self._choose()
         streaming = self._random.random() < 0.5
         # Connections of its own: httpx may lose the place in its pool of a call that is cancelled
@@ -121,8 +123,8 @@ class Client:
             doing.cancel()
             await asyncio.gather(doing, return_exceptions=True)
 
-    async def rubbish(self, http: httpx.AsyncClient) -> None:
-        answer = await http.post("/v1/completions", content=self._random.choice(RUBBISH))
+    async def send_invalid(self, http: httpx.AsyncClient) -> None:
+        answer = await http.post("/v1/completions", content=self._random.choice(INVALID_BODIES))
         assert answer.status_code in (400, 404), answer.text
 
     async def nap(self, until: float) -> None:

@@ -1,4 +1,4 @@
-"""Queues, time limits and the end of the server, on the fake fleet."""
+"""Queues, time limits and draining."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muxjax.config.server import ServerConfig
 from muxjax.errors import EngineDead, TimedOut
 from muxjax.sampling_params import SamplingParams
 from muxjax.serve.access.admission import Admission
-from muxjax.serve.access.tracked_stream import Ending, TrackedStream
+from muxjax.serve.access.tracked_stream import StreamSummary, TrackedStream
 from muxjax.serve.errors import ApiError
 from tests.serve.fake_fleet import FakeFleet
 
@@ -20,22 +20,22 @@ PROMPT = list(b"ab")
 
 
 class Notes:
-    """An observer that keeps what it is told."""
+    """An observer that records what it receives."""
 
     def __init__(self) -> None:
         self.firsts: list[tuple[str, int, int]] = []
         self.tokens = 0
-        self.endings: list[Ending] = []
+        self.endings: list[StreamSummary] = []
 
-    def first(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
+    def on_first_token(self, model: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
         self.firsts.append((model, prompt_tokens, tokens))
         self.tokens += tokens
 
-    def more(self, model: str, seconds: float, tokens: int) -> None:
+    def on_tokens(self, model: str, seconds: float, tokens: int) -> None:
         self.tokens += tokens
 
-    def ended(self, ending: Ending) -> None:
-        self.endings.append(ending)
+    def on_stream_end(self, summary: StreamSummary) -> None:
+        self.endings.append(summary)
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -48,14 +48,16 @@ def make(fleet: FakeFleet, **config: Any) -> tuple[Admission, Notes]:
 
 
 def open_one(admission: Admission, tokens: int = 5) -> TrackedStream:
-    return admission.view(None, None).stream("chat", PROMPT, SamplingParams(max_tokens=tokens))
+    return admission.fleet_view(None, None).stream(
+        "chat", PROMPT, SamplingParams(max_tokens=tokens)
+    )
 
 
 async def reasons(stream: TrackedStream) -> list[str | None]:
     return [delta.finish_reason async for delta in stream]
 
 
-def test_a_stream_is_followed_to_its_end() -> None:
+def test_observers_receive_a_stream() -> None:
     async def test() -> None:
         admission, notes = make(FakeFleet())
         stream = open_one(admission)
@@ -73,7 +75,7 @@ def test_a_stream_is_followed_to_its_end() -> None:
     run(test)
 
 
-def test_the_queue_is_exact_at_the_edge() -> None:
+def test_max_queue() -> None:
     async def test() -> None:
         admission, _ = make(FakeFleet(delay=0.01), max_queue=3)
         streams = [open_one(admission) for _ in range(3)]
@@ -81,9 +83,9 @@ def test_the_queue_is_exact_at_the_edge() -> None:
             open_one(admission)
         assert caught.value.status == 429
         assert int(caught.value.headers["retry-after"]) >= 1
-        # Other models have queues of their own.
-        admission.view(None, None).stream("ids", PROMPT).cancel()
-        # One that has got its first token waits no more, nor does one that has left.
+        # Each model has its own queue.
+        admission.fleet_view(None, None).stream("ids", PROMPT).cancel()
+        # A stream leaves the queue with its first token or when it is cancelled.
         reader = aiter(streams[0])
         await anext(reader)
         streams += [open_one(admission)]
@@ -102,12 +104,12 @@ def test_time_limits() -> None:
     async def test() -> None:
         fleet = FakeFleet(delay=0.05)
         admission, notes = make(fleet, request_timeout=0.12)
-        with pytest.raises(TimedOut, match=r"the request took longer than 0\.12 s"):
+        with pytest.raises(TimedOut, match=r"the request exceeded its time limit of 0\.12 s"):
             await reasons(open_one(admission, 100))
         assert notes.endings[-1].reason == "timeout"
         assert not fleet.active
         slow, _ = make(FakeFleet(delay=5.0), queue_timeout=0.02)
-        with pytest.raises(TimedOut, match="its first token"):
+        with pytest.raises(TimedOut, match="the first token"):
             await reasons(open_one(slow))
         quick, notes = make(FakeFleet(delay=0.01), queue_timeout=0.05)
         assert len(await reasons(open_one(quick, 10))) == 10
@@ -115,7 +117,7 @@ def test_time_limits() -> None:
     run(test)
 
 
-def test_a_server_that_stops() -> None:
+def test_draining_and_aborting() -> None:
     async def test() -> None:
         fleet = FakeFleet(delay=0.01)
         admission, notes = make(fleet)
@@ -127,7 +129,7 @@ def test_a_server_that_stops() -> None:
             open_one(admission)
         assert (caught.value.status, caught.value.headers["retry-after"]) == (503, "10")
         await anext(reader)
-        admission.cut()
+        admission.abort_all()
         assert [delta.finish_reason async for delta in reader][-1] == "abort"
         assert notes.endings[-1].reason == "abort"
         assert not admission.streams
@@ -135,7 +137,7 @@ def test_a_server_that_stops() -> None:
     run(test)
 
 
-def test_an_engine_that_ends() -> None:
+def test_engine_errors_are_observed() -> None:
     async def test() -> None:
         admission, notes = make(FakeFleet(die_after=2))
         with pytest.raises(EngineDead):

@@ -1,4 +1,4 @@
-"""Limits are exact at the edge, on a clock that the test moves."""
+"""Rate limits are exact, checked with a manual clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxjax.serve.access.keys import Key
-from muxjax.serve.access.limits import WINDOW, KeyLimits, Reservation, Window
+from muxjax.serve.access.limits import WINDOW, KeyLimits, Reservation, SlidingWindow
 from muxjax.serve.errors import ApiError
 
 
@@ -31,7 +31,7 @@ def refused(call: object, *arguments: int) -> ApiError:
     return caught.value
 
 
-def test_the_nth_request_of_a_minute_passes_and_the_next_does_not() -> None:
+def test_requests_per_minute() -> None:
     clock = Clock()
     held = limits(clock, requests_per_minute=5)
     for _ in range(5):
@@ -47,7 +47,7 @@ def test_the_nth_request_of_a_minute_passes_and_the_next_does_not() -> None:
     assert refused(held.enter).status == 429
 
 
-def test_calls_at_once() -> None:
+def test_concurrent_calls() -> None:
     held = limits(Clock(), concurrency=2)
     held.enter()
     held.enter()
@@ -69,12 +69,12 @@ def test_tokens_are_reserved_and_given_back() -> None:
     too_long = refused(held.reserve, 101)
     assert (too_long.status, too_long.param) == (400, "max_tokens")
     clock.now += WINDOW
-    held.give_back(first, 50)  # counts no more, so nothing is gained
+    held.give_back(first, 50)  # has expired, so nothing is given back
     held.reserve(100)
     assert refused(held.reserve, 1).status == 429
 
 
-def test_no_limit_is_no_bookkeeping() -> None:
+def test_without_limits_nothing_is_reserved() -> None:
     held = limits(Clock())
     for _ in range(1000):
         held.enter()
@@ -90,22 +90,22 @@ def test_no_minute_holds_more_than_the_limit(
     limit: int, steps: list[tuple[float, int, int]]
 ) -> None:
     clock = Clock()
-    window = Window(limit, clock)
+    window = SlidingWindow(limit, clock)
     taken: list[Reservation] = []
     for wait, units, back in steps:
         clock.now += wait
-        found = window.take(units)
+        found = window.reserve(units)
         if isinstance(found, Reservation):
             taken.append(found)
             window.give_back(found, min(back, units))
         elif math.isinf(found):
             assert units > limit
         else:
-            # When the time has come, but for what sums of floats lose, there is room.
+            # After that time the units are available, apart from rounding.
             clock.now += found + 1e-6
-            again = window.take(units)
+            again = window.reserve(units)
             assert isinstance(again, Reservation)
             taken.append(again)
-    for start in {one.at for one in taken}:
-        within = sum(one.units for one in taken if 0 <= one.at - start < WINDOW)
+    for start in {one.time for one in taken}:
+        within = sum(one.units for one in taken if 0 <= one.time - start < WINDOW)
         assert within <= limit

@@ -1,4 +1,4 @@
-"""Keys, limits and origins as clients meet them."""
+"""API keys, limits, origins and logs over HTTP."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def ask(url: str, name: str, **change: Any) -> httpx.Response:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/stats", "/none"])
-def test_without_the_right_key_nothing_is_told(url: str, path: str, header: str | None) -> None:
+def test_calls_without_a_valid_key_get_401(url: str, path: str, header: str | None) -> None:
     headers = [] if header is None else [(b"Authorization", header.encode("latin-1"))]
     answer = httpx.get(f"{url}{path}", headers=headers)
     assert answer.status_code == 401
@@ -92,7 +92,7 @@ def test_without_the_right_key_nothing_is_told(url: str, path: str, header: str 
     assert "chat" not in answer.text
 
 
-def test_what_is_open_to_all_says_nothing_of_models(url: str) -> None:
+def test_public_paths_do_not_mention_models(url: str) -> None:
     for path in ("/", "/health", "/health/ready", "/openapi.json"):
         answer = httpx.get(f"{url}{path}")
         assert answer.status_code == 200
@@ -100,7 +100,7 @@ def test_what_is_open_to_all_says_nothing_of_models(url: str) -> None:
     assert httpx.get(f"{url}/health/chat").status_code == 401
 
 
-def test_a_key_never_sees_anothers_models(url: str) -> None:
+def test_a_key_sees_only_its_models(url: str) -> None:
     listed = httpx.get(f"{url}/v1/models", headers=of("all")).json()["data"]
     assert {model["id"] for model in listed} == {"chat", "plain/base", "ids"}
     listed = httpx.get(f"{url}/v1/models", headers=of("one")).json()["data"]
@@ -111,7 +111,7 @@ def test_a_key_never_sees_anothers_models(url: str) -> None:
     answers += [ask(url, "one", model="plain/base"), ask(url, "one", model="none")]
     for answer in answers:
         assert answer.status_code == 404
-    # A model of others and one that is not there are told in the same words.
+    # The errors for a hidden and for an unknown model are the same.
     hidden, none = (answers[-2].text, answers[-1].text)
     assert hidden.replace("plain/base", "none") == none
     stats = httpx.get(f"{url}/stats", headers=of("one"))
@@ -124,7 +124,7 @@ def test_a_key_never_sees_anothers_models(url: str) -> None:
         assert "plain/base" not in line
 
 
-def test_each_right_is_its_own(url: str) -> None:
+def test_rights(url: str) -> None:
     assert httpx.get(f"{url}/metrics", headers=of("watcher")).status_code == 200
     assert httpx.get(f"{url}/metrics", headers=of("all")).status_code == 403
     assert ask(url, "watcher").status_code == 403
@@ -134,24 +134,24 @@ def test_each_right_is_its_own(url: str) -> None:
     assert httpx.post(load, headers=of("admin"), json={}).status_code == 400
 
 
-def test_the_nth_request_passes_and_the_next_gets_429(url: str) -> None:
+def test_requests_per_minute(url: str) -> None:
     for _ in range(3):
         assert ask(url, "slow").status_code == 200
     refused = ask(url, "slow")
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    # Looking costs nothing, and other keys are not concerned.
+    # GET requests do not count, and other keys have their own limits.
     assert httpx.get(f"{url}/v1/models", headers=of("slow")).status_code == 200
     assert ask(url, "all").status_code == 200
 
 
-def test_tokens_are_counted_to_the_last(url: str) -> None:
-    # "ab" is three tokens here.
+def test_tokens_per_minute(url: str) -> None:
+    # The prompt "ab" has three tokens.
     assert ask(url, "tokens", max_tokens=28).status_code == 400
     assert ask(url, "tokens", max_tokens=12).status_code == 200  # 15
     assert ask(url, "tokens", max_tokens=13).status_code == 429
-    FLEET.text = "c"  # ends after two tokens: what was reserved for the others comes back
+    FLEET.text = "c"  # ends after two tokens; the rest of the reservation is given back
     try:
         assert ask(url, "tokens", max_tokens=12).json()["usage"]["total_tokens"] == 5
     finally:
@@ -161,7 +161,7 @@ def test_tokens_are_counted_to_the_last(url: str) -> None:
     assert ask(url, "tokens", max_tokens=1).status_code == 429
 
 
-def test_calls_at_once(url: str) -> None:
+def test_concurrent_calls(url: str) -> None:
     FLEET.delay = 0.05
     try:
         body = {**BODY, "stream": True, "max_tokens": 100}
@@ -174,7 +174,7 @@ def test_calls_at_once(url: str) -> None:
     wait_until(lambda: ask(url, "once").status_code == 200)
 
 
-def test_pages_of_others_may_not_call(url: str) -> None:
+def test_other_origins_are_refused(url: str) -> None:
     own = {"Origin": url, **of("all")}
     assert httpx.post(f"{url}/v1/completions", json=BODY, headers=own).status_code == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
@@ -192,7 +192,7 @@ def test_pages_of_others_may_not_call(url: str) -> None:
     assert httpx.options(f"{url}/v1/completions", headers=asked).status_code == 200
 
 
-def test_a_local_server_without_keys_answers_to_local_names() -> None:
+def test_a_local_server_refuses_foreign_host_names() -> None:
     config = ServerConfig(allowed_hosts=("proxy.example",))
     with running_server(FakeFleet(), ServerSettings(config, local_only=True)) as address:
         for host in ("localhost", "localhost:80", "127.0.0.1:1", "[::1]:80", "proxy.example"):
@@ -202,13 +202,13 @@ def test_a_local_server_without_keys_answers_to_local_names() -> None:
             answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
             assert answer.status_code == 403, host
         assert "allowed_hosts" in answer.json()["error"]["message"]
-        # Cross-origin requests are off unless they are asked for.
+        # Cross-origin requests are refused by default.
         asked = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
         answer = httpx.options(f"{address}/v1/completions", headers=asked)
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
+def test_body_timeout(url: str) -> None:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
@@ -218,10 +218,10 @@ def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
         assert b"connection: close" in answer.lower()
 
 
-def test_prompts_and_secrets_are_not_in_the_logs(
+def test_logs_have_no_prompts_and_secrets(
     url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from muxjax.serve.ops.logs import JsonLines
+    from muxjax.serve.logs import JsonFormatter
 
     word = "xylophone-7731"
     caplog.set_level(logging.DEBUG)
@@ -242,7 +242,7 @@ def test_prompts_and_secrets_are_not_in_the_logs(
     httpx.get(f"{url}/v1/models?q={word}", headers=of("all"))
     httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
     own = [record for record in caplog.records if not record.name.startswith("http")]  # the client
-    written = [JsonLines().format(record) for record in own]
+    written = [JsonFormatter().format(record) for record in own]
     printed = capfd.readouterr()
     assert any('"event": "request"' in line and "/v1/completions" in line for line in written)
     for text in (*written, printed.out, printed.err):
@@ -250,13 +250,15 @@ def test_prompts_and_secrets_are_not_in_the_logs(
         assert "the secret of" not in text
 
 
-def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    from muxjax.serve.ops.logs import JsonLines
+def test_calls_are_logged_with_their_request_ids(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from muxjax.serve.logs import JsonFormatter
 
     caplog.set_level(logging.INFO)
     lines: list[dict[str, Any]] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logging.getLogger("muxjax.serve").addHandler(handler)
     try:
         headers = {"X-Request-Id": "mine-1", **of("all")}
@@ -271,36 +273,39 @@ def test_calls_are_logged_with_their_ids(url: str, caplog: pytest.LogCaptureFixt
     assert (line["model"], line["prompt_tokens"], line["output_tokens"]) == ("chat", 3, 4)
 
 
-def asked(url: str, name: str, **change: Any) -> SamplingParams:
-    """What reaches the fleet."""
+def sampling_params(url: str, name: str, **change: Any) -> SamplingParams:
+    """The sampling parameters that reach the fleet."""
     assert ask(url, name, **change).status_code == 200
-    return FLEET.asked[-1][2]
+    return FLEET.requests[-1][2]
 
 
-def test_a_request_is_no_more_urgent_than_its_key(url: str) -> None:
-    assert asked(url, "all").priority == 0
-    assert asked(url, "all", priority=-3).priority == -3
-    assert asked(url, "team-1").priority == -5
-    assert asked(url, "team-1", priority=-5).priority == -5
+def test_priority_is_limited_by_the_key(url: str) -> None:
+    assert sampling_params(url, "all").priority == 0
+    assert sampling_params(url, "all", priority=-3).priority == -3
+    assert sampling_params(url, "team-1").priority == -5
+    assert sampling_params(url, "team-1", priority=-5).priority == -5
     refused = ask(url, "team-1", priority=-4)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "priority"
     assert "at most -5" in refused.json()["error"]["message"]
     assert ask(url, "all", priority=1).status_code == 400
-    # An administrator may hurry.
-    assert asked(url, "boss").priority == 2
-    assert asked(url, "boss", priority=100).priority == 100
+    # An admin key may raise the priority.
+    assert sampling_params(url, "boss").priority == 2
+    assert sampling_params(url, "boss", priority=100).priority == 100
 
 
-def test_keys_share_prefixes_only_where_they_are_told_to(url: str) -> None:
-    own, salted = asked(url, "all").cache_salt, asked(url, "all", cache_salt="x").cache_salt
-    assert own == asked(url, "all").cache_salt
-    others = [asked(url, name).cache_salt for name in ("one", "once", "team-1")]
+def test_only_cache_groups_share_prefixes(url: str) -> None:
+    own, salted = (
+        sampling_params(url, "all").cache_salt,
+        sampling_params(url, "all", cache_salt="x").cache_salt,
+    )
+    assert own == sampling_params(url, "all").cache_salt
+    others = [sampling_params(url, name).cache_salt for name in ("one", "once", "team-1")]
     assert len({own, salted, *others}) == 5
-    assert asked(url, "team-2").cache_salt == others[2]
-    # A salt of one's own says nothing about those of others.
-    assert asked(url, "one", cache_salt=own).cache_salt != own
+    assert sampling_params(url, "team-2").cache_salt == others[2]
+    # The digest of another key is no way to its prefixes.
+    assert sampling_params(url, "one", cache_salt=own).cache_salt != own
     assert (
-        asked(url, "team-2", cache_salt="x").cache_salt
-        == asked(url, "team-1", cache_salt="x").cache_salt
+        sampling_params(url, "team-2", cache_salt="x").cache_salt
+        == sampling_params(url, "team-1", cache_salt="x").cache_salt
     )

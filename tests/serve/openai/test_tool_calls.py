@@ -1,4 +1,4 @@
-"""Tool calls over HTTP: what clients get."""
+"""Tool calls in OpenAI's client."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
         ({"type": "function", "function": {"name": "weather"}}, "stop"),
     ],
 )
-def test_calls_reach_the_client(
-    client: openai.OpenAI, fleet: FakeFleet, choice: Any, reason: str
-) -> None:
+def test_tool_calls(client: openai.OpenAI, fleet: FakeFleet, choice: Any, reason: str) -> None:
     fleet.text = CALL
     answer = ask(client, tool_choice=choice).choices[0]
     assert answer.finish_reason == reason
@@ -67,11 +65,11 @@ def test_calls_reach_the_client(
     (call,) = answer.message.tool_calls
     assert (call.type, call.function.name) == ("function", "weather")
     assert json.loads(call.function.arguments) == {"place": "Rome"}
-    assert fleet.asked[0][2].grammar is not None
-    assert b"<tools>" in bytes(token for token in fleet.asked[0][1] if token < 256)
+    assert fleet.requests[0][2].grammar is not None
+    assert b"<tools>" in bytes(token for token in fleet.requests[0][1] if token < 256)
 
 
-def test_calls_in_a_stream(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_tool_calls_in_a_stream(client: openai.OpenAI, fleet: FakeFleet) -> None:
     fleet.text = f"Let me see. {CALL}\n{OTHER}"
     content, reason = "", None
     calls: dict[int, dict[str, str]] = {}
@@ -90,7 +88,7 @@ def test_calls_in_a_stream(client: openai.OpenAI, fleet: FakeFleet) -> None:
     ]
 
 
-def test_text_and_the_choice_none(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_text_output_and_tool_choice_none(client: openai.OpenAI, fleet: FakeFleet) -> None:
     fleet.text = "It is noon."
     answer = ask(client).choices[0]
     assert (answer.message.content, answer.finish_reason) == ("It is noon.", "stop")
@@ -98,11 +96,11 @@ def test_text_and_the_choice_none(client: openai.OpenAI, fleet: FakeFleet) -> No
     fleet.text = CALL
     answer = ask(client, tool_choice="none").choices[0]
     assert (answer.message.content, answer.message.tool_calls) == (CALL, None)
-    assert fleet.asked[1][2].grammar is None
-    assert b"tools" not in bytes(fleet.asked[1][1])
+    assert fleet.requests[1][2].grammar is None
+    assert b"tools" not in bytes(fleet.requests[1][1])
 
 
-def test_a_conversation_goes_on_after_a_call(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_tool_results_in_the_conversation(client: openai.OpenAI, fleet: FakeFleet) -> None:
     fleet.text = CALL
     message = ask(client).choices[0].message
     fleet.text = "Sunny."
@@ -113,13 +111,15 @@ def test_a_conversation_goes_on_after_a_call(client: openai.OpenAI, fleet: FakeF
     ]
     answer = ask(client, messages=history).choices[0]
     assert answer.message.content == "Sunny."
-    prompt = bytes(token for token in fleet.asked[1][1] if token < 256).decode()
+    prompt = bytes(token for token in fleet.requests[1][1] if token < 256).decode()
     assert f"<assistant>{CALL}" in prompt
     assert "<user><tool_response>\nsunny" in prompt
-    assert np.all(np.array(fleet.asked[1][1]) < EOS)
+    assert np.all(np.array(fleet.requests[1][1]) < EOS)
 
 
-def test_json_besides_bare_calls_is_refused(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_response_format_with_bare_tool_calls_is_refused(
+    client: openai.OpenAI, fleet: FakeFleet
+) -> None:
     fleet.models = {"chat": FakeModel("chat", fake_tokenizer(BARE), 4096)}
     fleet.text = BARE_CALL
     wanted = {"type": "json_object"}

@@ -1,4 +1,4 @@
-"""Changing models over HTTP, and the fleet file read again."""
+"""Admin endpoints: changes of models, and reloads of the fleet file."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_a_model_is_put_to_sleep_and_woken(http: httpx.Client) -> None:
     assert FLEET.changed == [("sleep", "chat"), ("wake", "chat"), ("load", "chat")]
 
 
-def test_a_model_that_is_unloaded_is_gone(http: httpx.Client) -> None:
+def test_an_unloaded_model_is_unknown(http: httpx.Client) -> None:
     assert http.post("/models/unload", json={"model": "ids"}).json()["status"] == "unloaded"
     assert error(http.get("/v1/models/ids"), 404)["code"] == "model_not_found"
     assert error(http.post("/models/wake", json={"model": "ids"}), 404)["param"] == "model"
 
 
-def test_what_is_refused(http: httpx.Client) -> None:
+def test_refused_changes(http: httpx.Client) -> None:
     for what in ("unload", "sleep", "wake", "load"):
         path = f"/models/{what}"
         assert error(http.post(path, json={"model": "none"}), 404)["code"] == "model_not_found"
@@ -102,7 +102,7 @@ def test_what_is_refused(http: httpx.Client) -> None:
     )
 
 
-def test_a_key_changes_only_models_that_it_sees(http: httpx.Client) -> None:
+def test_a_key_changes_only_permitted_models(http: httpx.Client) -> None:
     assert http.post("/models/sleep", json={"model": "chat"}, headers=key("some")).is_success
     for what in ("sleep", "load"):
         hidden, none = (
@@ -112,7 +112,7 @@ def test_a_key_changes_only_models_that_it_sees(http: httpx.Client) -> None:
         assert hidden["message"].replace("ids", "none") == none["message"]
 
 
-def test_a_model_that_has_failed_says_why(http: httpx.Client) -> None:
+def test_a_failed_model_reports_its_error(http: httpx.Client) -> None:
     FLEET.states["chat"] = ModelHealth("failed", "the file is gone", False)
     card = http.get("/v1/models/chat").json()
     assert (card["status"], card["error"]) == ("failed", "the file is gone")
@@ -124,7 +124,7 @@ def test_a_model_that_has_failed_says_why(http: httpx.Client) -> None:
     assert http.get("/health/ready").status_code == 200
 
 
-def test_the_fleet_file_is_read_again(http: httpx.Client, file: Path) -> None:
+def test_reload_applies_the_fleet_file(http: httpx.Client, file: Path) -> None:
     assert 'muxjax:slo_hits_total{model_name="chat"' not in http.get("/metrics").text
     assert http.post("/fleet/reload").json()["changed"] == ["chat"]
     assert FLEET.changed == [("reload", "chat")]
@@ -137,6 +137,6 @@ def test_the_fleet_file_is_read_again(http: httpx.Client, file: Path) -> None:
     assert len(FLEET.changed) == 1
 
 
-def test_without_a_file_there_is_nothing_to_read() -> None:
+def test_reload_without_a_fleet_file() -> None:
     with running_server(FLEET) as url:
         assert error(httpx.post(f"{url}/fleet/reload"), 409)["code"] == "wrong_state"

@@ -1,4 +1,4 @@
-"""The watchdog, look by look; and against a real engine that hangs."""
+"""The watchdog, check by check, and with a real engine that hangs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from muxjax import Fleet
 from muxjax.config.server import ServerConfig
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import StepResult
-from muxjax.serve.ops.logs import JsonLines
+from muxjax.serve.logs import JsonFormatter
 from muxjax.serve.ops.watchdog import Watchdog, describe_stacks
 from muxjax.serve.settings import ServerSettings
 from tests.muxjax.tiny_fleets import fleet as tiny_fleet
@@ -27,7 +27,7 @@ from tests.serve.fake_fleet import FakeFleet
 def lines() -> Iterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
     handler = logging.Handler()
-    handler.emit = lambda record: found.append(json.loads(JsonLines().format(record)))  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logger = logging.getLogger("muxjax.serve")
     logger.addHandler(handler)
     yield found
@@ -38,16 +38,16 @@ def watch(fleet: FakeFleet, now: list[float], **more: float) -> Watchdog:
     return Watchdog(fleet, stall_timeout=5.0, restarts=2, clock=lambda: now[0], **more)
 
 
-def test_a_unit_that_works_is_left_alone(lines: list[dict[str, Any]]) -> None:
+def test_a_working_unit_is_not_restarted(lines: list[dict[str, Any]]) -> None:
     fleet = FakeFleet(restartable=True, stalled=4.9)
-    watch(fleet, [0.0]).look()
+    watch(fleet, [0.0]).check_units()
     assert fleet.restarts == 0
     assert not lines
 
 
-def test_a_unit_that_hangs_is_described_and_restarted(lines: list[dict[str, Any]]) -> None:
+def test_a_hanging_unit_is_logged_and_restarted(lines: list[dict[str, Any]]) -> None:
     fleet = FakeFleet(restartable=True, stalled=5.1)
-    watch(fleet, [0.0]).look()
+    watch(fleet, [0.0]).check_units()
     assert fleet.restarts == 1
     failed, restarted = lines
     assert (failed["event"], failed["unit"], failed["alive"]) == ("unit_failed", "0", True)
@@ -56,48 +56,48 @@ def test_a_unit_that_hangs_is_described_and_restarted(lines: list[dict[str, Any]
     assert restarted["event"] == "unit_restarted"
 
 
-def test_a_unit_that_ends_again_and_again_is_given_up(lines: list[dict[str, Any]]) -> None:
+def test_a_unit_is_lost_after_too_many_restarts(lines: list[dict[str, Any]]) -> None:
     now = [0.0]
     fleet = FakeFleet(restartable=True)
-    dog = watch(fleet, now)
+    watchdog = watch(fleet, now)
     for _ in range(2):
         fleet.dead = "out of memory"
-        dog.look()
+        watchdog.check_units()
         assert fleet.dead is None
     fleet.dead = "out of memory"
-    dog.look()
-    dog.look()
+    watchdog.check_units()
+    watchdog.check_units()
     assert fleet.restarts == 2
-    assert dog.lost("0")
+    assert watchdog.is_lost("0")
     assert [line["event"] for line in lines].count("unit_given_up") == 1
-    fleet.dead = None  # somebody has seen to it
-    dog.look()
-    assert not dog.lost("0")
-    now[0] = 600.0  # the old restarts count no more
-    fleet.dead = "once more"
-    dog.look()
+    fleet.dead = None  # repaired by hand
+    watchdog.check_units()
+    assert not watchdog.is_lost("0")
+    now[0] = 600.0  # earlier restarts have expired
+    fleet.dead = "out of memory"
+    watchdog.check_units()
     assert fleet.restarts == 3
 
 
 def test_a_unit_that_cannot_be_restarted(lines: list[dict[str, Any]]) -> None:
-    dog = watch(FakeFleet(dead="gone"), [0.0])
-    dog.look()
-    assert dog.lost("0")
+    watchdog = watch(FakeFleet(dead="gone"), [0.0])
+    watchdog.check_units()
+    assert watchdog.is_lost("0")
     assert lines[-1]["event"] == "unit_not_restarted"
 
 
-def test_it_watches_from_a_thread_of_its_own() -> None:
+def test_the_thread_restarts_units() -> None:
     fleet = FakeFleet(restartable=True, dead="gone")
     restarted = threading.Event()
     real = fleet.restart
     fleet.restart = lambda unit, reason: (real(unit, reason), restarted.set())  # type: ignore[assignment,func-returns-value]
-    dog = watch(fleet, [0.0], interval=0.01)
-    dog.start()
+    watchdog = watch(fleet, [0.0], interval=0.01)
+    watchdog.start()
     assert restarted.wait(10)
-    dog.close()
+    watchdog.close()
 
 
-def test_stacks_have_lines_of_code_and_no_values() -> None:
+def test_stacks_have_no_values_of_variables() -> None:
     held, go_on = threading.Event(), threading.Event()
 
     def hang(prompt: str) -> None:
@@ -115,10 +115,10 @@ def test_stacks_have_lines_of_code_and_no_values() -> None:
     assert "private" not in found
 
 
-def test_a_real_unit_that_hangs_is_seen_and_serves_again(
+def test_a_hanging_engine_is_restarted_and_keeps_its_requests(
     monkeypatch: pytest.MonkeyPatch, lines: list[dict[str, Any]]
 ) -> None:
-    """Health tells the truth while it hangs, and requests go on where they were."""
+    """While the engine hangs, health reports it; after the restart its requests continue."""
     hang, go_on = threading.Event(), threading.Event()
     real = JaxExecutor.result
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of calls, with the extra `muxjax[otel]`."""
+"""OpenTelemetry traces of HTTP calls; needs the extra `muxjax[otel]`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from muxjax.errors import MuxError
 
 
 class TracingUnavailable(MuxError):
-    """Traces were asked for and OpenTelemetry is not installed."""
+    """Tracing was requested, but OpenTelemetry is not installed."""
 
 
 class Tracing:
-    """A span for every call, a child of the caller's own if it sent `traceparent`.
+    """Exports a span for every call: a child of the client's span if it sent `traceparent`.
 
     Args:
       exporter: an OpenTelemetry span exporter.
@@ -33,8 +33,8 @@ class Tracing:
         self._tracer = self._provider.get_tracer("muxjax.serve")
 
     @classmethod
-    def to(cls, endpoint: str) -> Tracing:
-        """Sends spans to a collector, by OTLP over HTTP (`http://localhost:4318/v1/traces`).
+    def to_endpoint(cls, endpoint: str) -> Tracing:
+        """Builds tracing to an OTLP collector over HTTP (`http://localhost:4318/v1/traces`).
 
         Raises:
           TracingUnavailable: the extra is not installed.
@@ -49,7 +49,7 @@ class Tracing:
 
     @contextlib.contextmanager
     def span(self, name: str, headers: Mapping[str, str]) -> Iterator[dict[str, str | int | float]]:
-        """A span; gives a dict for its attributes, which is read when it ends."""
+        """Opens a span and yields a dict for its attributes, which is read when the span ends."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -63,5 +63,5 @@ class Tracing:
             span.end()
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Exports the remaining spans and stops."""
         self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""Finds the model that a request names."""
+"""Looks up the model that a request names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from muxjax.serve.fleet_protocol import FleetLike, ModelLike
 
 
 def find_model(fleet: FleetLike, name: str) -> ModelLike:
-    """The model that a request names.
+    """Returns the model with this name.
 
     Raises:
-      ApiError: 404, with the names that there are.
+      ApiError: 404, with the names of the available models.
     """
     model = fleet.models.get(name)
     if model is None:
         raise ApiError(
-            f"no model {name!r} is served here; there are {', '.join(fleet.models)}",
+            f"model {name!r} is not served here; available models: {', '.join(fleet.models)}",
             status=404,
             param="model",
             code="model_not_found",

@@ -1,4 +1,4 @@
-"""Traces of calls: a span each, a child of the caller's."""
+"""Traces of calls."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from muxjax.serve.ops.tracing import Tracing, TracingUnavailable
 from muxjax.serve.settings import ServerSettings
+from muxjax.serve.tracing import Tracing, TracingUnavailable
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_a_call_is_a_span() -> None:
+def test_each_call_is_a_span_of_the_clients_trace() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(exporter)
     with running_server(FakeFleet(), ServerSettings(tracing=tracing)) as url:
@@ -43,7 +43,7 @@ def test_a_call_is_a_span() -> None:
     assert (bad.attributes or {})["http.response.status_code"] == 400
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:
@@ -53,4 +53,4 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(TracingUnavailable, match=r"muxjax\[otel\]"):
-        Tracing.to("http://127.0.0.1:4318/v1/traces")
+        Tracing.to_endpoint("http://127.0.0.1:4318/v1/traces")

@@ -1,8 +1,8 @@
-"""Structured logs: a line of JSON, or of text, for each event, with the request's id.
+"""Structured logs: one line of JSON or text per event, with the request id.
 
-Prompts and outputs never get into a log. Events carry only what is passed to `event`, which is
-names and numbers; and while a request is served, the message of an exception is left out of its
-traceback, since it may quote what was sent. (Its type and the lines of code remain.)
+Logs never contain prompts or outputs. An event has only the fields that are passed to `event`,
+which are names and numbers. While a request is served, the message of an exception is left out of
+its traceback, because it may quote the request; its type and the lines of code remain.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 request_id: ContextVar[str | None] = ContextVar("muxjax_request_id", default=None)
-"""The id of the request that is being served, None outside of one."""
+"""Id of the request that is served in this context; None outside of one."""
 
 _log = logging.getLogger("muxjax.serve")
 
 
 def event(name: str, level: int = logging.INFO, **fields: str | float | bool | None) -> None:
-    """Logs what has happened: a name and some fields, none of which is a prompt or an output."""
+    """Logs an event with its fields, none of which may hold a prompt or an output."""
     _log.log(level, name, extra={"fields": fields})
 
 
 def configure(style: LogFormat, level: int = logging.INFO) -> None:
-    """Sends all logs to standard error in one form; uvicorn's own included."""
+    """Sends all logs, including uvicorn's, to standard error in one format."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if style == "json" else TextLines())
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     for name in ("muxjax", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -38,23 +38,23 @@ def configure(style: LogFormat, level: int = logging.INFO) -> None:
         logger.propagate = False
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        found: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **_fields(record),
         }
         if record.exc_info:
-            found["exception"] = _exception(record)
-        return json.dumps(found, ensure_ascii=False, default=str)
+            line["exception"] = _exception(record)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class TextLines(logging.Formatter):
-    """A line for people: time, event, fields."""
+class TextFormatter(logging.Formatter):
+    """Formats a record as one line of text: time, event, fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -65,9 +65,9 @@ class TextLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    own = {"request_id": request_id.get()} if request_id.get() else {}
-    given = {k: v for k, v in getattr(record, "fields", {}).items() if v is not None}
-    return {**own, **given}
+    context = {"request_id": request_id.get()} if request_id.get() else {}
+    fields = getattr(record, "fields", {})
+    return {**context, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def _exception(record: logging.LogRecord) -> str:
@@ -76,4 +76,4 @@ def _exception(record: logging.LogRecord) -> str:
     if request_id.get() is None:
         return "".join(traceback.format_exception(kind, error, trace)).rstrip()
     name = "exception" if kind is None else f"{kind.__module__}.{kind.__qualname__}"
-    return f"{''.join(traceback.format_tb(trace))}{name} (its message may quote the request)"
+    return f"{''.join(traceback.format_tb(trace))}{name} (message omitted: it may quote a request)"

@@ -1,12 +1,12 @@
-"""The form of log lines, and what is left out of them."""
+"""Formats of log lines, and what they must not contain."""
 
 from __future__ import annotations
 
 import json
 import logging
 
-from muxjax.serve.ops import logs
-from muxjax.serve.ops.logs import JsonLines, TextLines
+from muxjax.serve import logs
+from muxjax.serve.logs import JsonFormatter, TextFormatter
 
 
 def record(message: str = "request", **fields: object) -> logging.LogRecord:
@@ -24,41 +24,41 @@ def failure(quote: str) -> logging.LogRecord:
     return made
 
 
-def test_a_line_of_json() -> None:
-    line = json.loads(JsonLines().format(record(status=200, key=None, path="/ü")))
+def test_json_format() -> None:
+    line = json.loads(JsonFormatter().format(record(status=200, key=None, path="/ü")))
     assert (line["event"], line["level"], line["status"]) == ("request", "warning", 200)
     assert line["path"] == "/ü"
     assert "key" not in line
     assert "request_id" not in line
 
 
-def test_a_line_of_text() -> None:
-    assert TextLines().format(record(status=200)).endswith(" warning: request status=200")
+def test_text_format() -> None:
+    assert TextFormatter().format(record(status=200)).endswith(" warning: request status=200")
 
 
-def test_exceptions_of_requests_do_not_quote_them() -> None:
+def test_exceptions_do_not_quote_requests() -> None:
     token = logs.request_id.set("req-1")
     try:
-        found = json.loads(JsonLines().format(failure("a private prompt")))
-        text = TextLines().format(failure("a private prompt"))
+        found = json.loads(JsonFormatter().format(failure("a private prompt")))
+        text = TextFormatter().format(failure("a private prompt"))
     finally:
         logs.request_id.reset(token)
     assert found["request_id"] == "req-1"
     assert "builtins.ValueError" in found["exception"]
     assert "test_logs.py" in found["exception"]
     assert "private" not in found["exception"] + text
-    # Outside of a request there is nothing to quote.
-    assert "a disk" in JsonLines().format(failure("a disk"))
+    # Outside of a request the message is kept.
+    assert "a disk" in JsonFormatter().format(failure("a disk"))
 
 
-def test_everything_goes_to_standard_error_in_one_form() -> None:
+def test_all_logs_share_one_format() -> None:
     names = ("muxjax", "uvicorn")
     before = [(logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names]
     try:
         logs.configure("json")
         for name in names:
             (handler,) = logging.getLogger(name).handlers
-            assert isinstance(handler.formatter, JsonLines)
+            assert isinstance(handler.formatter, JsonFormatter)
     finally:
         for name, (handlers, level) in zip(names, before, strict=True):
             logger = logging.getLogger(name)

@@ -1,0 +1,86 @@
+"""Prometheus metrics, given the events of streams and calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from muxjax.config.fleet_file import SloConfig
+from muxjax.engine.health import UnitHealth
+from muxjax.serve.access.tracked_stream import StreamSummary
+from muxjax.serve.ops.metrics import PrometheusMetrics
+
+STATS: dict[str, Any] = {
+    "usable_pages": 100,
+    "models": {"chat": {"running": 2, "kv_pages_used": 25, "preemptions": 3, "decode_seconds": 1}},
+}
+HEALTH = [UnitHealth("0", ("chat",), True, 1.5, None, 2)]
+
+
+def values(metrics: PrometheusMetrics) -> dict[str, float]:
+    text = metrics.render(STATS, HEALTH, states={"chat": "sleeping"}, waiting={"chat": 4}).decode()
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def finish(metrics: PrometheusMetrics, reason: str, seconds: float) -> None:
+    metrics.on_first_token("chat", seconds / 2, 3, 1)
+    metrics.on_tokens("chat", 0.1, 2)
+    metrics.on_stream_end(StreamSummary("chat", reason, 3, 3, 8, seconds / 2, seconds))
+
+
+def test_every_metric_of_a_model_exists_from_the_start() -> None:
+    found = values(PrometheusMetrics(["chat"], {"chat": SloConfig(ttft=1.0)}))
+    assert found['vllm:generation_tokens_total{model_name="chat"}'] == 0
+    assert found['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 0
+    assert found['muxjax:slo_hits_total{model_name="chat",target="ttft"}'] == 0
+
+
+def test_streams_are_counted() -> None:
+    metrics = PrometheusMetrics(["chat"], {})
+    finish(metrics, "stop", 1.0)
+    finish(metrics, "timeout", 9.0)
+    found = values(metrics)
+    assert found['vllm:prompt_tokens_total{model_name="chat"}'] == 6
+    assert found['vllm:generation_tokens_total{model_name="chat"}'] == 6
+    assert found['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 1
+    assert found['muxjax:request_failure_total{model_name="chat",reason="timeout"}'] == 1
+    assert found['vllm:e2e_request_latency_seconds_sum{model_name="chat"}'] == 1.0
+    assert found['vllm:inter_token_latency_seconds_sum{model_name="chat"}'] == 0.1
+
+
+def test_finished_requests_are_compared_with_the_targets() -> None:
+    metrics = PrometheusMetrics(["chat"], {"chat": SloConfig(ttft=1.0, tpot=0.1)})
+    finish(metrics, "stop", 1.0)
+    finish(metrics, "length", 4.0)
+    finish(metrics, "cancelled", 9.0)
+    assert metrics.slo_counts("chat") == {
+        "ttft": {"seconds": 1.0, "hits": 1, "misses": 1},
+        "tpot": {"seconds": 0.1, "hits": 0, "misses": 2},
+    }
+    metrics.set_targets({"other": SloConfig(ttft=1.0)})
+    assert metrics.slo_counts("chat") == {}
+
+
+def test_calls() -> None:
+    metrics = PrometheusMetrics([], {})
+    for status in (200, 429):
+        metrics.on_call_start()
+        metrics.on_call_end(status)
+    metrics.on_call_start()
+    found = values(metrics)
+    assert found["muxjax:open_calls"] == 1
+    assert found['muxjax:refused_requests_total{status="429"}'] == 1
+    assert 'muxjax:refused_requests_total{status="200"}' not in found
+
+
+def test_units() -> None:
+    found = values(PrometheusMetrics(["chat"], {}))
+    assert found['vllm:num_requests_running{model_name="chat"}'] == 2
+    assert found['vllm:kv_cache_usage_perc{model_name="chat"}'] == 0.25
+    assert found['vllm:num_preemptions_total{model_name="chat"}'] == 3
+    assert found['muxjax:device_seconds_total{model_name="chat",phase="decode"}'] == 1
+    assert found['muxjax:queue{model_name="chat"}'] == 4
+    assert found['muxjax:model_state{model_name="chat",state="sleeping"}'] == 1
+    assert found['muxjax:model_state{model_name="chat",state="loaded"}'] == 0
+    assert found['muxjax:unit_restarts_total{unit="0"}'] == 2
+    assert found['muxjax:unit_stalled_seconds{unit="0"}'] == 1.5
