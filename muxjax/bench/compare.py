@@ -11,7 +11,7 @@ from typing import Any
 
 from muxjax.bench.http.metrics import jain_index
 from muxjax.bench.isolated import IsolatedLatency
-from muxjax.bench.replay import Replay, make_requests, replay
+from muxjax.bench.replay import Replay, build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
@@ -50,11 +50,11 @@ class PolicyRun:
 
 
 def compare(
-    rig: BenchSession,
+    session: BenchSession,
     workload: Sequence[TraceRequest],
     policies: Sequence[str],
     targets: Mapping[str, AttainmentTarget],
-    solo: IsolatedLatency,
+    isolated: IsolatedLatency,
     *,
     rates: Mapping[str, float] | None = None,
     rounds: int = 1,
@@ -69,11 +69,11 @@ def compare(
     Ctrl-C ends it; complete runs are kept, and so is the one under way as far as it came.
 
     Args:
-      rig: the fleet.
+      session: the fleet.
       workload: the same for all runs.
       policies: what to compare.
       targets: of each model: what is counted, and what schedulers work towards.
-      solo: what targets are multiples of, and the step times that schedulers begin with.
+      isolated: what targets are multiples of, and the step times that schedulers begin with.
       rates: requests a second that schedulers expect of each model; None: the fleet file's.
       rounds: runs of each policy.
       seed: of the prompts.
@@ -85,22 +85,22 @@ def compare(
     Returns:
       The runs; the last one is not complete if its `replay.interrupted` is not 0.
     """
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    asked = scheduler_targets(rig, targets, solo)
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    asked = scheduler_targets(session, targets, isolated)
     runs: list[PolicyRun] = []
     for index in range(rounds):
         for policy in policies:
-            unit = rig.unit(policy, solo.estimates, asked, rates)
-            requests = make_requests(workload, vocab, limits, seed)
+            unit = session.new_scheduler(policy, isolated.estimates, asked, rates)
+            requests = build_requests(workload, vocab, limits, seed)
             opened = nullcontext(None) if on_record is None else on_record(policy, index)
-            with opened as take, rig.engine(unit) as engine:
+            with opened as take, session.engine(unit) as engine:
                 if timeline is not None:
                     name = policy if rounds == 1 else f"{policy}, round {index + 1}"
                     engine.observe(timeline.observer(name))
                 told = None if progress is None else partial(progress, policy, index)
                 result = replay(engine, workload, requests, unit=policy, done=told)
-                metrics = SimulationMetrics(targets, solo.costs)
+                metrics = SimulationMetrics(targets, isolated.costs)
                 for record in result.records:
                     met = metrics.add(record)
                     if take is not None:
@@ -117,13 +117,13 @@ def compare(
 
 
 def scheduler_targets(
-    rig: BenchSession, targets: Mapping[str, AttainmentTarget], solo: IsolatedLatency
+    session: BenchSession, targets: Mapping[str, AttainmentTarget], isolated: IsolatedLatency
 ) -> dict[str, LatencySlo]:
     """What schedulers work towards where these targets are counted."""
     found = {}
     for name, target in targets.items():
-        spec = rig.specs[name]
-        found[name] = target.for_scheduler(spec.prompt_tokens, spec.output_tokens, solo.costs)
+        spec = session.specs[name]
+        found[name] = target.for_scheduler(spec.prompt_tokens, spec.output_tokens, isolated.costs)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.replay import build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
@@ -37,7 +37,7 @@ class IsolatedLatency:
 
 
 def measure_isolated(
-    rig: BenchSession,
+    session: BenchSession,
     workload: Sequence[TraceRequest],
     *,
     repeats: int = REPEATS,
@@ -49,19 +49,19 @@ def measure_isolated(
     Raises:
       WorkloadError: a request that a model cannot take.
     """
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    grid = {name: _prompts(workload, name) for name in rig.models}
-    unit = rig.unit(rig.config.policy)
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    grid = {name: _prompts(workload, name) for name in session.models}
+    unit = session.new_scheduler(session.config.policy)
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def run(requests: list[TraceRequest]) -> list[tuple[float, float]]:
-        result = replay(engine, requests, _numbered(make_requests(requests, vocab, limits)))
+        result = replay(engine, requests, _numbered(build_requests(requests, vocab, limits)))
         if result.interrupted:
             raise KeyboardInterrupt
         return [(record.ttft or 0.0, record.tpot or 0.0) for record in result.records]
 
-    with rig.engine(unit) as engine:
+    with session.engine(unit) as engine:
         for repeat in range(repeats + 1):
             for name, prompts in grid.items():
                 for prompt in prompts:
@@ -80,24 +80,24 @@ def measure_isolated(
         }
         for (name, prompt), times in found.items()
     ]
-    return IsolatedLatency(_table(rig, rows), warm_up(rig), rows)
+    return IsolatedLatency(_table(session, rows), warm_up(session), rows)
 
 
-def warm_up(rig: BenchSession) -> StepEstimates:
+def warm_up(session: BenchSession) -> StepEstimates:
     """Runs waves of requests of each model in turn, of several sizes.
 
     Returns:
       The step times that were seen.
     """
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    with rig.engine(rig.unit(rig.config.policy)) as engine:
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    with session.engine(session.new_scheduler(session.config.policy)) as engine:
         for size in _WAVES:
             for name, limit in limits.items():
                 tokens = max(1, min(_OUTPUT, limit // 3))
-                wave = min(size, rig.buckets[name].max_seqs)
+                wave = min(size, session.buckets[name].max_seqs)
                 requests = [TraceRequest(0.0, name, tokens, tokens)] * wave
-                done = replay(engine, requests, _numbered(make_requests(requests, vocab, limits)))
+                done = replay(engine, requests, _numbered(build_requests(requests, vocab, limits)))
                 if done.interrupted:
                     raise KeyboardInterrupt
         return engine.call(lambda unit: unit.estimates)
@@ -120,7 +120,7 @@ def _numbered(requests: list[Any]) -> list[Any]:
     return requests
 
 
-def _table(rig: BenchSession, rows: Sequence[dict[str, Any]]) -> ProfileTable:
+def _table(session: BenchSession, rows: Sequence[dict[str, Any]]) -> ProfileTable:
     profile: dict[str, Any] = {}
     for row in rows:
         if row["ttft_s"] <= 0 or row["tpot_s"] <= 0:
@@ -132,4 +132,4 @@ def _table(rig: BenchSession, rows: Sequence[dict[str, Any]]) -> ProfileTable:
             "prefill": 1e3 * row["ttft_s"],
             "decoding": 1e3 * row["tpot_s"],
         }
-    return ProfileTable(profile, rig.shapes)
+    return ProfileTable(profile, session.shapes)

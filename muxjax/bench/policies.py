@@ -37,11 +37,11 @@ from _common import print_json, show, surroundings
 
 from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
 from muxjax.bench.isolated import IsolatedLatency, measure_isolated
-from muxjax.bench.predict import rig_profile, simulate_rig
-from muxjax.bench.replay import Replay, make_requests, replay
+from muxjax.bench.simulated_session import session_profile, simulate_session
+from muxjax.bench.replay import Replay, build_requests, replay
 from muxjax.bench.session import BenchSession, check_policies
 from muxjax.bench.step_recorder import measure_in_service
-from muxjax.bench.workloads import WorkloadOptions, fleet_rates, make_workload
+from muxjax.bench.workloads import WorkloadOptions, fleet_rates, build_workload
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
@@ -64,11 +64,11 @@ def main() -> None:
     if not arguments.rounds:
         report(rounds, arguments)
         return
-    with BenchSession.load(load_fleet_config(arguments.fleet)) as rig:
+    with BenchSession.load(load_fleet_config(arguments.fleet)) as session:
         try:
-            profile = rig_profile(rig, measure_in_service(rig)) if arguments.simulated else None
+            profile = session_profile(session, measure_in_service(session)) if arguments.simulated else None
             for number in range(arguments.rounds):
-                found = one_round(rig, arguments, arguments.seed + number, profile)
+                found = one_round(session, arguments, arguments.seed + number, profile)
                 rounds.append(found)
                 if arguments.output is not None:
                     with arguments.output.open("a", encoding="utf-8") as file:
@@ -133,38 +133,38 @@ def _arguments() -> argparse.Namespace:
 
 
 def one_round(
-    rig: BenchSession, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
+    session: BenchSession, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
 ) -> dict[str, Any]:
     """All cells, once; simulated if there is a profile."""
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    targets = {name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in rig.models}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    targets = {name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in session.models}
 
     def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
         asked = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **more)
-        return make_workload(rig.config, limits, asked)
+        return build_workload(session.config, limits, asked)
 
-    solo = None
+    isolated = None
     cells = []
     for alpha in arguments.alpha:
         flood = make(alpha, 1e3, requests=FLOOD)
         for load in arguments.load:
             # Simulated steps are as fast in all cells.
-            if solo is None or profile is None:
-                solo = measure_isolated(rig, make(1.0, 10.0, requests=50))
-            top = saturating_rate(rig, solo, flood, arguments.reference, profile)
+            if isolated is None or profile is None:
+                isolated = measure_isolated(session, make(1.0, 10.0, requests=50))
+            top = saturating_rate(session, isolated, flood, arguments.reference, profile)
             workload = make(alpha, load * top, seconds=arguments.duration)
             # Nobody is always the first to run, since a machine may slow down under load.
             first = len(cells) % len(arguments.policies)
             order = arguments.policies[first:] + arguments.policies[:first]
-            rates = fleet_rates(rig.config, WorkloadOptions(alpha=alpha, rate=load * top))
+            rates = fleet_rates(session.config, WorkloadOptions(alpha=alpha, rate=load * top))
             if profile is None:
-                runs = compare(rig, workload, order, targets, solo, rates=rates, seed=seed)
+                runs = compare(session, workload, order, targets, isolated, rates=rates, seed=seed)
                 if runs[-1].replay.interrupted:
                     raise KeyboardInterrupt
                 metrics = {run.policy: run.metrics for run in runs}
             else:
                 metrics = {
-                    policy: simulated(rig, profile, workload, policy, targets, solo, rates)
+                    policy: simulated(session, profile, workload, policy, targets, isolated, rates)
                     for policy in order
                 }
             cells.append(
@@ -188,28 +188,28 @@ def one_round(
 
 
 def simulated(
-    rig: BenchSession,
+    session: BenchSession,
     profile: ProfileTable,
     workload: list[TraceRequest],
     policy: str,
     targets: Mapping[str, AttainmentTarget],
-    solo: IsolatedLatency,
+    isolated: IsolatedLatency,
     rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """What `compare` would measure, simulated."""
-    asked = scheduler_targets(rig, targets, solo)
-    records = simulate_rig(
-        rig, profile, workload, policy, solo.estimates, targets=asked, rates=rates
+    asked = scheduler_targets(session, targets, isolated)
+    records = simulate_session(
+        session, profile, workload, policy, isolated.estimates, targets=asked, rates=rates
     )
-    metrics = SimulationMetrics(targets, solo.costs)
+    metrics = SimulationMetrics(targets, isolated.costs)
     for record in records:
         metrics.add(record)
     return extra_metrics(metrics.summary(), workload, Replay(records, _end(records)))
 
 
 def saturating_rate(
-    rig: BenchSession,
-    solo: IsolatedLatency,
+    session: BenchSession,
+    isolated: IsolatedLatency,
     flood: list[TraceRequest],
     policy: str,
     profile: ProfileTable | None,
@@ -217,11 +217,11 @@ def saturating_rate(
     """Requests a second that are served when all come at once."""
     at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]
     if profile is not None:
-        return len(flood) / _end(simulate_rig(rig, profile, at_once, policy, solo.estimates))
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    with rig.engine(rig.unit(policy, solo.estimates)) as engine:
-        done = replay(engine, at_once, make_requests(at_once, vocab, limits))
+        return len(flood) / _end(simulate_session(session, profile, at_once, policy, isolated.estimates))
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    with session.engine(session.new_scheduler(policy, isolated.estimates)) as engine:
+        done = replay(engine, at_once, build_requests(at_once, vocab, limits))
     if done.interrupted:
         raise KeyboardInterrupt
     return len(at_once) / done.seconds

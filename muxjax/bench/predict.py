@@ -39,8 +39,8 @@ import numpy as np
 from _common import print_json, show, surroundings
 
 from muxjax.bench.isolated import warm_up
-from muxjax.bench.predict import rig_profile, simulate_rig
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.simulated_session import session_profile, simulate_session
+from muxjax.bench.replay import build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.bench.step_recorder import (
     FEWEST,
@@ -50,7 +50,7 @@ from muxjax.bench.step_recorder import (
     slowness,
     speed_now,
 )
-from muxjax.bench.workloads import WorkloadOptions, make_workload
+from muxjax.bench.workloads import WorkloadOptions, build_workload
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
@@ -85,10 +85,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with BenchSession.load(load_fleet_config(arguments.fleet)) as rig:
+    with BenchSession.load(load_fleet_config(arguments.fleet)) as session:
         try:
             for number in range(arguments.rounds):
-                for row in one_round(rig, arguments, number):
+                for row in one_round(session, arguments, number):
                     rows.append(row)
         except KeyboardInterrupt:
             print("interrupted: what follows is finished", file=sys.stderr)
@@ -128,19 +128,19 @@ class Pair:
 
 
 class Bench:
-    """A rig with a profile of its own, measured now."""
+    """A session with a profile of its own, measured now."""
 
-    def __init__(self, rig: BenchSession, arguments: argparse.Namespace) -> None:
-        self._rig, self._arguments = rig, arguments
-        self._measured = measure_in_service(rig, repeats=arguments.repeats)
-        self._times = {name: self._measured.times(name) for name in rig.models}
-        self._longest = {name: model.max_model_len for name, model in rig.models.items()}
-        self._profile = rig_profile(rig, self._measured)
-        self._estimates = warm_up(rig)
+    def __init__(self, session: BenchSession, arguments: argparse.Namespace) -> None:
+        self._session, self._arguments = session, arguments
+        self._measured = measure_in_service(session, repeats=arguments.repeats)
+        self._times = {name: self._measured.times(name) for name in session.models}
+        self._longest = {name: model.max_model_len for name, model in session.models.items()}
+        self._profile = session_profile(session, self._measured)
+        self._estimates = warm_up(session)
 
     def speed(self) -> float:
         """How long steps take now, as a multiple of the profile's."""
-        return 1.0 if self._arguments.fixed else speed_now(self._rig, self._measured)
+        return 1.0 if self._arguments.fixed else speed_now(self._session, self._measured)
 
     def run(self, asked: dict[str, Any], seed: int, before: float) -> Pair:
         """One replay, and what the simulator says of it.
@@ -153,11 +153,11 @@ class Bench:
         asked = dict(asked)
         rate = asked.pop("load") * self._saturating(before)
         workload = self._make(asked, rate, seed)
-        rig, watch = self._rig, StepRecorder()
-        vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-        with rig.engine(rig.unit(self._arguments.policy, self._estimates)) as engine:
+        session, watch = self._session, StepRecorder()
+        vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+        with session.engine(session.new_scheduler(self._arguments.policy, self._estimates)) as engine:
             engine.observe(watch.observe)
-            requests = make_requests(workload, vocab, self._longest, seed)
+            requests = build_requests(workload, vocab, self._longest, seed)
             done = replay(engine, workload, requests)
         if done.interrupted:
             raise KeyboardInterrupt
@@ -178,11 +178,11 @@ class Bench:
 
     def _make(self, asked: dict[str, Any], rate: float, seed: int) -> list[TraceRequest]:
         wanted = WorkloadOptions(**asked, rate=rate, seconds=self._arguments.duration, seed=seed)
-        return make_workload(self._rig.config, self._longest, wanted)
+        return build_workload(self._session.config, self._longest, wanted)
 
     def _simulate(self, workload: list[TraceRequest], slower: float) -> list[RequestRecord]:
-        return simulate_rig(
-            self._rig,
+        return simulate_session(
+            self._session,
             self._profile,
             workload,
             self._arguments.policy,
@@ -192,10 +192,10 @@ class Bench:
 
 
 def one_round(
-    rig: BenchSession, arguments: argparse.Namespace, number: int
+    session: BenchSession, arguments: argparse.Namespace, number: int
 ) -> Iterator[dict[str, Any]]:
     """Profile, then every workload, real and simulated."""
-    bench = Bench(rig, arguments)
+    bench = Bench(session, arguments)
     for name in arguments.workload or WORKLOADS:
         pairs: list[Pair] = []
         unsteady = 0

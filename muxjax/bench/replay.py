@@ -70,7 +70,7 @@ class _Sink:
         self.ended()
 
 
-def make_requests(
+def build_requests(
     workload: Sequence[TraceRequest],
     vocab: dict[str, int],
     limits: dict[str, int],
@@ -124,7 +124,7 @@ def replay(
     Args:
       engine: with no other requests.
       workload: when, in order of arrival.
-      requests: what, from `make_requests`; used once.
+      requests: what, from `build_requests`; used once.
       unit: name for the records.
       done: told how many more have ended, now and then, in this thread.
 

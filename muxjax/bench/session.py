@@ -166,7 +166,7 @@ class _Kept:
         self.result: Callable[[Any], StepResult] = executor.result
 
     def poison(self, pages: Sequence[int]) -> None:
-        raise ValueError("a rig's pool is not poisoned")
+        raise ValueError("a session's pool is not poisoned")
 
     def close(self) -> None:
-        """Nothing: the rig closes it."""
+        """Nothing: the session closes it."""

@@ -1,10 +1,10 @@
-"""What the simulator says a rig will do: the rig's own scheduler on a simulated clock."""
+"""What the simulator says a session will do: the session's own scheduler on a simulated clock."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from muxjax.bench.profile_file import profile_of
+from muxjax.bench.profile_file import build_profile
 from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import StepMeasurement
 from muxjax.placement.costs.profile_table import ProfileTable
@@ -16,16 +16,16 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import LatencySlo
 
 
-def rig_profile(rig: BenchSession, measured: StepMeasurement) -> ProfileTable:
-    """The profile of a rig whose steps were just measured."""
-    times = {name: measured.times(name) for name in rig.models}
-    limits = {name: rig.specs[name].limits for name in rig.models}
-    longest = {name: model.max_model_len for name, model in rig.models.items()}
-    return ProfileTable(profile_of(times, limits, longest), rig.shapes)
+def session_profile(session: BenchSession, measured: StepMeasurement) -> ProfileTable:
+    """The profile of a session whose steps were just measured."""
+    times = {name: measured.times(name) for name in session.models}
+    limits = {name: session.specs[name].limits for name in session.models}
+    longest = {name: model.max_model_len for name, model in session.models.items()}
+    return ProfileTable(build_profile(times, limits, longest), session.shapes)
 
 
-def simulate_rig(
-    rig: BenchSession,
+def simulate_session(
+    session: BenchSession,
     profile: ProfileTable,
     workload: Sequence[TraceRequest],
     policy: str,
@@ -35,10 +35,10 @@ def simulate_rig(
     targets: Mapping[str, LatencySlo] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> list[RequestRecord]:
-    """Simulates a run of the rig.
+    """Simulates a run of the session.
 
     Args:
-      rig: whose scheduler, quotas and pool; its executor is not used.
+      session: whose scheduler, quotas and pool; its executor is not used.
       profile: with the steps of all of its models, under their names.
       workload: in order of arrival.
       policy: the scheduler's.
@@ -53,14 +53,14 @@ def simulate_rig(
     models: Mapping[str, SimulatedModel] = {
         name: SimulatedModel(
             name,
-            max_seqs=rig.buckets[name].max_seqs,
+            max_seqs=session.buckets[name].max_seqs,
             times=profile.step_times[name].slower(slower),
         )
-        for name in rig.models
+        for name in session.models
     }
     executor = SimulatedExecutor(models, profile, "time_sliced")
     # A simulated prompt's tokens mean nothing: all would be found in the prefix cache.
-    scheduler = rig.unit(policy, estimates, targets, rates, prefix_cache=False)
+    scheduler = session.new_scheduler(policy, estimates, targets, rates, prefix_cache=False)
     unit = UnitSimulation("simulated", scheduler, executor)
     records: list[RequestRecord] = []
     Simulation([unit]).run(workload, records.append)

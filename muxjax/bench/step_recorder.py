@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.replay import build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import Bucket, Kind, StepMeasurement, measure
 from muxjax.errors import BenchError
@@ -116,7 +116,7 @@ class StepRecorder:
 
 
 def measure_in_service(
-    rig: BenchSession,
+    session: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
@@ -134,23 +134,23 @@ def measure_in_service(
 
     def mixed() -> None:
         for _ in _POLICIES:
-            ran.extend(_mixed_run(rig, found, next(policies)))
+            ran.extend(_mixed_run(session, found, next(policies)))
 
-    measure(rig, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
-    times = {name: found.times(name) for name in rig.models}
+    measure(session, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
+    times = {name: found.times(name) for name in session.models}
     for bucket in sorted({(step.model, step.phase, step.size) for step in found.steps}):
         found.in_service[bucket] = _factor(bucket, ran, times)
     return found
 
 
-def speed_now(rig: BenchSession, measured: StepMeasurement) -> float:
+def speed_now(session: BenchSession, measured: StepMeasurement) -> float:
     """How long steps take now, as a multiple of what was measured.
 
     Raises:
       BenchError: too few steps followed each other.
     """
-    times = {name: measured.times(name) for name in rig.models}
-    return slowness(_mixed_run(rig, measured, _POLICIES[0]), times)
+    times = {name: measured.times(name) for name in session.models}
+    return slowness(_mixed_run(session, measured, _POLICIES[0]), times)
 
 
 def slowness(ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
@@ -169,16 +169,16 @@ def slowness(ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> flo
     return float(seconds[usual].sum() / expected[usual].sum())
 
 
-def _mixed_run(rig: BenchSession, measured: StepMeasurement, policy: str) -> list[ExecutedStep]:
+def _mixed_run(session: BenchSession, measured: StepMeasurement, policy: str) -> list[ExecutedStep]:
     """Steps of a run that the device did not have to wait for."""
     step_seconds = sum(step.median for step in measured.steps) / len(measured.steps)
-    workload = _mix(rig, step_seconds)
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
+    workload = _mix(session, step_seconds)
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
     watch = StepRecorder()
-    with rig.engine(rig.unit(policy)) as engine:
+    with session.engine(session.new_scheduler(policy)) as engine:
         engine.observe(watch.observe)
-        done = replay(engine, workload, make_requests(workload, vocab, limits))
+        done = replay(engine, workload, build_requests(workload, vocab, limits))
     if done.interrupted:
         raise KeyboardInterrupt
     return [step for step in watch.ran if not step.waited]
@@ -192,14 +192,14 @@ def _factor(bucket: Bucket, ran: Sequence[ExecutedStep], times: Mapping[str, Ste
     return slowness(own, times)
 
 
-def _mix(rig: BenchSession, step_seconds: float) -> list[TraceRequest]:
+def _mix(session: BenchSession, step_seconds: float) -> list[TraceRequest]:
     """Requests of all models, about one a step at first, then all that is left at once."""
     rng = np.random.default_rng(0)
     found = []
     for index in range(_EACH):
-        for number, (name, model) in enumerate(rig.models.items()):
+        for number, (name, model) in enumerate(session.models.items()):
             most = max(1, min(_LONGEST, (model.max_model_len - 1) // 2))
             prompt, output = (int(tokens) for tokens in rng.integers(1, most + 1, 2))
-            arrival = step_seconds * (len(rig.models) * min(index, _EACH // 2) + number)
+            arrival = step_seconds * (len(session.models) * min(index, _EACH // 2) + number)
             found.append(TraceRequest(arrival, name, prompt, output))
     return sorted(found, key=lambda asked: asked.arrival)

@@ -112,7 +112,7 @@ class Kind:
     last: bool = True
 
 
-def contexts_of(longest: int, count: int = 8) -> list[int]:
+def default_contexts(longest: int, count: int = 8) -> list[int]:
     """Contexts to measure: spread evenly from an eighth of the longest to the longest. Attention
     may walk them in blocks, so that its time grows in stairs: a few points do not show them.
     """
@@ -123,11 +123,11 @@ def contexts_of(longest: int, count: int = 8) -> list[int]:
     return sorted({round(first + index * step) for index in range(count)})
 
 
-def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[Kind]:
+def step_kinds(session: BenchSession, contexts: Sequence[int] | None = None) -> list[Kind]:
     """Every kind of step to measure.
 
     Args:
-      rig: the fleet.
+      session: the fleet.
       contexts: tokens to measure decodes and long prompts at; by default eight for each model,
         up to its longest sequence.
 
@@ -135,10 +135,10 @@ def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[K
       BenchError: a context that no model can hold.
     """
     found = []
-    for name, model in rig.models.items():
-        buckets, limit = rig.buckets[name], model.max_model_len
-        burst = rig.config.engine.decode_tokens
-        asked = contexts_of(limit - 1) if contexts is None else sorted(set(contexts))
+    for name, model in session.models.items():
+        buckets, limit = session.buckets[name], model.max_model_len
+        burst = session.config.engine.decode_tokens
+        asked = default_contexts(limit - 1) if contexts is None else sorted(set(contexts))
         usable = [context for context in asked if 1 <= context < limit]
         if not usable:
             raise BenchError(
@@ -164,7 +164,7 @@ def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[K
 
 
 def measure(
-    rig: BenchSession,
+    session: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
@@ -175,9 +175,9 @@ def measure(
     """Times all kinds of steps.
 
     Args:
-      rig: whose; nothing else may use its executor.
+      session: whose; nothing else may use its executor.
       repeats: rounds that count.
-      contexts: see `kinds_of`.
+      contexts: see `step_kinds`.
       done: told of each step, those of the first round included.
       into: filled after each round that counts, so that an interrupt leaves those before it.
       after_round: called after each round that counts.
@@ -188,11 +188,11 @@ def measure(
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
     found = StepMeasurement() if into is None else into
-    kinds = kinds_of(rig, contexts)
+    kinds = step_kinds(session, contexts)
     seconds: list[list[float]] = [[] for _ in kinds]
     for number in range(repeats + 1):
         for kind, own in zip(kinds, seconds, strict=True):
-            taken = _time(rig, kind)
+            taken = _time(session, kind)
             if number:
                 own.append(taken)
             if done is not None:
@@ -207,12 +207,12 @@ def measure(
     return found
 
 
-def _time(rig: BenchSession, kind: Kind) -> float:
+def _time(session: BenchSession, kind: Kind) -> float:
     """Seconds of one such step, submitted behind another."""
-    steps = StepBatches(rig, kind.model)
-    names = list(rig.models)
+    steps = StepBatches(session, kind.model)
+    names = list(session.models)
     other = names[(names.index(kind.model) + 1) % len(names)]
-    between = StepBatches(rig, other)
+    between = StepBatches(session, other)
     before = between.prefill(1, 1, 1, last=True)
     step: Step
     if kind.phase == "prefill":
@@ -220,7 +220,7 @@ def _time(rig: BenchSession, kind: Kind) -> float:
     else:
         # Sequences go on where the burst before left them: back to where they were.
         # The context is in the burst's middle, where the longest sequence has room for it.
-        longest = rig.models[kind.model].max_model_len
+        longest = session.models[kind.model].max_model_len
         start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
         arming = steps.arm(kind.size, start)
         if other == kind.model:  # a token of its own would move a sequence
@@ -260,7 +260,7 @@ def _decode_times(steps: Sequence[Timed]) -> DecodeTimes:
     )
 
 
-def rows_of(measured: StepMeasurement) -> list[dict[str, Any]]:
+def step_rows(measured: StepMeasurement) -> list[dict[str, Any]]:
     """A row for each kind of step, for tables and files."""
     return [
         {

@@ -51,7 +51,7 @@ class WorkloadOptions:
     seed: int = 0
 
 
-def make_workload(
+def build_workload(
     config: FleetConfig,
     limits: Mapping[str, int],
     asked: WorkloadOptions,

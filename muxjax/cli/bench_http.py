@@ -157,11 +157,11 @@ def http(
     from muxjax.bench.http.client import Server
     from muxjax.bench.http.datasets import ArrivalPattern, Prompts
     from muxjax.bench.http.metrics import Measures
-    from muxjax.bench.http.run import HttpBench, backend_of, saved_to, write_result
+    from muxjax.bench.http.run import HttpBench, parse_backend, result_path, write_result
     from muxjax.bench.http.vllm_flags import goodput as limits_of
     from muxjax.bench.http.vllm_flags import pairs, tokenizer_path
 
-    kind = backend_of(backend)
+    kind = parse_backend(backend)
     if ramp_up_strategy not in (None, "linear", "exponential"):
         raise BenchError(f"--ramp-up-strategy is linear or exponential, not {ramp_up_strategy!r}")
     saving = save_result or append_result
@@ -236,12 +236,12 @@ def http(
     result, load = bench.run(progress=not disable_tqdm)
     if load.interrupted:
         print(
-            f"muxjax: interrupted; {len(load.outcomes)} requests were finished, "
+            f"muxjax: interrupted; {len(load.results)} requests were finished, "
             f"{load.interrupted} are left out",
             file=sys.stderr,
         )
     if saving:
-        path = saved_to(result, result_dir, result_filename)
+        path = result_path(result, result_dir, result_filename)
         write_result(result, load if save_detailed else None, path, append=append_result)
         print(f"muxjax: written to {path}", file=sys.stderr)
     if as_json:
@@ -250,12 +250,12 @@ def http(
         from muxjax.bench.report.tables import show_http
 
         show_http(result)
-    failed = [outcome for outcome in load.outcomes if not outcome.success]
-    for outcome in failed[:5]:
-        print(f"muxjax: {outcome.ask.model}: {outcome.error}", file=sys.stderr)
+    failed = [result for result in load.results if not result.success]
+    for result in failed[:5]:
+        print(f"muxjax: {result.request.model}: {result.error}", file=sys.stderr)
     if len(failed) > 5:
         print(f"muxjax: and {len(failed) - 5} more that failed", file=sys.stderr)
-    if load.outcomes and len(failed) == len(load.outcomes):
+    if load.results and len(failed) == len(load.results):
         raise BenchError("all requests failed")
 
 

@@ -25,12 +25,12 @@ def report(
     ] = None,
 ) -> None:
     """Tables and plots of saved runs: printed, and as one HTML file that needs no other."""
-    from muxjax.bench.report.page import grids_of, write_report
+    from muxjax.bench.report.page import build_grids, write_report
     from muxjax.bench.report.saved import find
     from muxjax.bench.report.tables import show_grids
 
     found = find(folder)
-    show_grids(grids_of(found))
+    show_grids(build_grids(found))
     written = write_report(found, output or folder)
     if not written.drawn:
         print("muxjax: no plots: pip install 'muxjax[plot]' for them", file=sys.stderr)

@@ -139,20 +139,20 @@ def serve(
         slo_scale = DEFAULT_SCALE
 
     from muxjax.bench.session import BenchSession
-    from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
+    from muxjax.bench.workloads import KINDS, fleet_rates, build_workload
     from muxjax.placement.simulator.metrics import AttainmentTarget
 
-    with BenchSession.load(config) as rig:
-        limits = {name: model.max_model_len for name, model in rig.models.items()}
-        source = make_workload(rig.config, limits, asked, _renamed(rename))
+    with BenchSession.load(config) as session:
+        limits = {name: model.max_model_len for name, model in session.models.items()}
+        source = build_workload(session.config, limits, asked, _renamed(rename))
         # What a trace holds nobody knows before: its rates are those of the fleet file.
-        rates = fleet_rates(rig.config, asked) if workload in KINDS else None
+        rates = fleet_rates(session.config, asked) if workload in KINDS else None
         targets = {
-            name: AttainmentTarget(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models
+            name: AttainmentTarget(slo_ttft, slo_tpot, slo_scale, kind=name) for name in session.models
         }
         with recorded(trace) as timeline:
-            runs, solo = _run(rig, source, rates, policies, targets, rounds, seed, output, timeline)
-    report = _report(fleet_file, policies, rounds, asked, targets, source, solo, runs)
+            runs, isolated = _run(session, source, rates, policies, targets, rounds, seed, output, timeline)
+    report = _report(fleet_file, policies, rounds, asked, targets, source, isolated, runs)
     if output is not None:
         from muxjax.bench.report.saved import save
 
@@ -166,7 +166,7 @@ def serve(
 
 
 def _run(
-    rig: BenchSession,
+    session: BenchSession,
     workload: Sequence[TraceRequest],
     rates: Mapping[str, float] | None,
     policies: Sequence[str],
@@ -184,7 +184,7 @@ def _run(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     with Bars({"requests alone": 1}, show=True) as bars:
-        solo = measure_isolated(rig, workload)
+        isolated = measure_isolated(session, workload)
         bars.advance("requests alone", 1, "")
 
     @contextmanager
@@ -200,11 +200,11 @@ def _run(
     totals = {policy: rounds * len(workload) for policy in policies}
     with Bars(totals, show=True) as bars:
         runs = compare(
-            rig,
+            session,
             workload,
             policies,
             targets,
-            solo,
+            isolated,
             rates=rates,
             rounds=rounds,
             seed=seed,
@@ -219,7 +219,7 @@ def _run(
             f"{last.replay.interrupted} requests unfinished; medians are of complete runs",
             file=sys.stderr,
         )
-    return runs, solo
+    return runs, isolated
 
 
 def _report(
@@ -229,7 +229,7 @@ def _report(
     asked: Any,
     targets: Mapping[str, AttainmentTarget],
     workload: Sequence[TraceRequest],
-    solo: IsolatedLatency,
+    isolated: IsolatedLatency,
     runs: Sequence[PolicyRun],
 ) -> dict[str, Any]:
     from dataclasses import asdict
@@ -245,7 +245,7 @@ def _report(
         "rounds": rounds,
         "workload": {**asdict(asked), "offered": len(workload)},
         "targets": {name: asdict(target) for name, target in targets.items()},
-        "solo": solo.rows,
+        "isolated": isolated.rows,
         "medians": medians(runs, policies),
         "runs": [{"policy": run.policy, "round": run.round + 1, **run.metrics} for run in runs],
     }

@@ -53,16 +53,16 @@ def steps(
 
     from muxjax.bench.machine import machine
     from muxjax.bench.session import BenchSession
-    from muxjax.bench.steps import rows_of
+    from muxjax.bench.steps import step_rows
 
-    with BenchSession.load(config) as rig:
-        measured = _measured(rig, repeats, context)
-        profile = _profile(rig, measured)
+    with BenchSession.load(config) as session:
+        measured = _measured(session, repeats, context)
+        profile = _profile(session, measured)
     if output is not None:
         from muxjax.bench.profile_file import write_profile
 
         write_profile(profile, output)
-    rows = rows_of(measured)
+    rows = step_rows(measured)
     if as_json:
         report = {"kind": "steps", **machine(), "steps": rows, "profile": profile}
         print(json.dumps(report, indent=2))
@@ -72,13 +72,13 @@ def steps(
         print(f"written to {output}")
 
 
-def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
+def _measured(session: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
     """What was measured: after an interrupt, all rounds that are finished."""
     from muxjax.bench.step_recorder import measure_in_service
-    from muxjax.bench.steps import StepMeasurement, kinds_of
+    from muxjax.bench.steps import StepMeasurement, step_kinds
     from muxjax.progress import Bars
 
-    kinds = kinds_of(rig, contexts)
+    kinds = step_kinds(session, contexts)
     measured = StepMeasurement()
     try:
         with Bars({"measuring": len(kinds) * (repeats + 1)}, show=True) as bars:
@@ -86,7 +86,7 @@ def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> St
             def done(kind: Kind) -> None:
                 bars.advance("measuring", 1, f"{kind.model} {kind.phase} {kind.size}")
 
-            measure_in_service(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
+            measure_in_service(session, repeats=repeats, contexts=contexts, done=done, into=measured)
     except KeyboardInterrupt:
         if not measured.steps:
             raise
@@ -96,15 +96,15 @@ def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> St
     return measured
 
 
-def _profile(rig: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
+def _profile(session: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
     """The profile, under the names that planning looks for."""
-    from muxjax.bench.profile_file import profile_of
+    from muxjax.bench.profile_file import build_profile
 
-    kinds = {entry.name: entry.profile or entry.name for entry in rig.config.models}
-    return profile_of(
+    kinds = {entry.name: entry.profile or entry.name for entry in session.config.models}
+    return build_profile(
         {kind: measured.times(name) for name, kind in kinds.items()},
-        {kind: rig.specs[name].limits for name, kind in kinds.items()},
-        {kind: rig.models[name].max_model_len for name, kind in kinds.items()},
+        {kind: session.specs[name].limits for name, kind in kinds.items()},
+        {kind: session.models[name].max_model_len for name, kind in kinds.items()},
     )
 
 

@@ -5,10 +5,10 @@
 | `ttft` | the request is sent | the first event with text |
 | `itl` | an event with text | the next one; one value for each event, as in vLLM's `bench serve` |
 | `latency` | the request is sent | the last event |
-| `queued` | the request is due | it is sent; it waits while `max_concurrency` requests are running |
+| `queued` | the request is due | it is sent: it waits while `max_concurrency` are running |
 
-A server may put several tokens into one event, so the number of tokens is taken from `usage`. If the
-server sends no `usage`, events are counted instead and the result says so.
+A server may put several tokens into one event, so the number of tokens is taken from `usage`. If
+the server sends no `usage`, events are counted instead and the result says so.
 
 Streams are read with aiohttp, whose cost for each event is a fraction of httpx2's: the load
 generator shares the machine with the server that it measures. One-off calls use httpx2.

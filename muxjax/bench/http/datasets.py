@@ -85,7 +85,7 @@ class Prompts:
             raise BenchError(f"--num-prompts must be at least 1, not {self.count}")
         if self.input_len < 1 or self.output_len < 1 or self.prefix_len < 0:
             raise BenchError(
-                "input and output lengths must be at least 1 token, and the prefix length at least 0"
+                "input and output lengths must be at least 1 token, the prefix length at least 0"
             )
         if self.fixed_output is not None and self.fixed_output < 1:
             raise BenchError(f"the output length must be at least 1 token, not {self.fixed_output}")
@@ -130,8 +130,8 @@ class ArrivalPattern:
         lowest = 0.0 if self.ramp == "linear" else 1e-9
         if not lowest <= self.ramp_from <= self.ramp_to or self.ramp_to <= 0:
             raise BenchError(
-                "--ramp-up-start-rps must not be above --ramp-up-end-rps, and must be above 0 for an "
-                "exponential ramp"
+                "--ramp-up-start-rps must not be above --ramp-up-end-rps, and must be above 0 for "
+                "an exponential ramp"
             )
 
     def times(self, count: int, seed: int) -> list[float]:

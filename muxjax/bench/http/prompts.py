@@ -9,8 +9,8 @@ Tokens are counted by the first of these that is available:
 4. for chats, which are text, each word counts as one token. The report marks the lengths as
    approximate.
 
-With 1 and 2, completions are also sent as token ids, sliced from tokenized words, so that the length
-is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens of the
+With 1 and 2, completions are also sent as token ids, sliced from tokenized words, so that the
+length is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens of the
 chat template come on top, as in vLLM's benchmark. The reported length is the server's count if it
 sends one.
 """

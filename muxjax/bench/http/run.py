@@ -272,6 +272,6 @@ def _raise_open_file_limit(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         if allowed < wanted:
             raise BenchError(
-                f"{count} concurrent requests need as many open connections, but this system allows "
-                f"only {allowed} open files: use --max-concurrency or raise the limit (ulimit -n)"
+                f"{count} concurrent requests need as many open connections, but this system "
+                f"allows only {allowed} open files: use --max-concurrency or raise the limit (ulimit -n)"
             )

@@ -1,7 +1,8 @@
 """Compatibility of `muxjax bench http` with the command line of vLLM's `bench serve`.
 
-Options of vLLM that are not supported are refused by name, with the reason. Options that take several
-values (`--goodput ttft:200 tpot:50`) are rewritten for a parser that takes one value per option.
+Options of vLLM that are not supported are refused by name, with the reason. Options that take
+several values (`--goodput ttft:200 tpot:50`) are rewritten for a parser that takes one value per
+option.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from pathlib import Path
 from muxjax.errors import BenchError
 
 _ONLY_TEXT = "only text requests are sent"
+_UNSUPPORTED_DATA = (
+    "the data set {} is not supported: write its prompts to a file and use --dataset-name custom"
+)
 _ONLY_MODELS = "models are named with --model"
 REFUSED: Mapping[str, str] = {
     "--use-beam-search": "beam search is not benchmarked",
@@ -33,20 +37,20 @@ REFUSED: Mapping[str, str] = {
     "--no-stream": "data sets are read from files",
     "--skip-chat-template": "the server applies the chat template",
     "--enable-multimodal-chat": _ONLY_TEXT,
-    "--hf-subset": "the data set hf is not supported: write its prompts to a file and use --dataset-name custom",
-    "--hf-split": "the data set hf is not supported: write its prompts to a file and use --dataset-name custom",
-    "--hf-name": "the data set hf is not supported: write its prompts to a file and use --dataset-name custom",
-    "--hf-output-len": "the data set hf is not supported: write its prompts to a file and use --dataset-name custom",
+    "--hf-subset": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-split": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-name": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-output-len": _UNSUPPORTED_DATA.format("hf"),
     "--random-batch-size": "embeddings are not benchmarked",
     "--no-reranker": "reranking is not benchmarked",
 }
 _REFUSED_PREFIXES = {
     "--random-mm-": _ONLY_TEXT,
-    "--spec-bench-": "the data set spec_bench is not supported: write its prompts to a file and use --dataset-name custom",
-    "--sonnet-": "the data set sonnet is not supported: write its prompts to a file and use --dataset-name custom",
-    "--blazedit-": "the data set blazedit is not supported: write its prompts to a file and use --dataset-name custom",
+    "--spec-bench-": _UNSUPPORTED_DATA.format("spec_bench"),
+    "--sonnet-": _UNSUPPORTED_DATA.format("sonnet"),
+    "--blazedit-": _UNSUPPORTED_DATA.format("blazedit"),
     "--prefix-repetition-": "use --random-prefix-len",
-    "--speed-bench-": "the data set speed_bench is not supported: write its prompts to a file and use --dataset-name custom",
+    "--speed-bench-": _UNSUPPORTED_DATA.format("speed_bench"),
     "--asr-": _ONLY_TEXT,
 }
 SEVERAL = ("--goodput", "--header", "--metadata")

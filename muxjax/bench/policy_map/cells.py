@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from _map_fleet import CLUSTERS, CellJob, Units, cost_model, fleet, placements, workload
-from _map_summary import WITHIN
+from muxjax.bench.policy_map.scenario import CLUSTERS, CellJob, Units, cost_model, fleet, placements, workload
+from muxjax.bench.policy_map.summary import WITHIN
 
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import parse_cluster

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _map_summary import judge
+from muxjax.bench.policy_map.summary import judge
 
 _CELL, _GAP, _LEFT, _TOP = 37, 26, 70, 46
 

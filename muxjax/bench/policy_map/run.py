@@ -36,10 +36,10 @@ from typing import Any, get_args
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent))
-from _map_cells import POLICIES, cells
-from _map_fleet import CellJob, Hardware, default_profile
-from _map_picture import draw
-from _map_summary import place_of, report, show
+from muxjax.bench.policy_map.cells import POLICIES, cells
+from muxjax.bench.policy_map.scenario import CellJob, Hardware, default_profile
+from muxjax.bench.policy_map.picture import draw
+from muxjax.bench.policy_map.summary import place_of, report, show
 
 from muxjax.placement.planner.plan import Execution
 from muxjax.progress import Bars

@@ -91,7 +91,7 @@ def test_a_replay_in_which_the_machine_changed_is_made_again(
     monkeypatch: pytest.MonkeyPatch, speeds: list[float], kept: int, unsteady: int
 ) -> None:
     bench = FakeBench(speeds)
-    monkeypatch.setattr(predict, "Bench", lambda rig, arguments: bench)
+    monkeypatch.setattr(predict, "Bench", lambda session, arguments: bench)
     arguments = argparse.Namespace(workload=["overload"], replays=2, seed=7)
     (row,) = predict.one_round(None, arguments, 1)  # type: ignore[arg-type]
     assert (len(row["replays"]), row["unsteady"]) == (kept, unsteady)

@@ -1,10 +1,10 @@
-"""What the simulator says a rig will do."""
+"""What the simulator says a session will do."""
 
 from __future__ import annotations
 
 import pytest
 
-from muxjax.bench.predict import simulate_rig
+from muxjax.bench.simulated_session import simulate_session
 from muxjax.bench.session import BenchSession
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
@@ -24,19 +24,19 @@ def profile() -> ProfileTable:
     return ProfileTable({**dict.fromkeys(names, cells), "_steps": steps})
 
 
-def test_no_prompt_is_found_in_the_prefix_cache(rig: BenchSession, profile: ProfileTable) -> None:
+def test_no_prompt_is_found_in_the_prefix_cache(session: BenchSession, profile: ProfileTable) -> None:
     # Simulated prompts are all alike; those of a replay are not.
-    assert rig.config.pool.prefix_cache
+    assert session.config.pool.prefix_cache
     workload = [TraceRequest(float(second), "llama", 100, 2) for second in range(3)]
-    records = simulate_rig(rig, profile, workload, "adbs")
+    records = simulate_session(session, profile, workload, "adbs")
     # Three steps of 32 tokens, and one of the last 4.
     assert [record.ttft for record in records] == pytest.approx([0.25] * 3)
 
 
-def test_all_steps_are_slower_on_a_slower_machine(rig: BenchSession, profile: ProfileTable) -> None:
+def test_all_steps_are_slower_on_a_slower_machine(session: BenchSession, profile: ProfileTable) -> None:
     workload = [TraceRequest(0.0, "qwen3", 4, 9)]
-    (usual,) = simulate_rig(rig, profile, workload, "adbs")
-    (slow,) = simulate_rig(rig, profile, workload, "adbs", slower=1.5)
+    (usual,) = simulate_session(session, profile, workload, "adbs")
+    (slow,) = simulate_session(session, profile, workload, "adbs", slower=1.5)
     assert usual.ttft == pytest.approx(0.01)
     assert usual.latency == pytest.approx(0.01 + 8 * 0.002)
     assert slow.ttft == pytest.approx(1.5 * 0.01)

@@ -13,8 +13,8 @@ from muxjax.bench.http.client import (
     RequestResult,
     Server,
     list_models,
-    send_request,
     request_body,
+    send_request,
 )
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event

@@ -24,30 +24,30 @@ def generators(*names: str, as_text: bool = False) -> dict[str, PromptGenerator]
 
 def test_random_lengths_and_popularity() -> None:
     prompts = Prompts(count=400, input_len=20, output_len=10, range_ratio=0.5)
-    asks = build_request_inputs(
+    inputs = build_request_inputs(
         prompts, ArrivalPattern(), generators("a", "b"), model_shares(["a", "b"], 2.0)
     )
-    assert len(asks) == 400
-    assert {len(ask.prompt) for ask in asks} <= set(range(10, 31))
-    assert all(len(ask.prompt) == ask.prompt_tokens for ask in asks)
-    assert {ask.output_tokens for ask in asks} <= set(range(5, 16))
-    counts = Counter(ask.model for ask in asks)
+    assert len(inputs) == 400
+    assert {len(request.prompt) for request in inputs} <= set(range(10, 31))
+    assert all(len(request.prompt) == request.prompt_tokens for request in inputs)
+    assert {request.output_tokens for request in inputs} <= set(range(5, 16))
+    counts = Counter(request.model for request in inputs)
     assert 280 < counts["a"] < 360  # four fifths
-    assert all(ask.arrival == 0 for ask in asks)
-    assert asks == build_request_inputs(
+    assert all(request.arrival == 0 for request in inputs)
+    assert inputs == build_request_inputs(
         prompts, ArrivalPattern(), generators("a", "b"), model_shares(["a", "b"], 2.0)
     )
 
 
 def test_a_prefix_is_shared_within_a_model() -> None:
     prompts = Prompts(count=6, input_len=5, output_len=1, prefix_len=4)
-    asks = build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0})
-    assert {ask.prompt[:4] for ask in asks} == {asks[0].prompt[:4]}
-    assert {len(ask.prompt) for ask in asks} == {asks[0].prompt_tokens} == {9}
+    inputs = build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0})
+    assert {request.prompt[:4] for request in inputs} == {inputs[0].prompt[:4]}
+    assert {len(request.prompt) for request in inputs} == {inputs[0].prompt_tokens} == {9}
     texts = build_request_inputs(
         prompts, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
     )
-    assert len({" ".join(str(ask.prompt).split()[:4]) for ask in texts}) == 1
+    assert len({" ".join(str(request.prompt).split()[:4]) for request in texts}) == 1
 
 
 def test_due_times() -> None:
@@ -73,21 +73,28 @@ def test_sharegpt_and_custom(tmp_path: Path) -> None:
     question, answer = "Why is the sky blue?", "Because of how light is scattered."
     path.write_text(json.dumps([talk(question, answer), talk("short"), talk("a", "b")]))
     prompts = Prompts(name="sharegpt", path=path, count=3)
-    asks = build_request_inputs(
+    inputs = build_request_inputs(
         prompts, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
     )
-    assert [(ask.prompt, ask.prompt_tokens, ask.output_tokens) for ask in asks] == [
-        (question, 5, 6)
-    ] * 3  # drawn again and again
+    assert [
+        (request.prompt, request.prompt_tokens, request.output_tokens) for request in inputs
+    ] == [(question, 5, 6)] * 3  # drawn again and again
     once = Prompts(name="sharegpt", path=path, count=3, oversample=False, fixed_output=9)
-    (ask,) = build_request_inputs(once, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0})
-    assert ask.output_tokens == 9
+    (request,) = build_request_inputs(
+        once, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
+    )
+    assert request.output_tokens == 9
 
     lines = tmp_path / "custom.jsonl"
     lines.write_text('{"prompt": "one"}\n\n{"prompt": "two", "output_tokens": 3}\n')
     custom = Prompts(name="custom", path=lines, count=2, shuffle=False)
-    asks = build_request_inputs(custom, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0})
-    assert [(ask.prompt, ask.output_tokens) for ask in asks] == [("one", 256), ("two", 3)]
+    inputs = build_request_inputs(
+        custom, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
+    )
+    assert [(request.prompt, request.output_tokens) for request in inputs] == [
+        ("one", 256),
+        ("two", 3),
+    ]
 
 
 def test_traces_bring_times_and_models(tmp_path: Path) -> None:
@@ -117,10 +124,10 @@ def test_burstgpts_lengths(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     path.write_text(head + "5,ChatGPT,7,8,15,Conversation log\n")
-    (ask,) = build_request_inputs(
+    (request,) = build_request_inputs(
         Prompts(name="burstgpt", path=path, count=1), ArrivalPattern(), generators("a"), {"a": 1.0}
     )
-    assert (len(ask.prompt), ask.output_tokens, ask.arrival) == (7, 8, 0.0)
+    assert (len(request.prompt), request.output_tokens, request.arrival) == (7, 8, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.bench.http.vllm_flags import REFUSED, goodput, pairs, expand_arguments, tokenizer_path
+from muxjax.bench.http.vllm_flags import REFUSED, expand_arguments, goodput, pairs, tokenizer_path
 from muxjax.errors import BenchError
 
 

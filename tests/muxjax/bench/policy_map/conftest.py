@@ -9,13 +9,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import _map_fleet
+from muxjax.bench.policy_map import scenario
 
 
 @pytest.fixture
 def three_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """A map of three models on four devices, which is soon done."""
-    monkeypatch.setattr(_map_fleet, "KINDS", ("llama-7b", "llama-7b", "llama-13b"))
-    monkeypatch.setattr(_map_fleet, "OUTPUT_TOKENS", 15.0)
-    monkeypatch.setattr(_map_fleet, "LONGEST", 256)
-    monkeypatch.setitem(_map_fleet.CLUSTERS, "h200", "1x4:h200")  # type: ignore[arg-type]  # a dict
+    monkeypatch.setattr(scenario, "KINDS", ("llama-7b", "llama-7b", "llama-13b"))
+    monkeypatch.setattr(scenario, "OUTPUT_TOKENS", 15.0)
+    monkeypatch.setattr(scenario, "LONGEST", 256)
+    monkeypatch.setitem(scenario.CLUSTERS, "h200", "1x4:h200")  # type: ignore[arg-type]  # a dict

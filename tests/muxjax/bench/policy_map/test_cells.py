@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _map_cells import POLICIES, TRAINING_SEED, _Model, _Runner
-from _map_fleet import CellJob, fleet, workload
+from muxjax.bench.policy_map.cells import POLICIES, TRAINING_SEED, _Model, _Runner
+from muxjax.bench.policy_map.scenario import CellJob, fleet, workload
 
 from muxjax.errors import PlanError
 from muxjax.placement.planner.plan import Execution

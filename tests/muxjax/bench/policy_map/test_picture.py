@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from _map_picture import draw
+from muxjax.bench.policy_map.picture import draw
 
-from tests.benchmarks.test_map_summary import a_cell
+from tests.muxjax.bench.policy_map.test_summary import a_cell
 
 SVG = "{http://www.w3.org/2000/svg}"
 

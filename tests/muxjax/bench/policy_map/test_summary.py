@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from _map_summary import judge, report, sharing, summary
+from muxjax.bench.policy_map.summary import judge, report, sharing, summary
 
 
 def a_cell(execution: str = "time_sliced", served: float = 1.0, **shares: float) -> dict[str, Any]:
