@@ -37,11 +37,11 @@ from _common import print_json, show, surroundings
 
 from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
 from muxjax.bench.isolated import IsolatedLatency, measure_isolated
-from muxjax.bench.simulated_session import session_profile, simulate_session
 from muxjax.bench.replay import Replay, build_requests, replay
 from muxjax.bench.session import BenchSession, check_policies
+from muxjax.bench.simulated_session import session_profile, simulate_session
 from muxjax.bench.step_recorder import measure_in_service
-from muxjax.bench.workloads import WorkloadOptions, fleet_rates, build_workload
+from muxjax.bench.workloads import WorkloadOptions, build_workload, fleet_rates
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
@@ -66,7 +66,11 @@ def main() -> None:
         return
     with BenchSession.load(load_fleet_config(arguments.fleet)) as session:
         try:
-            profile = session_profile(session, measure_in_service(session)) if arguments.simulated else None
+            profile = (
+                session_profile(session, measure_in_service(session))
+                if arguments.simulated
+                else None
+            )
             for number in range(arguments.rounds):
                 found = one_round(session, arguments, arguments.seed + number, profile)
                 rounds.append(found)
@@ -133,11 +137,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def one_round(
-    session: BenchSession, arguments: argparse.Namespace, seed: int, profile: ProfileTable | None = None
+    session: BenchSession,
+    arguments: argparse.Namespace,
+    seed: int,
+    profile: ProfileTable | None = None,
 ) -> dict[str, Any]:
     """All cells, once; simulated if there is a profile."""
     limits = {name: model.max_model_len for name, model in session.models.items()}
-    targets = {name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in session.models}
+    targets = {
+        name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in session.models
+    }
 
     def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
         asked = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **more)
@@ -217,7 +226,9 @@ def saturating_rate(
     """Requests a second that are served when all come at once."""
     at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]
     if profile is not None:
-        return len(flood) / _end(simulate_session(session, profile, at_once, policy, isolated.estimates))
+        return len(flood) / _end(
+            simulate_session(session, profile, at_once, policy, isolated.estimates)
+        )
     vocab = {name: model.config.vocab_size for name, model in session.models.items()}
     limits = {name: model.max_model_len for name, model in session.models.items()}
     with session.engine(session.new_scheduler(policy, isolated.estimates)) as engine:

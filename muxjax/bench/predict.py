@@ -39,9 +39,9 @@ import numpy as np
 from _common import print_json, show, surroundings
 
 from muxjax.bench.isolated import warm_up
-from muxjax.bench.simulated_session import session_profile, simulate_session
 from muxjax.bench.replay import build_requests, replay
 from muxjax.bench.session import BenchSession
+from muxjax.bench.simulated_session import session_profile, simulate_session
 from muxjax.bench.step_recorder import (
     FEWEST,
     ExecutedStep,
@@ -155,7 +155,9 @@ class Bench:
         workload = self._make(asked, rate, seed)
         session, watch = self._session, StepRecorder()
         vocab = {name: model.config.vocab_size for name, model in session.models.items()}
-        with session.engine(session.new_scheduler(self._arguments.policy, self._estimates)) as engine:
+        with session.engine(
+            session.new_scheduler(self._arguments.policy, self._estimates)
+        ) as engine:
             engine.observe(watch.observe)
             requests = build_requests(workload, vocab, self._longest, seed)
             done = replay(engine, workload, requests)

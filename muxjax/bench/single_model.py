@@ -1,24 +1,15 @@
-"""What the benchmarks share: a loaded model, the machine's own rates, timed requests, output."""
+"""One compiled model with its weights, and timed requests to it, for benchmark scripts."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import median
-from typing import Any
+from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
@@ -33,7 +24,7 @@ from muxjax.units.unit_spec import LoadedModel, UnitSpec
 
 @dataclass(frozen=True)
 class Precision:
-    """How a model's matrices are kept and multiplied, as in a fleet file."""
+    """Storage and compute type of a model's matrices, as in a fleet file."""
 
     dtype: Dtype
     quantization: Quantization = "none"
@@ -44,61 +35,6 @@ PRECISIONS = {
     "bfloat16": Precision("bfloat16"),
     "int8": Precision("float32", "int8"),
 }
-_READ_BYTES = 512 * 2**20
-_MATMUL = (512, 2048, 2048)  # rows of activations, inputs, outputs
-
-
-@dataclass
-class Machine:
-    """What this machine can do, measured now and again during a benchmark.
-
-    On a shared machine it changes from minute to minute: each `measure` adds a sample, and the
-    medians are what results are compared with.
-    """
-
-    reads: list[float] = field(default_factory=list)
-    matmuls: dict[str, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._big = jnp.ones(_READ_BYTES // 4, jnp.float32)
-        self._sum = jax.jit(jnp.sum)
-        self._dot = jax.jit(
-            # As `muxjax.models.nn.linear` has it: the weight to the left.
-            lambda w, x: jax.lax.dot_general(
-                w,
-                x,
-                (((1,), (1,)), ((), ())),
-                preferred_element_type=jnp.int32 if w.dtype == jnp.int8 else jnp.float32,
-            )
-        )
-
-    def measure(self, precision: str | None = None) -> None:
-        """Takes a sample of the read bandwidth, and of the rate of products in a precision."""
-        self.reads.append(_READ_BYTES / _seconds(lambda: self._sum(self._big)))
-        if precision is not None:
-            rows, inputs, outputs = _MATMUL
-            w, x = jnp.ones((outputs, inputs), precision), jnp.ones((rows, inputs), precision)
-            seconds = _seconds(lambda: self._dot(w, x))
-            self.matmuls.setdefault(precision, []).append(2 * rows * inputs * outputs / seconds)
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes a second that a sum over 512 MiB reads."""
-        return median(self.reads)
-
-    def matmul_rate(self, precision: str) -> float:
-        """Operations a second of a product [512, 2048] x [2048, 2048]."""
-        return median(self.matmuls[precision])
-
-
-def _seconds(call: Callable[[], jax.Array], repeats: int = 5) -> float:
-    call().block_until_ready()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call().block_until_ready()
-        taken.append(time.perf_counter() - began)
-    return median(taken)
 
 
 @dataclass(frozen=True)
@@ -111,21 +47,21 @@ class Loaded:
 
     @contextmanager
     def executor(self) -> Iterator[JaxExecutor]:
-        """The compiled steps on a pool, with no scheduler around them."""
-        found = JaxExecutor(
+        """The executor with a pool, without a scheduler."""
+        executor = JaxExecutor(
             self.plan.devices,
             {self.model.name: self.programs},
             self.plan.kv,
             dummy_pages=self.plan.dummy_pages,
         )
         try:
-            yield found
+            yield executor
         finally:
-            found.close()
+            executor.close()
 
     @contextmanager
     def fleet(self) -> Iterator[Fleet]:
-        """The whole engine."""
+        """A fleet that serves the model."""
         unit = LocalUnit("0", self.plan, {self.model.name: self.programs})
         with Fleet([unit]) as fleet:
             yield fleet
@@ -134,7 +70,7 @@ class Loaded:
 def load(
     source: str, precision: str, *, max_seqs: int, max_model_len: int = 512, policy: str = "adbs"
 ) -> Loaded:
-    """Loads and compiles one model, with progress on standard error."""
+    """Loads and compiles one model; shows progress on standard error."""
     kind = PRECISIONS[precision]
     entry = {
         "name": "model",
@@ -170,11 +106,11 @@ def load(
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Requests that ran at the same time: for each, when it got how many tokens.
+    """Requests that ran concurrently, and the arrival times of their tokens.
 
     Attributes:
-      began: when they were submitted, in seconds.
-      arrivals: for each request, pairs of a time and a number of tokens.
+      began: time of submission, in seconds.
+      arrivals: for each request, pairs of time and number of tokens.
     """
 
     began: float
@@ -182,12 +118,12 @@ class TimedRun:
 
     @property
     def seconds(self) -> float:
-        """From submission to the last token."""
+        """Seconds from submission to the last token."""
         return max(request[-1][0] for request in self.arrivals) - self.began
 
     @property
     def first_token(self) -> float:
-        """Seconds to the first token of the first request that got one."""
+        """Seconds from submission to the first token of any request."""
         return min(request[0][0] for request in self.arrivals) - self.began
 
     @property
@@ -196,10 +132,10 @@ class TimedRun:
 
     @property
     def steady_rate(self) -> float:
-        """Tokens a second while all requests were decoding.
+        """Tokens per second while all requests were decoding.
 
-        From the moment when all had tokens of a decode step to the moment when the first ended. The
-        tokens that arrive at the first moment were made before it.
+        The interval starts when every request has tokens of a decode step and ends when the first
+        request finishes. Tokens that arrive at its start were generated before it.
         """
         start = max(request[1][0] for request in self.arrivals)
         end = min(request[-1][0] for request in self.arrivals)
@@ -210,76 +146,44 @@ class TimedRun:
 
 
 def run_requests(fleet: Fleet, prompts: Sequence[Sequence[int]], max_tokens: int) -> TimedRun:
-    """Runs prompts at once, greedily, each to exactly `max_tokens` tokens."""
+    """Runs prompts concurrently with greedy sampling, each to exactly `max_tokens` tokens."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
 
-    async def one(prompt: Sequence[int]) -> list[tuple[float, int]]:
+    async def timed_tokens(prompt: Sequence[int]) -> list[tuple[float, int]]:
         return [
             (time.perf_counter(), len(delta.token_ids))
             async for delta in fleet.astream("model", prompt, params)
             if delta.token_ids
         ]
 
-    async def together() -> list[list[tuple[float, int]]]:
-        return await asyncio.gather(*(one(prompt) for prompt in prompts))
+    async def run_all() -> list[list[tuple[float, int]]]:
+        return await asyncio.gather(*(timed_tokens(prompt) for prompt in prompts))
 
     began = time.perf_counter()
-    run = TimedRun(began, asyncio.run(together()))
+    run = TimedRun(began, asyncio.run(run_all()))
     assert run.tokens == max_tokens * len(prompts), "a request ended early"
     return run
 
 
 def random_prompts(model: LoadedModel, count: int, length: int, seed: int) -> list[list[int]]:
-    """Prompts of token ids, all unlike."""
+    """Random prompts of token ids."""
     random = np.random.default_rng(seed)
     return random.integers(0, model.config.vocab_size, (count, length)).tolist()
 
 
 def step_bytes(model: LoadedModel) -> int:
-    """Bytes of weights that a step reads: all but embeddings that are only looked up."""
+    """Bytes of weights that a step reads: all except embedding tables that are only looked up."""
     config = model.config
     if config.tie_embeddings:
         return model.param_bytes
-    kept = stored_params(config, model.dtype, model.quantization)
-    looked_up = [kept[name] for name in ("embed", "embed_scales") if name in kept]
+    stored = stored_params(config, model.dtype, model.quantization)
+    looked_up = [stored[name] for name in ("embed", "embed_scales") if name in stored]
     sizes = (int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in looked_up)
     return model.param_bytes - sum(sizes)
 
 
 def token_operations(model: LoadedModel) -> int:
-    """Multiplications and additions of a token in the layers' matrices, without the output head."""
+    """Multiplications and additions per token in the layers' matrices, without the output head."""
     config = model.config
     tables = 1 if config.tie_embeddings else 2
     return 2 * (model.param_count - tables * config.vocab_size * config.hidden_size)
-
-
-def surroundings() -> dict[str, Any]:
-    """Where the figures were measured."""
-    return {
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-    }
-
-
-def show(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], **notes: Any) -> None:
-    """Prints rows as a table; floats with as many digits as they deserve."""
-    table = Table(title=title, caption=", ".join(f"{k} {_shown(v)}" for k, v in notes.items()))
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(_shown(row[column]) for column in columns))
-    Console(width=max(100, Console().width)).print(table)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
-
-
-def print_json(found: dict[str, Any]) -> None:
-    """Prints one JSON object."""
-    json.dump(found, sys.stdout, indent=2)
-    print()

@@ -235,11 +235,11 @@ def _report(
     from dataclasses import asdict
 
     from muxjax.bench.compare import medians
-    from muxjax.bench.machine import machine
+    from muxjax.bench.machine import describe_machine
 
     return {
         "kind": "serve",
-        **machine(),
+        **describe_machine(),
         "fleet": str(fleet_file),
         "policies": list(policies),
         "rounds": rounds,

@@ -51,7 +51,7 @@ def steps(
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
     config = load_fleet_config(fleet_file)
 
-    from muxjax.bench.machine import machine
+    from muxjax.bench.machine import describe_machine
     from muxjax.bench.session import BenchSession
     from muxjax.bench.steps import step_rows
 
@@ -64,7 +64,7 @@ def steps(
         write_profile(profile, output)
     rows = step_rows(measured)
     if as_json:
-        report = {"kind": "steps", **machine(), "steps": rows, "profile": profile}
+        report = {"kind": "steps", **describe_machine(), "steps": rows, "profile": profile}
         print(json.dumps(report, indent=2))
         return
     _show(rows, measured)

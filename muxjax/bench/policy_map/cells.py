@@ -13,7 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muxjax.bench.policy_map.scenario import CLUSTERS, CellJob, Units, cost_model, fleet, placements, workload
+from muxjax.bench.policy_map.scenario import (
+    CLUSTERS,
+    CellJob,
+    Units,
+    cost_model,
+    fleet,
+    placements,
+    workload,
+)
 from muxjax.bench.policy_map.summary import WITHIN
 
 from muxjax.errors import PlanError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.bench.simulated_session import simulate_session
 from muxjax.bench.session import BenchSession
+from muxjax.bench.simulated_session import simulate_session
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.placement.workload.trace import TraceRequest

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 from muxjax.bench.isolated import measure_isolated
-from muxjax.bench.simulated_session import simulate_session
 from muxjax.bench.profile_file import build_profile, write_profile
 from muxjax.bench.session import BenchSession
+from muxjax.bench.simulated_session import simulate_session
 from muxjax.bench.step_recorder import measure_in_service, speed_now
-from muxjax.bench.steps import Kind, StepMeasurement, Timed, default_contexts, step_kinds, measure, step_rows
+from muxjax.bench.steps import (
+    Kind,
+    StepMeasurement,
+    Timed,
+    default_contexts,
+    measure,
+    step_kinds,
+    step_rows,
+)
 from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.workload.trace import TraceRequest
