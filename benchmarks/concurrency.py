@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from muxjax.bench.device_rates import DeviceRates
-from muxjax.bench.rates import describe_machine
+from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 from muxjax.bench.single_model import (
     PRECISIONS,

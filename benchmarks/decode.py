@@ -20,7 +20,7 @@ import jax
 
 from muxjax import Fleet, SamplingParams
 from muxjax.bench.device_rates import DeviceRates
-from muxjax.bench.rates import describe_machine
+from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 from muxjax.bench.single_model import (
     PRECISIONS,

@@ -1,39 +1,28 @@
-"""Policies against each other on the real engine: what multiplexing brings, and where.
+"""Compares scheduling policies on the real engine over popularity skews and loads.
 
-    python benchmarks/policies.py
-    python benchmarks/policies.py --policies adbs,fcfs --alpha 2.1 --load 1 --rounds 2
-    python benchmarks/policies.py --rounds 1 --seed 3 --output rounds.jsonl    # adds a round
-    python benchmarks/policies.py --simulated --rounds 16    # steps are measured, then simulated
+For each `alpha` and `load` the isolated latency of the models is measured first, and then the
+saturating rate: what the reference policy delivers when all requests arrive at once. Each policy
+then replays the same workload at `load` times that rate. Policies take turns, a different one first
+in each cell, on one pool with the same compiled programs; each round has its own arrivals. The
+scheduler is given the models' true rates, so that shares and quotas are sized for the workload.
 
-Three models (`three.yaml`, or any `--fleet`) get requests whose popularity falls as a power law.
-For each `--alpha` and `--load` what requests take alone is measured first, and the rate that
-saturates, which is what the reference policy delivers of a flood: a shared machine is not as fast
-at all times. Then each policy replays the same workload at `--load` times that rate, policies in
-turn, another one first in each cell, round after round, on one pool, with the same programs; each
-round has arrivals of its own. All are told the rates of the models, so that shares and quotas,
-those of `static` above all, are sized by what comes and not by what the fleet file expects.
+A request meets its target if its latency is at most `slo_scale` times its isolated latency
+(MuxServe's metric). Policies are compared by *rate-weighted goodput*: for each model, the requests
+that met their target per second until the last arrival, weighted by the model's share of all
+requests, summed. `ratio` is the first policy's value over the best of `against` in the same round.
 
-A request counts if its whole latency is at most `--slo-scale` times what it takes alone (MuxServe's
-measure, scale 8). What is compared is the *rate-weighted goodput*: for each model, requests that
-count over the time to the last arrival, weighted by the model's part of all requests, added up.
-`ratio` is the first policy's over the best of `--against`, in the same round.
-
-A shared machine's speed swings, and where it is saturated that decides more than the policy does.
-`--simulated` measures the steps once and has the rest simulated, on a machine that is always as
-fast; `predict.py` says how far that can be trusted.
+The speed of a shared machine varies. With `simulated`, steps are measured once and the rest is
+simulated at constant speed; `muxjax bench predict` checks how accurate that is.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from _common import print_json, show, surroundings
 
 from muxjax.bench.compare import compare, extra_metrics, scheduler_targets
 from muxjax.bench.isolated import IsolatedLatency, measure_isolated
@@ -42,130 +31,115 @@ from muxjax.bench.session import BenchSession, check_policies
 from muxjax.bench.simulated_session import session_profile, simulate_session
 from muxjax.bench.step_recorder import measure_in_service
 from muxjax.bench.workloads import WorkloadOptions, build_workload, fleet_rates
-from muxjax.config.fleet_file import load_fleet_config
+from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
-from muxjax.scheduling.policies.registry import POLICIES
 
-HERE = Path(__file__).parent
-WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")
-FLOOD = 400
-"""Requests that the saturating rate is found with. Fewer say too little, as batches fill up first
-and run empty last: with 120 it came out 10 to 15 % lower than with 1,000, with 400 by 3 to 5 %."""
+BURST_REQUESTS = 400
+"""Requests of the burst that measures the saturating rate; shorter bursts underestimate it, because
+batches are not full at its start and end."""
 KEYS = ("rate_weighted_goodput", "rate_weighted_throughput", "total_throughput", "slo_attainment")
 
 
-def main() -> None:
-    """Measures and prints."""
-    arguments = _arguments()
-    rounds = read_rounds(arguments)
-    if not arguments.rounds:
-        report(rounds, arguments)
-        return
-    with BenchSession.load(load_fleet_config(arguments.fleet)) as session:
-        try:
-            profile = (
-                session_profile(session, measure_in_service(session))
-                if arguments.simulated
-                else None
-            )
-            for number in range(arguments.rounds):
-                found = one_round(session, arguments, arguments.seed + number, profile)
-                rounds.append(found)
-                if arguments.output is not None:
-                    with arguments.output.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(found) + "\n")
-        except KeyboardInterrupt:
-            print("interrupted: what follows are the complete rounds", file=sys.stderr)
-    report(rounds, arguments)
+@dataclass(frozen=True)
+class PolicyGrid:
+    """A comparison of policies over a grid of skews and loads.
 
-
-def read_rounds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rounds of the file to add to.
+    Attributes:
+      policies: the policies; the first one is compared with the best of `against`.
+      against: baselines, all of them in `policies`.
+      reference: the policy that the saturating rate is measured with.
+      alphas: exponents of the power law of the models' popularity.
+      loads: rates, as fractions of the saturating rate.
+      slo_scale: allowed latency, as a multiple of the isolated latency.
+      seconds: length of each workload.
+      rounds: number of rounds to run.
+      seed: seed of the first round; each round adds 1.
+      simulated: simulate measured steps instead of running them.
 
     Raises:
-      SystemExit: a round lacks one of the policies, or was not made in the same way.
+      BenchError: an unknown policy, or a baseline that is not in `policies`.
     """
-    if arguments.output is None or not arguments.output.exists():
+
+    policies: tuple[str, ...]
+    against: tuple[str, ...]
+    reference: str = "adbs"
+    alphas: tuple[float, ...] = (2.1, 0.7)
+    loads: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25)
+    slo_scale: float = 8.0
+    seconds: float = 10.0
+    rounds: int = 5
+    seed: int = 0
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        check_policies([*self.policies, *self.against, self.reference])
+        for name in self.against:
+            if name not in self.policies:
+                raise BenchError(f"--against {name} is not in --policies")
+
+
+def run_rounds(session: BenchSession, grid: PolicyGrid) -> Iterator[dict[str, Any]]:
+    """Runs the rounds of a grid, one after the other."""
+    profile = session_profile(session, measure_in_service(session)) if grid.simulated else None
+    for number in range(grid.rounds):
+        yield run_round(session, grid, grid.seed + number, profile)
+
+
+def read_rounds(path: Path | None, grid: PolicyGrid) -> list[dict[str, Any]]:
+    """The rounds that a file of earlier runs holds; none without a file.
+
+    Raises:
+      BenchError: a round lacks one of the policies, or was simulated and these are not, or vice
+        versa.
+    """
+    if path is None or not path.exists():
         return []
-    rounds = [json.loads(line) for line in arguments.output.read_text().splitlines()]
-    for number, found in enumerate(rounds, start=1):
-        if found.get("simulated", False) != arguments.simulated:
-            kind = "not simulated" if arguments.simulated else "simulated"
-            raise SystemExit(f"{arguments.output}: round {number} is {kind}; name another file")
-        for cell in found["cells"]:
-            missing = sorted(set(arguments.policies) - set(cell["policies"]))
+    rounds = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, earlier in enumerate(rounds, start=1):
+        if earlier.get("simulated", False) != grid.simulated:
+            kind = "not simulated" if grid.simulated else "simulated"
+            raise BenchError(f"{path}: round {number} is {kind}; name another file")
+        for cell in earlier["cells"]:
+            missing = sorted(set(grid.policies) - set(cell["policies"]))
             if missing:
-                there = ",".join(cell["policies"])
-                raise SystemExit(
-                    f"{arguments.output}: round {number} has no {', '.join(missing)};"
-                    f" ask for what it has (--policies {there}), or name another file"
+                present = ",".join(cell["policies"])
+                raise BenchError(
+                    f"{path}: round {number} has no {', '.join(missing)}; run the policies that "
+                    f"it has (--policies {present}), or name another file"
                 )
     return rounds
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare policies on the real engine.")
-    parser.add_argument("--fleet", type=Path, default=HERE / "three.yaml")
-    there = [name for name in WANTED if name in POLICIES]
-    parser.add_argument("--policies", default=",".join(there[:5]))
-    parser.add_argument(
-        "--against",
-        default=",".join(name for name in ("static", "temporal") if name in there) or "fcfs",
-        help="whose best the first policy is compared with",
-    )
-    parser.add_argument("--reference", default="adbs", help="finds the rate that saturates")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[2.1, 0.7])
-    parser.add_argument("--load", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.25])
-    parser.add_argument("--slo-scale", type=float, default=8.0)
-    parser.add_argument("--duration", type=float, default=10.0, help="seconds of each workload")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--simulated", action="store_true", help="simulate measured steps")
-    parser.add_argument("--output", type=Path, help="add rounds to this file (JSON lines)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    found = parser.parse_args()
-    found.policies = found.policies.split(",")
-    found.against = found.against.split(",")
-    check_policies([*found.policies, *found.against, found.reference])
-    for name in found.against:
-        if name not in found.policies:
-            parser.error(f"--against {name} is not among --policies")
-    return found
-
-
-def one_round(
-    session: BenchSession,
-    arguments: argparse.Namespace,
-    seed: int,
-    profile: ProfileTable | None = None,
+def run_round(
+    session: BenchSession, grid: PolicyGrid, seed: int, profile: ProfileTable | None = None
 ) -> dict[str, Any]:
-    """All cells, once; simulated if there is a profile."""
+    """Runs all cells of the grid once; with a profile, simulates them."""
     limits = {name: model.max_model_len for name, model in session.models.items()}
-    targets = {
-        name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in session.models
-    }
+    targets = {name: AttainmentTarget(scale=grid.slo_scale, kind=name) for name in session.models}
 
-    def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
-        asked = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **more)
-        return build_workload(session.config, limits, asked)
+    def build(alpha: float, rate: float, **options: Any) -> list[TraceRequest]:
+        workload = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **options)
+        return build_workload(session.config, limits, workload)
 
     isolated = None
-    cells = []
-    for alpha in arguments.alpha:
-        flood = make(alpha, 1e3, requests=FLOOD)
-        for load in arguments.load:
-            # Simulated steps are as fast in all cells.
+    cells: list[dict[str, Any]] = []
+    for alpha in grid.alphas:
+        burst = build(alpha, 1e3, requests=BURST_REQUESTS)
+        for load in grid.loads:
+            # Simulated steps have the same speed in all cells.
             if isolated is None or profile is None:
-                isolated = measure_isolated(session, make(1.0, 10.0, requests=50))
-            top = saturating_rate(session, isolated, flood, arguments.reference, profile)
-            workload = make(alpha, load * top, seconds=arguments.duration)
-            # Nobody is always the first to run, since a machine may slow down under load.
-            first = len(cells) % len(arguments.policies)
-            order = arguments.policies[first:] + arguments.policies[:first]
-            rates = fleet_rates(session.config, WorkloadOptions(alpha=alpha, rate=load * top))
+                isolated = measure_isolated(session, build(1.0, 10.0, requests=50))
+            saturating = saturating_rate(session, isolated, burst, grid.reference, profile)
+            workload = build(alpha, load * saturating, seconds=grid.seconds)
+            # A different policy runs first in each cell: a machine may slow down under load.
+            first = len(cells) % len(grid.policies)
+            order = grid.policies[first:] + grid.policies[:first]
+            rates = fleet_rates(
+                session.config, WorkloadOptions(alpha=alpha, rate=load * saturating)
+            )
             if profile is None:
                 runs = compare(session, workload, order, targets, isolated, rates=rates, seed=seed)
                 if runs[-1].replay.interrupted:
@@ -173,30 +147,32 @@ def one_round(
                 metrics = {run.policy: run.metrics for run in runs}
             else:
                 metrics = {
-                    policy: simulated(session, profile, workload, policy, targets, isolated, rates)
+                    policy: simulate_policy(
+                        session, profile, workload, policy, targets, isolated, rates
+                    )
                     for policy in order
                 }
             cells.append(
                 {
                     "alpha": alpha,
                     "load": load,
-                    "rate": load * top,
+                    "rate": load * saturating,
                     "requests": len(workload),
                     "policies": {
-                        policy: {key: found[key] for key in KEYS}
-                        for policy, found in metrics.items()
+                        policy: {key: values[key] for key in KEYS}
+                        for policy, values in metrics.items()
                     },
                 }
             )
     return {
         "seed": seed,
-        "slo_scale": arguments.slo_scale,
+        "slo_scale": grid.slo_scale,
         "simulated": profile is not None,
         "cells": cells,
     }
 
 
-def simulated(
+def simulate_policy(
     session: BenchSession,
     profile: ProfileTable,
     workload: list[TraceRequest],
@@ -205,30 +181,29 @@ def simulated(
     isolated: IsolatedLatency,
     rates: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `compare` would measure, simulated."""
-    asked = scheduler_targets(session, targets, isolated)
+    """Simulates the metrics that `compare` would measure for a policy."""
+    slos = scheduler_targets(session, targets, isolated)
     records = simulate_session(
-        session, profile, workload, policy, isolated.estimates, targets=asked, rates=rates
+        session, profile, workload, policy, isolated.estimates, targets=slos, rates=rates
     )
     metrics = SimulationMetrics(targets, isolated.costs)
     for record in records:
         metrics.add(record)
-    return extra_metrics(metrics.summary(), workload, Replay(records, _end(records)))
+    return extra_metrics(metrics.summary(), workload, Replay(records, _last_end(records)))
 
 
 def saturating_rate(
     session: BenchSession,
     isolated: IsolatedLatency,
-    flood: list[TraceRequest],
+    burst: list[TraceRequest],
     policy: str,
     profile: ProfileTable | None,
 ) -> float:
-    """Requests a second that are served when all come at once."""
-    at_once = [TraceRequest(0.0, a.model, a.prompt_tokens, a.output_tokens) for a in flood]
+    """Requests per second that a policy serves when the whole burst arrives at once."""
+    at_once = [TraceRequest(0.0, r.model, r.prompt_tokens, r.output_tokens) for r in burst]
     if profile is not None:
-        return len(flood) / _end(
-            simulate_session(session, profile, at_once, policy, isolated.estimates)
-        )
+        records = simulate_session(session, profile, at_once, policy, isolated.estimates)
+        return len(burst) / _last_end(records)
     vocab = {name: model.config.vocab_size for name, model in session.models.items()}
     limits = {name: model.max_model_len for name, model in session.models.items()}
     with session.engine(session.new_scheduler(policy, isolated.estimates)) as engine:
@@ -238,70 +213,70 @@ def saturating_rate(
     return len(at_once) / done.seconds
 
 
-def _end(records: list[RequestRecord]) -> float:
+def _last_end(records: list[RequestRecord]) -> float:
     return max(record.end or 0.0 for record in records)
 
 
-def report(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Prints medians and spreads over the rounds."""
+def summarize_rounds(
+    rounds: Sequence[Mapping[str, Any]], grid: PolicyGrid
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Medians, minima and maxima over rounds.
+
+    Returns:
+      A row for each cell and policy, and the median ratio of each cell.
+    """
     cells: dict[tuple[float, float], list[dict[str, Any]]] = {}
-    for found in rounds:
-        for cell in found["cells"]:
+    for completed in rounds:
+        for cell in completed["cells"]:
             cells.setdefault((cell["alpha"], cell["load"]), []).append(cell)
-    first, rows = arguments.policies[0], []
+    first = grid.policies[0]
+    rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    for (alpha, load), own in cells.items():
-        each = [
+    for (alpha, load), same in cells.items():
+        of_rounds = [
             _ratio(
                 cell["policies"][first]["rate_weighted_goodput"],
-                max(cell["policies"][name]["rate_weighted_goodput"] for name in arguments.against),
+                max(cell["policies"][name]["rate_weighted_goodput"] for name in grid.against),
             )
-            for cell in own
+            for cell in same
         ]
-        ratios[f"alpha {alpha:g}, load {load:g}"] = median(each)
-        for policy in arguments.policies:
+        ratios[f"alpha {alpha:g}, load {load:g}"] = median(of_rounds)
+        for policy in grid.policies:
             row: dict[str, Any] = {"alpha": alpha, "load": load, "policy": policy}
-            row["rate"] = median(cell["rate"] for cell in own)
+            row["rate"] = median(cell["rate"] for cell in same)
             for key in KEYS:
-                values = sorted(cell["policies"][policy][key] for cell in own)
+                values = sorted(cell["policies"][policy][key] for cell in same)
                 row[key] = median(values)
                 row[f"{key}_lowest"], row[f"{key}_highest"] = values[0], values[-1]
             if policy == first:
-                row["ratio"] = median(each)
-                row["ratio_lowest"], row["ratio_highest"] = min(each), max(each)
+                row["ratio"] = median(of_rounds)
+                row["ratio_lowest"], row["ratio_highest"] = min(of_rounds), max(of_rounds)
             rows.append(row)
-    if arguments.json:
-        print_json({**surroundings(), "rounds": rounds, "rows": rows, "ratios": ratios})
-        return
-    table = [
+    return rows, ratios
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of `summarize_rounds` as texts for a table."""
+    return [
         {
             "alpha": f"{row['alpha']:g}",
             "load": f"{row['load']:.0%}",
             "policy": row["policy"],
             "weighted goodput/s": _spread(row, "rate_weighted_goodput"),
             "weighted served/s": _spread(row, "rate_weighted_throughput"),
-            "in target": _spread(row, "slo_attainment"),
+            "SLO attainment": _spread(row, "slo_attainment"),
             "ratio": _spread(row, "ratio") if "ratio" in row else "",
         }
         for row in rows
     ]
-    if table:
-        title = f"{len(rounds)} rounds; {first} against the best of {', '.join(arguments.against)}"
-        if arguments.simulated:
-            title += ", simulated"
-        show(title, tuple(table[0]), table, scale=arguments.slo_scale)
 
 
-def _ratio(ours: float, theirs: float) -> float:
-    """Of two goodputs; infinite where only ours is above 0."""
-    if theirs:
-        return ours / theirs
-    return float("inf") if ours else 1.0
+def _ratio(goodput: float, baseline: float) -> float:
+    """A ratio of goodputs; infinite if only the baseline is 0, and 1 if both are."""
+    if baseline:
+        return goodput / baseline
+    return float("inf") if goodput else 1.0
 
 
-def _spread(row: dict[str, Any], key: str) -> str:
+def _spread(row: Mapping[str, Any], key: str) -> str:
     return f"{row[key]:.3g} ({row[f'{key}_lowest']:.3g}-{row[f'{key}_highest']:.3g})"
-
-
-if __name__ == "__main__":
-    main()

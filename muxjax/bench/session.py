@@ -87,7 +87,7 @@ class BenchSession:
             for name, model in self.models.items()
         }
 
-    def unit(
+    def new_scheduler(
         self,
         policy: str,
         estimates: StepEstimates | None = None,

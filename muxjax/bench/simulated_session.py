@@ -1,4 +1,4 @@
-"""What the simulator says a session will do: the session's own scheduler on a simulated clock."""
+"""Simulates a bench session: its own scheduler, with measured step times on a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from muxjax.scheduling.specs import LatencySlo
 
 
 def session_profile(session: BenchSession, measured: StepMeasurement) -> ProfileTable:
-    """The profile of a session whose steps were just measured."""
+    """The profile table of a session's measured steps."""
     times = {name: measured.times(name) for name in session.models}
     limits = {name: session.specs[name].limits for name in session.models}
     longest = {name: model.max_model_len for name, model in session.models.items()}
@@ -31,35 +31,35 @@ def simulate_session(
     policy: str,
     estimates: StepEstimates | None = None,
     *,
-    slower: float = 1.0,
+    slowdown: float = 1.0,
     targets: Mapping[str, LatencySlo] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> list[RequestRecord]:
     """Simulates a run of the session.
 
     Args:
-      session: whose scheduler, quotas and pool; its executor is not used.
-      profile: with the steps of all of its models, under their names.
-      workload: in order of arrival.
-      policy: the scheduler's.
-      estimates: step times that it begins with, as in the real run.
-      slower: how long steps take, as a multiple of the profile's (`in_service.speed_now`).
-      targets: of each model, see `BenchSession.unit`.
-      rates: that the scheduler expects, see `BenchSession.unit`.
+      session: provides the scheduler, quotas and pool size; its executor is not used.
+      profile: step times of all models, by name.
+      workload: requests in order of arrival.
+      policy: the scheduling policy.
+      estimates: initial step times of the scheduler, as in the real run.
+      slowdown: factor on the profile's step times (see `step_recorder.speed_now`).
+      targets: latency targets by model; see `BenchSession.new_scheduler`.
+      rates: expected rates by model; see `BenchSession.new_scheduler`.
 
     Returns:
-      A record for each request, in the workload's order.
+      A record for each request, in workload order.
     """
     models: Mapping[str, SimulatedModel] = {
         name: SimulatedModel(
             name,
             max_seqs=session.buckets[name].max_seqs,
-            times=profile.step_times[name].slower(slower),
+            times=profile.step_times[name].slower(slowdown),
         )
         for name in session.models
     }
     executor = SimulatedExecutor(models, profile, "time_sliced")
-    # A simulated prompt's tokens mean nothing: all would be found in the prefix cache.
+    # Simulated prompts are identical, so the prefix cache would find all of them.
     scheduler = session.new_scheduler(policy, estimates, targets, rates, prefix_cache=False)
     unit = UnitSimulation("simulated", scheduler, executor)
     records: list[RequestRecord] = []

@@ -1,15 +1,21 @@
-"""What predict.py makes of replays and their simulations."""
+"""Summaries of replays and their simulations."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from typing import Any
 
-import predict
 import pytest
-from predict import Pair, figures, quarters_of, row_of
 
+from muxjax.bench import predict
+from muxjax.bench.predict import (
+    PredictionOptions,
+    ReplayPair,
+    run_statistics,
+    split_quarters,
+    summary_row,
+)
+from muxjax.bench.session import BenchSession
 from muxjax.bench.step_recorder import ExecutedStep
 from muxjax.placement.simulator.records import RequestRecord
 
@@ -22,9 +28,11 @@ def records(*ttfts: float) -> list[RequestRecord]:
     ]
 
 
-def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> Pair:
+def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> ReplayPair:
     quarters = [before] * 4
-    return Pair(records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0)
+    return ReplayPair(
+        records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0
+    )
 
 
 def test_the_machine_may_change_within_a_replay() -> None:
@@ -38,7 +46,7 @@ def test_quarters_take_as_long() -> None:
         ExecutedStep("m", None, 1, 1, 1.0, seconds, waited=False)
         for seconds in (4, 1, 1, 1, 1, 4, 4)
     ]
-    assert [[step.seconds for step in part] for part in quarters_of(ran)] == [
+    assert [[step.seconds for step in part] for part in split_quarters(ran)] == [
         [],
         [4, 1, 1, 1],
         [1],
@@ -47,19 +55,19 @@ def test_quarters_take_as_long() -> None:
 
 
 def test_percentiles_are_of_all_replays() -> None:
-    found = figures([records(0.1, 0.2), records(0.3)])
+    found = run_statistics([records(0.1, 0.2), records(0.3)])
     assert found["ttft_p50"] == pytest.approx(0.2)
     assert found["throughput"] == pytest.approx((0.2 + 0.1) / 2)
     assert found["latency_p99"] == 10.0
 
 
 def test_a_row_says_whether_the_bars_are_met() -> None:
-    row = row_of(0, "w", [pair(1.0, 1.0, simulated=1.2), pair(1.0, 1.1, simulated=1.2)], 1)
+    row = summary_row(0, "w", [pair(1.0, 1.0, simulated=1.2), pair(1.0, 1.1, simulated=1.2)], 1)
     assert row["ratio"]["ttft_p99"] == pytest.approx(1.2)
     assert row["within"]
     assert (row["unsteady"], row["requests"], row["steps"]) == (1, 2, 1.5)
-    assert row["slower"] == pytest.approx([1.0, 1.05])
-    assert not row_of(0, "w", [pair(1.0, 1.0, simulated=1.3)], 0)["within"]
+    assert row["slowdown"] == pytest.approx([1.0, 1.05])
+    assert not summary_row(0, "w", [pair(1.0, 1.0, simulated=1.3)], 0)["within"]
 
 
 class FakeBench:
@@ -73,7 +81,7 @@ class FakeBench:
     def speed(self) -> float:
         return next(self._speeds)
 
-    def run(self, asked: dict[str, Any], seed: int, before: float) -> Pair:
+    def run(self, workload: dict[str, Any], seed: int, before: float) -> ReplayPair:
         self.before.append(before)
         self.seeds.append(seed)
         return pair(before, self.speed())
@@ -88,12 +96,16 @@ class FakeBench:
     ],
 )
 def test_a_replay_in_which_the_machine_changed_is_made_again(
-    monkeypatch: pytest.MonkeyPatch, speeds: list[float], kept: int, unsteady: int
+    session: BenchSession,
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: list[float],
+    kept: int,
+    unsteady: int,
 ) -> None:
     bench = FakeBench(speeds)
-    monkeypatch.setattr(predict, "Bench", lambda session, arguments: bench)
-    arguments = argparse.Namespace(workload=["overload"], replays=2, seed=7)
-    (row,) = predict.one_round(None, arguments, 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(predict, "PredictionBench", lambda session, options: bench)
+    options = PredictionOptions(workloads=("overload",), replays=2, seed=7)
+    (row,) = predict.run_round(session, options, 1)
     assert (len(row["replays"]), row["unsteady"]) == (kept, unsteady)
     assert bench.before == speeds[:-1]
     assert bench.seeds[0] == 107

@@ -52,7 +52,11 @@ def test_a_unit_takes_the_targets_that_are_asked_for(session: BenchSession) -> N
     asked = LatencySlo(scale=3.0, isolated_ttft=0.5, isolated_tpot=0.25)
     unit = session.new_scheduler("slo", targets={"llama": asked})
     assert unit.models["llama"].spec.targets == asked
-    assert unit.models["qwen3"].spec == session.specs["qwen3"] == session.new_scheduler("slo").models["qwen3"].spec
+    assert (
+        unit.models["qwen3"].spec
+        == session.specs["qwen3"]
+        == session.new_scheduler("slo").models["qwen3"].spec
+    )
     assert session.new_scheduler("slo").models["llama"].spec == session.specs["llama"]
 
 
