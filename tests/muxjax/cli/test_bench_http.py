@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 

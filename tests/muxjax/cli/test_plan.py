@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.planner.plan import load_plan
 from tests.placement.data import a100_profile, shared_data

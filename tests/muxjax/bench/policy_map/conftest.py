@@ -1,20 +1,15 @@
-"""Benchmarks are scripts: they find each other in their own folder."""
+"""A small map."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from muxjax.bench.policy_map import scenario
 
 
 @pytest.fixture
 def three_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map of three models on four devices, which is soon done."""
+    """A map of three models on four devices, which is quick to simulate."""
     monkeypatch.setattr(scenario, "KINDS", ("llama-7b", "llama-7b", "llama-13b"))
     monkeypatch.setattr(scenario, "OUTPUT_TOKENS", 15.0)
     monkeypatch.setattr(scenario, "LONGEST", 256)
