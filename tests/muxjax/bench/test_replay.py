@@ -62,7 +62,7 @@ def test_prompts_depend_on_the_seed_only() -> None:
 
 
 def test_what_cannot_be_replayed() -> None:
-    with pytest.raises(WorkloadError, match="asks for c"):
+    with pytest.raises(WorkloadError, match="is for c"):
         requests([TraceRequest(0.0, "c", 1, 1)])
     with pytest.raises(WorkloadError, match="raise `max_model_len`"):
         requests([TraceRequest(0.0, "a", LIMITS["a"], 1)])
