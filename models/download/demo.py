@@ -301,7 +301,8 @@ def _fetch_archive(archive: Archive, downloads: Path, report: Report) -> Path:
         checksum = sha256_of(path)
         if checksum != archive.sha256:
             raise DownloadError(
-                f"{archive.name}=={archive.version} has SHA-256 {checksum}, expected {archive.sha256}"
+                f"{archive.name}=={archive.version} has SHA-256 {checksum}, "
+                f"expected {archive.sha256}"
             )
         path.replace(target)
     report(archive.num_bytes)

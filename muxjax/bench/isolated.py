@@ -45,7 +45,8 @@ def measure_isolated(
     repeats: int = REPEATS,
     done: Callable[[int], None] | None = None,
 ) -> IsolatedLatency:
-    """Measures each model with the shortest, median and longest prompt of the workload, then warms up.
+    """Measures each model with the shortest, median and longest prompt of the workload, then warms
+    up.
 
     Raises:
       WorkloadError: a request that is too long for its model.

@@ -5,8 +5,8 @@ not made from are replayed on the real engine, each followed by its simulation o
 ratio of simulated to real of 1 is a perfect prediction. The limits are throughput within 10 %, and
 the median and 99th percentile of the time to first token within 25 % (`TOLERANCES`).
 
-- Each workload is replayed several times, each time with its own arrivals and lengths, and simulated
-  with the same ones; percentiles are over the requests of all replays.
+- Each workload is replayed several times, each time with its own arrivals and lengths, and
+  simulated with the same ones; percentiles are over the requests of all replays.
 - The speed of a shared machine varies. A short mixed run before and after each replay measures how
   long steps take compared with the profile (`slowdown`), and the simulation scales its steps
   accordingly, unless `fixed_speed` is set.
@@ -229,8 +229,8 @@ def split_quarters(ran: list[ExecutedStep]) -> list[list[ExecutedStep]]:
 
 
 def run_statistics(runs: list[list[RequestRecord]]) -> dict[str, float]:
-    """Mean throughput of runs of one workload, and percentiles over all requests of TTFT and latency
-    in seconds.
+    """Mean throughput of runs of one workload, and percentiles over all requests of TTFT and
+    latency in seconds.
     """
     ttft = [record.ttft for records in runs for record in records]
     latency = [record.latency for records in runs for record in records]

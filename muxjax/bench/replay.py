@@ -1,8 +1,8 @@
 """Replays a workload on an engine in this process, each request at its time.
 
-The load is open-loop: a request is due at its time in the workload, even if the engine is behind, and
-its latency counts from then. Prompts are random token ids with the workload's lengths. Stop tokens are
-ignored, so that outputs have the workload's lengths. Nothing is detokenized.
+The load is open-loop: a request is due at its time in the workload, even if the engine is behind,
+and its latency counts from then. Prompts are random token ids with the workload's lengths. Stop
+tokens are ignored, so that outputs have the workload's lengths. Nothing is detokenized.
 """
 
 from __future__ import annotations

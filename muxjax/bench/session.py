@@ -1,8 +1,8 @@
 """A fleet that is loaded and compiled once and gets a new scheduler for each run.
 
-Weights, compiled programs and the pool's array are reused. Every run has a new scheduler with initial
-quotas and an empty pool, so that runs differ only in their policy. The scheduler is built as in
-`Fleet.load`, from the fleet file with another `policy`.
+Weights, compiled programs and the pool's array are reused. Every run has a new scheduler with
+initial quotas and an empty pool, so that runs differ only in their policy. The scheduler is built
+as in `Fleet.load`, from the fleet file with another `policy`.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def serve(
 ) -> None:
     """Replay a workload on the real engine with each policy in turn, on one pool.
 
-    Models are loaded and compiled once. Ctrl-C keeps complete runs, and the finished requests of the
-    current one.
+    Models are loaded and compiled once. Ctrl-C keeps complete runs, and the finished requests of
+    the current one.
     """
     from muxjax.bench.workloads import WorkloadOptions
     from muxjax.config.fleet_file import load_fleet_config

@@ -10,9 +10,9 @@ Tokens are counted by the first of these that is available:
    approximate.
 
 With 1 and 2, completions are also sent as token ids, sliced from tokenized words, so that the
-length is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens of the
-chat template come on top, as in vLLM's benchmark. The reported length is the server's count if it
-sends one.
+length is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens
+of the chat template come on top, as in vLLM's benchmark. The reported length is the server's count
+if it sends one.
 """
 
 from __future__ import annotations

@@ -273,5 +273,6 @@ def _raise_open_file_limit(count: int) -> None:
         if allowed < wanted:
             raise BenchError(
                 f"{count} concurrent requests need as many open connections, but this system "
-                f"allows only {allowed} open files: use --max-concurrency or raise the limit (ulimit -n)"
+                f"allows only {allowed} open files: use --max-concurrency or raise the limit "
+                f"(ulimit -n)"
             )

@@ -2,9 +2,9 @@
 
 Each policy uses the placement that is best for it on the scored requests, so that the comparison
 does not depend on a lucky placement. With `CellJob.ahead` the placement is chosen on other requests
-of the same rates and lengths (`TRAINING_SEED`), as in production, where future requests are unknown.
-Runs that do not depend on the scale are simulated once for all scales, and identical parts of
-placements once for all placements.
+of the same rates and lengths (`TRAINING_SEED`), as in production, where future requests are
+unknown. Runs that do not depend on the scale are simulated once for all scales, and identical parts
+of placements once for all placements.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Runs a grid of policy-map cells in parallel and keeps the results in a file.
 
 The map compares `slo` with every baseline policy over popularity, load and SLO scale, in
-simulation: MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`, the most
-popular model at `load` times 40 requests per second, log-normal lengths with ShareGPT's means.
+simulation: MuxServe's mix of 19 models on 32 devices, rates by a power law with exponent `alpha`,
+the most popular model at `load` times 40 requests per second, log-normal lengths with ShareGPT's
+means.
 
 Each policy uses its own best placement: those planned for throughput, for latency targets, by
 MuxServe's own search (concurrent execution), and the spatial placement with every model on its
 own devices, which is the only one that the policy `spatial` may use. All policies are scored on the
 same requests. `slo` uses the placement of `adbs`, unless another one is better by a point and
-serves as much. Attainment is the fraction of requests whose latency is at most `slo_scale` times their
-isolated latency on the fewest devices that hold the model.
+serves as much. Attainment is the fraction of requests whose latency is at most `slo_scale` times
+their isolated latency on the fewest devices that hold the model.
 
 The criteria: in every cell, `slo` attains at most one point less than the best baseline and serves
 at least 99 % of the throughput of `adbs`, total and weighted by rate; its mean attainment
