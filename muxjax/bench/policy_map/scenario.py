@@ -172,8 +172,8 @@ def _parts(units: Units) -> Iterator[Units]:
 
 
 def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
-    """The alternative forms of a part: one for each number of replicas of a model on its own
-    mesh.""" if len(part) > 1 or len(part[0].models) > 1:
+    """The alternative forms of a part: one for each number of replicas of a single model."""
+    if len(part) > 1 or len(part[0].models) > 1:
         return [part]
     (unit,) = part
     (model,) = unit.models
