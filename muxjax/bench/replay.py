@@ -98,7 +98,7 @@ def build_requests(
         if entry.prompt_tokens >= limits[entry.model]:
             raise WorkloadError(
                 f"request {index} has a prompt of {entry.prompt_tokens} tokens; {entry.model} "
-                f"accepts at most {limits[entry.model] - 1}: shorten the workload's prompts or raise "
+                f"accepts at most {limits[entry.model] - 1}: shorten the prompts or raise "
                 f"`max_model_len`"
             )
         prompt = rng.integers(vocab[entry.model], size=entry.prompt_tokens).tolist()
