@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The programs are stand-ins, which the run-time type checks of the test suite refuse, so this runs in
-# a process without these checks.
+# The programs are stand-ins, which the run-time type checks of the test suite refuse, so this runs
+# in a process without these checks.
 SCRIPT = """
 import json
 from muxjax.bench.host_turn import time_turns

@@ -82,7 +82,7 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
     from muxjax.bench import step_recorder as in_service
     from muxjax.bench import steps
 
-    def measure(
+    def measure(session: BenchSession, *, into: steps.StepMeasurement, done: Any, **_: Any) -> None:
         session: BenchSession, *, into: steps.StepMeasurement, done: Any, **more: Any
     ) -> None:
         into.steps = [
