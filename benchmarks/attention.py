@@ -20,13 +20,14 @@ from typing import Any
 # Before JAX starts: room for torch beside it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import _attention as bench
 import jax
 import jax.numpy as jnp
-from _attention import LAYERS, AttentionGeometry, AttentionWorkload
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from muxjax.bench import attention_workload as bench
+from muxjax.bench.attention_workload import LAYERS, AttentionGeometry, AttentionWorkload
 
 LLAMA = AttentionGeometry(32, 8, 128)
 WORKLOADS = [

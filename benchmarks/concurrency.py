@@ -4,7 +4,7 @@
     python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --precision int8
 
 All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
-submission to the last token. `roofline` is the rate that the machine allows, measured in the same
+submission to the last token. `roofline` is the rate that the rates allows, measured in the same
 run: reading the weights once for each decode step at the bandwidth of a plain sum, and the products
 of the prompts' tokens at the rate of one large product of the same precision.
 """
@@ -16,17 +16,17 @@ from statistics import median
 from typing import Any
 
 import jax
-from _common import (
+
+from muxjax.bench.device_rates import DeviceRates
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
+from muxjax.bench.single_model import (
     PRECISIONS,
     Loaded,
-    Machine,
     load,
-    print_json,
     random_prompts,
     run_requests,
-    show,
     step_bytes,
-    surroundings,
     token_operations,
 )
 
@@ -48,14 +48,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
 
-    machine = Machine()
-    rows = [
-        measure(precision, machine, arguments) for precision in arguments.precision or PRECISIONS
-    ]
-    bandwidth = machine.bandwidth / 1e9
+    rates = DeviceRates()
+    rows = [measure(precision, rates, arguments) for precision in arguments.precision or PRECISIONS]
+    bandwidth = rates.bandwidth / 1e9
     if arguments.json:
         print_json(
-            {"model": arguments.model, **surroundings(), "read_GB/s": bandwidth, "rows": rows}
+            {"model": arguments.model, **describe_machine(), "read_GB/s": bandwidth, "rows": rows}
         )
         return
     title = (
@@ -63,10 +61,10 @@ def main() -> None:
         f"{arguments.prompt} tokens in, {arguments.output} out"
     )
     notes = {"JAX": jax.__version__, "read bandwidth in GB/s": bandwidth}
-    show(title, tuple(rows[0]), rows, **notes)
+    print_table(title, tuple(rows[0]), rows, **notes)
 
 
-def measure(precision: str, machine: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(precision: str, rates: DeviceRates, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     loaded = load(
         arguments.model,
@@ -78,7 +76,7 @@ def measure(precision: str, machine: Machine, arguments: argparse.Namespace) -> 
     runs, firsts = [], []
     with loaded.fleet() as fleet:
         for seed in range(arguments.runs + 1):
-            machine.measure(precision)
+            rates.measure(precision)
             prompts = random_prompts(loaded.model, arguments.requests, arguments.prompt, seed)
             run = run_requests(fleet, prompts, arguments.output)
             (prompt,) = random_prompts(loaded.model, 1, FIRST_TOKEN_PROMPT, seed)
@@ -88,7 +86,7 @@ def measure(precision: str, machine: Machine, arguments: argparse.Namespace) -> 
                 firsts.append(first)
     seconds = median(run.seconds for run in runs)
     made = arguments.requests * arguments.output
-    least = roofline_seconds(loaded, machine, arguments)
+    least = roofline_seconds(loaded, rates, arguments)
     return {
         "precision": precision,
         "output_tokens/s": made / seconds,
@@ -96,18 +94,18 @@ def measure(precision: str, machine: Machine, arguments: argparse.Namespace) -> 
         "highest": made / min(run.seconds for run in runs),
         "all_tokens/s": (made + arguments.requests * arguments.prompt) / seconds,
         "first_token_ms": 1e3 * median(firsts),
-        "GFLOP/s": machine.matmul_rate(precision) / 1e9,
+        "GFLOP/s": rates.matmul_rate(precision) / 1e9,
         "roofline": made / least,
         "ratio": least / seconds,
     }
 
 
-def roofline_seconds(loaded: Loaded, machine: Machine, arguments: argparse.Namespace) -> float:
-    """The least time that the machine could take."""
+def roofline_seconds(loaded: Loaded, rates: DeviceRates, arguments: argparse.Namespace) -> float:
+    """The least time that the rates could take."""
     # The first token of each request comes from its prefill.
-    decode = (arguments.output - 1) * step_bytes(loaded.model) / machine.bandwidth
+    decode = (arguments.output - 1) * step_bytes(loaded.model) / rates.bandwidth
     tokens = arguments.requests * arguments.prompt
-    prefill = tokens * token_operations(loaded.model) / machine.matmul_rate(loaded.model.precision)
+    prefill = tokens * token_operations(loaded.model) / rates.matmul_rate(loaded.model.precision)
     return decode + prefill
 
 

@@ -17,20 +17,19 @@ from statistics import median
 from typing import Any
 
 import jax
-from _common import (
-    PRECISIONS,
-    Loaded,
-    Machine,
-    load,
-    print_json,
-    random_prompts,
-    run_requests,
-    show,
-    step_bytes,
-    surroundings,
-)
 
 from muxjax import Fleet, SamplingParams
+from muxjax.bench.device_rates import DeviceRates
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
+from muxjax.bench.single_model import (
+    PRECISIONS,
+    Loaded,
+    load,
+    random_prompts,
+    run_requests,
+    step_bytes,
+)
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
 
@@ -52,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     batches = arguments.batch or [1, 2, 4, 8, 16]
 
-    machine = Machine()
+    rates = DeviceRates()
     found = []
     for precision in arguments.precision or PRECISIONS:
         loaded = load(arguments.model, precision, max_seqs=max(batches))
@@ -60,12 +59,12 @@ def main() -> None:
         with loaded.executor() as executor, loaded.fleet() as fleet:
             for run in range(arguments.runs):
                 for batch in batches:
-                    machine.measure()
+                    rates.measure()
                     rate = bare_rate(loaded, executor, batch, arguments.tokens)
                     rates.setdefault(("bare", batch), []).append(rate)
                     rate = engine_rate(loaded, fleet, batch, arguments.tokens, seed=run)
                     rates.setdefault(("engine", batch), []).append(rate)
-            machine.measure()
+            rates.measure()
         for (kind, batch), values in rates.items():
             found.append(
                 {
@@ -78,8 +77,8 @@ def main() -> None:
                 }
             )
     for row in found:
-        row["ratio"] = row["GB/s"] * 1e9 / machine.bandwidth
-    report(arguments.model, found, machine, as_json=arguments.json)
+        row["ratio"] = row["GB/s"] * 1e9 / rates.bandwidth
+    report(arguments.model, found, rates, as_json=arguments.json)
 
 
 def engine_rate(loaded: Loaded, fleet: Fleet, batch: int, tokens: int, seed: int) -> float:
@@ -124,15 +123,15 @@ def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) ->
     return made / sum(result.seconds for result in counted)
 
 
-def report(model: str, rows: list[dict[str, Any]], machine: Machine, *, as_json: bool) -> None:
+def report(model: str, rows: list[dict[str, Any]], rates: DeviceRates, *, as_json: bool) -> None:
     """Prints what was found."""
-    bandwidth = machine.bandwidth / 1e9
+    bandwidth = rates.bandwidth / 1e9
     notes = {"JAX": jax.__version__, "read bandwidth in GB/s": bandwidth}
     if as_json:
-        print_json({"model": model, **surroundings(), "read_GB/s": bandwidth, "rows": rows})
+        print_json({"model": model, **describe_machine(), "read_GB/s": bandwidth, "rows": rows})
         return
     columns = ("precision", "kind", "batch", "tokens/s", "ms/step", "GB/s", "ratio")
-    show(f"decode, {model}", columns, rows, **notes)
+    print_table(f"decode, {model}", columns, rows, **notes)
 
 
 if __name__ == "__main__":

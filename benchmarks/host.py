@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from _common import print_json, show, surroundings
-from _host_turn import MOST_TOKENS, Feed, Times, time_turns
 
-from muxjax.scheduling.policies.registry import create_policy, policy_names
+from muxjax.bench.host_turn import MOST_TOKENS, Feed, Times, time_turns
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import DecodeBatch, Prefill, Step, StepResult
@@ -206,15 +206,15 @@ def main() -> None:
     if args.json:
         limits = {"next_step_us": NEXT_STEP_LIMIT * 1e6, "turn_us": TURN_LIMIT * 1e6}
         found = {"limits": limits, "next_step": rows, "growth": growth, "turn": turns}
-        print_json(found | surroundings())
+        print_json(found | describe_machine())
         return
     figures = ("median_us", "p99_us", "of_limit", "apply_us")
-    show("next_step", ("policy", "spread", "pages", "running", "waiting", *figures), rows)
+    print_table("next_step", ("policy", "spread", "pages", "running", "waiting", *figures), rows)
     columns = ("varied", "running", "waiting", "models", "cache", *figures)
-    show("How next_step grows (adbs)", columns, growth)
+    print_table("How next_step grows (adbs)", columns, growth)
     parts = ("next_step_us", "submit_us", "result_us", "apply_us", "streams_us", "readers_us")
     columns = ("batch", "burst", "median_us", "p99_us", "of_limit", *parts)
-    show("Host work between two decode steps", columns, turns)
+    print_table("Host work between two decode steps", columns, turns)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import print_json, show, surroundings
 
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
 from muxjax.models.nn.int8 import linear_int8, quantize
 from muxjax.models.nn.linear import device_put_matrix, linear
 from muxjax.pallas_kernels.cpu import native
@@ -48,9 +49,9 @@ def main() -> None:
         for precision in ("float32", "bfloat16", "int8")
     ]
     if arguments.json:
-        print_json({"surroundings": surroundings(), "matrix": arguments.matrix, "rows": rows})
+        print_json({"surroundings": describe_machine(), "matrix": arguments.matrix, "rows": rows})
         return
-    show(f"products with [{outputs}, {inputs}]", list(rows[0]), rows)
+    print_table(f"products with [{outputs}, {inputs}]", list(rows[0]), rows)
 
 
 def compare(precision: str, outputs: int, inputs: int, size: int, rounds: int) -> dict[str, Any]:

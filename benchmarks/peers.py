@@ -152,8 +152,8 @@ def measure(
     rounds: dict[str, list[LoadResult]] = {name: [] for name in everyone}
     for turn in range(arguments.rounds + 1):
         for name, servers in everyone.items():
-            asks = make_asks(counts, arguments.prompt, arguments.output, seed=turn)
-            load = run_load(servers, asks)
+            inputs = make_asks(counts, arguments.prompt, arguments.output, seed=turn)
+            load = run_load(servers, inputs)
             check(name, load)
             if turn > 0:  # the first round warms up
                 rounds[name].append(load)
@@ -181,21 +181,21 @@ def check(name: str, load: LoadResult) -> None:
     """
     if load.interrupted:
         raise BenchError("interrupted")
-    for outcome in load.outcomes:
-        if not outcome.success:
-            raise BenchError(f"{name}, model {outcome.ask.model}: {outcome.error}")
-        if outcome.output_tokens != outcome.ask.output_tokens:
+    for result in load.results:
+        if not result.success:
+            raise BenchError(f"{name}, model {result.request.model}: {result.error}")
+        if result.output_tokens != result.request.output_tokens:
             raise BenchError(
-                f"{name}, model {outcome.ask.model}: {outcome.output_tokens} tokens where "
-                f"{outcome.ask.output_tokens} were asked for; does it know `ignore_eos`?"
+                f"{name}, model {result.request.model}: {result.output_tokens} tokens where "
+                f"{result.request.output_tokens} were asked for; does it know `ignore_eos`?"
             )
 
 
 def rate(load: LoadResult, model: str | None = None) -> float:
     """Output tokens a second, from the first request to the last answer (of one model)."""
-    chosen = [o for o in load.outcomes if model is None or o.ask.model == model]
-    end = max(outcome.end or 0.0 for outcome in chosen)
-    return sum(outcome.output_tokens for outcome in chosen) / end
+    chosen = [o for o in load.results if model is None or o.request.model == model]
+    end = max(result.end or 0.0 for result in chosen)
+    return sum(result.output_tokens for result in chosen) / end
 
 
 def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[dict[str, Any]]:
@@ -205,8 +205,8 @@ def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[di
     rows = []
     for name, loads in rounds.items():
         rates = [rate(load) for load in loads]
-        models = dict.fromkeys(o.ask.model for o in loads[0].outcomes)
-        first = [o.ttft for load in loads for o in load.outcomes]
+        models = dict.fromkeys(o.request.model for o in loads[0].results)
+        first = [o.ttft for load in loads for o in load.results]
         rows.append(
             {
                 "server": name,

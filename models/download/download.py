@@ -1,4 +1,4 @@
-"""Downloads that can be interrupted: kept in a `.part` file, resumed, and checked at the end."""
+"""Resumable downloads: data is kept in a `.part` file and verified by its SHA-256 at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ _TIMEOUT_S = 60.0
 _CHUNK = 1 << 20
 
 Report = Callable[[int], None]
-"""Called with the number of bytes that are there so far."""
+"""Called with the number of bytes downloaded so far."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a file can be had: its URL (http, https or file) and, if any, a bundle of extra CAs."""
+    """The URL of a file (http, https or file), and an optional bundle of additional CAs."""
 
     url: str
     ca_file: str | None = None
@@ -47,20 +47,20 @@ def sha256_of(path: Path) -> str:
 
 
 def download(location: Location, target: Path, sha256: str, report: Report) -> None:
-    """Fetches a file to `target`, which appears only when it is complete and right.
+    """Downloads a file to `target`, which appears only when it is complete and verified.
 
-    What an earlier, interrupted call left in `target.part` is continued where the server can do
-    that. A broken connection is tried again up to three times, going on from where it broke.
+    An interrupted download is resumed from `target.part` if the server supports it. After a
+    connection error, the download is resumed up to three times.
 
     Raises:
-      DownloadError: the file cannot be had (what is there stays, for the next call), or it is not
-        the file with this checksum (it is deleted).
+      DownloadError: the download failed (its data is kept for the next call), or the checksum
+        differs (the file is deleted).
     """
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_ATTEMPTS):
         try:
-            _fetch(location, part, report)
+            _download_part(location, part, report)
             break
         except urllib.error.HTTPError as error:
             error.close()
@@ -77,7 +77,7 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
             failure = error
         if attempt == _ATTEMPTS - 1:
             raise DownloadError(
-                f"{location.shown}: {failure}; {_size(part)} bytes are kept, run again to go on"
+                f"{location.shown}: {failure}; {_size(part)} bytes are kept, run again to resume"
             ) from failure
         time.sleep(2.0**attempt)
     found = sha256_of(part)
@@ -91,9 +91,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _fetch(location: Location, part: Path, report: Report) -> None:
+def _download_part(location: Location, part: Path, report: Report) -> None:
     have = _size(part)
-    with contextlib.closing(_open(location, have)) as response:
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with contextlib.closing(open_url(location, headers)) as response:
         resumed = response.status == 206 and _range_start(response) == have
         length = response.headers.get("Content-Length")
         done = have if resumed else 0
@@ -114,15 +115,20 @@ def _range_start(response: http.client.HTTPResponse) -> int | None:
     return int(start) if unit == "bytes" and start.isdigit() else None
 
 
-def _open(location: Location, have: int) -> Any:
-    """Opens a URL: an HTTPResponse, or the like of it for local files."""
+def open_url(location: Location, headers: Mapping[str, str] | None = None) -> Any:
+    """Opens a URL with its credentials and CAs; an HTTPResponse, or its equivalent for files.
+
+    Raises:
+      OSError: the URL cannot be opened; HTTP errors are `urllib.error.HTTPError`.
+      DownloadError: the scheme is not http, https or file.
+    """
     parts = urllib.parse.urlsplit(location.url)
     credentials, _, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(parts._replace(netloc=host, fragment="").geturl())
     request.add_header("Accept-Encoding", "identity")
     request.add_header("User-Agent", "muxjax")
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+    for name, value in (headers or {}).items():
+        request.add_header(name, value)
     if credentials:
         token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
@@ -132,5 +138,5 @@ def _open(location: Location, have: int) -> Any:
         if location.ca_file:
             context.load_verify_locations(location.ca_file)
     elif parts.scheme not in ("http", "file"):
-        raise DownloadError(f"{location.shown}: cannot fetch from {parts.scheme!r} addresses")
+        raise DownloadError(f"{location.shown}: cannot download from {parts.scheme!r} addresses")
     return urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context)

@@ -14,18 +14,18 @@ _FILES = ("*.json", "*.safetensors", "*.jinja")
 
 
 def fetch_from_hub(name: str, *, progress: bool = True) -> Path:
-    """Fetches a repository's config, tokenizer and safetensors; returns their folder.
+    """Downloads a repository's config, tokenizer and safetensors files; returns their folder.
 
-    Files are resumed, checked and cached by `huggingface_hub`, whose environment variables
-    (`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) hold.
+    `huggingface_hub` resumes, verifies and caches the files. Its environment variables (`HF_HOME`,
+    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) apply.
 
     Args:
-      name: `org/name`, and perhaps `@revision`.
+      name: `org/name`, optionally followed by `@revision`.
       progress: show bars.
 
     Raises:
-      DownloadError: there is no such repository, access is refused, or there is no network and
-        nothing cached.
+      DownloadError: the repository does not exist, access is denied, or there is no network and
+        no cached copy.
     """
     repository, _, revision = name.partition("@")
     if not progress:
@@ -36,7 +36,7 @@ def fetch_from_hub(name: str, *, progress: bool = True) -> Path:
         )
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         raise DownloadError(
-            f"{name}: neither a local path nor fetched from the Hub: {error}"
+            f"{name}: not a local path, and cannot be downloaded from the Hub: {error}"
         ) from error
     finally:
         if not progress:

@@ -1,10 +1,13 @@
-"""Where packages can be had, as the user's own `pip` and `npm` know it.
+"""Locates package files with the indexes and registries that the user's `pip` and `npm` use.
 
-No registry's address is written here: mirrors, extra indexes, local folders, credentials and
-certificates are those of the user's configuration. pip has no command that says where a file is
-without fetching all of it first (`install --dry-run --report` downloads wheels from every index
-that does not serve metadata files), so pip's own finder is asked, in a process of its own. It is
-not a public interface; where it has changed, `pip download` is used, which cannot be resumed.
+Indexes, credentials and certificates are read with public interfaces: `pip config list`, the Simple
+Repository API (PEP 503, PEP 691), `pip install --dry-run --report` and `npm view`. No registry's
+address is written here.
+
+- If an index is configured, its page of the package is read directly, which downloads no package.
+- Otherwise pip is asked for a report: its default index serves metadata separately, so that pip
+  does not download the wheel for it either.
+- If neither gives a location, `pip_download` lets pip download the file, which cannot be resumed.
 """
 
 from __future__ import annotations
@@ -13,67 +16,56 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from http.client import HTTPException
 from pathlib import Path
 
 from muxjax.errors import DownloadError
-from muxjax.models.download.download import Location
+from muxjax.models.download.download import Location, open_url
 
 _TIMEOUT_S = 120.0
-
-_ASK_PIP = """
-import json, sys
-from pip._internal.commands import create_command
-from pip._internal.req.constructors import install_req_from_line
-name, version = sys.argv[1:]
-requirement = install_req_from_line(name + "==" + version)
-command = create_command("download")
-options, _ = command.parse_args(["--quiet", "--no-deps", name])
-with command.main_context():
-    session = command.get_default_session(options)
-    finder = command._build_package_finder(options=options, session=session)
-    best = finder.find_best_candidate(requirement.name, requirement.specifier).best_candidate
-    if best is None:
-        sys.exit(3)
-    from pip._vendor import certifi
-    print(json.dumps({"url": best.link.url_without_fragment,
-                      "ca_file": options.cert or certifi.where()}))
-"""
-_NOT_FOUND = 3
+_SIMPLE_API = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 
 
 def locate_wheel(name: str, version: str) -> Location | None:
-    """Where the user's pip finds a package's file; None when it has to be asked to fetch it.
+    """The location of a package's wheel; None if pip has to download it.
 
     Raises:
-      DownloadError: there is no pip, or its indexes do not have the package.
+      DownloadError: there is no pip.
     """
-    found = _run([*_pip(), "-c", _ASK_PIP, name, version])
-    if found.returncode == _NOT_FOUND:
-        raise DownloadError(f"pip finds no {name}=={version} in its indexes{_said(found)}")
-    if found.returncode != 0:
+    pip = _pip_command()
+    settings = _pip_settings(pip)
+    ca_file = settings.get("cert")
+    indexes = settings.get("index-url", "").split() + settings.get("extra-index-url", "").split()
+    if settings.get("no-index", "false").lower() in ("1", "true", "yes", "on"):
+        indexes = []
+    for index in indexes:
+        url = _find_on_index(index, name, version, ca_file)
+        if url is not None:
+            return Location(url, ca_file)
+    if "index-url" in settings and not settings.get("find-links"):
         return None
-    try:
-        return Location(**json.loads(found.stdout.strip().splitlines()[-1]))
-    except (IndexError, ValueError, TypeError):
-        return None
+    return _location_from_report(pip, name, version, ca_file)
 
 
 def pip_download(name: str, version: str, folder: Path) -> Path:
-    """Lets pip fetch a package's file into an empty folder, without its dependencies.
+    """Downloads a package's file with pip into an empty folder, without its dependencies.
 
     Raises:
       DownloadError: pip failed.
     """
-    command = [*_pip(), "-m", "pip", "download", "--no-deps", "--quiet"]
+    command = [*_pip_command(), "download", "--no-deps", "--quiet"]
     done = _run([*command, "--dest", str(folder), f"{name}=={version}"], timeout=None)
     files = list(folder.iterdir())
     if done.returncode != 0 or len(files) != 1:
-        raise DownloadError(f"pip could not download {name}=={version}{_said(done)}")
+        raise DownloadError(f"pip could not download {name}=={version}{_last_error(done)}")
     return files[0]
 
 
 def locate_tarball(name: str, version: str) -> Location:
-    """Where the user's npm finds a package's tarball.
+    """The location of a package's tarball in the user's npm registry.
 
     Raises:
       DownloadError: there is no npm, or its registry does not have the package.
@@ -81,26 +73,105 @@ def locate_tarball(name: str, version: str) -> Location:
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(f"npm is needed to find {name}@{version}, and is not installed")
-    found = _run([npm, "view", f"{name}@{version}", "dist.tarball", "--json"])
+    done = _run([npm, "view", f"{name}@{version}", "dist.tarball", "--json"])
     try:
-        url = json.loads(found.stdout)
+        url = json.loads(done.stdout)
     except ValueError:
         url = None
-    if found.returncode != 0 or not isinstance(url, str):
-        raise DownloadError(f"npm finds no {name}@{version}{_said(found)}")
+    if done.returncode != 0 or not isinstance(url, str):
+        raise DownloadError(f"npm finds no {name}@{version}{_last_error(done)}")
     ca_file = _run([npm, "config", "get", "cafile"]).stdout.strip()
     return Location(url, ca_file if ca_file and Path(ca_file).is_file() else None)
 
 
-def _pip() -> list[str]:
-    """The Python whose pip is used: this one, or (a `uv` environment has no pip) the path's."""
+def _pip_command() -> list[str]:
+    """The pip of this Python, or of the one on the path (a `uv` environment has no pip)."""
     for python in (sys.executable, shutil.which("python3"), shutil.which("python")):
-        if python and _run([python, "-m", "pip", "--version"]).returncode == 0:
-            return [python]
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        if python and _run([*command, "--version"]).returncode == 0:
+            return command
     raise DownloadError(
-        "pip is needed to find the demo models and neither this Python nor the one on the path has "
-        "it: try `python -m ensurepip`"
+        "pip is needed to find the demo models, and neither this Python nor the one on the path "
+        "has it: try `python -m ensurepip`"
     )
+
+
+def _pip_settings(pip: list[str]) -> Mapping[str, str]:
+    """The settings that hold for `pip download`, from files and the environment."""
+    settings: dict[tuple[int, str], str] = {}
+    sections = {"global": 0, "download": 1, ":env:": 2}
+    for line in _run([*pip, "config", "list"]).stdout.splitlines():
+        key, mark, value = line.partition("=")
+        section, _, option = key.partition(".")
+        if mark and section in sections:
+            settings[sections[section], option] = value.strip().strip("'\"").replace("\\n", " ")
+    return {option: value for (_, option), value in sorted(settings.items())}
+
+
+def _find_on_index(index: str, name: str, version: str, ca_file: str | None) -> str | None:
+    """The URL of a wheel on an index; None if the index does not have it or does not answer."""
+    page = f"{index.rstrip('/')}/{name}/"
+    if page.startswith("file:"):
+        page += "index.html"
+    try:
+        response = open_url(Location(page, ca_file), headers={"Accept": _SIMPLE_API})
+        with response:
+            content = response.read().decode()
+            base = _with_credentials(response.geturl(), page)
+    except (OSError, HTTPException, ValueError, DownloadError):
+        return None
+    prefix = f"{name}-{version}-".replace("-", "_").lower()
+    for filename, link in _links(content):
+        if filename.endswith(".whl") and filename.replace("-", "_").lower().startswith(prefix):
+            return _with_credentials(urllib.parse.urljoin(base, link).partition("#")[0], page)
+    return None
+
+
+def _links(content: str) -> Iterator[tuple[str, str]]:
+    """The file names and URLs on a page of the Simple Repository API, JSON or HTML."""
+    if content.lstrip().startswith("{"):
+        for file in json.loads(content).get("files", ()):
+            yield file["filename"], file["url"]
+        return
+    parser = _LinkParser()
+    parser.feed(content)
+    for link in parser.links:
+        path = urllib.parse.urlsplit(link).path
+        yield urllib.parse.unquote(path.rpartition("/")[2]), link
+
+
+class _LinkParser(HTMLParser):
+    """Collects the targets of links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.links += [value for key, value in attrs if key == "href" and value]
+
+
+def _with_credentials(url: str, source: str) -> str:
+    """The URL with the user name and password of `source`, if both have the same host."""
+    parts, source_parts = urllib.parse.urlsplit(url), urllib.parse.urlsplit(source)
+    host = source_parts.netloc.rpartition("@")[2]
+    if parts.netloc == host:
+        parts = parts._replace(netloc=source_parts.netloc)
+    return parts.geturl()
+
+
+def _location_from_report(
+    pip: list[str], name: str, version: str, ca_file: str | None
+) -> Location | None:
+    """The location in the report of `pip install --dry-run`; None without a report."""
+    command = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    done = _run([*command, "--report", "-", f"{name}=={version}"])
+    try:
+        (package,) = json.loads(done.stdout)["install"]
+        return Location(package["download_info"]["url"], ca_file)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _run(
@@ -109,11 +180,13 @@ def _run(
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
-        raise DownloadError(f"{Path(command[0]).name} gave no answer in {timeout:.0f} s") from error
+        raise DownloadError(
+            f"{Path(command[0]).name} did not answer within {timeout:.0f} s"
+        ) from error
     except OSError as error:
         raise DownloadError(f"{command[0]} cannot be run: {error}") from error
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
+def _last_error(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.strip().splitlines()
     return f": {lines[-1]}" if lines else ""

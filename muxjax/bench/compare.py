@@ -1,4 +1,4 @@
-"""Several policies on one workload, in turn, round by round, on the real engine."""
+"""Runs several policies on one workload in turn, round by round, on the real engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from muxjax.bench.isolated import IsolatedLatency
-from muxjax.bench.replay import Replay, make_requests, replay
+from muxjax.bench.replay import Replay, build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
@@ -29,7 +29,7 @@ HEADLINES = (
     "jain_index",
     "output_tokens_per_s",
 )
-"""Keys that are summed up over rounds, besides latencies."""
+"""Metrics, besides latencies, that are summarized over rounds."""
 _LATENCIES = ("ttft_s", "tpot_s", "latency_s")
 
 
@@ -38,9 +38,9 @@ class PolicyRun:
     """One policy's run in one round.
 
     Attributes:
-      policy, round: which.
-      metrics: keys of `placement.metrics`, and those of `extra_metrics`.
-      replay: the run itself.
+      policy, round: identify the run.
+      metrics: keys of `SimulationMetrics.summary` and of `extra_metrics`.
+      replay: the finished run.
     """
 
     policy: str
@@ -50,11 +50,11 @@ class PolicyRun:
 
 
 def compare(
-    rig: BenchSession,
+    session: BenchSession,
     workload: Sequence[TraceRequest],
     policies: Sequence[str],
     targets: Mapping[str, AttainmentCriterion],
-    solo: IsolatedLatency,
+    isolated: IsolatedLatency,
     *,
     rates: Mapping[str, float] | None = None,
     rounds: int = 1,
@@ -64,47 +64,47 @@ def compare(
     progress: Callable[[str, int, int], None] | None = None,
     timeline: Timeline | None = None,
 ) -> list[PolicyRun]:
-    """Runs the policies in turn, as often as there are rounds: A B A B.
+    """Runs the policies in turn in each round: A B A B.
 
-    Ctrl-C ends it; complete runs are kept, and so is the one under way as far as it came.
+    Ctrl-C ends the comparison; complete runs and the finished part of the current run are kept.
 
     Args:
-      rig: the fleet.
-      workload: the same for all runs.
-      policies: what to compare.
-      targets: of each model: what is counted, and what schedulers work towards.
-      solo: what targets are multiples of, and the step times that schedulers begin with.
-      rates: requests a second that schedulers expect of each model; None: the fleet file's.
+      session: the fleet.
+      workload: the requests of every run.
+      policies: policies to compare.
+      targets: latency targets by model, for the schedulers and the metrics.
+      isolated: isolated latencies that targets are multiples of, and initial step times.
+      rates: expected requests per second by model; None: the fleet file's.
       rounds: runs of each policy.
-      seed: of the prompts.
-      on_run: told each run as it ends.
-      on_record: opens, for a policy and a round, what takes its records.
-      progress: told policy, round and how many requests have ended since.
+      seed: seed of the prompts.
+      on_run: called with each run when it ends.
+      on_record: opens a consumer of the records of a policy and round.
+      progress: called with policy, round and the number of requests that ended since.
       timeline: records the steps of all runs.
 
     Returns:
       The runs; the last one is not complete if its `replay.interrupted` is not 0.
     """
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    asked = scheduler_targets(rig, targets, solo)
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    slos = scheduler_targets(session, targets, isolated)
     runs: list[PolicyRun] = []
     for index in range(rounds):
         for policy in policies:
-            unit = rig.unit(policy, solo.estimates, asked, rates)
-            requests = make_requests(workload, vocab, limits, seed)
+            scheduler = session.new_scheduler(policy, isolated.estimates, slos, rates)
+            requests = build_requests(workload, vocab, limits, seed)
             opened = nullcontext(None) if on_record is None else on_record(policy, index)
-            with opened as take, rig.engine(unit) as engine:
+            with opened as write, session.engine(scheduler) as engine:
                 if timeline is not None:
                     name = policy if rounds == 1 else f"{policy}, round {index + 1}"
                     engine.observe(timeline.observer(name))
-                told = None if progress is None else partial(progress, policy, index)
-                result = replay(engine, workload, requests, unit=policy, done=told)
-                metrics = SimulationMetrics(targets, solo.costs)
+                on_done = None if progress is None else partial(progress, policy, index)
+                result = replay(engine, workload, requests, unit=policy, done=on_done)
+                metrics = SimulationMetrics(targets, isolated.costs)
                 for record in result.records:
                     met = metrics.add(record)
-                    if take is not None:
-                        take(record, met)
+                    if write is not None:
+                        write(record, met)
             run = PolicyRun(
                 policy, index, extra_metrics(metrics.summary(), workload, result), result
             )
@@ -117,27 +117,28 @@ def compare(
 
 
 def scheduler_targets(
-    rig: BenchSession, targets: Mapping[str, AttainmentCriterion], solo: IsolatedLatency
+    session: BenchSession, targets: Mapping[str, AttainmentCriterion], isolated: IsolatedLatency
 ) -> dict[str, LatencySlo]:
-    """What schedulers work towards where these targets are counted."""
-    found = {}
+    """The latency targets of the schedulers for given targets of the metrics."""
+    slos = {}
     for name, target in targets.items():
-        found[name] = target.scheduler_slo(rig.specs[name].load, solo.costs)
-    return found
+        spec = session.specs[name]
+        slos[name] = target.scheduler_slo(spec.load, isolated.costs)
+    return slos
 
 
 def extra_metrics(
     summary: dict[str, Any], workload: Sequence[TraceRequest], result: Replay
 ) -> dict[str, Any]:
-    """Adds to the metrics of a run.
+    """The metrics of a run with these additions.
 
-    - `rate_weighted_goodput`: for each model, requests that met their target over the time from the
-      start to the workload's last arrival, weighted by the model's part of the requests offered;
-      added up. The time is the same for all policies.
-    - `jain_index`: Jain's index over the models' parts of requests that met their target.
-    - `interrupted`, `late_s`: of the replay.
+    - `rate_weighted_goodput`: for each model, requests that met their target per second until the
+      workload's last arrival, weighted by the model's share of all requests, summed. The time is
+      the same for all policies.
+    - `jain_index`: Jain's fairness index of the models' SLO attainment.
+    - `interrupted`, `late_s`: from the replay.
     """
-    span = max(asked.arrival for asked in workload) or 1.0
+    span = max(entry.arrival for entry in workload) or 1.0
     models = summary["models"]
     total = max(1, sum(model["requests"] for model in models.values()))
     weighted = 0.0
@@ -155,18 +156,22 @@ def extra_metrics(
 
 
 def medians(runs: Sequence[PolicyRun], policies: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each policy and key the median, the lowest and the highest of its complete rounds."""
+    """The median, minimum and maximum of each metric over the complete rounds of each policy."""
     found: dict[str, dict[str, Any]] = {}
     for policy in policies:
-        own = [r.metrics for r in runs if r.policy == policy and not r.replay.interrupted]
-        if not own:
+        metrics_of_runs = [
+            r.metrics for r in runs if r.policy == policy and not r.replay.interrupted
+        ]
+        if not metrics_of_runs:
             continue
-        summary: dict[str, Any] = {"rounds": len(own)}
+        summary: dict[str, Any] = {"rounds": len(metrics_of_runs)}
         for key in HEADLINES:
-            summary[key] = _spread([metrics[key] for metrics in own])
+            summary[key] = _spread([metrics[key] for metrics in metrics_of_runs])
         for key in _LATENCIES:
-            for part in own[0][key]:
-                summary[f"{key}_{part}"] = _spread([metrics[key][part] for metrics in own])
+            for part in metrics_of_runs[0][key]:
+                summary[f"{key}_{part}"] = _spread(
+                    [metrics[key][part] for metrics in metrics_of_runs]
+                )
         found[policy] = summary
     return found
 

@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""The machine and the software versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from muxjax._version import __version__
 
 
-def machine() -> dict[str, Any]:
-    """Version, time, Python, JAX and its devices, and cores; for every file of results."""
+def describe_machine() -> dict[str, Any]:
+    """Versions, time, devices and cores, stored with every result."""
     import jax
 
     return {

@@ -19,7 +19,7 @@ from muxjax.placement.costs.step_times import StepTimes
 from muxjax.scheduling.specs import BucketLimits
 
 
-def profile_of(
+def build_profile(
     times: Mapping[str, StepTimes], limits: Mapping[str, BucketLimits], longest: Mapping[str, int]
 ) -> dict[str, Any]:
     """The contents of a profile.

@@ -1,8 +1,8 @@
 """Replays a workload on an engine in this process, each request at its time.
 
-The load is open: a request is due when the workload says, however far behind the engine is, and its
-latency counts from then. Prompts are random token ids of the workload's lengths; stop tokens are
-ignored, so that outputs have the workload's lengths too. Nothing is detokenised.
+The load is open-loop: a request is due at its time in the workload, even if the engine is behind,
+and its latency counts from then. Prompts are random token ids with the workload's lengths. Stop
+tokens are ignored, so that outputs have the workload's lengths. Nothing is detokenized.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request, RequestUpdate
 
 LEAD_SECONDS = 0.05
-"""From the start to the first request that may be due, for the thread to be ready."""
+"""Seconds from the start to the first due time, for the thread to be ready."""
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Replay:
     """A finished run.
 
     Attributes:
-      records: of requests that ended, in the workload's order; times from the run's start.
-      seconds: from the start to the last one's end.
-      interrupted: requests that an interrupt left unfinished, or never sent.
-      late: the most that a request was sent after it was due, in seconds: where it is not small
-        against the latencies, the machine was too busy to make the load.
+      records: records of finished requests, in workload order; times from the start of the run.
+      seconds: time from the start to the last end.
+      interrupted: number of requests that an interrupt left unfinished or unsent.
+      late: maximum delay of sending a request, in seconds. If it is not small compared with the
+        latencies, the machine was too busy to generate the load.
     """
 
     records: list[RequestRecord]
@@ -45,7 +45,7 @@ class Replay:
 
 @dataclass
 class _Sink:
-    """Notes a request's end; see `engine.Sink`."""
+    """Records the end of a request; see `engine.Sink`."""
 
     ended: Callable[[], None]
     error: BaseException | None = None
@@ -70,42 +70,42 @@ class _Sink:
         self.ended()
 
 
-def make_requests(
+def build_requests(
     workload: Sequence[TraceRequest],
     vocab: dict[str, int],
     limits: dict[str, int],
     seed: int = 0,
 ) -> list[Request]:
-    """The requests of a workload, their prompts drawn.
+    """The requests of a workload, with random prompts.
 
     Args:
-      workload: in order of arrival.
-      vocab: number of token ids of each model.
-      limits: the most tokens of a sequence, of each model.
-      seed: of the prompts.
+      workload: requests in order of arrival.
+      vocab: vocabulary size of each model.
+      limits: maximum sequence length of each model.
+      seed: seed of the prompts.
 
     Raises:
-      WorkloadError: a model that there is not, or a prompt that leaves no room for an output.
+      WorkloadError: an unknown model, or a prompt that leaves no room for output.
     """
     rng = np.random.default_rng([seed, 4])
     requests = []
-    for index, asked in enumerate(workload):
-        if asked.model not in vocab:
+    for index, entry in enumerate(workload):
+        if entry.model not in vocab:
             raise WorkloadError(
-                f"request {index} asks for {asked.model}, which the fleet does not have; there "
+                f"request {index} is for {entry.model}, which the fleet does not have; there "
                 f"are {', '.join(vocab)}"
             )
-        if asked.prompt_tokens >= limits[asked.model]:
+        if entry.prompt_tokens >= limits[entry.model]:
             raise WorkloadError(
-                f"request {index} has a prompt of {asked.prompt_tokens} tokens; {asked.model} "
-                f"takes at most {limits[asked.model] - 1}: shorten the workload's prompts or raise "
+                f"request {index} has a prompt of {entry.prompt_tokens} tokens; {entry.model} "
+                f"accepts at most {limits[entry.model] - 1}: shorten the prompts or raise "
                 f"`max_model_len`"
             )
-        prompt = rng.integers(vocab[asked.model], size=asked.prompt_tokens).tolist()
+        prompt = rng.integers(vocab[entry.model], size=entry.prompt_tokens).tolist()
         params = SamplingParams(
-            max_tokens=asked.output_tokens, temperature=0.0, ignore_eos=True, seed=index
+            max_tokens=entry.output_tokens, temperature=0.0, ignore_eos=True, seed=index
         )
-        requests.append(Request(index, asked.model, prompt, params))
+        requests.append(Request(index, entry.model, prompt, params))
     return requests
 
 
@@ -117,19 +117,19 @@ def replay(
     unit: str = "unit",
     done: Callable[[int], None] | None = None,
 ) -> Replay:
-    """Sends every request when it is due, and waits until all have ended.
+    """Sends every request at its due time and waits until all have ended.
 
-    Ctrl-C ends the run: what is under way is cancelled, what has ended is kept.
+    Ctrl-C ends the run: running requests are cancelled, and finished ones are kept.
 
     Args:
-      engine: with no other requests.
-      workload: when, in order of arrival.
-      requests: what, from `make_requests`; used once.
-      unit: name for the records.
-      done: told how many more have ended, now and then, in this thread.
+      engine: an engine without other requests.
+      workload: due times, in order of arrival.
+      requests: the requests, from `build_requests`; can be used once.
+      unit: name of the unit in the records.
+      done: called in this thread with the number of requests that ended since the last call.
 
     Raises:
-      EngineDead: the engine ended before the requests did.
+      EngineDead: the engine stopped before the requests ended.
     """
     ended = threading.Semaphore(0)
     sinks = [_Sink(ended.release) for _ in requests]
@@ -151,8 +151,8 @@ def replay(
                 return
 
     try:
-        for asked, request, sink in zip(workload, requests, sinks, strict=True):
-            due = start + asked.arrival
+        for entry, request, sink in zip(workload, requests, sinks, strict=True):
+            due = start + entry.arrival
             while (left := due - time.perf_counter()) > 0:
                 wait(left) if finished < sent else time.sleep(left)
             request.arrival = due
@@ -174,8 +174,8 @@ def replay(
         if sink.error is not None and not engine.alive:
             raise sink.error
     records = [
-        _record(index, unit, asked, request, sink, start)
-        for index, (asked, request, sink) in enumerate(zip(workload, requests, sinks, strict=True))
+        _record(index, unit, entry, request, sink, start)
+        for index, (entry, request, sink) in enumerate(zip(workload, requests, sinks, strict=True))
         if sink.over and not sink.cancelled_
     ]
     end = max((record.end or 0.0 for record in records), default=0.0)
@@ -183,29 +183,29 @@ def replay(
 
 
 def _record(
-    index: int, unit: str, asked: TraceRequest, request: Request, sink: _Sink, start: float
+    index: int, unit: str, entry: TraceRequest, request: Request, sink: _Sink, start: float
 ) -> RequestRecord:
     if sink.error is not None:
-        refused = isinstance(sink.error, InvalidRequest)
+        rejected = isinstance(sink.error, InvalidRequest)
         return RequestRecord(
             index,
-            asked.model,
+            entry.model,
             unit,
-            "rejected" if refused else "failed",
-            asked.arrival,
-            asked.prompt_tokens,
-            asked.output_tokens,
+            "rejected" if rejected else "failed",
+            entry.arrival,
+            entry.prompt_tokens,
+            entry.output_tokens,
             reason=str(sink.error),
         )
     first, last = request.first_token_at, request.finished_at
     return RequestRecord(
         index,
-        asked.model,
+        entry.model,
         unit,
         "finished",
-        asked.arrival,
-        asked.prompt_tokens,
-        asked.output_tokens,
+        entry.arrival,
+        entry.prompt_tokens,
+        entry.output_tokens,
         made_tokens=len(request.output),
         first_token=None if first is None else first - start,
         end=None if last is None else last - start,

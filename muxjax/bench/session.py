@@ -1,8 +1,8 @@
-"""A fleet that is loaded and compiled once, and scheduled anew for each run.
+"""A fleet that is loaded and compiled once and gets a new scheduler for each run.
 
-Weights, compiled programs and the pool's array stay; every run has a scheduler of its own, fresh
-quotas and an empty pool, so that policies are compared with nothing else between them. A scheduler
-is made as `Fleet.load` makes it, from the fleet file with another `policy`.
+Weights, compiled programs and the pool's array are reused. Every run has a new scheduler with
+initial quotas and an empty pool, so that runs differ only in their policy. The scheduler is built
+as in `Fleet.load`, from the fleet file with another `policy`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from muxjax.units.unit_spec import UnitSpec
 
 
 class BenchSession:
-    """Made by `BenchSession.load`; closed with `close`, or by leaving `with`.
+    """A loaded fleet for benchmarks, from `BenchSession.load`; a context manager.
 
     Attributes:
       config: the fleet file.
-      models: as `Fleet.models`.
-      buckets: what is compiled, for each model.
+      models: the models, as in `Fleet.models`.
+      buckets: compiled sizes of each model.
       specs: the models as the scheduler sees them.
-      executor: runs steps; nothing else may while an engine uses it.
+      executor: runs steps; must not be used while an engine uses it.
     """
 
     def __init__(self, config: FleetConfig, plan: UnitSpec, executor: JaxExecutor) -> None:
@@ -53,7 +53,7 @@ class BenchSession:
         self.pool_bytes = plan.pool_bytes
         self.specs = {name: spec.spec for name, spec in plan.model_specs.items()}
         self._kv = plan.kv
-        self._fresh: dict[tuple[str, bool], Scheduler] = {
+        self._schedulers: dict[tuple[str, bool], Scheduler] = {
             (config.policy, config.pool.prefix_cache): plan.build_scheduler()
         }
 
@@ -72,13 +72,13 @@ class BenchSession:
 
     @property
     def shapes(self) -> dict[str, ModelShape]:
-        """Of each model, for a `ProfileTable`."""
+        """The shape of each model, for a `ProfileTable`."""
         return {
             name: model_shape(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
             for name, model in self.models.items()
         }
 
-    def unit(
+    def new_scheduler(
         self,
         policy: str,
         estimates: StepEstimates | None = None,
@@ -87,45 +87,46 @@ class BenchSession:
         *,
         prefix_cache: bool = True,
     ) -> Scheduler:
-        """A new scheduler.
+        """Builds a new scheduler.
 
         Args:
-          policy: its policy.
-          estimates: step times that it begins with; copied. By default it has to guess.
-          targets: of each model, in place of those in the fleet file.
-          rates: requests a second that it expects of each model, in place of those in the file.
-          prefix_cache: whether it may find prefixes again, where the fleet file allows it: not for
-            prompts whose tokens mean nothing.
+          policy: the scheduling policy.
+          estimates: initial step times; copied. By default the scheduler has none.
+          targets: latency targets by model, in place of the fleet file's.
+          rates: expected requests per second by model, in place of the fleet file's.
+          prefix_cache: False disables the prefix cache, for simulated prompts without tokens.
 
         Raises:
-          BenchError: a policy that there is not, or that needs another pool.
+          BenchError: an unknown policy, or one that needs a different pool.
         """
         cached = prefix_cache and self.config.pool.prefix_cache
-        if (policy, cached) not in self._fresh:
+        if (policy, cached) not in self._schedulers:
             check_policies([policy])
             pool = self.config.pool.model_copy(update={"prefix_cache": cached})
             plan = build_unit_spec(
                 self.config.model_copy(update={"policy": policy, "pool": pool}), progress=False
             )
             if plan.kv != self._kv:
-                raise BenchError(f"{policy} cuts another pool, so it cannot be compared here")
-            self._fresh[policy, cached] = plan.build_scheduler()
-        unit = copy.deepcopy(self._fresh[policy, cached])
+                raise BenchError(
+                    f"{policy} needs a different pool, so it cannot be compared in this session"
+                )
+            self._schedulers[policy, cached] = plan.build_scheduler()
+        scheduler = copy.deepcopy(self._schedulers[policy, cached])
         if estimates is not None:
-            unit.estimates = copy.deepcopy(estimates)
+            scheduler.estimates = copy.deepcopy(estimates)
         specs = dict(self.specs)
         if targets is not None:
-            specs |= {name: replace(specs[name], targets=own) for name, own in targets.items()}
+            specs |= {name: replace(specs[name], targets=slo) for name, slo in targets.items()}
         if rates is not None:
             specs |= {name: _with_rate(specs[name], rate) for name, rate in rates.items()}
         if specs != self.specs:
-            unit.update_models(specs.values())
-        return unit
+            scheduler.update_models(specs.values())
+        return scheduler
 
     @contextmanager
-    def engine(self, unit: Scheduler) -> Iterator[Engine]:
-        """Runs a unit; when it ends, nothing is left in flight and the pool stays."""
-        engine = Engine(unit, _Kept(self.executor))
+    def engine(self, scheduler: Scheduler) -> Iterator[Engine]:
+        """Runs an engine on a scheduler; at the end no step is in flight and the pool remains."""
+        engine = Engine(scheduler, _SharedExecutor(self.executor))
         try:
             yield engine
         finally:
@@ -143,7 +144,7 @@ class BenchSession:
 
 
 def check_policies(names: Sequence[str]) -> None:
-    """Raises BenchError for a policy that there is not."""
+    """Raises BenchError for an unknown policy."""
     for name in names:
         if name not in policy_names():
             raise BenchError(f"no policy {name!r}; there are {', '.join(policy_names())}")
@@ -153,8 +154,8 @@ def _with_rate(spec: ModelSpec, rate: float) -> ModelSpec:
     return replace(spec, load=replace(spec.load, rate=rate))
 
 
-class _Kept:
-    """An executor that outlives the engines it is given to."""
+class _SharedExecutor:
+    """An executor that outlives the engines that use it."""
 
     def __init__(self, executor: JaxExecutor) -> None:
         self.submit: Callable[[Step], Handle] = executor.submit
@@ -167,4 +168,4 @@ class _Kept:
         raise NotImplementedError("the models of a benchmark session are fixed")
 
     def close(self) -> None:
-        """Nothing: the rig closes it."""
+        """Does nothing: the session closes the executor."""

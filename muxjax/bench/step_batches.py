@@ -13,15 +13,15 @@ _FOREVER = 1 << 20
 class StepBatches:
     """Makes steps of one model, on pages that nobody else uses."""
 
-    def __init__(self, rig: BenchSession, name: str) -> None:
-        self._executor = rig.executor
+    def __init__(self, session: BenchSession, name: str) -> None:
+        self._executor = session.executor
         self._name = name
-        self._buckets = rig.buckets[name]
-        layout, layers = rig.models[name].layout, rig.models[name].config.num_layers
+        self._buckets = session.buckets[name]
+        layout, layers = session.models[name].layout, session.models[name].config.num_layers
         self._per_block = layout.tokens_per_page
         self._layers = layers
-        self._first = rig.dummy_pages
-        self._blocks = (rig.num_pages - rig.dummy_pages) // layers
+        self._first = session.dummy_pages
+        self._blocks = (session.num_pages - session.dummy_pages) // layers
 
     def run(self, step: Step, behind: Step | None = None) -> float:
         """Seconds that the step took, as the executor counts them.

@@ -1,16 +1,14 @@
-"""Steps in service: what becomes of their times where steps of all models alternate.
+"""Measures factors on step times in service, where steps of all models alternate.
 
-Timed one by one (`bench.steps`), each step follows one of another model. In a mixed run of the
-engine, requests of all models and of many lengths come and go, a model's steps follow its own as
-well, and the engine works beside the device. What steps of a bucket take there over what they take
-one by one is a factor on all of its times (on two cores 0.95 to 1 for prefills, 0.9 for most
-decodes, as a burst behind one of its own model takes a tenth less, and 1.2 for decodes of one
-sequence of a larger model). Of a tiny model a step is
-mostly the engine's own work on it, which is in the factor.
+`bench.steps` measures each step behind a step of another model. In a mixed run of the engine,
+requests of all models and many lengths arrive and finish, steps of one model also follow each
+other, and the engine works beside the device. The duration of a bucket's steps in such a run over
+their isolated duration is a factor on all of the bucket's times. For a tiny model, most of a step
+is the engine's own work, which the factor includes.
 
-A shared machine is half as fast at one time as at another, so a part of the mixed run follows each
-round of steps, under a policy of long decodes and one of short ones in turn: both meet the same
-machine. A shorter run says later how fast the machine is then (`speed_now`).
+The speed of a shared machine varies, so a part of the mixed run follows each round of measured
+steps, in turn under a policy with long decodes and one with short decodes: both see the same
+machine. `speed_now` measures later, in a shorter run, how fast the machine is then.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.replay import build_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import Bucket, Kind, StepMeasurement, measure
 from muxjax.errors import BenchError
@@ -31,29 +29,29 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 
 _POLICIES = ("adbs", "slo")
-"""Decodes as long as may be, and short ones."""
+"""One policy with long decodes and one with short decodes."""
 _EACH = 18
-"""Requests of each model in a mixed run: about two seconds for three models of 15M."""
+"""Requests of each model in a mixed run."""
 _LONGEST = 96
-"""Tokens of the longest prompt, and of the longest output."""
+"""Maximum tokens of a prompt and of an output in a mixed run."""
 FEWEST = 10
-"""Steps that say enough about their kind."""
+"""Minimum number of steps for a factor."""
 _EXTREMES = 0.05
-"""Part of the steps that is left out at either end, as something else may have held them up."""
+"""Fraction of the steps at either end that is discarded as outliers."""
 _BACK_TO_BACK = 1e-4
-"""Seconds between two steps of which the second was submitted before the first ended."""
+"""Maximum seconds between two steps that ran back to back."""
 
 
 @dataclass(frozen=True)
 class ExecutedStep:
-    """A step that the engine ran.
+    """A step that the engine executed.
 
     Attributes:
-      model: whose.
-      chunks: of a prefill, as `StepTimes.prefill_seconds` takes them; None for a decode.
-      sequences, rounds, context: of a decode, as `StepTimes.decode_seconds` takes them.
-      seconds: what it took.
-      waited: whether the device had waited for it.
+      model: the model.
+      chunks: the chunks of a prefill, as `StepTimes.prefill_seconds` takes them; None for a decode.
+      sequences, rounds, context: size of a decode, as `StepTimes.decode_seconds` takes it.
+      seconds: its duration.
+      waited: whether the device was idle before it.
     """
 
     model: str
@@ -65,7 +63,7 @@ class ExecutedStep:
     waited: bool
 
     def bucket(self, times: Mapping[str, StepTimes]) -> Bucket:
-        """Which compiled step it was."""
+        """The bucket of the step."""
         own = times[self.model]
         if self.chunks is not None:
             tokens = sum(count for count, _, _ in self.chunks)
@@ -73,7 +71,7 @@ class ExecutedStep:
         return self.model, "decode", find_bucket(own.decode, self.sequences)
 
     def expected(self, times: Mapping[str, StepTimes]) -> float:
-        """Seconds that it takes by the step times of all models."""
+        """Its expected seconds by the step times of all models."""
         own = times[self.model]
         if self.chunks is not None:
             return own.prefill_seconds(self.chunks)
@@ -82,10 +80,10 @@ class ExecutedStep:
 
 @dataclass
 class StepRecorder:
-    """Notes an engine's steps.
+    """Records the steps of an engine.
 
     Attributes:
-      ran: in order.
+      ran: executed steps in order.
     """
 
     ran: list[ExecutedStep] = field(default_factory=list)
@@ -116,17 +114,17 @@ class StepRecorder:
 
 
 def measure_in_service(
-    rig: BenchSession,
+    session: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
     done: Callable[[Kind], None] | None = None,
     into: StepMeasurement | None = None,
 ) -> StepMeasurement:
-    """Times all kinds of steps, and what becomes of them in service; see `steps.measure`.
+    """Measures all kinds of steps and their factors in service; see `steps.measure`.
 
     Raises:
-      BenchError: as `steps.measure`, or too few steps followed each other.
+      BenchError: as in `steps.measure`, or too few steps ran back to back.
     """
     found = StepMeasurement() if into is None else into
     ran: list[ExecutedStep] = []
@@ -134,33 +132,33 @@ def measure_in_service(
 
     def mixed() -> None:
         for _ in _POLICIES:
-            ran.extend(_mixed_run(rig, found, next(policies)))
+            ran.extend(_mixed_run(session, found, next(policies)))
 
-    measure(rig, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
-    times = {name: found.times(name) for name in rig.models}
+    measure(session, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
+    times = {name: found.times(name) for name in session.models}
     for bucket in sorted({(step.model, step.phase, step.size) for step in found.steps}):
         found.in_service[bucket] = _factor(bucket, ran, times)
     return found
 
 
-def speed_now(rig: BenchSession, measured: StepMeasurement) -> float:
-    """How long steps take now, as a multiple of what was measured.
+def speed_now(session: BenchSession, measured: StepMeasurement) -> float:
+    """The current duration of steps, as a multiple of the measured one.
 
     Raises:
-      BenchError: too few steps followed each other.
+      BenchError: too few steps ran back to back.
     """
-    times = {name: measured.times(name) for name in rig.models}
-    return slowness(_mixed_run(rig, measured, _POLICIES[0]), times)
+    times = {name: measured.times(name) for name in session.models}
+    return slowness(_mixed_run(session, measured, _POLICIES[0]), times)
 
 
 def slowness(ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
-    """What steps took over what they were expected to, without the extremes.
+    """The duration of steps over their expected duration, without outliers.
 
     Raises:
       BenchError: too few steps.
     """
     if len(ran) < FEWEST:
-        raise BenchError(f"only {len(ran)} steps, which say too little; measure it again")
+        raise BenchError(f"only {len(ran)} steps ran, which is too few; repeat the measurement")
     expected = np.array([step.expected(times) for step in ran])
     seconds = np.array([step.seconds for step in ran])
     ratios = seconds / expected
@@ -169,37 +167,37 @@ def slowness(ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> flo
     return float(seconds[usual].sum() / expected[usual].sum())
 
 
-def _mixed_run(rig: BenchSession, measured: StepMeasurement, policy: str) -> list[ExecutedStep]:
-    """Steps of a run that the device did not have to wait for."""
+def _mixed_run(session: BenchSession, measured: StepMeasurement, policy: str) -> list[ExecutedStep]:
+    """The steps of a mixed run that ran back to back."""
     step_seconds = sum(step.median for step in measured.steps) / len(measured.steps)
-    workload = _mix(rig, step_seconds)
-    vocab = {name: model.config.vocab_size for name, model in rig.models.items()}
-    limits = {name: model.max_model_len for name, model in rig.models.items()}
-    watch = StepRecorder()
-    with rig.engine(rig.unit(policy)) as engine:
-        engine.observe(watch.observe)
-        done = replay(engine, workload, make_requests(workload, vocab, limits))
+    workload = _mix(session, step_seconds)
+    vocab = {name: model.config.vocab_size for name, model in session.models.items()}
+    limits = {name: model.max_model_len for name, model in session.models.items()}
+    recorder = StepRecorder()
+    with session.engine(session.new_scheduler(policy)) as engine:
+        engine.observe(recorder.observe)
+        done = replay(engine, workload, build_requests(workload, vocab, limits))
     if done.interrupted:
         raise KeyboardInterrupt
-    return [step for step in watch.ran if not step.waited]
+    return [step for step in recorder.ran if not step.waited]
 
 
 def _factor(bucket: Bucket, ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
-    """What steps of a bucket take over what they take alone; of the phase, where there were few."""
+    """The factor of a bucket; of its phase, if the bucket has too few steps."""
     own = [step for step in ran if step.bucket(times) == bucket]
     if len(own) < FEWEST:
         own = [step for step in ran if step.bucket(times)[1] == bucket[1]]
     return slowness(own, times)
 
 
-def _mix(rig: BenchSession, step_seconds: float) -> list[TraceRequest]:
-    """Requests of all models, about one a step at first, then all that is left at once."""
+def _mix(session: BenchSession, step_seconds: float) -> list[TraceRequest]:
+    """Requests of all models: at first about one per step, then the rest at once."""
     rng = np.random.default_rng(0)
     found = []
     for index in range(_EACH):
-        for number, (name, model) in enumerate(rig.models.items()):
+        for number, (name, model) in enumerate(session.models.items()):
             most = max(1, min(_LONGEST, (model.max_model_len - 1) // 2))
             prompt, output = (int(tokens) for tokens in rng.integers(1, most + 1, 2))
-            arrival = step_seconds * (len(rig.models) * min(index, _EACH // 2) + number)
+            arrival = step_seconds * (len(session.models) * min(index, _EACH // 2) + number)
             found.append(TraceRequest(arrival, name, prompt, output))
     return sorted(found, key=lambda asked: asked.arrival)

@@ -1,22 +1,18 @@
-"""Times the compiled steps of a fleet on its own executor: what `placement.step_times` says.
+"""Measures the compiled steps of a fleet on its executor, for `placement.costs.step_times`.
 
-Each time is the median of several steps, from submitting a step to having its tokens (which a step
-gives when all of its results are ready). All kinds of steps are timed once in each round, after a
-round that is not counted: a shared machine may be half as fast for some seconds, and one kind after
-the other would then be measured on unlike machines (on two virtual cores a decode of 16 took 17 ms
-at a context of 165 and, half a minute later, 9 ms at 210). Before each step that is timed another
-model makes a token, so that weights are not in a processor's caches that would not be there in
-service: on two cores with 60 MB models a prefill of 128 tokens takes 16 ms after its own like and
-20 ms after another model. Prompts are arbitrary, contexts are pages of zeros: no step's time
-depends on values.
+Each time is the median of several steps, from submitting a step to its result. Every round measures
+all kinds of steps once, after an uncounted round: the speed of a shared machine varies over
+seconds, so kinds that are measured one after the other would not be comparable. Before each timed
+step another model generates a token, so that the caches hold what they hold in service. Prompts are
+arbitrary and contexts are pages of zeros: step times do not depend on values.
 
-What cannot be timed on its own follows from differences:
+Times that cannot be measured directly follow from differences:
 
-- one chunk of attention, from one chunk of a bucket against several that fill it together;
-- sampling, from a last chunk against one that is not;
-- a decode's fixed part, from a long burst against one of a single token.
+- attention of one chunk: one chunk that fills a bucket against several chunks;
+- sampling: a last chunk against one that is not the last;
+- the fixed part of a decode: a long burst against a single token.
 
-What becomes of these times in service is measured beside them (`bench.in_service`).
+`bench.step_recorder` measures factors on these times in service.
 """
 
 from __future__ import annotations
@@ -38,15 +34,15 @@ Bucket = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Timed:
-    """One kind of step, measured.
+    """The measurements of one kind of step.
 
     Attributes:
-      model, phase: whose.
+      model, phase: model and phase of the step.
       size: the bucket: tokens of a prefill, sequences of a decode.
-      parts: chunks of the prefill, tokens that the decode makes for each sequence.
-      context: tokens at the end of each chunk; of a decode, halfway through.
+      parts: chunks of a prefill, tokens that a decode generates for each sequence.
+      context: tokens at the end of each chunk; for a decode, halfway through.
       last: whether the prefill samples.
-      seconds: of each repetition.
+      seconds: duration of each repetition.
     """
 
     model: str
@@ -63,27 +59,27 @@ class Timed:
 
     @property
     def spread(self) -> float:
-        """Highest less lowest, as a part of the median."""
+        """Maximum minus minimum, as a fraction of the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 @dataclass
 class StepMeasurement:
-    """All of a fleet's steps.
+    """The measured steps of a fleet.
 
     Attributes:
-      steps: in the order of measuring.
-      in_service: factors on them by model, phase and bucket; filled by `bench.in_service`.
+      steps: in order of measurement.
+      in_service: factors on the times by bucket; filled by `bench.step_recorder`.
     """
 
     steps: list[Timed] = field(default_factory=list)
     in_service: dict[Bucket, float] = field(default_factory=dict)
 
     def times(self, model: str) -> StepTimes:
-        """One model's steps as a cost model takes them.
+        """The step times of one model, for cost models.
 
         Raises:
-          BenchError: the model was not measured to the end.
+          BenchError: the measurement of the model is incomplete.
         """
         own = [step for step in self.steps if step.model == model]
         prefill: dict[int, PrefillTimes] = {}
@@ -96,7 +92,7 @@ class StepMeasurement:
             else:
                 decode[size] = _decode_times(steps).scaled(factor)
         if not prefill or not decode:
-            raise BenchError(f"{model} was not measured to the end")
+            raise BenchError(f"the measurement of {model} is incomplete")
         return StepTimes(prefill, decode)
 
 
@@ -112,9 +108,10 @@ class Kind:
     last: bool = True
 
 
-def contexts_of(longest: int, count: int = 8) -> list[int]:
-    """Contexts to measure: spread evenly from an eighth of the longest to the longest. Attention
-    may walk them in blocks, so that its time grows in stairs: a few points do not show them.
+def default_contexts(longest: int, count: int = 8) -> list[int]:
+    """Contexts to measure, evenly from an eighth of the longest to the longest.
+
+    Attention may process contexts in blocks, so its time grows in steps that few points would miss.
     """
     first = max(1, longest // 8)
     if count < 2 or longest < 4:
@@ -123,26 +120,26 @@ def contexts_of(longest: int, count: int = 8) -> list[int]:
     return sorted({round(first + index * step) for index in range(count)})
 
 
-def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[Kind]:
+def step_kinds(session: BenchSession, contexts: Sequence[int] | None = None) -> list[Kind]:
     """Every kind of step to measure.
 
     Args:
-      rig: the fleet.
+      session: the fleet.
       contexts: tokens to measure decodes and long prompts at; by default eight for each model,
         up to its longest sequence.
 
     Raises:
-      BenchError: a context that no model can hold.
+      BenchError: no context fits a model.
     """
     found = []
-    for name, model in rig.models.items():
-        buckets, limit = rig.buckets[name], model.max_model_len
-        burst = rig.config.engine.decode_tokens
-        asked = contexts_of(limit - 1) if contexts is None else sorted(set(contexts))
-        usable = [context for context in asked if 1 <= context < limit]
+    for name, model in session.models.items():
+        buckets, limit = session.buckets[name], model.max_model_len
+        burst = session.config.engine.decode_tokens
+        requested = default_contexts(limit - 1) if contexts is None else sorted(set(contexts))
+        usable = [context for context in requested if 1 <= context < limit]
         if not usable:
             raise BenchError(
-                f"--context {', '.join(map(str, asked))}: {name} holds sequences of 1 to "
+                f"--context {', '.join(map(str, requested))}: {name} holds sequences of 1 to "
                 f"{limit - 1} tokens"
             )
         for size in buckets.prefill_tokens:
@@ -164,7 +161,7 @@ def kinds_of(rig: BenchSession, contexts: Sequence[int] | None = None) -> list[K
 
 
 def measure(
-    rig: BenchSession,
+    session: BenchSession,
     *,
     repeats: int = 5,
     contexts: Sequence[int] | None = None,
@@ -175,24 +172,24 @@ def measure(
     """Times all kinds of steps.
 
     Args:
-      rig: whose; nothing else may use its executor.
-      repeats: rounds that count.
-      contexts: see `kinds_of`.
-      done: told of each step, those of the first round included.
-      into: filled after each round that counts, so that an interrupt leaves those before it.
-      after_round: called after each round that counts.
+      session: the fleet; nothing else may use its executor.
+      repeats: number of counted rounds.
+      contexts: see `step_kinds`.
+      done: called after each step, including the first round.
+      into: filled after each counted round, so that an interrupt keeps earlier rounds.
+      after_round: called after each counted round.
 
     Raises:
-      BenchError: no repeats, or a context that no model can hold.
+      BenchError: `repeats` is 0, or no context fits a model.
     """
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
     found = StepMeasurement() if into is None else into
-    kinds = kinds_of(rig, contexts)
+    kinds = step_kinds(session, contexts)
     seconds: list[list[float]] = [[] for _ in kinds]
     for number in range(repeats + 1):
         for kind, own in zip(kinds, seconds, strict=True):
-            taken = _time(rig, kind)
+            taken = _time(session, kind)
             if number:
                 own.append(taken)
             if done is not None:
@@ -207,23 +204,23 @@ def measure(
     return found
 
 
-def _time(rig: BenchSession, kind: Kind) -> float:
-    """Seconds of one such step, submitted behind another."""
-    steps = StepBatches(rig, kind.model)
-    names = list(rig.models)
+def _time(session: BenchSession, kind: Kind) -> float:
+    """Seconds of one step of a kind, submitted behind another step."""
+    steps = StepBatches(session, kind.model)
+    names = list(session.models)
     other = names[(names.index(kind.model) + 1) % len(names)]
-    between = StepBatches(rig, other)
+    between = StepBatches(session, other)
     before = between.prefill(1, 1, 1, last=True)
     step: Step
     if kind.phase == "prefill":
         step = steps.prefill(kind.size, kind.parts, kind.context, kind.last)
     else:
-        # Sequences go on where the burst before left them: back to where they were.
-        # The context is in the burst's middle, where the longest sequence has room for it.
-        longest = rig.models[kind.model].max_model_len
+        # Sequences continue where the previous burst ended, so they are reset first. The context
+        # is in the middle of the burst if the longest sequence has room for it.
+        longest = session.models[kind.model].max_model_len
         start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
         arming = steps.arm(kind.size, start)
-        if other == kind.model:  # a token of its own would move a sequence
+        if other == kind.model:  # a token of this model would advance a sequence
             before = arming.pop()
         for prefill in arming:
             steps.run(prefill)
@@ -260,7 +257,7 @@ def _decode_times(steps: Sequence[Timed]) -> DecodeTimes:
     )
 
 
-def rows_of(measured: StepMeasurement) -> list[dict[str, Any]]:
+def step_rows(measured: StepMeasurement) -> list[dict[str, Any]]:
     """A row for each kind of step, for tables and files."""
     return [
         {

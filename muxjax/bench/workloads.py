@@ -1,4 +1,4 @@
-"""The workload of a benchmark: a fleet's rates and lengths, or a trace."""
+"""Builds the workload of a benchmark from a fleet's rates and lengths, or from a trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from muxjax.placement.workload.trace import TraceRequest, TruncatedWorkload
 from muxjax.placement.workload.trace_files import open_trace
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
-"""SyntheticWorkload workloads; anything else that `--workload` names is a trace's file."""
+"""Synthetic workloads; any other value of `--workload` is a trace file."""
 DEFAULT_SECONDS = 30.0
 
 
@@ -56,7 +56,7 @@ class WorkloadOptions:
     seed: int = 0
 
 
-def make_workload(
+def build_workload(
     config: FleetConfig,
     limits: Mapping[str, int],
     asked: WorkloadOptions,
@@ -140,7 +140,7 @@ def _synthetic(
 def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float | None) -> LogNormal:
     """Log-normal lengths; prompt and output share the longest request as they share the mean."""
     if prompt < 1 or output < 1:
-        raise WorkloadError(f"{name}: mean lengths must be a token at least, not {prompt}/{output}")
+        raise WorkloadError(f"{name}: mean lengths must be at least 1 token, not {prompt}/{output}")
     part = prompt / (prompt + output)
     spread = {} if sigma is None else {"prompt_sigma": sigma, "output_sigma": sigma}
     try:
@@ -173,7 +173,7 @@ def _trace(
     path = Path(asked.kind)
     if not path.is_file():
         raise WorkloadError(
-            f"no workload {asked.kind!r}: neither one of {', '.join(KINDS)} nor a trace's file"
+            f"no workload {asked.kind!r}: neither one of {', '.join(KINDS)} nor a trace file"
         )
     rates = {entry.name: entry.rate for entry in config.models}
     assigned = AssignedWorkload(open_trace(path), rates, renamed, asked.seed)

@@ -1,4 +1,4 @@
-"""`muxjax bench report` and `muxjax bench trace`: what was saved, as tables and pictures."""
+"""`muxjax bench report` and `muxjax bench picture`: tables and plots of saved results."""
 
 from __future__ import annotations
 
@@ -8,45 +8,52 @@ from typing import Annotated
 
 import typer
 
+from muxjax.cli.options import register_command
 from muxjax.errors import BenchError
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(report)
-    app.command()(picture)
+    register_command(app, report)
+    register_command(app, picture)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with saved results.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for report.html and PNGs; by default DIR."),
+        typer.Option(
+            "--output", "-o", help="Folder for report.html and PNG files. By default DIR."
+        ),
     ] = None,
 ) -> None:
-    """Tables and plots of saved runs: printed, and as one HTML file that needs no other."""
-    from muxjax.bench.report.page import grids_of, write_report
+    """Print tables of saved results and write them, with plots, to one self-contained HTML file."""
+    from muxjax.bench.report.page import build_grids, write_report
     from muxjax.bench.report.saved import find
     from muxjax.bench.report.tables import show_grids
 
-    found = find(folder)
-    show_grids(grids_of(found))
-    written = write_report(found, output or folder)
+    saved = find(folder)
+    show_grids(build_grids(saved))
+    written = write_report(saved, output or folder)
     if not written.drawn:
-        print("muxjax: no plots: pip install 'muxjax[plot]' for them", file=sys.stderr)
+        print("muxjax: no plots; they need matplotlib: pip install 'muxjax[plot]'", file=sys.stderr)
     print(
         f"written to {written.page}" + (f" and {len(written.pictures)} PNG files" * written.drawn)
     )
 
 
 def picture(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace (JSON).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture (SVG).")],
-    start: Annotated[float, typer.Option(help="Seconds into the trace.")] = 0.0,
-    seconds: Annotated[float | None, typer.Option(help="How much; by default all.")] = None,
-    title: Annotated[str, typer.Option(help="Above the picture.")] = "",
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="A Chrome trace (JSON) written by --trace.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (SVG).")],
+    start: Annotated[float, typer.Option(help="Start in the trace, in seconds.")] = 0.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the part to draw. By default the rest.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the picture.")] = "",
 ) -> None:
-    """Draw a part of a trace of `--trace`: who ran when, who waited, who held pages."""
+    """Draw a part of a trace: executed steps, waiting and running requests, and KV pages."""
     from muxjax.bench.report.trace_picture import trace_picture
 
     if seconds is not None and not seconds > 0:

@@ -1,4 +1,4 @@
-"""`muxjax bench steps`: the engine's compiled steps, timed, as a profile."""
+"""`muxjax bench steps`: times the compiled steps of a fleet and writes a profile."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muxjax.cli.options import OUTPUT_PANEL, AsJson, FleetFile, register_command
 from muxjax.errors import BenchError
 
 if TYPE_CHECKING:
@@ -18,32 +19,34 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(steps)
+    register_command(app, steps)
 
 
 def steps(
-    fleet_file: Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")],
+    fleet_file: FleetFile,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Write the profile (JSON) here, for `plan --profile` and `simulate`.",
+            metavar="FILE",
+            help="Write the profile (JSON), for `plan --profile` and `simulate`.",
+            rich_help_panel=OUTPUT_PANEL,
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Steps of each kind that count: rounds.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Number of measurements of each kind of step.")] = 5,
     context: Annotated[
         list[int] | None,
         typer.Option(
-            help="Tokens that a sequence holds; may be repeated. By default eight for each model, "
-            "up to its longest sequence."
+            help="Tokens of a sequence to measure at. May be repeated. By default eight values for "
+            "each model, up to its longest sequence."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Time a fleet's compiled steps, each bucket, at several contexts.
+    """Time the compiled steps of a fleet, each bucket at several context lengths.
 
-    All kinds are timed once in each round; Ctrl-C keeps the rounds that are finished.
+    Each round times all kinds of steps once. Ctrl-C keeps finished rounds.
     """
     from muxjax.config.fleet_file import load_fleet_config
 
@@ -51,20 +54,20 @@ def steps(
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
     config = load_fleet_config(fleet_file)
 
-    from muxjax.bench.machine import machine
+    from muxjax.bench.machine import describe_machine
     from muxjax.bench.session import BenchSession
-    from muxjax.bench.steps import rows_of
+    from muxjax.bench.steps import step_rows
 
-    with BenchSession.load(config) as rig:
-        measured = _measured(rig, repeats, context)
-        profile = _profile(rig, measured)
+    with BenchSession.load(config) as session:
+        measured = _measure(session, repeats, context)
+        profile = _build_profile(session, measured)
     if output is not None:
         from muxjax.bench.profile_file import write_profile
 
         write_profile(profile, output)
-    rows = rows_of(measured)
+    rows = step_rows(measured)
     if as_json:
-        report = {"kind": "steps", **machine(), "steps": rows, "profile": profile}
+        report = {"kind": "steps", **describe_machine(), "steps": rows, "profile": profile}
         print(json.dumps(report, indent=2))
         return
     _show(rows, measured)
@@ -72,13 +75,13 @@ def steps(
         print(f"written to {output}")
 
 
-def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
-    """What was measured: after an interrupt, all rounds that are finished."""
+def _measure(session: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
+    """Measures the steps; after Ctrl-C, the result has the finished rounds."""
     from muxjax.bench.step_recorder import measure_in_service
-    from muxjax.bench.steps import StepMeasurement, kinds_of
+    from muxjax.bench.steps import StepMeasurement, step_kinds
     from muxjax.progress import Bars
 
-    kinds = kinds_of(rig, contexts)
+    kinds = step_kinds(session, contexts)
     measured = StepMeasurement()
     try:
         with Bars({"measuring": len(kinds) * (repeats + 1)}, show=True) as bars:
@@ -86,25 +89,30 @@ def _measured(rig: BenchSession, repeats: int, contexts: list[int] | None) -> St
             def done(kind: Kind) -> None:
                 bars.advance("measuring", 1, f"{kind.model} {kind.phase} {kind.size}")
 
-            measure_in_service(rig, repeats=repeats, contexts=contexts, done=done, into=measured)
+            measure_in_service(
+                session, repeats=repeats, contexts=contexts, done=done, into=measured
+            )
     except KeyboardInterrupt:
         if not measured.steps:
             raise
         rounds = len(measured.steps[0].seconds)
-        what = f"after {rounds} of {repeats} rounds; what becomes of steps in service is left out"
-        print(f"muxjax: interrupted {what}", file=sys.stderr)
+        print(
+            f"muxjax: interrupted after {rounds} of {repeats} rounds; in-service factors are "
+            f"missing",
+            file=sys.stderr,
+        )
     return measured
 
 
-def _profile(rig: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
-    """The profile, under the names that planning looks for."""
-    from muxjax.bench.profile_file import profile_of
+def _build_profile(session: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
+    """The profile, under the model names that the planner uses."""
+    from muxjax.bench.profile_file import build_profile
 
-    kinds = {entry.name: entry.profile or entry.name for entry in rig.config.models}
-    return profile_of(
+    kinds = {entry.name: entry.profile or entry.name for entry in session.config.models}
+    return build_profile(
         {kind: measured.times(name) for name, kind in kinds.items()},
-        {kind: rig.specs[name].limits for name, kind in kinds.items()},
-        {kind: rig.models[name].max_model_len for name, kind in kinds.items()},
+        {kind: session.specs[name].limits for name, kind in kinds.items()},
+        {kind: session.models[name].max_model_len for name, kind in kinds.items()},
     )
 
 
@@ -114,7 +122,7 @@ def _show(rows: list[dict[str, Any]], measured: StepMeasurement) -> None:
 
     table = Table(
         title="steps",
-        caption="milliseconds, medians; spread: highest less lowest; in service: times as long",
+        caption="medians in ms; spread: maximum minus minimum; in service: factor on the time",
     )
     for column in ("model", "phase", "bucket", "parts", "context", "ms", "spread", "in service"):
         left = column in ("model", "phase")
@@ -125,7 +133,7 @@ def _show(rows: list[dict[str, Any]], measured: StepMeasurement) -> None:
         spread = (row["highest_ms"] - row["lowest_ms"]) / row["median_ms"]
         table.add_row(
             row["model"],
-            row["phase"] if row["samples"] else "prefill, not last",
+            row["phase"] if row["samples"] else "prefill, no sampling",
             str(row["bucket"]),
             parts,
             str(row["context"]),

@@ -1,4 +1,4 @@
-"""`muxjax convert`: a checkpoint written anew, in the form that loads fastest."""
+"""`muxjax convert`: writes a checkpoint in the format that loads fastest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from muxjax.cli.options import register_command
+
 
 class Dtype(StrEnum):
-    """What `--dtype` takes."""
+    """Values of `--dtype`."""
 
     keep = "keep"
     float32 = "float32"
@@ -19,22 +21,22 @@ class Dtype(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(convert)
+    register_command(app, convert, panel="Models and files")
 
 
 def convert(
     source: Annotated[
         str,
-        typer.Argument(help="As in a fleet file: a path, a Hub id, demo:NAME."),
+        typer.Argument(help="The checkpoint, as in a fleet file: a path, a Hub id, or demo:NAME."),
     ],
-    dest: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    dest: Annotated[Path, typer.Argument(help="The new folder; it must not exist.")],
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the matrices; keep: as the source has them.")
+        Dtype, typer.Option(help="Type of the matrices; keep is the type of the source.")
     ] = Dtype.keep,
 ) -> None:
-    """Write a checkpoint as a MuxJAX folder (Orbax), of which devices load their parts only.
+    """Convert a checkpoint to MuxJAX's format (Orbax), of which each device loads only its shards.
 
-    DEST appears when it is complete.
+    DEST is created when the conversion is complete.
     """
     from muxjax.models.checkpoints.convert import convert as write
     from muxjax.models.checkpoints.loading import open_checkpoint

@@ -1,7 +1,7 @@
-"""The command line: `muxjax generate | serve | models | plan | simulate | bench | ...`.
+"""The command line: `muxjax serve | generate | models | plan | simulate | bench | ...`.
 
-Nothing heavy is imported before a command needs it, so that help and mistakes in arguments answer
-at once; a fleet file is checked before JAX is imported.
+Heavy modules are imported when a command needs them, so that help and argument errors are printed
+at once. A fleet file is checked before JAX is imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -20,10 +20,12 @@ from muxjax.cli import convert as cli_convert
 from muxjax.cli import plan as cli_plan
 from muxjax.cli import serve as cli_serve
 from muxjax.cli import simulate as cli_simulate
+from muxjax.cli.options import AsJson, FleetFile, GroupedGroup, register_command
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
 
 app = typer.Typer(
-    rich_markup_mode=None,  # with rich `--help` takes three times as long, 0.57 s of CPU
+    cls=GroupedGroup,
+    rich_markup_mode=None,  # importing rich would triple the time of `--help`
     name="muxjax",
     help="Serve many language models from one set of accelerators.",
     no_args_is_help=True,
@@ -32,12 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FleetFile = Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def main() -> None:
-    """Runs the command line. An error that MuxJAX foresaw is a line on stderr and exit status 2."""
+    """Runs the command line. A `MuxError` is printed on standard error, with exit status 2."""
     try:
         app()
     except MuxError as error:
@@ -55,76 +54,112 @@ def _options(
         raise typer.Exit
 
 
-@app.command()
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Sampling parameters of `generate`."""
+
+    max_tokens: Annotated[
+        int,
+        typer.Option(help="Maximum number of tokens to generate.", rich_help_panel="Sampling"),
+    ] = 128
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy sampling.", rich_help_panel="Sampling")
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        typer.Option(
+            help="Nucleus sampling: sample from the most likely tokens with this total "
+            "probability.",
+            rich_help_panel="Sampling",
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int,
+        typer.Option(
+            help="Sample from the k most likely tokens; 0 is no limit.",
+            rich_help_panel="Sampling",
+        ),
+    ] = 0
+    min_p: Annotated[
+        float,
+        typer.Option(
+            help="Minimum probability of a token, relative to the most likely one.",
+            rich_help_panel="Sampling",
+        ),
+    ] = 0.0
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Makes sampling repeatable.", rich_help_panel="Sampling"),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text that ends the output. May be repeated.", rich_help_panel="Sampling"
+        ),
+    ] = None
+
+
 def generate(
     fleet_file: FleetFile,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to continue or answer.")],
+    sampling: SamplingOptions,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Needed when the fleet has several.")
+        str | None,
+        typer.Option("--model", "-m", help="The model. Required if the fleet has several."),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
+        bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to make.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus: keep this much probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the best.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one prompt: the text as it comes, or one JSON object."""
+    """Generate text from one prompt and print it as it is generated."""
     from muxjax.config.fleet_file import load_fleet_config
     from muxjax.sampling_params import SamplingParams
 
     params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=tuple(stop or ()),
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        stop=tuple(sampling.stop or ()),
     )
     config = load_fleet_config(fleet_file)
-    name = _chosen([entry.name for entry in config.models], model)
-    # One prompt needs no other model in memory.
-    alone = config.model_copy(
+    name = _choose_model([entry.name for entry in config.models], model)
+    # Only the chosen model is loaded.
+    single = config.model_copy(
         update={"models": tuple(entry for entry in config.models if entry.name == name)}
     )
 
     from muxjax.fleet import Fleet
 
-    with Fleet.load(alone) as fleet:
+    with Fleet.load(single) as fleet:
         tokenizer = fleet.models[name].tokenizer
         tokens: str | list[int] = prompt
         if chat:
             if tokenizer is None:
-                raise InvalidRequest(f"{name} has no tokenizer, so no chat template")
+                raise InvalidRequest(f"{name} has no tokenizer and therefore no chat template")
             text = tokenizer.apply_chat([{"role": "user", "content": prompt}])
             tokens = tokenizer.encode(text, add_special=False)
         if as_json:
             (completion,) = fleet.generate(name, [tokens], params)
-            answer = {
+            result = {
                 "model": name,
                 "text": completion.text,
                 "token_ids": list(completion.token_ids),
                 "finish_reason": completion.finish_reason,
                 "num_prompt_tokens": completion.num_prompt_tokens,
             }
-            print(json.dumps(answer, ensure_ascii=False))
+            print(json.dumps(result, ensure_ascii=False))
             return
         for delta in fleet.stream(name, tokens, params):
             print(delta.text, end="", flush=True)
         print()
 
 
-@app.command()
 def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
-    """Load a fleet, compile nothing, and say what it holds: shapes, bytes, where from."""
+    """Load a fleet without compiling it and print its models: shapes, sizes and sources."""
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
@@ -143,19 +178,21 @@ def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
     Console().print(table_of(rows))
 
 
-@app.command("compile-check")
 def compile_check(
     fleet_file: FleetFile,
     target: Annotated[
         str,
-        typer.Option(help="What to compile for: v5e:2x4, v6e:2x2, tpu7x:2x2x1, ..., h100, 8xh200."),
+        typer.Option(
+            metavar="DEVICES",
+            help="The target devices: v5e:2x4, v6e:2x2, tpu7x:2x2x1, ..., h100, 8xh200.",
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compile a fleet's steps for devices that are not here: does it compile, does it fit?
+    """Check that a fleet compiles for devices that this machine does not have, and fits them.
 
-    The fleet is cut for as many devices of the target as its `tensor_parallel` says. Exit status 1
-    if something does not compile or does not fit.
+    The fleet is sharded over `tensor_parallel` devices of the target. The exit status is 1 if a
+    program does not compile or does not fit.
     """
     from muxjax.compile_check.targets import set_environment
     from muxjax.config.fleet_file import load_fleet_config
@@ -170,11 +207,11 @@ def compile_check(
 
     devices = describe_devices(target)
 
-    with ExitStack() as shown:
+    with ExitStack() as stack:
         bars: list[Bars] = []
 
         def started(total: int) -> None:
-            bars.append(shown.enter_context(Bars({"compiling": total}, show=True)))
+            bars.append(stack.enter_context(Bars({"compiling": total}, show=True)))
 
         def compiled(program: CheckedProgram) -> None:
             bars[0].advance("compiling", 1, program.name)
@@ -192,13 +229,12 @@ def compile_check(
         raise typer.Exit(1)
 
 
-@app.command()
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Demo models; all by default.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Demo models. By default all.")
     ] = None,
 ) -> None:
-    """Fetch demo models into the cache, with their licences. What is there is not fetched again."""
+    """Download demo models and their licenses into the cache, unless they are there already."""
     from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
@@ -209,23 +245,27 @@ def fetch(
         print(f"{name}: {fetch_demo(name)}")
 
 
-@app.command()
 def schema() -> None:
-    """Print the fleet file's JSON Schema, which editors complete and check by."""
+    """Print the JSON Schema of the fleet file, for completion and checks in editors."""
     from muxjax.config.fleet_file import fleet_json_schema
 
     print(json.dumps(fleet_json_schema(), indent=2))
 
 
-cli_convert.register(app)
-cli_plan.register(app)
 cli_serve.register(app)
+register_command(app, generate, panel="Serve")
+register_command(app, models, panel="Models and files")
+register_command(app, fetch, panel="Models and files")
+cli_convert.register(app)
+register_command(app, schema, panel="Models and files")
+cli_plan.register(app)
 cli_simulate.register(app)
+register_command(app, compile_check, name="compile-check", panel="Plan and measure")
 cli_bench.register(app)
 
 
-def _chosen(names: list[str], model: str | None) -> str:
-    """The name of the model to use."""
+def _choose_model(names: list[str], model: str | None) -> str:
+    """The name of the model to use; the only one by default."""
     if model is None and len(names) == 1:
         return names[0]
     if model is None:

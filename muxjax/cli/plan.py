@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from muxjax.cli.options import OUTPUT_PANEL, AsJson, register_command
 from muxjax.errors import FleetConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -18,64 +20,102 @@ if TYPE_CHECKING:
     from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import PlanInputs
 
+PLAN_PANEL = "Placement"
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
 MuxServe = Annotated[
     Path | None,
-    typer.Option("--muxserve", metavar="FILE", help="MuxServe's models.yaml, in place of FLEET."),
+    typer.Option(
+        "--muxserve",
+        metavar="FILE",
+        help="Plan for MuxServe's models.yaml instead of a fleet file.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="NxD:DEVICE",
+        help="Nodes x devices, for example 4x8:a100-80gb; several are separated by commas. By "
+        "default the fleet file's cluster, or this machine's CPU.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="Measured step times (JSON). By default step times are estimated.",
+        rich_help_panel=PLAN_PANEL,
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(plan)
-    app.command(name="import-muxserve")(import_muxserve)
+    register_command(app, plan, panel="Plan and measure")
+    register_command(app, import_muxserve, name="import-muxserve", panel="Models and files")
 
 
-def plan(
-    fleet_file: Fleet = None,
-    muxserve: MuxServe = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NxD:DEVICE",
-            help="Nodes x devices, as in 4x8:a100-80gb; several with commas. By default the fleet "
-            "file's, or this machine's CPU.",
-        ),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measured step times; without them: calculated."),
-    ] = None,
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a placement is searched for."""
+
     objective: Annotated[
         Literal["throughput", "weighted", "slo"],
         typer.Option(
-            help="Requests a second served; the same weighted by rates; or those in full and "
-            "within the latency targets."
+            help="Maximize requests per second: all served requests, the same weighted by the "
+            "models' rates, or only requests within the latency targets.",
+            rich_help_panel=PLAN_PANEL,
         ),
-    ] = "throughput",
+    ] = "throughput"
     execution: Annotated[
         Literal["concurrent", "time_sliced"] | None,
         typer.Option(
-            help="How a unit's programs share its devices: at once with shares of the compute "
-            "(MuxServe; default for a profile that has shares) or in turn (MuxJAX; default)."
+            help="How the programs of a unit share its devices: concurrent, with shares of the "
+            "compute (MuxServe; default for a profile with shares), or time_sliced (MuxJAX; "
+            "default otherwise).",
+            rich_help_panel=PLAN_PANEL,
         ),
-    ] = None,
+    ] = None
     upstream_compatible: Annotated[
         bool,
-        typer.Option(
-            "--upstream-compatible", help="Place as MuxServe's own search does, to compare."
-        ),
-    ] = False,
+        typer.Option(help="Use MuxServe's own search, for comparison.", rich_help_panel=PLAN_PANEL),
+    ] = False
     effort: Annotated[
-        float, typer.Option(min=0.1, max=1000, help="2 searches twice as long.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+        float,
+        typer.Option(
+            min=0.1,
+            max=1000,
+            help="Factor on the duration of the search.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = 1.0
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the search.", rich_help_panel=PLAN_PANEL)
+    ] = 0
+
+
+def plan(
+    search: SearchOptions,
+    fleet_file: Fleet = None,
+    muxserve: MuxServe = None,
+    cluster: Cluster = None,
+    profile: Profile = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the plan's file (JSON) here.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the plan to this file (JSON).",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Find which models share which devices, and say what that will deliver. Starts nothing."""
+    """Plan which models share which devices, and estimate the throughput and latency."""
     from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import plan_inputs
 
@@ -83,20 +123,20 @@ def plan(
     config = read_fleet(fleet_file, muxserve)
     inputs = plan_inputs(config, cluster=cluster, profile=profile)
     options = PlannerOptions(
-        execution=execution or inputs.execution,
-        objective=objective,
-        effort=effort,
-        seed=seed,
-        as_upstream=upstream_compatible,
+        execution=search.execution or inputs.execution,
+        objective=search.objective,
+        effort=search.effort,
+        seed=search.seed,
+        as_upstream=search.upstream_compatible,
     )
-    found = search_plan(inputs, options, began=began)
+    result = search_plan(inputs, options, began=began)
     if output is not None:
         try:
-            found.save(output)
+            result.save(output)
         except OSError as error:
             raise PlanError(f"{output}: cannot be written: {error.strerror or error}") from error
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(json.dumps(result.to_json(), indent=2))
         return
 
     from rich.console import Console
@@ -104,7 +144,7 @@ def plan(
     from muxjax.cli.plan_table import show_plan
 
     console = Console()
-    show_plan(found, Console(width=120) if not sys.stdout.isatty() else console)
+    show_plan(result, Console(width=120) if not sys.stdout.isatty() else console)
     if output is not None:
         console.print(f"written to {output}", highlight=False)
 
@@ -112,15 +152,15 @@ def plan(
 def search_plan(
     inputs: PlanInputs, options: PlannerOptions, *, began: float | None = None
 ) -> PlacementPlan:
-    """A plan, with a bar on standard error while it is searched for.
+    """Searches for a plan, with a progress bar on standard error.
 
     Args:
-      inputs: what to plan.
-      options: how.
-      began: when the work began, on `time.perf_counter`'s clock, for the plan's own account.
+      inputs: models, cluster and costs.
+      options: options of the search.
+      began: start of the work on `time.perf_counter`'s clock; the plan records the duration.
 
     Raises:
-      PlanError: nothing fits.
+      PlanError: no placement fits.
     """
     from muxjax.placement.planner.planner import plan_placement
     from muxjax.progress import Bars
@@ -145,10 +185,10 @@ def search_plan(
 
 
 def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:
-    """The fleet of one of the two files.
+    """Reads a fleet file or MuxServe's models.yaml.
 
     Raises:
-      FleetConfigError: neither or both are given, or the file is at fault.
+      FleetConfigError: neither or both are given, or the file is invalid.
     """
     from muxjax.config.fleet_file import load_fleet_config
 
@@ -172,17 +212,17 @@ def import_muxserve(
     models_file: Annotated[Path, typer.Argument(metavar="MODELS", help="MuxServe's models.yaml.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the fleet file here; by default print it."),
+        typer.Option("--output", "-o", help="Write the fleet file here. By default it is printed."),
     ] = None,
 ) -> None:
-    """Make a fleet file from MuxServe's models.yaml."""
+    """Convert MuxServe's models.yaml to a fleet file."""
     import yaml
 
     from muxjax.config.muxserve_yaml import read_muxserve
 
     fleet = read_muxserve(models_file)
-    read_fleet(None, models_file)  # what is written is a valid fleet file
-    text = f"# Made by `muxjax import-muxserve {models_file.name}`.\n"
+    read_fleet(None, models_file)  # checks that the result is a valid fleet file
+    text = f"# Converted by `muxjax import-muxserve {models_file.name}`.\n"
     text += yaml.safe_dump(fleet, sort_keys=False, default_flow_style=None, width=100)
     if output is None:
         print(text, end="")

@@ -1,14 +1,16 @@
-"""`muxjax serve` and `muxjax key`. Heavy imports wait until a command needs them."""
+"""`muxjax serve` and `muxjax key`. Heavy modules are imported when a command needs them."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muxjax.cli.trace import recorded
+from muxjax.cli.options import FleetFile, Trace, register_command
+from muxjax.cli.trace import recorded_timeline
 
 if TYPE_CHECKING:
     from muxjax.cluster.host_list import Hosts
@@ -16,94 +18,139 @@ if TYPE_CHECKING:
     from muxjax.fleet import Fleet
 
 
+CLUSTER, ACCESS, LOGS = "Units and hosts", "Access", "Logs and traces"
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(serve)
-    app.command()(key)
+    register_command(app, serve, panel="Serve")
+    register_command(app, key, panel="Serve")
 
 
-def serve(
-    fleet_file: Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")],
-    host: Annotated[
-        str, typer.Option(help="Address to serve on. Others than this machine's need a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where the units of the fleet run."""
+
     plan: Annotated[
         Path | None,
-        typer.Option(help="Serve the units of this plan (`muxjax plan --output`), not one unit."),
-    ] = None,
+        typer.Option(
+            metavar="FILE",
+            help="Serve the units of this plan (see `muxjax plan --output`) instead of one unit.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
             help="Run each unit as a process of a Ray cluster: HOST:PORT, 'auto' for this "
-            "machine's, 'local' to start Ray here; needs muxjax[ray].",
+            "machine's cluster, or 'local' to start Ray here. Needs muxjax[ray].",
+            rich_help_panel=CLUSTER,
         ),
-    ] = None,
+    ] = None
     coordinator: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Serve with other processes, on other hosts, whose devices are one mesh: where "
-            "the first of them listens; the same for all.",
+            help="Serve one mesh that spans the devices of several processes. The address of the "
+            "first process; all processes are given the same address.",
+            rich_help_panel=CLUSTER,
         ),
-    ] = None,
+    ] = None
     process: Annotated[
-        int, typer.Option(help="With --coordinator: which process this is; 0 serves.", min=0)
-    ] = 0,
+        int,
+        typer.Option(
+            min=0,
+            help="With --coordinator: the index of this process. Process 0 serves requests.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = 0
     processes: Annotated[
-        int, typer.Option(help="With --coordinator: how many processes there are.", min=1)
-    ] = 1,
+        int,
+        typer.Option(
+            min=1, help="With --coordinator: the number of processes.", rich_help_panel=CLUSTER
+        ),
+    ] = 1
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """The address, and access to it."""
+
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. An address that other machines can reach needs API keys.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 selects a free port.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = 8000
     keys: Annotated[
         Path | None,
-        typer.Option(help="File of API keys (docs/serving.md). Also: MUXJAX_API_KEY."),
-    ] = None,
+        typer.Option(
+            metavar="FILE",
+            help="The API keys (see docs/serving.md). Alternatively, set MUXJAX_API_KEY.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve to other machines without keys.")
-    ] = False,
+        bool,
+        typer.Option(help="Serve other machines without API keys.", rich_help_panel=ACCESS),
+    ] = False
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Serve over HTTPS with this certificate (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key.")] = None,
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Serve over HTTPS with this certificate (PEM).",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The private key of --tls-cert.", rich_help_panel=ACCESS),
+    ] = None
+
+
+def serve(
+    fleet_file: FleetFile,
+    access: AccessOptions,
+    cluster: ClusterOptions,
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="Form of the logs on standard error.")
+        Literal["text", "json"],
+        typer.Option(help="Format of the logs on standard error.", rich_help_panel=LOGS),
     ] = "text",
     otlp_endpoint: Annotated[
         str | None,
-        typer.Option(help="Send traces of calls there by OTLP over HTTP; needs muxjax[otel]."),
-    ] = None,
-    trace: Annotated[
-        Path | None,
         typer.Option(
-            help="Write who ran when (Chrome trace, JSON) at the end: the latest 100,000 steps."
+            metavar="URL",
+            help="Send traces of requests to this endpoint by OTLP over HTTP. Needs muxjax[otel].",
+            rich_help_panel=LOGS,
         ),
     ] = None,
+    trace: Trace = None,
 ) -> None:
-    """Serve a fleet over HTTP in OpenAI's schema, with a live page at /.
+    """Serve a fleet over HTTP with OpenAI's API, and a live page at /.
 
-    Ctrl-C and SIGTERM let running requests end first; once more ends at once. SIGHUP reads the
-    fleet file again and applies it.
+    Ctrl-C or SIGTERM stops after running requests are finished; a second one stops at once. SIGHUP
+    reloads the fleet file.
     """
-    from muxjax.cluster.host_list import Hosts
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
-    if (tls_cert is None) != (tls_key is None):
-        raise typer.BadParameter("--tls-cert and --tls-key go together")
-    if coordinator is not None and (plan is not None or ray is not None):
-        raise typer.BadParameter(
-            "--coordinator makes one unit: it goes with no --plan and no --ray"
-        )
-    hosts = None if coordinator is None else Hosts(coordinator, process, processes)
+    hosts = _check_options(access, cluster, trace)
     if hosts is not None and hosts.process > 0:
         from muxjax.cluster.follower import follow
 
         follow(hosts)
         return
-    if ray is not None and trace is not None:
-        raise typer.BadParameter(
-            "--trace records steps of this process; with --ray they are others'"
-        )
 
     from muxjax.serve import logs
     from muxjax.serve.access.keys import load_keys
@@ -112,23 +159,24 @@ def serve(
     from muxjax.serve.settings import ServerSettings
     from muxjax.serve.tracing import Tracing
 
-    found = load_keys(keys, [model.name for model in config.models])
+    api_keys = load_keys(access.keys, [model.name for model in config.models])
     tracing = None if otlp_endpoint is None else Tracing.to_endpoint(otlp_endpoint)
-    tls = None if tls_cert is None or tls_key is None else Tls(tls_cert, tls_key)
-    if tls is not None:
+    tls = None
+    if access.tls_cert is not None and access.tls_key is not None:
+        tls = Tls(access.tls_cert, access.tls_key)
         tls.check()
-    with sigterm_interrupts(), bind(host, port) as bound:
+    with sigterm_interrupts(), bind(access.host, access.port) as bound:
         settings = ServerSettings.from_config(
             config,
-            keys=found,
+            keys=api_keys,
             local_only=is_local(bound),
             tracing=tracing,
             fleet_file=fleet_file,
         )
-        check_exposure(bound, settings, insecure=insecure)
+        check_exposure(bound, settings, insecure=access.insecure)
         logs.configure(log_format)
 
-        with recorded(trace) as timeline, _loaded(config, plan, ray, hosts) as fleet:
+        with recorded_timeline(trace) as timeline, _load_fleet(config, cluster, hosts) as fleet:
             if timeline is not None:
                 fleet.record(timeline)
             serve_fleet(
@@ -140,27 +188,50 @@ def serve(
             )
 
 
-def _loaded(
-    config: FleetConfig, plan: Path | None, ray: str | None, hosts: Hosts | None
+def _check_options(
+    access: AccessOptions, cluster: ClusterOptions, trace: Path | None
+) -> Hosts | None:
+    """Refuses options that exclude each other.
+
+    Returns:
+      The processes of a mesh that spans several; None for one process.
+    """
+    from muxjax.cluster.host_list import Hosts
+
+    if (access.tls_cert is None) != (access.tls_key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key must be given together")
+    if cluster.ray is not None and trace is not None:
+        raise typer.BadParameter(
+            "--trace records the steps of this process; with --ray, other processes run the steps"
+        )
+    if cluster.coordinator is None:
+        return None
+    if cluster.plan is not None or cluster.ray is not None:
+        raise typer.BadParameter("--coordinator serves one unit; omit --plan and --ray")
+    return Hosts(cluster.coordinator, cluster.process, cluster.processes)
+
+
+def _load_fleet(
+    config: FleetConfig, cluster: ClusterOptions, hosts: Hosts | None
 ) -> AbstractContextManager[Fleet]:
     if hosts is not None:
         from muxjax.cluster.leader import leading
 
         return leading(config, hosts)
-    if ray is not None:
+    if cluster.ray is not None:
         from muxjax.cluster.ray_fleet import ray_fleet
 
-        return ray_fleet(config, plan=plan, address=ray)
+        return ray_fleet(config, plan=cluster.plan, address=cluster.ray)
     from muxjax.fleet import Fleet
 
-    return Fleet.load(config, plan=plan)
+    return Fleet.load(config, plan=cluster.plan)
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="What logs call the holder.")],
+    name: Annotated[str, typer.Argument(help="The name of the key's holder in logs.")],
 ) -> None:
-    """Make an API key: the secret for its holder, and the entry for the key file."""
+    """Create an API key: the secret for its holder, and the entry for the key file."""
     from muxjax.serve.access.keys import new_entry
 
     secret, entry = new_entry(name)
-    print(f"# The secret, shown only now:\n#   {secret}\n{entry}")
+    print(f"# The secret, which is not shown again:\n#   {secret}\n{entry}")

@@ -1,4 +1,4 @@
-"""`muxjax simulate`: what a plan delivers, under several policies and rates."""
+"""`muxjax simulate`: simulates a plan under several policies and rates."""
 
 from __future__ import annotations
 
@@ -6,245 +6,253 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from muxjax.cli.trace import recorded
+from muxjax.cli.options import (
+    WORKLOAD_PANEL,
+    ArrivalOptions,
+    AsJson,
+    ModelMap,
+    OutputFolder,
+    SloOptions,
+    Trace,
+    parse_model_map,
+    parse_numbers,
+    register_command,
+)
+from muxjax.cli.plan import PLAN_PANEL, Cluster, MuxServe, Profile
+from muxjax.cli.trace import recorded_timeline
 from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
     from muxjax.placement.planner.plan import Execution, PlacementPlan
     from muxjax.placement.simulator.simulated_units import SystemConfig
     from muxjax.placement.simulator.simulation import SimulationSetup
+    from muxjax.placement.workload.synthetic import ArrivalProcess
     from muxjax.placement.workload.trace import Workload
     from muxjax.placement.workload.trace_files import TraceFile
     from muxjax.scheduling.specs import LatencySlo
     from muxjax.scheduling.timeline import Timeline
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
-"""SyntheticWorkload workloads; anything else that `--workload` names is a trace's file."""
+"""Synthetic workloads; any other value of `--workload` is a trace file."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How `simulate` makes a plan when it is given a fleet."""
+
+    muxserve: MuxServe = None
+    cluster: Cluster = None
+    profile: Profile = None
+    execution: Annotated[
+        str | None,
+        typer.Option(
+            help="time_sliced or concurrent. By default what the plan was made for.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """Length and token counts of a workload, for `simulate`."""
+
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Length of the workload in seconds; 120 if it has no other end.",
+            rich_help_panel=WORKLOAD_PANEL,
+        ),
+    ] = None
+    lengths: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the lengths of all models from this ShareGPT file (JSON).",
+            rich_help_panel=WORKLOAD_PANEL,
+        ),
+    ] = None
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Count the tokens of --lengths with this tokenizer.json. By default four bytes "
+            "count as a token.",
+            rich_help_panel=WORKLOAD_PANEL,
+        ),
+    ] = None
+    rate_scales: Annotated[
+        str,
+        typer.Option(
+            help="Run the workload at each of these multiples of its rate.",
+            rich_help_panel=WORKLOAD_PANEL,
+        ),
+    ] = "0.5,1,1.5,2"
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(simulate)
+    register_command(app, simulate, panel="Plan and measure")
 
 
 def simulate(
+    plan_options: PlanOptions,
+    workload: ArrivalOptions,
+    lengths: LengthOptions,
+    slo: SloOptions,
     file: Annotated[
         Path | None,
         typer.Argument(metavar="PLAN|FLEET", help="A plan (JSON), or a fleet to plan first."),
     ] = None,
-    muxserve: Annotated[
-        Path | None, typer.Option(help="MuxServe's models.yaml, to plan first.")
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="What to plan on, as 4x8:a100-80gb; by default what the file says."),
-    ] = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="Measured step times to plan with (JSON).")
-    ] = None,
-    workload: Annotated[
-        str,
-        typer.Option(
-            help="poisson, gamma, bursts, drift, or a trace: .jsonl (Mooncake), .csv (Azure, "
-            "BurstGPT), .json (MuxServe)."
-        ),
-    ] = "poisson",
-    seconds: Annotated[
-        float | None, typer.Option(help="Length of the workload; 120 if it has no other end.")
-    ] = None,
-    requests: Annotated[int | None, typer.Option(help="Most requests of the workload.")] = None,
-    cv: Annotated[
-        float | None,
-        typer.Option(help="gamma: variation of the gaps. [default: 4]"),
-    ] = None,
-    on_off: Annotated[
-        str | None,
-        typer.Option(help="bursts: mean seconds with and without requests. [default: 10,30]"),
-    ] = None,
-    change_points: Annotated[
-        str | None,
-        typer.Option(help="drift: seconds at which the models swap rates. [default: each quarter]"),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Deal the total rate anew by this power law, most popular model first."),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Total requests a second; by default the plan's.")
-    ] = None,
-    lengths: Annotated[
-        Path | None, typer.Option(help="ShareGPT's JSON to draw lengths from, for all models.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="tokenizer.json that counts its tokens; else four bytes are a token."),
-    ] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="TRACE=MODEL: who serves a trace's model; may be repeated."),
-    ] = None,
-    rate_scales: Annotated[
-        str, typer.Option(help="The workload is run at each of these multiples of its rate.")
-    ] = "0.5,1,1.5,2",
     policy: Annotated[
         str,
         typer.Option(
-            help="Policies to compare, separated by commas: those of the fleet file, and spatial "
-            "(each model on its own devices)."
+            help="Policies, separated by commas: slo, adbs, fcfs, round_robin, static, temporal, "
+            "spatial, mutex."
         ),
     ] = "adbs",
-    execution: Annotated[
-        str | None,
-        typer.Option(help="time_sliced or concurrent; by default what the plan was made for."),
-    ] = None,
-    slo_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Latency allowed, in multiples of the request's alone. [default: 8, if no other "
-            "target is given]"
-        ),
-    ] = None,
-    slo_ttft: Annotated[float | None, typer.Option(help="Seconds to the first token.")] = None,
-    slo_tpot: Annotated[float | None, typer.Option(help="Seconds for each token after it.")] = None,
     max_waiting: Annotated[
         int | None,
-        typer.Option(help="Requests of a model that may wait; more are rejected. Any by default."),
+        typer.Option(
+            help="Maximum number of waiting requests of a model; more are rejected. By default "
+            "there is no limit."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the workload, and of the plan if one is made.")] = 0,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write who ran when (Chrome trace, JSON): the latest 100,000 steps."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for JSON, tables, records and plots.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the workload, and of the plan if one is made.")
+    ] = 0,
+    rename: ModelMap = None,
+    trace: Trace = None,
+    output: OutputFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Simulate a plan: the real scheduler on a simulated clock."""
+    """Simulate a plan with the real scheduler on a simulated clock."""
     from muxjax.placement.simulator.metrics import AttainmentCriterion
     from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
     from muxjax.placement.simulator.simulation import SimulationSetup, validate_scales
-    from muxjax.placement.workload.trace import TruncatedWorkload
-    from muxjax.placement.workload.trace_files import open_trace
     from muxjax.scheduling.specs import DEFAULT_SCALE
 
-    scales = validate_scales(_numbers(rate_scales, "--rate-scales"))
+    scales = validate_scales(_numbers(lengths.rate_scales, "--rate-scales"))
+    execution = plan_options.execution
     if execution is not None:
-        _systems(policy, execution)  # a mistake in them is told before a long search
-    plan, slos = _plan(file, muxserve, cluster, profile, execution, seed)
+        _systems(policy, execution)  # checked before a long search
+    plan, slos = _load_or_make_plan(file, plan_options, seed)
     systems = _systems(policy, execution or plan.execution)
     costs = plan_costs(plan)
-    if slo_scale is not None or slo_ttft is not None or slo_tpot is not None:
+    if not slo.is_default:
         slos = {}
-    else:
-        slo_scale = DEFAULT_SCALE
-    asked = AttainmentCriterion.from_targets(slo_ttft, slo_tpot, slo_scale)
-    targets = plan_criteria(plan, costs, asked, slos)
-    if max_waiting is not None and max_waiting < 1:
-        raise WorkloadError(f"--max-waiting must be at least 1, not {max_waiting}")
-    if requests is not None and requests < 1:
-        raise WorkloadError(f"--requests must be at least 1, not {requests}")
-    if seconds is not None and not seconds > 0:
-        raise WorkloadError(f"--seconds must be above 0, not {seconds}")
+    scale = DEFAULT_SCALE if slo.is_default else slo.scale
+    targets = plan_criteria(
+        plan, costs, AttainmentCriterion.from_targets(slo.ttft, slo.tpot, scale), slos
+    )
+    _check_limits(workload, lengths, max_waiting)
     described: dict[str, Any] = {
-        "workload": workload,
-        "seconds": seconds,
-        "requests": requests,
-        "cv": cv,
-        "on_off": on_off,
-        "change_points": change_points,
-        "alpha": alpha,
-        "rate": rate,
-        "lengths": None if lengths is None else str(lengths),
+        "workload": workload.workload,
+        "seconds": lengths.seconds,
+        "requests": workload.requests,
+        "cv": workload.cv,
+        "on_off": workload.on_off,
+        "change_points": workload.change_points,
+        "alpha": workload.alpha,
+        "rate": workload.rate,
+        "lengths": None if lengths.lengths is None else str(lengths.lengths),
         "map": rename,
     }
-    source: Workload
-    file_of: TraceFile | None = None
-    if workload in KINDS:
-        if rename:
-            raise WorkloadError("--map is for traces; a synthetic workload names the plan's models")
-        source = _synthetic(
-            plan,
-            workload,
-            seconds=seconds,
-            requests=requests,
-            cv=cv,
-            on_off=on_off,
-            change_points=change_points,
-            alpha=alpha,
-            rate=rate,
-            lengths=lengths,
-            tokenizer=tokenizer,
-            seed=seed,
-        )
-    else:
-        for option, value in (
-            ("--cv", cv),
-            ("--on-off", on_off),
-            ("--change-points", change_points),
-            ("--alpha", alpha),
-            ("--rate", rate),
-            ("--lengths", lengths),
-            ("--tokenizer", tokenizer),
-        ):
-            if value is not None:
-                raise WorkloadError(f"{option} is for synthetic workloads; {workload} is a trace")
-        if not Path(workload).is_file():
-            raise WorkloadError(
-                f"no workload {workload!r}: neither one of {', '.join(KINDS)} nor a trace's file"
-            )
-        file_of = open_trace(Path(workload))
-        source = TruncatedWorkload(_assigned(plan, file_of, rename or [], seed), requests, seconds)
+    source, trace_file = _build_workload(plan, workload, lengths, rename, seed)
     last: float | None = None
-    for request in source:  # a trace that is out of order says so before anything is run
+    for request in source:  # reports a trace that is out of order before the first run
         last = request.arrival
     if last is None:
         raise WorkloadError("the workload has no requests: make it longer, or raise its rate")
-    if file_of is not None and file_of.left_out:
-        described["left_out"] = file_of.left_out
-        print(f"muxjax: {file_of.left_out} failed requests of {workload} left out", file=sys.stderr)
+    if trace_file is not None and trace_file.left_out:
+        described["left_out"] = trace_file.left_out
+        print(
+            f"muxjax: {trace_file.left_out} failed requests of {workload.workload} left out",
+            file=sys.stderr,
+        )
     setup = SimulationSetup(plan, costs, targets, max_waiting, seed, described)
-    fixed = file_of is None and requests is None  # as long at any rate
-    with recorded(trace) as timeline:
-        found = _run_all(setup, systems, source, last, fixed, scales, output, timeline)
+    # Without a limit on requests, a synthetic workload has the same length at any rate.
+    fixed = trace_file is None and workload.requests is None
+    with recorded_timeline(trace) as timeline:
+        policies = _run_all(setup, systems, source, last, fixed, scales, output, timeline)
     report = {
         "seed": seed,
-        "config_hash": found[0]["config_hash"],
-        "version": found[0]["version"],
+        "config_hash": policies[0]["config_hash"],
+        "version": policies[0]["version"],
         "workload": described,
         "targets": {name: target.to_json() for name, target in targets.items()},
-        "policies": found,
+        "policies": policies,
     }
     if output is not None:
         _write(report, output)
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    _show(found)
+    _show(policies)
 
 
-def _plan(
-    file: Path | None,
-    muxserve: Path | None,
-    cluster: str | None,
-    profile: Path | None,
-    execution: str | None,
+def _check_limits(
+    workload: ArrivalOptions, lengths: LengthOptions, max_waiting: int | None
+) -> None:
+    if max_waiting is not None and max_waiting < 1:
+        raise WorkloadError(f"--max-waiting must be at least 1, not {max_waiting}")
+    if workload.requests is not None and workload.requests < 1:
+        raise WorkloadError(f"--requests must be at least 1, not {workload.requests}")
+    if lengths.seconds is not None and not lengths.seconds > 0:
+        raise WorkloadError(f"--seconds must be above 0, not {lengths.seconds}")
+
+
+def _build_workload(
+    plan: PlacementPlan,
+    workload: ArrivalOptions,
+    lengths: LengthOptions,
+    rename: Sequence[str] | None,
     seed: int,
+) -> tuple[Workload, TraceFile | None]:
+    """The workload, and the trace file that it was read from."""
+    from muxjax.placement.workload.trace import TruncatedWorkload
+    from muxjax.placement.workload.trace_files import open_trace
+
+    kind = workload.workload
+    if kind in KINDS:
+        if rename:
+            raise WorkloadError("--map is for traces; a synthetic workload names the plan's models")
+        return _synthetic(plan, workload, lengths, seed), None
+    for option, value in (
+        ("--cv", workload.cv),
+        ("--on-off", workload.on_off),
+        ("--change-points", workload.change_points),
+        ("--alpha", workload.alpha),
+        ("--rate", workload.rate),
+        ("--lengths", lengths.lengths),
+        ("--tokenizer", lengths.tokenizer),
+    ):
+        if value is not None:
+            raise WorkloadError(f"{option} is for synthetic workloads; {kind} is a trace")
+    if not Path(kind).is_file():
+        raise WorkloadError(
+            f"no workload {kind!r}: neither one of {', '.join(KINDS)} nor a trace file"
+        )
+    trace_file = open_trace(Path(kind))
+    assigned = _assigned(plan, trace_file, rename or [], seed)
+    return TruncatedWorkload(assigned, workload.requests, lengths.seconds), trace_file
+
+
+def _load_or_make_plan(
+    file: Path | None, options: PlanOptions, seed: int
 ) -> tuple[PlacementPlan, dict[str, LatencySlo]]:
-    """The plan, read or made, and the latency targets that the fleet file has."""
+    """The plan, and the latency targets of the fleet file that it is made from."""
     from muxjax.placement.planner.plan import load_plan
     from muxjax.placement.planner.planner import PlannerOptions
 
     if file is not None and file.suffix.lower() == ".json":
         for option, value in (
-            ("--muxserve", muxserve),
-            ("--cluster", cluster),
-            ("--profile", profile),
+            ("--muxserve", options.muxserve),
+            ("--cluster", options.cluster),
+            ("--profile", options.profile),
         ):
             if value is not None:
                 raise PlanError(f"{option} is for making a plan; {file} is one already")
@@ -253,8 +261,9 @@ def _plan(
     from muxjax.cli.plan import read_fleet, search_plan
     from muxjax.units.plan_inputs import plan_inputs
 
-    inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
-    chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked
+    fleet = read_fleet(file, options.muxserve)
+    inputs = plan_inputs(fleet, cluster=options.cluster, profile=options.profile)
+    chosen: Execution = inputs.execution if options.execution is None else options.execution  # type: ignore[assignment]  # checked
     plan = search_plan(inputs, PlannerOptions(execution=chosen, seed=seed))
     slos = {
         load.name: load.slo
@@ -281,56 +290,54 @@ def _systems(policies: str, execution: str) -> list[SystemConfig]:
 
 
 def _synthetic(
-    plan: PlacementPlan,
-    kind: str,
-    *,
-    seconds: float | None,
-    requests: int | None,
-    cv: float | None,
-    on_off: str | None,
-    change_points: str | None,
-    alpha: float | None,
-    rate: float | None,
-    lengths: Path | None,
-    tokenizer: Path | None,
-    seed: int,
+    plan: PlacementPlan, workload: ArrivalOptions, lengths: LengthOptions, seed: int
 ) -> Workload:
     from muxjax.placement.simulator.planned_workload import planned_traffic
-    from muxjax.placement.workload.synthetic import ArrivalProcess, SyntheticWorkload
+    from muxjax.placement.workload.synthetic import SyntheticWorkload
 
+    kind, seconds = workload.workload, lengths.seconds
     for option, value, owner in (
-        ("--cv", cv, "gamma"),
-        ("--on-off", on_off, "bursts"),
-        ("--change-points", change_points, "drift"),
+        ("--cv", workload.cv, "gamma"),
+        ("--on-off", workload.on_off, "bursts"),
+        ("--change-points", workload.change_points, "drift"),
     ):
         if value is not None and kind != owner:
             raise WorkloadError(f"{option} is for --workload {owner}, not {kind}")
-    if tokenizer is not None and lengths is None:
+    if lengths.tokenizer is not None and lengths.lengths is None:
         raise WorkloadError("--tokenizer counts the tokens of --lengths, which is missing")
-    if seconds is None and requests is None:
+    if seconds is None and workload.requests is None:
         seconds = 120.0
-    arrivals = ArrivalProcess()
+    traffic = planned_traffic(
+        plan,
+        alpha=workload.alpha,
+        rate=workload.rate,
+        pairs=_length_pairs(lengths.lengths, lengths.tokenizer),
+    )
+    return SyntheticWorkload(
+        traffic, seconds, workload.requests, _arrivals(workload, seconds), seed
+    )
+
+
+def _arrivals(workload: ArrivalOptions, seconds: float | None) -> ArrivalProcess:
+    """The arrival process of a synthetic workload."""
+    from muxjax.placement.workload.synthetic import ArrivalProcess
+
+    kind = workload.workload
     if kind == "gamma":
-        arrivals = ArrivalProcess(cv=4.0 if cv is None else cv)
-    elif kind == "bursts":
-        phases = _numbers(on_off or "10,30", "--on-off")
-        if len(phases) != 2:
-            raise WorkloadError(f"--on-off takes two numbers, not {on_off}")
-        arrivals = ArrivalProcess(on_off=(phases[0], phases[1]))
-    elif kind == "drift":
-        if change_points is None and seconds is None:
+        return ArrivalProcess(cv=4.0 if workload.cv is None else workload.cv)
+    if kind == "bursts":
+        return ArrivalProcess(on_off=workload.parsed_on_off() or (10.0, 30.0))
+    if kind != "drift":
+        return ArrivalProcess()
+    points = parse_numbers(workload.change_points, "--change-points")
+    if points is None:
+        if seconds is None:
             raise WorkloadError("--workload drift needs --change-points or --seconds")
-        points = (
-            _numbers(change_points, "--change-points")
-            if change_points is not None
-            else [part / 4 * (seconds or 0.0) for part in (1, 2, 3)]
-        )
-        arrivals = ArrivalProcess(change_points=tuple(points))
-    traffic = planned_traffic(plan, alpha=alpha, rate=rate, pairs=_pairs(lengths, tokenizer))
-    return SyntheticWorkload(traffic, seconds, requests, arrivals, seed)
+        points = tuple(part / 4 * seconds for part in (1, 2, 3))
+    return ArrivalProcess(change_points=points)
 
 
-def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, int]] | None:
+def _length_pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, int]] | None:
     from muxjax.placement.workload.sharegpt import approximate_tokens, sharegpt_lengths
 
     if lengths is None:
@@ -351,13 +358,7 @@ def _assigned(plan: PlacementPlan, trace: TraceFile, rename: Sequence[str], seed
     from muxjax.placement.simulator.planned_workload import planned_rates
     from muxjax.placement.workload.synthetic import AssignedWorkload
 
-    renamed: dict[str, str] = {}
-    for pair in rename:
-        source, _, target = pair.partition("=")
-        if not (source and target):
-            raise WorkloadError(f"--map is written TRACE=MODEL, not {pair!r}")
-        renamed[source] = target
-    return AssignedWorkload(trace, planned_rates(plan), renamed, seed)
+    return AssignedWorkload(trace, planned_rates(plan), parse_model_map(rename), seed)
 
 
 def _run_all(
@@ -370,16 +371,16 @@ def _run_all(
     output: Path | None,
     timeline: Timeline | None,
 ) -> list[dict[str, Any]]:
-    """All runs, with a bar for each policy, and each run's records in a file of their own.
+    """Runs all policies at all rates, with a progress bar for each policy.
 
     Args:
-      setup: what stays the same.
+      setup: what all runs share.
       systems: policies to compare.
-      workload: at scale 1.
-      last: its last arrival, for the bars.
-      fixed: whether it lasts as long at any rate.
-      scales: of the rate.
-      output: the folder for the records.
+      workload: the workload at scale 1.
+      last: its last arrival, for the progress bars.
+      fixed: whether its length is the same at any rate.
+      scales: multiples of the rate.
+      output: folder for the records of each run; None writes none.
       timeline: records the steps of all runs.
     """
     from muxjax.placement.simulator.output_files import record_file
@@ -392,7 +393,7 @@ def _run_all(
     totals: dict[str, int] = {system.policy: steps * len(scales) for system in systems}
     with Bars(totals, show=True) as bars:
 
-        def one(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
+        def run_one(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
             done = 0
             end = last if fixed else last / scale
 
@@ -418,7 +419,7 @@ def _run_all(
             progress(end)
             return result
 
-        return sweep_rates(setup, systems, workload, scales, run=one)
+        return sweep_rates(setup, systems, workload, scales, run=run_one)
 
 
 def _write(report: Mapping[str, Any], output: Path) -> None:
@@ -429,16 +430,16 @@ def _write(report: Mapping[str, Any], output: Path) -> None:
     try:
         write_plots(report["policies"], output)
     except ImportError:
-        print("muxjax: no plots: pip install 'muxjax[plot]' for them", file=sys.stderr)
+        print("muxjax: no plots; they need matplotlib: pip install 'muxjax[plot]'", file=sys.stderr)
 
 
 def _show(policies: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="simulated", caption="rates and throughputs in requests/s, times in s")
-    columns = ("policy", "rate", "served", "weighted", "goodput", "in target")
-    for column in (*columns, "TTFT p99", "TPOT p99", "refused"):
+    table = Table(title="simulated", caption="rates and throughputs in requests/s, latencies in s")
+    columns = ("policy", "rate", "served", "weighted", "goodput", "attainment")
+    for column in (*columns, "TTFT p99", "TPOT p99", "rejected"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for policy in policies:
         for run in policy["runs"]:
@@ -458,8 +459,8 @@ def _show(policies: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
     for policy in policies:
         highest = policy["max_rate_at_99"]
-        found = "none of these" if highest is None else f"{highest:.3g} requests/s"
-        console.print(f"{policy['policy']}: highest rate with 99 % within target: {found}")
+        rate = "none of these" if highest is None else f"{highest:.3g} requests/s"
+        console.print(f"{policy['policy']}: highest rate with an SLO attainment of 99 %: {rate}")
 
 
 def _shown(value: float | None) -> str:
@@ -467,7 +468,4 @@ def _shown(value: float | None) -> str:
 
 
 def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise WorkloadError(f"{option} takes numbers with commas between, not {text!r}") from error
+    return list(parse_numbers(text, option) or ())

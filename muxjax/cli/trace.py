@@ -1,4 +1,4 @@
-"""`--trace FILE` of several commands: records who ran when, and writes it however the run ends."""
+"""`--trace FILE`: records executed steps and writes them, even after an error or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def recorded(path: Path | None) -> Iterator[Timeline | None]:
-    """A timeline that is written at the end, after an error or Ctrl-C too; None without a path.
+def recorded_timeline(path: Path | None) -> Iterator[Timeline | None]:
+    """Yields a timeline and writes it at the end, even after an error; yields None without a path.
 
     Raises:
-      BenchError: the file cannot be written; found out before the run.
+      BenchError: the file cannot be written; its folder is checked before the run.
     """
     if path is None:
         yield None
@@ -27,7 +27,7 @@ def recorded(path: Path | None) -> Iterator[Timeline | None]:
     from muxjax.scheduling.timeline import Timeline
 
     if path.is_dir() or not path.parent.is_dir():
-        raise BenchError(f"--trace {path}: not a file in a folder that exists")
+        raise BenchError(f"--trace {path}: must be a file in a folder that exists")
     timeline = Timeline()
     try:
         yield timeline
@@ -36,5 +36,5 @@ def recorded(path: Path | None) -> Iterator[Timeline | None]:
             timeline.write(path)
         except OSError as error:
             raise BenchError(f"{path}: cannot be written: {error.strerror or error}") from error
-        gone = f"; the {timeline.dropped} before them are gone" if timeline.dropped else ""
-        print(f"muxjax: trace of {len(timeline)} steps in {path}{gone}", file=sys.stderr)
+        dropped = f"; {timeline.dropped} earlier steps were dropped" if timeline.dropped else ""
+        print(f"muxjax: trace of {len(timeline)} steps in {path}{dropped}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One rig of tiny models for all benchmark tests: compiling it takes longer than most of them."""
+"""One session of tiny models for all benchmark tests, since its compilation is slow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from muxjax.bench.session import BenchSession
 from muxjax.config.fleet_file import load_fleet_config
 from tests.muxjax.tiny_fleets import fleet
 
-RIG = fleet("llama", "qwen3", memory="4MB")
-for _entry in RIG["models"]:
+TINY_FLEET = fleet("llama", "qwen3", memory="4MB")
+for _entry in TINY_FLEET["models"]:
     _entry |= {"prompt_tokens": 8, "output_tokens": 4}
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[BenchSession]:
-    with BenchSession.load(load_fleet_config(RIG), progress=False) as rig:
-        yield rig
+def session() -> Iterator[BenchSession]:
+    with BenchSession.load(load_fleet_config(TINY_FLEET), progress=False) as session:
+        yield session

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import jsonschema
 import pytest
 
@@ -30,12 +30,12 @@ def calling(arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=20) as client:
+def http(server: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server, timeout=20) as client:
         yield client
 
 
-def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
+def refusal(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
     """The error of a response, which must have OpenAI's form."""
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
@@ -131,7 +131,7 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
     ],
 )
 def test_bad_completions(
-    http: httpx.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
+    http: httpx2.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
 ) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, **change}))
     assert error["param"] == param
@@ -252,7 +252,7 @@ def test_bad_completions(
     ],
 )
 def test_bad_chats(
-    http: httpx.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
+    http: httpx2.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
 ) -> None:
     error = refusal(http.post("/v1/chat/completions", json={**CHAT, **change}))
     assert error["param"] == param
@@ -260,7 +260,7 @@ def test_bad_chats(
     assert not fleet.active
 
 
-def test_ignored_fields_are_accepted(http: httpx.Client) -> None:
+def test_ignored_fields_are_accepted(http: httpx2.Client) -> None:
     idle = {
         "logit_bias": None,
         "metadata": {},
@@ -285,7 +285,7 @@ def test_ignored_fields_are_accepted(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model", "prompt"])
-def test_missing_fields(http: httpx.Client, missing: str) -> None:
+def test_missing_fields(http: httpx2.Client, missing: str) -> None:
     body = {name: value for name, value in COMPLETION.items() if name != missing}
     error = refusal(http.post("/v1/completions", json=body))
     assert error["message"] == f"{missing} is missing"
@@ -312,18 +312,18 @@ def test_missing_fields(http: httpx.Client, missing: str) -> None:
         (b"\xef\xbb\xbf{}", "not valid JSON"),
     ],
 )
-def test_bad_bodies(http: httpx.Client, body: bytes, message: str) -> None:
+def test_bad_bodies(http: httpx2.Client, body: bytes, message: str) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         assert message in refusal(http.post(path, content=body))["message"]
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_a_number_that_overflows_is_refused(http: httpx.Client) -> None:
+def test_a_number_that_overflows_is_refused(http: httpx2.Client) -> None:
     body = b'{"model": "chat", "prompt": "x", "temperature": 1e999}'
     assert refusal(http.post("/v1/completions", content=body))["param"] == "temperature"
 
 
-def test_unknown_model_and_paths(http: httpx.Client) -> None:
+def test_unknown_model_and_paths(http: httpx2.Client) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
     assert (
         error["message"]
@@ -334,7 +334,7 @@ def test_unknown_model_and_paths(http: httpx.Client) -> None:
     refusal(http.get("/v1/completions"), 405)
 
 
-def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx.Client) -> None:
+def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx2.Client) -> None:
     large = {"model": "chat", "prompt": "x" * 10_000_000}
     error = refusal(http.post("/v1/completions", json=large), 413)
     assert error["code"] == "request_too_large"
@@ -350,7 +350,7 @@ def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx.Cli
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_a_body_below_the_limit_is_read(http: httpx.Client) -> None:
+def test_a_body_below_the_limit_is_read(http: httpx2.Client) -> None:
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
     assert "the prompt has 4000001 tokens" in error["message"]
 
@@ -385,37 +385,37 @@ def test_a_disconnect_cancels_the_requests(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wait_until(lambda: not fleet.active, seconds=5)
     fleet.delay = 0.0
-    assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
+    assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
 
 
 def test_a_disconnect_while_sending_the_body(server: str, fleet: FakeFleet) -> None:
     with connected(server) as client:
         client.sendall(post_bytes("/v1/completions", COMPLETION)[:-5])
-    assert httpx.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
+    assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
     assert len(fleet.requests) == 1
 
 
-def test_one_invalid_prompt_queues_none(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_one_invalid_prompt_queues_none(http: httpx2.Client, fleet: FakeFleet) -> None:
     refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
     assert len(fleet.requests) == 1
     assert not fleet.active
 
 
-def test_an_overloaded_fleet_refuses_with_503(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_an_overloaded_fleet_refuses_with_503(http: httpx2.Client, fleet: FakeFleet) -> None:
     fleet.refusal = Overloaded("chat has 90 requests before this one", retry_after=1.2)
     answer = http.post("/v1/completions", json=COMPLETION)
     assert refusal(answer, 503)["code"] == "overloaded"
     assert answer.headers["retry-after"] == "2"
 
 
-def test_a_priority_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_a_priority_is_passed_on_and_checked(http: httpx2.Client, fleet: FakeFleet) -> None:
     assert http.post("/v1/completions", json={**COMPLETION, "priority": 3}).status_code == 200
     assert fleet.requests[-1][2].priority == 3
     error = refusal(http.post("/v1/completions", json={**COMPLETION, "priority": 1000}))
     assert error["param"] == "priority"
 
 
-def test_a_cache_salt_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_a_cache_salt_is_passed_on_and_checked(http: httpx2.Client, fleet: FakeFleet) -> None:
     for path, body in (("completions", COMPLETION), ("chat/completions", CHAT)):
         answer = http.post(f"/v1/{path}", json={**body, "cache_salt": "mine"})
         assert answer.status_code == 200
@@ -428,7 +428,7 @@ def test_a_cache_salt_is_passed_on_and_checked(http: httpx.Client, fleet: FakeFl
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_usage_counts_cached_tokens(http: httpx.Client, stream: bool) -> None:
+def test_usage_counts_cached_tokens(http: httpx2.Client, stream: bool) -> None:
     body = {"model": "chat", "prompt": ["x" * 20, "y"], "n": 2, "max_tokens": 2, "stream": stream}
     if not stream:
         usage = http.post("/v1/completions", json=body).json()["usage"]
@@ -445,7 +445,7 @@ def test_usage_counts_cached_tokens(http: httpx.Client, stream: bool) -> None:
     }
 
 
-def test_health(http: httpx.Client, fleet: FakeFleet) -> None:
+def test_health(http: httpx2.Client, fleet: FakeFleet) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     fleet.dead = "the engine's loop has ended: out of memory"
     answer = http.get("/health")
@@ -456,7 +456,7 @@ def test_health(http: httpx.Client, fleet: FakeFleet) -> None:
     refusal(http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 503)
 
 
-def test_request_ids(http: httpx.Client) -> None:
+def test_request_ids(http: httpx2.Client) -> None:
     ids = {http.get("/health").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
     own = http.get("/health", headers={"x-request-id": "mine-1"})
@@ -465,7 +465,7 @@ def test_request_ids(http: httpx.Client) -> None:
     assert odd.headers["x-request-id"].startswith("req-")
 
 
-def test_event_stream_format(http: httpx.Client) -> None:
+def test_event_stream_format(http: httpx2.Client) -> None:
     answer = http.post("/v1/completions", json={**COMPLETION, "max_tokens": 2, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = answer.text.split("\n\n")
@@ -484,7 +484,7 @@ def test_event_stream_format(http: httpx.Client) -> None:
     ],
 )
 def test_events_are_as_documented(
-    http: httpx.Client, fleet: FakeFleet, path: str, body: dict[str, Any], name: str
+    http: httpx2.Client, fleet: FakeFleet, path: str, body: dict[str, Any], name: str
 ) -> None:
     fleet.models = {"chat": FakeModel("chat", fake_tokenizer(TEMPLATE), 4096)}
     fleet.text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
@@ -497,7 +497,7 @@ def test_events_are_as_documented(
         jsonschema.validate(json.loads(line.removeprefix("data: ")), schema)
 
 
-def test_the_openapi_document_resolves(http: httpx.Client) -> None:
+def test_the_openapi_document_resolves(http: httpx2.Client) -> None:
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/health",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -23,8 +23,8 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=20) as client:
+def http(server: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server, timeout=20) as client:
         yield client
 
 
@@ -118,7 +118,7 @@ def test_response_formats(
     assert [params.grammar for _, _, params in fleet.requests] == [wanted, wanted]
 
 
-def test_tokenize(http: httpx.Client) -> None:
+def test_tokenize(http: httpx2.Client) -> None:
     body: dict[str, Any] = {"model": "chat", "prompt": "ab"}
     answer = http.post("/tokenize", json=body).json()
     assert answer == {
@@ -132,7 +132,7 @@ def test_tokenize(http: httpx.Client) -> None:
     assert (answer["tokens"], answer["token_strs"]) == ([97, 98], ["a", "b"])
 
 
-def test_tokenize_a_conversation(http: httpx.Client) -> None:
+def test_tokenize_a_conversation(http: httpx2.Client) -> None:
     body: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
     answer = http.post("/tokenize", json=body).json()
     assert bytes(answer["tokens"]) == b"<user>hi\n<assistant>"
@@ -140,7 +140,7 @@ def test_tokenize_a_conversation(http: httpx.Client) -> None:
     assert bytes(answer["tokens"]) == b"<user>hi\n"
 
 
-def test_detokenize(http: httpx.Client) -> None:
+def test_detokenize(http: httpx2.Client) -> None:
     tokens = [BOS, *"hé".encode(), EOS]
     answer = http.post("/detokenize", json={"model": "chat", "tokens": tokens})
     assert answer.json() == {"prompt": "<bos>hé<eos>"}
@@ -162,7 +162,7 @@ def test_detokenize(http: httpx.Client) -> None:
     ],
 )
 def test_invalid_tokenize_requests(
-    http: httpx.Client, path: str, body: dict[str, Any], param: str
+    http: httpx2.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     answer = http.post(path, json={"model": "chat", **body})
     assert answer.status_code == 400, answer.text

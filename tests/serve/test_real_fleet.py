@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax import Fleet
@@ -47,7 +47,7 @@ def still_serves(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[No
 
 
 def complete(url: str) -> dict[str, Any]:
-    found = httpx.post(f"{url}/v1/completions", json=GOOD, timeout=30)
+    found = httpx2.post(f"{url}/v1/completions", json=GOOD, timeout=30)
     assert found.status_code == 200, found.text
     return found.json()["choices"][0]
 
@@ -74,7 +74,7 @@ def idle(fleet: Fleet) -> bool:
     ],
 )
 def test_bad_fields(url: str, change: dict[str, Any], status: int, message: str) -> None:
-    found = httpx.post(f"{url}/v1/completions", json={**GOOD, **change})
+    found = httpx2.post(f"{url}/v1/completions", json={**GOOD, **change})
     assert found.status_code == status, found.text
     assert message in found.json()["error"]["message"]
 
@@ -88,7 +88,7 @@ def test_bad_fields(url: str, change: dict[str, Any], status: int, message: str)
     ],
 )
 def test_bad_bodies(url: str, body: bytes, status: int) -> None:
-    assert httpx.post(f"{url}/v1/completions", content=body).status_code == status
+    assert httpx2.post(f"{url}/v1/completions", content=body).status_code == status
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.muxjax.tiny_fleets import entry, fleet
@@ -29,13 +29,13 @@ def body(model: str, max_tokens: int) -> dict[str, Any]:
 
 def greedy(url: str, model: str, max_tokens: int = 100) -> str:
     asked = {**body(model, max_tokens), "temperature": 0}
-    answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=60)
+    answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["text"]
 
 
 def statuses(url: str) -> dict[str, str]:
-    data = httpx.get(f"{url}/v1/models").json()["data"]
+    data = httpx2.get(f"{url}/v1/models").json()["data"]
     return {model["id"]: model["status"] for model in data}
 
 
@@ -80,7 +80,7 @@ def test_sighup_applies_the_file_without_losing_requests(
             try:
                 if greedy(url, model) != right[model]:
                     wrong.append(model)
-            except (AssertionError, httpx.HTTPError) as error:
+            except (AssertionError, httpx2.HTTPError) as error:
                 wrong.append(str(error))
 
     asking = [threading.Thread(target=ask, args=(model,)) for model in right]
@@ -90,7 +90,7 @@ def test_sighup_applies_the_file_without_losing_requests(
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: statuses(url).get("extra") == "loaded", 60)
     assert greedy(url, "extra") == right["llama"]
-    assert httpx.post(f"{url}/models/sleep", json={"model": "extra"}, timeout=60).is_success
+    assert httpx2.post(f"{url}/models/sleep", json={"model": "extra"}, timeout=60).is_success
     assert statuses(url)["extra"] == "sleeping"
     assert greedy(url, "extra") == right["llama"]  # wakes it
     file.write_text(json.dumps(FILE))

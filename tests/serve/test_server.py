@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import trustme
 
@@ -56,7 +56,7 @@ def serving(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_shuts_the_server_down(number: signal.Signals) -> None:
     with serving(0.0) as (process, url):
-        answer = httpx.post(f"{url}/v1/completions", json={"model": "chat", "prompt": "a"})
+        answer = httpx2.post(f"{url}/v1/completions", json={"model": "chat", "prompt": "a"})
         assert answer.status_code == 200
         process.send_signal(number)
         rest, _ = process.communicate(timeout=20)
@@ -68,7 +68,7 @@ def test_shutdown_finishes_running_streams() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 40, "stream": True}
     with (
         serving(0.02) as (process, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
+        httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
     ):
         lines = answer.iter_lines()
         assert next(lines).startswith("data: {")
@@ -100,7 +100,7 @@ def test_the_curl_commands_are_valid_requests(server: str, fleet: FakeFleet) -> 
     for line in lines:
         command, url, header, kind, data, body = shlex.split(line)
         assert (command, header, data) == ("curl", "-H", "-d")
-        answer = httpx.post(url, content=body, headers=dict([kind.split(": ")]))
+        answer = httpx2.post(url, content=body, headers=dict([kind.split(": ")]))
         assert answer.status_code == 200, answer.text
         assert json.loads(body)["model"] == answer.json()["model"]
 
@@ -109,14 +109,14 @@ def test_draining_refuses_new_requests_and_aborts_late_ones() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
     with (
         serving(0.02, drain_timeout=0.5) as (process, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
+        httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
     ):
         lines = answer.iter_lines()
         assert next(lines).startswith("data: {")
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
-        assert httpx.get(f"{url}/health").status_code == 200
-        refused = httpx.post(f"{url}/v1/completions", json=body)
+        wait_until(lambda: httpx2.get(f"{url}/health/ready").status_code == 503)
+        assert httpx2.get(f"{url}/health").status_code == 200
+        refused = httpx2.post(f"{url}/v1/completions", json=body)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
         assert refused.json()["error"]["code"] == "server_stopping"
         events = [line.removeprefix("data: ") for line in lines if line]
@@ -130,10 +130,10 @@ def test_draining_refuses_new_requests_and_aborts_late_ones() -> None:
 
 def test_an_aborted_response_is_a_retryable_error() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200}
-    found: list[httpx.Response] = []
+    found: list[httpx2.Response] = []
 
     def ask(url: str) -> None:
-        found.append(httpx.post(f"{url}/v1/completions", json=body, timeout=20))
+        found.append(httpx2.post(f"{url}/v1/completions", json=body, timeout=20))
 
     with serving(0.02, drain_timeout=0.3) as (process, url):
         asking = threading.Thread(target=ask, args=(url,))
@@ -147,7 +147,7 @@ def test_an_aborted_response_is_a_retryable_error() -> None:
 
 
 def metrics(url: str) -> str:
-    return httpx.get(f"{url}/metrics").text
+    return httpx2.get(f"{url}/metrics").text
 
 
 def busy(url: str) -> bool:
@@ -158,14 +158,14 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
     with (
         serving(0.05, drain_timeout=60.0) as (process, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
+        httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
     ):
         lines = answer.iter_lines()
         next(lines)
         process.send_signal(signal.SIGINT)
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        wait_until(lambda: httpx2.get(f"{url}/health/ready").status_code == 503)
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx2.HTTPError):
             list(lines)
         process.communicate(timeout=20)
         assert process.returncode == 0
@@ -195,7 +195,7 @@ def test_https(tmp_path: Path) -> None:
     context = ssl.create_default_context(cafile=trusted)
     with serving(0.0, tls=(certificate, key)) as (_, url):
         assert url.startswith("https://127.0.0.1:")
-        assert httpx.get(f"{url}/health", verify=context).status_code == 200
+        assert httpx2.get(f"{url}/health", verify=context).status_code == 200
     with pytest.raises(TlsError, match="cannot be used"):
         Tls(certificate, certificate).check()
     with pytest.raises(TlsError, match="No such file"):

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -78,8 +78,8 @@ class Client:
         self._counts = counts
 
     async def run(self, until: float) -> None:
-        limits = httpx.Limits(max_connections=1)
-        async with httpx.AsyncClient(
+        limits = httpx2.Limits(max_connections=1)
+        async with httpx2.AsyncClient(
             base_url=self._url, timeout=120, limits=limits, verify=False
         ) as http:
             while time.monotonic() < until:
@@ -92,13 +92,13 @@ class Client:
     def _choose(self) -> Asked:
         return self._random.choice(list(self._right))
 
-    async def whole(self, http: httpx.AsyncClient) -> None:
+    async def whole(self, http: httpx2.AsyncClient) -> None:
         asked = self._choose()
         answer = await http.post("/v1/completions", json=body_of(asked, False))
         assert answer.status_code == 200, answer.text
         self._compare(asked, answer.json()["choices"][0]["text"])
 
-    async def stream(self, http: httpx.AsyncClient) -> None:
+    async def stream(self, http: httpx2.AsyncClient) -> None:
         asked = self._choose()
         text = ""
         async with http.stream("POST", "/v1/completions", json=body_of(asked, True)) as answer:
@@ -111,25 +111,25 @@ class Client:
         assert last == "data: [DONE]"
         self._compare(asked, text)
 
-    async def disconnect(self, _: httpx.AsyncClient) -> None:
+    async def disconnect(self, _: httpx2.AsyncClient) -> None:
         asked = self._choose()
         streaming = self._random.random() < 0.5
-        # Connections of its own: httpx may lose the place in its pool of a call that is cancelled
+        # Connections of its own: httpx2 may lose the place in its pool of a call that is cancelled
         # while it connects, and then waits for that place for ever.
-        async with httpx.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
+        async with httpx2.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
             body = body_of(asked, streaming)
             doing = asyncio.ensure_future(http.post("/v1/completions", json=body))
             await asyncio.sleep(self._random.random() * 0.2)
             doing.cancel()
             await asyncio.gather(doing, return_exceptions=True)
 
-    async def send_invalid(self, http: httpx.AsyncClient) -> None:
+    async def send_invalid(self, http: httpx2.AsyncClient) -> None:
         answer = await http.post("/v1/completions", content=self._random.choice(INVALID_BODIES))
         assert answer.status_code in (400, 404), answer.text
 
     async def nap(self, until: float) -> None:
         """Puts a model to sleep as soon as it is awake; its requests wake it."""
-        async with httpx.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
+        async with httpx2.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
             while time.monotonic() < until:
                 answer = await http.post("/models/sleep", json={"model": SLEEPER})
                 assert answer.status_code == 200, answer.text
@@ -146,7 +146,7 @@ class Client:
 def test_soak(loaded: Fleet) -> None:
     config = ServerConfig(max_queue=1000)
     process = psutil.Process()
-    with running_server(loaded, ServerSettings(config)) as url, httpx.Client(base_url=url) as http:
+    with running_server(loaded, ServerSettings(config)) as url, httpx2.Client(base_url=url) as http:
         right: dict[Asked, str] = {}
         for model in loaded.models:
             for prompt in PROMPTS:
@@ -189,7 +189,7 @@ def open_tasks() -> int:
     return sum(not task.done() for task in found)
 
 
-def settle(fleet: Fleet, http: httpx.Client) -> None:
+def settle(fleet: Fleet, http: httpx2.Client) -> None:
     """Waits until no request and no page is in use."""
 
     def idle() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -23,8 +23,8 @@ def test_each_call_is_a_span_of_the_clients_trace() -> None:
     with running_server(FakeFleet(), ServerSettings(tracing=tracing)) as url:
         body = {"model": "chat", "prompt": "ab", "max_tokens": 5, "stream": True}
         headers = {"traceparent": PARENT, "x-request-id": "mine"}
-        assert "[DONE]" in httpx.post(f"{url}/v1/completions", json=body, headers=headers).text
-        assert httpx.post(f"{url}/v1/completions", json={}).status_code == 400
+        assert "[DONE]" in httpx2.post(f"{url}/v1/completions", json=body, headers=headers).text
+        assert httpx2.post(f"{url}/v1/completions", json={}).status_code == 400
     tracing.close()
     good, bad = exporter.get_finished_spans()
     assert good.name == "POST /v1/completions"

@@ -1,17 +1,17 @@
-"""One request to an OpenAI-compatible server, streamed and timed.
+"""Sends one streamed request to an OpenAI-compatible server and times it.
 
-What is timed, and from where:
-
-| what | from | to |
+| measure | from | to |
 |---|---|---|
-| `ttft` | the request is sent | the first event that brings text |
-| `itl` | an event with text | the next one; one for each event, as in vLLM's `bench serve` |
+| `ttft` | the request is sent | the first event with text |
+| `itl` | an event with text | the next one; one value for each event, as in vLLM's `bench serve` |
 | `latency` | the request is sent | the last event |
-| `queued` | the request is due | it is sent: it waits where `max_concurrency` are under way |
+| `queued` | the request is due | it is sent: it waits while `max_concurrency` are running |
 
-A server may put several tokens into one event, so the number of tokens is what the server says it
-is (`usage`), not the number of events; where it says nothing, events are counted and the outcome
-says so.
+A server may put several tokens into one event, so the number of tokens is taken from `usage`. If
+the server sends no `usage`, events are counted instead and the result says so.
+
+Streams are read with aiohttp, whose cost for each event is a fraction of httpx2's: the load
+generator shares the machine with the server that it measures. One-off calls use httpx2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import httpx
+import aiohttp
+import httpx2
 
 from muxjax.errors import BenchError
 
@@ -31,6 +32,8 @@ ENDPOINTS: dict[Backend, str] = {
     "openai": "/v1/completions",
     "openai-chat": "/v1/chat/completions",
 }
+_KEEPALIVE_S = 4.0
+"""Idle seconds after which a connection is closed; Uvicorn closes its end after 5."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,16 @@ class Server:
     """An OpenAI-compatible server.
 
     Attributes:
-      url: where it is, as http://127.0.0.1:8000.
-      backend: completions, or chat.
-      endpoint: path of the API; by default OpenAI's for the backend.
+      url: its address, for example http://127.0.0.1:8000.
+      backend: completions or chat.
+      endpoint: path of the API; by default OpenAI's path for the backend.
       headers: sent with every request.
-      body: added to every request's JSON: sampling settings, `ignore_eos`, ...
-      timeout: seconds that nothing may come for.
-      verify: False takes any certificate.
+      body: added to every request's JSON: sampling parameters, `ignore_eos`, ...
+      timeout: seconds without data after which a request fails.
+      verify: False accepts any TLS certificate.
 
     Raises:
-      BenchError: an address that is none.
+      BenchError: `url` is not an HTTP address.
     """
 
     url: str
@@ -60,42 +63,47 @@ class Server:
 
     def __post_init__(self) -> None:
         try:
-            parsed = httpx.URL(self.url)
-        except (httpx.InvalidURL, TypeError) as error:
+            parsed = httpx2.URL(self.url)
+        except (httpx2.InvalidURL, TypeError) as error:
             raise BenchError(f"{self.url!r} is not an address: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise BenchError(f"an address is written http://HOST:PORT, not {self.url!r}")
 
     @property
     def base(self) -> str:
-        """The address without the API's version, which clients write or leave out."""
+        """The address without the trailing `/v1`, which is optional in `url`."""
         return self.url.rstrip("/").removesuffix("/v1")
 
     @property
     def api(self) -> str:
-        """Where requests go."""
+        """The URL that requests are sent to."""
         return self.base + (self.endpoint or ENDPOINTS[self.backend])
 
-    def client(self) -> httpx.AsyncClient:
-        """A client with as many connections as there are requests."""
-        return httpx.AsyncClient(
-            headers=dict(self.headers),
-            timeout=httpx.Timeout(self.timeout),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            verify=self.verify,
+    def session(self) -> aiohttp.ClientSession:
+        """A client session with an unlimited number of connections; needs a running event loop."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=bool(self.verify)
+            ),
+            headers={"Content-Type": "application/json", **self.headers},
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.timeout, sock_read=self.timeout
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
         )
 
 
 @dataclass(frozen=True)
 class RequestInput:
-    """One request to be made.
+    """One request to send.
 
     Attributes:
       model: its name at the server.
-      prompt: a text, or token ids (completions only).
-      prompt_tokens: how long it is meant to be.
-      output_tokens: the most tokens to make.
-      arrival: when it is due, in seconds from the start.
+      prompt: text, or token ids (completions only).
+      prompt_tokens: intended length of the prompt.
+      output_tokens: maximum number of tokens to generate.
+      arrival: due time in seconds from the start of the run.
     """
 
     model: str
@@ -107,23 +115,23 @@ class RequestInput:
 
 @dataclass
 class RequestResult:
-    """What became of a request. Times are in seconds from the run's start.
+    """The measurements of one request. Times are in seconds from the start of the run.
 
     Attributes:
-      ask: what was asked.
-      sent: when it was sent; None if it never was.
-      first: when the first text came.
-      end: when the last event came.
+      request: the input.
+      sent: when it was sent; None if it was not sent.
+      first: when the first text arrived.
+      end: when the last event arrived.
       itl: seconds between events with text.
-      prompt_tokens: as the server counts them; else as meant.
-      output_tokens: as the server counts them; else the events with text.
-      counted: whether the server said how many tokens there were.
-      text: what was made.
-      finish_reason: why it ended, as the server says.
-      error: what went wrong; empty if nothing did.
+      prompt_tokens: the server's count, or else the intended length.
+      output_tokens: the server's count, or else the number of events with text.
+      counted: whether the server reported the number of tokens.
+      text: the generated text.
+      finish_reason: as the server reported it.
+      error: the error message; empty on success.
     """
 
-    ask: RequestInput
+    request: RequestInput
     sent: float | None = None
     first: float | None = None
     end: float | None = None
@@ -141,21 +149,21 @@ class RequestResult:
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first token; 0 if there was none."""
+        """Time to first token, in seconds; 0 without a token."""
         if self.sent is None or self.first is None:
             return 0.0
         return self.first - self.sent
 
     @property
     def latency(self) -> float:
-        """Seconds from sending to the last event; 0 if there was none."""
+        """Seconds from sending to the last event; 0 without an event."""
         if self.sent is None or self.end is None:
             return 0.0
         return self.end - self.sent
 
     @property
     def tpot(self) -> float:
-        """Seconds for each token after the first; 0 where there is no second one."""
+        """Time per output token after the first, in seconds; 0 with fewer than two tokens."""
         if self.output_tokens < 2:
             return 0.0
         return (self.latency - self.ttft) / (self.output_tokens - 1)
@@ -163,107 +171,115 @@ class RequestResult:
     @property
     def queued(self) -> float:
         """Seconds that the request waited in the client."""
-        return 0.0 if self.sent is None else max(0.0, self.sent - self.ask.arrival)
+        return 0.0 if self.sent is None else max(0.0, self.sent - self.request.arrival)
 
 
-def request_body(server: Server, ask: RequestInput) -> dict[str, Any]:
-    """The JSON of a request.
+def request_body(server: Server, request: RequestInput) -> dict[str, Any]:
+    """The JSON body of a request.
 
     Raises:
       BenchError: token ids for a chat.
     """
     body: dict[str, Any] = {
-        "model": ask.model,
+        "model": request.model,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if server.backend == "openai":
-        body["prompt"] = ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt)
-        body["max_tokens"] = ask.output_tokens
+        prompt = request.prompt
+        body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        body["max_tokens"] = request.output_tokens
     else:
-        if not isinstance(ask.prompt, str):
-            raise BenchError("a chat takes text, not token ids")
-        body["messages"] = [{"role": "user", "content": ask.prompt}]
-        body["max_completion_tokens"] = ask.output_tokens
+        if not isinstance(request.prompt, str):
+            raise BenchError("a chat request needs text, not token ids")
+        body["messages"] = [{"role": "user", "content": request.prompt}]
+        body["max_completion_tokens"] = request.output_tokens
     return {**body, **server.body}
 
 
-async def perform(
-    client: httpx.AsyncClient, server: Server, ask: RequestInput, start: float
+async def send_request(
+    session: aiohttp.ClientSession, server: Server, request: RequestInput, start: float
 ) -> RequestResult:
-    """Makes a request now. What goes wrong is in the outcome; only cancelling raises.
+    """Sends a request now and reads its stream. Failures are returned; only cancellation raises.
 
     Args:
-      client: of the server.
+      session: from `server.session()`.
       server: the server.
-      ask: the request; its `arrival` is not waited for.
-      start: the run's start on `time.perf_counter`'s clock.
+      request: the request; its `arrival` is ignored.
+      start: start of the run on `time.perf_counter`'s clock.
     """
-    outcome = RequestResult(ask, prompt_tokens=ask.prompt_tokens)
-    body = request_body(server, ask)
-    outcome.sent = time.perf_counter() - start
+    result = RequestResult(request, prompt_tokens=request.prompt_tokens)
+    body = json.dumps(request_body(server, request)).encode()
+    result.sent = time.perf_counter() - start
     try:
-        async with client.stream("POST", server.api, json=body) as response:
-            if response.status_code != 200:
-                text = (await response.aread()).decode(errors="replace")
-                outcome.error = f"HTTP {response.status_code}: {_message(text)}"
-                return outcome
-            await _read(response, outcome, start)
-    except (httpx.HTTPError, httpx.StreamError) as error:
-        outcome.error = f"{type(error).__name__}: {error}"
-    except ValueError as error:  # an event that is no JSON
-        outcome.error = f"the server sent what is no event: {error}"
-    return outcome
+        async with session.post(server.api, data=body, allow_redirects=False) as response:
+            if response.status != 200:
+                text = (await response.read()).decode(errors="replace")
+                result.error = f"HTTP {response.status}: {_error_message(text)}"
+                return result
+            await _read_stream(response, result, start)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        result.error = f"{type(error).__name__}: {error}"
+    except ValueError as error:  # an event that is not JSON
+        result.error = f"the server sent an invalid event: {error}"
+    return result
 
 
-async def _read(response: httpx.Response, outcome: RequestResult, start: float) -> None:
-    events = done = 0
+async def _read_stream(
+    response: aiohttp.ClientResponse, result: RequestResult, start: float
+) -> None:
+    events = 0
+    done = False
     started: float | None = None
     latest = 0.0
-    async for data in _events(response):
-        now = time.perf_counter() - start
-        if data == b"[DONE]":
-            done = 1
-            break
-        event = json.loads(data)
-        if "error" in event:
-            outcome.error = _message(data.decode(errors="replace"))
-            return
-        usage = event.get("usage")
-        if usage:
-            outcome.prompt_tokens = usage.get("prompt_tokens") or outcome.prompt_tokens
-            if usage.get("completion_tokens") is not None:
-                outcome.output_tokens = usage["completion_tokens"]
-                outcome.counted = True
-        choices = event.get("choices")
-        if not choices:
-            continue
-        choice = choices[0]
-        outcome.finish_reason = choice.get("finish_reason") or outcome.finish_reason
-        started = now if started is None else started
-        outcome.end = now
-        text = _text(choice)
-        if text:
-            events += 1
-            outcome.text += text
-            if outcome.first is None:
-                outcome.first = now
-            else:
-                outcome.itl.append(now - latest)
-            latest = now
-    if outcome.end is None or not (done or outcome.finish_reason):
-        outcome.error = "the stream ended before the answer did"
+    texts: list[str] = []
+    try:
+        async for data in _events(response):
+            now = time.perf_counter() - start
+            if data == b"[DONE]":
+                done = True
+                break
+            event = json.loads(data)
+            if "error" in event:
+                result.error = _error_message(data.decode(errors="replace"))
+                return
+            usage = event.get("usage")
+            if usage:
+                result.prompt_tokens = usage.get("prompt_tokens") or result.prompt_tokens
+                if usage.get("completion_tokens") is not None:
+                    result.output_tokens = usage["completion_tokens"]
+                    result.counted = True
+            choices = event.get("choices")
+            if not choices:
+                continue
+            choice = choices[0]
+            result.finish_reason = choice.get("finish_reason") or result.finish_reason
+            started = now if started is None else started
+            result.end = now
+            text = _choice_text(choice)
+            if text:
+                events += 1
+                texts.append(text)
+                if result.first is None:
+                    result.first = now
+                else:
+                    result.itl.append(now - latest)
+                latest = now
+    finally:
+        result.text = "".join(texts)
+    if result.end is None or not (done or result.finish_reason):
+        result.error = "the stream ended before the response was complete"
         return
-    if outcome.first is None:  # tokens without text
-        outcome.first = started
-    if not outcome.counted:
-        outcome.output_tokens = events
+    if result.first is None:  # tokens without text
+        result.first = started
+    if not result.counted:
+        result.output_tokens = events
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The data of server-sent events, one line each, as OpenAI's API has them."""
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The data of server-sent events, one line each, as in OpenAI's API."""
     rest = b""
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -272,44 +288,49 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
         yield rest[5:].strip()
 
 
-def _text(choice: Mapping[str, Any]) -> str:
+def _choice_text(choice: Mapping[str, Any]) -> str:
     delta = choice.get("delta")
     if delta is None:
         return choice.get("text") or ""
-    thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-    return thought + (delta.get("content") or "")
+    reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+    return reasoning + (delta.get("content") or "")
 
 
-def _message(text: str) -> str:
-    """The message of an error's JSON, or the beginning of what is none."""
+def _error_message(text: str) -> str:
+    """The message of a JSON error, or the beginning of any other text."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return text.strip()[:300]
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = content.get("error", content) if isinstance(content, dict) else content
     message = error.get("message") if isinstance(error, dict) else error
     return str(message or text)[:300]
 
 
-async def list_models(server: Server) -> list[str]:
+def list_models(server: Server) -> list[str]:
     """The names of the server's models.
 
     Raises:
-      BenchError: the server is not there, or does not say.
+      BenchError: the server does not answer, or has no list of models.
     """
     url = f"{server.base}/v1/models"
     try:
-        async with server.client() as client:
-            response = await client.get(url, timeout=min(30.0, server.timeout))
-    except httpx.HTTPError as error:
+        response = httpx2.get(
+            url,
+            headers=dict(server.headers),
+            timeout=min(30.0, server.timeout),
+            verify=server.verify,
+        )
+    except httpx2.HTTPError as error:
         raise BenchError(
-            f"{url} cannot be reached: {type(error).__name__}: {error}; is the server running?"
+            f"cannot reach {url}: {type(error).__name__}: {error}; is the server running?"
         ) from error
     try:
         names = [entry["id"] for entry in response.json()["data"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(
-            f"{url} gave no list of models (HTTP {response.status_code}); name them with --model"
+            f"{url} returned no list of models (HTTP {response.status_code}); name them with "
+            f"--model"
         ) from error
     if not names:
         raise BenchError(f"{url}: the server has no models")

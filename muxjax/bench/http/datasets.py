@@ -1,15 +1,16 @@
-"""What is asked of a server: data sets, and when their requests are due. Names are vLLM's.
+"""Data sets of prompts and their arrival patterns, under the names of vLLM's benchmark.
 
 | data set | prompts | outputs |
 |---|---|---|
 | `random` | random words or tokens, `--random-input-len` of them | `--random-output-len` |
-| `sharegpt` | first turns of `--dataset-path` | as long as the answers there |
-| `custom` | `{"prompt": ..., "output_tokens": ...}` lines of `--dataset-path` | what the line says, or `--custom-output-len` |
-| `burstgpt` | random, with the lengths of BurstGPT's CSV at `--dataset-path` | as long as there |
-| `trace` | random, with the lengths, times and models of a trace (docs/simulation.md) | as long as there |
+| `sharegpt` | first turns of `--dataset-path` | lengths of the responses in the file |
+| `custom` | `{"prompt": ..., "output_tokens": ...}` lines of `--dataset-path` | `output_tokens` of the line, or `--custom-output-len` |
+| `burstgpt` | random, with the lengths of BurstGPT's CSV at `--dataset-path` | lengths in the file |
+| `trace` | random, with the lengths, times and models of a trace (docs/simulation.md) | lengths in the file |
 
-Due times follow `--request-rate` with gaps of a gamma distribution (`--burstiness` is its shape: 1 is
-Poisson's), scaled, as vLLM does, so that the last request is due at `requests / rate`; or ramp up.
+Gaps between arrivals follow a gamma distribution with mean 1 / `--request-rate` (`--burstiness` is its
+shape; 1 is a Poisson process), scaled, as in vLLM, so that the last request is due at
+`requests / rate`. With `--ramp-up-strategy` the rate grows during the run.
 """  # noqa: E501  a table
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ from muxjax.placement.workload.trace_files import open_trace
 
 DataSet = Literal["random", "sharegpt", "custom", "burstgpt", "trace"]
 _DEFAULT_OUTPUT = 256
-"""Output tokens of a custom prompt that does not say: vLLM's."""
+"""Output tokens of a custom prompt without `output_tokens`: vLLM's default."""
 DATA_SETS: tuple[DataSet, ...] = ("random", "sharegpt", "custom", "burstgpt", "trace")
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Which prompts, and how many.
+    """A data set and the number of prompts to take from it.
 
     Attributes:
-      name: of the data set.
-      path: its file; none for `random`.
-      count: requests in all.
-      input_len, output_len, range_ratio, prefix_len: of `random`; lengths are drawn evenly from
-        `(1 - ratio) len` to `(1 + ratio) len`, and all prompts of a model begin with the same
-        prefix.
-      fixed_output: output tokens in place of what the data set says.
+      name: name of the data set.
+      path: its file; None for `random`.
+      count: total number of requests.
+      input_len, output_len, range_ratio, prefix_len: for `random`. Lengths are uniform from
+        `(1 - ratio) len` to `(1 + ratio) len`. All prompts of a model share a prefix of
+        `prefix_len` tokens.
+      fixed_output: output tokens of every request, in place of the data set's.
       shuffle: draw from the file in random order.
-      oversample: begin anew where the file has too few.
-      seed: the same gives the same.
+      oversample: repeat the file if it has fewer than `count` prompts.
+      seed: seed of the prompts and their order.
     """
 
     name: DataSet = "random"
@@ -69,7 +70,7 @@ class Prompts:
 
     @property
     def synthetic(self) -> bool:
-        """Whether prompts mean nothing, so that outputs have to be told how long to be."""
+        """Whether prompts are random, so that output lengths must be enforced (`ignore_eos`)."""
         return self.name in ("random", "burstgpt", "trace")
 
     def __post_init__(self) -> None:
@@ -79,26 +80,30 @@ class Prompts:
             raise BenchError(
                 "--dataset-name random takes no --dataset-path"
                 if self.name == "random"
-                else f"--dataset-name {self.name} needs its file: --dataset-path"
+                else f"--dataset-name {self.name} needs --dataset-path"
             )
         if self.count < 1:
             raise BenchError(f"--num-prompts must be at least 1, not {self.count}")
         if self.input_len < 1 or self.output_len < 1 or self.prefix_len < 0:
-            raise BenchError("lengths must be a token at least")
+            raise BenchError(
+                "input and output lengths must be at least 1 token, the prefix length at least 0"
+            )
         if self.fixed_output is not None and self.fixed_output < 1:
-            raise BenchError(f"outputs must have a token at least, not {self.fixed_output}")
+            raise BenchError(f"the output length must be at least 1 token, not {self.fixed_output}")
         if not 0 <= self.range_ratio < 1:
-            raise BenchError(f"--random-range-ratio is from 0 to under 1, not {self.range_ratio}")
+            raise BenchError(
+                f"--random-range-ratio must be at least 0 and below 1, not {self.range_ratio}"
+            )
 
 
 @dataclass(frozen=True)
 class ArrivalPattern:
-    """When requests are due.
+    """When requests are sent.
 
     Attributes:
-      rate: requests a second in all; infinite: all at once.
-      burstiness: shape of the gaps' gamma distribution.
-      ramp: 'linear' or 'exponential' growth of the rate, from `ramp_from` to `ramp_to`.
+      rate: requests per second over all models; infinite: all at the start.
+      burstiness: shape of the gamma distribution of the gaps.
+      ramp: 'linear' or 'exponential' growth of the rate from `ramp_from` to `ramp_to`.
     """
 
     rate: float = math.inf
@@ -123,15 +128,15 @@ class ArrivalPattern:
             raise BenchError("--request-rate and --ramp-up-strategy exclude each other")
         if self.ramp_from is None or self.ramp_to is None:
             raise BenchError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
-        least = 0.0 if self.ramp == "linear" else 1e-9
-        if not least <= self.ramp_from <= self.ramp_to or self.ramp_to <= 0:
+        lowest = 0.0 if self.ramp == "linear" else 1e-9
+        if not lowest <= self.ramp_from <= self.ramp_to or self.ramp_to <= 0:
             raise BenchError(
-                "the ramp goes up: --ramp-up-start-rps is not above --ramp-up-end-rps, and for an "
-                "exponential one above 0"
+                "--ramp-up-start-rps must not be above --ramp-up-end-rps, and must be above 0 for "
+                "an exponential ramp"
             )
 
     def times(self, count: int, seed: int) -> list[float]:
-        """When each of so many requests is due, in seconds from the start."""
+        """Due times of `count` requests, in seconds from the start."""
         if self.ramp is None and math.isinf(self.rate):
             return [0.0] * count
         rng = np.random.default_rng([seed, 5])
@@ -142,154 +147,158 @@ class ArrivalPattern:
             times *= count / self.rate / times[-1]
         return times.tolist()
 
-    def _rate(self, done: float) -> float:
+    def _rate(self, progress: float) -> float:
         if self.ramp is None or self.ramp_from is None or self.ramp_to is None:
             return self.rate
         if self.ramp == "linear":
-            return max(1e-3, self.ramp_from + (self.ramp_to - self.ramp_from) * done)
-        return self.ramp_from * (self.ramp_to / self.ramp_from) ** done
+            return max(1e-3, self.ramp_from + (self.ramp_to - self.ramp_from) * progress)
+        return self.ramp_from * (self.ramp_to / self.ramp_from) ** progress
 
 
-def shares_of(models: Sequence[str], alpha: float | None) -> dict[str, float]:
-    """Each model's part of the requests: equal, or by a power law in the order of the models.
+def model_shares(models: Sequence[str], alpha: float | None) -> dict[str, float]:
+    """The share of the requests that each model receives: equal, or by a power law in model order.
 
     Raises:
       WorkloadError: a negative `alpha`.
     """
-    parts = power_law_rates(len(models), alpha or 0.0, total=1.0)
-    return dict(zip(models, parts, strict=True))
+    shares = power_law_rates(len(models), alpha or 0.0, total=1.0)
+    return dict(zip(models, shares, strict=True))
 
 
 def build_request_inputs(
     prompts: Prompts,
-    pace: ArrivalPattern,
-    prompters: Mapping[str, PromptGenerator],
+    arrivals: ArrivalPattern,
+    generators: Mapping[str, PromptGenerator],
     shares: Mapping[str, float],
-    renamed: Mapping[str, str] | None = None,
+    model_map: Mapping[str, str] | None = None,
 ) -> list[RequestInput]:
-    """All requests.
+    """All requests of a run.
 
     Args:
-      prompts: which.
-      pace: when they are due; a trace has its own times, and takes no pace.
-      prompters: of each model.
-      shares: of each model, its part of the requests.
-      renamed: for traces, who serves a trace's model.
+      prompts: the data set.
+      arrivals: when requests are sent; must be the default for a trace, which has its own times.
+      generators: prompt generator of each model.
+      shares: share of the requests of each model.
+      model_map: maps a trace's model names to the server's.
 
     Raises:
-      BenchError, WorkloadError: a file that cannot be used.
+      BenchError: a file that cannot be read, or options that exclude each other.
+      WorkloadError: a trace names a model that is not benchmarked.
     """
     rng = random.Random(prompts.seed)
     names = rng.choices(list(shares), weights=list(shares.values()), k=prompts.count)
     if prompts.name == "trace":
-        if pace != ArrivalPattern():
-            raise BenchError("--dataset-name trace has its own times: leave the rate options out")
-        return list(_trace(prompts, prompters, names, renamed or {}))
-    if renamed:
+        if arrivals != ArrivalPattern():
+            raise BenchError(
+                "--dataset-name trace has its own arrival times: omit the rate options"
+            )
+        return list(_trace_inputs(prompts, generators, names, model_map or {}))
+    if model_map:
         raise BenchError("--map is for --dataset-name trace")
-    asks = list(_source(prompts, prompters, names, rng))
-    times = pace.times(len(asks), prompts.seed)
-    return [replace(ask, arrival=time) for ask, time in zip(asks, times, strict=True)]
+    inputs = list(_untimed_inputs(prompts, generators, names, rng))
+    times = arrivals.times(len(inputs), prompts.seed)
+    return [replace(request, arrival=time) for request, time in zip(inputs, times, strict=True)]
 
 
-def _source(
+def _untimed_inputs(
     prompts: Prompts,
-    prompters: Mapping[str, PromptGenerator],
+    generators: Mapping[str, PromptGenerator],
     names: Sequence[str],
     rng: random.Random,
 ) -> Iterator[RequestInput]:
     if prompts.name == "random":
-        return _random(prompts, prompters, names, rng)
+        return _random_inputs(prompts, generators, names, rng)
     if prompts.name == "burstgpt":
-        return _lengths_of(prompts, prompters, names, rng)
-    return _texts(prompts, prompters, names, rng)
+        return _burstgpt_inputs(prompts, generators, names, rng)
+    return _text_inputs(prompts, generators, names, rng)
 
 
-def _random(
+def _random_inputs(
     prompts: Prompts,
-    prompters: Mapping[str, PromptGenerator],
+    generators: Mapping[str, PromptGenerator],
     names: Sequence[str],
     rng: random.Random,
 ) -> Iterator[RequestInput]:
     prefixes: dict[str, Any] = {}
 
-    def around(length: int) -> int:
+    def vary(length: int) -> int:
         low = max(1, math.floor(length * (1 - prompts.range_ratio)))
         return rng.randint(low, math.ceil(length * (1 + prompts.range_ratio)))
 
     for name in names:
-        prompter = prompters[name]
-        tokens, output = around(prompts.input_len), around(prompts.output_len)
-        prompt = prompter.make(tokens)
+        generator = generators[name]
+        tokens, output = vary(prompts.input_len), vary(prompts.output_len)
+        prompt = generator.generate(tokens)
         if prompts.prefix_len:
-            prefix = prefixes.setdefault(name, prompter.make(prompts.prefix_len))
+            prefix = prefixes.setdefault(name, generator.generate(prompts.prefix_len))
             prompt = f"{prefix} {prompt}" if isinstance(prompt, str) else prefix + prompt
             tokens += prompts.prefix_len
         yield RequestInput(name, prompt, tokens, output)
 
 
-def _texts(
+def _text_inputs(
     prompts: Prompts,
-    prompters: Mapping[str, PromptGenerator],
+    generators: Mapping[str, PromptGenerator],
     names: Sequence[str],
     rng: random.Random,
 ) -> Iterator[RequestInput]:
     assert prompts.path is not None
     entries = list(_sharegpt(prompts.path) if prompts.name == "sharegpt" else _custom(prompts.path))
-    for name, (text, answer) in zip(names, _drawn(entries, prompts, rng), strict=False):
-        prompter = prompters[name]
-        tokens = prompter.count(text)
+    for name, (text, response) in zip(names, _draw(entries, prompts, rng), strict=False):
+        generator = generators[name]
+        tokens = generator.count(text)
         if prompts.fixed_output is not None:
             output = prompts.fixed_output
         else:
-            output = answer if isinstance(answer, int) else prompter.count(answer)
+            output = response if isinstance(response, int) else generator.count(response)
         yield RequestInput(name, text, max(1, tokens), max(1, output))
 
 
-def _lengths_of(
+def _burstgpt_inputs(
     prompts: Prompts,
-    prompters: Mapping[str, PromptGenerator],
+    generators: Mapping[str, PromptGenerator],
     names: Sequence[str],
     rng: random.Random,
 ) -> Iterator[RequestInput]:
     assert prompts.path is not None
-    entries = [(asked.prompt_tokens, asked.output_tokens) for asked in open_trace(prompts.path)]
-    for name, (tokens, output) in zip(names, _drawn(entries, prompts, rng), strict=False):
-        made = output if prompts.fixed_output is None else prompts.fixed_output
-        yield RequestInput(name, prompters[name].make(tokens), tokens, made)
+    entries = [(entry.prompt_tokens, entry.output_tokens) for entry in open_trace(prompts.path)]
+    for name, (tokens, output) in zip(names, _draw(entries, prompts, rng), strict=False):
+        if prompts.fixed_output is not None:
+            output = prompts.fixed_output
+        yield RequestInput(name, generators[name].generate(tokens), tokens, output)
 
 
-def _trace(
+def _trace_inputs(
     prompts: Prompts,
-    prompters: Mapping[str, PromptGenerator],
+    generators: Mapping[str, PromptGenerator],
     names: Sequence[str],
-    renamed: Mapping[str, str],
+    model_map: Mapping[str, str],
 ) -> Iterator[RequestInput]:
     assert prompts.path is not None
-    for drawn, asked in zip(names, open_trace(prompts.path), strict=False):
-        name = renamed.get(asked.model, asked.model) or drawn
-        if name not in prompters:
+    for drawn, entry in zip(names, open_trace(prompts.path), strict=False):
+        name = model_map.get(entry.model, entry.model) or drawn
+        if name not in generators:
             raise WorkloadError(
-                f"the trace asks for {name}, which is not benchmarked; there are "
-                f"{', '.join(prompters)}: map it to one of them (--map {name}=MODEL)"
+                f"the trace names the model {name}, which is not benchmarked; map it to one of "
+                f"{', '.join(generators)} with --map {name}=MODEL"
             )
-        output = asked.output_tokens if prompts.fixed_output is None else prompts.fixed_output
-        prompt = prompters[name].make(asked.prompt_tokens)
-        yield RequestInput(name, prompt, asked.prompt_tokens, output, asked.arrival)
+        output = entry.output_tokens if prompts.fixed_output is None else prompts.fixed_output
+        prompt = generators[name].generate(entry.prompt_tokens)
+        yield RequestInput(name, prompt, entry.prompt_tokens, output, entry.arrival)
 
 
-def _drawn(entries: list[Any], prompts: Prompts, rng: random.Random) -> Iterator[Any]:
+def _draw(entries: list[Any], prompts: Prompts, rng: random.Random) -> Iterator[Any]:
     if prompts.shuffle:
         rng.shuffle(entries)
     return itertools.cycle(entries) if prompts.oversample else iter(entries)
 
 
 def _sharegpt(path: Path) -> Iterator[tuple[str, str]]:
-    """First turns, within vLLM's limits by a rough count of four bytes a token."""
+    """First turns within vLLM's length limits, estimated at four bytes per token."""
     data = _json(path)
     if not isinstance(data, list):
         raise BenchError(f"{path}: a ShareGPT file is a list of conversations")
-    least, most_prompt, most = (4 * limit for limit in SHAREGPT_LIMITS)
+    shortest, longest_prompt, longest = (4 * limit for limit in SHAREGPT_LIMITS)
     found = 0
     for index, entry in enumerate(data):
         turns = entry.get("conversations") if isinstance(entry, dict) else None
@@ -298,15 +307,15 @@ def _sharegpt(path: Path) -> Iterator[tuple[str, str]]:
         if len(turns) < 2:
             continue
         try:
-            prompt, answer = (str(turn["value"]) for turn in turns[:2])
+            prompt, response = (str(turn["value"]) for turn in turns[:2])
         except (KeyError, TypeError) as error:
             raise BenchError(f"{path}: [{index}] has a turn without a text value") from error
-        sizes = len(prompt.encode()), len(answer.encode())
-        if min(sizes) >= least and sizes[0] <= most_prompt and sum(sizes) <= most:
+        sizes = len(prompt.encode()), len(response.encode())
+        if min(sizes) >= shortest and sizes[0] <= longest_prompt and sum(sizes) <= longest:
             found += 1
-            yield prompt, answer
+            yield prompt, response
     if not found:
-        raise BenchError(f"{path}: no conversation of a usable length in it")
+        raise BenchError(f"{path}: no conversation of a usable length")
 
 
 def _custom(path: Path) -> Iterator[tuple[str, int | str]]:
@@ -322,16 +331,16 @@ def _custom(path: Path) -> Iterator[tuple[str, int | str]]:
             row = json.loads(line)
             prompt = row["prompt"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BenchError(f'{path}:{number}: a line is {{"prompt": "..."}}') from error
+            raise BenchError(f'{path}:{number}: expected {{"prompt": "..."}}') from error
         if not isinstance(prompt, str) or not prompt:
-            raise BenchError(f"{path}:{number}: the prompt must be a text that is not empty")
+            raise BenchError(f"{path}:{number}: the prompt must be a non-empty text")
         output = row.get("output_tokens", _DEFAULT_OUTPUT)
         if isinstance(output, bool) or not isinstance(output, int) or output < 1:
-            raise BenchError(f"{path}:{number}: output_tokens must be a whole number above 0")
+            raise BenchError(f"{path}:{number}: output_tokens must be an integer above 0")
         found += 1
         yield prompt, output
     if not found:
-        raise BenchError(f"{path}: no prompts in it")
+        raise BenchError(f"{path}: no prompts in the file")
 
 
 def _json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Sends requests when they are due, and keeps what came back; an interrupt ends it early."""
+"""Sends requests at their due times and collects the results; Ctrl-C ends the run early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 
-from muxjax.bench.http.client import RequestInput, RequestResult, Server, perform
+from muxjax.bench.http.client import RequestInput, RequestResult, Server, send_request
 from muxjax.errors import BenchError
 
 
@@ -17,77 +17,78 @@ class LoadResult:
     """A finished run.
 
     Attributes:
-      outcomes: in the order of the requests; those that were not finished at an interrupt are left
-        out.
-      duration: seconds from the start to the last outcome.
-      interrupted: how many requests were left out.
+      results: in the order of the inputs, without requests that an interrupt left unfinished.
+      duration: seconds from the start to the last result.
+      interrupted: number of requests that an interrupt left unfinished.
     """
 
-    outcomes: list[RequestResult]
+    results: list[RequestResult]
     duration: float
     interrupted: int = 0
 
 
 def run_load(
     servers: Server | Mapping[str, Server],
-    asks: Sequence[RequestInput],
+    inputs: Sequence[RequestInput],
     *,
     max_concurrency: int | None = None,
-    done: Callable[[RequestResult], None] | None = None,
+    on_result: Callable[[RequestResult], None] | None = None,
 ) -> LoadResult:
-    """Sends all requests, each when it is due, and waits for them.
+    """Sends all requests at their due times and waits for them.
 
-    Ctrl-C ends the run: requests under way are dropped, and what is finished is returned.
+    Ctrl-C ends the run: running requests are cancelled, and finished ones are returned.
 
     Args:
-      servers: one for all, or one for each model.
-      asks: the requests; their arrivals decide the order.
-      max_concurrency: requests under way at most, over all models; None: any number.
-      done: called with each outcome.
+      servers: one for all models, or one for each model.
+      inputs: the requests, in any order; each is sent at its `arrival`.
+      max_concurrency: maximum number of running requests over all models; None: no limit.
+      on_result: called with each result.
 
     Raises:
       BenchError: a model without a server, or no requests.
     """
-    return asyncio.run(send_all(servers, asks, max_concurrency=max_concurrency, done=done))
+    return asyncio.run(
+        send_all(servers, inputs, max_concurrency=max_concurrency, on_result=on_result)
+    )
 
 
 async def send_all(
     servers: Server | Mapping[str, Server],
-    asks: Sequence[RequestInput],
+    inputs: Sequence[RequestInput],
     *,
     max_concurrency: int | None = None,
-    done: Callable[[RequestResult], None] | None = None,
+    on_result: Callable[[RequestResult], None] | None = None,
 ) -> LoadResult:
-    """As `run_load`, in a running event loop; cancelling it takes the place of Ctrl-C."""
-    if not asks:
+    """The same as `run_load` in a running event loop; cancellation acts as Ctrl-C does there."""
+    if not inputs:
         raise BenchError("there are no requests to send")
     if max_concurrency is not None and max_concurrency < 1:
         raise BenchError(f"--max-concurrency must be at least 1, not {max_concurrency}")
-    by_model = _servers(servers, asks)
+    by_model = _servers_by_model(servers, inputs)
     gate = nullcontext() if max_concurrency is None else asyncio.Semaphore(max_concurrency)
     finished: dict[int, RequestResult] = {}
     async with AsyncExitStack() as stack:
-        clients = {
-            id(server): await stack.enter_async_context(server.client())
+        sessions = {
+            id(server): await stack.enter_async_context(server.session())
             for server in {id(server): server for server in by_model.values()}.values()
         }
         start = time.perf_counter()
 
-        async def one(index: int, ask: RequestInput) -> None:
-            await asyncio.sleep(ask.arrival - (time.perf_counter() - start))
-            server = by_model[ask.model]
+        async def send_when_due(index: int, request: RequestInput) -> None:
+            await asyncio.sleep(request.arrival - (time.perf_counter() - start))
+            server = by_model[request.model]
             async with gate:
-                outcome = await perform(clients[id(server)], server, ask, start)
-            finished[index] = outcome
-            if done is not None:
-                done(outcome)
+                result = await send_request(sessions[id(server)], server, request, start)
+            finished[index] = result
+            if on_result is not None:
+                on_result(result)
 
-        order = sorted(range(len(asks)), key=lambda index: asks[index].arrival)
-        tasks = [asyncio.create_task(one(index, asks[index])) for index in order]
+        order = sorted(range(len(inputs)), key=lambda index: inputs[index].arrival)
+        tasks = [asyncio.create_task(send_when_due(index, inputs[index])) for index in order]
         try:
             await asyncio.gather(*tasks)
         except asyncio.CancelledError:
-            # Ctrl-C: what is finished is kept.
+            # Ctrl-C: finished requests are kept.
             current = asyncio.current_task()
             if current is not None:
                 current.uncancel()
@@ -96,14 +97,14 @@ async def send_all(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         duration = time.perf_counter() - start
-    outcomes = [finished[index] for index in sorted(finished)]
-    return LoadResult(outcomes, duration, len(asks) - len(outcomes))
+    results = [finished[index] for index in sorted(finished)]
+    return LoadResult(results, duration, len(inputs) - len(results))
 
 
-def _servers(
-    servers: Server | Mapping[str, Server], asks: Sequence[RequestInput]
+def _servers_by_model(
+    servers: Server | Mapping[str, Server], inputs: Sequence[RequestInput]
 ) -> dict[str, Server]:
-    names = dict.fromkeys(ask.model for ask in asks)
+    names = dict.fromkeys(request.model for request in inputs)
     if isinstance(servers, Server):
         return dict.fromkeys(names, servers)
     missing = [name for name in names if name not in servers]

@@ -1,17 +1,17 @@
-"""A run over HTTP in numbers, under the names of vLLM's `bench serve`.
+"""Metrics of a run over HTTP, under the names of vLLM's `bench serve`.
 
 `completed`, `failed`, `duration`, `total_input_tokens`, `total_output_tokens`, `request_throughput`,
 `request_goodput`, `output_throughput`, `total_token_throughput`, and `mean_`, `median_`, `std_` and
-`pNN_` of `ttft_ms`, `tpot_ms`, `itl_ms` and `e2el_ms` are vLLM's, computed as it computes them:
-latencies of finished requests only, TPOT of those with two tokens or more. Ours are:
+`pNN_` of `ttft_ms`, `tpot_ms`, `itl_ms` and `e2el_ms` are computed as in vLLM: latencies of finished
+requests only, TPOT of requests with two or more tokens. MuxJAX adds:
 
-| key | what it is |
+| key | meaning |
 |---|---|
 | `models` | the same keys for each model |
-| `slo_attainment` | part of all requests sent that finished within `--goodput`'s limits; failed ones are misses |
-| `jain_index` | Jain's index of the models' speeds: 1 where all models are served equally fast, 1/n where one of n is served and the others not. A model's speed is the mean over its requests of output tokens for each second of latency; failed requests have speed 0 |
-| `approximate_output_tokens` | requests whose tokens the server did not count, so that their events were counted |
-| `interrupted` | requests that Ctrl-C left unfinished; they are in no other number |
+| `slo_attainment` | fraction of all requests sent that finished within the limits of `--goodput`; a failed request is a miss |
+| `jain_index` | Jain's fairness index of the models' speeds: 1 if all models are served equally fast, 1/n if only one of n models is served. A model's speed is the mean over its requests of output tokens per second of latency; a failed request has speed 0 |
+| `approximate_output_tokens` | number of requests whose tokens the server did not report; their events were counted instead |
+| `interrupted` | number of requests that Ctrl-C left unfinished; no other metric includes them |
 """  # noqa: E501  a table
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 
 @dataclass(frozen=True)
 class Measures:
-    """What is reported.
+    """The metrics to report.
 
     Attributes:
-      metrics: latencies, of `METRICS`.
-      percentiles: of them.
-      goodput: limits in ms of `ttft`, `tpot` or `e2el`; without one there is no goodput.
+      metrics: latencies to report, from `METRICS`.
+      percentiles: percentiles of each latency.
+      goodput: limits in ms for `ttft`, `tpot` or `e2el`; without a limit, goodput is not reported.
 
     Raises:
-      BenchError: a name that is not known, a percentile or limit that is none.
+      BenchError: an unknown metric, or a percentile or limit out of range.
     """
 
     metrics: tuple[str, ...] = METRICS
@@ -55,7 +55,7 @@ class Measures:
                 raise BenchError(f"no metric {name!r}; there are {', '.join(METRICS)}")
         for percentile in self.percentiles:
             if not 0 <= percentile <= 100:
-                raise BenchError(f"a percentile is from 0 to 100, not {percentile:g}")
+                raise BenchError(f"--metric-percentiles must be from 0 to 100, not {percentile:g}")
         for name, limit in self.goodput.items():
             if name not in GOODPUT_METRICS:
                 raise BenchError(f"--goodput takes {', '.join(GOODPUT_METRICS)}, not {name!r}")
@@ -64,97 +64,98 @@ class Measures:
 
 
 def summarize(load: LoadResult, measures: Measures | None = None) -> dict[str, Any]:
-    """All keys of the module's table."""
+    """All metrics of the module's table."""
     measures = measures or Measures()
-    names = dict.fromkeys(outcome.ask.model for outcome in load.outcomes)
-    of_model = {
-        name: [outcome for outcome in load.outcomes if outcome.ask.model == name] for name in names
+    names = dict.fromkeys(result.request.model for result in load.results)
+    by_model = {
+        name: [result for result in load.results if result.request.model == name] for name in names
     }
     return {
         "duration": load.duration,
-        **_block(load.outcomes, load.duration, measures),
-        "max_concurrent_requests": _most_at_once(load.outcomes),
-        "jain_index": jain_index([_speed(outcomes) for outcomes in of_model.values()]),
+        **_model_metrics(load.results, load.duration, measures),
+        "max_concurrent_requests": _peak_concurrency(load.results),
+        "jain_index": jain_index([_speed(results) for results in by_model.values()]),
         "interrupted": load.interrupted,
         "models": {
-            name: _block(outcomes, load.duration, measures) for name, outcomes in of_model.items()
+            name: _model_metrics(results, load.duration, measures)
+            for name, results in by_model.items()
         },
     }
 
 
-def _block(
-    outcomes: Sequence[RequestResult], duration: float, measures: Measures
+def _model_metrics(
+    results: Sequence[RequestResult], duration: float, measures: Measures
 ) -> dict[str, Any]:
-    done = [outcome for outcome in outcomes if outcome.success]
-    prompt = sum(outcome.prompt_tokens for outcome in done)
-    output = sum(outcome.output_tokens for outcome in done)
+    finished = [result for result in results if result.success]
+    prompt = sum(result.prompt_tokens for result in finished)
+    output = sum(result.output_tokens for result in finished)
 
     def rate(amount: float) -> float:
         return amount / duration if duration > 0 else 0.0
 
-    good = sum(_good(outcome, measures.goodput) for outcome in done)
-    found: dict[str, Any] = {
-        "completed": len(done),
-        "failed": len(outcomes) - len(done),
+    good = sum(_meets_limits(result, measures.goodput) for result in finished)
+    metrics: dict[str, Any] = {
+        "completed": len(finished),
+        "failed": len(results) - len(finished),
         "total_input_tokens": prompt,
         "total_output_tokens": output,
-        "request_throughput": rate(len(done)),
+        "request_throughput": rate(len(finished)),
         "request_goodput": rate(good) if measures.goodput else None,
-        "slo_attainment": good / len(outcomes) if measures.goodput and outcomes else None,
+        "slo_attainment": good / len(results) if measures.goodput and results else None,
         "output_throughput": rate(output),
         "total_token_throughput": rate(prompt + output),
-        "approximate_output_tokens": sum(not outcome.counted for outcome in done),
+        "approximate_output_tokens": sum(not result.counted for result in finished),
     }
     times = {
-        "ttft": [outcome.ttft for outcome in done],
-        "tpot": [outcome.tpot for outcome in done if outcome.output_tokens > 1],
-        "itl": [gap for outcome in done for gap in outcome.itl],
-        "e2el": [outcome.latency for outcome in done],
+        "ttft": [result.ttft for result in finished],
+        "tpot": [result.tpot for result in finished if result.output_tokens > 1],
+        "itl": [gap for result in finished for gap in result.itl],
+        "e2el": [result.latency for result in finished],
     }
     for name in measures.metrics:
-        found.update(_statistics(name, times[name], measures.percentiles))
-    return found
+        metrics.update(_statistics(name, times[name], measures.percentiles))
+    return metrics
 
 
 def _statistics(
     name: str, seconds: Sequence[float], percentiles: Sequence[float]
 ) -> dict[str, float | None]:
     values = 1e3 * np.asarray(seconds)
-    some = len(values) > 0
+    not_empty = len(values) > 0
 
-    def of(function: Any, *arguments: float) -> float | None:
-        return float(function(values, *arguments)) if some else None
+    def statistic(function: Any, *arguments: float) -> float | None:
+        return float(function(values, *arguments)) if not_empty else None
 
-    found = {
-        f"mean_{name}_ms": of(np.mean),
-        f"median_{name}_ms": of(np.median),
-        f"std_{name}_ms": of(np.std),
+    statistics = {
+        f"mean_{name}_ms": statistic(np.mean),
+        f"median_{name}_ms": statistic(np.median),
+        f"std_{name}_ms": statistic(np.std),
     }
     for percentile in percentiles:
-        found[f"p{percentile:g}_{name}_ms"] = of(np.percentile, percentile)
-    return found
+        statistics[f"p{percentile:g}_{name}_ms"] = statistic(np.percentile, percentile)
+    return statistics
 
 
-def _good(outcome: RequestResult, limits: Mapping[str, float]) -> bool:
-    found = {"ttft": outcome.ttft, "tpot": outcome.tpot, "e2el": outcome.latency}
-    return all(1e3 * found[name] <= limit for name, limit in limits.items())
+def _meets_limits(result: RequestResult, limits: Mapping[str, float]) -> bool:
+    latencies = {"ttft": result.ttft, "tpot": result.tpot, "e2el": result.latency}
+    return all(1e3 * latencies[name] <= limit for name, limit in limits.items())
 
 
-def _speed(outcomes: Sequence[RequestResult]) -> float:
+def _speed(results: Sequence[RequestResult]) -> float:
     speeds = [
-        outcome.output_tokens / outcome.latency if outcome.success and outcome.latency else 0.0
-        for outcome in outcomes
+        result.output_tokens / result.latency if result.success and result.latency else 0.0
+        for result in results
     ]
     return sum(speeds) / len(speeds)
 
 
-def _most_at_once(outcomes: Sequence[RequestResult]) -> int:
+def _peak_concurrency(results: Sequence[RequestResult]) -> int:
     changes = []
-    for outcome in outcomes:
-        if outcome.success and outcome.sent is not None and outcome.end is not None:
-            changes += [(outcome.sent, 1), (outcome.end, -1)]
-    most = now = 0
+    for result in results:
+        if result.success and result.sent is not None and result.end is not None:
+            changes += [(result.sent, 1), (result.end, -1)]
+    peak = running = 0
     for _, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return most
+        running += change
+        peak = max(peak, running)
+    return peak

@@ -1,17 +1,18 @@
-"""Prompts of a wanted number of tokens for a server whose tokenizer may not be at hand.
+"""Generates prompts of a given number of tokens, with or without the server's tokenizer.
 
-Who counts tokens, by what is there, the first that is:
+Tokens are counted by the first of these that is available:
 
-1. `--tokenizer`: a tokenizer.json, or a folder with one;
-2. the server's own `/tokenize` (vLLM's, and ours);
-3. nobody: completions are asked with token ids, of which the number is known. The ids are
-   `SAFE_IDS`, which every usual vocabulary has;
-4. nobody, and the server takes text only (chats): a word is taken for a token. The report says so.
+1. `--tokenizer`: a tokenizer.json, or a folder that contains one;
+2. the server's `/tokenize` endpoint (vLLM and MuxJAX have it);
+3. for completions, no counting is needed: prompts are token ids from `SAFE_IDS`, which are valid in
+   every common vocabulary;
+4. for chats, which are text, each word counts as one token. The report marks the lengths as
+   approximate.
 
-With 1 and 2, completions are sent as token ids too, cut from tokenised words, so that they have
-exactly the wanted number. Chats are sent as text whose count is brought to the wanted one word by
-word; the chat template's own tokens come on top, as with vLLM's benchmark. Whatever was wanted, the
-server's count is what is reported, where it gives one.
+With 1 and 2, completions are also sent as token ids, sliced from tokenized words, so that the
+length is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens
+of the chat template come on top, as in vLLM's benchmark. The reported length is the server's count
+if it sends one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from muxjax.bench.http.client import Server
 from muxjax.errors import BenchError
@@ -40,21 +41,21 @@ _WORDS = tuple(
 _FILLERS = (" a", " I", ".", " the", " and", ",", "!")
 
 Count = Callable[[str], list[int]]
-"""Token ids of a text, without special ones."""
+"""Encodes a text into token ids, without special tokens."""
 
 
 @dataclass
 class PromptGenerator:
-    """Makes prompts of wanted lengths.
+    """Generates prompts of requested lengths for one model.
 
     Attributes:
-      how: who counts tokens, for the report: 'tokenizer', 'server', 'token ids' or 'words'.
-      encode: token ids of a text; None where nobody counts.
-      as_text: prompts are texts.
-      rng: what is drawn from.
+      counted_by: how tokens are counted: 'tokenizer', 'server', 'token ids' or 'words'.
+      encode: encodes a text into token ids; None without a tokenizer.
+      as_text: whether prompts are text.
+      rng: source of randomness.
     """
 
-    how: str
+    counted_by: str
     encode: Count | None
     as_text: bool
     rng: random.Random
@@ -62,8 +63,8 @@ class PromptGenerator:
     def __post_init__(self) -> None:
         self._tokens: list[int] = []
 
-    def make(self, tokens: int) -> str | tuple[int, ...]:
-        """A prompt of so many tokens."""
+    def generate(self, tokens: int) -> str | tuple[int, ...]:
+        """A random prompt of `tokens` tokens."""
         if self.as_text:
             return self._text(tokens)
         if self.encode is None:
@@ -74,14 +75,8 @@ class PromptGenerator:
         self.rng.shuffle(self._tokens)
         return tuple(self._tokens[start : start + tokens])
 
-    def cut(self, text: str, tokens: int) -> str | tuple[int, ...]:
-        """A given prompt, as the server takes it; `tokens` says how long it is."""
-        if self.as_text or self.encode is None:
-            return text
-        return tuple(self.encode(text)[:tokens])
-
     def count(self, text: str) -> int:
-        """Tokens of a text; of words, where nobody counts."""
+        """Number of tokens of a text; without a tokenizer, its number of words."""
         return len(text.split()) if self.encode is None else len(self.encode(text))
 
     def _words(self, count: int) -> str:
@@ -91,7 +86,7 @@ class PromptGenerator:
         if self.encode is None:
             return self._words(tokens)
         words = self.rng.choices(_WORDS, k=tokens)
-        low, high = 0, len(words)  # words that are surely not too many, and surely are enough
+        low, high = 0, len(words)  # bounds of the number of words
         while low < high:
             middle = (low + high + 1) // 2
             if self.count(" ".join(words[:middle])) <= tokens:
@@ -108,41 +103,41 @@ class PromptGenerator:
 
 
 def build_prompt_generator(
-    client: httpx.Client,
+    client: httpx2.Client,
     server: Server,
     model: str,
     *,
     seed: int,
     tokenizer: Path | None = None,
 ) -> PromptGenerator:
-    """Finds out who counts tokens.
+    """Builds the generator for one model with the best available way to count tokens.
 
     Args:
-      client: asks the server, as long as prompts are made.
-      server: whom the prompts are for.
-      model: the model's name there.
-      seed: of what is drawn.
-      tokenizer: a tokenizer.json, or a folder with one.
+      client: must stay open while prompts are generated.
+      server: the server that the prompts are for.
+      model: the model's name at the server.
+      seed: seed of the prompts.
+      tokenizer: a tokenizer.json, or a folder that contains one.
 
     Raises:
-      BenchError: a tokenizer that cannot be read.
+      BenchError: the tokenizer cannot be read.
     """
     as_text = server.backend == "openai-chat"
     rng = random.Random(f"{seed} {model}")
     if tokenizer is not None:
-        return PromptGenerator("tokenizer", _local(tokenizer), as_text, rng)
-    encode = _remote(client, server, model)
+        return PromptGenerator("tokenizer", _load_tokenizer(tokenizer), as_text, rng)
+    encode = _server_tokenizer(client, server, model)
     if encode is not None:
         return PromptGenerator("server", encode, as_text, rng)
     return PromptGenerator("words" if as_text else "token ids", None, as_text, rng)
 
 
-def _local(path: Path) -> Count:
+def _load_tokenizer(path: Path) -> Count:
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise BenchError(f"--tokenizer {path}: no tokenizer.json there")
+        raise BenchError(f"--tokenizer {path}: no tokenizer.json found")
     try:
         found = Tokenizer.from_file(str(file))
     except Exception as error:
@@ -150,8 +145,8 @@ def _local(path: Path) -> Count:
     return lambda text: found.encode(text, add_special_tokens=False).ids
 
 
-def _remote(client: httpx.Client, server: Server, model: str) -> Count | None:
-    """The server's `/tokenize`, if it has one that works."""
+def _server_tokenizer(client: httpx2.Client, server: Server, model: str) -> Count | None:
+    """Encodes with the server's `/tokenize` endpoint; None if it has none that works."""
 
     def encode(text: str) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": False}
@@ -161,6 +156,6 @@ def _remote(client: httpx.Client, server: Server, model: str) -> Count | None:
 
     try:
         ids = encode("a short text")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return None
     return encode if ids else None

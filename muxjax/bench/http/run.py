@@ -1,8 +1,7 @@
-"""A benchmark of servers from the first look at them to the file of results."""
+"""Runs one benchmark of one or more servers and writes its result."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
@@ -12,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from muxjax._version import __version__
 from muxjax.bench.http.client import Backend, RequestInput, Server, list_models
-from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, shares_of
+from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, model_shares
 from muxjax.bench.http.load import LoadResult, run_load
 from muxjax.bench.http.metrics import Measures, summarize
 from muxjax.bench.http.prompts import PromptGenerator, build_prompt_generator
@@ -30,11 +29,11 @@ _BACKENDS: dict[str, Backend] = {
 }
 
 
-def backend_of(name: str) -> Backend:
-    """The backend of this name.
+def parse_backend(name: str) -> Backend:
+    """The backend for a value of `--backend`.
 
     Raises:
-      BenchError: there is none.
+      BenchError: an unknown name.
     """
     if name not in _BACKENDS:
         raise BenchError(f"no backend {name!r}; there are {', '.join(_BACKENDS)}")
@@ -43,35 +42,37 @@ def backend_of(name: str) -> Backend:
 
 @dataclass(frozen=True)
 class HttpBench:
-    """What to run.
+    """A benchmark over HTTP.
 
     Attributes:
-      server: where models are, unless they say another one.
-      models: NAME or NAME@URL, most popular first; none: all that the server lists.
-      alpha: power law of their popularity.
-      prompts, pace, measures: what is asked, when, and what is reported.
-      max_concurrency: requests under way at most.
-      warm_ups: requests before the run.
-      wait_seconds: how long to wait for the server to be there.
-      tokenizer: a file that counts tokens.
-      renamed: for traces, who serves a trace's model.
-      label, metadata: for the result.
+      server: the server of every model without an address.
+      models: NAME or NAME@URL, most popular first; if empty, all models that the server lists.
+      alpha: exponent of the power law of the models' popularity; None: equal popularity.
+      prompts: the data set.
+      arrivals: when requests are sent.
+      measures: the metrics to report.
+      max_concurrency: maximum number of running requests.
+      warm_ups: number of requests before the measured run.
+      wait_seconds: how long to wait for the server to answer.
+      tokenizer: a tokenizer.json or its folder, to count tokens.
+      model_map: maps a trace's model names to the server's.
+      label, metadata: stored in the result.
 
     Raises:
-      BenchError: a number that cannot be.
+      BenchError: a value out of range.
     """
 
     server: Server
     models: Sequence[str] = ()
     alpha: float | None = None
     prompts: Prompts = field(default_factory=Prompts)
-    pace: ArrivalPattern = field(default_factory=ArrivalPattern)
+    arrivals: ArrivalPattern = field(default_factory=ArrivalPattern)
     measures: Measures = field(default_factory=Measures)
     max_concurrency: int | None = None
     warm_ups: int = 0
     wait_seconds: float = 0.0
     tokenizer: Path | None = None
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    model_map: Mapping[str, str] = field(default_factory=dict)
     label: str = "openai"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,54 +87,57 @@ class HttpBench:
             )
 
     def run(self, *, progress: bool = True) -> tuple[dict[str, Any], LoadResult]:
-        """Runs it.
+        """Runs the benchmark.
 
         Returns:
-          The result, with vLLM's keys, and what it is made from.
+          The result, with vLLM's keys, and the results of the single requests.
 
         Raises:
-          BenchError, WorkloadError: what cannot be run.
+          BenchError: a server that does not answer, or options that exclude each other.
+          WorkloadError: a data set that cannot be used.
         """
-        _wait_for(self.server, self.wait_seconds)
+        _wait_until_ready(self.server, self.wait_seconds)
         servers = self._servers()
-        shares = shares_of(list(servers), self.alpha)
-        with httpx.Client(timeout=30.0, verify=self.server.verify) as client:
-            prompters = {
+        shares = model_shares(list(servers), self.alpha)
+        with httpx2.Client(timeout=30.0, verify=self.server.verify) as client:
+            generators = {
                 name: build_prompt_generator(
                     client, server, name, seed=self.prompts.seed, tokenizer=self.tokenizer
                 )
                 for name, server in servers.items()
             }
-            asks = build_request_inputs(self.prompts, self.pace, prompters, shares, self.renamed)
-        _allow_connections(min(self.max_concurrency or len(asks), len(asks)))
-        self._warm_up(servers, asks)
-        with Bars({"requests": len(asks)}, show=progress) as bars:
+            inputs = build_request_inputs(
+                self.prompts, self.arrivals, generators, shares, self.model_map
+            )
+        _raise_open_file_limit(min(self.max_concurrency or len(inputs), len(inputs)))
+        self._warm_up(servers, inputs)
+        with Bars({"requests": len(inputs)}, show=progress) as bars:
             load = run_load(
                 servers,
-                asks,
+                inputs,
                 max_concurrency=self.max_concurrency,
-                done=lambda outcome: bars.advance("requests", 1, outcome.ask.model),
+                on_result=lambda result: bars.advance("requests", 1, result.request.model),
             )
-        return self._result(servers, prompters, load), load
+        return self._result(servers, generators, load), load
 
     def _servers(self) -> dict[str, Server]:
-        """Each model's server."""
-        names = list(self.models) or asyncio.run(list_models(self.server))
-        found: dict[str, Server] = {}
+        """The server of each model."""
+        names = list(self.models) or list_models(self.server)
+        servers: dict[str, Server] = {}
         for entry in names:
             name, mark, rest = entry.partition("@http")
             if not name:
                 raise BenchError(f"--model is written NAME or NAME@http://..., not {entry!r}")
-            if name in found:
+            if name in servers:
                 raise BenchError(f"--model {name} is given twice")
-            found[name] = replace(self.server, url=f"http{rest}") if mark else self.server
-        return found
+            servers[name] = replace(self.server, url=f"http{rest}") if mark else self.server
+        return servers
 
-    def _warm_up(self, servers: Mapping[str, Server], asks: Sequence[RequestInput]) -> None:
-        """The first prompt of each model, in turn."""
+    def _warm_up(self, servers: Mapping[str, Server], inputs: Sequence[RequestInput]) -> None:
+        """Sends the first prompt of each model, round-robin."""
         if not self.warm_ups:
             return
-        firsts = list({ask.model: replace(ask, arrival=0.0) for ask in reversed(asks)}.values())
+        firsts = list({ask.model: replace(ask, arrival=0.0) for ask in reversed(inputs)}.values())
         load = run_load(
             servers,
             [firsts[index % len(firsts)] for index in range(self.warm_ups)],
@@ -141,14 +145,14 @@ class HttpBench:
         )
         if load.interrupted:
             raise KeyboardInterrupt
-        for outcome in load.outcomes:
-            if not outcome.success:
-                raise BenchError(f"warming up {outcome.ask.model} failed: {outcome.error}")
+        for result in load.results:
+            if not result.success:
+                raise BenchError(f"warming up {result.request.model} failed: {result.error}")
 
     def _result(
         self,
         servers: Mapping[str, Server],
-        prompters: Mapping[str, PromptGenerator],
+        generators: Mapping[str, PromptGenerator],
         load: LoadResult,
     ) -> dict[str, Any]:
         return {
@@ -161,22 +165,24 @@ class HttpBench:
             "model_id": ",".join(servers),
             "tokenizer_id": None if self.tokenizer is None else str(self.tokenizer),
             "servers": {name: server.api for name, server in servers.items()},
-            "prompt_tokens_by": {name: prompter.how for name, prompter in prompters.items()},
+            "prompt_tokens_by": {
+                name: generator.counted_by for name, generator in generators.items()
+            },
             "dataset_name": self.prompts.name,
             "num_prompts": self.prompts.count,
             "seed": self.prompts.seed,
             "alpha": self.alpha,
-            "request_rate": "inf" if math.isinf(self.pace.rate) else self.pace.rate,
-            "burstiness": self.pace.burstiness,
+            "request_rate": "inf" if math.isinf(self.arrivals.rate) else self.arrivals.rate,
+            "burstiness": self.arrivals.burstiness,
             "max_concurrency": self.max_concurrency,
             **(
                 {}
-                if self.pace.ramp is None
+                if self.arrivals.ramp is None
                 else {
                     "request_rate": None,
-                    "ramp_up_strategy": self.pace.ramp,
-                    "ramp_up_start_rps": self.pace.ramp_from,
-                    "ramp_up_end_rps": self.pace.ramp_to,
+                    "ramp_up_strategy": self.arrivals.ramp,
+                    "ramp_up_start_rps": self.arrivals.ramp_from,
+                    "ramp_up_end_rps": self.arrivals.ramp_to,
                 }
             ),
             "goodput": dict(self.measures.goodput),
@@ -186,27 +192,27 @@ class HttpBench:
 
 
 def detailed(load: LoadResult) -> dict[str, Any]:
-    """Every request's, under vLLM's keys; `models_asked` says who was asked."""
-    outcomes = load.outcomes
+    """The measurements of every request, under vLLM's keys, and `request_models`."""
+    results = load.results
     return {
-        "models_asked": [outcome.ask.model for outcome in outcomes],
-        "input_lens": [outcome.prompt_tokens for outcome in outcomes],
-        "output_lens": [outcome.output_tokens for outcome in outcomes],
-        "start_times": [outcome.sent for outcome in outcomes],
-        "ttfts": [outcome.ttft for outcome in outcomes],
-        "itls": [outcome.itl for outcome in outcomes],
-        "latencies": [outcome.latency for outcome in outcomes],
-        "queue_times": [outcome.queued for outcome in outcomes],
-        "generated_texts": [outcome.text for outcome in outcomes],
-        "errors": [outcome.error for outcome in outcomes],
+        "request_models": [result.request.model for result in results],
+        "input_lens": [result.prompt_tokens for result in results],
+        "output_lens": [result.output_tokens for result in results],
+        "start_times": [result.sent for result in results],
+        "ttfts": [result.ttft for result in results],
+        "itls": [result.itl for result in results],
+        "latencies": [result.latency for result in results],
+        "queue_times": [result.queued for result in results],
+        "generated_texts": [result.text for result in results],
+        "errors": [result.error for result in results],
     }
 
 
-def saved_to(result: Mapping[str, Any], folder: Path | None, name: str | None) -> Path:
-    """The result's file, named as vLLM names it unless there is a name."""
+def result_path(result: Mapping[str, Any], folder: Path | None, name: str | None) -> Path:
+    """The path of the result; without a name, the file is named as vLLM names it."""
     if name is None:
-        most = result["max_concurrency"]
-        concurrency = "" if most is None else f"-concurrency{most}"
+        limit = result["max_concurrency"]
+        concurrency = "" if limit is None else f"-concurrency{limit}"
         models = result["model_id"].replace("/", "_").replace(",", "+")
         rate = result["request_rate"] or "ramp"
         name = f"{result['label']}-{rate}qps{concurrency}-{models}-{result['date']}.json"
@@ -216,34 +222,34 @@ def saved_to(result: Mapping[str, Any], folder: Path | None, name: str | None) -
 def write_result(
     result: Mapping[str, Any], load: LoadResult | None, path: Path, *, append: bool
 ) -> None:
-    """Writes the file, or adds a line to it.
+    """Writes the result as one line of JSON.
 
     Args:
-      result: of the run.
-      load: every request is written as well.
+      result: the result of the run.
+      load: the measurements of every request, to include them.
       path: the file.
-      append: keep what the file holds.
+      append: append to the file instead of replacing it.
 
     Raises:
-      BenchError: it cannot be written.
+      BenchError: the file cannot be written.
     """
-    whole = {**result, **({} if load is None else detailed(load))}
+    content = {**result, **({} if load is None else detailed(load))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(json.dumps(whole) + "\n")
+            file.write(json.dumps(content) + "\n")
     except OSError as error:
         raise BenchError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _wait_for(server: Server, seconds: float) -> None:
-    """Until the server answers at all."""
+def _wait_until_ready(server: Server, seconds: float) -> None:
+    """Waits until the server answers, with any status."""
     limit = time.monotonic() + seconds
     url = f"{server.base}/v1/models"
     while seconds:
         try:
-            httpx.get(url, headers=dict(server.headers), timeout=5.0, verify=server.verify)
-        except httpx.HTTPError as error:
+            httpx2.get(url, headers=dict(server.headers), timeout=5.0, verify=server.verify)
+        except httpx2.HTTPError as error:
             if time.monotonic() > limit:
                 raise BenchError(
                     f"{url} did not answer within {seconds:g} s: {type(error).__name__}: {error}"
@@ -253,8 +259,8 @@ def _wait_for(server: Server, seconds: float) -> None:
             return
 
 
-def _allow_connections(count: int) -> None:
-    """Raises the limit of open files, as far as the system lets a process do so."""
+def _raise_open_file_limit(count: int) -> None:
+    """Raises this process's limit of open files so that `count` connections can be open."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
@@ -262,10 +268,11 @@ def _allow_connections(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
             raise BenchError(
-                f"{count} requests at once need as many open connections, and this system allows "
-                f"{most} open files: use --max-concurrency, or raise the limit (ulimit -n)"
+                f"{count} concurrent requests need as many open connections, but this system "
+                f"allows only {allowed} open files: use --max-concurrency or raise the limit "
+                f"(ulimit -n)"
             )

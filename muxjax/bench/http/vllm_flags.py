@@ -1,7 +1,8 @@
-"""The command line of vLLM's `bench serve`, as far as `muxjax bench http` takes it.
+"""Compatibility of `muxjax bench http` with the command line of vLLM's `bench serve`.
 
-What vLLM has and this does not is refused by name, with the reason; options that take several
-values (`--goodput ttft:200 tpot:50`) are spread out for a parser that takes one value for each.
+Options of vLLM that are not supported are refused by name, with the reason. Options that take
+several values (`--goodput ttft:200 tpot:50`) are rewritten for a parser that takes one value per
+option.
 """
 
 from __future__ import annotations
@@ -11,136 +12,139 @@ from pathlib import Path
 
 from muxjax.errors import BenchError
 
-_ONLY_TEXT = "only text is sent"
+_ONLY_TEXT = "only text requests are sent"
+_UNSUPPORTED_DATA = (
+    "the data set {} is not supported: write its prompts to a file and use --dataset-name custom"
+)
 _ONLY_MODELS = "models are named with --model"
 REFUSED: Mapping[str, str] = {
     "--use-beam-search": "beam search is not benchmarked",
-    "--trust-remote-code": "no code of models is run",
+    "--trust-remote-code": "code from model repositories is not executed",
     "--tokenizer-mode": "a tokenizer is read from its tokenizer.json (--tokenizer)",
-    "--skip-tokenizer-init": "no tokenizer is loaded unless --tokenizer asks for it",
+    "--skip-tokenizer-init": "no tokenizer is loaded without --tokenizer",
     "--lora-modules": _ONLY_MODELS,
     "--lora-assignment": _ONLY_MODELS,
     "--served-model-name": _ONLY_MODELS,
-    "--request-id-prefix": "requests are named by the server",
-    "--profile": "it starts vLLM's own profiler",
+    "--request-id-prefix": "the server assigns request ids",
+    "--profile": "it controls the profiler of a vLLM server",
     "--probe-request-rate": "probes are not sent",
-    "--self-timed": "--dataset-name trace takes the times of its file",
-    "--no-self-timed": "--dataset-name trace takes the times of its file",
+    "--self-timed": "--dataset-name trace uses the times in its file",
+    "--no-self-timed": "--dataset-name trace uses the times in its file",
     "--chat-template-kwargs": "the server applies the chat template; see --extra-body",
-    "--plot-timeline": "`muxjax bench report` draws what was saved",
-    "--timeline-itl-thresholds": "`muxjax bench report` draws what was saved",
-    "--plot-dataset-stats": "`muxjax bench report` draws what was saved",
-    "--no-stream": "data sets are files; none is streamed",
+    "--plot-timeline": "use `muxjax bench report`",
+    "--timeline-itl-thresholds": "use `muxjax bench report`",
+    "--plot-dataset-stats": "use `muxjax bench report`",
+    "--no-stream": "data sets are read from files",
     "--skip-chat-template": "the server applies the chat template",
     "--enable-multimodal-chat": _ONLY_TEXT,
-    "--hf-subset": "the data set hf is not read: write its prompts to a file (custom)",
-    "--hf-split": "the data set hf is not read: write its prompts to a file (custom)",
-    "--hf-name": "the data set hf is not read: write its prompts to a file (custom)",
-    "--hf-output-len": "the data set hf is not read: write its prompts to a file (custom)",
+    "--hf-subset": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-split": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-name": _UNSUPPORTED_DATA.format("hf"),
+    "--hf-output-len": _UNSUPPORTED_DATA.format("hf"),
     "--random-batch-size": "embeddings are not benchmarked",
     "--no-reranker": "reranking is not benchmarked",
 }
-_REFUSED_FAMILIES = {
+_REFUSED_PREFIXES = {
     "--random-mm-": _ONLY_TEXT,
-    "--spec-bench-": "the data set spec_bench is not read: write its prompts to a file (custom)",
-    "--sonnet-": "the data set sonnet is not read: write its prompts to a file (custom)",
-    "--blazedit-": "the data set blazedit is not read: write its prompts to a file (custom)",
-    "--prefix-repetition-": "see --random-prefix-len",
-    "--speed-bench-": "the data set speed_bench is not read: write its prompts to a file (custom)",
+    "--spec-bench-": _UNSUPPORTED_DATA.format("spec_bench"),
+    "--sonnet-": _UNSUPPORTED_DATA.format("sonnet"),
+    "--blazedit-": _UNSUPPORTED_DATA.format("blazedit"),
+    "--prefix-repetition-": "use --random-prefix-len",
+    "--speed-bench-": _UNSUPPORTED_DATA.format("speed_bench"),
     "--asr-": _ONLY_TEXT,
 }
 SEVERAL = ("--goodput", "--header", "--metadata")
-"""Options that take any number of values."""
+"""Options that take several values."""
 
 
-def prepare(arguments: Sequence[str]) -> list[str]:
-    """The arguments with one value for each option.
+def expand_arguments(arguments: Sequence[str]) -> list[str]:
+    """Rewrites arguments so that every option has one value.
 
     Raises:
-      BenchError: an option of vLLM's that is not supported.
+      BenchError: an unsupported option of vLLM's, or an option without a value.
     """
-    found: list[str] = []
-    many: str | None = None
+    expanded: list[str] = []
+    option: str | None = None
     for index, argument in enumerate(arguments):
         if argument.startswith("--"):
             _refuse(argument.partition("=")[0])
             name, _, value = argument.partition("=")
-            many = name if name in SEVERAL else None
-            if many and value:
-                many = None
-            elif many:
+            option = name if name in SEVERAL else None
+            if option and value:
+                option = None
+            elif option:
                 following = arguments[index + 1 : index + 2]
                 if not following or following[0].startswith("--"):
                     raise BenchError(f"{name} needs a value")
                 continue
-            found.append(argument)
-        elif many is not None and _is_pair(argument):
-            found += [many, argument]
+            expanded.append(argument)
+        elif option is not None and _is_pair(argument):
+            expanded += [option, argument]
         else:
-            many = None
-            found.append(argument)
-    return found
+            option = None
+            expanded.append(argument)
+    return expanded
 
 
 def _refuse(name: str) -> None:
     reason = REFUSED.get(name)
     if reason is None:
-        for family, why in _REFUSED_FAMILIES.items():
-            if name.startswith(family):
-                reason = why
+        for prefix, explanation in _REFUSED_PREFIXES.items():
+            if name.startswith(prefix):
+                reason = explanation
     if reason is not None:
         raise BenchError(f"{name} of vLLM's benchmark is not supported: {reason}")
 
 
 def _is_pair(argument: str) -> bool:
-    """Whether this is another KEY:VALUE or KEY=VALUE, and not the address."""
+    """Whether an argument is KEY:VALUE or KEY=VALUE rather than the server's address."""
     return "://" not in argument and (":" in argument or "=" in argument)
 
 
 def pairs(values: Sequence[str] | None, option: str, separator: str = "=") -> dict[str, str]:
-    """KEY=VALUE arguments.
+    """Parses KEY=VALUE arguments.
 
     Raises:
-      BenchError: one that is not.
+      BenchError: an argument without a key or separator.
     """
-    found = {}
+    parsed = {}
     for value in values or ():
         key, mark, rest = value.partition(separator)
         if not (key and mark):
             raise BenchError(f"{option} is written KEY{separator}VALUE, not {value!r}")
-        found[key.strip()] = rest.strip()
-    return found
+        parsed[key.strip()] = rest.strip()
+    return parsed
 
 
 def goodput(values: Sequence[str] | None) -> dict[str, float]:
-    """Limits in milliseconds.
+    """Parses the latency limits of `--goodput`, in milliseconds.
 
     Raises:
-      BenchError: one that is not written METRIC:MILLISECONDS.
+      BenchError: a limit that is not METRIC:MILLISECONDS.
     """
-    found = {}
+    limits = {}
     for key, value in pairs(values, "--goodput", ":").items():
         try:
-            found[key] = float(value)
+            limits[key] = float(value)
         except ValueError as error:
             raise BenchError(
                 f"--goodput is written METRIC:MILLISECONDS, as ttft:200, not {key}:{value}"
             ) from error
-    return found
+    return limits
 
 
 def tokenizer_path(value: str | None) -> Path | None:
-    """Where `--tokenizer` points.
+    """The path given with `--tokenizer`.
 
     Raises:
-      BenchError: not to a file or folder here; models are not fetched for their tokenizers.
+      BenchError: it does not exist; tokenizers are not downloaded.
     """
     if value is None:
         return None
     path = Path(value)
     if not path.exists():
         raise BenchError(
-            f"--tokenizer {value}: no such file or folder; it is a tokenizer.json, or a folder "
-            f"with one. Nothing is fetched by name"
+            f"--tokenizer {value}: no such file or folder. Give a tokenizer.json or a folder that "
+            f"contains one; tokenizers are not downloaded"
         )
     return path

@@ -41,7 +41,7 @@ class Written:
     drawn: bool
 
 
-def grids_of(saved: Sequence[Saved]) -> Iterator[Grid]:
+def build_grids(saved: Sequence[Saved]) -> Iterator[Grid]:
     """All tables.
 
     Raises:

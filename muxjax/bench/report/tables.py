@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts.
+    """A table of text cells.
 
     Attributes:
       title, note: above and below it.
@@ -29,24 +29,24 @@ class Grid:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number in few digits; a dash for none."""
+    """A number with few digits; a dash for None."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 def part(value: float | None) -> str:
-    """A part of 1 in per cent."""
+    """A fraction as a percentage; a dash for None."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def serve_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
-    """Of `bench serve`: policies, and models under each."""
+    """Tables of `bench serve`: policies, and models by policy."""
     keys = {
         "total_throughput": "served/s",
         "rate_weighted_throughput": "weighted",
         "rate_weighted_goodput": "weighted goodput",
-        "slo_attainment": "in target",
+        "slo_attainment": "attainment",
         "jain_index": "Jain",
         "ttft_s_p50": "TTFT p50",
         "ttft_s_p99": "TTFT p99",
@@ -85,12 +85,12 @@ def serve_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
                     _middle([model["tpot_s"]["p99"] for model in models]),
                 )
             )
-    columns = ("policy", "model", "requests", "served/s", "in target", "TTFT p50", "TTFT p99")
+    columns = ("policy", "model", "requests", "served/s", "attainment", "TTFT p50", "TTFT p99")
     yield Grid("models", (*columns, "TPOT p99"), rows, "medians; seconds", left=2)
 
 
 def http_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
-    """Of `bench http`, and of vLLM's own results: all models, and each."""
+    """Tables of `bench http` and of vLLM's results: all models, and each model."""
     blocks = {"all": report, **report.get("models", {})}
     times = [key for key in report if key.endswith("_ms")]
     plain = {
@@ -98,7 +98,7 @@ def http_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
         "failed": "failed",
         "request_throughput": "requests/s",
         "request_goodput": "goodput/s",
-        "slo_attainment": "in target",
+        "slo_attainment": "attainment",
         "output_throughput": "output tokens/s",
         "total_token_throughput": "tokens/s",
     }
@@ -114,9 +114,9 @@ def http_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
         notes.append(f"Jain index {number(report['jain_index'])}")
     how = report.get("prompt_tokens_by", {})
     if "words" in how.values():
-        notes.append("prompt lengths are approximate: nobody counted tokens")
+        notes.append("prompt lengths are approximate: each word counts as a token")
     if report.get("approximate_output_tokens"):
-        notes.append("output tokens are counted by events: the server does not count them")
+        notes.append("output tokens are counted by events: the server does not report them")
     if report.get("interrupted"):
         notes.append(f"interrupted: {report['interrupted']} requests left out")
     title = str(report.get("label") or report.get("model_id") or "run")
@@ -129,11 +129,11 @@ def http_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
 
 
 def steps_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
-    """Of `bench steps`."""
+    """The table of `bench steps`."""
     rows = [
         (
             step["model"],
-            step["phase"] if step["samples"] else "prefill, not last",
+            step["phase"] if step["samples"] else "prefill, no sampling",
             str(step["bucket"]),
             f"{step['chunks']} chunks" if "chunks" in step else f"{step['tokens']} tokens",
             str(step["context"]),
@@ -143,11 +143,11 @@ def steps_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
         for step in report["steps"]
     ]
     columns = ("model", "phase", "bucket", "parts", "context", "ms", "spread")
-    yield Grid("steps", columns, rows, "medians; spread: highest less lowest", left=2)
+    yield Grid("steps", columns, rows, "medians; spread: maximum minus minimum", left=2)
 
 
 def simulation_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
-    """Of `muxjax simulate`."""
+    """The table of `muxjax simulate`."""
     rows = [
         (
             policy["policy"],
@@ -162,7 +162,7 @@ def simulation_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
         for policy in report["policies"]
         for run in policy["runs"]
     ]
-    columns = ("policy", "rate", "served/s", "weighted", "goodput", "in target", "TTFT p99")
+    columns = ("policy", "rate", "served/s", "weighted", "goodput", "attainment", "TTFT p99")
     yield Grid("simulated", (*columns, "TPOT p99"), rows, "requests/s and seconds")
 
 
@@ -190,12 +190,12 @@ def show_grids(grids: Iterator[Grid] | Sequence[Grid]) -> None:
 
 
 def show_serve(report: Mapping[str, Any]) -> None:
-    """Prints `bench serve`'s."""
+    """Prints the tables of `bench serve`."""
     show_grids(serve_grids(report))
 
 
 def show_http(report: Mapping[str, Any]) -> None:
-    """Prints `bench http`'s."""
+    """Prints the tables of `bench http`."""
     show_grids(http_grids(report))
 
 

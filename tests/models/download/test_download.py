@@ -78,7 +78,7 @@ def test_a_busy_server_is_asked_again(server: Served, tmp_path: Path) -> None:
 
 def test_after_four_attempts_the_part_is_kept(server: Served, tmp_path: Path) -> None:
     server.break_after = [1000] * 4
-    with pytest.raises(DownloadError, match="4000 bytes are kept, run again to go on"):
+    with pytest.raises(DownloadError, match="4000 bytes are kept, run again to resume"):
         fetch(server, tmp_path / "file")
     assert (tmp_path / "file.part").read_bytes() == DATA[:4000]
     fetch(server, tmp_path / "file")
@@ -132,5 +132,5 @@ def test_local_files(tmp_path: Path) -> None:
 def test_unreachable_servers_and_unknown_schemes(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="0 bytes are kept"):
         download(Location("http://127.0.0.1:1/f"), tmp_path / "f", SHA256, lambda done: None)
-    with pytest.raises(DownloadError, match="cannot fetch from 'ftp' addresses"):
+    with pytest.raises(DownloadError, match="cannot download from 'ftp' addresses"):
         download(Location("ftp://127.0.0.1/f"), tmp_path / "f", SHA256, lambda done: None)

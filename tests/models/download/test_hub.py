@@ -34,5 +34,5 @@ def test_without_a_network_there_is_one_clear_error(monkeypatch: pytest.MonkeyPa
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(DownloadError, match="org/name: neither a local path nor fetched"):
+    with pytest.raises(DownloadError, match="org/name: not a local path, and cannot be downloaded"):
         fetch_from_hub("org/name")

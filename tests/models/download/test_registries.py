@@ -1,7 +1,8 @@
-"""Asking pip and npm; pip is the real one, with an index of the test's own."""
+"""Locations from the real pip with a local index, and from a fake npm."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,11 +37,10 @@ def test_a_wheel_in_a_local_folder(own_pip: Callable[..., None], tmp_path: Path)
     location = registries.locate_wheel(NAME, VERSION)
     assert location is not None
     assert location.url == path.as_uri()
-    with pytest.raises(DownloadError, match=r"pip finds no muxjax-test-data==9.9"):
-        registries.locate_wheel(NAME, "9.9")
+    assert registries.locate_wheel(NAME, "9.9") is None
 
 
-def test_a_wheel_on_an_index_is_found_without_fetching_it(
+def test_a_wheel_on_an_index_is_found_without_downloading_it(
     own_pip: Callable[..., None], tmp_path: Path
 ) -> None:
     wheel = make_wheel(tmp_path, {"data.bin": b"x"}).read_bytes()
@@ -54,7 +54,7 @@ def test_a_wheel_on_an_index_is_found_without_fetching_it(
         assert len(server.asked) == 1  # the index page only
 
 
-def test_pip_may_fetch_it_itself(own_pip: Callable[..., None], tmp_path: Path) -> None:
+def test_pip_downloads_a_wheel(own_pip: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "out").mkdir()
     path = make_wheel(tmp_path / "links", {"data.bin": b"x"})
@@ -65,11 +65,24 @@ def test_pip_may_fetch_it_itself(own_pip: Callable[..., None], tmp_path: Path) -
         registries.pip_download(NAME, "9.9", tmp_path / "none")
 
 
-def test_another_pip_is_left_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pip's insides are not as expected, nothing is located, and nothing is raised."""
-    monkeypatch.setattr(registries, "_ASK_PIP", "from pip._internal import not_there")
-    assert registries.locate_wheel(NAME, VERSION) is None
-    monkeypatch.setattr(registries, "_ASK_PIP", "print('no JSON')")
+def test_a_wheel_on_an_index_with_json_pages_and_a_password(
+    own_pip: Callable[..., None], tmp_path: Path
+) -> None:
+    page = json.dumps({"files": [{"filename": WHEEL, "url": f"../../files/{WHEEL}"}]}).encode()
+    with serve(Served({f"/simple/{NAME}/": page})) as server:
+        address = server.address.replace("http://", "http://user:secret@")
+        own_pip(index_url=f"{address}/simple/")
+        location = registries.locate_wheel(NAME, VERSION)
+        assert location is not None
+        assert location.url == f"{address}/files/{WHEEL}"
+        assert location.shown == f"{server.address}/files/{WHEEL}"
+
+
+def test_an_index_without_the_wheel_leaves_it_to_pip(own_pip: Callable[..., None]) -> None:
+    with serve(Served({f"/simple/{NAME}/": index_page("other-1.0-py3-none-any.whl")})) as server:
+        own_pip(index_url=f"{server.address}/simple/")
+        assert registries.locate_wheel(NAME, VERSION) is None
+    own_pip(index_url=f"{server.address}/simple/")  # which does not answer any more
     assert registries.locate_wheel(NAME, VERSION) is None
 
 

@@ -1,43 +1,112 @@
-"""What the simulator says a rig will do."""
+"""Summaries of replays and their simulations."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from muxjax.bench.predict import simulate_rig
-from muxjax.bench.session import BenchSession
-from muxjax.placement.costs.profile_table import ProfileTable
-from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
-from muxjax.placement.workload.trace import TraceRequest
-
-STEPS = StepTimes(
-    {16: PrefillTimes(0.01, ((16, 0.0),), 0.0), 128: PrefillTimes(0.08, ((128, 0.0),), 0.0)},
-    {8: DecodeTimes(0.0, ((1, 0.002),))},
+from muxjax.bench import predict
+from muxjax.bench.predict import (
+    PredictionOptions,
+    ReplayPair,
+    run_statistics,
+    split_quarters,
+    summary_row,
 )
+from muxjax.bench.session import BenchSession
+from muxjax.bench.step_recorder import ExecutedStep
+from muxjax.placement.simulator.records import RequestRecord
 
 
-@pytest.fixture
-def profile() -> ProfileTable:
-    cells = {"1": {"100": {"1": {"16": {"prefill": 10.0, "decoding": 2.0}}}}}
-    names = ("llama", "qwen3")
-    steps = dict.fromkeys(names, STEPS.to_json())
-    return ProfileTable({**dict.fromkeys(names, cells), "_steps": steps})
+def records(*ttfts: float) -> list[RequestRecord]:
+    """Requests that all arrive at the start, the last of which ends after 10 s."""
+    return [
+        RequestRecord(index, "m", "unit", "finished", 0.0, 1, 2, 2, ttft, 10.0)
+        for index, ttft in enumerate(ttfts)
+    ]
 
 
-def test_no_prompt_is_found_in_the_prefix_cache(rig: BenchSession, profile: ProfileTable) -> None:
-    # Simulated prompts are all alike; those of a replay are not.
-    assert rig.config.pool.prefix_cache
-    workload = [TraceRequest(float(second), "llama", 100, 2) for second in range(3)]
-    records = simulate_rig(rig, profile, workload, "adbs")
-    # Three steps of 32 tokens, and one of the last 4.
-    assert [record.ttft for record in records] == pytest.approx([0.25] * 3)
+def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> ReplayPair:
+    quarters = [before] * 4
+    return ReplayPair(
+        records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0
+    )
 
 
-def test_all_steps_are_slower_on_a_slower_machine(rig: BenchSession, profile: ProfileTable) -> None:
-    workload = [TraceRequest(0.0, "qwen3", 4, 9)]
-    (usual,) = simulate_rig(rig, profile, workload, "adbs")
-    (slow,) = simulate_rig(rig, profile, workload, "adbs", slower=1.5)
-    assert usual.ttft == pytest.approx(0.01)
-    assert usual.latency == pytest.approx(0.01 + 8 * 0.002)
-    assert slow.ttft == pytest.approx(1.5 * 0.01)
-    assert slow.latency == pytest.approx(1.5 * (0.01 + 8 * 0.002))
+def test_the_machine_may_change_within_a_replay() -> None:
+    assert pair(1.0, 1.1).steady
+    assert not pair(1.0, 1.2).steady
+    assert not replace(pair(1.0, 1.0), quarters=[1.0, 1.0, 1.2, 1.0]).steady
+
+
+def test_quarters_take_as_long() -> None:
+    ran = [
+        ExecutedStep("m", None, 1, 1, 1.0, seconds, waited=False)
+        for seconds in (4, 1, 1, 1, 1, 4, 4)
+    ]
+    assert [[step.seconds for step in part] for part in split_quarters(ran)] == [
+        [],
+        [4, 1, 1, 1],
+        [1],
+        [4, 4],
+    ]
+
+
+def test_percentiles_are_of_all_replays() -> None:
+    found = run_statistics([records(0.1, 0.2), records(0.3)])
+    assert found["ttft_p50"] == pytest.approx(0.2)
+    assert found["throughput"] == pytest.approx((0.2 + 0.1) / 2)
+    assert found["latency_p99"] == 10.0
+
+
+def test_a_row_says_whether_the_bars_are_met() -> None:
+    row = summary_row(0, "w", [pair(1.0, 1.0, simulated=1.2), pair(1.0, 1.1, simulated=1.2)], 1)
+    assert row["ratio"]["ttft_p99"] == pytest.approx(1.2)
+    assert row["within"]
+    assert (row["unsteady"], row["requests"], row["steps"]) == (1, 2, 1.5)
+    assert row["slowdown"] == pytest.approx([1.0, 1.05])
+    assert not summary_row(0, "w", [pair(1.0, 1.0, simulated=1.3)], 0)["within"]
+
+
+class FakeBench:
+    """Speeds that are told; each run notes the one before it."""
+
+    def __init__(self, speeds: list[float]) -> None:
+        self._speeds = iter(speeds)
+        self.before: list[float] = []
+        self.seeds: list[int] = []
+
+    def speed(self) -> float:
+        return next(self._speeds)
+
+    def run(self, workload: dict[str, Any], seed: int, before: float) -> ReplayPair:
+        self.before.append(before)
+        self.seeds.append(seed)
+        return pair(before, self.speed())
+
+
+@pytest.mark.parametrize(
+    ("speeds", "kept", "unsteady"),
+    [
+        ([1.0, 1.0, 1.05], 2, 0),
+        ([1.0, 1.5, 1.5, 1.5], 2, 1),  # it slows down in the first
+        ([1.0, 1.5, 1.0, 1.5, 1.0], 2, 2),  # it never rests: no more than so often
+    ],
+)
+def test_a_replay_in_which_the_machine_changed_is_made_again(
+    session: BenchSession,
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: list[float],
+    kept: int,
+    unsteady: int,
+) -> None:
+    bench = FakeBench(speeds)
+    monkeypatch.setattr(predict, "PredictionBench", lambda session, options: bench)
+    options = PredictionOptions(workloads=("overload",), replays=2, seed=7)
+    (row,) = predict.run_round(session, options, 1)
+    assert (len(row["replays"]), row["unsteady"]) == (kept, unsteady)
+    assert bench.before == speeds[:-1]
+    assert bench.seeds[0] == 107
+    assert bench.seeds[-1] == 108

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.bench.replay import make_requests, replay
+from muxjax.bench.replay import build_requests, replay
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, WorkloadError
 from muxjax.placement.workload.trace import TraceRequest
@@ -25,7 +25,7 @@ def engine(executor: type[MockExecutor] = MockExecutor) -> Engine:
 
 
 def requests(workload: list[TraceRequest]) -> list[Request]:
-    return make_requests(workload, {"a": VOCAB, "b": VOCAB}, LIMITS)
+    return build_requests(workload, {"a": VOCAB, "b": VOCAB}, LIMITS)
 
 
 def test_records_say_what_became_of_each_request() -> None:
@@ -56,13 +56,13 @@ def test_records_say_what_became_of_each_request() -> None:
 def test_prompts_depend_on_the_seed_only() -> None:
     workload = [TraceRequest(0.0, "a", 5, 4)]
     vocab = {"a": VOCAB}
-    one, two = (make_requests(workload, vocab, LIMITS, seed=7)[0].prompt for _ in range(2))
+    one, two = (build_requests(workload, vocab, LIMITS, seed=7)[0].prompt for _ in range(2))
     assert one == two
-    assert make_requests(workload, vocab, LIMITS, seed=8)[0].prompt != one
+    assert build_requests(workload, vocab, LIMITS, seed=8)[0].prompt != one
 
 
 def test_what_cannot_be_replayed() -> None:
-    with pytest.raises(WorkloadError, match="asks for c"):
+    with pytest.raises(WorkloadError, match="is for c"):
         requests([TraceRequest(0.0, "c", 1, 1)])
     with pytest.raises(WorkloadError, match="raise `max_model_len`"):
         requests([TraceRequest(0.0, "a", LIMITS["a"], 1)])

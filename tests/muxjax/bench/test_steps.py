@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 from muxjax.bench.isolated import measure_isolated
-from muxjax.bench.predict import simulate_rig
-from muxjax.bench.profile_file import profile_of, write_profile
+from muxjax.bench.profile_file import build_profile, write_profile
 from muxjax.bench.session import BenchSession
+from muxjax.bench.simulated_session import simulate_session
 from muxjax.bench.step_recorder import measure_in_service, speed_now
-from muxjax.bench.steps import Kind, StepMeasurement, Timed, contexts_of, kinds_of, measure, rows_of
+from muxjax.bench.steps import (
+    Kind,
+    StepMeasurement,
+    Timed,
+    default_contexts,
+    measure,
+    step_kinds,
+    step_rows,
+)
 from muxjax.errors import BenchError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.workload.trace import TraceRequest
@@ -20,15 +28,15 @@ from muxjax.scheduling.steps import Decode, Handle, Step
 from muxjax.units.plan_inputs import model_shape
 
 
-def test_a_fleet_is_measured_and_simulated(rig: BenchSession, tmp_path: Path) -> None:
+def test_a_fleet_is_measured_and_simulated(session: BenchSession, tmp_path: Path) -> None:
     done: list[Kind] = []
-    measured = measure_in_service(rig, repeats=1, contexts=[8, 60], done=done.append)
-    kinds = kinds_of(rig, [8, 60])
+    measured = measure_in_service(session, repeats=1, contexts=[8, 60], done=done.append)
+    kinds = step_kinds(session, [8, 60])
     assert done == 2 * kinds  # a round that does not count, and one that does
-    assert len(rows_of(measured)) == len(measured.steps) == len(kinds)
+    assert len(step_rows(measured)) == len(measured.steps) == len(kinds)
     sizes = {(step.model, step.phase, step.size) for step in measured.steps}
     for name in ("llama", "qwen3"):
-        buckets = rig.buckets[name]
+        buckets = session.buckets[name]
         assert {size for n, p, size in sizes if (n, p) == (name, "prefill")} == set(
             buckets.prefill_tokens
         )
@@ -37,37 +45,37 @@ def test_a_fleet_is_measured_and_simulated(rig: BenchSession, tmp_path: Path) ->
         )
     assert set(measured.in_service) == sizes
     assert min(measured.in_service.values()) > 0
-    assert speed_now(rig, measured) > 0
+    assert speed_now(session, measured) > 0
 
-    times = {name: measured.times(name) for name in rig.models}
-    profile = profile_of(
+    times = {name: measured.times(name) for name in session.models}
+    profile = build_profile(
         times,
-        {name: rig.specs[name].limits for name in rig.models},
-        {name: model.max_model_len for name, model in rig.models.items()},
+        {name: session.specs[name].limits for name in session.models},
+        {name: model.max_model_len for name, model in session.models.items()},
     )
     path = tmp_path / "new" / "profile.json"
     write_profile(profile, path)
     shapes = {
         name: model_shape(model.config, weight_bits=32.0, embed_bits=32.0, kv_bits=32.0)
-        for name, model in rig.models.items()
+        for name, model in session.models.items()
     }
     table = ProfileTable(path, shapes)
-    assert set(table.models) == set(rig.models)
-    assert set(table.step_times) == set(rig.models)
+    assert set(table.models) == set(session.models)
+    assert set(table.step_times) == set(session.models)
 
     workload = [
         TraceRequest(0.0, "llama", 50, 7),
         TraceRequest(0.0, "qwen3", 9, 3),
         TraceRequest(0.001, "llama", 4, 1),
     ]
-    records = simulate_rig(rig, table, workload, "adbs")
+    records = simulate_session(session, table, workload, "adbs")
     assert [(record.id, record.made_tokens) for record in records] == [(0, 7), (1, 3), (2, 1)]
-    assert records == simulate_rig(rig, table, workload, "adbs")
+    assert records == simulate_session(session, table, workload, "adbs")
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
 
 
-def test_an_interrupt_leaves_whole_rounds(rig: BenchSession) -> None:
-    kinds = kinds_of(rig, [60])
+def test_an_interrupt_leaves_whole_rounds(session: BenchSession) -> None:
+    kinds = step_kinds(session, [60])
     seen: list[Kind] = []
 
     def stop(kind: Kind) -> None:
@@ -77,7 +85,7 @@ def test_an_interrupt_leaves_whole_rounds(rig: BenchSession) -> None:
 
     measured = StepMeasurement()
     with pytest.raises(KeyboardInterrupt):
-        measure(rig, repeats=5, contexts=[60], done=stop, into=measured)
+        measure(session, repeats=5, contexts=[60], done=stop, into=measured)
     assert [(step.model, step.size) for step in measured.steps] == [
         (k.model, k.size) for k in kinds
     ]
@@ -85,21 +93,21 @@ def test_an_interrupt_leaves_whole_rounds(rig: BenchSession) -> None:
 
 
 def test_no_step_is_longer_than_the_longest_sequence(
-    rig: BenchSession, monkeypatch: pytest.MonkeyPatch
+    session: BenchSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[tuple[str, int]] = []
-    submit = rig.executor.submit
+    submit = session.executor.submit
 
     def noting(step: Step) -> Handle:
         if isinstance(step, Decode):
             ends.extend((step.model, sequence.num_blocks) for sequence in step.sequences)
         return submit(step)
 
-    monkeypatch.setattr(rig.executor, "submit", noting)
-    longest = {name: model.max_model_len for name, model in rig.models.items()}
-    measure(rig, repeats=1, contexts=sorted({limit - 1 for limit in longest.values()}))
+    monkeypatch.setattr(session.executor, "submit", noting)
+    longest = {name: model.max_model_len for name, model in session.models.items()}
+    measure(session, repeats=1, contexts=sorted({limit - 1 for limit in longest.values()}))
     for name, limit in longest.items():
-        per_block = rig.models[name].layout.tokens_per_page
+        per_block = session.models[name].layout.tokens_per_page
         assert max(blocks for model, blocks in ends if model == name) == -(-limit // per_block)
 
 
@@ -134,34 +142,34 @@ def test_parts_follow_from_differences() -> None:
     assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
 
 
-def test_what_cannot_be_measured(rig: BenchSession) -> None:
+def test_what_cannot_be_measured(session: BenchSession) -> None:
     with pytest.raises(BenchError, match="--repeats"):
-        measure(rig, repeats=0)
+        measure(session, repeats=0)
     with pytest.raises(BenchError, match=r"--context 10000: llama holds sequences of 1 to 255"):
-        kinds_of(rig, [10_000])
-    with pytest.raises(BenchError, match="not measured to the end"):
+        step_kinds(session, [10_000])
+    with pytest.raises(BenchError, match="measurement of m is incomplete"):
         StepMeasurement([timed("decode", 1, 1, 1, 1.0)]).times("m")
     with pytest.raises(BenchError, match="cannot be written"):
         write_profile({}, Path("/proc/none/profile.json"))
 
 
 def test_contexts() -> None:
-    assert contexts_of(255, 3) == [31, 143, 255]
-    assert contexts_of(255) == [31, 63, 95, 127, 159, 191, 223, 255]
-    assert contexts_of(1) == [1]
+    assert default_contexts(255, 3) == [31, 143, 255]
+    assert default_contexts(255) == [31, 63, 95, 127, 159, 191, 223, 255]
+    assert default_contexts(1) == [1]
 
 
-def test_requests_alone(rig: BenchSession) -> None:
+def test_requests_alone(session: BenchSession) -> None:
     workload = [TraceRequest(0.0, "llama", tokens, 5) for tokens in (4, 9, 30)]
     steps: list[int] = []
-    solo = measure_isolated(rig, workload, repeats=1, done=steps.append)
-    assert [(row["model"], row["prompt_tokens"]) for row in solo.rows] == [
+    isolated = measure_isolated(session, workload, repeats=1, done=steps.append)
+    assert [(row["model"], row["prompt_tokens"]) for row in isolated.rows] == [
         ("llama", 4),
         ("llama", 9),
         ("llama", 30),
         ("qwen3", 1),  # nothing is asked of it
     ]
-    assert all(row["ttft_s"] > 0 and row["tpot_s"] > 0 for row in solo.rows)
-    first = solo.rows[0]
-    assert solo.costs.prefill_seconds("llama", 4, 4) == pytest.approx(first["ttft_s"])
-    assert json.dumps(solo.rows)
+    assert all(row["ttft_s"] > 0 and row["tpot_s"] > 0 for row in isolated.rows)
+    first = isolated.rows[0]
+    assert isolated.costs.prefill_seconds("llama", 4, 4) == pytest.approx(first["ttft_s"])
+    assert json.dumps(isolated.rows)

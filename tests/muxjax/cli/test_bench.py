@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax.bench import session as rig_module
+from muxjax.bench import session as session_module
 from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import Timed
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from muxjax.config.fleet_file import load_fleet_config
-from tests.muxjax.conftest import RIG
+from tests.muxjax.conftest import TINY_FLEET
 
 SERVE = ["--rate", "40", "--requests", "8"]
 
@@ -28,7 +28,7 @@ class Cli:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
         self.fleet = folder / "fleet.yaml"
-        self.fleet.write_text(yaml.safe_dump(RIG))
+        self.fleet.write_text(yaml.safe_dump(TINY_FLEET))
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         self._monkeypatch.setattr("sys.argv", ["muxjax", *map(str, arguments)])
@@ -48,22 +48,22 @@ class Cli:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, rig: BenchSession) -> Cli:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, session: BenchSession) -> Cli:
     """The command line; the fleet is loaded once for all tests."""
 
     @contextmanager
     def load(config: object) -> Iterator[BenchSession]:
-        assert config == load_fleet_config(RIG)
-        yield rig
+        assert config == load_fleet_config(TINY_FLEET)
+        yield session
 
-    monkeypatch.setattr(rig_module.BenchSession, "load", load)
+    monkeypatch.setattr(session_module.BenchSession, "load", load)
     return Cli(tmp_path, monkeypatch, capsys)
 
 
 def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
     profile = run.folder / "profile.json"
     out = run.ok("bench", "steps", run.fleet, "--repeats", 1, "--context", 40, "-o", profile)
-    assert "in service: times as long" in out
+    assert "in service: factor on the time" in out
     assert "written to" in out
     plan = run.folder / "plan.json"
     run.ok("plan", run.fleet, "--profile", profile, "-o", plan)
@@ -82,10 +82,10 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
     from muxjax.bench import step_recorder as in_service
     from muxjax.bench import steps
 
-    def measure(rig: BenchSession, *, into: steps.StepMeasurement, done: Any, **more: Any) -> None:
+    def measure(session: BenchSession, *, into: steps.StepMeasurement, done: Any, **_: Any) -> None:
         into.steps = [
             Timed(kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,))
-            for kind in steps.kinds_of(rig, [40])
+            for kind in steps.step_kinds(session, [40])
         ]
         raise KeyboardInterrupt
 
@@ -112,7 +112,7 @@ def test_policies_are_replayed_in_turn_and_reported(run: Cli) -> None:
     assert all(one["finished"] == 8 and one["slo_attainment"] == 1 for one in found["runs"])
     assert found["medians"]["fcfs"]["rounds"] == 2
     assert found["medians"]["fcfs"]["slo_attainment"]["median"] == 1
-    assert {row["model"] for row in found["solo"]} == {"llama", "qwen3"}
+    assert {row["model"] for row in found["isolated"]} == {"llama", "qwen3"}
     assert json.loads((folder / "serve.json").read_text()) == found
     with (folder / "requests-fcfs-r2.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
@@ -146,7 +146,7 @@ def test_a_trace_is_replayed(run: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "best"], "no policy 'best'; there are"),
+        (["--policy", "best"], "no 'best'; there are"),
         (["--policy", "adbs,adbs"], "each once"),
         (["--rounds", "0"], "--rounds"),
         (["--slo-scale", "0"], "--slo-scale"),
@@ -158,7 +158,7 @@ def test_a_trace_is_replayed(run: Cli) -> None:
         (["--workload", "nonsense"], "no workload 'nonsense'"),
         (["--map", "a=b"], "--map is for traces"),
         (["--map", "a"], "TRACE=MODEL"),
-        (["--prompt-tokens", "0.5"], "a token at least"),
+        (["--prompt-tokens", "0.5"], "at least 1 token"),
         (["--prompt-tokens", "250", "--output-tokens", "2"], "llama, which holds 256 tokens"),
         (["--trace", "/nowhere/trace.json"], "a folder that exists"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
@@ -68,7 +68,7 @@ def test_several_models_in_one_run(run: Cli, server: str, tmp_path: Path) -> Non
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("ours-infqps-concurrency2-chat+plain_base-")
     saved = json.loads(file.read_text())
-    assert len(saved["ttfts"]) == len(saved["models_asked"]) == 6
+    assert len(saved["ttfts"]) == len(saved["request_models"]) == 6
     assert saved["output_lens"] == [5] * 6
 
 
@@ -123,7 +123,7 @@ def test_what_fails_is_told(run: Cli, server: str) -> None:
         (["--max-concurrency", "0"], "at least 1"),
         (["--num-warmups", "-1"], "--num-warmups"),
         (["--ramp-up-strategy", "square"], "linear or exponential"),
-        (["--tokenizer", "org/name"], "Nothing is fetched"),
+        (["--tokenizer", "org/name"], "tokenizers are not downloaded"),
         (["--model", "a", "--model", "a"], "given twice"),
         (["--port", "1", "--ready-check-timeout-sec", "0.1"], "did not answer within 0.1 s"),
     ],

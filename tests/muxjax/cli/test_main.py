@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.hf_config import from_family
 from muxjax.models.nn.config import ModelConfig

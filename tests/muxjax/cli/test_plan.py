@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.planner.plan import load_plan
 from tests.placement.data import a100_profile, shared_data
@@ -104,7 +104,7 @@ def test_the_demo_fleet_is_planned_for_this_machine(capsys: pytest.CaptureFixtur
 def test_planning_imports_no_jax(fleet: Path) -> None:
     script = (
         "import sys; sys.argv = ['muxjax', 'plan', sys.argv[1]]\n"
-        "from muxjax import cli\n"
+        "from muxjax.cli import main as cli\n"
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert 'jax' not in sys.modules, 'jax'\n"
     )

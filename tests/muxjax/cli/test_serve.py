@@ -21,7 +21,7 @@ def test_serve_tells_mistakes_before_it_loads(
     for arguments, message in (
         (("--host", "0.0.0.0", "--port", "0"), "no API key is set"),
         (("--keys", none), f"{none}: No such file"),
-        (("--tls-cert", none), "--tls-cert and --tls-key go together"),
+        (("--tls-cert", none), "--tls-cert and --tls-key must be given together"),
         (("--tls-cert", none, "--tls-key", none), "cannot be used"),
         (("--log-format", "xml"), "'xml' is not one of"),
     ):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.cli.main import main as cli
+from muxjax.cli import main as cli
 from tests.placement.simple_costs import plan, planned, unit
 
 FLEET = """\
@@ -100,7 +100,7 @@ def test_the_table_has_a_row_for_each_run(run: Cli) -> None:
     status, out, _ = run(run.plan, *QUICK)
     assert status == 0
     assert out.count("adbs") == 3
-    assert "highest rate with 99 % within target" in out
+    assert "highest rate with an SLO attainment of 99 %" in out
 
 
 def test_a_fleet_is_planned_first(run: Cli) -> None:

@@ -4,7 +4,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import jax
 import pytest
 
@@ -50,7 +50,7 @@ ASKS = [
 
 def ask(url: str, prompt: list[int], settings: dict) -> str:
     body = {"model": "llama3", "prompt": prompt, **settings}
-    found = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    found = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
     assert found.status_code == 200, found.text
     return found.json()["choices"][0]["text"]
 

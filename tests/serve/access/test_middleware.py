@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax.config.server import ServerConfig
@@ -65,8 +65,8 @@ def of(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {SECRETS[name]}"}
 
 
-def ask(url: str, name: str, **change: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/completions", json={**BODY, **change}, headers=of(name))
+def ask(url: str, name: str, **change: Any) -> httpx2.Response:
+    return httpx2.post(f"{url}/v1/completions", json={**BODY, **change}, headers=of(name))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def ask(url: str, name: str, **change: Any) -> httpx.Response:
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/stats", "/none"])
 def test_calls_without_a_valid_key_get_401(url: str, path: str, header: str | None) -> None:
     headers = [] if header is None else [(b"Authorization", header.encode("latin-1"))]
-    answer = httpx.get(f"{url}{path}", headers=headers)
+    answer = httpx2.get(f"{url}{path}", headers=headers)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -94,30 +94,30 @@ def test_calls_without_a_valid_key_get_401(url: str, path: str, header: str | No
 
 def test_public_paths_do_not_mention_models(url: str) -> None:
     for path in ("/", "/health", "/health/ready", "/openapi.json"):
-        answer = httpx.get(f"{url}{path}")
+        answer = httpx2.get(f"{url}{path}")
         assert answer.status_code == 200
         assert "plain/base" not in answer.text
-    assert httpx.get(f"{url}/health/chat").status_code == 401
+    assert httpx2.get(f"{url}/health/chat").status_code == 401
 
 
 def test_a_key_sees_only_its_models(url: str) -> None:
-    listed = httpx.get(f"{url}/v1/models", headers=of("all")).json()["data"]
+    listed = httpx2.get(f"{url}/v1/models", headers=of("all")).json()["data"]
     assert {model["id"] for model in listed} == {"chat", "plain/base", "ids"}
-    listed = httpx.get(f"{url}/v1/models", headers=of("one")).json()["data"]
+    listed = httpx2.get(f"{url}/v1/models", headers=of("one")).json()["data"]
     assert [model["id"] for model in listed] == ["chat"]
     assert ask(url, "one").status_code == 200
     paths = ("/v1/models/plain/base", "/health/plain/base", "/v1/models/none", "/health/none")
-    answers = [httpx.get(f"{url}{path}", headers=of("one")) for path in paths]
+    answers = [httpx2.get(f"{url}{path}", headers=of("one")) for path in paths]
     answers += [ask(url, "one", model="plain/base"), ask(url, "one", model="none")]
     for answer in answers:
         assert answer.status_code == 404
     # The errors for a hidden and for an unknown model are the same.
     hidden, none = (answers[-2].text, answers[-1].text)
     assert hidden.replace("plain/base", "none") == none
-    stats = httpx.get(f"{url}/stats", headers=of("one"))
+    stats = httpx2.get(f"{url}/stats", headers=of("one"))
     assert [model["name"] for model in stats.json()["models"]] == ["chat"]
     assert "plain/base" not in stats.text
-    with httpx.stream("GET", f"{url}/stats/stream", headers=of("one")) as stream:
+    with httpx2.stream("GET", f"{url}/stats/stream", headers=of("one")) as stream:
         lines = stream.iter_lines()
         line = next(lines)
         assert "chat" in line
@@ -125,13 +125,13 @@ def test_a_key_sees_only_its_models(url: str) -> None:
 
 
 def test_rights(url: str) -> None:
-    assert httpx.get(f"{url}/metrics", headers=of("watcher")).status_code == 200
-    assert httpx.get(f"{url}/metrics", headers=of("all")).status_code == 403
+    assert httpx2.get(f"{url}/metrics", headers=of("watcher")).status_code == 200
+    assert httpx2.get(f"{url}/metrics", headers=of("all")).status_code == 403
     assert ask(url, "watcher").status_code == 403
     assert ask(url, "admin").status_code == 403
     load = f"{url}/models/load"
-    assert httpx.post(load, headers=of("all"), json={}).status_code == 403
-    assert httpx.post(load, headers=of("admin"), json={}).status_code == 400
+    assert httpx2.post(load, headers=of("all"), json={}).status_code == 403
+    assert httpx2.post(load, headers=of("admin"), json={}).status_code == 400
 
 
 def test_requests_per_minute(url: str) -> None:
@@ -142,7 +142,7 @@ def test_requests_per_minute(url: str) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     # GET requests do not count, and other keys have their own limits.
-    assert httpx.get(f"{url}/v1/models", headers=of("slow")).status_code == 200
+    assert httpx2.get(f"{url}/v1/models", headers=of("slow")).status_code == 200
     assert ask(url, "all").status_code == 200
 
 
@@ -165,7 +165,7 @@ def test_concurrent_calls(url: str) -> None:
     FLEET.delay = 0.05
     try:
         body = {**BODY, "stream": True, "max_tokens": 100}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=of("once")) as one:
+        with httpx2.stream("POST", f"{url}/v1/completions", json=body, headers=of("once")) as one:
             lines = one.iter_lines()
             next(lines)
             assert ask(url, "once").status_code == 429
@@ -176,35 +176,35 @@ def test_concurrent_calls(url: str) -> None:
 
 def test_other_origins_are_refused(url: str) -> None:
     own = {"Origin": url, **of("all")}
-    assert httpx.post(f"{url}/v1/completions", json=BODY, headers=own).status_code == 200
+    assert httpx2.post(f"{url}/v1/completions", json=BODY, headers=own).status_code == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
         headers = {"Origin": origin, **of("all")}
-        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=headers)
+        answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=headers)
         assert answer.status_code == 403
         assert answer.json()["error"]["code"] == "origin_not_allowed"
         assert "access-control-allow-origin" not in answer.headers
     friend = {"Origin": "https://friend.example", **of("all")}
-    answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=friend)
+    answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=friend)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
     asked = {**friend, "Access-Control-Request-Method": "POST"}
     del asked["Authorization"]
-    assert httpx.options(f"{url}/v1/completions", headers=asked).status_code == 200
+    assert httpx2.options(f"{url}/v1/completions", headers=asked).status_code == 200
 
 
 def test_a_local_server_refuses_foreign_host_names() -> None:
     config = ServerConfig(allowed_hosts=("proxy.example",))
     with running_server(FakeFleet(), ServerSettings(config, local_only=True)) as address:
         for host in ("localhost", "localhost:80", "127.0.0.1:1", "[::1]:80", "proxy.example"):
-            answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
+            answer = httpx2.get(f"{address}/v1/models", headers={"Host": host})
             assert answer.status_code == 200, host
         for host in ("evil.example", "localhost.evil.example", "[::1", "localhost]"):
-            answer = httpx.get(f"{address}/v1/models", headers={"Host": host})
+            answer = httpx2.get(f"{address}/v1/models", headers={"Host": host})
             assert answer.status_code == 403, host
         assert "allowed_hosts" in answer.json()["error"]["message"]
         # Cross-origin requests are refused by default.
         asked = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
-        answer = httpx.options(f"{address}/v1/completions", headers=asked)
+        answer = httpx2.options(f"{address}/v1/completions", headers=asked)
         assert "access-control-allow-origin" not in answer.headers
 
 
@@ -237,10 +237,10 @@ def test_logs_have_no_prompts_and_secrets(
     ]
     for body in bodies:
         for path in ("/v1/completions", "/v1/chat/completions"):
-            httpx.post(f"{url}{path}", json=body, headers=of("all"))
-    httpx.post(f"{url}/v1/completions", content=word, headers=of("all"))
-    httpx.get(f"{url}/v1/models?q={word}", headers=of("all"))
-    httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
+            httpx2.post(f"{url}{path}", json=body, headers=of("all"))
+    httpx2.post(f"{url}/v1/completions", content=word, headers=of("all"))
+    httpx2.get(f"{url}/v1/models?q={word}", headers=of("all"))
+    httpx2.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
     own = [record for record in caplog.records if not record.name.startswith("http")]  # the client
     written = [JsonFormatter().format(record) for record in own]
     printed = capfd.readouterr()
@@ -262,7 +262,7 @@ def test_calls_are_logged_with_their_request_ids(
     logging.getLogger("muxjax.serve").addHandler(handler)
     try:
         headers = {"X-Request-Id": "mine-1", **of("all")}
-        answer = httpx.post(f"{url}/v1/completions", json=BODY, headers=headers)
+        answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=headers)
         assert answer.headers["x-request-id"] == "mine-1"
         wait_until(lambda: bool(lines))
     finally:

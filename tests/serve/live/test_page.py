@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax import Fleet
@@ -23,7 +23,7 @@ from tests.serve.fake_fleet import FakeFleet
 
 
 def test_every_file_is_served_and_loads_nothing_from_other_servers(server: str) -> None:
-    page = httpx.get(f"{server}/")
+    page = httpx2.get(f"{server}/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in page.headers["content-security-policy"]
     wanted = {"/page/icon.svg", "/page/live.css", "/page/live.js"}
@@ -32,16 +32,16 @@ def test_every_file_is_served_and_loads_nothing_from_other_servers(server: str) 
         if path.suffix in (".py", ""):
             continue
         name = "" if path.name == "index.html" else f"page/{path.name}"
-        found = httpx.get(f"{server}/{name}")
+        found = httpx2.get(f"{server}/{name}")
         assert found.status_code == 200
         assert found.content == path.read_bytes()
         text = path.read_text()
         for imported in re.findall(r'from "([^"]+)"', text):
-            assert httpx.get(f"{server}{imported}").status_code == 200
+            assert httpx2.get(f"{server}{imported}").status_code == 200
         addresses = set(re.findall(r"https?://[^\"' )]+", text))
         assert addresses <= {"http://www.w3.org/2000/svg"}
-    assert httpx.get(f"{server}/page/../app.py").status_code == 404
-    assert httpx.get(f"{server}/page/none.js").status_code == 404
+    assert httpx2.get(f"{server}/page/../app.py").status_code == 404
+    assert httpx2.get(f"{server}/page/none.js").status_code == 404
 
 
 # In Chromium
@@ -93,7 +93,7 @@ def load(url: str, *models: str) -> Iterator[None]:
     stop = threading.Event()
 
     def ask(model: str) -> None:
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url, timeout=60) as client:
             while not stop.is_set():
                 body = {"model": model, "prompt": "hello", "max_tokens": 60, "ignore_eos": True}
                 client.post("/v1/completions", json=body)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax.engine.health import ModelHealth
@@ -38,11 +38,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def http(file: Path) -> Iterator[httpx.Client]:
+def http(file: Path) -> Iterator[httpx2.Client]:
     settings = ServerSettings(keys=KEYS, fleet_file=file)
     with (
         running_server(FLEET, settings) as url,
-        httpx.Client(base_url=url, timeout=20, headers=key("root")) as client,
+        httpx2.Client(base_url=url, timeout=20, headers=key("root")) as client,
     ):
         yield client
 
@@ -57,12 +57,12 @@ def key(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {name}-secret"}
 
 
-def error(answer: httpx.Response, status: int) -> dict[str, Any]:
+def error(answer: httpx2.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     return answer.json()["error"]
 
 
-def test_a_model_is_put_to_sleep_and_woken(http: httpx.Client) -> None:
+def test_a_model_is_put_to_sleep_and_woken(http: httpx2.Client) -> None:
     for what, status in (("sleep", "sleeping"), ("wake", "loaded"), ("load", "loaded")):
         done = http.post(f"/models/{what}", json={"model": "chat"})
         assert done.status_code == 200
@@ -75,13 +75,13 @@ def test_a_model_is_put_to_sleep_and_woken(http: httpx.Client) -> None:
     assert FLEET.changed == [("sleep", "chat"), ("wake", "chat"), ("load", "chat")]
 
 
-def test_an_unloaded_model_is_unknown(http: httpx.Client) -> None:
+def test_an_unloaded_model_is_unknown(http: httpx2.Client) -> None:
     assert http.post("/models/unload", json={"model": "ids"}).json()["status"] == "unloaded"
     assert error(http.get("/v1/models/ids"), 404)["code"] == "model_not_found"
     assert error(http.post("/models/wake", json={"model": "ids"}), 404)["param"] == "model"
 
 
-def test_refused_changes(http: httpx.Client) -> None:
+def test_refused_changes(http: httpx2.Client) -> None:
     for what in ("unload", "sleep", "wake", "load"):
         path = f"/models/{what}"
         assert error(http.post(path, json={"model": "none"}), 404)["code"] == "model_not_found"
@@ -102,7 +102,7 @@ def test_refused_changes(http: httpx.Client) -> None:
     )
 
 
-def test_a_key_changes_only_permitted_models(http: httpx.Client) -> None:
+def test_a_key_changes_only_permitted_models(http: httpx2.Client) -> None:
     assert http.post("/models/sleep", json={"model": "chat"}, headers=key("some")).is_success
     for what in ("sleep", "load"):
         hidden, none = (
@@ -112,7 +112,7 @@ def test_a_key_changes_only_permitted_models(http: httpx.Client) -> None:
         assert hidden["message"].replace("ids", "none") == none["message"]
 
 
-def test_a_failed_model_reports_its_error(http: httpx.Client) -> None:
+def test_a_failed_model_reports_its_error(http: httpx2.Client) -> None:
     FLEET.states["chat"] = ModelHealth("failed", "the file is gone", False)
     card = http.get("/v1/models/chat").json()
     assert (card["status"], card["error"]) == ("failed", "the file is gone")
@@ -124,7 +124,7 @@ def test_a_failed_model_reports_its_error(http: httpx.Client) -> None:
     assert http.get("/health/ready").status_code == 200
 
 
-def test_reload_applies_the_fleet_file(http: httpx.Client, file: Path) -> None:
+def test_reload_applies_the_fleet_file(http: httpx2.Client, file: Path) -> None:
     assert 'muxjax:slo_hits_total{model_name="chat"' not in http.get("/metrics").text
     assert http.post("/fleet/reload").json()["changed"] == ["chat"]
     assert FLEET.changed == [("reload", "chat")]
@@ -139,4 +139,4 @@ def test_reload_applies_the_fleet_file(http: httpx.Client, file: Path) -> None:
 
 def test_reload_without_a_fleet_file() -> None:
     with running_server(FLEET) as url:
-        assert error(httpx.post(f"{url}/fleet/reload"), 409)["code"] == "wrong_state"
+        assert error(httpx2.post(f"{url}/fleet/reload"), 409)["code"] == "wrong_state"

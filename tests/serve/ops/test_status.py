@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax.scheduling.specs import LatencySlo
@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def http() -> Iterator[httpx.Client]:
+def http() -> Iterator[httpx2.Client]:
     slo = {"chat": LatencySlo(ttft=10.0, tpot=1e-9)}
     with (
         running_server(FLEET, ServerSettings(slo=slo)) as url,
-        httpx.Client(base_url=url, timeout=20) as client,
+        httpx2.Client(base_url=url, timeout=20) as client,
     ):
         yield client
 
@@ -40,14 +40,14 @@ def sample(text: str, name: str) -> float:
     return float(line.split()[-1])
 
 
-def test_a_healthy_server(http: httpx.Client) -> None:
+def test_a_healthy_server(http: httpx2.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/health/ready").json() == {"status": "ready"}
     assert http.get("/health/plain/base").json() == {"status": "loaded", "unit": "0"}
     assert http.get("/health/none").status_code == 404
 
 
-def test_a_hanging_unit_is_not_ready(http: httpx.Client) -> None:
+def test_a_hanging_unit_is_not_ready(http: httpx2.Client) -> None:
     FLEET.stalled = 61.0
     assert http.get("/health").status_code == 200
     for path in ("/health/ready", "/health/chat"):
@@ -56,7 +56,7 @@ def test_a_hanging_unit_is_not_ready(http: httpx.Client) -> None:
         assert "has executed no step for 61.0 s" in answer.json()["reason"]
 
 
-def test_an_ended_unit_is_not_ready(http: httpx.Client) -> None:
+def test_an_ended_unit_is_not_ready(http: httpx2.Client) -> None:
     FLEET.dead = "out of memory"
     for path in ("/health/ready", "/health/chat"):
         assert "has ended: out of memory" in http.get(path).json()["reason"]
@@ -64,13 +64,13 @@ def test_an_ended_unit_is_not_ready(http: httpx.Client) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-def test_model_status(http: httpx.Client) -> None:
+def test_model_status(http: httpx2.Client) -> None:
     (chat, _, _) = http.get("/v1/models").json()["data"]
     assert chat["id"] == "chat"
     assert (chat["status"], chat["unit"], chat["max_model_len"]) == ("loaded", "0", 256)
 
 
-def test_metrics_count_requests(http: httpx.Client) -> None:
+def test_metrics_count_requests(http: httpx2.Client) -> None:
     before = http.get("/metrics").text
     assert http.post("/v1/completions", json=BODY).status_code == 200
     assert http.post("/v1/completions", json={**BODY, "temperature": -1}).status_code == 400
@@ -95,7 +95,7 @@ def test_metrics_count_requests(http: httpx.Client) -> None:
     assert sample(after.text, 'vllm:num_requests_running{model_name="ids"}') == 0
 
 
-def test_stats_once_and_as_a_stream(http: httpx.Client) -> None:
+def test_stats_once_and_as_a_stream(http: httpx2.Client) -> None:
     once = http.get("/stats").json()
     assert [model["name"] for model in once["models"]] == ["chat", "plain/base", "ids"]
     assert [model["chat"] for model in once["models"]] == [True, False, False]
@@ -106,7 +106,7 @@ def test_stats_once_and_as_a_stream(http: httpx.Client) -> None:
     assert found[1]["time"] > found[0]["time"]
 
 
-def test_the_dashboard_queries_existing_metrics(http: httpx.Client) -> None:
+def test_the_dashboard_queries_existing_metrics(http: httpx2.Client) -> None:
     http.post("/v1/completions", json=BODY)
     text = http.get("/metrics").text
     dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text())

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from muxjax import Fleet
@@ -134,7 +134,7 @@ def test_a_hanging_engine_is_restarted_and_keeps_its_requests(
     with (
         Fleet.load(tiny_fleet("llama")) as fleet,
         running_server(fleet, ServerSettings(config)) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx2.Client(base_url=url, timeout=30) as client,
     ):
         wanted = client.post("/v1/completions", json=body).json()["choices"]
         assert client.get("/health/ready").status_code == 200

@@ -13,19 +13,19 @@ from muxjax.bench.http.client import (
     RequestResult,
     Server,
     list_models,
-    perform,
     request_body,
+    send_request,
 )
 from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 
 
-def ask(url: str, request: RequestInput | None = None, **server: Any) -> RequestResult:
+def ask(url: str, request: RequestInput | None = None, **options: Any) -> RequestResult:
     async def once() -> RequestResult:
-        to = Server(url, **server)
-        async with to.client() as client:
-            return await perform(
-                client, to, request or RequestInput("m", (1, 2, 3), 3, 4), time.perf_counter()
+        server = Server(url, **options)
+        async with server.session() as session:
+            return await send_request(
+                session, server, request or RequestInput("m", (1, 2, 3), 3, 4), time.perf_counter()
             )
 
     return asyncio.run(once())
@@ -91,10 +91,10 @@ def test_a_chat_is_asked_and_read() -> None:
     [
         ((b'{"error": {"message": "no such model"}}',), 404, "HTTP 404: no such model"),
         ((b"busy",), 503, "HTTP 503: busy"),
-        ((text_event("a"),), 200, "the stream ended before the answer did"),
-        ((), 200, "the stream ended before the answer did"),
+        ((text_event("a"),), 200, "the stream ended before the response was complete"),
+        ((), 200, "the stream ended before the response was complete"),
         ((event({"error": {"message": "out of memory"}}),), 200, "out of memory"),
-        ((b"data: {nonsense\n\n",), 200, "what is no event"),
+        ((b"data: {nonsense\n\n",), 200, "sent an invalid event"),
     ],
 )
 def test_what_goes_wrong_is_in_the_outcome(
@@ -106,24 +106,24 @@ def test_what_goes_wrong_is_in_the_outcome(
     assert error in found.error
 
 
-def test_nobody_there() -> None:
+def test_a_server_that_does_not_answer() -> None:
     with serving(answers()) as url:
         pass
-    assert "ConnectError" in ask(url).error
+    assert "ClientConnectorError" in ask(url).error
     with pytest.raises(BenchError, match="is the server running"):
-        asyncio.run(list_models(Server(url)))
+        list_models(Server(url))
 
 
 def test_models_are_asked_for() -> None:
     with serving(answers(b'{"data": [{"id": "a"}, {"id": "b"}]}')) as url:
-        assert asyncio.run(list_models(Server(url))) == ["a", "b"]
+        assert list_models(Server(url)) == ["a", "b"]
     with serving(answers(b"what?", status=404)) as url, pytest.raises(BenchError, match="--model"):
-        asyncio.run(list_models(Server(url)))
+        list_models(Server(url))
     with serving(answers(b'{"data": []}')) as url, pytest.raises(BenchError, match="no models"):
-        asyncio.run(list_models(Server(url)))
+        list_models(Server(url))
 
 
-def test_what_cannot_be_asked() -> None:
+def test_invalid_addresses_and_prompts() -> None:
     with pytest.raises(BenchError, match="http://HOST:PORT"):
         Server("localhost:8000")
     with pytest.raises(BenchError, match="text"):

@@ -1,4 +1,4 @@
-"""What is asked, of whom, and when."""
+"""Data sets, the models that serve them, and arrival times."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, shares_of
+from muxjax.bench.http.datasets import ArrivalPattern, Prompts, build_request_inputs, model_shares
 from muxjax.bench.http.prompts import PromptGenerator
 from muxjax.errors import BenchError, WorkloadError
 
 
-def prompters(*names: str, as_text: bool = False) -> dict[str, PromptGenerator]:
+def generators(*names: str, as_text: bool = False) -> dict[str, PromptGenerator]:
     how = "words" if as_text else "token ids"
     return {name: PromptGenerator(how, None, as_text, random.Random(name)) for name in names}
 
 
 def test_random_lengths_and_popularity() -> None:
     prompts = Prompts(count=400, input_len=20, output_len=10, range_ratio=0.5)
-    asks = build_request_inputs(
-        prompts, ArrivalPattern(), prompters("a", "b"), shares_of(["a", "b"], 2.0)
+    inputs = build_request_inputs(
+        prompts, ArrivalPattern(), generators("a", "b"), model_shares(["a", "b"], 2.0)
     )
-    assert len(asks) == 400
-    assert {len(ask.prompt) for ask in asks} <= set(range(10, 31))
-    assert all(len(ask.prompt) == ask.prompt_tokens for ask in asks)
-    assert {ask.output_tokens for ask in asks} <= set(range(5, 16))
-    counts = Counter(ask.model for ask in asks)
+    assert len(inputs) == 400
+    assert {len(request.prompt) for request in inputs} <= set(range(10, 31))
+    assert all(len(request.prompt) == request.prompt_tokens for request in inputs)
+    assert {request.output_tokens for request in inputs} <= set(range(5, 16))
+    counts = Counter(request.model for request in inputs)
     assert 280 < counts["a"] < 360  # four fifths
-    assert all(ask.arrival == 0 for ask in asks)
-    assert asks == build_request_inputs(
-        prompts, ArrivalPattern(), prompters("a", "b"), shares_of(["a", "b"], 2.0)
+    assert all(request.arrival == 0 for request in inputs)
+    assert inputs == build_request_inputs(
+        prompts, ArrivalPattern(), generators("a", "b"), model_shares(["a", "b"], 2.0)
     )
 
 
 def test_a_prefix_is_shared_within_a_model() -> None:
     prompts = Prompts(count=6, input_len=5, output_len=1, prefix_len=4)
-    asks = build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0})
-    assert {ask.prompt[:4] for ask in asks} == {asks[0].prompt[:4]}
-    assert {len(ask.prompt) for ask in asks} == {asks[0].prompt_tokens} == {9}
+    inputs = build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0})
+    assert {request.prompt[:4] for request in inputs} == {inputs[0].prompt[:4]}
+    assert {len(request.prompt) for request in inputs} == {inputs[0].prompt_tokens} == {9}
     texts = build_request_inputs(
-        prompts, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0}
+        prompts, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
     )
-    assert len({" ".join(str(ask.prompt).split()[:4]) for ask in texts}) == 1
+    assert len({" ".join(str(request.prompt).split()[:4]) for request in texts}) == 1
 
 
 def test_due_times() -> None:
@@ -73,19 +73,28 @@ def test_sharegpt_and_custom(tmp_path: Path) -> None:
     question, answer = "Why is the sky blue?", "Because of how light is scattered."
     path.write_text(json.dumps([talk(question, answer), talk("short"), talk("a", "b")]))
     prompts = Prompts(name="sharegpt", path=path, count=3)
-    asks = build_request_inputs(prompts, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
-    assert [(ask.prompt, ask.prompt_tokens, ask.output_tokens) for ask in asks] == [
-        (question, 5, 6)
-    ] * 3  # drawn again and again
+    inputs = build_request_inputs(
+        prompts, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
+    )
+    assert [
+        (request.prompt, request.prompt_tokens, request.output_tokens) for request in inputs
+    ] == [(question, 5, 6)] * 3  # drawn again and again
     once = Prompts(name="sharegpt", path=path, count=3, oversample=False, fixed_output=9)
-    (ask,) = build_request_inputs(once, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
-    assert ask.output_tokens == 9
+    (request,) = build_request_inputs(
+        once, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
+    )
+    assert request.output_tokens == 9
 
     lines = tmp_path / "custom.jsonl"
     lines.write_text('{"prompt": "one"}\n\n{"prompt": "two", "output_tokens": 3}\n')
     custom = Prompts(name="custom", path=lines, count=2, shuffle=False)
-    asks = build_request_inputs(custom, ArrivalPattern(), prompters("a", as_text=True), {"a": 1.0})
-    assert [(ask.prompt, ask.output_tokens) for ask in asks] == [("one", 256), ("two", 3)]
+    inputs = build_request_inputs(
+        custom, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
+    )
+    assert [(request.prompt, request.output_tokens) for request in inputs] == [
+        ("one", 256),
+        ("two", 3),
+    ]
 
 
 def test_traces_bring_times_and_models(tmp_path: Path) -> None:
@@ -96,18 +105,18 @@ def test_traces_bring_times_and_models(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = Prompts(name="trace", path=path, count=10)
-    found = build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0}, {"x": "a"})
-    assert [(ask.model, len(ask.prompt), ask.output_tokens, ask.arrival) for ask in found] == [
+    found = build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0}, {"x": "a"})
+    assert [(r.model, len(r.prompt), r.output_tokens, r.arrival) for r in found] == [
         ("a", 3, 4, 0.0),
         ("a", 5, 6, 0.5),
     ]
     with pytest.raises(WorkloadError, match="--map x=MODEL"):
-        build_request_inputs(prompts, ArrivalPattern(), prompters("a"), {"a": 1.0})
-    with pytest.raises(BenchError, match="own times"):
-        build_request_inputs(prompts, ArrivalPattern(rate=1.0), prompters("a"), {"a": 1.0})
+        build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0})
+    with pytest.raises(BenchError, match="own arrival times"):
+        build_request_inputs(prompts, ArrivalPattern(rate=1.0), generators("a"), {"a": 1.0})
     with pytest.raises(BenchError, match="--map"):
         build_request_inputs(
-            Prompts(count=1), ArrivalPattern(), prompters("a"), {"a": 1.0}, {"x": "a"}
+            Prompts(count=1), ArrivalPattern(), generators("a"), {"a": 1.0}, {"x": "a"}
         )
 
 
@@ -115,10 +124,10 @@ def test_burstgpts_lengths(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     path.write_text(head + "5,ChatGPT,7,8,15,Conversation log\n")
-    (ask,) = build_request_inputs(
-        Prompts(name="burstgpt", path=path, count=1), ArrivalPattern(), prompters("a"), {"a": 1.0}
+    (request,) = build_request_inputs(
+        Prompts(name="burstgpt", path=path, count=1), ArrivalPattern(), generators("a"), {"a": 1.0}
     )
-    assert (len(ask.prompt), ask.output_tokens, ask.arrival) == (7, 8, 0.0)
+    assert (len(request.prompt), request.output_tokens, request.arrival) == (7, 8, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +135,14 @@ def test_burstgpts_lengths(tmp_path: Path) -> None:
     [
         ({"name": "imagenet"}, "no data set 'imagenet'; there are random"),
         ({"path": Path("x")}, "takes no --dataset-path"),
-        ({"name": "custom"}, "needs its file"),
+        ({"name": "custom"}, "needs --dataset-path"),
         ({"count": 0}, "--num-prompts"),
-        ({"input_len": 0}, "a token at least"),
-        ({"fixed_output": 0}, "a token at least"),
+        ({"input_len": 0}, "at least 1 token"),
+        ({"fixed_output": 0}, "at least 1 token"),
         ({"range_ratio": 1.0}, "--random-range-ratio"),
     ],
 )
-def test_prompts_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+def test_invalid_prompts(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         Prompts(**settings)
 
@@ -146,12 +155,12 @@ def test_prompts_that_cannot_be(settings: dict[str, Any], message: str) -> None:
         ({"burstiness": 0.0}, "--burstiness"),
         ({"ramp_from": 1.0}, "need --ramp-up-strategy"),
         ({"ramp": "linear"}, "needs --ramp-up-start-rps"),
-        ({"ramp": "linear", "ramp_from": 2.0, "ramp_to": 1.0}, "goes up"),
-        ({"ramp": "exponential", "ramp_from": 0.0, "ramp_to": 1.0}, "goes up"),
+        ({"ramp": "linear", "ramp_from": 2.0, "ramp_to": 1.0}, "must not be above"),
+        ({"ramp": "exponential", "ramp_from": 0.0, "ramp_to": 1.0}, "must not be above"),
         ({"ramp": "linear", "ramp_from": 0.0, "ramp_to": 1.0, "rate": 3.0}, "exclude"),
     ],
 )
-def test_paces_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+def test_invalid_arrival_patterns(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         ArrivalPattern(**settings)
 
@@ -163,20 +172,20 @@ def test_paces_that_cannot_be(settings: dict[str, Any], message: str) -> None:
         ("sharegpt", "{}", "list of conversations"),
         ("sharegpt", "nonsense", "not JSON"),
         ("sharegpt", "[]", "no conversation"),
-        ("custom", "nonsense", ":1: a line is"),
-        ("custom", '{"prompt": ""}', "not empty"),
-        ("custom", '{"prompt": "a", "output_tokens": 0}', "whole number"),
+        ("custom", "nonsense", ":1: expected"),
+        ("custom", '{"prompt": ""}', "non-empty"),
+        ("custom", '{"prompt": "a", "output_tokens": 0}', "integer above 0"),
         ("custom", "", "no prompts"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, name: Any, text: str, message: str) -> None:
+def test_unusable_files(tmp_path: Path, name: Any, text: str, message: str) -> None:
     path = tmp_path / "file"
     path.write_text(text)
     with pytest.raises(BenchError, match=message):
         build_request_inputs(
-            Prompts(name=name, path=path), ArrivalPattern(), prompters("a"), {"a": 1.0}
+            Prompts(name=name, path=path), ArrivalPattern(), generators("a"), {"a": 1.0}
         )
     with pytest.raises(BenchError):
         build_request_inputs(
-            Prompts(name=name, path=tmp_path / "no"), ArrivalPattern(), prompters("a"), {"a": 1.0}
+            Prompts(name=name, path=tmp_path / "no"), ArrivalPattern(), generators("a"), {"a": 1.0}
         )

@@ -19,14 +19,14 @@ def fine(path: str, body: Any) -> tuple[int, list[bytes]]:
 
 
 def test_each_request_is_sent_when_it_is_due() -> None:
-    asks = [RequestInput("m", "late", 1, 1, arrival=0.15), RequestInput("m", "soon", 1, 1)]
+    inputs = [RequestInput("m", "late", 1, 1, arrival=0.15), RequestInput("m", "soon", 1, 1)]
     seen: list[RequestResult] = []
     with serving(fine) as url:
-        load = run_load(Server(url), asks, done=seen.append)
-    assert [outcome.ask.prompt for outcome in load.outcomes] == ["late", "soon"]
-    assert [outcome.ask.prompt for outcome in seen] == ["soon", "late"]
-    assert load.outcomes[0].sent is not None
-    assert load.outcomes[0].sent >= 0.15
+        load = run_load(Server(url), inputs, on_result=seen.append)
+    assert [result.request.prompt for result in load.results] == ["late", "soon"]
+    assert [result.request.prompt for result in seen] == ["soon", "late"]
+    assert load.results[0].sent is not None
+    assert load.results[0].sent >= 0.15
     assert load.duration >= 0.15
     assert load.interrupted == 0
 
@@ -35,12 +35,12 @@ def test_models_may_have_servers_of_their_own() -> None:
     def other(path: str, body: Any) -> tuple[int, list[bytes]]:
         return 200, [text_event("other", "stop"), event(b"[DONE]")]
 
-    asks = [RequestInput("a", "x", 1, 1), RequestInput("b", "x", 1, 1)]
+    inputs = [RequestInput("a", "x", 1, 1), RequestInput("b", "x", 1, 1)]
     with serving(fine) as one, serving(other) as two:
-        load = run_load({"a": Server(one), "b": Server(two)}, asks)
-        assert [outcome.text for outcome in load.outcomes] == ["a", "other"]
+        load = run_load({"a": Server(one), "b": Server(two)}, inputs)
+        assert [result.text for result in load.results] == ["a", "other"]
         with pytest.raises(BenchError, match="no server for b"):
-            run_load({"a": Server(one)}, asks)
+            run_load({"a": Server(one)}, inputs)
 
 
 def test_no_more_than_so_many_at_once() -> None:
@@ -63,7 +63,7 @@ def test_no_more_than_so_many_at_once() -> None:
     with serving(slow) as url:
         load = run_load(Server(url), [RequestInput("m", "x", 1, 1)] * 6, max_concurrency=2)
     assert most == 2
-    assert len(load.outcomes) == 6
+    assert len(load.results) == 6
     with pytest.raises(BenchError, match="at least 1"):
         run_load(Server("http://127.0.0.1:1"), [RequestInput("m", "x", 1, 1)], max_concurrency=0)
     with pytest.raises(BenchError, match="no requests"):
@@ -73,13 +73,15 @@ def test_no_more_than_so_many_at_once() -> None:
 def test_an_interrupt_keeps_what_is_finished() -> None:
     async def interrupted(url: str) -> LoadResult:
         first = asyncio.Event()
-        asks = [RequestInput("m", "x", 1, 1), RequestInput("m", "x", 1, 1, arrival=1000.0)]
-        run = asyncio.create_task(send_all(Server(url), asks, done=lambda outcome: first.set()))
+        inputs = [RequestInput("m", "x", 1, 1), RequestInput("m", "x", 1, 1, arrival=1000.0)]
+        run = asyncio.create_task(
+            send_all(Server(url), inputs, on_result=lambda result: first.set())
+        )
         await first.wait()
         run.cancel()
         return await run
 
     with serving(fine) as url:
         load = asyncio.run(interrupted(url))
-    assert [outcome.success for outcome in load.outcomes] == [True]
+    assert [result.success for result in load.results] == [True]
     assert load.interrupted == 1

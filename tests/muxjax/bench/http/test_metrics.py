@@ -11,7 +11,7 @@ from muxjax.bench.http.metrics import Measures, summarize
 from muxjax.errors import BenchError
 
 
-def outcome(
+def result(
     model: str, sent: float, first: float, end: float, tokens: int, error: str = ""
 ) -> RequestResult:
     asked = RequestInput(model, "x", 10, tokens)
@@ -30,10 +30,10 @@ def outcome(
 
 LOAD = LoadResult(
     [
-        outcome("a", 0.0, 1.0, 3.0, 5),  # tpot 0.5, 5/3 tokens a second
-        outcome("a", 1.0, 1.5, 1.5, 1),  # no tpot, 2 tokens a second
-        outcome("b", 0.0, 2.0, 4.0, 3),  # tpot 1
-        outcome("b", 0.0, 0.0, 0.0, 3, error="HTTP 500"),
+        result("a", 0.0, 1.0, 3.0, 5),  # tpot 0.5, 5/3 tokens a second
+        result("a", 1.0, 1.5, 1.5, 1),  # no tpot, 2 tokens a second
+        result("b", 0.0, 2.0, 4.0, 3),  # tpot 1
+        result("b", 0.0, 0.0, 0.0, 3, error="HTTP 500"),
     ],
     duration=4.0,
 )
@@ -66,7 +66,7 @@ def test_vllms_keys() -> None:
 
 
 def test_without_goodput_and_with_nothing_finished() -> None:
-    failed = LoadResult([outcome("a", 0.0, 0.0, 0.0, 1, error="no")], 1.0, interrupted=2)
+    failed = LoadResult([result("a", 0.0, 0.0, 0.0, 1, error="no")], 1.0, interrupted=2)
     found = summarize(failed)
     assert found["request_goodput"] is None
     assert found["slo_attainment"] is None
@@ -75,7 +75,13 @@ def test_without_goodput_and_with_nothing_finished() -> None:
     assert found["interrupted"] == 2
 
 
-def test_what_cannot_be_reported() -> None:
+def test_jain_index() -> None:
+    assert jain_index([3.0, 3.0]) == pytest.approx(1)
+    assert jain_index([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
+    assert jain_index([]) is None
+
+
+def test_invalid_measures() -> None:
     with pytest.raises(BenchError, match="no metric 'tps'"):
         Measures(metrics=("tps",))
     with pytest.raises(BenchError, match="0 to 100"):

@@ -1,4 +1,4 @@
-"""Prompts have the wanted number of tokens, by whoever counts."""
+"""Prompts have the requested number of tokens, however tokens are counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -29,8 +29,8 @@ def tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
 
 
 @pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client() as client:
+def client() -> Iterator[httpx2.Client]:
+    with httpx2.Client() as client:
         yield client
 
 
@@ -43,49 +43,49 @@ def tokenizer_file(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_token_ids_where_nobody_counts(client: httpx.Client) -> None:
+def test_token_ids_without_a_tokenizer(client: httpx2.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = build_prompt_generator(client, Server(url), "m", seed=1)
+        generator = build_prompt_generator(client, Server(url), "m", seed=1)
         again = build_prompt_generator(client, Server(url), "m", seed=1)
         other = build_prompt_generator(client, Server(url), "n", seed=1)
-    prompt = prompter.make(50)
-    assert prompter.how == "token ids"
+    prompt = generator.generate(50)
+    assert generator.counted_by == "token ids"
     assert len(prompt) == 50
     assert set(prompt) <= set(SAFE_IDS)
-    assert again.make(50) == prompt
-    assert other.make(50) != prompt
+    assert again.generate(50) == prompt
+    assert other.generate(50) != prompt
 
 
-def test_words_for_chats_where_nobody_counts(client: httpx.Client) -> None:
+def test_words_count_as_tokens_of_chats_without_a_tokenizer(client: httpx2.Client) -> None:
     with serving(no_tokenize) as url:
-        prompter = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
-    assert prompter.how == "words"
-    prompt = prompter.make(7)
+        generator = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
+    assert generator.counted_by == "words"
+    prompt = generator.generate(7)
     assert isinstance(prompt, str)
-    assert len(prompt.split()) == prompter.count(prompt) == 7
+    assert len(prompt.split()) == generator.count(prompt) == 7
 
 
-def test_the_server_counts(client: httpx.Client) -> None:
+def test_the_server_counts(client: httpx2.Client) -> None:
     with serving(tokenize) as url:
         ids = build_prompt_generator(client, Server(url), "m", seed=1)
-        assert (ids.how, len(ids.make(33))) == ("server", 33)
+        assert (ids.counted_by, len(ids.generate(33))) == ("server", 33)
         text = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
         for tokens in (1, 8, 9):  # an odd one needs a filler
-            prompt = text.make(tokens)
+            prompt = text.generate(tokens)
             assert isinstance(prompt, str)
             assert text.count(prompt) == max(2, tokens)  # a word is two tokens at least
 
 
-def test_a_tokenizer_counts(client: httpx.Client, tokenizer_file: Path) -> None:
+def test_a_tokenizer_counts(client: httpx2.Client, tokenizer_file: Path) -> None:
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
-        prompter = build_prompt_generator(
+        generator = build_prompt_generator(
             client, Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
         )
-        assert prompter.how == "tokenizer"
-        assert prompter.count(str(prompter.make(41))) == 41
+        assert generator.counted_by == "tokenizer"
+        assert generator.count(str(generator.generate(41))) == 41
 
 
-def test_a_tokenizer_that_cannot_be_read(client: httpx.Client, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read(client: httpx2.Client, tmp_path: Path) -> None:
     server = Server("http://127.0.0.1:1")
     with pytest.raises(BenchError, match=r"no tokenizer\.json"):
         build_prompt_generator(client, server, "m", seed=0, tokenizer=tmp_path)

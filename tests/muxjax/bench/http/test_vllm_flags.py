@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.bench.http.vllm_flags import REFUSED, goodput, pairs, prepare, tokenizer_path
+from muxjax.bench.http.vllm_flags import REFUSED, expand_arguments, goodput, pairs, tokenizer_path
 from muxjax.errors import BenchError
 
 
@@ -13,21 +13,24 @@ def test_options_with_several_values_are_spread_out() -> None:
     spread = (
         "--goodput ttft:200 --goodput tpot:50 http://x --seed 1 --header a=b --header c=d --json"
     )
-    assert " ".join(prepare(given.split())) == spread
-    assert prepare(["--goodput=ttft:200", "http://x"]) == ["--goodput=ttft:200", "http://x"]
+    assert " ".join(expand_arguments(given.split())) == spread
+    assert expand_arguments(["--goodput=ttft:200", "http://x"]) == [
+        "--goodput=ttft:200",
+        "http://x",
+    ]
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "--sonnet-input-len", "--random-mm-bucket-config"])
 def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
     for arguments in ([name], [f"{name}=1"], ["--seed", "1", name, "2"]):
         with pytest.raises(BenchError, match=f"{name} of vLLM's benchmark is not supported"):
-            prepare(arguments)
+            expand_arguments(arguments)
 
 
 def test_an_option_without_its_value() -> None:
     for arguments in (["--goodput"], ["--goodput", "--json"]):
         with pytest.raises(BenchError, match="--goodput needs a value"):
-            prepare(arguments)
+            expand_arguments(arguments)
 
 
 def test_pairs() -> None:
@@ -38,5 +41,5 @@ def test_pairs() -> None:
     with pytest.raises(BenchError, match="METRIC:MILLISECONDS"):
         goodput(["ttft:fast"])
     assert tokenizer_path(None) is None
-    with pytest.raises(BenchError, match="Nothing is fetched"):
+    with pytest.raises(BenchError, match="tokenizers are not downloaded"):
         tokenizer_path("meta-llama/Llama-3-8B")

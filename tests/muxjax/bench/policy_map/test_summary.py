@@ -3,7 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from _map_summary import judge, report, sharing, summary
+
+from muxjax.bench.policy_map.summary import concurrency_gains, judge, report, summary
 
 
 def a_cell(execution: str = "time_sliced", served: float = 1.0, **shares: float) -> dict[str, Any]:
@@ -47,10 +48,10 @@ def test_a_map_lists_what_misses_and_compares_the_policies_that_all_cells_have()
 
 def test_sharing_is_of_cells_that_both_maps_have() -> None:
     cells = [a_cell(slo=0.9, adbs=0.8), a_cell("concurrent", slo=0.95, adbs=0.8)]
-    (found,) = sharing(cells)
+    (found,) = concurrency_gains(cells)
     assert found["concurrent_minus_time_sliced"] == pytest.approx(0.05)
-    assert sharing(cells[:1]) == []
-    assert sharing([cells[0], cells[1] | {"seconds": 5.0}]) == []  # of other requests
+    assert concurrency_gains(cells[:1]) == []
+    assert concurrency_gains([cells[0], cells[1] | {"seconds": 5.0}]) == []  # of other requests
 
 
 def test_a_cell_without_slo_is_kept_and_not_judged() -> None:

@@ -1,4 +1,4 @@
-"""Tiny maps on a roofline's H200s, as MuxServe's profile is not in the repository."""
+"""Small maps on H200s of the roofline model; MuxServe's profile is not in the repository."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import policy_map
 import pytest
 
-TINY = "policy_map --hardware h200 --alpha 1.1 --load 0.2 --slo-scale 2,8 --seconds 0.3"
+from muxjax.bench.policy_map import run as map_run
+from muxjax.cli import main as cli
+
+TINY = (
+    "muxjax bench policy-map --hardware h200 --alpha 1.1 --load 0.2 --slo-scale 2,8 --seconds 0.3"
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", [*TINY.split(), *options])
-    monkeypatch.setattr(policy_map, "_Pool", ThreadPoolExecutor)
-    policy_map.main()
+    monkeypatch.setattr(map_run, "WorkerPool", ThreadPoolExecutor)
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 @pytest.mark.usefixtures("three_models")

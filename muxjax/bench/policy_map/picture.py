@@ -1,4 +1,4 @@
-"""The policy map as a picture: a square for each cell, in a panel for each SLO scale."""
+"""Draws the policy map as an SVG: a square for each cell, a panel for each SLO scale."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _map_summary import judge
+from muxjax.bench.policy_map.summary import judge
 
 _CELL, _GAP, _LEFT, _TOP = 37, 26, 70, 46
 
 Cell = Mapping[str, Any]
 Square = Callable[[Any], tuple[str, Sequence[str]]]
-"""Attributes of a square, and the lines of text in it."""
+"""Returns the SVG attributes of a square and its lines of text."""
 
 
-def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Writes an SVG: what `slo` attains (shade and number), and how far ahead of the best baseline;
-    where a map is there for both execution models, also what `slo` attains more side by side.
+def draw_map(cells: Sequence[Cell], path: Path) -> None:
+    """Writes an SVG of the attainment of `slo` and its lead over the best baseline.
+
+    If there are maps of both execution models, their difference is drawn as well.
 
     Args:
-      cells: of one map or of several, each of which becomes a row of panels.
+      cells: cells of one or more maps; each map is a row of panels.
       path: the file.
     """
     alphas = sorted({cell["alpha"] for cell in cells})
@@ -32,22 +33,27 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         key = (cell["hardware"], cell["execution"])
         maps.setdefault(key, {})[cell["slo_scale"], cell["alpha"], cell["load"]] = cell
     for (hardware, execution), own in sorted(maps.items()):
-        rows.append((f"{hardware}, {execution.replace('_', ' ')}", {**own}, _attained))
+        rows.append((f"{hardware}, {execution.replace('_', ' ')}", {**own}, _attainment_square))
     for hardware in sorted({hardware for hardware, _ in maps}):
         sides = maps.get((hardware, "concurrent"), {}), maps.get((hardware, "time_sliced"), {})
-        more = {place: _ours(sides[0][place]) - _ours(sides[1][place]) for place in both(*sides)}
+        more = {
+            place: _slo_percent(sides[0][place]) - _slo_percent(sides[1][place])
+            for place in common_keys(*sides)
+        }
         if more:
-            rows.append((f"{hardware}: concurrent minus time sliced, points", more, _difference))
+            rows.append(
+                (f"{hardware}: concurrent minus time sliced, points", more, _difference_square)
+            )
     panel = len(alphas) * _CELL + _GAP
     row = len(loads) * _CELL + 64
     width, height = _LEFT + len(scales) * panel, _TOP + len(rows) * row
-    title = "Requests within their target under slo (%), and points ahead of the best baseline"
+    title = "SLO attainment of slo (%), and its lead over the best baseline (points)"
     size = f'width="{width}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="10" y="16" font-size="12">{title}</text>',
-        '<text x="10" y="31">across: alpha; down: load, parts of 40 requests/s</text>',
+        '<text x="10" y="31">columns: alpha; rows: load (1 is 40 requests/s)</text>',
     ]
     for line, (name, values, square) in enumerate(rows):
         top = _TOP + line * row + 24
@@ -64,21 +70,21 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
                 for down, load in enumerate(loads):
                     value = values.get((scale, alpha, load))
                     if value is not None:
-                        parts += _drawn(square(value), x, top + 3 + down * _CELL)
+                        parts += _square_svg(square(value), x, top + 3 + down * _CELL)
     parts.append("</svg>")
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def both(one: Iterable[Any], other: Iterable[Any]) -> list[Any]:
-    """What is in both, in order."""
-    return sorted(set(one) & set(other))
+def common_keys(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
+    """The keys in both, sorted."""
+    return sorted(set(first) & set(second))
 
 
-def _ours(cell: Cell) -> float:
+def _slo_percent(cell: Cell) -> float:
     return 100 * cell["slo_attainment"]["slo"]
 
 
-def _attained(cell: Cell) -> tuple[str, Sequence[str]]:
+def _attainment_square(cell: Cell) -> tuple[str, Sequence[str]]:
     shares = cell["slo_attainment"]
     ours = shares["slo"]
     ahead = 100 * (ours - max(share for policy, share in shares.items() if policy != "slo"))
@@ -88,13 +94,13 @@ def _attained(cell: Cell) -> tuple[str, Sequence[str]]:
     return fill, (f"{100 * ours:.0f}", f"{ahead:+.1f}")
 
 
-def _difference(points: float) -> tuple[str, Sequence[str]]:
+def _difference_square(points: float) -> tuple[str, Sequence[str]]:
     shade = round(235 - min(150.0, 10 * abs(points)))
-    colour = f"{shade},{shade},235" if points >= 0 else f"235,{shade},{shade}"
-    return f'fill="rgb({colour})"', (f"{points:+.1f}",)
+    color = f"{shade},{shade},235" if points >= 0 else f"235,{shade},{shade}"
+    return f'fill="rgb({color})"', (f"{points:+.1f}",)
 
 
-def _drawn(square: tuple[str, Sequence[str]], x: int, y: int) -> list[str]:
+def _square_svg(square: tuple[str, Sequence[str]], x: int, y: int) -> list[str]:
     fill, lines = square
     side = _CELL - 3
     texts = [

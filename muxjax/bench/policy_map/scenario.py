@@ -1,4 +1,4 @@
-"""What the policy map is about: models, hardware, requests, and placements to choose from."""
+"""The scenario of the policy map: models, hardware, requests, and candidate placements."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ CLUSTERS: Mapping[Hardware, str] = {
     "v6e": "4x8:v6e",
 }
 KINDS = ("llama-7b",) * 12 + ("llama-13b",) * 4 + ("llama-30b",) * 2 + ("llama-65b",)
-"""MuxServe's mix, the most popular model first (benchmark/end_to_end/bench_end_to_end_muxserve.py,
-where the rates are dealt in this order)."""
+"""MuxServe's mix, most popular model first (its benchmark/end_to_end/bench_end_to_end_muxserve.py
+assigns rates in this order)."""
 MAX_RATE = 40.0
+"""Requests per second of the most popular model at load 1."""
 PROMPT_TOKENS, OUTPUT_TOKENS = 161.0, 338.0
 LONGEST = 2048
 PLANNED_SCALES = (2.0, 6.0)
-"""Of the targets that placements are planned for, beside those for throughput."""
+"""SLO scales that placements are planned for, in addition to throughput."""
 LEAST_TOKENS = 2 * LONGEST
-"""The pool of a copy must hold so many."""
+"""Minimum number of tokens that the pool of a replica must hold."""
 
 Units = Sequence[PlannedUnit]
 Parts = Sequence[Sequence[Units]]
-"""A placement: parts whose models share nothing with other parts', and for each of them the forms
-that it may have."""
+"""A placement: parts that share no model, each with its alternative forms."""
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """What one process works on.
+    """The work of one process: the cells of one alpha and load.
 
     Attributes:
-      alpha: of the power law.
-      load: part of the highest rate, 40 requests/s, that the most popular model gets.
-      scales: latency allowed, in multiples of the request's time alone.
-      execution, hardware: which map.
-      seconds: of arrivals.
-      seed: of the workload.
-      policies: to compare.
+      alpha: exponent of the power law of popularity.
+      load: rate of the most popular model, as a fraction of `MAX_RATE`.
+      scales: allowed latencies, as multiples of the isolated latency.
+      execution, hardware: the map that the cells belong to.
+      seconds: length of the workload.
+      seed: seed of the workload.
+      policies: policies to compare.
       profile: step times of the A100.
-      ahead: choose placements on other requests than those that count.
+      ahead: choose placements on other requests than the ones that are scored.
     """
 
     alpha: float
@@ -79,10 +79,9 @@ class CellJob:
 
 
 def default_profile() -> Path:
-    """MuxServe's profile among the shared data."""
-    shared = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("MUXJAX_SHARED_DATA") or shared)
-    return folder / "muxserve_a100_profile.json"
+    """MuxServe's profile in `MUXJAX_SHARED_DATA`, by default a folder beside the repository."""
+    folder = os.environ.get("MUXJAX_SHARED_DATA") or Path("..", "shared", "data")
+    return Path(folder, "muxserve_a100_profile.json")
 
 
 def fleet(alpha: float, load: float) -> list[ModelLoad]:
@@ -100,7 +99,7 @@ def fleet(alpha: float, load: float) -> list[ModelLoad]:
 
 
 def cost_model(job: CellJob, cluster: Cluster) -> PlanningCosts:
-    """How long steps take: MuxServe's profile for its A100s, else a roofline."""
+    """Step times: MuxServe's profile for A100s, a roofline model for other hardware."""
     if job.hardware == "a100":
         return ProfileTable(job.profile)
     shapes = {kind: LLAMA_SHAPES[kind] for kind in set(KINDS)}
@@ -108,7 +107,7 @@ def cost_model(job: CellJob, cluster: Cluster) -> PlanningCosts:
 
 
 def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[TraceRequest]:
-    """Poisson arrivals, log-normal lengths."""
+    """A workload with Poisson arrivals and log-normal lengths."""
     part = PROMPT_TOKENS / (PROMPT_TOKENS + OUTPUT_TOKENS)
     lengths = LogNormal(
         PROMPT_TOKENS,
@@ -123,33 +122,36 @@ def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[Trac
 def placements(
     job: CellJob, loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
 ) -> tuple[dict[str, Parts], PlacementPlan]:
-    """Placements by name, any of which a policy may take; `spatial` only the one of that name.
+    """Candidate placements by name. The policy `spatial` may use only the one of that name.
 
-    Where a model is alone on a mesh it has all of it, as one or as several copies.
+    A model that is alone on a mesh uses all of it, with one or more replicas.
 
     Returns:
-      The placements, and one plan with all models.
+      The placements, and one plan that contains all models.
     """
     plan = plan_placement(loads, cluster, [costs], PlannerOptions(job.execution))
-    found = {"throughput": plan.units}
+    candidates = {"throughput": plan.units}
     for scale in PLANNED_SCALES:
-        slos = [LatencySlo(tpot=scale * _alone(load, costs, cluster)) for load in loads]
+        slos = [LatencySlo(tpot=scale * _isolated_tpot(load, costs, cluster)) for load in loads]
         targeted = [replace(load, slo=slo) for load, slo in zip(loads, slos, strict=True)]
         objective = PlannerOptions(job.execution, objective="slo")
-        found[f"slo {scale:g}"] = plan_placement(targeted, cluster, [costs], objective).units
+        candidates[f"slo {scale:g}"] = plan_placement(targeted, cluster, [costs], objective).units
     if job.hardware == "a100" and job.execution == "concurrent":
         try:
             muxserve = PlannerOptions(job.execution, as_upstream=True)
             unaware = [replace(load, longest=None) for load in loads]
-            found["muxserve"] = plan_placement(unaware, cluster, [costs], muxserve).units
+            candidates["muxserve"] = plan_placement(unaware, cluster, [costs], muxserve).units
         except PlanError:
-            pass  # its search finds none for some loads
-    found["spatial"] = spatial_units(plan, costs, plan.shapes)
-    return {name: [_forms(part, costs) for part in _parts(u)] for name, u in found.items()}, plan
+            pass  # MuxServe's search fails for some loads
+    candidates["spatial"] = spatial_units(plan, costs, plan.shapes)
+    forms: dict[str, Parts] = {
+        name: [_forms(part, costs) for part in _parts(units)] for name, units in candidates.items()
+    }
+    return forms, plan
 
 
-def _alone(load: ModelLoad, costs: PlanningCosts, cluster: Cluster) -> float:
-    """Seconds a token of a request that is alone on the fewest devices."""
+def _isolated_tpot(load: ModelLoad, costs: PlanningCosts, cluster: Cluster) -> float:
+    """Isolated seconds per token on the fewest devices that hold the model."""
     memory = cluster.groups[0].device.memory
     tp = min(
         tp
@@ -160,31 +162,31 @@ def _alone(load: ModelLoad, costs: PlanningCosts, cluster: Cluster) -> float:
 
 
 def _parts(units: Units) -> Iterator[Units]:
-    """Units that share no model with others, alone; others together, as the router joins them."""
-    left = [unit for unit in units if unit.models]
-    while left:
-        part = [left.pop(0)]
+    """Groups of units: units that share a model are in one group, as the router joins them."""
+    remaining = [unit for unit in units if unit.models]
+    while remaining:
+        part = [remaining.pop(0)]
         names = {model.name for model in part[0].models}
         grown = True
         while grown:
             grown = False
-            for unit in list(left):
+            for unit in list(remaining):
                 if names & {model.name for model in unit.models}:
                     names |= {model.name for model in unit.models}
                     part.append(unit)
-                    left.remove(unit)
+                    remaining.remove(unit)
                     grown = True
         yield part
 
 
 def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
-    """What a part may be made into: a model that is alone, into fewer or more copies."""
+    """The alternative forms of a part: one for each number of replicas of a single model."""
     if len(part) > 1 or len(part[0].models) > 1:
         return [part]
     (unit,) = part
     (model,) = unit.models
     memory = unit.weight_bytes + unit.kv_bytes + unit.reserved_bytes
-    found: list[Units] = []
+    forms: list[Units] = []
     for tp in costs.tp_sizes(model.kind):
         weights = costs.weight_bytes(model.kind, tp=tp)
         pool = POOL_SHARE * (memory - weights)
@@ -192,7 +194,7 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
         if unit.size % tp or pool < LEAST_TOKENS * token:
             continue
         replicas = unit.size // tp
-        alone = PlannedModel(
+        replicated = PlannedModel(
             name=model.name,
             kind=model.kind,
             rate=model.rate,
@@ -203,5 +205,5 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
             max_batch=replicas * int(pool / ((PROMPT_TOKENS + OUTPUT_TOKENS) * token)),
         )
         sizes = {"weight_bytes": weights, "reserved_bytes": memory - weights - pool}
-        found.append([unit.model_copy(update={"models": (alone,), "kv_bytes": pool, **sizes})])
-    return found or [part]
+        forms.append([unit.model_copy(update={"models": (replicated,), "kv_bytes": pool, **sizes})])
+    return forms or [part]

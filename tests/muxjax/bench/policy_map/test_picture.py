@@ -3,16 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from _map_picture import draw
-
-from tests.benchmarks.test_map_summary import a_cell
+from muxjax.bench.policy_map.picture import draw_map
+from tests.muxjax.bench.policy_map.test_summary import a_cell
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(tmp_path: Path, *cells: dict[str, object]) -> tuple[list[ElementTree.Element], list[str]]:
     path = tmp_path / "map.svg"
-    draw(cells, path)
+    draw_map(cells, path)
     tree = ElementTree.parse(path)
     texts = [text.text or "" for text in tree.iter(f"{SVG}text")]
     return list(tree.iter(f"{SVG}rect"))[1:], texts

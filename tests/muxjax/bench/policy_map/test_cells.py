@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _map_cells import POLICIES, TRAINING_SEED, _Model, _Runner
-from _map_fleet import CellJob, fleet, workload
 
+from muxjax.bench.policy_map.cells import POLICIES, TRAINING_SEED, ModelOutcome, PlacementChooser
+from muxjax.bench.policy_map.scenario import CellJob, fleet, workload
 from muxjax.errors import PlanError
 from muxjax.placement.planner.plan import Execution
 
@@ -29,41 +29,41 @@ def test_the_most_popular_has_the_highest_rate() -> None:
 def test_placements_are_chosen_on_the_requests_that_count_or_ahead_on_others(
     monkeypatch: pytest.MonkeyPatch, ahead: bool, seed: int
 ) -> None:
-    runner = _Runner(a_job(ahead=ahead))
+    chooser = PlacementChooser(a_job(ahead=ahead))
     seen: list[Sequence[Any]] = []
-    simulate = runner._simulate
+    simulate = chooser.simulate
 
     def note(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
         seen.append(requests)
         return simulate(units, policy, scale, requests)
 
-    monkeypatch.setattr(runner, "_simulate", note)
-    _, chosen = runner.choose("adbs", 2.0)
+    monkeypatch.setattr(chooser, "simulate", note)
+    _, chosen = chooser.choose("adbs", 2.0)
     tried = workload(fleet(2.1, 0.3), 0.3, seed)
     assert seen
     assert all(list(requests) == tried for requests in seen)
     seen.clear()
-    runner.score(chosen, "adbs", 2.0)
+    chooser.score(chosen, "adbs", 2.0)
     assert all(list(requests) == workload(fleet(2.1, 0.3), 0.3, 0) for requests in seen)
     assert bool(seen) == ahead  # what is known is not run again
 
 
 @pytest.mark.usefixtures("three_models")
 def test_only_slo_is_run_for_each_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = _Runner(a_job())
+    chooser = PlacementChooser(a_job())
     runs: list[str] = []
-    simulate = runner._simulate
+    simulate = chooser.simulate
 
     def note(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
         runs.append(policy)
         return simulate(units, policy, scale, requests)
 
-    monkeypatch.setattr(runner, "_simulate", note)
-    runner.choose("fcfs", 2.0)
-    runner.choose("slo", 2.0)
+    monkeypatch.setattr(chooser, "simulate", note)
+    chooser.choose("fcfs", 2.0)
+    chooser.choose("slo", 2.0)
     before = list(runs)
-    runner.choose("fcfs", 8.0)
-    runner.choose("slo", 8.0)
+    chooser.choose("fcfs", 8.0)
+    chooser.choose("slo", 8.0)
     assert set(before) >= {"fcfs", "adbs", "slo"}
     assert set(runs[len(before) :]) == {"slo"}
 
@@ -73,30 +73,30 @@ class Outcomes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, found: dict[Any, tuple[float, float]]):
         names = sorted({name for name, _ in found})
-        self._runner = _Runner(a_job())
-        units = self._runner._placements["spatial"][0][0]
+        self._chooser = PlacementChooser(a_job())
+        units = self._chooser.placements["spatial"][0][0]
         self._placed = {name: [[units[0].model_copy(update={"name": name})]] for name in names}
         self.tried: list[str] = []
 
-        def run(chosen: Any, policy: str, scale: float, *, counting: bool) -> Any:
-            del scale, counting
+        def run(chosen: Any, policy: str, scale: float, *, scored: bool) -> Any:
+            del scale, scored
             name = chosen[0][0].name
             if policy == "slo":
                 self.tried.append(name)
             share, served = found[name, "slo" if policy == "slo" else "others"]
             met = {2.0: round(1000 * share)}
-            return {"m": _Model(1000, 1000, 1000 / served, met)}
+            return {"m": ModelOutcome(1000, 1000, 1000 / served, met)}
 
         def candidates(policy: str, scale: float) -> Any:
             del policy, scale
             return self._placed
 
-        monkeypatch.setattr(self._runner, "_run", run)
-        monkeypatch.setattr(self._runner, "_candidates", candidates)
+        monkeypatch.setattr(self._chooser, "run", run)
+        monkeypatch.setattr(self._chooser, "candidates", candidates)
 
     def choice(self) -> str:
         """Where `slo` is placed."""
-        return self._runner.choose("slo", 2.0)[0]
+        return self._chooser.choose("slo", 2.0)[0]
 
 
 @pytest.mark.usefixtures("three_models")
@@ -133,9 +133,9 @@ def test_slo_is_placed_where_it_falls_least_short(
 
 @pytest.mark.usefixtures("three_models")
 def test_placements_that_do_not_hold_a_request_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = _Runner(a_job())
-    simulate = runner._simulate
-    too_small = {model.name for model in runner._placements["throughput"][0][0][0].models}
+    chooser = PlacementChooser(a_job())
+    simulate = chooser.simulate
+    too_small = {model.name for model in chooser.placements["throughput"][0][0][0].models}
     assert len(too_small) > 1  # so that no other placement has the unit
 
     def refuse(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
@@ -143,19 +143,19 @@ def test_placements_that_do_not_hold_a_request_are_none(monkeypatch: pytest.Monk
             raise PlanError("pool too small")
         return simulate(units, policy, scale, requests)
 
-    monkeypatch.setattr(runner, "_simulate", refuse)
-    assert "throughput" not in runner._candidates("adbs", 2.0)
-    monkeypatch.setattr(runner, "_placements", {"throughput": runner._placements["throughput"]})
+    monkeypatch.setattr(chooser, "simulate", refuse)
+    assert "throughput" not in chooser.candidates("adbs", 2.0)
+    monkeypatch.setattr(chooser, "placements", {"throughput": chooser.placements["throughput"]})
     with pytest.raises(PlanError, match="pool too small"):
-        runner.choose("slo", 2.0)
+        chooser.choose("slo", 2.0)
 
 
 @pytest.mark.usefixtures("three_models")
 @pytest.mark.parametrize("policy", ["static", "adbs"])
 def test_concurrent_policies_serve_all_requests(policy: Any) -> None:
-    runner = _Runner(a_job("concurrent"))
-    _, chosen = runner.choose(policy, 8.0)
-    outcome = runner.score(chosen, policy, 8.0)
+    chooser = PlacementChooser(a_job("concurrent"))
+    _, chosen = chooser.choose(policy, 8.0)
+    outcome = chooser.score(chosen, policy, 8.0)
     assert sum(model.finished for model in outcome.values()) == len(
         workload(fleet(2.1, 0.3), 0.3, 0)
     )

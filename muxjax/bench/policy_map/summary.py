@@ -1,4 +1,4 @@
-"""What the cells of the policy map say together: bars, means, misses, and a table."""
+"""Summaries of policy-map cells: criteria, means, misses, and a table."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WITHIN = 0.01
-"""How much less than the best baseline `slo` may attain, and serve than `adbs`."""
+TOLERANCE = 0.01
+"""Accepted shortfall of `slo`: in attainment to the best baseline, in throughput to `adbs`."""
 
-
-MAP = ("execution", "hardware", "seed", "seconds", "chosen_ahead")
-"""What sets maps apart."""
+MAP_KEYS = ("execution", "hardware", "seed", "seconds", "chosen_ahead")
+"""Keys that distinguish maps."""
 
 
 def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell says of `slo`."""
+    """Evaluates `slo` in a cell against the criteria."""
     shares = cell["slo_attainment"]
     others = {policy: share for policy, share in shares.items() if policy != "slo"}
     best = max(others, key=lambda policy: others[policy])
@@ -31,12 +30,12 @@ def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
         "best_baseline": best,
         "ahead": -behind,
         "throughput_over_adbs": ratios,
-        "passes": behind <= WITHIN + 1e-9 and min(ratios.values()) >= 1 - WITHIN,
+        "passes": behind <= TOLERANCE + 1e-9 and min(ratios.values()) >= 1 - TOLERANCE,
     }
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each map its means, its worst cell, and the cells that miss."""
+    """For each map: means, the worst cell, and the cells that miss the criteria."""
     maps = []
     for which in sorted({_map_of(cell) for cell in found}):
         here = [cell for cell in found if _map_of(cell) == which]
@@ -47,7 +46,7 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         means = {p: statistics.mean(c["slo_attainment"][p] for c in here) for p in policies}
         maps.append(
             {
-                **dict(zip(MAP, which, strict=True)),
+                **dict(zip(MAP_KEYS, which, strict=True)),
                 "cells": len(here),
                 "mean_attainment": means,
                 "higher_in_the_mean": means["slo"] > max(means[p] for p in means if p != "slo"),
@@ -66,11 +65,11 @@ def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _map_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell.get(key, False) for key in MAP)
+    return tuple(cell.get(key, False) for key in MAP_KEYS)
 
 
-def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What programs side by side attain more than one at a time, cell by cell, under `slo`."""
+def concurrency_gains(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Attainment of `slo` with concurrent minus time-sliced execution, by cell."""
     keys = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds", "chosen_ahead")
     by_place: dict[tuple[Any, ...], dict[str, float]] = {}
     for cell in found:
@@ -86,24 +85,24 @@ def sharing(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def is_whole(cell: Mapping[str, Any]) -> bool:
-    """Whether the policies are there that the bars are about."""
+def is_complete(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell has the policies that the criteria compare."""
     return {"slo", "adbs"} <= set(cell["slo_attainment"])
 
 
 def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is known. Cells without `slo` or `adbs` are kept, and not judged."""
+    """The content of a map's file. Cells without `slo` or `adbs` are kept but not evaluated."""
     everything = sorted(found, key=place_of)
-    ordered = [cell for cell in everything if is_whole(cell)]
+    ordered = [cell for cell in everything if is_complete(cell)]
     return {
         "maps": summary(ordered) if ordered else [],
-        "concurrent_minus_time_sliced": sharing(ordered),
-        "cells": [{**cell, **(judge(cell) if is_whole(cell) else {})} for cell in everything],
+        "concurrent_minus_time_sliced": concurrency_gains(ordered),
+        "cells": [{**cell, **(judge(cell) if is_complete(cell) else {})} for cell in everything],
     }
 
 
 def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a cell is known by: its map, its place in it, and its workload."""
+    """The identity of a cell: its map, position and workload."""
     keys = (
         "execution",
         "hardware",
@@ -117,8 +116,8 @@ def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(cell.get(key, False) for key in keys)
 
 
-def show(found: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each cell, and what the maps say, on standard error."""
+def print_summary(found: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a row for each cell and the summary of each map on standard error."""
     console = Console(stderr=True, width=150)
     policies = list(found[0]["slo_attainment"])
     table = Table("map", "alpha", "load", "scale", *policies, "thr/adbs", "")
@@ -138,10 +137,10 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
             f"{one['execution']} {one['hardware']}: {len(one['missed'])} of {one['cells']} cells "
             f"miss; at worst {100 * one['worst']:+.1f} points; mean attainment: {means}"
         )
-    for hardware in sorted({one["hardware"] for one in sharing(found)}):
+    for hardware in sorted({one["hardware"] for one in concurrency_gains(found)}):
         more = [
             100 * one["concurrent_minus_time_sliced"]
-            for one in sharing(found)
+            for one in concurrency_gains(found)
             if one["hardware"] == hardware
         ]
         console.print(

@@ -115,7 +115,9 @@ class FakePrograms:
     def drain(self) -> None:
         """Empties the streams and counts the tokens, as if readers had taken them."""
         for stream in self.streams:
-            self.drained += sum(len(item.tokens) for item in stream.sink.queue)
+            self.drained += sum(
+                len(item.tokens) for item in stream.sink.queue if isinstance(item, RequestUpdate)
+            )
             stream.sink.queue.clear()
 
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:

@@ -1,0 +1,1 @@
+"""The policy map: `slo` against every baseline, simulated over popularity, load and SLO scale."""
