@@ -2,17 +2,19 @@
 # make test     the test suite                       make check    lint, format and types
 # make setup    only .venv, with what `test` and `check` need
 # make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
+# make docs     the documentation as a site, in build/site; docs-serve shows it on port 8001
 # make clean    remove what these made
 # make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
 # make ray      the tests that start Ray on this machine, which this installs
 #
-# PYTHON=python3.11 and VENV=.venv311 choose another Python and folder; HOST and PORT are for `serve`,
-# PYTEST_ARGS for `test` (e.g. PYTEST_ARGS="tests/muxjax -k config").
+# PYTHON=python3.12 and VENV=.venv312 choose another Python and folder, PIP_ARGS="jax==0.11.1" pins
+# packages. HOST and PORT are for `serve`, PYTEST_ARGS for `test` (PYTEST_ARGS="tests/muxjax -k config").
 
 VENV ?= .venv
 PYTHON ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
+PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
@@ -23,9 +25,10 @@ RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 AOT := $(VENV)/.installed-aot
 RAY := $(VENV)/.installed-ray
+DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test aot ray check lint types format bench clean
+.PHONY: help setup serve test aot ray check lint types format bench docs docs-serve clean FORCE
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -37,23 +40,28 @@ $(BIN)/python:
 
 $(RUN): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax and what it needs to run"
-	@scripts/pip-install $(VENV) -e .
+	@scripts/pip-install $(VENV) -e . $(PIP_ARGS)
 	@touch $@
 
 $(DEV): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax and what its tests and checks need"
-	@scripts/pip-install $(VENV) -e '.[dev]'
+	@scripts/pip-install $(VENV) -e '.[dev]' $(PIP_ARGS)
 	@touch $(RUN) $@
 
 $(AOT): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax, what its tests need, and the compilers for TPUs and GPUs"
-	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]'
+	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
 
 $(RAY): pyproject.toml scripts/pip-install | $(BIN)/python
 	@echo "installing muxjax, what its tests need, and Ray"
-	@scripts/pip-install $(VENV) -e '.[dev,ray]'
+	@scripts/pip-install $(VENV) -e '.[dev,ray]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
+
+$(DOCS): pyproject.toml scripts/pip-install | $(BIN)/python
+	@echo "installing muxjax and what builds its documentation"
+	@scripts/pip-install $(VENV) -e '.[docs]'
+	@touch $(RUN) $@
 
 serve: $(RUN)
 	@$(BIN)/muxjax fetch smollm2-135m gemma3-270m
@@ -85,6 +93,20 @@ format: $(DEV)
 bench: $(RUN)
 	$(BIN)/python benchmarks/decode.py $(BENCH_ARGS)
 
+# The options of every command, which docs/reference/command-line.md includes.
+build/command-line.md: $(DOCS) FORCE
+	@mkdir -p build
+	@$(BIN)/python scripts/command_line_page.py > $@.new && mv $@.new $@
+
+# The variable silences Material's notice about MkDocs 2, which pyproject.toml excludes.
+docs: build/command-line.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: build/command-line.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+FORCE:
+
 clean:
-	rm -rf .venv .venv311 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv312 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

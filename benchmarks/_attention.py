@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.pallas_kernels import LANES, KVLayout, paged_attention
+from muxjax.pallas_kernels import (
+    LANES,
+    AttentionMetadata,
+    AttentionOptions,
+    KVLayout,
+    paged_attention,
+)
 
 LAYERS = 8
 """Layers of a workload: each call reads another one's pages, so that no cache holds them."""
@@ -102,15 +108,11 @@ class AttentionWorkload:
 
     def attend(self, implementation: str | None) -> Callable[..., jax.Array]:
         """One layer by an implementation of `paged_attention`."""
+        options = AttentionOptions(self.geometry.head_dim**-0.5)
 
-        def run(*args: Any) -> jax.Array:
-            return paged_attention(
-                *args,
-                layout=self.layout,
-                scale=self.geometry.head_dim**-0.5,
-                decode=self.decode,
-                implementation=implementation,
-            )
+        def run(q: Any, kv: Any, tables: Any, lens: Any, starts: Any, layer: Any) -> jax.Array:
+            metadata = AttentionMetadata(tables, lens, starts, self.layout, self.decode)
+            return paged_attention(q, kv, metadata, options, layer, implementation=implementation)
 
         return run
 

@@ -19,10 +19,14 @@ from _map_summary import WITHIN
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.placement.planner.plan import Execution
-from muxjax.placement.simulator.metrics import AttainmentTarget
-from muxjax.placement.simulator.plan_costs import plan_targets
+from muxjax.placement.simulator.metrics import AttainmentCriterion
+from muxjax.placement.simulator.plan_costs import plan_criteria
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import PolicyName, System, build_simulated_unit
+from muxjax.placement.simulator.simulated_units import (
+    PolicyName,
+    SystemConfig,
+    build_simulated_unit,
+)
 from muxjax.placement.simulator.simulator import Simulation
 from muxjax.placement.workload.trace import TraceRequest
 
@@ -140,7 +144,8 @@ class _Runner:
         self._shapes = plan.shapes
         costs = {self._device.name: self._costs}
         self._targets = {
-            scale: plan_targets(plan, costs, AttainmentTarget(scale=scale)) for scale in job.scales
+            scale: plan_criteria(plan, costs, AttainmentCriterion.from_targets(scale=scale))
+            for scale in job.scales
         }
         self._training = workload(loads, job.seconds, job.seed + TRAINING_SEED)
         self._counting = workload(loads, job.seconds, job.seed)
@@ -263,7 +268,7 @@ class _Runner:
     def _simulate(
         self, units: Units, policy: PolicyName, scale: float, requests: Sequence[TraceRequest]
     ) -> Outcome:
-        system = System(policy, self._job.execution, blocks=BLOCKS)
+        system = SystemConfig(policy, self._job.execution, blocks=BLOCKS)
         names = {model.name for unit in units for model in unit.models}
         found = {name: _Model(met=dict.fromkeys(self._job.scales, 0)) for name in names}
         targets = self._targets[scale]
@@ -275,7 +280,7 @@ class _Runner:
                 return
             model.finished += 1
             model.last_end = max(model.last_end, record.end)
-            alone = targets[record.model].alone(record, self._costs)
+            alone = targets[record.model].isolated_latency(record, self._costs)
             for limit in model.met:
                 model.met[limit] += record.latency <= limit * alone
 
@@ -286,7 +291,7 @@ class _Runner:
                 self._costs,
                 self._shapes,
                 bandwidth=self._device.bandwidth,
-                targets=targets,
+                criteria=targets,
             )
             for unit in units
         ]

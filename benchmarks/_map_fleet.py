@@ -14,15 +14,18 @@ from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import LLAMA_SHAPES
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.batch_curve import POOL_SHARE
+from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution, PlacementPlan, PlannedModel, PlannedUnit
 from muxjax.placement.planner.planner import PlannerOptions, plan_placement
-from muxjax.placement.planner.spatial import POOL_SHARE, spatial_units
+from muxjax.placement.planner.spatial import spatial_units
 from muxjax.placement.simulator.simulated_units import PolicyName
 from muxjax.placement.workload.arrivals import power_law_rates
 from muxjax.placement.workload.lengths import LogNormal
-from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.placement.workload.trace import TraceRequest
+from muxjax.scheduling.expected_load import ExpectedLoad
+from muxjax.scheduling.specs import LatencySlo
 
 Hardware = Literal["a100", "h200", "v6e"]
 CLUSTERS: Mapping[Hardware, str] = {
@@ -86,7 +89,12 @@ def fleet(alpha: float, load: float) -> list[ModelLoad]:
     """The 19 models with their rates."""
     rates = power_law_rates(len(KINDS), alpha, highest=MAX_RATE * load)
     return [
-        ModelLoad(f"llm-{index}", kind, rate, PROMPT_TOKENS, OUTPUT_TOKENS, longest=LONGEST)
+        ModelLoad(
+            f"llm-{index}",
+            kind,
+            ExpectedLoad(rate, PROMPT_TOKENS, OUTPUT_TOKENS),
+            longest=LONGEST,
+        )
         for index, (kind, rate) in enumerate(zip(KINDS, rates, strict=True))
     ]
 
@@ -108,8 +116,8 @@ def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[Trac
         max_prompt=int(part * LONGEST),
         max_output=int((1 - part) * LONGEST),
     )
-    traffic = [Traffic(load.name, load.rate, lengths) for load in loads]
-    return list(Synthetic(traffic, seconds=seconds, seed=seed))
+    traffic = [Traffic(load.name, load.expected.rate, lengths) for load in loads]
+    return list(SyntheticWorkload(traffic, seconds=seconds, seed=seed))
 
 
 def placements(
@@ -125,7 +133,7 @@ def placements(
     plan = plan_placement(loads, cluster, [costs], PlannerOptions(job.execution))
     found = {"throughput": plan.units}
     for scale in PLANNED_SCALES:
-        slos = [Slo(tpot=scale * _alone(load, costs, cluster)) for load in loads]
+        slos = [LatencySlo(tpot=scale * _alone(load, costs, cluster)) for load in loads]
         targeted = [replace(load, slo=slo) for load, slo in zip(loads, slos, strict=True)]
         objective = PlannerOptions(job.execution, objective="slo")
         found[f"slo {scale:g}"] = plan_placement(targeted, cluster, [costs], objective).units
@@ -145,10 +153,10 @@ def _alone(load: ModelLoad, costs: PlanningCosts, cluster: Cluster) -> float:
     memory = cluster.groups[0].device.memory
     tp = min(
         tp
-        for tp in costs.tp_degrees(load.kind)
+        for tp in costs.tp_sizes(load.kind)
         if costs.weight_bytes(load.kind, tp=tp) < POOL_SHARE * memory
     )
-    return costs.decode_seconds(load.kind, 1, load.context, tp=tp)
+    return costs.decode_seconds(load.kind, 1, load.expected.decode_context, tp=tp)
 
 
 def _parts(units: Units) -> Iterator[Units]:
@@ -177,7 +185,7 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
     (model,) = unit.models
     memory = unit.weight_bytes + unit.kv_bytes + unit.reserved_bytes
     found: list[Units] = []
-    for tp in costs.tp_degrees(model.kind):
+    for tp in costs.tp_sizes(model.kind):
         weights = costs.weight_bytes(model.kind, tp=tp)
         pool = POOL_SHARE * (memory - weights)
         token = costs.kv_bytes_per_token(model.kind, tp=tp)

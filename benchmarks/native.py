@@ -23,7 +23,7 @@ import numpy as np
 from _common import print_json, show, surroundings
 
 from muxjax.models.nn.int8 import linear_int8, quantize
-from muxjax.models.nn.linear import linear, put_matrix
+from muxjax.models.nn.linear import device_put_matrix, linear
 from muxjax.pallas_kernels.cpu import native
 
 BYTES = 200e6
@@ -86,8 +86,8 @@ def compare(precision: str, outputs: int, inputs: int, size: int, rounds: int) -
 def _form(precision: str, weight: np.ndarray) -> Form:
     if precision == "int8":
         numbers, scales = quantize(weight)
-        return put_matrix(numbers), jnp.asarray(scales)
-    return (put_matrix(weight.astype(jnp.dtype(precision))),)
+        return device_put_matrix(numbers), jnp.asarray(scales)
+    return (device_put_matrix(weight.astype(jnp.dtype(precision))),)
 
 
 def _program(form: Form, copies: int) -> Callable[[jax.Array], None]:

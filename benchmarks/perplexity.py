@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _common import PRECISIONS, Precision, print_json, show, surroundings
-from flax import nnx, struct
+from flax import nnx
 
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.attention import DenseAttend
 from muxjax.models.nn.decoder import Decoder
 from muxjax.models.nn.weight_format import put_on_device, stored_bytes
+from muxjax.pallas_kernels import AttentionOptions
 from muxjax.progress import Bars
 
 TEXT = Path(__file__).parent / "data" / "wells.txt"
@@ -78,16 +80,23 @@ def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
     return np.array([[*first, *ids[i * length : (i + 1) * length]] for i in range(count)], np.int32)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class HalfPool(DenseAttend):
     """Attention over keys and values as a pool of bfloat16 holds them."""
 
     def __call__(
-        self, cache: None, layer: Any, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any
+        self,
+        cache: None,
+        layer: Any,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        options: AttentionOptions,
     ) -> tuple[jax.Array, None]:
         """See `Attend`."""
         k, v = (x.astype(jnp.bfloat16).astype(x.dtype) for x in (k, v))
-        return DenseAttend.__call__(self, cache, layer, q, k, v, **options)
+        return DenseAttend.__call__(self, cache, layer, q, k, v, options)
 
 
 def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) -> np.ndarray:

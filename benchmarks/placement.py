@@ -34,6 +34,7 @@ from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.planner import PlannerOptions, plan_placement
+from muxjax.scheduling.expected_load import ExpectedLoad
 
 CASES = {
     "condense500": (5.2096, 8.8),
@@ -55,7 +56,9 @@ def chatlmsys(data: Path, case: str) -> dict[str, Any]:
     """One of the three fleets, planned by MuxServe's search and by ours."""
     upstream, seconds = CASES[case]
     models = yaml.safe_load((data / "chatlmsys" / f"{case}.yaml").read_text())["models"]
-    loads = [ModelLoad(m["name"], m["model"], m["rate"], 161.0, 337.0) for m in models]
+    loads = [
+        ModelLoad(m["name"], m["model"], ExpectedLoad(m["rate"], 161.0, 337.0)) for m in models
+    ]
     cluster = parse_cluster("4x8:a100-80gb")
 
     def planned(as_upstream: bool) -> tuple[Any, float]:
@@ -96,7 +99,7 @@ def scaled(nodes: int, models: int) -> dict[str, Any]:
     scale = 12 * nodes * 8 / sum(rates)
     kinds = list(SHAPES)
     loads = [
-        ModelLoad(f"model-{index}", rand.choice(kinds), rate * scale)
+        ModelLoad(f"model-{index}", rand.choice(kinds), ExpectedLoad(rate * scale))
         for index, rate in enumerate(rates)
     ]
     cluster = parse_cluster(f"{nodes}x8:h100")

@@ -44,7 +44,7 @@ from muxjax.bench.step_recorder import measure_in_service
 from muxjax.bench.workloads import WorkloadOptions, fleet_rates, make_workload
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.placement.costs.profile_table import ProfileTable
-from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
+from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.policies.registry import POLICIES
@@ -137,7 +137,10 @@ def one_round(
 ) -> dict[str, Any]:
     """All cells, once; simulated if there is a profile."""
     limits = {name: model.max_model_len for name, model in rig.models.items()}
-    targets = {name: AttainmentTarget(scale=arguments.slo_scale, kind=name) for name in rig.models}
+    targets = {
+        name: AttainmentCriterion.from_targets(scale=arguments.slo_scale, kind=name)
+        for name in rig.models
+    }
 
     def make(alpha: float, rate: float, **more: Any) -> list[TraceRequest]:
         asked = WorkloadOptions(alpha=alpha, rate=rate, seed=seed, **more)
@@ -192,7 +195,7 @@ def simulated(
     profile: ProfileTable,
     workload: list[TraceRequest],
     policy: str,
-    targets: Mapping[str, AttainmentTarget],
+    targets: Mapping[str, AttainmentCriterion],
     solo: IsolatedLatency,
     rates: Mapping[str, float],
 ) -> dict[str, Any]:

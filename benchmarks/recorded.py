@@ -44,24 +44,24 @@ from rich.table import Table
 from muxjax.placement.costs.devices import find_device
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
-from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
+from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.simulated_units import (
     PolicyName,
     StepSizes,
-    System,
+    SystemConfig,
     build_simulated_unit,
 )
 from muxjax.placement.simulator.simulator import Simulation
 from muxjax.placement.workload.lengths import LogNormal, Uniform
-from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.progress import Bars
 
 SystemName = Literal["muxserve", "spatial", "temporal"]
-SYSTEMS: Mapping[SystemName, System] = {
-    "muxserve": System("adbs", "concurrent"),
-    "spatial": System("adbs", "concurrent"),
-    "temporal": System("temporal", "time_sliced", StepSizes(decode_tokens=1)),
+SYSTEMS: Mapping[SystemName, SystemConfig] = {
+    "muxserve": SystemConfig("adbs", "concurrent"),
+    "spatial": SystemConfig("adbs", "concurrent"),
+    "temporal": SystemConfig("temporal", "time_sliced", StepSizes(decode_tokens=1)),
 }
 MEASURES = {
     "total": ("total_throughput", "total_throughput"),
@@ -192,8 +192,8 @@ def unit(
 
 def simulate(
     units: Sequence[PlannedUnit],
-    system: System,
-    requests: Sequence[TraceRequest] | Synthetic,
+    system: SystemConfig,
+    requests: Sequence[TraceRequest] | SyntheticWorkload,
     costs: ProfileTable,
 ) -> dict[str, Any]:
     """The metrics of one run."""
@@ -202,7 +202,7 @@ def simulate(
         build_simulated_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units
     ]
     metrics = SimulationMetrics(
-        {m.name: AttainmentTarget() for u in units for m in u.models}, costs
+        {m.name: AttainmentCriterion() for u in units for m in u.models}, costs
     )
     Simulation(made).run(requests, metrics.add)
     return metrics.summary()
@@ -265,7 +265,7 @@ def fairness(costs: ProfileTable, execution: Execution, bars: Bars) -> dict[str,
         for seed in range(SEEDS):
             for policy in policies:
                 workload = _fair_workload(part, seed)
-                system = System(policy, execution)
+                system = SystemConfig(policy, execution)
                 run = simulate([_fair_unit(part, costs)], system, workload, costs)
                 throughputs[policy].append(run["rate_weighted_throughput"])
                 bars.advance("simulating", 1, f"fairness {policy} {execution}")
@@ -292,12 +292,12 @@ def _fair_lengths(part: float) -> dict[str, tuple[float, float]]:
     return {kind: (part * total, (1 - part) * total) for kind, total in tokens.items()}
 
 
-def _fair_workload(part: float, seed: int) -> Synthetic:
+def _fair_workload(part: float, seed: int) -> SyntheticWorkload:
     loads = [
         Traffic(kind, FAIR_RATES[kind], Uniform(*lengths))
         for kind, lengths in _fair_lengths(part).items()
     ]
-    return Synthetic(loads, seconds=FAIR_REQUESTS / max(FAIR_RATES.values()), seed=seed)
+    return SyntheticWorkload(loads, seconds=FAIR_REQUESTS / max(FAIR_RATES.values()), seed=seed)
 
 
 def _fair_unit(part: float, costs: ProfileTable) -> PlannedUnit:

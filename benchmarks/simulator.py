@@ -29,15 +29,16 @@ from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution, PlacementPlan
 from muxjax.placement.planner.planner import PlannerOptions, plan_placement
-from muxjax.placement.simulator.metrics import AttainmentTarget
-from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
+from muxjax.placement.simulator.metrics import AttainmentCriterion
+from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
 from muxjax.placement.simulator.planned_workload import planned_traffic
-from muxjax.placement.simulator.simulated_units import System
-from muxjax.placement.simulator.simulation import Setup, run
+from muxjax.placement.simulator.simulated_units import SystemConfig
+from muxjax.placement.simulator.simulation import SimulationSetup, run_simulation
 from muxjax.placement.workload.arrivals import power_law_rates
 from muxjax.placement.workload.lengths import LogNormal
-from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.progress import Bars
+from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.specs import DEFAULT_SCALE
 
 REQUESTS = 4089
@@ -53,33 +54,39 @@ def fleet_plan(execution: Execution) -> PlacementPlan:
     cluster = parse_cluster("4x8:a100-80gb")
     rates = power_law_rates(len(KINDS), 0.9, total=TOTAL_RATE)
     loads = [
-        ModelLoad(f"model-{index}", kind, rate)
+        ModelLoad(f"model-{index}", kind, ExpectedLoad(rate))
         for index, (kind, rate) in enumerate(zip(KINDS, rates, strict=True))
     ]
     costs = [Roofline(LLAMA_SHAPES, group.device) for group in cluster.groups]
     return plan_placement(loads, cluster, costs, PlannerOptions(execution=execution))
 
 
-def timed(setup: Setup, system: System, workload: Synthetic) -> tuple[float, dict[str, Any]]:
+def timed(
+    setup: SimulationSetup, system: SystemConfig, workload: SyntheticWorkload
+) -> tuple[float, dict[str, Any]]:
     """Processor seconds of a run, and its metrics."""
     began = time.process_time()
-    result = run(setup, system, workload)
+    result = run_simulation(setup, system, workload)
     return time.process_time() - began, result
 
 
-def set_up(plan: PlacementPlan) -> Setup:
+def set_up(plan: PlacementPlan) -> SimulationSetup:
     """A plan with its costs, and eight times the latency alone as the target."""
     costs = plan_costs(plan)
-    return Setup(plan, costs, plan_targets(plan, costs, AttainmentTarget(scale=DEFAULT_SCALE)))
+    return SimulationSetup(
+        plan,
+        costs,
+        plan_criteria(plan, costs, AttainmentCriterion.from_targets(scale=DEFAULT_SCALE)),
+    )
 
 
 def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
     """The run of 4,089 requests, and longer ones."""
     setup = set_up(fleet_plan(execution))
-    system = System("adbs", execution)
+    system = SystemConfig("adbs", execution)
     runs = []
     for multiple in MULTIPLES:
-        workload = Synthetic(planned_traffic(setup.plan), count=multiple * REQUESTS)
+        workload = SyntheticWorkload(planned_traffic(setup.plan), count=multiple * REQUESTS)
         seconds, result = timed(setup, system, workload)
         tokens = result["output_tokens_per_s"] * result["seconds"]
         runs.append(
@@ -103,15 +110,17 @@ def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
 def memory(requests: int, bars: Bars) -> dict[str, Any]:
     """Peak memory of Python's objects for a tenth of a long trace, and for all of it."""
     cluster = parse_cluster("1x1:h200")
-    loads = [ModelLoad(name, "llama-7b", 40.0, 16.0, 8.0) for name in ("a", "b")]
+    loads = [ModelLoad(name, "llama-7b", ExpectedLoad(40.0, 16.0, 8.0)) for name in ("a", "b")]
     plan = plan_placement(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
     setup = set_up(plan)
     lengths = LogNormal(16.0, 8.0, max_prompt=512, max_output=256)
-    traffic = [Traffic(load.name, load.rate, lengths) for load in loads]
+    traffic = [Traffic(load.name, load.expected.rate, lengths) for load in loads]
     peaks = []
     for count in (requests // 10, requests):
         tracemalloc.start()
-        result = run(setup, System("adbs"), Synthetic(traffic, count=count))
+        result = run_simulation(
+            setup, SystemConfig("adbs"), SyntheticWorkload(traffic, count=count)
+        )
         peaks.append(tracemalloc.get_traced_memory()[1] / _MB)
         tracemalloc.stop()
         assert result["finished"] == count

@@ -1,9 +1,9 @@
-"""How one model's keys and values lie in the pages of the shared pool (design, section 3).
+"""The layout of one model's keys and values in the pages of the shared pool.
 
-The pool is `kv[pages, rows, 128]`. A token of one layer takes `R` consecutive rows of a page: its
-`K` key heads, then its `K` value heads, each padded to `padded_head_dim` so that the two together
-fill whole rows. A page holds `rows // R` tokens, whole ones only. Models of other `K` and `H` see
-the same pages through their own layout.
+The pool is `kv[pages, rows, 128]`. A token of one layer occupies `R` consecutive rows of a page:
+its `K` key heads, then its `K` value heads, each padded to `padded_head_dim` so that the two
+together fill whole rows. A page holds `rows // R` whole tokens; rows after the last one are unused.
+Models with other `K` and `H` use the same pages through their own layout.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class KVLayout:
     Attributes:
       rows: rows in a page, the same for all models of a unit.
       num_kv_heads: `K`, key/value heads (after tensor parallelism).
-      head_dim: `H`, the model's own head size; stored heads are padded to `padded_head_dim`.
+      head_dim: `H`, the model's head size; stored heads are padded to `padded_head_dim`.
 
     Raises:
-      ValueError: a page too small for one token.
+      ValueError: a number below 1, or a page too small for one token.
     """
 
     rows: int
@@ -36,12 +36,13 @@ class KVLayout:
             raise ValueError(f"rows, num_kv_heads and head_dim must be positive: {self}")
         if self.rows_per_token > self.rows:
             raise ValueError(
-                f"a token takes {self.rows_per_token} rows and a page has {self.rows}: {self}"
+                f"page too small: a token needs {self.rows_per_token} rows and a page has "
+                f"{self.rows}: {self}"
             )
 
     @property
     def padded_head_dim(self) -> int:
-        """The least head size from `head_dim` up at which a token fills whole rows."""
+        """The smallest head size, at least `head_dim`, with which a token fills whole rows."""
         head_dim = self.head_dim
         while 2 * self.num_kv_heads * head_dim % LANES:
             head_dim += 1
@@ -49,9 +50,10 @@ class KVLayout:
 
     @property
     def rows_per_token(self) -> int:
-        """`R`: pool rows that one token of one layer takes."""
+        """`R`: pool rows of one token of one layer."""
         return 2 * self.num_kv_heads * self.padded_head_dim // LANES
 
     @property
     def tokens_per_page(self) -> int:
+        """Whole tokens in a page."""
         return self.rows // self.rows_per_token

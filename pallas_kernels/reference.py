@@ -1,6 +1,6 @@
-"""Paged attention as plainly as it can be said: numpy, a loop over sequences, queries and heads.
+"""Naive paged attention in NumPy: a loop over sequences, queries and heads, in float64.
 
-Slow, on the host, in float64. Every other implementation is tested against it.
+Runs on the host and is slow. All other implementations are tested against it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from muxjax.pallas_kernels.layout import KVLayout
+from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions
 
 
 def gather_tokens(
     kv: np.ndarray, blocks: np.ndarray, length: int, layer: int, layout: KVLayout
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `length` tokens of one sequence: keys and values, each `[length, K, H]`."""
+    """The first `length` tokens of one sequence: keys and values, each `[length, K, H]`.
+
+    Args:
+      kv: the pool, `[P, rows, 128]`.
+      blocks: first page of each block of the sequence.
+      length: number of tokens.
+      layer: index of the layer.
+      layout: the model's geometry in the pool.
+    """
     keys, values = [], []
     r = layout.rows_per_token
     for position in range(length):
@@ -28,29 +37,26 @@ def gather_tokens(
 def paged_attention_reference(
     q: np.ndarray,
     kv: np.ndarray,
-    block_tables: np.ndarray,
-    kv_lens: np.ndarray,
-    query_starts: np.ndarray,
+    metadata: AttentionMetadata,
+    options: AttentionOptions,
     layer: int,
-    *,
-    layout: KVLayout,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
 ) -> np.ndarray:
-    """See `paged_attention`; `q` is `[T, N, H]`, the result `[T, N, H]` in float64."""
+    """See `paged_attention`. All arrays are NumPy's; the result is `[T, N, H]` in float64."""
+    layout, window, softcap = metadata.layout, options.window, options.softcap
     out = np.zeros(q.shape, np.float64)
     group = q.shape[1] // layout.num_kv_heads
-    for s in range(len(kv_lens)):
-        start, end = int(query_starts[s]), int(query_starts[s + 1])
-        if start == end or kv_lens[s] == 0:
+    for s, length in enumerate(np.asarray(metadata.kv_lens).tolist()):
+        start, end = int(metadata.query_starts[s]), int(metadata.query_starts[s + 1])
+        if start == end or length == 0:
             continue
-        k, v = gather_tokens(kv.astype(np.float64), block_tables[s], int(kv_lens[s]), layer, layout)
+        blocks = np.asarray(metadata.block_tables)[s]
+        k, v = gather_tokens(kv.astype(np.float64), blocks, length, layer, layout)
         for t in range(start, end):
-            last = int(kv_lens[s]) - (end - t)  # this query's own position
+            last = length - (end - t)  # position of this query
             first = 0 if window is None else max(0, last - window + 1)
             for n in range(q.shape[1]):
-                scores = k[first : last + 1, n // group] @ q[t, n].astype(np.float64) * scale
+                keys = k[first : last + 1, n // group]
+                scores = keys @ q[t, n].astype(np.float64) * options.scale
                 if softcap is not None:
                     scores = softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())

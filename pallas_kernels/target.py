@@ -1,9 +1,9 @@
-"""Which device a function is being traced for: the machine's own, or one that is only described.
+"""The device that a function is traced for: the machine's, or a described one that is absent.
 
-Compiling for a device that is not here (`muxjax compile-check`) traces under the abstract mesh of
-that device, so this, and nothing but this, is what code asks that must differ between devices.
-JAX keys its caches of traced functions by the mesh, so that a layer traced for one device is never
-reused for another.
+To compile for an absent device, `muxjax compile-check` traces under the abstract mesh of that
+device. Code that differs between devices must therefore ask `current_target`, and nothing else. JAX
+keys its caches of traced functions by the mesh, so a layer traced for one device is never reused
+for another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class KernelTarget:
 
     Attributes:
       platform: 'cpu', 'gpu' or 'tpu'.
-      device_kind: the maker's name for it, such as 'TPU v5 lite' or 'NVIDIA H200'.
+      device_kind: the vendor's name, such as 'TPU v5 lite' or 'NVIDIA H200'.
     """
 
     platform: str
@@ -32,7 +32,7 @@ class KernelTarget:
 
 
 def current_target() -> KernelTarget:
-    """The device of the mesh in whose context this is traced, or else JAX's default device."""
+    """The device of the mesh that is being traced under, or else JAX's default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     platform = "gpu" if device.platform in _GPU else device.platform
     return KernelTarget(platform, device.device_kind)

@@ -18,23 +18,23 @@ def write_kv(
 ) -> Float[Array, "P rows 128"]:
     """Writes each token's keys and values to its `R` rows; in place when `kv` is donated.
 
-    Whole rows are written, and by one scatter, because that form alone is in place with every
-    compiler tried (design, section 3: a head-major page copies the whole pool on TPU).
+    One scatter of whole rows: XLA's compilers for CPU, GPU and TPU all update a donated pool in
+    place for this form. With a head-major page, XLA:TPU copies the whole pool.
 
     Args:
       kv: the pool.
-      k: new keys, rotated already.
+      k: new keys, after the rotary embedding.
       v: new values.
-      first_rows: for each token the index, in `kv` seen as `[P * rows, 128]`, of its first row.
+      first_rows: for each token, the index of its first row in `kv` viewed as `[P * rows, 128]`.
         Padding tokens point into the dummy block; several may point to the same row.
-      layout: the model's geometry.
+      layout: the model's geometry in the pool.
     """
     pad = layout.padded_head_dim - layout.head_dim
-    both = jnp.concatenate([k, v], axis=1)  # T 2K H
+    keys_and_values = jnp.concatenate([k, v], axis=1)  # T 2K H
     if pad:
-        both = jnp.pad(both, ((0, 0), (0, 0), (0, pad)))
-    rows = both.reshape(-1, LANES).astype(kv.dtype)  # T*R 128
-    r = layout.rows_per_token
-    ids = (first_rows[:, None] + jnp.arange(r, dtype=first_rows.dtype)).reshape(-1)
+        keys_and_values = jnp.pad(keys_and_values, ((0, 0), (0, 0), (0, pad)))
+    rows = keys_and_values.reshape(-1, LANES).astype(kv.dtype)  # T*R 128
+    offsets = jnp.arange(layout.rows_per_token, dtype=first_rows.dtype)
+    indices = (first_rows[:, None] + offsets).reshape(-1)  # T*R
     flat = kv.reshape(-1, LANES)
-    return flat.at[ids].set(rows, mode="promise_in_bounds").reshape(kv.shape)
+    return flat.at[indices].set(rows, mode="promise_in_bounds").reshape(kv.shape)

@@ -1,1 +1,1 @@
-"""Which model gets what: expected needs, cost models, plans. Imports no JAX."""
+"""Placement of models on devices: cost models, workloads, planner and simulator. Imports no JAX."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muxjax.config.fleet_file import FleetConfig, SloConfig
+from muxjax.config.fleet_file import FleetConfig
 from muxjax.config.server import ServerConfig
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.serve.access.keys import Keys
 from muxjax.serve.ops.tracing import Tracing
 
@@ -27,7 +28,7 @@ class ServerSettings:
 
     server: ServerConfig = field(default_factory=ServerConfig)
     keys: Keys = field(default_factory=lambda: Keys(()))
-    slo: Mapping[str, SloConfig] = field(default_factory=dict)
+    slo: Mapping[str, LatencySlo] = field(default_factory=dict)
     local_only: bool = False
     tracing: Tracing | None = None
     fleet_file: Path | None = None
@@ -46,6 +47,6 @@ class ServerSettings:
         return cls(config.server, keys, slo_of(config), local_only, tracing, fleet_file)
 
 
-def slo_of(config: FleetConfig) -> dict[str, SloConfig]:
+def slo_of(config: FleetConfig) -> dict[str, LatencySlo]:
     """Latency targets by model."""
-    return {model.name: model.slo for model in config.models}
+    return {model.name: model.slo.latency_slo for model in config.models}

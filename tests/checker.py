@@ -10,7 +10,7 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def checked(function: F) -> F:
+def checked[F: Callable[..., object]](function: F) -> F:
     """`beartype`, with two exceptions.
 
     Methods that return `Self`: it checks those only on whole classes. And the `__init__` that a

@@ -1,4 +1,4 @@
-"""Host memory that a device may take over as it is."""
+"""Host memory that a device can use without a copy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 ALIGNMENT = 64
-"""Bytes. XLA:CPU keeps host memory that begins at a multiple of them, and copies all other."""
+"""Bytes. XLA:CPU uses host memory in place if its address is a multiple, and copies it
+otherwise."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array of unset numbers whose memory is `ALIGNMENT`-aligned; `np.empty`'s need not be."""
+    """An uninitialized array whose memory is aligned to `ALIGNMENT`, unlike that of `np.empty`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -1,6 +1,6 @@
-"""The shape of a model from whatever a fleet file calls its source, without its weights.
+"""The config of a model from its source in a fleet file, without its weights.
 
-For planning: reads a `config.json` or a file's header, and fetches no weights. Imports no JAX.
+For planning: reads a `config.json` or a file's header, and downloads no weights. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from muxjax.errors import CheckpointError, DownloadError
 from muxjax.models.checkpoints.hf_config import from_family, from_hf
-from muxjax.models.checkpoints.json_files import read_json
-from muxjax.models.checkpoints.sources import is_hub_id, own_config
+from muxjax.models.checkpoints.sources import is_hub_id, read_inline_config
+from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import Family, ModelConfig, config_from_dict
 
 DEMO_SHAPES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
@@ -56,7 +56,8 @@ DEMO_SHAPES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
         },
     ),
 }
-"""The demo models' families and sizes, with keys as in `config.json`: to plan without fetching."""
+"""The demo models' families and sizes, with keys as in `config.json`, to plan without a
+download."""
 
 _SCALE_BITS = 16
 _DEFAULT_GROUP = 128
@@ -64,12 +65,12 @@ _DEFAULT_GROUP = 128
 
 @dataclass(frozen=True)
 class ShapeOnly:
-    """What is known of a model whose weights were not read.
+    """The config of a model whose weights were not read.
 
     Attributes:
-      config: its sizes.
-      weight_bits: bits of a weight of the layers' matrices, scales included, where the checkpoint
-        says that it is quantised; else None.
+      config: its sizes and options.
+      weight_bits: bits per weight of the layers' matrices, including scales, if the checkpoint's
+        config says that it is quantized; otherwise None.
     """
 
     config: ModelConfig
@@ -77,18 +78,18 @@ class ShapeOnly:
 
 
 def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> ShapeOnly:
-    """Reads the shape of a source, in any form that `models.loading.open_checkpoint` knows.
+    """Reads the config of a source, of any kind that `loading.open_checkpoint` supports.
 
-    Of a Hub id only `config.json` is fetched; of a demo model nothing.
+    Downloads only `config.json` for a Hub id, and nothing for a demo model.
 
     Raises:
-      CheckpointError: it cannot be read, or is of an unknown architecture.
-      DownloadError: a Hub id whose config cannot be fetched, or an unknown demo model.
+      CheckpointError: the source cannot be read, or its architecture is unknown.
+      DownloadError: the config of a Hub id cannot be downloaded, or the demo model is unknown.
       FleetConfigError: as from `open_checkpoint`.
     """
-    own = own_config(source, config_mapping)
-    if own is not None:
-        return ShapeOnly(own[0])
+    inline = read_inline_config(source, config_mapping)
+    if inline is not None:
+        return ShapeOnly(inline[0])
     if source.startswith("demo:"):
         return _from_demo(source.removeprefix("demo:"))
     path = Path(source).expanduser()
@@ -99,14 +100,14 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder")
     if path.suffix == ".bin":
         from muxjax.models.checkpoints.llama2c import open_llama2c
 
         return ShapeOnly(open_llama2c(path).config)
     from muxjax.models.checkpoints.gguf import open_gguf
 
-    return ShapeOnly(open_gguf(path).config)  # dequantised when it is loaded
+    return ShapeOnly(open_gguf(path).config)  # dequantized on loading
 
 
 def _from_folder(path: Path) -> ShapeOnly:
@@ -115,7 +116,7 @@ def _from_folder(path: Path) -> ShapeOnly:
         try:
             return ShapeOnly(config_from_dict(described["config"]))
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / 'muxjax.json'}: not a config: {error}") from error
+            raise CheckpointError(f"{path / 'muxjax.json'}: not a valid config: {error}") from error
     if (path / "config.json").is_file():
         try:
             return _from_mapping(read_json(path / "config.json"))
@@ -131,10 +132,10 @@ def _from_mapping(mapping: Mapping[str, Any]) -> ShapeOnly:
 
 
 def _bits(quantization: object) -> float:
-    """Bits of a weight, from `quantization_config`.
+    """Bits per weight, from `quantization_config`.
 
     Raises:
-      CheckpointError: a method whose size is not known.
+      CheckpointError: a method whose bits per weight are unknown.
     """
     if not isinstance(quantization, Mapping):
         raise CheckpointError(f"quantization_config must be a mapping, not {quantization!r}")
@@ -150,7 +151,7 @@ def _bits(quantization: object) -> float:
         # A scale and a zero point for each group.
         return bits + (_SCALE_BITS + bits) / size
     raise CheckpointError(
-        f"quantization_config: how many bits a weight has is not known for the method {method!r}"
+        f"quantization_config: bits per weight are unknown for the method {method!r}"
     )
 
 
@@ -166,11 +167,9 @@ def _fetch_config(source: str) -> Path:
 
     repository, _, revision = source.partition("@")
     try:
-        found = huggingface_hub.hf_hub_download(
-            repository, "config.json", revision=revision or None
-        )
+        path = huggingface_hub.hf_hub_download(repository, "config.json", revision=revision or None)
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         raise DownloadError(
             f"{source}: neither a local path nor a config.json on the Hub: {error}"
         ) from error
-    return Path(found)
+    return Path(path)

@@ -1,4 +1,4 @@
-"""From any checkpoint that can be opened to one of our own (`orbax`), which loads faster."""
+"""Conversion of a checkpoint to MuxJAX's format (`orbax`), which loads faster."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 def convert(
     checkpoint: Checkpoint, folder: Path, dtype: Literal["keep", "float32", "bfloat16"] = "keep"
 ) -> int:
-    """Writes a checkpoint anew.
+    """Writes a checkpoint in MuxJAX's format.
 
-    It is written beside `folder`, under another name, and takes its name when it is complete, so
-    that a conversion that is interrupted leaves nothing under it. One parameter at a time is in the
-    host's memory.
+    Writes to a temporary folder beside `folder` and renames it when it is complete, so that an
+    interrupted conversion leaves no incomplete checkpoint. One parameter at a time is in the host's
+    memory.
 
     Args:
       checkpoint: the source.
-      folder: must not exist.
-      dtype: of the matrices; norms and biases stay as they are. 'keep': as the source gives them,
-        float32 where it was quantised.
+      folder: destination; must not exist.
+      dtype: of the matrices; norms and biases are unchanged. 'keep' is the type of the source, or
+        float32 if it is quantized.
 
     Returns:
       Bytes of the parameters.
@@ -43,7 +43,7 @@ def convert(
     if folder.exists():
         raise CheckpointError(f"{folder} exists already: remove it, or choose another name")
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    params = _Converted(checkpoint, dtype)
+    params = _ConvertedParams(checkpoint, dtype)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         orbax.save(unfinished, checkpoint.config, params, checkpoint.tokenizer)
@@ -53,11 +53,11 @@ def convert(
     return params.nbytes
 
 
-class _Converted(Mapping[str, np.ndarray]):
-    """A checkpoint's parameters in another type, each read when it is asked for.
+class _ConvertedParams(Mapping[str, np.ndarray]):
+    """A checkpoint's parameters in another type, each read on access.
 
     Attributes:
-      nbytes: of those that were asked for.
+      nbytes: bytes of the parameters that were read.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
@@ -67,7 +67,7 @@ class _Converted(Mapping[str, np.ndarray]):
         self.nbytes = 0
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = self._checkpoint.whole(name)
+        array = self._checkpoint.read_param(name)
         if self._dtype != "keep" and not name.endswith(("norm", "bias")):
             array = array.astype(_TYPES[self._dtype], copy=False)
         self.nbytes += array.nbytes

@@ -1,8 +1,8 @@
 """Checkpoints in GGUF files: the config from the metadata, and the names of the tensors.
 
-llama.cpp's converter reorders the rows of query and key projections of the `llama` architecture
-for interleaved rotation (Mistral files say `llama` too); the other architectures are stored as
-Hugging Face has them. Norm weights of Gemma are stored with their one added.
+llama.cpp's converter reorders the rows of query and key projections of the `llama` architecture for
+interleaved rotation (Mistral files also have the architecture `llama`). Other architectures are
+stored in Hugging Face's order. Norm weights of Gemma are stored as multipliers, with one added.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.gguf_file import GGUFFile
 from muxjax.models.nn.config import Family, ModelConfig, RopeConfig
-from muxjax.models.nn.params import Mapped, Shape, map_names
+from muxjax.models.nn.params import ParamMapping, Shape, map_names
 from muxjax.models.tokenizers.gguf_tokenizer import end_token_ids, tokenizer_from_gguf
 
 ARCHITECTURES: dict[str, Family] = {
@@ -58,8 +58,8 @@ def open_gguf(path: Path) -> Checkpoint:
     """Opens a GGUF file.
 
     Raises:
-      CheckpointError: not GGUF, truncated, of an unknown architecture, with an option that is not
-        supported, or with tensors that do not fit its metadata.
+      CheckpointError: the file is not GGUF or is truncated, its architecture is unknown, an option
+        is not supported, or its tensors do not fit its metadata.
     """
     file = GGUFFile(path)
     divisors: tuple[float, ...] = ()
@@ -74,19 +74,19 @@ def open_gguf(path: Path) -> Checkpoint:
         origin=str(path),
         source=file,
         mapped=gguf_mapping(config),
-        make_tokenizer=lambda: tokenizer_from_gguf(file.metadata, str(path)),
+        build_tokenizer=lambda: tokenizer_from_gguf(file.metadata, str(path)),
         ignored=lambda name: name == ROPE_DIVISORS,
     )
 
 
-def gguf_mapping(config: ModelConfig) -> Mapped:
-    """Which GGUF tensors make each canonical parameter."""
+def gguf_mapping(config: ModelConfig) -> ParamMapping:
+    """The GGUF tensors of each canonical parameter."""
     interleaved = config.family in ("llama", "mistral")
     return map_names(config, NAMES, LAYER_PREFIX, interleaved=interleaved)
 
 
 class _Metadata:
-    """The metadata under one architecture's name, with errors that say which key is wrong."""
+    """The metadata of one architecture, with errors that name the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self._metadata = metadata
@@ -95,10 +95,10 @@ class _Metadata:
     def get(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(f"{self._architecture}.{key}", default)
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = int(value[0])  # one number per layer, all the same
+            value = int(value[0])  # one number per layer, all equal
         if not isinstance(value, int) or isinstance(value, bool):
             full = f"{self._architecture}.{key}"
             if value is None:
@@ -106,7 +106,7 @@ class _Metadata:
             raise CheckpointError(f"{full} must be one whole number, not {value!r}")
         return value
 
-    def refuse(self, key: str, *allowed: Any) -> None:
+    def require(self, key: str, *allowed: Any) -> None:
         value = self.get(key)
         if value is not None and value not in allowed:
             raise CheckpointError(f"{self._architecture}.{key} = {value!r} is not supported")
@@ -122,8 +122,8 @@ def from_gguf(
 
     Args:
       metadata: the file's metadata.
-      shapes: its tensors; which ones there are decides biases and the tied head.
-      rope_divisors: the values of `rope_freqs.weight`, where there is one.
+      shapes: its tensors, whose presence determines biases and a tied output head.
+      rope_divisors: the values of `rope_freqs.weight`, if the file has it.
 
     Raises:
       CheckpointError: an unknown architecture, a missing key, or an option that is not supported.
@@ -136,19 +136,19 @@ def from_gguf(
     family = ARCHITECTURES[architecture]
     gemma = family == "gemma3"
     values = _Metadata(metadata, architecture)
-    values.refuse("expert_count", 0)
+    values.require("expert_count", 0)
     if "token_embd.weight" not in shapes:
         raise CheckpointError("tensor token_embd.weight is missing")
-    D, N = values.whole("embedding_length"), values.whole("attention.head_count")
-    H = values.whole("attention.key_length", D // max(N, 1))
-    values.refuse("attention.value_length", H)
-    values.refuse("rope.dimension_count", H)
-    L = values.whole("block_count")
+    D, N = values.integer("embedding_length"), values.integer("attention.head_count")
+    H = values.integer("attention.key_length", D // max(N, 1))
+    values.require("attention.value_length", H)
+    values.require("rope.dimension_count", H)
+    L = values.integer("block_count")
     window, sliding = _window(values, L, gemma)
     softcaps = (values.get("attn_logit_softcapping"), values.get("final_logit_softcapping"))
     attn_scale = H**-0.5
     if gemma and L == _GEMMA3_27B_LAYERS:
-        # The one Gemma 3 that scales by its width per head; the metadata do not say so.
+        # The only Gemma 3 that scales by its width per head; the metadata do not contain the scale.
         attn_scale = (D / N) ** -0.5
     local_rope = None
     if gemma:
@@ -159,11 +159,11 @@ def from_gguf(
         vocab_size=shapes["token_embd.weight"][0],
         num_layers=L,
         hidden_size=D,
-        intermediate_size=values.whole("feed_forward_length"),
+        intermediate_size=values.integer("feed_forward_length"),
         num_heads=N,
-        num_kv_heads=values.whole("attention.head_count_kv", N),
+        num_kv_heads=values.integer("attention.head_count_kv", N),
         head_dim=H,
-        max_position=values.whole("context_length"),
+        max_position=values.integer("context_length"),
         norm_eps=float(values.get("attention.layer_norm_rms_epsilon", 1e-6)),
         activation="gelu_tanh" if gemma else "silu",
         rope=_rope(values, rope_divisors),
@@ -195,9 +195,9 @@ def _rope(values: _Metadata, divisors: tuple[float, ...]) -> RopeConfig:
         if factor != 1.0 and scaling == "linear":
             raise CheckpointError("both linear rope scaling and rope divisors: not supported")
         return RopeConfig(theta, "divisors", divisors=divisors)
-    # Old files say the factor and no type: linear.
-    stretched = factor != 1.0 and (scaling == "linear" or values.get("rope.scaling.type") is None)
-    return RopeConfig(theta, "linear", factor) if stretched else RopeConfig(theta)
+    # Old files have a factor without a type: linear.
+    is_linear = factor != 1.0 and (scaling == "linear" or values.get("rope.scaling.type") is None)
+    return RopeConfig(theta, "linear", factor) if is_linear else RopeConfig(theta)
 
 
 def _window(values: _Metadata, layers: int, gemma: bool) -> tuple[int | None, tuple[bool, ...]]:

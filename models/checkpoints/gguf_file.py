@@ -1,8 +1,8 @@
-"""The GGUF container: metadata, and tensors by name, dequantised.
+"""The GGUF container: metadata, and tensors by name, dequantized.
 
-The header is parsed here and not by `gguf.GGUFReader`, which makes several numpy views for every
-string of a vocabulary: 11 s for Gemma's 262,144 tokens against 0.2 s. The `gguf` package gives the
-type tables and dequantises. Layout: llama.cpp's docs/gguf.md, versions 2 and 3, little endian.
+The header is parsed here because `gguf.GGUFReader` creates several NumPy views for every string of
+a vocabulary, which takes seconds for large ones. The `gguf` package provides the type tables and
+the dequantization. Layout: llama.cpp's docs/gguf.md, versions 2 and 3, little endian.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SCALARS = {
     12: "d",
 }
 _DEFAULT_ALIGNMENT = 32
-_VALUES_AT_ONCE = 1 << 20
-"""Values dequantised together: the library makes several temporaries of that size, which fit in
-the cache; whole tensors at once are 1.5 times slower and take five times their size in memory."""
+_CHUNK_VALUES = 1 << 20
+"""Values dequantized at a time. The library creates several temporaries of this size, which fit the
+CPU's cache; whole tensors at once are slower and need five times their size in memory."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is: `offset` in bytes from the file's start, `shape` outermost axis first."""
+    """Location of a tensor: `offset` in bytes from the file's start, `shape` outermost first."""
 
     shape: Shape
     kind: gguf.GGMLQuantizationType
@@ -59,7 +59,7 @@ class TensorInfo:
 
 
 class _Cursor:
-    """Reads little-endian values one after another; running off the end is a CheckpointError."""
+    """Reads little-endian values sequentially; raises CheckpointError at the end of the file."""
 
     def __init__(self, data: np.memmap, path: Path) -> None:
         self._view = memoryview(data)
@@ -70,7 +70,7 @@ class _Cursor:
         start, end = self.position, self.position + size
         if end > len(self._view):
             raise CheckpointError(
-                f"{self._path}: truncated: the header goes on past the file's end"
+                f"{self._path}: truncated: the header extends past the file's end"
             )
         self.position = end
         return start
@@ -81,11 +81,11 @@ class _Cursor:
     def string(self) -> str:
         size = self.scalar("Q")
         start = self._advance(size)
-        # Some converters write texts that are not UTF-8; they must not keep a file from loading.
+        # Some converters write strings that are not UTF-8; the file must load nevertheless.
         return str(self._view[start : start + size], "utf-8", "replace")
 
     def strings(self, count: int) -> list[str]:
-        """Many strings in one loop: a vocabulary has hundreds of thousands."""
+        """`count` strings, in one loop for speed: a vocabulary has hundreds of thousands."""
         view, position, length = self._view, self.position, struct.Struct("<Q").unpack_from
         texts = []
         try:
@@ -119,11 +119,12 @@ class GGUFFile:
     """A GGUF file whose header has been read and checked against the file's size.
 
     Attributes:
-      metadata: key -> number, bool, str, list of str, or numpy array.
-      tensors: name -> where it is.
+      metadata: key -> number, bool, str, list of str, or NumPy array.
+      tensors: name -> location.
 
     Raises:
-      CheckpointError: not a GGUF file, another version, truncated, or an unknown tensor type.
+      CheckpointError: the file is not GGUF, has another version, is truncated, or has a tensor of
+        an unknown type.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,12 +138,12 @@ class GGUFFile:
         cursor = _Cursor(self._data, path)
         magic = bytes(self._data[:4])
         if magic != b"GGUF":
-            raise CheckpointError(f"{path}: not a GGUF file: it begins with {magic!r}")
+            raise CheckpointError(f"{path}: not a GGUF file: it starts with {magic!r}")
         cursor.position = 4
         version = cursor.scalar("I")
         if version not in (2, 3):
             raise CheckpointError(
-                f"{path}: GGUF version {version}; known are 2 and 3, little endian"
+                f"{path}: GGUF version {version}; supported: 2 and 3, little endian"
             )
         num_tensors, num_values = cursor.scalar("Q"), cursor.scalar("Q")
         self.metadata: dict[str, Any] = {}
@@ -185,14 +186,14 @@ class GGUFFile:
         return info
 
     def shapes(self) -> dict[str, Shape]:
-        """All tensors with their shapes."""
+        """All tensors and their shapes."""
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor: bfloat16 where it is stored so, else float32 (dequantised).
+        """One tensor, in bfloat16 if it is stored in that type, otherwise dequantized to float32.
 
         Raises:
-          CheckpointError: a type that the `gguf` package cannot dequantise.
+          CheckpointError: the `gguf` package cannot dequantize the type.
         """
         info = self.tensors[name]
         stored = self._data[info.offset : info.offset + info.num_bytes]
@@ -200,13 +201,13 @@ class GGUFFile:
             return stored.view(ml_dtypes.bfloat16).reshape(info.shape).copy()
         rows = stored.reshape(info.rows, info.bytes_per_row)
         values = np.empty((info.rows, info.shape[-1]), np.float32)
-        at_once = max(1, _VALUES_AT_ONCE // info.shape[-1])
-        for first in range(0, info.rows, at_once):
-            chunk = slice(first, first + at_once)
+        rows_per_chunk = max(1, _CHUNK_VALUES // info.shape[-1])
+        for first in range(0, info.rows, rows_per_chunk):
+            chunk = slice(first, first + rows_per_chunk)
             try:
                 values[chunk] = gguf.quants.dequantize(np.asarray(rows[chunk]), info.kind)
             except NotImplementedError as error:
                 raise CheckpointError(
-                    f"{self.path}: tensor {name}: cannot dequantise {info.kind.name}"
+                    f"{self.path}: tensor {name}: cannot dequantize {info.kind.name}"
                 ) from error
         return values.reshape(info.shape)

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's form: a folder with config.json and safetensors files."""
+"""Checkpoints in Hugging Face's format: a folder with config.json and safetensors files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
 from muxjax.models.checkpoints.hf_config import from_hf, to_hf
-from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.params import Mapped, Shape, map_names, param_shapes, take_apart
+from muxjax.models.nn.params import ParamMapping, Shape, map_names, param_shapes, split_param
 from muxjax.models.tokenizers.hf_tokenizer import read_tokenizer
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 
@@ -44,18 +44,20 @@ _EMBED = "embed_tokens.weight"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _STRIP = 1 << 22
-"""Bytes that are read at once of what is read in parts: safetensors copies them."""
+"""Bytes per read of a slice, which bounds the copy that safetensors makes."""
 _UNUSED_PARTS = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
-"""Tensors that a language model does not need: tables of old files, Gemma's image encoder."""
+"""Substrings of tensors that a language model does not need: old rotary tables, image encoders."""
 
 
-def hf_mapping(config: ModelConfig, prefix: str = "model.", head: str = "lm_head.weight") -> Mapped:
-    """Which safetensors make each canonical parameter.
+def hf_mapping(
+    config: ModelConfig, prefix: str = "model.", head: str = "lm_head.weight"
+) -> ParamMapping:
+    """The safetensors of each canonical parameter.
 
     Args:
-      config: the decoder.
-      prefix: what stands before `embed_tokens.weight` and `layers.`.
-      head: the output head's name.
+      config: of the decoder.
+      prefix: prefix of `embed_tokens.weight` and `layers.`.
+      head: name of the output head.
     """
     gemma = config.family == "gemma3"
     names = {
@@ -64,15 +66,15 @@ def hf_mapping(config: ModelConfig, prefix: str = "model.", head: str = "lm_head
         "head": head,
         **(_GEMMA_NAMES if gemma else _LAYER_NAMES),
     }
-    # Gemma's norms multiply by one plus what is stored.
-    return map_names(config, names, prefix + "layers.{}.", norms_plus=1.0 if gemma else 0.0)
+    # Gemma's norms multiply by one plus the stored weight.
+    return map_names(config, names, prefix + "layers.{}.", norm_offset=1.0 if gemma else 0.0)
 
 
 def open_hf(folder: Path) -> Checkpoint:
     """Opens a Hugging Face folder.
 
     Raises:
-      CheckpointError: an unknown architecture, an option that is not supported, or files that are
+      CheckpointError: the architecture is unknown, an option is not supported, or files are
         missing, truncated, or do not fit the config.
     """
     generation = folder / "generation_config.json"
@@ -89,7 +91,7 @@ def open_hf(folder: Path) -> Checkpoint:
     head = next((name for name in names if name.endswith("lm_head.weight")), "lm_head.weight")
 
     def ignored(name: str) -> bool:
-        # A tied checkpoint may hold the head once more; transformers does not read it either.
+        # A tied checkpoint may also contain the head; transformers does not read it either.
         return any(part in name for part in _UNUSED_PARTS) or (
             config.tie_embeddings and name == head
         )
@@ -99,17 +101,16 @@ def open_hf(folder: Path) -> Checkpoint:
         origin=str(folder),
         source=source,
         mapped=hf_mapping(config, prefix, head),
-        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
         ignored=ignored,
     )
 
 
 class Safetensors:
-    """The tensors of a folder's safetensors files: one, or those that an index names.
+    """The tensors of a folder's safetensors files: a single one, or those of its index.
 
     Raises:
-      CheckpointError: no file, a file that the index names and that is missing, or one that is
-        truncated.
+      CheckpointError: there is no file, or a file is missing, truncated or unreadable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,12 +141,12 @@ class Safetensors:
         return self._read(name, lambda file: file.get_tensor(name))
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """See `checkpoint.PartSource`."""
+        """See `checkpoint.SliceSource`."""
         return np.dtype(ml_dtypes.bfloat16 if self._types[name] == "BF16" else np.float32)
 
     def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
-        """See `checkpoint.PartSource`."""
-        first = [start if at == axis else 0 for at in range(out.ndim)]
+        """See `checkpoint.SliceSource`."""
+        first = [start if index == axis else 0 for index in range(out.ndim)]
         step = max(1, _STRIP * len(out) // max(1, out.nbytes))
 
         def read() -> None:
@@ -165,7 +166,7 @@ class Safetensors:
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
         try:
-            if path not in self._opened:  # each time takes as long as reading 1 MB
+            if path not in self._opened:  # opening costs as much as reading 1 MB
                 self._opened[path] = safe_open(path, "numpy")
             array = get(self._opened[path])
         except (OSError, SafetensorError, TypeError) as error:
@@ -175,7 +176,7 @@ class Safetensors:
         if array.dtype in (np.float16, np.float64):
             return array.astype(np.float32)
         raise CheckpointError(
-            f"{path}: tensor {name} is {array.dtype}: quantised safetensors are not supported"
+            f"{path}: tensor {name} is {array.dtype}: quantized safetensors are not supported"
         )
 
 
@@ -188,12 +189,12 @@ def _shards(folder: Path) -> list[Path]:
         paths = [folder / name for name in dict.fromkeys(named.values())]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            raise CheckpointError(f"{folder}: {', '.join(missing)} of the index are missing")
+            raise CheckpointError(f"{folder}: missing files of the index: {', '.join(missing)}")
         return paths
     single = folder / _SINGLE
     paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise CheckpointError(f"{folder}: there is no safetensors file")
+        raise CheckpointError(f"{folder}: no safetensors file")
     return paths
 
 
@@ -206,27 +207,27 @@ def save_hf(
     """Writes a folder that `open_hf` and `transformers` can load.
 
     Args:
-      folder: made where it is missing.
-      config: the decoder.
-      params: all canonical parameters (anything that numpy can take as an array).
+      folder: created if it is missing.
+      config: of the decoder.
+      params: all canonical parameters, as arrays that NumPy can convert.
       tokenizer: written as tokenizer.json and tokenizer_config.json.
 
     Raises:
-      CheckpointError: a parameter is missing or misshapen, or the config has no form in
-        config.json.
+      CheckpointError: a parameter is missing or has the wrong shape, or config.json cannot express
+        the config.
     """
-    written = to_hf(config)
+    hf_config = to_hf(config)
     tensors: dict[str, np.ndarray] = {}
     mapped = hf_mapping(config)
     for name, shape in param_shapes(config).items():
         if name not in params or tuple(params[name].shape) != shape:
             found = list(params[name].shape) if name in params else "nothing"
-            raise CheckpointError(f"{name}: found {found}, wanted {list(shape)}")
-        for stored, piece in take_apart(mapped[name], np.asarray(params[name])):
-            tensors[stored] = np.ascontiguousarray(piece)
+            raise CheckpointError(f"{name}: found {found}, expected {list(shape)}")
+        for stored, tensor in split_param(mapped[name], np.asarray(params[name])):
+            tensors[stored] = np.ascontiguousarray(tensor)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", "utf-8")
+    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", "utf-8")
     if tokenizer is not None:
         for file, text in tokenizer.files().items():
             (folder / file).write_text(text, "utf-8")

@@ -1,7 +1,7 @@
-"""Model configs in Hugging Face's form: reading `config.json`, and writing one.
+"""Model configs in Hugging Face's format: reading and writing `config.json`.
 
-Keys that a file leaves out have the defaults of `transformers` for the family. An option that
-would change the result and is not supported is refused, never ignored.
+Keys that a file omits have the defaults of `transformers` for the family. An unsupported option
+that would change the output is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ DEFAULTS: dict[Family, dict[str, Any]] = {
         "rope_local_base_freq": 10000.0,
     },
 }
-"""What `transformers` assumes, per family, for keys that a config leaves out."""
+"""Defaults of `transformers`, per family, for keys that a config omits."""
 
 OTHER_KEYS = ("layer_types", "rope_scaling", "rope_parameters")
-"""Keys that are read and have no default."""
+"""Keys that are read but have no default."""
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -114,19 +114,19 @@ def from_hf(mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = N
 
     Args:
       mapping: the file's contents.
-      generation: the contents of `generation_config.json`, whose end tokens count as well.
+      generation: the contents of `generation_config.json`, whose end tokens are added.
 
     Raises:
-      CheckpointError: an unknown architecture, or an option that is not supported.
+      CheckpointError: the architecture is unknown, or an option is not supported.
     """
     names = mapping.get("architectures") or []
     known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
     if not known:
-        wanted = ", ".join(names) or mapping.get("model_type") or "none named"
-        raise CheckpointError(f"unknown architecture ({wanted}); known: {', '.join(ARCHITECTURES)}")
+        found = ", ".join(names) or mapping.get("model_type") or "none given"
+        raise CheckpointError(f"unknown architecture ({found}); known: {', '.join(ARCHITECTURES)}")
     text = mapping.get("text_config")
     if isinstance(text, Mapping):
-        # The wrapper's own token ids and tying are those of the text model.
+        # Token ids and tying of the outer config apply to the text model.
         outer = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
         mapping = {key: mapping[key] for key in outer if key in mapping} | dict(text)
     return from_family(known[0], mapping, generation)
@@ -135,17 +135,17 @@ def from_hf(mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = N
 def from_family(
     family: str, mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = None
 ) -> ModelConfig:
-    """A config of a family from keys as in `config.json`, with the family's defaults.
+    """The config of a family from keys as in `config.json`, with the family's defaults.
 
     Raises:
-      CheckpointError: an unknown family, or an option that is not supported.
+      CheckpointError: the family is unknown, or an option is not supported.
     """
     if family not in FAMILIES:
         raise CheckpointError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     try:
         return _from_family(family, {**DEFAULTS[family], **mapping}, generation or {})
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise CheckpointError(f"a value of the config has the wrong type: {error}") from error
+        raise CheckpointError(f"a value in the config has the wrong type: {error}") from error
 
 
 def _from_family(
@@ -198,15 +198,15 @@ def _from_family(
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` of a config: `from_hf` gives the same config back.
+    """The contents of `config.json` for a config; `from_hf` is its inverse.
 
     Raises:
-      CheckpointError: a config that Hugging Face's classes cannot express (rope divisors, a family
-        with options that are not its own).
+      CheckpointError: Hugging Face's classes cannot express the config (rope divisors, options of
+        another family).
     """
     gemma = config.family == "gemma3"
     architecture = next(name for name, family in ARCHITECTURES.items() if family == config.family)
-    written: dict[str, Any] = {
+    hf_config: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": _MODEL_TYPES[config.family],
         "vocab_size": config.vocab_size,
@@ -226,20 +226,20 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "dtype": "float32",
     }
     activation = next(key for key, name in _ACTIVATIONS.items() if name == config.activation)
-    written["hidden_activation" if gemma else "hidden_act"] = activation
+    hf_config["hidden_activation" if gemma else "hidden_act"] = activation
     if config.rope.scaling is not None:
-        written["rope_scaling"] = _scaling_to_hf(config.rope)
+        hf_config["rope_scaling"] = _scaling_to_hf(config.rope)
     if config.family in ("llama", "qwen3", "gemma3"):
-        written["attention_bias"] = config.o_bias
+        hf_config["attention_bias"] = config.o_bias
     if config.family == "llama":
-        written["mlp_bias"] = config.mlp_bias
+        hf_config["mlp_bias"] = config.mlp_bias
     if config.family in ("qwen2", "qwen3", "gemma3"):
         kinds = (_SLIDING if sliding else _FULL for sliding in config.layer_is_sliding)
-        written["layer_types"] = list(kinds)
+        hf_config["layer_types"] = list(kinds)
     if config.family in ("qwen2", "qwen3"):
-        written["use_sliding_window"] = any(config.layer_is_sliding)
+        hf_config["use_sliding_window"] = any(config.layer_is_sliding)
     if gemma:
-        written |= {
+        hf_config |= {
             "query_pre_attn_scalar": config.attn_scale**-2,
             "rope_local_base_freq": (config.local_rope or config.rope).theta,
             "attn_logit_softcapping": config.attn_softcap,
@@ -247,10 +247,10 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         }
         scalar = round(config.attn_scale**-2)
         if math.isclose(scalar**-0.5, config.attn_scale, rel_tol=1e-12):
-            written["query_pre_attn_scalar"] = scalar  # transformers wants a whole number
-    if from_hf(written) != config:
+            hf_config["query_pre_attn_scalar"] = scalar  # transformers requires an integer
+    if from_hf(hf_config) != config:
         raise CheckpointError(f"{architecture} cannot express this config: {config}")
-    return written
+    return hf_config
 
 
 def _scaling_to_hf(rope: RopeConfig) -> dict[str, Any]:
@@ -264,20 +264,20 @@ def _scaling_to_hf(rope: RopeConfig) -> dict[str, Any]:
             "high_freq_factor": rope.high_freq_factor,
             "original_max_position_embeddings": rope.original_max_position,
         }
-    raise CheckpointError(f"rope scaling {rope.scaling!r} has no form in config.json")
+    raise CheckpointError(f"rope scaling {rope.scaling!r} cannot be expressed in config.json")
 
 
 def _ropes(family: str, values: Mapping[str, Any]) -> tuple[RopeConfig, RopeConfig | None]:
-    """Rotary embeddings of full and of sliding layers, from the old keys or the newer ones.
+    """Rotary embeddings of full and of sliding layers, from old or newer keys.
 
-    Old: `rope_theta`, `rope_scaling`, `rope_local_base_freq`. Newer: `rope_parameters`, one mapping
-    or (Gemma 3) one per kind of layer, with `rope_theta` inside.
+    Old keys: `rope_theta`, `rope_scaling`, `rope_local_base_freq`. Newer key: `rope_parameters`, a
+    mapping or (Gemma 3) one mapping per kind of layer, which contains `rope_theta`.
     """
     theta, scaling = values["rope_theta"], values.get("rope_scaling")
     newer = values.get("rope_parameters")
     if family != "gemma3":
         if newer is not None and _FULL in newer:
-            raise CheckpointError("rope_parameters per kind of layer are only known for gemma3")
+            raise CheckpointError("rope_parameters per kind of layer are supported for gemma3 only")
         return _rope(newer if newer is not None else scaling, theta), None
     local_theta = values["rope_local_base_freq"]
     if newer is None:
@@ -315,7 +315,7 @@ def _rope(parameters: Mapping[str, Any] | None, theta: float) -> RopeConfig:
 def _windows(
     family: str, values: Mapping[str, Any], layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
-    """The window and the layers that it applies to."""
+    """The window, and for each layer whether it applies."""
     window = values["sliding_window"]
     if family == "llama" or (family in ("qwen2", "qwen3") and not values["use_sliding_window"]):
         window = None

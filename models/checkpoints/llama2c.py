@@ -1,8 +1,8 @@
 """llama2.c's files: the model (`export_model`'s first, "legacy" format) and its `tokenizer.bin`.
 
-Both are one C struct after another, little endian. The model is seven 32-bit numbers and then
-float32 tensors without names; queries and keys are in interleaved order. The tokenizer holds Llama
-2's pieces as text with their SentencePiece scores.
+Both are consecutive C structs, little endian. The model file has seven 32-bit integers and then
+float32 tensors without names, with queries and keys in interleaved order. The tokenizer file has
+Llama 2's pieces as text with their SentencePiece scores.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _NEW_FORMAT = 0x616B3432
 
 
 def open_llama2c(path: Path) -> Checkpoint:
-    """Opens a model file; its tokenizer is `tokenizer.bin` beside it, if there is one.
+    """Opens a model file; its tokenizer is `tokenizer.bin` in the same folder, if it exists.
 
     Raises:
-      CheckpointError: not this format, or not as long as its header says.
+      CheckpointError: the file has another format, or not the length that its header implies.
     """
     file = _Llama2cFile(path)
     tokenizer = path.with_name("tokenizer.bin")
     vocab_size = file.config.vocab_size
 
-    def make_tokenizer() -> Tokenizer | None:
+    def build_tokenizer() -> Tokenizer | None:
         return read_tokenizer(tokenizer, vocab_size) if tokenizer.is_file() else None
 
     return Checkpoint(
@@ -55,12 +55,12 @@ def open_llama2c(path: Path) -> Checkpoint:
         origin=str(path),
         source=file,
         mapped=map_names(file.config, NAMES, "{}.", interleaved=True),
-        make_tokenizer=make_tokenizer,
+        build_tokenizer=build_tokenizer,
     )
 
 
 class _Llama2cFile:
-    """The tensors of a model file, named as in llama2.c, with the layer's index before."""
+    """The tensors of a model file, named as in llama2.c, with the layer's index as prefix."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -89,17 +89,19 @@ class _Llama2cFile:
             norm_eps=1e-5,
             tie_embeddings=vocab > 0,
             bos_token_id=_BOS,
-            eos_token_ids=(_EOS, _BOS),  # stories are told one after another: <s> ends one too
+            eos_token_ids=(_EOS, _BOS),  # <s> starts the next story
         )
-        self._places = self._layout(length)
-        wanted = 28 + 4 * max(start + math.prod(shape) for start, shape in self._places.values())
-        if size != wanted:
-            found = "truncated" if size < wanted else "not a llama2.c model"
-            raise CheckpointError(f"{path}: {found}: {size} bytes, its header wants {wanted}")
+        self._locations = self._layout(length)
+        expected = 28 + 4 * max(
+            start + math.prod(shape) for start, shape in self._locations.values()
+        )
+        if size != expected:
+            found = "truncated" if size < expected else "not a llama2.c model"
+            raise CheckpointError(f"{path}: {found}: {size} bytes, its header implies {expected}")
         self._floats = np.memmap(path, "<f4", "r", offset=28)
 
     def _layout(self, length: int) -> dict[str, tuple[int, Shape]]:
-        """Offset in floats and shape of every tensor; all layers of one kind are in a row."""
+        """Offset in floats and shape of every tensor; those of all layers are consecutive."""
         c = self.config
         D, F = c.hidden_size, c.intermediate_size
         kinds: list[tuple[str, int, Shape]] = [
@@ -118,20 +120,20 @@ class _Llama2cFile:
         ]
         if not c.tie_embeddings:
             kinds.append(("wcls", 0, (c.vocab_size, D)))
-        places: dict[str, tuple[int, Shape]] = {}
+        locations: dict[str, tuple[int, Shape]] = {}
         start = 0
         for name, count, shape in kinds:
             names = [f"{index}.{name}" for index in range(count)] if count else [name]
-            for each in names:
-                places[each] = (start, shape)
+            for tensor in names:
+                locations[tensor] = (start, shape)
                 start += math.prod(shape)
-        return places
+        return locations
 
     def shapes(self) -> dict[str, Shape]:
-        return {name: shape for name, (_, shape) in self._places.items() if name}
+        return {name: shape for name, (_, shape) in self._locations.items() if name}
 
     def read(self, name: str) -> np.ndarray:
-        start, shape = self._places[name]
+        start, shape = self._locations[name]
         return np.array(self._floats[start : start + math.prod(shape)], np.float32).reshape(shape)
 
 
@@ -162,7 +164,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     backend = bpe.sentencepiece_bpe(
         names, scores, control=control, user_defined=(), unknown_id=_UNKNOWN, add_space=True
     )
-    bpe.add_begin_and_end(backend, dict(enumerate(_CONTROL_NAMES)), _BOS, None)
+    bpe.add_bos_and_eos(backend, dict(enumerate(_CONTROL_NAMES)), _BOS, None)
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     return Tokenizer(
         encode_text=lambda text, special: backend.encode(text, add_special_tokens=special).ids,
@@ -171,6 +173,6 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         bos_token_id=_BOS,
         eos_token_ids=(_EOS, _BOS),
         special_tokens=special,
-        spaced=True,
+        adds_space_prefix=True,
         to_files=lambda: tokenizer_files(backend, special, None),
     )

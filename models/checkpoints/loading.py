@@ -1,4 +1,4 @@
-"""The one entry to checkpoints: from what a fleet file calls a source to an open checkpoint."""
+"""Opens checkpoints of every kind of source that a fleet file supports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
-from muxjax.models.checkpoints.sources import is_hub_id, own_config
+from muxjax.models.checkpoints.sources import is_hub_id, read_inline_config
 
 
 def open_checkpoint(
@@ -17,27 +17,26 @@ def open_checkpoint(
     config_mapping: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Checkpoint:
-    """Opens a checkpoint: reads its header, and checks architecture and shapes. Reads no weights.
+    """Opens a checkpoint: reads its header and checks architecture and shapes. Reads no weights.
 
     Args:
       source: a GGUF file; a llama2.c `.bin` file; a Hugging Face folder (config.json and
-        safetensors); an Orbax folder written by `models.orbax.save`; `demo:NAME`; `config:FAMILY`
-        (random weights); or, where no such path exists, a Hub id `org/name` (`@revision`).
+        safetensors); an Orbax folder written by `orbax.save`; `demo:NAME`; `config:FAMILY` (random
+        weights); or, if no such path exists, a Hub id `org/name` with an optional `@revision`.
       config_mapping: for `config:FAMILY`, keys as in Hugging Face's config.json, and `seed`.
-      progress: show bars while something is fetched.
+      progress: show progress bars of downloads.
 
     Raises:
-      CheckpointError: it cannot be opened or is not supported.
-      DownloadError: it cannot be fetched.
-      FleetConfigError: `config_mapping` has an unknown key, or goes with a source that has its own
-        config.
+      CheckpointError: the source cannot be opened or is not supported.
+      DownloadError: the download failed.
+      FleetConfigError: `config_mapping` has an unknown key, or the source has a config already.
     """
     text = str(source)
-    own = own_config(text, config_mapping)
-    if own is not None:
+    inline = read_inline_config(text, config_mapping)
+    if inline is not None:
         from muxjax.models.checkpoints.random_weights import open_random
 
-        config, seed = own
+        config, seed = inline
         return open_random(config, text, seed)
     if text.startswith("demo:"):
         from muxjax.models.download.demo import fetch_demo
@@ -63,7 +62,7 @@ def _open_path(path: Path) -> Checkpoint:
             return open_hf(path)
         raise CheckpointError(f"{path}: neither config.json nor muxjax.json in this folder")
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder")
     if path.suffix == ".bin":
         from muxjax.models.checkpoints.llama2c import open_llama2c
 

@@ -1,8 +1,8 @@
-"""Our own checkpoints: the canonical parameters in an Orbax pytree, the config in `muxjax.json`.
+"""MuxJAX's checkpoint format: the canonical parameters in an Orbax pytree, the config in JSON.
 
-folder/muxjax.json    format version and config
-folder/params/        Orbax: {"embed": ..., "layers": {"0": {"qkv": ...}}}
-folder/tokenizer*.json  as Hugging Face has them
+folder/muxjax.json      format version and config
+folder/params/          Orbax: {"embed": ..., "layers": {"0": {"qkv": ...}}}
+folder/tokenizer*.json  Hugging Face's tokenizer files
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 
 _TYPES = ("float32", "bfloat16")
 _CHUNK_BYTES = 4 << 20
-"""Weights are noise, so not compressed; of mapped chunks of any size a part is read."""
+"""Bytes of a chunk. Chunks are not compressed, since weights compress poorly, and are
+memory-mapped, so that a shard is read without the rest of its chunks."""
 
 
 def save(
@@ -36,22 +37,22 @@ def save(
     params: Mapping[str, Any],
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Writes a checkpoint; what the folder held of an earlier one is replaced.
+    """Writes a checkpoint, and replaces an earlier one in the same folder.
 
     Args:
-      folder: made where it is missing.
-      config: the decoder.
-      params: all canonical parameters (numpy or JAX arrays), in the type to be stored. Each is
-        asked for when it is written, so that a mapping that reads them need hold one at a time.
-      tokenizer: written beside them.
+      folder: created if it is missing.
+      config: of the decoder.
+      params: all canonical parameters (NumPy or JAX arrays), in the type to be stored. Each is
+        accessed when it is written, so that a mapping can read them one at a time.
+      tokenizer: written to the same folder.
 
     Raises:
-      CheckpointError: a parameter is missing, misshapen or quantised.
+      CheckpointError: a parameter is missing, has the wrong shape, or is quantized.
     """
     nested: dict[str, Any] = {}
     for name, shape in param_shapes(config).items():
         if name not in params:
-            raise CheckpointError(f"{name}: found nothing, wanted {list(shape)}")
+            raise CheckpointError(f"{name}: found nothing, expected {list(shape)}")
         *above, last = name.split(".")
         inner = nested
         for key in above:
@@ -59,8 +60,8 @@ def save(
         inner[last] = _Parameter(name, shape, params)
     folder.mkdir(parents=True, exist_ok=True)
     registry = type_handlers.create_type_handler_registry(
-        (_Parameter, _OneByOne()),
-        (jax.Array, type_handlers.ArrayHandler()),  # there are none, but Orbax warns without it
+        (_Parameter, _SequentialHandler()),
+        (jax.Array, type_handlers.ArrayHandler()),  # unused, but Orbax warns without it
     )
     handler = ocp.PyTreeCheckpointHandler(
         type_handler_registry=registry, use_compression=False, use_zarr3=False
@@ -77,7 +78,7 @@ def save(
 
 @dataclasses.dataclass(frozen=True)
 class _Parameter:
-    """A leaf of the tree: an array that is read when it is written."""
+    """A leaf of the pytree: an array that is read when it is written."""
 
     name: str
     shape: Shape
@@ -85,27 +86,27 @@ class _Parameter:
 
     @property
     def size(self) -> int:
-        """Numbers in it; Orbax refuses what is empty."""
+        """Number of elements; Orbax rejects empty arrays."""
         return math.prod(self.shape)
 
     def read(self) -> np.ndarray:
         array = self.params[self.name]
         if tuple(array.shape) != self.shape:
             raise CheckpointError(
-                f"{self.name}: found {list(array.shape)}, wanted {list(self.shape)}"
+                f"{self.name}: found {list(array.shape)}, expected {list(self.shape)}"
             )
         if array.dtype.name not in _TYPES:
             raise CheckpointError(
                 f"{self.name} is {array.dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
-                "unquantised weights and set `quantization: int8` where they are served"
+                "unquantized weights and set `quantization: int8` where they are served"
             )
         return np.asarray(array)
 
 
-class _OneByOne(type_handlers.NumpyHandler):
-    """Writes parameters as NumPy's arrays, each before the next is read.
+class _SequentialHandler(type_handlers.NumpyHandler):
+    """Writes parameters as NumPy arrays, each before the next is read.
 
-    Orbax's own copies all of them first: a model twice in the host's memory.
+    Orbax's handler copies all of them first, so that the model is twice in the host's memory.
     """
 
     def __init__(self) -> None:

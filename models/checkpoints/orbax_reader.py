@@ -1,10 +1,10 @@
-"""Reads the checkpoints that `orbax` writes, each device's part straight into its own memory.
+"""Reads the checkpoints that `orbax` writes, each device's shard directly into its memory.
 
-Orbax keeps arrays in TensorStore's formats: zarr arrays in the folder's OCDBT database. They are
-read by TensorStore itself, because `import orbax.checkpoint` takes longer (0.8 s) than many models,
-and because Orbax restores into arrays of its own: here a part is copied once, from the page cache
-into the memory that the device is then given. Weights are not compressed, so a file is mapped and
-only the part's own bytes are touched, whatever the chunks are.
+Orbax stores arrays in TensorStore's formats: zarr arrays in the folder's OCDBT database. This
+module reads them with TensorStore, because `import orbax.checkpoint` takes longer than loading a
+small model, and because Orbax restores into arrays that it allocates: here a shard is copied once,
+from the page cache into the memory that the device then uses. Weights are not compressed, so files
+are memory-mapped and only the shard's bytes are read, for any size of chunks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tensorstore as ts
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
-from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import ModelConfig, config_from_dict
 from muxjax.models.nn.params import Shape, TensorPart, param_shapes
 from muxjax.models.tokenizers.hf_tokenizer import read_tokenizer
@@ -30,7 +30,7 @@ CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
 _HEADER = ".zarray"
 _TYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 _INDEX_CACHE = 1 << 24
-"""Bytes of OCDBT's index that are kept, which otherwise is read again for each chunk."""
+"""Bytes of the cache of OCDBT's index, which otherwise is read again for each chunk."""
 
 
 def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
@@ -47,7 +47,7 @@ def open_orbax(folder: Path) -> Checkpoint:
     """Opens a folder that `orbax.save` wrote.
 
     Raises:
-      CheckpointError: another format, a broken config, or parameters that do not fit it.
+      CheckpointError: another format version, an invalid config, or parameters that do not fit it.
     """
     described = read_json(folder / CONFIG_FILE)
     if described.get("format") != FORMAT:
@@ -57,22 +57,23 @@ def open_orbax(folder: Path) -> Checkpoint:
     try:
         config = config_from_dict(described["config"])
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a config: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a valid config: {error}") from error
     shapes = param_shapes(config)
     return Checkpoint(
         config=config,
         origin=str(folder),
         source=OrbaxTensors(folder / PARAMS_FOLDER),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
-        make_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
     )
 
 
 class OrbaxTensors:
-    """The parameters of an Orbax folder under their canonical names.
+    """The parameters of an Orbax folder by their canonical names.
 
     Raises:
-      CheckpointError: there are none, or one is of another type than `orbax.save` writes.
+      CheckpointError: the folder has no parameters, or one has a type that `orbax.save` does not
+        write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,13 +108,15 @@ class OrbaxTensors:
             raise CheckpointError(f"{folder}: not an Orbax checkpoint")
         for name in self._arrays:
             if self.dtype(name) not in _TYPES:
-                raise CheckpointError(f"{folder}: {name} is {self.dtype(name)}")
+                raise CheckpointError(
+                    f"{folder}: {name} is {self.dtype(name)}; supported: float32, bfloat16"
+                )
 
     def shapes(self) -> Mapping[str, Shape]:
         return {name: tuple(array.shape) for name, array in self._arrays.items()}
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """See `checkpoint.PartSource`."""
+        """See `checkpoint.SliceSource`."""
         return np.dtype(self._arrays[name].dtype.numpy_dtype)
 
     def read(self, name: str) -> np.ndarray:
@@ -122,10 +125,10 @@ class OrbaxTensors:
         return array
 
     def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
-        """See `checkpoint.PartSource`; TensorStore's threads do it."""
+        """See `checkpoint.SliceSource`; TensorStore's threads read in the background."""
         index = (slice(None),) * axis + (slice(start, start + out.shape[axis]),)
-        found = self._arrays[name][index].translate_to[(0,) * out.ndim]
-        started = ts.array(out).write(found)
+        stored = self._arrays[name][index].translate_to[(0,) * out.ndim]
+        started = ts.array(out).write(stored)
 
         def wait() -> None:
             try:

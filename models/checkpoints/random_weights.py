@@ -1,4 +1,4 @@
-"""Random weights for a config: dry runs and compile checks, without a checkpoint."""
+"""Random weights for a config, for dry runs and compile checks without a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _SCALE = 0.02
 
 
 class RandomTensors:
-    """Canonical parameters: norms one, everything else normal with deviation 0.02.
+    """Canonical parameters: norms are one, others are normal with standard deviation 0.02.
 
-    Each tensor depends on the seed and on its own name only, so that it does not matter which other
-    tensors there are, or in which order they are made.
+    A tensor depends only on the seed and its name, not on other tensors or the order of reads.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -38,12 +37,12 @@ class RandomTensors:
 
 
 def open_random(config: ModelConfig, origin: str, seed: int = 0) -> Checkpoint:
-    """A checkpoint of random weights, whose tokens are bytes."""
+    """A checkpoint of random weights with the byte tokenizer."""
     shapes = param_shapes(config)
     return Checkpoint(
         config=config,
         origin=origin,
         source=RandomTensors(config, seed),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
-        make_tokenizer=lambda: byte_tokenizer(config.vocab_size),
+        build_tokenizer=lambda: byte_tokenizer(config.vocab_size),
     )

@@ -1,7 +1,7 @@
-"""What a fleet file may call a model's source, and the configs that it may hold itself.
+"""Sources of models in a fleet file, and configs that a fleet file contains inline.
 
-Shared by loading (`loading.py`) and planning (`config_only.py`), so that both refuse the same.
-Imports no JAX.
+Shared by loading (`loading.py`) and planning (`config_only.py`), so that both reject the same
+sources. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _CONFIG = "config:"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it has the form `org/name` or `org/name@revision`."""
+    """Whether a source has the form `org/name` or `org/name@revision`."""
     return _HUB_ID.fullmatch(source) is not None
 
 
-def own_config(source: str, mapping: Mapping[str, Any] | None) -> tuple[ModelConfig, int] | None:
-    """The config and the seed of a source `config:FAMILY`; None of any other source.
+def read_inline_config(
+    source: str, mapping: Mapping[str, Any] | None
+) -> tuple[ModelConfig, int] | None:
+    """The config and the seed of a source `config:FAMILY`; None for any other source.
 
     Args:
-      source: as the fleet file has it.
-      mapping: its `config`: keys as in Hugging Face's config.json, and `seed`.
+      source: the model's `source` in the fleet file.
+      mapping: the model's `config`: keys as in Hugging Face's config.json, and `seed`.
 
     Raises:
-      CheckpointError: an unknown family, or an option that is not supported.
-      FleetConfigError: an unknown key, a seed that is no number, or a `config` beside a source that
-        has its own.
+      CheckpointError: the family is unknown, or an option is not supported.
+      FleetConfigError: an unknown key, a seed that is not an integer, or a `config` for a source
+        that has a config already.
     """
     if not source.startswith(_CONFIG):
         if mapping:
-            raise FleetConfigError(
-                f"`config` goes with a source `config:FAMILY`, not with {source}"
-            )
+            raise FleetConfigError(f"`config` requires a source `config:FAMILY`, not {source}")
         return None
     family = source.removeprefix(_CONFIG)
     mapping = dict(mapping or {})
@@ -47,12 +47,13 @@ def own_config(source: str, mapping: Mapping[str, Any] | None) -> tuple[ModelCon
     if not isinstance(seed, int):
         raise FleetConfigError(f"config.seed must be a whole number, not {seed!r}")
     config = from_family(family, mapping)
-    # Unlike a config.json, which is full of keys for others, this mapping is for us alone.
+    # A config.json has keys for other programs; this mapping is for MuxJAX only, so all are
+    # checked.
     known = {*DEFAULTS[config.family], *OTHER_KEYS}
     unknown = sorted(mapping.keys() - known)
     if unknown:
         raise FleetConfigError(
-            f"config.{unknown[0]} is no key of {family}; there are "
+            f"config.{unknown[0]} is not a key of {family}; known: "
             f"{', '.join(sorted(known | {'seed'}))}"
         )
     return config, seed

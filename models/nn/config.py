@@ -1,8 +1,8 @@
-"""What a decoder is made of: sizes, rotary embedding, windows, biases, norms, scales.
+"""The config of a decoder: sizes, rotary embedding, windows, biases, norms, scales.
 
-One `ModelConfig` describes every family; the families differ only in its values. It is frozen and
-hashable, so that it can be a static argument of a compiled function. Checkpoint formats are read
-into it by `hf_config.from_hf` and `gguf_config.from_gguf`.
+One `ModelConfig` describes every family; families differ only in its values. It is frozen and
+hashable, so that it can be a static argument of a compiled function.
+`checkpoints.hf_config.from_hf` and `checkpoints.gguf.from_gguf` read it from checkpoints.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ class RopeConfig:
     Attributes:
       theta: base of the geometric series of frequencies.
       scaling: None; 'linear' (all frequencies divided by `factor`); 'llama3' (low frequencies
-        divided by `factor`, high ones kept, a ramp between); 'divisors' (each frequency divided by
-        its own number, as Llama 3 GGUF files store the llama3 rule).
-      factor, low_freq_factor, high_freq_factor, original_max_position: the numbers of 'linear'
+        divided by `factor`, high ones unchanged, a ramp between); 'divisors' (each frequency
+        divided by its entry of `divisors`, as Llama 3 GGUF files store the llama3 rule).
+      factor, low_freq_factor, high_freq_factor, original_max_position: parameters of 'linear'
         (`factor`) and 'llama3' (all four; the last one in tokens).
       divisors: H/2 numbers for 'divisors'.
+
+    Raises:
+      CheckpointError: a number that is not positive and finite, or factors in the wrong order.
     """
 
     theta: float = 10000.0
@@ -47,7 +50,7 @@ class RopeConfig:
         numbers = [self.theta, self.factor, self.low_freq_factor, self.high_freq_factor]
         numbers += [self.original_max_position, *self.divisors]
         if not all(math.isfinite(number) and number > 0 for number in numbers):
-            raise CheckpointError(f"rotary embedding needs positive finite numbers: {self}")
+            raise CheckpointError(f"the rotary embedding needs positive finite numbers: {self}")
         if self.scaling == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise CheckpointError(
                 f"llama3 rope scaling needs high_freq_factor ({self.high_freq_factor}) above "
@@ -61,10 +64,10 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "ha
     Pair i of a head is its elements (i, i + H/2): Hugging Face's "half rotation" order.
 
     Raises:
-      CheckpointError: `rope.divisors` has another length than H/2.
+      CheckpointError: the length of `rope.divisors` is not H/2.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    # Rounded to float32 after each operation, as the models were trained and as the reference does.
+    # Rounded to float32 after each operation, as in training and in the reference implementation.
     periods = np.power(np.float64(rope.theta), exponents).astype(np.float32)
     frequencies: np.ndarray = np.float32(1.0) / periods
     if rope.scaling == "linear":
@@ -84,11 +87,11 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "ha
 def _llama3_scaled(
     frequencies: Float32[np.ndarray, "half_H"], rope: RopeConfig
 ) -> Float32[np.ndarray, "half_H"]:
-    """Llama 3.1's rule: how often a pair turns within the original context decides its scaling."""
+    """Llama 3.1's rule: the turns of a pair within the original context determine its scaling."""
     turns = rope.original_max_position * frequencies / (2 * math.pi)
     ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    kept = np.clip(ramp, 0.0, 1.0)  # 0: divided by the factor, 1: kept
-    scaled = (1 - kept) * frequencies / rope.factor + kept * frequencies
+    unscaled = np.clip(ramp, 0.0, 1.0)  # 0: divided by the factor, 1: unchanged
+    scaled = (1 - unscaled) * frequencies / rope.factor + unscaled * frequencies
     return scaled.astype(np.float32)
 
 
@@ -97,25 +100,29 @@ class ModelConfig:
     """Shape and options of one decoder. Letters in brackets are the project's axis letters.
 
     Attributes:
-      family: which family's options these are; only loaders and messages look at it.
+      family: the family whose options these are; used only by loaders and in messages.
       vocab_size [V], num_layers [L], hidden_size [D], intermediate_size [F], num_heads [N],
         num_kv_heads [K], head_dim [H]: sizes.
       max_position: the model's context length, in tokens.
       norm_eps: added to the mean square in every RMSNorm.
       activation: of the gated MLP.
       rope: rotary embedding of full layers (and of sliding ones where `local_rope` is None).
-      local_rope: rotary embedding of sliding layers (Gemma 3), else None.
+      local_rope: rotary embedding of sliding layers (Gemma 3), or None.
       sliding_window: a token of a sliding layer sees itself and the `sliding_window - 1` before it.
-      layer_is_sliding: per layer, whether the window applies; all False without a window.
-      qkv_bias, o_bias, mlp_bias: which projections have a bias.
-      qk_norm: RMSNorm over H of queries and keys, before the rotation.
-      post_norms: also a norm after attention and after the MLP, before the residual sum (Gemma).
+      layer_is_sliding: whether the window applies, per layer; all False without a window.
+      qkv_bias, o_bias, mlp_bias: whether these projections have a bias.
+      qk_norm: RMSNorm over H of queries and keys, before the rotary embedding.
+      post_norms: additional norms after attention and after the MLP, before the residual sum
+        (Gemma).
       embed_scale: multiplies embeddings (sqrt(D) for Gemma, else 1).
       attn_scale: multiplies the attention logits.
       attn_softcap, final_softcap: cap * tanh(x / cap) on attention logits and on output logits.
       tie_embeddings: the output head is the embedding.
       bos_token_id: None where the model has none.
       eos_token_ids: any of them ends an output.
+
+    Raises:
+      CheckpointError: sizes that are not positive, or options that do not fit each other.
     """
 
     family: Family
@@ -161,7 +168,9 @@ class ModelConfig:
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads"
             )
         if self.head_dim % 2:
-            raise CheckpointError(f"a head of {self.head_dim} cannot be rotated: it must be even")
+            raise CheckpointError(
+                f"head_dim must be even for the rotary embedding, not {self.head_dim}"
+            )
         if self.norm_eps <= 0:
             raise CheckpointError(f"norm_eps must be positive, not {self.norm_eps!r}")
         if self.attn_scale == 0.0:
@@ -191,7 +200,7 @@ class ModelConfig:
         return self.q_width + 2 * self.kv_width
 
     def layer_window(self, layer: int) -> int | None:
-        """The window of a layer in tokens, or None where it sees everything before it."""
+        """The window of a layer in tokens, or None for full attention."""
         return self.sliding_window if self.layer_is_sliding[layer] else None
 
     def layer_rope(self, layer: int) -> RopeConfig:
@@ -202,11 +211,11 @@ class ModelConfig:
 
 
 def config_from_dict(described: Mapping[str, Any]) -> ModelConfig:
-    """Undoes `dataclasses.asdict`, also after a round trip through JSON.
+    """The inverse of `dataclasses.asdict`, also after a round trip through JSON.
 
     Raises:
-      KeyError, TypeError: it is no such dict.
-      CheckpointError: the values make no model.
+      KeyError, TypeError: keys are missing, unknown or of the wrong type.
+      CheckpointError: the values are not a valid config.
     """
     values = dict(described)
     for name in ("rope", "local_rope"):

@@ -1,10 +1,10 @@
-"""One decoder for every family: what differs between them is in `ModelConfig`.
+"""One decoder for every model family; the families' differences are options in `ModelConfig`.
 
 A pre-norm transformer with rotary embedding, grouped-query attention and a gated MLP (LLaMA,
-Touvron et al. 2023), with what Mistral, Qwen and Gemma add as options. Arrays and an `Attend` go
-in, arrays come out; nothing here knows of requests, pages or batching.
+Touvron et al. 2023), with the additions of Mistral, Qwen and Gemma as options. Inputs are arrays
+and an `Attend`, outputs are arrays; requests, pages and batching are outside of the model.
 
-Activations between the products are float32 whatever the weights are.
+Activations between products are float32 for every type of weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from jaxtyping import Array, Float, Int
 
 from muxjax.models.nn.attention import Attend, Cache, DenseAttend
 from muxjax.models.nn.config import ModelConfig, RopeConfig, rope_frequencies
-from muxjax.models.nn.int8 import linear_int8, rows_of_int8
-from muxjax.models.nn.linear import linear, rows_of, stored_shape
+from muxjax.models.nn.int8 import linear_int8, lookup_rows_int8
+from muxjax.models.nn.linear import linear, lookup_rows, stored_shape
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 from muxjax.pallas_kernels.cpu import native
+from muxjax.pallas_kernels.metadata import AttentionOptions
 
 Weight = Array | np.ndarray | jax.ShapeDtypeStruct
-"""A parameter; only its shape, where a decoder is made to be compiled."""
+"""A parameter, or only its shape for compiling without weights."""
 Rotation = tuple[Float[Array, "T 1 half_H"], Float[Array, "T 1 half_H"]]
 """Cosines and sines of each token's angles."""
 
@@ -41,25 +42,27 @@ def rms_norm(
 
 
 def rotation(rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]) -> Rotation:
-    """The angles of each token, for `rotate`."""
+    """Cosines and sines of each token's angles, for `rotate`."""
     frequencies = jnp.asarray(rope_frequencies(rope, head_dim))
     angles = positions[:, None, None].astype(jnp.float32) * frequencies  # T 1 H/2
-    # Or XLA:CPU computes them anew in each layer: 2 to 3 % of a step.
+    # Without the barrier, XLA:CPU recomputes them in each layer.
     return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
-def rotate(x: Float[Array, "T heads H"], by: Rotation) -> Float[Array, "T heads H"]:
+def rotate(x: Float[Array, "T heads H"], angles: Rotation) -> Float[Array, "T heads H"]:
     """Rotary position embedding over pairs (i, i + H/2) (Su et al. 2021)."""
-    cos, sin = by
+    cos, sin = angles
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each around a residual sum.
+    """Attention and MLP, each with a residual sum.
 
-    Holds the canonical parameters `layers.{l}.*` (see `params`) under their short names; those of
-    one device where the model is cut, and `axis` is then what its two sums go over.
+    Args:
+      weights: the canonical parameters `layers.{l}.*` (see `params`), by their short names; the
+        shards of one device where the model is sharded.
+      axis: the mesh axis over which a sharded model's two sums go; None if it is not sharded.
     """
 
     attn_norm: nnx.Param
@@ -88,9 +91,9 @@ class Layer(nnx.Module):
         angles: Rotation,
         attend: Attend[Cache],
     ) -> tuple[Float[Array, "T D"], Cache]:
-        # Matrices in panels are for the CPU's own kernels.
-        on_own_kernels = self.qkv[...].ndim == 4
-        norm = partial(native.rms_norm if on_own_kernels else rms_norm, eps=config.norm_eps)
+        # Matrices in panels are for the CPU kernels.
+        uses_cpu_kernels = self.qkv[...].ndim == 4
+        norm = partial(native.rms_norm if uses_cpu_kernels else rms_norm, eps=config.norm_eps)
         num_tokens, head_dim = x.shape[0], config.head_dim
         num_q, num_kv = config.num_heads, config.num_kv_heads
 
@@ -99,7 +102,7 @@ class Layer(nnx.Module):
         heads = qkv.reshape(num_tokens, num_q + 2 * num_kv, head_dim)
         q, k, v = jnp.split(heads, [num_q, num_q + num_kv], axis=1)
         norms = (self.q_norm[...], self.k_norm[...]) if config.qk_norm else None
-        if on_own_kernels:
+        if uses_cpu_kernels:
             q, k = native.rotated_heads(
                 qkv, angles, norms, num_heads=num_q, num_kv_heads=num_kv, eps=config.norm_eps
             )
@@ -113,9 +116,11 @@ class Layer(nnx.Module):
             q,
             k,
             v,
-            scale=config.attn_scale,
-            window=config.sliding_window if sliding else None,
-            softcap=config.attn_softcap,
+            AttentionOptions(
+                config.attn_scale,
+                config.sliding_window if sliding else None,
+                config.attn_softcap,
+            ),
         )
         out = self._product("o", out.reshape(num_tokens, num_q * head_dim), summed=True)
         if config.post_norms:
@@ -123,8 +128,8 @@ class Layer(nnx.Module):
         x = x + out
 
         h = norm(x, self.mlp_norm[...])
-        # By far the largest activation: in float32 it is 117 MB for 1024 tokens of Llama 3 8B. The
-        # product that follows rounds to the weights' type anyway.
+        # The largest activation: in float32 it is 117 MB for 1024 tokens of Llama 3 8B. The next
+        # product rounds it to the weights' type in any case.
         gate_up = self._product("gate_up", h, rounded=True)  # T 2F
         gate, up = jnp.split(gate_up, 2, axis=1)
         if config.activation == "silu":
@@ -139,7 +144,7 @@ class Layer(nnx.Module):
     def _product(
         self, name: str, x: Float[Array, "T I"], *, rounded: bool = False, summed: bool = False
     ) -> Float[Array, "T O"]:
-        """With the layer's matrix of that name; `summed` over the devices that have its columns."""
+        """Product with the layer's matrix `name`; `summed` over devices if sharded by columns."""
         weight, scales = getattr(self, name)[...], _optional(self, f"{name}_scales")
         bias = _optional(self, f"{name}_bias")
         if not summed or self.axis is None:
@@ -160,23 +165,23 @@ def _product(
     *,
     rounded: bool = False,
 ) -> Float[Array, "T O"]:
-    """With a matrix of any form; `scales` come with one of int8."""
+    """Product with a matrix in its stored shape; `scales` belong to int8 matrices."""
     if scales is None:
         return linear(x, weight, bias, rounded=rounded)
     return linear_int8(x, weight, scales, bias, rounded=rounded)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
+def _run_layer(
     graph: Any,
     config: ModelConfig,
     sliding: bool,
     state: Any,
     *args: Any,
 ) -> tuple[Float[Array, "T D"], Any]:
-    """A layer, as `nnx.split` gives it, as a function: layers of one kind are traced once.
+    """Runs a layer, split by `nnx.split`. Jitted, so that layers of one kind are traced only once.
 
-    Tracing SmolLM2's 30 layers takes 0.2 s so, and 1.0 s one by one; what is compiled is the same.
+    The compiled program is the same as without it.
     """
     return nnx.merge(graph, state)(config, sliding, *args)
 
@@ -186,14 +191,14 @@ class Decoder(nnx.Module):
 
     Args:
       config: sizes and options.
-      weights: every canonical parameter of `param_shapes(config)`, in those shapes or as
-        `linear` keeps them, or int8 with its `NAME_scales` (`int8`, `kept`); or those of
-        `stacks.shapes(config)`.
-      stacks: which layers are stacked and run under `lax.scan`; by default none.
-      vocab_size: of the whole model, where this is one device's part (`shards.Shards`): `config` is
-        then that of the part.
-      axis: the mesh axis that the model is cut over: what is called runs inside a `shard_map` that
-        has it. None where the model is whole.
+      weights: every canonical parameter of `param_shapes(config)` or `stacks.shapes(config)`, in
+        that shape or its `linear.stored_shape`, or as int8 with its `NAME_scales`
+        (`weight_format.stored_params`).
+      stacks: the layers that are stacked and run under `lax.scan`; None for no stacks.
+      vocab_size: of the whole model, where this is one device's shard (`shards.Shards`) and
+        `config` is that of the shard.
+      axis: the mesh axis over which the model is sharded; calls must run inside a `shard_map` with
+        this axis. None if the model is not sharded.
 
     Raises:
       ValueError: a parameter is missing, unknown or misshapen.
@@ -215,32 +220,32 @@ class Decoder(nnx.Module):
         for name in [name for name in shapes if name in weights]:
             if weights[name].dtype == jnp.int8:
                 shapes[f"{name}_scales"] = shapes[name][:-1]
-        if unlike := set(shapes) ^ set(weights):
-            raise ValueError(f"parameters missing or unknown: {', '.join(sorted(unlike)[:5])}")
+        if mismatched := set(shapes) ^ set(weights):
+            raise ValueError(f"parameters missing or unknown: {', '.join(sorted(mismatched)[:5])}")
         for name, shape in shapes.items():
             if tuple(weights[name].shape) not in (shape, stored_shape(shape, weights[name].dtype)):
-                raise ValueError(f"{name} has shape {weights[name].shape}, wanted {shape}")
+                raise ValueError(f"{name} has shape {weights[name].shape}, expected {shape}")
         self.config = config
         self.vocab_size = config.vocab_size if vocab_size is None else vocab_size
         self.axis = axis
         for name, value in weights.items():
-            if "." not in name:  # embed, final_norm, head, and what scales they have
+            if "." not in name:  # embed, final_norm, head, and their scales
                 setattr(self, name, nnx.Param(value))
 
         def layer(prefix: str) -> Layer:
-            own = {n[len(prefix) :]: w for n, w in weights.items() if n.startswith(prefix)}
-            return Layer(own, axis)
+            params = {n[len(prefix) :]: w for n, w in weights.items() if n.startswith(prefix)}
+            return Layer(params, axis)
 
-        # The first layers, by kind and stacked, then the others.
+        # Stacked layers by kind, then separate ones.
         self.repeats = 0 if stacks is None else stacks.repeats
         kinds = range(0 if stacks is None else stacks.period)
         self.stacks = nnx.List([layer(f"stacks.{kind}.") for kind in kinds])
-        apart = range(len(kinds) * self.repeats, config.num_layers)
-        self.layers = nnx.List([layer(f"layers.{index}.") for index in apart])
+        separate = range(len(kinds) * self.repeats, config.num_layers)
+        self.layers = nnx.List([layer(f"layers.{index}.") for index in separate])
 
     @staticmethod
     def init(config: ModelConfig, rngs: nnx.Rngs) -> Decoder:
-        """A decoder to be trained: normal weights of standard deviation 0.02, norms of one."""
+        """A decoder for training: normal weights with standard deviation 0.02, norms of one."""
         weights: dict[str, Weight] = {}
         for name, shape in param_shapes(config).items():
             if name.endswith("norm"):
@@ -252,22 +257,22 @@ class Decoder(nnx.Module):
         return Decoder(config, weights)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The canonical parameters, on the host; of a decoder without stacks.
+        """The canonical parameters on the host, of a decoder without stacks.
 
         Raises:
-          ValueError: they are quantised.
+          ValueError: the weights are quantized.
         """
         if hasattr(self, "embed_scales"):
-            raise ValueError("a quantised decoder has no canonical parameters; load it unquantised")
-        found = {}
+            raise ValueError("a quantized decoder has no canonical parameters; load it unquantized")
+        params = {}
         for name in param_shapes(self.config):
             owner: nnx.Module = self
             short = name
             if name.startswith("layers."):
                 _, index, short = name.split(".")
                 owner = self.layers[int(index)]
-            found[name] = np.asarray(getattr(owner, short)[...])
-        return found
+            params[name] = np.asarray(getattr(owner, short)[...])
+        return params
 
     def __call__(
         self,
@@ -276,9 +281,16 @@ class Decoder(nnx.Module):
         cache: Cache,
         attend: Attend[Cache],
     ) -> tuple[Float[Array, "T D"], Cache]:
-        """The last hidden states, normed, and the cache with the step's keys and values in it."""
+        """The last hidden states after the final norm, and the updated cache.
+
+        Args:
+          tokens: of all sequences, packed.
+          positions: of the tokens in their sequences.
+          cache: passed to `attend`, layer by layer.
+          attend: attention over the cache.
+        """
         config = self.config
-        x = self._embedded(tokens) * config.embed_scale
+        x = self._embed(tokens) * config.embed_scale
         angles = rotation(config.rope, config.head_dim, positions)
         local = config.local_rope
         local_angles = angles if local is None else rotation(local, config.head_dim, positions)
@@ -287,8 +299,8 @@ class Decoder(nnx.Module):
             graph: Any, state: Any, kind: int, index: Array | int, x: Array, cache: Any
         ) -> tuple[Array, Any]:
             sliding = config.layer_is_sliding[kind]
-            by = local_angles if sliding else angles
-            return _run(graph, config, sliding, state, x, cache, index, by, attend)
+            rotated_by = local_angles if sliding else angles
+            return _run_layer(graph, config, sliding, state, x, cache, index, rotated_by, attend)
 
         period = len(self.stacks)
         if period:
@@ -303,41 +315,41 @@ class Decoder(nnx.Module):
                     x, cache = run(graph, state, kind, index * period + kind, x, cache)
                 return (x, cache), None
 
-            at = jnp.arange(self.repeats, dtype=jnp.int32)
-            (x, cache), _ = jax.lax.scan(repeat, (x, cache), (at, states))
+            indices = jnp.arange(self.repeats, dtype=jnp.int32)
+            (x, cache), _ = jax.lax.scan(repeat, (x, cache), (indices, states))
         for index, layer in enumerate(self.layers, period * self.repeats):
             graph, state = nnx.split(layer)
             x, cache = run(graph, state, index, index, x, cache)
         return rms_norm(x, self.final_norm[...], config.norm_eps), cache
 
-    def _embedded(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
+    def _embed(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
         if self.axis is None:
             return self._rows(tokens)
-        # Each device looks up the tokens of its rows, the others give zeros.
-        here = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
-        own = (here >= 0) & (here < self.config.vocab_size)
-        x = self._rows(jnp.where(own, here, 0))
-        return jax.lax.psum(jnp.where(own[:, None], x, 0.0), self.axis)
+        # Each device looks up the tokens of its rows of the vocabulary, and has zeros for others.
+        rows = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
+        is_local = (rows >= 0) & (rows < self.config.vocab_size)
+        x = self._rows(jnp.where(is_local, rows, 0))
+        return jax.lax.psum(jnp.where(is_local[:, None], x, 0.0), self.axis)
 
     def _rows(self, rows: Int[Array, " T"]) -> Float[Array, "T D"]:
         scales = _optional(self, "embed_scales")
         if scales is None:
-            return rows_of(self.embed[...], rows).astype(jnp.float32)
-        return rows_of_int8(self.embed[...], scales, rows)
+            return lookup_rows(self.embed[...], rows).astype(jnp.float32)
+        return lookup_rows_int8(self.embed[...], scales, rows)
 
     def logits(self, hidden: Float[Array, "T D"]) -> Float[Array, "T V"]:
-        """Logits of the next token, from hidden states as `__call__` returns them."""
+        """Logits of the next token, from hidden states that `__call__` returned."""
         head = "embed" if self.config.tie_embeddings else "head"
         logits = _product(hidden, getattr(self, head)[...], _optional(self, f"{head}_scales"))
         if self.axis is not None:
-            # Each device has the logits of its rows of the vocabulary; the last may have filling.
+            # Each device has the logits of its rows of the vocabulary; the last may be padded.
             logits = jax.lax.all_gather(logits, self.axis, axis=1, tiled=True)
             logits = logits[:, : self.vocab_size]
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def dense_logits(self, tokens: Int[Array, "B length"]) -> Float[Array, "B length V"]:
-        """Logits of whole sequences, with no pool: for training and tests."""
+        """Logits of complete sequences, without a pool; for training and tests."""
         batch, length = tokens.shape
         positions = jnp.tile(jnp.arange(length), batch)
         hidden, _ = self(tokens.reshape(-1), positions, None, DenseAttend(length))

@@ -1,24 +1,14 @@
-"""Products of int8 with int8: weights quantised once, activations as they come.
+"""Products of int8 with int8: weights are quantized once, activations in each product.
 
-A matrix `[O, I]` is kept as int8 numbers and one float32 scale a row; a token's activations get one
-scale for all of them; both are symmetric, and the sums are exact in int32. Before they are rounded,
-weights and activations are turned by the same orthogonal matrix, a Hadamard matrix of `BLOCK` on
-the diagonal (QuaRot, Ashkboos et al. 2024), which leaves the product as it is and spreads a large
-activation over its block: without it SmolLM2-135M loses 3.5 % in perplexity, with it under 1 %
-(benchmarks/perplexity.py). It needs no calibration and costs 64 multiplications an activation.
+A matrix `[O, I]` is stored as int8 numbers with one float32 scale per row. The activations of a
+token share one scale. Both are symmetric, and sums are exact in int32. Before rounding, weights and
+activations are rotated by the same orthogonal matrix, block-diagonal with Hadamard matrices of size
+`BLOCK` (QuaRot, Ashkboos et al. 2024). This does not change the product, and spreads a large
+activation over its block, which reduces the rounding error of the others. It needs no calibration
+and costs 64 multiplications per activation.
 
-On the CPU, JAX 0.12 on two cores, ms for a product with [3072, 576] whose weights come from memory:
-
-| rows | float32 | bfloat16 | int8, weight left | int8, weight right |
-|---|---|---|---|---|
-| 1 | 0.32 | 2.7 | 2.5 | 3.0 |
-| 2 | 0.29 | 0.35 | 0.15 | 0.22 |
-| 8 | 0.45 | 0.36 | 0.15 | 0.27 |
-| 128 | 2.6 | 1.3 | 0.89 | 0.86 |
-
-Tiles as for floats (`linear`) take longer. With many outputs the weight is better to the right: 8
-rows through [262144, 640] take 16 ms so, 73 ms with the weight left. JAX 0.10: 0.23 to 0.29 ms for
-2 and 8 rows, 2.0 for 128.
+docs/measurements/int8.md has accuracy and speed. On the CPU, tiles as for floats (`linear`) are
+slower.
 """
 
 from __future__ import annotations
@@ -28,24 +18,26 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int, Int8
 
-from muxjax.models.nn.linear import rows_of
+from muxjax.models.nn.linear import lookup_rows
 from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 
 BLOCK = 64
-"""Inputs that are turned together; fewer where `I` is no multiple of it."""
-_MOST = 127
-_LEAST_ROWS = 2
-"""XLA:CPU widens the whole matrix to int32 for one row."""
-_MOST_OUTPUTS_LEFT = 8192
+"""Inputs that are rotated together; fewer where `I` is not a multiple of it."""
+_MAX_INT8 = 127
+_MIN_ROWS = 2
+"""Minimum rows of a product: for one row, XLA:CPU widens the whole matrix to int32."""
+_MAX_OUTPUTS_LEFT = 8192
+"""Maximum outputs of a matrix that is the left operand on the CPU; larger ones are faster on the
+right."""
 _CHUNK = 2**22
-"""Numbers of a matrix that are quantised at once, which bounds the memory for it."""
+"""Elements of a matrix that are quantized at a time, which bounds the temporary memory."""
 
 
 def quantize(
     weight: Float[np.ndarray, "O I"],
 ) -> tuple[Int8[np.ndarray, "O I"], Float32[np.ndarray, " O"]]:
-    """A matrix as `linear_int8` takes it: turned, rounded, and each row's scale."""
+    """Rotates and rounds a matrix for `linear_int8`: the int8 numbers, and each row's scale."""
     outputs, inputs = weight.shape
     numbers = np.empty((outputs, inputs), np.int8)
     scales = np.empty(outputs, np.float32)
@@ -54,7 +46,7 @@ def quantize(
     for start in range(0, outputs, step):
         rows = weight[start : start + step].astype(np.float32)
         rows = (rows.reshape(len(rows), -1, len(hadamard)) @ hadamard).reshape(rows.shape)
-        scale = np.abs(rows).max(axis=1) / np.float32(_MOST)
+        scale = np.abs(rows).max(axis=1) / np.float32(_MAX_INT8)
         scale[scale == 0] = 1
         scales[start : start + step] = scale
         np.rint(rows / scale[:, None], out=rows)
@@ -72,47 +64,52 @@ def linear_int8(
 ) -> Float[Array, "T O"]:
     """`x @ W.T + bias` in float32, where `weight, scales` are `quantize(W)`.
 
-    `rounded` gives the product in bfloat16, though not on the CPU (as in `linear`).
+    Args:
+      x: activations.
+      weight: the numbers, in their `stored_shape`.
+      scales: of the rows of the matrix.
+      bias: added to the product.
+      rounded: return the product in bfloat16; ignored on the CPU, as in `linear`.
     """
     if weight.ndim == 4:
         y = native.product_int8(x, weight, scales, len(_hadamard(x.shape[1])))
         return y if bias is None else y + bias
-    turned = _turn(x.astype(jnp.float32))
-    most = jnp.max(jnp.abs(turned), axis=1, keepdims=True)
-    scale = jnp.where(most == 0, 1, most / _MOST)  # T 1
-    sums = _product(jnp.round(turned / scale).astype(jnp.int8), weight)
+    rotated = _rotate(x.astype(jnp.float32))
+    largest = jnp.max(jnp.abs(rotated), axis=1, keepdims=True)
+    scale = jnp.where(largest == 0, 1, largest / _MAX_INT8)  # T 1
+    sums = _product(jnp.round(rotated / scale).astype(jnp.int8), weight)
     y = sums.astype(jnp.float32) * scale * scales
     if rounded and current_target().platform != "cpu":
         y = y.astype(jnp.bfloat16)
     return y if bias is None else y + bias
 
 
-def rows_of_int8(
+def lookup_rows_int8(
     weight: Int8[Array, "V D"] | Int8[Array, "panels units width 4"],
     scales: Float[Array, " V"],
     rows: Int[Array, " T"],
 ) -> Float[Array, "T D"]:
-    """Rows of the matrix that was quantised, as an embedding looks them up."""
-    # The turn undoes itself.
-    return _turn(rows_of(weight, rows).astype(jnp.float32) * scales[rows][:, None])
+    """Rows of the matrix before quantization, approximately, for an embedding."""
+    # The rotation is its own inverse.
+    return _rotate(lookup_rows(weight, rows).astype(jnp.float32) * scales[rows][:, None])
 
 
 def _product(x: Int8[Array, "T I"], weight: Int8[Array, "O I"]) -> Int[Array, "T O"]:
     rows = x.shape[0]
     on_cpu = current_target().platform == "cpu"
-    if rows < _LEAST_ROWS:
-        x = jnp.pad(x, ((0, _LEAST_ROWS - rows), (0, 0)))
-    if on_cpu and weight.shape[0] <= _MOST_OUTPUTS_LEFT:
+    if rows < _MIN_ROWS:
+        x = jnp.pad(x, ((0, _MIN_ROWS - rows), (0, 0)))
+    if on_cpu and weight.shape[0] <= _MAX_OUTPUTS_LEFT:
         sums = lax.dot_general(
             weight, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
         )
-        # Without the barrier XLA turns the product round.
+        # Without the barrier XLA swaps the operands.
         return lax.optimization_barrier(sums).T[:rows]
     sums = lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     return sums[:rows]
 
 
-def _turn(x: Float[Array, "T I"]) -> Float[Array, "T I"]:
+def _rotate(x: Float[Array, "T I"]) -> Float[Array, "T I"]:
     hadamard = _hadamard(x.shape[1])
     blocks = x.reshape(-1, len(hadamard))
     return jnp.matmul(blocks, hadamard, precision=lax.Precision.HIGHEST).reshape(x.shape)

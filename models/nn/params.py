@@ -1,4 +1,4 @@
-"""The canonical parameters: names, shapes, and how a checkpoint's tensors become them.
+"""The canonical parameters: names, shapes, and the mapping from a checkpoint's tensors.
 
 Every matrix is `[out, in]`, as in torch's Linear. A decoder of L layers has
 
@@ -9,9 +9,9 @@ Every matrix is `[out, in]`, as in torch's Linear. A decoder of L layers has
     layers.{l}.q_norm, k_norm [H] (qk_norm); post_attn_norm, post_mlp_norm [D] (post_norms);
     layers.{l}.qkv_bias, o_bias, gate_up_bias, down_bias where the config has them.
 
-`qkv` holds all query heads, then all key heads, then all value heads, in the order of rows that
-half rotation (pairs i, i + H/2) needs. `gate_up` holds the gate's rows, then the up projection's.
-Norm weights multiply as they are (Gemma's checkpoints store them minus one).
+`qkv` holds all query heads, then all key heads, then all value heads, with the rows of a head in
+the order of half rotation (pairs i, i + H/2). `gate_up` holds the gate's rows, then those of the up
+projection. Norm weights are multipliers (Gemma's checkpoints store them minus one).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every canonical parameter of a model with its shape, in the order of the computation."""
+    """Canonical parameters of a model and their shapes, in the order of the computation."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     layer: dict[str, Shape] = {"attn_norm": (D,), "qkv": (config.qkv_width, D)}
     if config.qkv_bias:
@@ -59,24 +59,24 @@ def param_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class TensorPart:
-    """One tensor of a checkpoint, and where it goes in a canonical parameter.
+    """A tensor of a checkpoint that provides some rows of a canonical parameter.
 
     Attributes:
       name: its name in the checkpoint.
-      rows: how many rows of the parameter it fills.
-      interleaved_heads: 0, or the number of heads whose rows it stores in interleaved order
-        (pairs 2i, 2i + 1, as Meta's and llama.cpp's files have them).
-      plus: added to the values (1 for Gemma's norms in Hugging Face files).
+      rows: number of rows of the parameter that it provides.
+      interleaved_heads: 0, or the number of heads whose rows are stored in interleaved order (pairs
+        2i, 2i + 1, as in Meta's and llama.cpp's files).
+      offset: added to the values (1 for Gemma's norms in Hugging Face files).
     """
 
     name: str
     rows: int
     interleaved_heads: int = 0
-    plus: float = 0.0
+    offset: float = 0.0
 
 
-Mapped = dict[str, tuple[TensorPart, ...]]
-"""Canonical name -> the parts that, stacked along the rows, make it."""
+ParamMapping = dict[str, tuple[TensorPart, ...]]
+"""Canonical name -> the parts whose concatenation along the rows is the parameter."""
 
 
 def map_names(
@@ -85,24 +85,24 @@ def map_names(
     layer_prefix: str,
     *,
     interleaved: bool = False,
-    norms_plus: float = 0.0,
-) -> Mapped:
-    """Works out a format's mapping from its table of names.
+    norm_offset: float = 0.0,
+) -> ParamMapping:
+    """Builds a format's mapping from its table of names.
 
     Args:
-      config: decides which parameters there are, and how many rows each part has.
+      config: determines the parameters and the number of rows of each part.
       names: canonical name (without `layers.{l}.`) -> the checkpoint's names, separated by spaces
-        where several are stacked; of layers, without their prefix.
-      layer_prefix: what stands before a layer's names, with `{}` for its index.
+        where several are concatenated. Names of layers are without their prefix.
+      layer_prefix: prefix of a layer's names, with `{}` for its index.
       interleaved: whether queries and keys are stored in interleaved order.
-      norms_plus: added to all norm weights.
+      norm_offset: added to all norm weights.
     """
     rows = {
         "qkv": (config.q_width, config.kv_width, config.kv_width),
         "gate_up": (config.intermediate_size, config.intermediate_size),
     }
     heads = (config.num_heads, config.num_kv_heads, 0) if interleaved else (0, 0, 0)
-    mapped: Mapped = {}
+    mapped: ParamMapping = {}
     for canonical, shape in param_shapes(config).items():
         prefix, short = "", canonical
         if canonical.startswith("layers."):
@@ -114,7 +114,7 @@ def map_names(
                 name=prefix + name,
                 rows=part_rows,
                 interleaved_heads=part_heads if kind == "qkv" else 0,
-                plus=norms_plus if short.endswith("_norm") else 0.0,
+                offset=norm_offset if short.endswith("_norm") else 0.0,
             )
             for name, part_rows, part_heads in zip(
                 names[short].split(), rows.get(kind, shape[:1]), heads, strict=False
@@ -124,48 +124,48 @@ def map_names(
 
 
 def to_half_rotation(array: np.ndarray, heads: int) -> np.ndarray:
-    """Reorders the rows of each head, [heads * H, ...], from interleaved pairs to halves."""
+    """Reorders the rows of each head, `[heads * H, ...]`, from interleaved to half rotation."""
     rest = array.shape[1:]
     return array.reshape(heads, -1, 2, *rest).swapaxes(1, 2).reshape(array.shape)
 
 
 def to_interleaved(array: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes `to_half_rotation`."""
+    """The inverse of `to_half_rotation`."""
     rest = array.shape[1:]
     return array.reshape(heads, 2, -1, *rest).swapaxes(1, 2).reshape(array.shape)
 
 
-def assemble(parts: tuple[TensorPart, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Makes one canonical parameter from the checkpoint tensors that `read` returns by name."""
+def assemble_param(parts: tuple[TensorPart, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Builds a canonical parameter from the checkpoint tensors that `read` returns by name."""
     arrays = []
     for part in parts:
         array = read(part.name)
         if part.interleaved_heads:
             array = to_half_rotation(array, part.interleaved_heads)
-        if part.plus:
+        if part.offset:
             # In float32: a bfloat16 norm weight near 1 would lose half its bits.
-            array = array.astype(np.float32) + np.float32(part.plus)
+            array = array.astype(np.float32) + np.float32(part.offset)
         arrays.append(array)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
 
 
-def take_apart(
+def split_param(
     parts: tuple[TensorPart, ...], array: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Undoes `assemble`: the checkpoint tensors, by name, of one canonical parameter."""
+    """The inverse of `assemble_param`: name and array of each checkpoint tensor of a parameter."""
     start = 0
     for part in parts:
-        piece = array[start : start + part.rows]
+        tensor = array[start : start + part.rows]
         start += part.rows
-        if part.plus:
-            piece = piece.astype(np.float32) - np.float32(part.plus)
+        if part.offset:
+            tensor = tensor.astype(np.float32) - np.float32(part.offset)
         if part.interleaved_heads:
-            piece = to_interleaved(piece, part.interleaved_heads)
-        yield part.name, piece
+            tensor = to_interleaved(tensor, part.interleaved_heads)
+        yield part.name, tensor
 
 
-def stored_shapes(config: ModelConfig, mapped: Mapped) -> dict[str, Shape]:
-    """The shape that each checkpoint tensor must have."""
+def stored_shapes(config: ModelConfig, mapped: ParamMapping) -> dict[str, Shape]:
+    """The expected shape of each checkpoint tensor."""
     shapes = param_shapes(config)
     return {
         part.name: (part.rows, *shapes[name][1:])
@@ -176,24 +176,30 @@ def stored_shapes(config: ModelConfig, mapped: Mapped) -> dict[str, Shape]:
 
 def check_shapes(
     origin: str,
-    found: Mapping[str, Shape],
-    wanted: Mapping[str, Shape],
+    actual: Mapping[str, Shape],
+    expected: Mapping[str, Shape],
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Compares a checkpoint's tensors with those that its config asks for.
+    """Compares a checkpoint's tensors with those that its config requires.
+
+    Args:
+      origin: where the checkpoint comes from, for messages.
+      actual: shapes of the checkpoint's tensors.
+      expected: shapes of the required tensors.
+      ignored: whether a tensor outside `expected` may be present.
 
     Raises:
-      CheckpointError: a tensor is missing, has another shape, or is not one of the model's (which
-        would mean that the config does not describe the checkpoint).
+      CheckpointError: a tensor is missing, has another shape, or is unknown (the config then does
+        not describe the checkpoint).
     """
-    for name, shape in wanted.items():
-        if name not in found:
+    for name, shape in expected.items():
+        if name not in actual:
             raise CheckpointError(f"{origin}: tensor {name} {list(shape)} is missing")
-        if tuple(found[name]) != shape:
+        if tuple(actual[name]) != shape:
             raise CheckpointError(
-                f"{origin}: tensor {name} has shape {list(found[name])}, wanted {list(shape)}"
+                f"{origin}: tensor {name} has shape {list(actual[name])}, expected {list(shape)}"
             )
-    extra = [name for name in found if name not in wanted and not ignored(name)]
+    extra = [name for name in actual if name not in expected and not ignored(name)]
     if extra:
         names = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
         raise CheckpointError(f"{origin}: tensors that this architecture does not have: {names}")

@@ -1,11 +1,11 @@
-"""Layers of one kind kept as one array a parameter, so that a step compiles them once.
+"""Stacked layers: one array per parameter for all layers of a kind, so that a step compiles them
+once.
 
-On a TPU the layers run under `lax.scan`: a step of 32 layers compiles in seconds instead of minutes
-and is called with a tenth of the arrays, and the compiler reads a layer's weights where they lie in
-the stack. On a CPU or GPU it would copy them first, in every layer of every step (design, section
-3, and the HLO for sm_90a), so there they stay apart; a GPU's compiler takes 9 s for 30 layers
-apart, 6 s stacked. Models whose layers alternate (Gemma 3: five sliding ones, then a full one)
-repeat in periods, and a period is what is stacked.
+On a TPU the layers run under `lax.scan`: a step of 32 layers compiles in seconds instead of
+minutes, is called with a tenth of the arrays, and reads a layer's weights in the stack. On a CPU or
+GPU, XLA copies a layer's weights out of the stack in every layer of every step, so layers are
+separate there. Models with alternating layers (Gemma 3: five sliding layers, then a full one)
+repeat in periods; layers at the same index of a period are stacked.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from muxjax.models.nn.params import Shape, param_shapes
 
 @dataclass(frozen=True)
 class Stacks:
-    """Which layers are stacked: the first `period * repeats`; the rest stay apart.
+    """The stacked layers: the first `period * repeats`; the others are separate.
 
     The parameters of layers `p, p + period, p + 2 period, ...` are `stacks.{p}.*`, with a leading
     axis of `repeats`.
 
     Attributes:
-      period: layers after which the kinds of layer repeat.
-      repeats: how often they do.
+      period: number of layers after which the kinds of layers repeat.
+      repeats: number of repetitions.
     """
 
     period: int
     repeats: int
 
     @staticmethod
-    def of(config: ModelConfig) -> Stacks:
+    def from_config(config: ModelConfig) -> Stacks:
         """The stacks that leave the fewest layers to compile."""
         kinds, count = config.layer_is_sliding, config.num_layers
 
         def repeats(period: int) -> bool:
-            whole = count // period * period
-            return all(kinds[i] == kinds[i % period] for i in range(whole))
+            stacked = count // period * period
+            return all(kinds[i] == kinds[i % period] for i in range(stacked))
 
         periods = [period for period in range(1, count + 1) if repeats(period)]
         best = min(periods, key=lambda period: period + count % period)
@@ -46,11 +46,11 @@ class Stacks:
 
     @property
     def layers(self) -> int:
-        """Layers that are stacked."""
+        """Number of stacked layers."""
         return self.period * self.repeats
 
-    def place(self, name: str) -> tuple[str, int | None]:
-        """Where a canonical parameter is kept: its name there, and the index in a stack."""
+    def locate(self, name: str) -> tuple[str, int | None]:
+        """The stored name of a canonical parameter, and its index in a stack or None."""
         if not name.startswith("layers."):
             return name, None
         _, layer, short = name.split(".")
@@ -60,9 +60,9 @@ class Stacks:
         return f"stacks.{kind}.{short}", repeat
 
     def shapes(self, config: ModelConfig) -> dict[str, Shape]:
-        """Every parameter as it is kept, with its shape."""
+        """Every stored parameter with its shape."""
         shapes = {}
         for name, shape in param_shapes(config).items():
-            kept, index = self.place(name)
-            shapes[kept] = shape if index is None else (self.repeats, *shape)
+            stored, index = self.locate(name)
+            shapes[stored] = shape if index is None else (self.repeats, *shape)
         return shapes

@@ -1,9 +1,9 @@
-"""How a model's parameters are kept on the device: their types, forms and bytes.
+"""The format of a model's parameters on the device: types, shapes and bytes.
 
-Norms and biases stay in float32: they are small, and are added to float32 activations. A matrix has
-the model's type, in the form that is fastest (`linear`); or, under int8, it is int8 with a
-parameter `NAME_scales` beside it, a float32 number for each row (`int8`). All matrices are int8
-then, output head and embeddings included. Layers may be stacked (`stacks`).
+Norms and biases are float32: they are small, and combined with float32 activations. A matrix has
+the model's type, in the fastest shape for the backend (`linear`). With int8, every matrix,
+including output head and embeddings, is int8 with a parameter `NAME_scales`: one float32 number per
+row (`int8`). Layers may be stacked (`stacks`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from muxjax.models.nn import int8
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.linear import put_matrix, stored_shape
+from muxjax.models.nn.linear import device_put_matrix, stored_shape
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 
@@ -29,25 +29,26 @@ SCALES = "_scales"
 def stored_params(
     config: ModelConfig, dtype: Dtype, quantization: Quantization, stacks: Stacks | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter as a `Decoder` takes it."""
+    """Shape and type of every parameter of a `Decoder`."""
     shapes = param_shapes(config) if stacks is None else stacks.shapes(config)
-    kept = {}
+    stored = {}
     for name, shape in shapes.items():
         if quantization == "int8" and _is_matrix(name):
-            kept[name] = jax.ShapeDtypeStruct(stored_shape(shape, jnp.int8), jnp.int8)
-            kept[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
+            stored[name] = jax.ShapeDtypeStruct(stored_shape(shape, jnp.int8), jnp.int8)
+            stored[name + SCALES] = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
             continue
         in_products = name != "embed" or config.tie_embeddings
-        typed = _type(name, dtype)
-        form = stored_shape(shape, typed) if in_products and _is_matrix(name) else shape
-        kept[name] = jax.ShapeDtypeStruct(form, typed)
-    return kept
+        stored_dtype = _stored_dtype(name, dtype)
+        if in_products and _is_matrix(name):
+            shape = stored_shape(shape, stored_dtype)
+        stored[name] = jax.ShapeDtypeStruct(shape, stored_dtype)
+    return stored
 
 
 def stored_bytes(config: ModelConfig, dtype: Dtype, quantization: Quantization) -> int:
     """Bytes of all parameters on the device."""
-    kept = stored_params(config, dtype, quantization).values()
-    return sum(int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in kept)
+    stored = stored_params(config, dtype, quantization).values()
+    return sum(int(np.prod(p.shape)) * jnp.dtype(p.dtype).itemsize for p in stored)
 
 
 def put_on_device(
@@ -58,20 +59,22 @@ def put_on_device(
     quantization: Quantization,
     device: jax.Device | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """A canonical parameter as it is kept, not stacked: itself, or its numbers and scales.
+    """Puts a canonical parameter on a device in its stored format, not stacked.
 
-    The device may keep the array's own memory, so it must not be written to again. What is mapped
-    from a file (read-only) is copied.
+    The device may use the array's memory without a copy, so the caller must not write to it again.
+    Read-only arrays, which are mapped from a file, are copied.
+
+    Yields:
+      Name and array: the parameter, or with int8 its numbers and then its scales.
     """
     if quantization == "int8" and _is_matrix(name):
         numbers, scales = int8.quantize(array)
-        yield name, put_matrix(numbers, device)
+        yield name, device_put_matrix(numbers, device)
         yield name + SCALES, jax.device_put(scales, device)
         return
-    typed = array.astype(_type(name, dtype), copy=not array.flags.writeable)
+    typed = array.astype(_stored_dtype(name, dtype), copy=not array.flags.writeable)
     in_products = name != "embed" or config.tie_embeddings
-    # A stack has one axis more, and is kept as it is.
-    put = put_matrix if in_products and _is_matrix(name) else jax.device_put
+    put = device_put_matrix if in_products and _is_matrix(name) else jax.device_put
     yield name, put(typed, device)
 
 
@@ -79,5 +82,5 @@ def _is_matrix(name: str) -> bool:
     return not name.endswith(("norm", "bias"))
 
 
-def _type(name: str, dtype: Dtype) -> jnp.dtype:
+def _stored_dtype(name: str, dtype: Dtype) -> jnp.dtype:
     return jnp.dtype(dtype if _is_matrix(name) else "float32")

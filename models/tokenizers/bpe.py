@@ -1,8 +1,8 @@
-"""Builds `tokenizers` objects for the two kinds of byte-pair vocabularies.
+"""Builds `tokenizers` objects for the two kinds of byte-pair (BPE) vocabularies.
 
-Byte-level (GPT-2's): text is cut by a regular expression, and each piece is merged from bytes,
-written as printable characters. SentencePiece's: spaces become U+2581, characters are merged by the
-scores of the pieces they make, and characters without a piece fall back to byte tokens `<0xNN>`.
+Byte-level (GPT-2): a regular expression splits the text, and each part is merged from bytes,
+written as printable characters. SentencePiece: spaces become U+2581, characters are merged by the
+scores of the resulting pieces, and characters without a piece fall back to byte tokens `<0xNN>`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @lru_cache(maxsize=1)
-def byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 is itself, other bytes are letters from U+0100."""
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 characters, and letters from U+0100 for other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
@@ -39,12 +39,12 @@ def byte_letters() -> dict[str, int]:
 def byte_level_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[bytes]:
     """The bytes of byte-level pieces, by id.
 
-    Those whose ids are in `literal` (added tokens), and those outside of the alphabet, are their
-    own UTF-8.
+    Pieces with ids in `literal` (added tokens), and pieces outside of the alphabet, are encoded in
+    UTF-8.
     """
-    # Whole vocabularies at a time: a call for each of 262,144 pieces costs seconds where calls are
-    # type-checked, as in the tests.
-    letters = byte_letters()
+    # One call per vocabulary: a call for each of 262,144 pieces takes seconds in tests, which check
+    # the types of each call.
+    letters = byte_alphabet()
     return [
         piece.encode("utf-8")
         if index in literal or not all(letter in letters for letter in piece)
@@ -54,7 +54,7 @@ def byte_level_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[by
 
 
 def sentencepiece_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[bytes]:
-    """The bytes of SentencePiece pieces, by id; those in `literal` are their own UTF-8."""
+    """The bytes of SentencePiece pieces, by id; those in `literal` are encoded in UTF-8."""
     return [
         piece.encode("utf-8")
         if index in literal
@@ -68,28 +68,28 @@ def sentencepiece_bytes(pieces: Sequence[str], literal: Collection[int]) -> list
 def merges_from_scores(
     pieces: Sequence[str], scores: Sequence[float], skipped: Collection[int]
 ) -> list[tuple[str, str]]:
-    """The merges that SentencePiece's scores imply, in the order in which they apply.
+    """The merges that SentencePiece's scores imply, in order of application.
 
-    SentencePiece merges the two neighbours whose joined piece has the best score. So every way to
-    cut a piece into two other pieces is a merge, ranked by the whole piece's score; among cuts of
-    one piece the order hardly matters, and is that of the parts' ids.
+    SentencePiece merges the two adjacent pieces whose concatenation has the best score. Every split
+    of a piece into two other pieces is therefore a merge, ranked by the score of the piece. Splits
+    of the same piece are ordered by the ids of their parts; this order rarely matters.
 
     Args:
       pieces: the vocabulary.
-      scores: of each piece; higher merges earlier.
-      skipped: ids that are never made by merging (control, byte and user-defined tokens).
+      scores: of each piece; higher scores merge earlier.
+      skipped: ids that merging never produces (control, byte and user-defined tokens).
     """
     ids = {piece: index for index, piece in enumerate(pieces) if index not in skipped}
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece in ids:
-        cuts = [
-            (ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
-            for cut in range(1, len(piece))
-            if piece[:cut] in ids and piece[cut:] in ids
+        splits = [
+            (ids[piece[:i]], ids[piece[i:]], piece[:i], piece[i:])
+            for i in range(1, len(piece))
+            if piece[:i] in ids and piece[i:] in ids
         ]
-        if cuts:
+        if splits:
             score = -scores[ids[piece]]
-            ranked += [(score, left, right, first, second) for left, right, first, second in cuts]
+            ranked += [(score, left, right, first, second) for left, right, first, second in splits]
     ranked.sort()
     return [(first, second) for *_, first, second in ranked]
 
@@ -103,15 +103,15 @@ def sentencepiece_bpe(
     unknown_id: int | None,
     add_space: bool,
 ) -> Tokenizer:
-    """A `tokenizers` tokenizer that does what SentencePiece does with a BPE vocabulary.
+    """A `tokenizers` tokenizer equivalent to SentencePiece with a BPE vocabulary.
 
     Args:
       pieces: the vocabulary.
-      scores: of each piece; higher merges earlier.
-      control: ids whose names in the text become these tokens, and which have no text.
-      user_defined: ids whose names in the text become these tokens before any merging.
-      unknown_id: for what neither a piece nor byte tokens can express.
-      add_space: put a space before every text (Llama 2; not Gemma).
+      scores: of each piece; higher scores merge earlier.
+      control: ids of control tokens: matched by name in the text, without text of their own.
+      user_defined: ids of tokens that are matched by name in the text before merging.
+      unknown_id: of the token for characters that neither pieces nor byte tokens can express.
+      add_space: prepend a space to every text (Llama 2; not Gemma).
     """
     bytes_ = {index for index, piece in enumerate(pieces) if BYTE_PIECE.fullmatch(piece)}
     skipped = {*control, *user_defined, *bytes_}
@@ -128,7 +128,7 @@ def sentencepiece_bpe(
     if add_space:
         steps.insert(0, normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    # Decoding is ours; the decoder is set for other programs that read the saved tokenizer.
+    # `Tokenizer` decodes without it; the decoder is for other programs that read saved tokenizers.
     undo: list[decoders.Decoder] = [
         decoders.Replace(SPACE, " "),
         decoders.ByteFallback(),
@@ -137,46 +137,46 @@ def sentencepiece_bpe(
     if add_space:
         undo.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(undo)
-    # Matched after spaces have become U+2581, as SentencePiece does, so that runs of both are
-    # found; a space put before the text would be put before the tokens' names as well.
-    add_tokens(tokenizer, pieces, control, user_defined, normalised=not add_space)
+    # As in SentencePiece, names are matched after spaces have become U+2581, so that names with
+    # spaces match. With a prepended space this is not possible: the names would also get a space.
+    add_tokens(tokenizer, pieces, control, user_defined, match_normalized=not add_space)
     return tokenizer
 
 
 def byte_level_bpe(
     pieces: Sequence[str],
     merges: Sequence[tuple[str, str]],
-    cuts: Sequence[str],
+    patterns: Sequence[str],
     *,
     control: Collection[int],
     user_defined: Collection[int],
     nfc: bool = False,
-    whole_pieces_first: bool = False,
+    ignore_merges: bool = False,
 ) -> Tokenizer:
     """A byte-level BPE tokenizer.
 
     Args:
       pieces: the vocabulary.
-      merges: pairs of pieces, in the order in which they apply.
-      cuts: regular expressions that cut the text, one after another; matches and what is between
-        them become pieces of their own.
+      merges: pairs of pieces, in order of application.
+      patterns: regular expressions that split the text, applied in turn; matches and the text
+        between them become separate parts.
       control: as in `sentencepiece_bpe`.
       user_defined: as in `sentencepiece_bpe`.
-      nfc: compose characters first.
-      whole_pieces_first: a cut that is in the vocabulary is one token, whatever the merges say.
+      nfc: normalize the text to NFC first.
+      ignore_merges: a part that is in the vocabulary becomes one token without merging.
     """
     tokenizer = Tokenizer(
         models.BPE(
             vocab={piece: index for index, piece in enumerate(pieces)},
             merges=list(merges),
-            ignore_merges=whole_pieces_first,
+            ignore_merges=ignore_merges,
         )
     )
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts),
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -191,26 +191,41 @@ def add_tokens(
     control: Collection[int],
     user_defined: Collection[int],
     *,
-    normalised: bool = False,
+    match_normalized: bool = False,
 ) -> None:
-    """Makes the names of these tokens become the tokens wherever they stand in a text."""
+    """Adds tokens that are matched by name anywhere in a text.
+
+    Args:
+      tokenizer: changed in place.
+      pieces: the vocabulary.
+      control: as in `sentencepiece_bpe`.
+      user_defined: as in `sentencepiece_bpe`.
+      match_normalized: match user-defined tokens after the normalizer.
+    """
     tokenizer.add_special_tokens(
         [AddedToken(pieces[index], normalized=False, special=True) for index in sorted(control)]
     )
     tokenizer.add_tokens(
-        [AddedToken(pieces[index], normalized=normalised) for index in sorted(user_defined)]
+        [AddedToken(pieces[index], normalized=match_normalized) for index in sorted(user_defined)]
     )
 
 
-def add_begin_and_end(
-    tokenizer: Tokenizer, names: Mapping[int, str], begin: int | None, end: int | None
+def add_bos_and_eos(
+    tokenizer: Tokenizer, names: Mapping[int, str], bos: int | None, eos: int | None
 ) -> None:
-    """Makes encoding with special tokens put these ids around the text."""
-    around = [index for index in (begin, end) if index is not None]
-    if not around:
+    """Sets the tokens that encoding with special tokens adds before and after the text.
+
+    Args:
+      tokenizer: changed in place.
+      names: of the tokens.
+      bos: id of the token before the text, or None.
+      eos: id of the token after the text, or None.
+    """
+    ids = [index for index in (bos, eos) if index is not None]
+    if not ids:
         return
-    template = ([names[begin]] if begin is not None else []) + ["$A"]
-    template += [names[end]] if end is not None else []
+    template = ([names[bos]] if bos is not None else []) + ["$A"]
+    template += [names[eos]] if eos is not None else []
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(names[index], index) for index in around]
+        single=template, special_tokens=[(names[index], index) for index in ids]
     )

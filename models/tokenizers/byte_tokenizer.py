@@ -9,17 +9,17 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
-    """One token per byte, for models with random weights and for tiny trained ones.
+    """A tokenizer with one token per byte, for models with random weights and tiny trained models.
 
-    Ids from 256 on have no text. A smaller vocabulary can express only the lowest bytes; other
-    text is refused with InvalidRequest.
+    Ids from 256 on have no text. A smaller vocabulary can express only the lowest bytes; encoding
+    other text raises InvalidRequest.
     """
 
     def encode(text: str, add_special: bool) -> list[int]:
         ids = list(text.encode("utf-8"))
         if max(ids, default=0) >= vocab_size:
             raise InvalidRequest(
-                f"byte {max(ids)} is outside of the model's vocabulary of {vocab_size}",
+                f"byte {max(ids)} is outside of the model's vocabulary of {vocab_size} tokens",
                 field="prompt",
             )
         return ids
@@ -27,8 +27,8 @@ def byte_tokenizer(vocab_size: int) -> Tokenizer:
     def to_files() -> dict[str, str]:
         if vocab_size < 256:
             raise CheckpointError(f"tokenizer.json needs all 256 bytes, not {vocab_size}")
-        letters = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
-        backend = bpe.byte_level_bpe(letters, (), (), control=(), user_defined=())
+        alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
+        backend = bpe.byte_level_bpe(alphabet, (), (), control=(), user_defined=())
         return tokenizer_files(backend, {}, None)
 
     pieces = [bytes([byte]) for byte in range(min(256, vocab_size))]

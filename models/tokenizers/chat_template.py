@@ -1,8 +1,8 @@
-"""Chat templates: Jinja text from the checkpoint, run in a sandbox.
+"""Chat templates: Jinja source from the checkpoint, rendered in a sandbox.
 
-The template comes with the model file and is not trusted: it sees only the values given here, can
-change none of them, and reaches no attribute that Jinja's sandbox calls unsafe. The names it may
-use are those that Hugging Face's templates are written for.
+The template comes with the model file and is not trusted. It can read only the values passed here,
+cannot change them, and has no access to attributes that Jinja's sandbox considers unsafe. Its
+variables and functions are those of Hugging Face's templates.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def render_chat(
 
     Args:
       template: Jinja source.
-      messages: each with `role` and `content`, and perhaps `tool_calls` or `tool_call_id`.
-      add_generation_prompt: end with the opening of the assistant's answer.
-      special_tokens: texts by the names that templates know (`bos_token`, `eos_token`, ...).
-      tools: functions that the model may call, as OpenAI's `tools`.
+      messages: each with `role` and `content`, and optionally `tool_calls` or `tool_call_id`.
+      add_generation_prompt: end the prompt with the start of the assistant's message.
+      special_tokens: texts of special tokens by their template names (`bos_token`, `eos_token`,
+        ...).
+      tools: functions that the model may call, in the format of OpenAI's `tools`.
 
     Raises:
-      InvalidRequest: the template refuses the messages, or cannot be run.
+      InvalidRequest: the template rejects the messages, or fails.
     """
     try:
         return _compiled(template).render(
@@ -51,15 +52,15 @@ def render_chat(
     except jinja2.TemplateError as error:
         raise InvalidRequest(f"chat template: {error}", field="messages") from error
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        # What a template does with a message of another form than it expects.
+        # Raised by expressions of the template for messages with unexpected fields or types.
         raise InvalidRequest(
             f"the model's chat template cannot use these messages: {error}", field="messages"
         ) from error
 
 
 @lru_cache(maxsize=64)
-def knows_tools(template: str) -> bool:
-    """Whether a template has a use for tools; one that cannot be parsed has none."""
+def supports_tools(template: str) -> bool:
+    """Whether a template uses `tools`; False for a template that cannot be parsed."""
     try:
         parsed = _environment().parse(template)
     except jinja2.TemplateError:
@@ -77,12 +78,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
+    environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _now
     return environment
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
@@ -97,7 +98,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own `tojson` escapes HTML, which would change the prompt."""
+    """JSON without the HTML escapes of Jinja's `tojson`, which would change the prompt."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

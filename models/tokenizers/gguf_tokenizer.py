@@ -16,7 +16,7 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end_of_text|>")
-"""Control tokens that end an answer even where the metadata name another end token."""
+"""Control tokens that also end an output if the metadata name another end token."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -28,16 +28,16 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 @dataclass(frozen=True)
 class _PreTokenizer:
-    """What a byte-level tokenizer does before merging; `tokenizer.ggml.pre` names it."""
+    """The steps of a byte-level tokenizer before merging; `tokenizer.ggml.pre` names them."""
 
-    cuts: tuple[str, ...]
+    patterns: tuple[str, ...]
     nfc: bool = False
-    whole_pieces_first: bool = False
-    adds_begin: bool = False
+    ignore_merges: bool = False
+    adds_bos: bool = False
 
 
 _DIGITS_GPT2 = _PreTokenizer((r"\p{N}", _GPT2))
-_LLAMA3_PRE = _PreTokenizer((_LLAMA3,), whole_pieces_first=True, adds_begin=True)
+_LLAMA3_PRE = _PreTokenizer((_LLAMA3,), ignore_merges=True, adds_bos=True)
 _QWEN2_PRE = _PreTokenizer((_QWEN2,), nfc=True)
 PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
     "gpt-2": _PreTokenizer((_GPT2,)),
@@ -46,15 +46,19 @@ PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
     "llama3": _LLAMA3_PRE,
     "llama-v3": _LLAMA3_PRE,
     "qwen2": _QWEN2_PRE,
-    "deepseek-r1-qwen": _PreTokenizer((_QWEN2,), adds_begin=True),
+    "deepseek-r1-qwen": _PreTokenizer((_QWEN2,), adds_bos=True),
 }
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer | None:
-    """Builds the tokenizer of a GGUF file; None where the file has none.
+    """Builds the tokenizer of a GGUF file; None if the file has none.
+
+    Args:
+      metadata: the file's metadata.
+      origin: where the file comes from, for messages.
 
     Raises:
-      CheckpointError: a kind of tokenizer that is not known, or metadata that do not fit.
+      CheckpointError: the kind of tokenizer is unknown, or the metadata are inconsistent.
     """
     kind = metadata.get(_PREFIX + "model", "no_vocab")
     if kind in ("no_vocab", "none"):
@@ -67,61 +71,67 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
         raise CheckpointError(f"{origin}: {len(pieces)} tokens with {len(types)} types")
     control = np.flatnonzero((types == _CONTROL) | (types == _UNKNOWN)).tolist()
     user_defined = np.flatnonzero(types == _USER_DEFINED).tolist()
-    named = {"control": control, "user_defined": user_defined}
+    special = {"control": control, "user_defined": user_defined}
     if kind == "llama":
         scores = metadata.get(_PREFIX + "scores")
         if scores is None or len(scores) != len(pieces):
-            raise CheckpointError(f"{origin}: the tokenizer's scores are missing or too few")
-        spaced = bool(metadata.get(_PREFIX + "add_space_prefix", True))
+            raise CheckpointError(
+                f"{origin}: the tokenizer needs a score for each of {len(pieces)} tokens"
+            )
+        adds_space_prefix = bool(metadata.get(_PREFIX + "add_space_prefix", True))
         backend = bpe.sentencepiece_bpe(
             pieces,
             np.asarray(scores).tolist(),
             unknown_id=_id(metadata, "unknown"),
-            add_space=spaced,
-            **named,
+            add_space=adds_space_prefix,
+            **special,
         )
-        adds_begin, to_bytes = True, bpe.sentencepiece_bytes
+        adds_bos, to_bytes = True, bpe.sentencepiece_bytes
     else:
-        spaced = False
+        adds_space_prefix = False
         pre = _pre_tokenizer(metadata, origin)
         merges = [tuple(merge.split(" ", 1)) for merge in metadata.get(_PREFIX + "merges", [])]
         backend = bpe.byte_level_bpe(
             pieces,
             merges,
-            pre.cuts,
+            pre.patterns,
             nfc=pre.nfc,
-            whole_pieces_first=pre.whole_pieces_first,
-            **named,
+            ignore_merges=pre.ignore_merges,
+            **special,
         )
-        adds_begin, to_bytes = pre.adds_begin, bpe.byte_level_bytes
-    begin, end = _id(metadata, "bos"), _id(metadata, "eos")
-    for index in (begin, end, _id(metadata, "unknown")):
+        adds_bos, to_bytes = pre.adds_bos, bpe.byte_level_bytes
+    bos, eos = _id(metadata, "bos"), _id(metadata, "eos")
+    for index in (bos, eos, _id(metadata, "unknown")):
         if index is not None and not 0 <= index < len(pieces):
-            raise CheckpointError(f"{origin}: token {index} of {len(pieces)} does not exist")
-    bpe.add_begin_and_end(
+            raise CheckpointError(
+                f"{origin}: token id {index} is outside of the {len(pieces)} tokens"
+            )
+    bpe.add_bos_and_eos(
         backend,
-        {index: pieces[index] for index in (begin, end) if index is not None},
-        begin if metadata.get(_PREFIX + "add_bos_token", adds_begin) else None,
-        end if metadata.get(_PREFIX + "add_eos_token", False) else None,
+        {index: pieces[index] for index in (bos, eos) if index is not None},
+        bos if metadata.get(_PREFIX + "add_bos_token", adds_bos) else None,
+        eos if metadata.get(_PREFIX + "add_eos_token", False) else None,
     )
     template = metadata.get("tokenizer.chat_template")
-    ends = (("bos_token", begin), ("eos_token", end))
+    ends = (("bos_token", bos), ("eos_token", eos))
     names = {name: pieces[index] for name, index in ends if index is not None}
     return Tokenizer(
-        encode_text=lambda text, special: backend.encode(text, add_special_tokens=special).ids,
+        encode_text=lambda text, add_special: (
+            backend.encode(text, add_special_tokens=add_special).ids
+        ),
         pieces=to_bytes(pieces, {*control, *user_defined}),
         special_ids=frozenset(control),
-        bos_token_id=begin,
+        bos_token_id=bos,
         eos_token_ids=end_token_ids(metadata),
         chat_template=template,
         special_tokens=names,
-        spaced=spaced,
+        adds_space_prefix=adds_space_prefix,
         to_files=lambda: tokenizer_files(backend, names, template),
     )
 
 
 def end_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """All tokens that end an output: those that the metadata name, and well-known ones."""
+    """Tokens that end an output: those that the metadata name, and well-known control tokens."""
     ids = [_id(metadata, name) for name in ("eos", "eot", "eom")]
     pieces = metadata.get(_PREFIX + "tokens", [])
     types = metadata.get(_PREFIX + "token_type", [])

@@ -1,4 +1,4 @@
-"""Tokenizers from Hugging Face's files, and writing them."""
+"""Reading and writing tokenizers in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoints.json_files import read_json
+from muxjax.models.json_files import read_json
 from muxjax.models.tokenizers import bpe
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 
@@ -18,16 +18,16 @@ TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
 
 def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokenizer | None:
-    """Reads `tokenizer.json` and what is beside it; None where the folder has no tokenizer.
+    """Reads a folder's tokenizer; None if the folder has none.
 
     Args:
-      folder: with tokenizer.json, and perhaps tokenizer_config.json, special_tokens_map.json,
+      folder: with tokenizer.json, and optionally tokenizer_config.json, special_tokens_map.json and
         chat_template.jinja.
-      eos_token_ids: end tokens that the model's config names; the tokenizer's is added.
+      eos_token_ids: end tokens of the model's config; the tokenizer's end token is added.
 
     Raises:
-      CheckpointError: only a SentencePiece model, a broken file, or a kind of decoder that is not
-        known.
+      CheckpointError: the folder has only a SentencePiece model, a file is invalid, or the kind of
+        decoder is unknown.
     """
     path = folder / TOKENIZER_FILE
     if not path.is_file():
@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
     described = read_json(path)
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(described))
-    except Exception as error:  # the library raises nothing more particular
+    except Exception as error:  # the library raises no narrower type
         raise CheckpointError(f"{path}: {error}") from error
     backend.no_truncation()
     backend.no_padding()
@@ -49,21 +49,21 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
         for key in ("bos_token", "eos_token", "unk_token", "pad_token")
         if (name := _token_name(settings.get(key))) is not None
     }
-    begin = backend.token_to_id(names.get("bos_token", ""))
-    end = backend.token_to_id(names.get("eos_token", ""))
+    bos = backend.token_to_id(names.get("bos_token", ""))
+    eos = backend.token_to_id(names.get("eos_token", ""))
     template = _chat_template(folder, settings)
     kinds = list(_decoders(described.get("decoder")))
     added = backend.get_added_tokens_decoder()
-    ends = (*eos_token_ids, *(() if end is None else (end,)))
+    ends = (*eos_token_ids, *(() if eos is None else (eos,)))
     return Tokenizer(
-        encode_text=_encoder(backend, begin, settings.get("add_bos_token")),
+        encode_text=_encoder(backend, bos, settings.get("add_bos_token")),
         pieces=_to_bytes(kinds, path)(_pieces(backend), added),
         special_ids=frozenset(index for index, token in added.items() if token.special),
-        bos_token_id=begin,
+        bos_token_id=bos,
         eos_token_ids=tuple(dict.fromkeys(ends)),
         chat_template=template,
         special_tokens=names,
-        spaced=_spaced(kinds),
+        adds_space_prefix=_adds_space_prefix(kinds),
         to_files=lambda: tokenizer_files(backend, names, template),
     )
 
@@ -71,7 +71,7 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
 def tokenizer_files(
     backend: tokenizers.Tokenizer, names: dict[str, str], template: str | None
 ) -> dict[str, str]:
-    """The files, name to contents, that `read_tokenizer` and `transformers` read."""
+    """The contents by name of the files that `read_tokenizer` and `transformers` read."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     if template is not None:
         settings["chat_template"] = template
@@ -100,24 +100,24 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
         return path.read_text("utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        return next((each["template"] for each in template if each["name"] == "default"), None)
+        return next((named["template"] for named in template if named["name"] == "default"), None)
     return template
 
 
 def _encoder(
-    backend: tokenizers.Tokenizer, begin: int | None, adds_begin: bool | None
+    backend: tokenizers.Tokenizer, bos: int | None, adds_bos: bool | None
 ) -> Callable[[str, bool], list[int]]:
-    """Encodes; `add_bos_token` of tokenizer_config.json wins over the post-processor."""
+    """`Tokenizer.encode_text`; `add_bos_token` has precedence over the post-processor."""
 
-    def encode(text: str, special: bool) -> list[int]:
-        ids = backend.encode(text, add_special_tokens=special).ids
-        if special and begin is not None and adds_begin is not None:
-            has = bool(ids) and ids[0] == begin
-            plain = backend.encode(text, add_special_tokens=False).ids if has else ids
-            own = bool(plain) and plain[0] == begin  # written in the text itself
-            if adds_begin and not has:
-                return [begin, *ids]
-            if not adds_begin and has and not own:
+    def encode(text: str, add_special: bool) -> list[int]:
+        ids = backend.encode(text, add_special_tokens=add_special).ids
+        if add_special and bos is not None and adds_bos is not None:
+            has_bos = bool(ids) and ids[0] == bos
+            plain = backend.encode(text, add_special_tokens=False).ids if has_bos else ids
+            bos_in_text = bool(plain) and plain[0] == bos
+            if adds_bos and not has_bos:
+                return [bos, *ids]
+            if not adds_bos and has_bos and not bos_in_text:
                 return ids[1:]
         return ids
 
@@ -128,8 +128,8 @@ def _decoders(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     if decoder is None:
         return
     if decoder["type"] == "Sequence":
-        for each in decoder["decoders"]:
-            yield from _decoders(each)
+        for step in decoder["decoders"]:
+            yield from _decoders(step)
     else:
         yield decoder
 
@@ -144,12 +144,12 @@ def _to_bytes(
     if replaced or types & {"ByteFallback", "Metaspace"}:
         return bpe.sentencepiece_bytes
     raise CheckpointError(
-        f"{path}: unknown decoder ({', '.join(sorted(types)) or 'none'}); known are byte-level "
-        "and SentencePiece ones"
+        f"{path}: unknown decoder ({', '.join(sorted(types)) or 'none'}); supported: byte-level, "
+        "SentencePiece"
     )
 
 
-def _spaced(kinds: list[dict[str, Any]]) -> bool:
+def _adds_space_prefix(kinds: list[dict[str, Any]]) -> bool:
     return any(
         (kind["type"] == "Strip" and kind.get("start", 0) > 0)
         or (kind["type"] == "Metaspace" and kind.get("prepend_scheme", "always") != "never")
@@ -158,7 +158,7 @@ def _spaced(kinds: list[dict[str, Any]]) -> bool:
 
 
 def _pieces(backend: tokenizers.Tokenizer) -> list[str]:
-    """The vocabulary by id, added tokens included; ids that are not used have no text."""
+    """The vocabulary by id, including added tokens; unused ids have no text."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
     for piece, index in vocabulary.items():

@@ -1,9 +1,9 @@
-"""Text to token ids and back.
+"""Conversion of text to token ids and back.
 
-Encoding is done by Hugging Face's `tokenizers`, set up by `hf_tokenizer`, `gguf_tokenizer` or
-`llama2c`. Decoding is done here, from the bytes of each token: the text of a sequence is the UTF-8
-of its tokens' bytes in a row, so a stream can be decoded token by token and gives exactly the text
-that decoding all at once gives, never half a character.
+Encoding uses Hugging Face's `tokenizers`, configured by `hf_tokenizer`, `gguf_tokenizer` or
+`llama2c`. Decoding uses the bytes of each token: the text of a sequence is the concatenation of its
+tokens' bytes, as UTF-8. A stream is therefore decoded token by token to exactly the text of
+decoding all tokens at once, without partial characters.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Tokenizer:
     """A model's tokenizer.
 
     Attributes:
-      encode_text: text, and whether to add what the model expects around it -> ids.
-      pieces: the bytes of every id; of special tokens, the bytes of their names.
-      special_ids: control tokens, which decoding leaves out.
-      bos_token_id: the begin token, if the model has one.
+      encode_text: maps a text, and whether to add special tokens around it, to ids.
+      pieces: the bytes of every id; for special tokens, the bytes of their names.
+      special_ids: control tokens, which decoding omits.
+      bos_token_id: the begin token, or None.
       eos_token_ids: tokens that end an output.
       chat_template: Jinja source, or None.
-      special_tokens: texts that chat templates may ask for, by name (`bos_token`, ...).
-      spaced: encoding puts a space before the text (Llama 2), which decoding takes off again
-        after the begin token.
-      to_files: makes the Hugging Face files of this tokenizer, name to contents.
+      special_tokens: texts of special tokens for chat templates, by name (`bos_token`, ...).
+      adds_space_prefix: whether encoding prepends a space to the text (Llama 2), which decoding
+        removes after the begin token.
+      to_files: returns the contents of the tokenizer's Hugging Face files by name.
     """
 
     encode_text: Callable[[str, bool], list[int]]
@@ -41,24 +41,24 @@ class Tokenizer:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    spaced: bool = False
+    adds_space_prefix: bool = False
     to_files: Callable[[], dict[str, str]] | None = None
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that the tokenizer knows; a model's own vocabulary may be padded."""
+        """Number of ids of the tokenizer; a model's vocabulary may be larger by padding."""
         return len(self.pieces)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of a text. Names of special tokens in it become these tokens.
+        """Token ids of a text. Names of special tokens in the text become these tokens.
 
         Args:
           text: any text.
-          add_special: add the begin token where the model was trained with one. False for the text
-            that a chat template made, which has its own.
+          add_special: add the begin token if the model was trained with one. Use False for the
+            output of a chat template, which contains it.
 
         Raises:
-          InvalidRequest: text that is not valid Unicode, or that the vocabulary cannot express.
+          InvalidRequest: the text is not valid Unicode, or the vocabulary cannot express it.
         """
         try:
             text.encode("utf-8")
@@ -69,32 +69,32 @@ class Tokenizer:
         return self.encode_text(text, add_special)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens, without special ones.
+        """The text of some tokens, without special tokens.
 
-        Bytes that are not UTF-8 become U+FFFD. Where the model puts a space before every text and
-        `ids` begin with the begin token, that space is taken off; elsewhere (a continuation) a
-        leading space is part of the text.
+        Bytes that are not UTF-8 become U+FFFD. If the tokenizer prepends a space and `ids` start
+        with the begin token, that space is removed; in other sequences (continuations), a leading
+        space is part of the text.
         """
         stream = self.decode_stream()
         return stream.push(ids) + stream.flush()
 
     def decode_stream(self) -> DecodeStream:
-        """Decodes a sequence as it grows."""
+        """A decoder for the tokens of one sequence as they arrive."""
         return DecodeStream(self)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; of a special token, its name; nothing for an unknown id."""
+        """The bytes of one token: the name of a special token, and empty for an unknown id."""
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
     def token_text(self, token: int) -> str:
-        """One token for people: as `token_bytes`, with U+FFFD for what is not UTF-8 on its own."""
+        """The text of one token for display, with U+FFFD for bytes that are not UTF-8."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
     def files(self) -> dict[str, str]:
-        """This tokenizer as Hugging Face's tokenizer.json and tokenizer_config.json.
+        """The contents of Hugging Face's tokenizer.json and tokenizer_config.json, by name.
 
         Raises:
-          CheckpointError: it cannot be written as such files.
+          CheckpointError: the tokenizer has no such files.
         """
         if self.to_files is None:
             raise CheckpointError("this tokenizer cannot be written as tokenizer.json")
@@ -108,8 +108,13 @@ class Tokenizer:
     ) -> str:
         """The prompt text of a conversation; encode it with `add_special=False`.
 
+        Args:
+          messages: as in `render_chat`.
+          add_generation_prompt: as in `render_chat`.
+          tools: as in `render_chat`.
+
         Raises:
-          InvalidRequest: the model has no chat template, or the template refuses the messages.
+          InvalidRequest: the model has no chat template, or the template rejects the messages.
         """
         if self.chat_template is None:
             raise InvalidRequest(
@@ -126,10 +131,11 @@ class Tokenizer:
 
 
 class DecodeStream:
-    """Turns tokens into text as they come; see `Tokenizer.decode_stream`.
+    """Decodes tokens to text as they arrive; see `Tokenizer.decode_stream`.
 
-    The texts of all `push` calls and of `flush`, joined, are `Tokenizer.decode` of all tokens. An
-    incomplete character at the end is held back until it is complete or cannot be any more.
+    The concatenated texts of all `push` calls and of `flush` equal `Tokenizer.decode` of all
+    tokens. An incomplete character at the end is held back until it is complete or known to be
+    invalid.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -139,13 +145,15 @@ class DecodeStream:
         self._drop_space = False
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that these tokens complete; may be empty."""
+        """The text that is complete with these tokens; may be empty."""
         parts = []
         for token in ids:
             if not self._started:
                 self._started = True
                 bos = self._tokenizer.bos_token_id
-                self._drop_space = self._tokenizer.spaced and token == bos and bos is not None
+                self._drop_space = (
+                    self._tokenizer.adds_space_prefix and token == bos and bos is not None
+                )
             if token in self._tokenizer.special_ids:
                 continue
             piece = self._tokenizer.token_bytes(token)
@@ -156,5 +164,5 @@ class DecodeStream:
         return self._decoder.decode(b"".join(parts))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """The remaining text: U+FFFD for an incomplete character, or empty."""
         return self._decoder.decode(b"", final=True)

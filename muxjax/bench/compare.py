@@ -13,7 +13,7 @@ from muxjax.bench.http.metrics import jain_index
 from muxjax.bench.isolated import IsolatedLatency
 from muxjax.bench.replay import Replay, make_requests, replay
 from muxjax.bench.session import BenchSession
-from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
+from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.specs import LatencySlo
@@ -53,7 +53,7 @@ def compare(
     rig: BenchSession,
     workload: Sequence[TraceRequest],
     policies: Sequence[str],
-    targets: Mapping[str, AttainmentTarget],
+    targets: Mapping[str, AttainmentCriterion],
     solo: IsolatedLatency,
     *,
     rates: Mapping[str, float] | None = None,
@@ -117,13 +117,12 @@ def compare(
 
 
 def scheduler_targets(
-    rig: BenchSession, targets: Mapping[str, AttainmentTarget], solo: IsolatedLatency
+    rig: BenchSession, targets: Mapping[str, AttainmentCriterion], solo: IsolatedLatency
 ) -> dict[str, LatencySlo]:
     """What schedulers work towards where these targets are counted."""
     found = {}
     for name, target in targets.items():
-        spec = rig.specs[name]
-        found[name] = target.for_scheduler(spec.prompt_tokens, spec.output_tokens, solo.costs)
+        found[name] = target.scheduler_slo(rig.specs[name].load, solo.costs)
     return found
 
 

@@ -54,7 +54,7 @@ def simulate_rig(
         name: SimulatedModel(
             name,
             max_seqs=rig.buckets[name].max_seqs,
-            times=profile.step_times[name].slower(slower),
+            times=profile.step_times[name].scaled(slower),
         )
         for name in rig.models
     }

@@ -22,7 +22,7 @@ from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.policies.registry import POLICIES
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.specs import LatencySlo
+from muxjax.scheduling.specs import LatencySlo, ModelSpec
 from muxjax.scheduling.steps import ExecutorModel, Handle, Step, StepResult
 from muxjax.units.build import enable_compilation_cache, load_programs, load_progress
 from muxjax.units.build_unit_spec import build_unit_spec
@@ -117,7 +117,7 @@ class BenchSession:
         if targets is not None:
             specs |= {name: replace(specs[name], targets=own) for name, own in targets.items()}
         if rates is not None:
-            specs |= {name: replace(specs[name], rate=rate) for name, rate in rates.items()}
+            specs |= {name: _with_rate(specs[name], rate) for name, rate in rates.items()}
         if specs != self.specs:
             unit.change_models(specs.values())
         return unit
@@ -147,6 +147,10 @@ def check_policies(names: Sequence[str]) -> None:
     for name in names:
         if name not in POLICIES:
             raise BenchError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+
+
+def _with_rate(spec: ModelSpec, rate: float) -> ModelSpec:
+    return replace(spec, load=replace(spec.load, rate=rate))
 
 
 class _Kept:

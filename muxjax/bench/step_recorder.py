@@ -25,7 +25,7 @@ from muxjax.bench.replay import make_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.bench.steps import Bucket, Kind, StepMeasurement, measure
 from muxjax.errors import BenchError
-from muxjax.placement.costs.step_times import StepTimes, bucket_of
+from muxjax.placement.costs.step_times import StepTimes, find_bucket
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
@@ -69,8 +69,8 @@ class ExecutedStep:
         own = times[self.model]
         if self.chunks is not None:
             tokens = sum(count for count, _, _ in self.chunks)
-            return self.model, "prefill", bucket_of(own.prefill, tokens)
-        return self.model, "decode", bucket_of(own.decode, self.sequences)
+            return self.model, "prefill", find_bucket(own.prefill, tokens)
+        return self.model, "decode", find_bucket(own.decode, self.sequences)
 
     def expected(self, times: Mapping[str, StepTimes]) -> float:
         """Seconds that it takes by the step times of all models."""

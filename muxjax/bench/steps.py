@@ -92,9 +92,9 @@ class StepMeasurement:
             steps = [step for step in own if (step.phase, step.size) == (phase, size)]
             factor = self.in_service.get((model, phase, size), 1.0)
             if phase == "prefill":
-                prefill[size] = _prefill_times(steps).slower(factor)
+                prefill[size] = _prefill_times(steps).scaled(factor)
             else:
-                decode[size] = _decode_times(steps).slower(factor)
+                decode[size] = _decode_times(steps).scaled(factor)
         if not prefill or not decode:
             raise BenchError(f"{model} was not measured to the end")
         return StepTimes(prefill, decode)

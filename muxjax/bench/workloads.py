@@ -10,12 +10,17 @@ from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import WorkloadError
 from muxjax.placement.workload.arrivals import power_law_rates
 from muxjax.placement.workload.lengths import LogNormal
-from muxjax.placement.workload.synthetic import Arrivals, Assigned, Synthetic, Traffic
-from muxjax.placement.workload.trace import First, TraceRequest
+from muxjax.placement.workload.synthetic import (
+    ArrivalProcess,
+    AssignedWorkload,
+    SyntheticWorkload,
+    Traffic,
+)
+from muxjax.placement.workload.trace import TraceRequest, TruncatedWorkload
 from muxjax.placement.workload.trace_files import open_trace
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
-"""Synthetic workloads; anything else that `--workload` names is a trace's file."""
+"""SyntheticWorkload workloads; anything else that `--workload` names is a trace's file."""
 DEFAULT_SECONDS = 30.0
 
 
@@ -98,7 +103,9 @@ def fleet_rates(config: FleetConfig, asked: WorkloadOptions) -> dict[str, float]
     return {name: dealt[name] for name in rates}
 
 
-def _synthetic(config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOptions) -> Synthetic:
+def _synthetic(
+    config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOptions
+) -> SyntheticWorkload:
     for option, value, owner in (
         ("--cv", asked.cv, "gamma"),
         ("--on-off", asked.on_off, "bursts"),
@@ -109,17 +116,17 @@ def _synthetic(config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOp
     seconds = asked.seconds
     if seconds is None and asked.requests is None:
         seconds = DEFAULT_SECONDS
-    arrivals = Arrivals()
+    arrivals = ArrivalProcess()
     if asked.kind == "gamma":
-        arrivals = Arrivals(cv=4.0 if asked.cv is None else asked.cv)
+        arrivals = ArrivalProcess(cv=4.0 if asked.cv is None else asked.cv)
     elif asked.kind == "bursts":
-        arrivals = Arrivals(on_off=asked.on_off or (10.0, 30.0))
+        arrivals = ArrivalProcess(on_off=asked.on_off or (10.0, 30.0))
     elif asked.kind == "drift":
         points = asked.change_points
         if points is None and seconds is None:
             raise WorkloadError("--workload drift needs --change-points or --duration")
         points = points or tuple(part / 4 * (seconds or 0.0) for part in (1, 2, 3))
-        arrivals = Arrivals(change_points=points)
+        arrivals = ArrivalProcess(change_points=points)
     rates = fleet_rates(config, asked)
     traffic = []
     for entry in config.models:
@@ -127,7 +134,7 @@ def _synthetic(config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOp
         output = entry.output_tokens if asked.output_tokens is None else asked.output_tokens
         lengths = _lengths(entry.name, prompt, output, limits[entry.name], asked.sigma)
         traffic.append(Traffic(entry.name, rates[entry.name], lengths))
-    return Synthetic(traffic, seconds, asked.requests, arrivals, asked.seed)
+    return SyntheticWorkload(traffic, seconds, asked.requests, arrivals, asked.seed)
 
 
 def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float | None) -> LogNormal:
@@ -148,7 +155,9 @@ def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float |
         raise WorkloadError(f"{name}, which holds {limit} tokens a request: {error}") from error
 
 
-def _trace(config: FleetConfig, asked: WorkloadOptions, renamed: Mapping[str, str]) -> First:
+def _trace(
+    config: FleetConfig, asked: WorkloadOptions, renamed: Mapping[str, str]
+) -> TruncatedWorkload:
     for option, value in (
         ("--alpha", asked.alpha),
         ("--rate", asked.rate),
@@ -167,5 +176,5 @@ def _trace(config: FleetConfig, asked: WorkloadOptions, renamed: Mapping[str, st
             f"no workload {asked.kind!r}: neither one of {', '.join(KINDS)} nor a trace's file"
         )
     rates = {entry.name: entry.rate for entry in config.models}
-    assigned = Assigned(open_trace(path), rates, renamed, asked.seed)
-    return First(assigned, asked.requests, asked.seconds)
+    assigned = AssignedWorkload(open_trace(path), rates, renamed, asked.seed)
+    return TruncatedWorkload(assigned, asked.requests, asked.seconds)

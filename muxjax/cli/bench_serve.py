@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from muxjax.bench.compare import PolicyRun
     from muxjax.bench.isolated import IsolatedLatency
     from muxjax.bench.session import BenchSession
-    from muxjax.placement.simulator.metrics import AttainmentTarget
+    from muxjax.placement.simulator.metrics import AttainmentCriterion
     from muxjax.placement.workload.trace import TraceRequest
     from muxjax.scheduling.timeline import Timeline
 
@@ -140,7 +140,7 @@ def serve(
 
     from muxjax.bench.session import BenchSession
     from muxjax.bench.workloads import KINDS, fleet_rates, make_workload
-    from muxjax.placement.simulator.metrics import AttainmentTarget
+    from muxjax.placement.simulator.metrics import AttainmentCriterion
 
     with BenchSession.load(config) as rig:
         limits = {name: model.max_model_len for name, model in rig.models.items()}
@@ -148,7 +148,8 @@ def serve(
         # What a trace holds nobody knows before: its rates are those of the fleet file.
         rates = fleet_rates(rig.config, asked) if workload in KINDS else None
         targets = {
-            name: AttainmentTarget(slo_ttft, slo_tpot, slo_scale, kind=name) for name in rig.models
+            name: AttainmentCriterion.from_targets(slo_ttft, slo_tpot, slo_scale, kind=name)
+            for name in rig.models
         }
         with recorded(trace) as timeline:
             runs, solo = _run(rig, source, rates, policies, targets, rounds, seed, output, timeline)
@@ -170,7 +171,7 @@ def _run(
     workload: Sequence[TraceRequest],
     rates: Mapping[str, float] | None,
     policies: Sequence[str],
-    targets: Mapping[str, AttainmentTarget],
+    targets: Mapping[str, AttainmentCriterion],
     rounds: int,
     seed: int,
     output: Path | None,
@@ -227,7 +228,7 @@ def _report(
     policies: Sequence[str],
     rounds: int,
     asked: Any,
-    targets: Mapping[str, AttainmentTarget],
+    targets: Mapping[str, AttainmentCriterion],
     workload: Sequence[TraceRequest],
     solo: IsolatedLatency,
     runs: Sequence[PolicyRun],
@@ -244,7 +245,7 @@ def _report(
         "policies": list(policies),
         "rounds": rounds,
         "workload": {**asdict(asked), "offered": len(workload)},
-        "targets": {name: asdict(target) for name, target in targets.items()},
+        "targets": {name: target.to_json() for name, target in targets.items()},
         "solo": solo.rows,
         "medians": medians(runs, policies),
         "runs": [{"policy": run.policy, "round": run.round + 1, **run.metrics} for run in runs],

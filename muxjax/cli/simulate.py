@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -16,16 +15,16 @@ from muxjax.cli.trace import recorded
 from muxjax.errors import PlanError, WorkloadError
 
 if TYPE_CHECKING:
-    from muxjax.placement.planner.load import Slo
     from muxjax.placement.planner.plan import Execution, PlacementPlan
-    from muxjax.placement.simulator.simulated_units import System
-    from muxjax.placement.simulator.simulation import Setup
+    from muxjax.placement.simulator.simulated_units import SystemConfig
+    from muxjax.placement.simulator.simulation import SimulationSetup
     from muxjax.placement.workload.trace import Workload
     from muxjax.placement.workload.trace_files import TraceFile
+    from muxjax.scheduling.specs import LatencySlo
     from muxjax.scheduling.timeline import Timeline
 
 KINDS = ("poisson", "gamma", "bursts", "drift")
-"""Synthetic workloads; anything else that `--workload` names is a trace's file."""
+"""SyntheticWorkload workloads; anything else that `--workload` names is a trace's file."""
 
 
 def register(app: typer.Typer) -> None:
@@ -124,14 +123,14 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate a plan: the real scheduler on a simulated clock."""
-    from muxjax.placement.simulator.metrics import AttainmentTarget
-    from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
-    from muxjax.placement.simulator.simulation import Setup, checked_scales
-    from muxjax.placement.workload.trace import First
+    from muxjax.placement.simulator.metrics import AttainmentCriterion
+    from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
+    from muxjax.placement.simulator.simulation import SimulationSetup, validate_scales
+    from muxjax.placement.workload.trace import TruncatedWorkload
     from muxjax.placement.workload.trace_files import open_trace
     from muxjax.scheduling.specs import DEFAULT_SCALE
 
-    scales = checked_scales(_numbers(rate_scales, "--rate-scales"))
+    scales = validate_scales(_numbers(rate_scales, "--rate-scales"))
     if execution is not None:
         _systems(policy, execution)  # a mistake in them is told before a long search
     plan, slos = _plan(file, muxserve, cluster, profile, execution, seed)
@@ -141,8 +140,8 @@ def simulate(
         slos = {}
     else:
         slo_scale = DEFAULT_SCALE
-    asked = AttainmentTarget(slo_ttft, slo_tpot, slo_scale)
-    targets = plan_targets(plan, costs, asked, slos)
+    asked = AttainmentCriterion.from_targets(slo_ttft, slo_tpot, slo_scale)
+    targets = plan_criteria(plan, costs, asked, slos)
     if max_waiting is not None and max_waiting < 1:
         raise WorkloadError(f"--max-waiting must be at least 1, not {max_waiting}")
     if requests is not None and requests < 1:
@@ -197,7 +196,7 @@ def simulate(
                 f"no workload {workload!r}: neither one of {', '.join(KINDS)} nor a trace's file"
             )
         file_of = open_trace(Path(workload))
-        source = First(_assigned(plan, file_of, rename or [], seed), requests, seconds)
+        source = TruncatedWorkload(_assigned(plan, file_of, rename or [], seed), requests, seconds)
     last: float | None = None
     for request in source:  # a trace that is out of order says so before anything is run
         last = request.arrival
@@ -206,7 +205,7 @@ def simulate(
     if file_of is not None and file_of.left_out:
         described["left_out"] = file_of.left_out
         print(f"muxjax: {file_of.left_out} failed requests of {workload} left out", file=sys.stderr)
-    setup = Setup(plan, costs, targets, max_waiting, seed, described)
+    setup = SimulationSetup(plan, costs, targets, max_waiting, seed, described)
     fixed = file_of is None and requests is None  # as long at any rate
     with recorded(trace) as timeline:
         found = _run_all(setup, systems, source, last, fixed, scales, output, timeline)
@@ -215,7 +214,7 @@ def simulate(
         "config_hash": found[0]["config_hash"],
         "version": found[0]["version"],
         "workload": described,
-        "targets": {name: asdict(target) for name, target in targets.items()},
+        "targets": {name: target.to_json() for name, target in targets.items()},
         "policies": found,
     }
     if output is not None:
@@ -233,7 +232,7 @@ def _plan(
     profile: Path | None,
     execution: str | None,
     seed: int,
-) -> tuple[PlacementPlan, dict[str, Slo]]:
+) -> tuple[PlacementPlan, dict[str, LatencySlo]]:
     """The plan, read or made, and the latency targets that the fleet file has."""
     from muxjax.placement.planner.plan import load_plan
     from muxjax.placement.planner.planner import PlannerOptions
@@ -249,19 +248,22 @@ def _plan(
         return load_plan(file), {}
 
     from muxjax.cli.plan import read_fleet, search_plan
-    from muxjax.placement.planner.load import Slo
     from muxjax.units.plan_inputs import plan_inputs
 
     inputs = plan_inputs(read_fleet(file, muxserve), cluster=cluster, profile=profile)
     chosen: Execution = inputs.execution if execution is None else execution  # type: ignore[assignment]  # checked
     plan = search_plan(inputs, PlannerOptions(execution=chosen, seed=seed))
-    slos = {load.name: load.slo for load in inputs.loads if load.slo != Slo()}
+    slos = {
+        load.name: load.slo
+        for load in inputs.loads
+        if load.slo.ttft is not None or load.slo.tpot is not None
+    }
     return plan, slos
 
 
-def _systems(policies: str, execution: str) -> list[System]:
+def _systems(policies: str, execution: str) -> list[SystemConfig]:
     from muxjax.placement.planner.plan import Execution
-    from muxjax.placement.simulator.simulated_units import PolicyName, System
+    from muxjax.placement.simulator.simulated_units import PolicyName, SystemConfig
 
     if execution not in get_args(Execution):
         raise PlanError(f"no execution {execution!r}; there are {', '.join(get_args(Execution))}")
@@ -272,7 +274,7 @@ def _systems(policies: str, execution: str) -> list[System]:
             raise PlanError(f"no policy {name!r}; there are {', '.join(known)}")
     if not names or len(set(names)) < len(names):
         raise PlanError(f"--policy must name policies, each once, not {policies!r}")
-    return [System(name, execution) for name in names]  # type: ignore[arg-type]  # checked
+    return [SystemConfig(name, execution) for name in names]  # type: ignore[arg-type]  # checked
 
 
 def _synthetic(
@@ -291,7 +293,7 @@ def _synthetic(
     seed: int,
 ) -> Workload:
     from muxjax.placement.simulator.planned_workload import planned_traffic
-    from muxjax.placement.workload.synthetic import Arrivals, Synthetic
+    from muxjax.placement.workload.synthetic import ArrivalProcess, SyntheticWorkload
 
     for option, value, owner in (
         ("--cv", cv, "gamma"),
@@ -304,14 +306,14 @@ def _synthetic(
         raise WorkloadError("--tokenizer counts the tokens of --lengths, which is missing")
     if seconds is None and requests is None:
         seconds = 120.0
-    arrivals = Arrivals()
+    arrivals = ArrivalProcess()
     if kind == "gamma":
-        arrivals = Arrivals(cv=4.0 if cv is None else cv)
+        arrivals = ArrivalProcess(cv=4.0 if cv is None else cv)
     elif kind == "bursts":
         phases = _numbers(on_off or "10,30", "--on-off")
         if len(phases) != 2:
             raise WorkloadError(f"--on-off takes two numbers, not {on_off}")
-        arrivals = Arrivals(on_off=(phases[0], phases[1]))
+        arrivals = ArrivalProcess(on_off=(phases[0], phases[1]))
     elif kind == "drift":
         if change_points is None and seconds is None:
             raise WorkloadError("--workload drift needs --change-points or --seconds")
@@ -320,13 +322,13 @@ def _synthetic(
             if change_points is not None
             else [part / 4 * (seconds or 0.0) for part in (1, 2, 3)]
         )
-        arrivals = Arrivals(change_points=tuple(points))
+        arrivals = ArrivalProcess(change_points=tuple(points))
     traffic = planned_traffic(plan, alpha=alpha, rate=rate, pairs=_pairs(lengths, tokenizer))
-    return Synthetic(traffic, seconds, requests, arrivals, seed)
+    return SyntheticWorkload(traffic, seconds, requests, arrivals, seed)
 
 
 def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, int]] | None:
-    from muxjax.placement.workload.trace_files import approximate_tokens, sharegpt_lengths
+    from muxjax.placement.workload.sharegpt import approximate_tokens, sharegpt_lengths
 
     if lengths is None:
         return None
@@ -344,7 +346,7 @@ def _pairs(lengths: Path | None, tokenizer: Path | None) -> Sequence[tuple[int, 
 
 def _assigned(plan: PlacementPlan, trace: TraceFile, rename: Sequence[str], seed: int) -> Workload:
     from muxjax.placement.simulator.planned_workload import planned_rates
-    from muxjax.placement.workload.synthetic import Assigned
+    from muxjax.placement.workload.synthetic import AssignedWorkload
 
     renamed: dict[str, str] = {}
     for pair in rename:
@@ -352,12 +354,12 @@ def _assigned(plan: PlacementPlan, trace: TraceFile, rename: Sequence[str], seed
         if not (source and target):
             raise WorkloadError(f"--map is written TRACE=MODEL, not {pair!r}")
         renamed[source] = target
-    return Assigned(trace, planned_rates(plan), renamed, seed)
+    return AssignedWorkload(trace, planned_rates(plan), renamed, seed)
 
 
 def _run_all(
-    setup: Setup,
-    systems: Sequence[System],
+    setup: SimulationSetup,
+    systems: Sequence[SystemConfig],
     workload: Workload,
     last: float,
     fixed: bool,
@@ -378,7 +380,7 @@ def _run_all(
       timeline: records the steps of all runs.
     """
     from muxjax.placement.simulator.output_files import record_file
-    from muxjax.placement.simulator.simulation import run, sweep
+    from muxjax.placement.simulator.simulation import run_simulation, sweep_rates
     from muxjax.progress import Bars
 
     if output is not None:
@@ -387,7 +389,7 @@ def _run_all(
     totals: dict[str, int] = {system.policy: steps * len(scales) for system in systems}
     with Bars(totals, show=True) as bars:
 
-        def one(system: System, scale: float, scaled: Workload) -> dict[str, Any]:
+        def one(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
             done = 0
             end = last if fixed else last / scale
 
@@ -401,7 +403,7 @@ def _run_all(
                 record = None
                 if output is not None:
                     record = stack.enter_context(record_file(output, system.policy, scale))
-                result = run(
+                result = run_simulation(
                     setup,
                     system,
                     scaled,
@@ -413,7 +415,7 @@ def _run_all(
             progress(end)
             return result
 
-        return sweep(setup, systems, workload, scales, one=one)
+        return sweep_rates(setup, systems, workload, scales, run=one)
 
 
 def _write(report: Mapping[str, Any], output: Path) -> None:

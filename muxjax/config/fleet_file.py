@@ -39,7 +39,8 @@ from muxjax.config.server import ServerConfig
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.costs.cluster import parse_cluster
-from muxjax.scheduling.specs import DEFAULT_SCALE
+from muxjax.scheduling.expected_load import ExpectedLoad
+from muxjax.scheduling.specs import DEFAULT_SCALE, LatencySlo
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
 # `pool:` with every line under it commented out is null in YAML.
@@ -79,6 +80,11 @@ class SloConfig(_Section):
         description="For what has no target: how many times longer than a request that is alone "
         "requests may take, under the slo policy.",
     )
+
+    @property
+    def latency_slo(self) -> LatencySlo:
+        """The targets as the scheduler, planner and server use them."""
+        return LatencySlo(self.ttft, self.tpot, self.scale)
 
 
 class ModelEntry(_Section):
@@ -167,6 +173,11 @@ class ModelEntry(_Section):
                 {"source": self.source},
             )
         return self
+
+    @property
+    def expected_load(self) -> ExpectedLoad:
+        """Rate and mean lengths as the scheduler and planner use them."""
+        return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
 
     def check_length(self, max_position: int) -> None:
         """Raises FleetConfigError if sequences are to be longer than the model's context."""

@@ -8,7 +8,6 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 from muxjax.engine.detokenizer import Detokenizer
 from muxjax.engine.grammar_constraints import ConstraintCompiler
@@ -18,7 +17,7 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 from muxjax.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from muxjax.scheduling.requests import Request
 
-Prompt: TypeAlias = str | Sequence[int]
+type Prompt = str | Sequence[int]
 
 
 class InputProcessor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from muxjax.engine.engine import Observer, Sink
 from muxjax.engine.health import UnitHealth
@@ -59,7 +59,7 @@ class UnitEngine(Protocol):
 E = TypeVar("E", bound=UnitEngine)
 
 
-class UnitSupervisor(Generic[E]):
+class UnitSupervisor[E: UnitEngine]:
     """A unit as the router sees it.
 
     Args:

@@ -21,7 +21,7 @@ from muxjax.executor.slot_state import SlotState
 from muxjax.executor.step_inputs import PrefillRows, unpack_bias, unpack_prefill
 from muxjax.models.nn.attention import PagedAttend
 from muxjax.models.nn.decoder import Decoder
-from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels import AttentionMetadata, KVLayout
 
 
 @struct.dataclass
@@ -88,11 +88,12 @@ class StepFunctions:
             first_rows=self._first_rows(
                 tables[chunk, positions // self.layout.tokens_per_page], positions, valid
             ),
-            block_tables=tables,
-            kv_lens=rows.start + rows.length,
-            query_starts=starts,
-            layout=self.layout,
-            decode=False,
+            metadata=AttentionMetadata(
+                block_tables=tables,
+                kv_lens=rows.start + rows.length,
+                query_starts=starts,
+                layout=self.layout,
+            ),
             implementation=self.implementation,
         )
         hidden, kv = decoder(tokens, positions, kv, attend)
@@ -165,11 +166,13 @@ class StepFunctions:
             page = jnp.take_along_axis(tables, block[:, None], axis=1)[:, 0]
             attend = PagedAttend(
                 first_rows=self._first_rows(page, carry.position, live),
-                block_tables=tables,
-                kv_lens=jnp.where(live, carry.position + 1, 0),
-                query_starts=jnp.arange(num_seqs + 1, dtype=jnp.int32),
-                layout=self.layout,
-                decode=True,
+                metadata=AttentionMetadata(
+                    block_tables=tables,
+                    kv_lens=jnp.where(live, carry.position + 1, 0),
+                    query_starts=jnp.arange(num_seqs + 1, dtype=jnp.int32),
+                    layout=self.layout,
+                    decode=True,
+                ),
                 implementation=self.implementation,
             )
             hidden, kv = decoder(carry.token, carry.position, carry.kv, attend)

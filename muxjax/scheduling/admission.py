@@ -26,9 +26,9 @@ def refuse_if_late(unit: Scheduler, state: ModelState, request: Request) -> None
     size = max(1, len(state.running))
     step = estimates.decode(name, size)
     ahead = len(state.waiting) + len(state.prefilling)
-    output = max(1.0, state.spec.output_tokens)
+    output = max(1.0, state.spec.load.output_tokens)
     # All that wait are prefilled first, several in a step ...
-    wait = ahead * estimates.prefill(name, max(1, round(state.spec.prompt_tokens)))
+    wait = ahead * estimates.prefill(name, max(1, round(state.spec.load.prompt_tokens)))
     if state.running and ahead:
         # ... and no sooner than those that run make room, one after the other.
         room = len(state.free_slots)

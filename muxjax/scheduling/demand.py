@@ -17,14 +17,15 @@ BATCH_ROUNDS = 8
 
 def kv_demand(spec: ModelSpec) -> float:
     """Pages of KV that the model's load makes per second."""
-    tokens = spec.rate * (spec.prompt_tokens + spec.output_tokens)
+    tokens = spec.load.rate * spec.load.request_tokens
     return tokens * spec.num_layers / spec.tokens_per_page / spec.replicas
 
 
 def prefill_demand(spec: ModelSpec, estimates: StepEstimates) -> float:
     """Device seconds of prefill per second, prompts longer than a step taken in chunks."""
-    chunk = max(1, min(round(spec.prompt_tokens), spec.limits.max_prefill_tokens))
-    return spec.rate * spec.prompt_tokens / chunk * estimates.prefill(spec.name, chunk)
+    load = spec.load
+    chunk = max(1, min(round(load.prompt_tokens), spec.limits.max_prefill_tokens))
+    return load.rate * load.prompt_tokens / chunk * estimates.prefill(spec.name, chunk)
 
 
 def decode_batch(spec: ModelSpec, estimates: StepEstimates) -> float:
@@ -37,7 +38,7 @@ def decode_batch(spec: ModelSpec, estimates: StepEstimates) -> float:
     batch = 1.0
     for _ in range(BATCH_ROUNDS):
         seconds = estimates.decode(spec.name, max(1, round(batch)))
-        batch = spec.rate * spec.output_tokens * seconds
+        batch = spec.load.rate * spec.load.output_tokens * seconds
         batch = min(max(1.0, batch), float(spec.limits.max_seqs))
     return batch
 
@@ -46,7 +47,7 @@ def decode_demand(spec: ModelSpec, estimates: StepEstimates) -> float:
     """Device seconds of decode per second."""
     batch = decode_batch(spec, estimates)
     seconds = estimates.decode(spec.name, max(1, round(batch)))
-    return spec.rate * spec.output_tokens * seconds / batch
+    return spec.load.rate * spec.load.output_tokens * seconds / batch
 
 
 def expected_demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:

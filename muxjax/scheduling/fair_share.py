@@ -15,10 +15,10 @@ deficit of deficit round-robin is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal
 
 Phase = Literal["prefill", "decode"]
-StepKey: TypeAlias = tuple[str, Phase]
+type StepKey = tuple[str, Phase]
 """A model's name and the phase: what has a share."""
 
 EVEN_PART = 0.2

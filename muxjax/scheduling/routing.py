@@ -21,7 +21,9 @@ class Replica(Protocol):
 R = TypeVar("R", bound=Replica)
 
 
-def least_loaded(units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int) -> R:
+def least_loaded[R: Replica](
+    units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int
+) -> R:
     """The unit with the least of what requests are expected to take, over all that are outstanding
     there and this one: of two that idle the quicker, of two that are alike the one with less to do.
 

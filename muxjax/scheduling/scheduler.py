@@ -76,7 +76,7 @@ class Scheduler:
       policy: what picks the steps; see `policies.make_policy`.
       demand: expected needs, asked again every few seconds with the estimates of that time.
       estimates: step durations; measured ones are added to it.
-      kv_quotas: how the pool is divided; `quotas.OpenPool` does not divide it.
+      kv_quotas: how the pool is divided; `pool_division.OpenPool` does not divide it.
       concurrent: steps may end in any order (in simulations of chips that run several at once);
         the policy then puts no request into two steps in flight.
       refuse_late: refuse requests that could not be served within their model's targets.

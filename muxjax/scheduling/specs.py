@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from muxjax.scheduling.expected_load import ExpectedLoad
+
 
 @dataclass(frozen=True, slots=True)
 class BucketLimits:
@@ -65,6 +67,17 @@ class LatencySlo:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"the latency target {name} must be above 0, not {value}")
 
+    def met_by(self, ttft: float, tpot: float | None) -> bool:
+        """Whether latencies in seconds are within `ttft` and `tpot`, where these are given.
+
+        Args:
+          ttft: time to first token.
+          tpot: time per output token after the first; None for a request of one token.
+        """
+        if self.ttft is not None and ttft > self.ttft:
+            return False
+        return self.tpot is None or tpot is None or tpot <= self.tpot
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -76,9 +89,7 @@ class ModelSpec:
       tokens_per_page: tokens that a page, and so a block, holds.
       max_model_len: the most tokens of prompt and output together.
       limits: the largest compiled steps.
-      rate: expected requests per second.
-      prompt_tokens: expected tokens of a prompt.
-      output_tokens: expected tokens of an output.
+      load: expected rate and lengths of its requests.
       kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
       targets: how long its requests may take.
       replicas: replicas on the devices of the unit; slot `s` belongs to replica `s % replicas`.
@@ -89,9 +100,7 @@ class ModelSpec:
     tokens_per_page: int
     max_model_len: int
     limits: BucketLimits = field(default_factory=BucketLimits)
-    rate: float = 1.0
-    prompt_tokens: float = 161.0
-    output_tokens: float = 338.0
+    load: ExpectedLoad = field(default_factory=ExpectedLoad)
     kv_floor: float | None = None
     targets: LatencySlo = LatencySlo()
     replicas: int = 1
@@ -104,10 +113,6 @@ class ModelSpec:
                 f"{self.name}: max_model_len must hold a prompt token and an output token, "
                 f"not {self.max_model_len}"
             )
-        for name in ("rate", "prompt_tokens", "output_tokens"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{self.name}: {name} must not be negative, not {value}")
         if self.kv_floor is not None and not 0 <= self.kv_floor <= 1:
             raise ValueError(f"{self.name}: kv_floor must be from 0 to 1, not {self.kv_floor}")
 

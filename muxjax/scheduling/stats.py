@@ -23,7 +23,7 @@ def pool_stats(
     index of the normalised use of the models that hold pages or wait for them.
     """
     busy = [state.spec.name for state in models if state.has_prefill or state.has_decode]
-    uses = [quotas.normalised_use(name) for name in busy]
+    uses = [quotas.normalized_use(name) for name in busy]
     return {
         "pool_pages": allocator.num_pages,
         "usable_pages": allocator.usable_pages,
@@ -54,7 +54,7 @@ def model_stats(
       preemption.
     """
     name, pages = state.spec.name, allocator.slab_pages
-    normalised = quotas.normalised_use(name)
+    normalised = quotas.normalized_use(name)
     return {
         "waiting": len(state.waiting) + len(state.deferred),
         "running": len(state.prefilling) + len(state.running),
@@ -70,8 +70,8 @@ def model_stats(
         "kv_pages_quota": quotas.quotas[name] * pages,
         "kv_pages_floor": quotas.floors[name] * pages,
         "kv_pages_borrowed": max(0, quotas.over_quota(name)) * pages,
-        "kv_pages_given_back": quotas.given_back[name],
-        "kv_pages_taken_back": quotas.taken_back[name],
+        "kv_pages_given_back": quotas.pages_lost[name],
+        "kv_pages_taken_back": quotas.pages_gained[name],
         "kv_quota_use": quotas.peak_use(name),
         "kv_normalised_use": normalised if math.isfinite(normalised) else None,
         "prefill_seconds": time.used[name, "prefill"],

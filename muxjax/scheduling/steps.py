@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
 
@@ -218,7 +218,7 @@ class Decode:
     num_tokens: int
 
 
-Step: TypeAlias = Prefill | Decode
+type Step = Prefill | Decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +250,10 @@ class StepResult:
     prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
 
 
-Handle: TypeAlias = Any
+type Handle = Any
 """What `Executor.submit` returns; only its own executor looks inside."""
 
-ExecutorModel: TypeAlias = Any
+type ExecutorModel = Any
 """What an executor needs to run the steps of a model: `executor.model_slots.ModelSlots` for the JAX
 executor, a `ModelSpec` for the mock executor, a `SimulatedModel` for the simulated one."""
 

@@ -105,7 +105,7 @@ def pool_dtype(dtypes: Sequence[str]) -> jnp.dtype:
     On a CPU whose kernels cannot read a bfloat16 pool it is float32.
     """
     if "float32" in dtypes or (
-        current_target().platform == "cpu" and not native.reads_half_pools()
+        current_target().platform == "cpu" and not native.prefers_bfloat16_pool()
     ):
         return jnp.dtype("float32")
     return jnp.dtype("bfloat16")

@@ -73,7 +73,7 @@ def build_unit_spec(
                 local[entry.name].num_layers,
                 local[entry.name].num_kv_heads,
                 local[entry.name].head_dim,
-                entry.prompt_tokens + entry.output_tokens,
+                entry.expected_load.request_tokens,
             )
             for entry in config.models
         ],

@@ -17,7 +17,7 @@ from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.load import ModelLoad, Slo
+from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution
 
 DEFAULT_CLUSTER = "1x1:cpu"
@@ -87,7 +87,7 @@ def plan_inputs(
         if any(
             len(table.shares(kind, tp)) > 1
             for kind in kinds.values()
-            for tp in table.tp_degrees(kind)
+            for tp in table.tp_sizes(kind)
         ):
             execution = "concurrent"
     # Only an explicit `max_seqs` limits the planner: the engine's default is not a requirement.
@@ -110,10 +110,8 @@ def _model_load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoa
     return ModelLoad(
         name=entry.name,
         kind=kind,
-        rate=entry.rate,
-        prompt_tokens=entry.prompt_tokens,
-        output_tokens=entry.output_tokens,
-        slo=Slo(entry.slo.ttft, entry.slo.tpot),
+        expected=entry.expected_load,
+        slo=entry.slo.latency_slo,
         kv_floor=entry.kv_floor,
         max_batch=max_batch,
         # The engine refuses a pool that cannot hold this length. If none is given, it chooses one
@@ -133,7 +131,7 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     int8 = entry.quantization == "int8"
     # The default for the keys and values of an int8 model on a CPU is bfloat16.
     wide_kv = entry.dtype == "float32" if int8 else wide
-    wide_kv = wide_kv or (on_cpu and not _cpu_reads_half_pools())
+    wide_kv = wide_kv or (on_cpu and not _cpu_prefers_bfloat16_pool())
     return model_shape(
         shape.config,
         weight_bits=8.0 if int8 else shape.weight_bits or bits,
@@ -142,11 +140,11 @@ def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
     )
 
 
-def _cpu_reads_half_pools() -> bool:
+def _cpu_prefers_bfloat16_pool() -> bool:
     # Imports JAX, so only for a CPU: planning for other hardware needs no JAX.
     from muxjax.pallas_kernels.cpu import native
 
-    return native.reads_half_pools()
+    return native.prefers_bfloat16_pool()
 
 
 def model_shape(

@@ -22,7 +22,7 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.kv_cache.pool_division import pool_of
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.specs import Demand, LatencySlo, ModelSpec
+from muxjax.scheduling.specs import Demand, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,9 @@ class ModelBuildSpec:
 def expectations(entry: ModelEntry) -> dict[str, Any]:
     """Returns the fields of `ModelSpec` that may change while a model is served."""
     return {
-        "rate": entry.rate,
-        "prompt_tokens": entry.prompt_tokens,
-        "output_tokens": entry.output_tokens,
+        "load": entry.expected_load,
         "kv_floor": entry.kv_floor,
-        "targets": LatencySlo(entry.slo.ttft, entry.slo.tpot, entry.slo.scale),
+        "targets": entry.slo.latency_slo,
     }
 
 

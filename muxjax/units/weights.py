@@ -62,7 +62,7 @@ def _read_parts(
         for parameter in shards.shapes
         for users in (
             [shard_indices]
-            if shards.pieces(parameter, shard_indices[0]) is None
+            if shards.segments(parameter, shard_indices[0]) is None
             else [[index] for index in shard_indices]
         )
     )
@@ -75,7 +75,7 @@ def _read_parts(
             if reading and size + sum(entry[2] for entry in reading) > read_ahead:
                 break
             pending.popleft()
-            finish = spec.checkpoint.start_part(parameter, shards, users[0])
+            finish = spec.checkpoint.start_reading_shard(parameter, shards, users[0])
             reading.append((parameter, users, size, finish))
         parameter, users, _, finish = reading.popleft()
         part = finish()
@@ -98,7 +98,7 @@ def build_decoder(spec: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decode
 
 def layer_stacks(config: ModelConfig) -> Stacks | None:
     """Returns how a model's layers are stacked on the current target; None for no stacks."""
-    return Stacks.of(config) if current_target().platform == "tpu" else None
+    return Stacks.from_config(config) if current_target().platform == "tpu" else None
 
 
 class _DeviceWeights:
@@ -135,7 +135,7 @@ class _DeviceWeights:
             self._device,
         ):
             size += array.nbytes
-            stored, index = (name, None) if self._stacks is None else self._stacks.place(name)
+            stored, index = (name, None) if self._stacks is None else self._stacks.locate(name)
             if index is None:
                 self.weights[stored] = array
                 continue

@@ -1,9 +1,9 @@
-// Paged attention on the CPU: ragged causal queries over the pool's pages, prefill and decode alike.
+// Paged attention on the CPU: ragged causal queries over the pool's pages, for prefill and decode.
 //
-// A piece of work is one sequence, one key/value head or all of them, and some of its queries: all
-// query heads that share a head, so that its keys and values are read once for them. It walks the
-// context in blocks of 64 tokens with a running softmax (Milakov and Gimelshein 2018;
-// FlashAttention, Dao et al. 2022). What lies beyond a sequence's end is never read.
+// A work item is some queries of one sequence, with one key/value head or all, and all query heads
+// of the group, so that keys and values are read once for them. It walks the context in blocks of
+// 64 tokens with an online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022).
+// Memory past a sequence's end is never read.
 
 #include <cstring>
 
@@ -20,35 +20,35 @@ using ffi::Buffer;
 using ffi::Error;
 using ffi::Result;
 
-constexpr int64_t kMaxRows = 96;  // queries times heads that share, in a piece of work; about
+constexpr int64_t kMaxRows = 96;  // approximate queries times heads of the group in a work item
 
-// The pieces of all queries before `queries`; outputs of sequences without tokens become zeros.
+// The work items of the first `queries` queries. Sets the outputs of empty sequences to zero.
 template <typename Number>
-std::vector<Piece> Pieces(const Sequences<Number>& all, int64_t seqs, int64_t queries,
+std::vector<WorkItem> BuildItems(const Sequences<Number>& all, int64_t seqs, int64_t queries,
                           int64_t threads) {
   const Geometry& g = all.g;
-  const int64_t width = g.heads * g.head_dim, some = std::max<int64_t>(1, kMaxRows / g.Shared());
-  std::vector<Piece> pieces;
+  const int64_t width = g.heads * g.head_dim, some = std::max<int64_t>(1, kMaxRows / g.Group());
+  std::vector<WorkItem> items;
   for (int32_t seq = 0; seq < seqs; ++seq) {
     const int64_t first = all.starts[seq], end = all.starts[seq + 1];
-    // An empty row has a query in decode, which gives zeros.
+    // In decode an empty row has a query, whose output is zeros.
     if (all.lens[seq] < 1) {
       const int64_t left = std::min(end, queries) - first;
       if (left > 0) std::memset(all.out + first * width, 0, left * width * sizeof(float));
       continue;
     }
-    // Heads lie beside each other in the pool and are read together, unless there are too few
-    // sequences for that to give every thread some.
-    const bool apart = end - first > 1 || seqs < 2 * threads;
-    const auto together = static_cast<int32_t>(apart ? 1 : g.kv_heads);
+    // All key/value heads of a token are contiguous in the pool, so one item reads them together,
+    // unless there are too few sequences to give every thread an item.
+    const bool split_heads = end - first > 1 || seqs < 2 * threads;
+    const auto heads = static_cast<int32_t>(split_heads ? 1 : g.kv_heads);
     for (int64_t at = first; at < end; at += some) {
       const auto count = static_cast<int32_t>(std::min(some, end - at));
-      for (int32_t head = 0; head < g.kv_heads; head += together) {
-        pieces.push_back({seq, head, together, static_cast<int32_t>(at), count});
+      for (int32_t head = 0; head < g.kv_heads; head += heads) {
+        items.push_back({seq, head, heads, static_cast<int32_t>(at), count});
       }
     }
   }
-  return pieces;
+  return items;
 }
 
 template <typename Number>
@@ -56,15 +56,15 @@ void Attend(ffi::ThreadPool& pool, const Sequences<Number>& all, int64_t seqs, i
   const int64_t width = all.g.heads * all.g.head_dim;
   const int64_t used = std::min<int64_t>(all.starts[seqs], queries);
   std::memset(all.out + used * width, 0, (queries - used) * width * sizeof(float));
-  const std::vector<Piece> pieces = Pieces(all, seqs, queries, pool.num_threads());
+  const std::vector<WorkItem> items = BuildItems(all, seqs, queries, pool.num_threads());
   const PanelAttention<Number> panels(all);
   const RowAttention<Number> rows(all);
-  ForEach(pool, pieces.size(), [&](int64_t index) {
-    const Piece& piece = pieces[index];
-    if (piece.count == 1 && all.g.Shared() <= kMostShared) {
-      rows.Run(piece);
+  ForEach(pool, items.size(), [&](int64_t index) {
+    const WorkItem& item = items[index];
+    if (item.count == 1 && all.g.Group() <= kMaxGroup) {
+      rows.Run(item);
     } else {
-      panels.Run(piece);
+      panels.Run(item);
     }
   });
 }
@@ -93,7 +93,7 @@ Error PagedAttention(ffi::ThreadPool pool, Buffer<ffi::F32> q, AnyBuffer kv,
   if (kv.element_type() == ffi::BF16) {
     return attend(static_cast<const BFloat16Bits*>(kv.untyped_data()));
   }
-  return Error::InvalidArgument("paged attention takes pools of float32 and bfloat16");
+  return Error::InvalidArgument("paged attention needs a pool of float32 or bfloat16");
 }
 
 }  // namespace

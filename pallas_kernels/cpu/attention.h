@@ -1,4 +1,4 @@
-// What both ways to attend have in common: where keys and values lie, and the running softmax.
+// Common parts of row and panel attention: addresses of keys and values, and the online softmax.
 
 #ifndef MUXJAX_CPU_ATTENTION_H_
 #define MUXJAX_CPU_ATTENTION_H_
@@ -13,29 +13,29 @@
 
 namespace muxjax {
 
-constexpr int64_t kTokens = 64;  // of the context at a time
-constexpr int64_t kLanes = 128;  // numbers in a row of the pool
-constexpr float kMasked = -1e30f;
+constexpr int64_t kTokens = 64;  // tokens of the context per block
+constexpr int64_t kLanes = 128;  // elements in a row of the pool
+constexpr float kMasked = -1e30f;  // score of masked positions
 
 struct Geometry {
-  int64_t heads, kv_heads, head_dim, padded;  // of the model; padded: as in the pool
+  int64_t heads, kv_heads, head_dim, padded;  // of the model; padded: head size in the pool
   int64_t rows, rows_per_token;               // of a page
-  int64_t layer, blocks;                      // pages after a block's first; blocks of a table
+  int64_t layer, blocks;                      // page offset of the layer; blocks per table
   float scale, softcap;                       // softcap 0: none
   int64_t window;                             // 0: none
 
-  int64_t Shared() const { return heads / kv_heads; }  // query heads of a key/value head
+  int64_t Group() const { return heads / kv_heads; }  // query heads per key/value head
   int64_t Width() const { return (head_dim + kPanel - 1) / kPanel * kPanel; }
 };
 
-// Queries [first, first + count) of the step, which are one sequence's, and the query heads that
-// share the key/value heads [head, head + heads). Its rows are queries times heads that share a
-// key/value head; those of the next key/value head come after them.
-struct Piece {
+// A unit of work: queries [first, first + count) of one sequence, and the query heads of the
+// key/value heads [head, head + heads). For each key/value head, its rows are queries times heads
+// of the group.
+struct WorkItem {
   int32_t seq, head, heads, first, count;
 };
 
-// The step's sequences: their queries, and their keys and values in a pool of `Number`s.
+// The sequences of a step: their queries, and their keys and values in a pool of type `Number`.
 template <typename Number>
 struct Sequences {
   const Geometry& g;
@@ -44,62 +44,62 @@ struct Sequences {
   const int32_t *tables, *lens, *starts;
   float* out;
 
-  // The position of the step's query i of the piece's sequence is i + Shift().
-  int64_t Shift(const Piece& piece) const { return lens[piece.seq] - starts[piece.seq + 1]; }
+  // Query i of the step, if of the item's sequence, is at position i + Shift(item).
+  int64_t Shift(const WorkItem& item) const { return lens[item.seq] - starts[item.seq + 1]; }
 
-  // Positions [FirstSeen, End) are what the piece's queries see.
-  int64_t FirstSeen(const Piece& piece) const { return Lowest(piece.first + Shift(piece)); }
-  int64_t End(const Piece& piece) const {
-    return std::min<int64_t>(lens[piece.seq], piece.first + piece.count + Shift(piece));
+  // Positions [FirstVisible, End) are visible to some of the item's queries.
+  int64_t FirstVisible(const WorkItem& item) const { return Lowest(item.first + Shift(item)); }
+  int64_t End(const WorkItem& item) const {
+    return std::min<int64_t>(lens[item.seq], item.first + item.count + Shift(item));
   }
 
-  // The first position that a query sees, whose own is given.
-  int64_t Lowest(int64_t own) const {
-    return g.window ? std::max<int64_t>(0, own - g.window + 1) : 0;
+  // The first position visible to a query at `position`.
+  int64_t Lowest(int64_t position) const {
+    return g.window ? std::max<int64_t>(0, position - g.window + 1) : 0;
   }
 
-  // Of the 64 tokens from `token` on those that the query of a row of the piece sees, as bits.
-  uint64_t Seen(const Piece& piece, int64_t row, int64_t token) const {
-    const int64_t own = std::min<int64_t>(
-        lens[piece.seq] - 1, piece.first + row / g.Shared() + Shift(piece));
-    const int64_t from = std::max<int64_t>(0, Lowest(own) - token);
-    const int64_t to = std::min<int64_t>(kTokens, own + 1 - token);
+  // Bit mask of the 64 tokens from `token` on that are visible to the query of a row of the item.
+  uint64_t VisibleMask(const WorkItem& item, int64_t row, int64_t token) const {
+    const int64_t position = std::min<int64_t>(
+        lens[item.seq] - 1, item.first + row / g.Group() + Shift(item));
+    const int64_t from = std::max<int64_t>(0, Lowest(position) - token);
+    const int64_t to = std::min<int64_t>(kTokens, position + 1 - token);
     const uint64_t below_end = to <= 0 ? 0 : to == 64 ? ~0ull : (1ull << to) - 1;
     return from >= 64 ? 0 : below_end & ~((1ull << from) - 1);
   }
 
-  // The keys of the piece's first head in a token; the next heads' follow, and the values.
-  const Number* Keys(const Piece& piece, int64_t token) const {
+  // The keys of the item's first head in a token; those of the next heads and the values follow.
+  const Number* Keys(const WorkItem& item, int64_t token) const {
     const int64_t tokens_in_page = g.rows / g.rows_per_token;
-    const int64_t page = tables[piece.seq * g.blocks + token / tokens_in_page] + g.layer;
+    const int64_t page = tables[item.seq * g.blocks + token / tokens_in_page] + g.layer;
     const int64_t row = page * g.rows + token % tokens_in_page * g.rows_per_token;
-    return kv + row * kLanes + piece.head * g.padded;
+    return kv + row * kLanes + item.head * g.padded;
   }
-  int64_t ToValues() const { return g.kv_heads * g.padded; }
+  // Offset from a head's keys to its values.
+  int64_t ValueOffset() const { return g.kv_heads * g.padded; }
 
-  // Reads a number of each line of the tokens [token, end), in the order of memory, before they are
-  // worked on: the processor then sees what comes next and fetches it ahead. What works on a block
-  // reads it in another order, and waits for each line: decoding took more than twice as long so,
-  // and prefetch instructions for the next block in between helped half as much.
-  void Touch(const Piece& piece, int64_t token, int64_t end) const {
+  // Reads one element of each cache line of the tokens [token, end) in memory order, so that the
+  // hardware prefetcher runs ahead. The computation reads a block in another order and would wait
+  // for each line; prefetch instructions help less (docs/measurements/cpu-kernels.md).
+  void TouchLines(const WorkItem& item, int64_t token, int64_t end) const {
     constexpr int64_t kLine = 64 / sizeof(Number);
-    const int64_t numbers = piece.heads * g.padded;
+    const int64_t numbers = item.heads * g.padded;
     for (int64_t t = token; t < end; ++t) {
-      const volatile Number* keys = Keys(piece, t);
+      const volatile Number* keys = Keys(item, t);
       for (int64_t i = 0; i < numbers; i += kLine) (void)keys[i];
-      for (int64_t i = 0; i < numbers; i += kLine) (void)keys[ToValues() + i];
+      for (int64_t i = 0; i < numbers; i += kLine) (void)keys[ValueOffset() + i];
     }
   }
 
-  // Where a row of the piece stands among queries and outputs: a query's heads lie together.
-  int64_t Place(const Piece& piece, int64_t head, int64_t row) const {
-    const int64_t query = piece.first + row / g.Shared();
-    return (query * g.heads + (piece.head + head) * g.Shared() + row % g.Shared()) * g.head_dim;
+  // Offset of a row of the item in `q` and `out`, where the heads of a query are contiguous.
+  int64_t RowOffset(const WorkItem& item, int64_t head, int64_t row) const {
+    const int64_t query = item.first + row / g.Group();
+    return (query * g.heads + (item.head + head) * g.Group() + row % g.Group()) * g.head_dim;
   }
 };
 
-// Sums of values weighted by the softmax of scores that come 64 at a time, for some rows.
-class Running {
+// Online softmax: sums of values weighted by the softmax of scores, 64 scores of a row at a time.
+class OnlineSoftmax {
  public:
   void Begin(int64_t rows, int64_t width) {
     width_ = width;
@@ -108,29 +108,29 @@ class Running {
     denominator_.assign(rows, 0.0f);
   }
 
-  // The row's sums so far, to which the values are added that the last weights belong to.
+  // The row's sums so far. The caller adds the values times the weights of the last UpdateWeights.
   float* Sums(int64_t row) { return out_.data() + row * width_; }
 
-  // Scores of a row for the tokens that it sees become weights, 0 for those that it does not see;
-  // what the row has so far is scaled down to fit.
-  void Weigh(float* scores, int64_t row, uint64_t seen, float softcap) {
+  // Replaces a row's scores by weights, 0 for tokens that are not visible, and rescales its earlier
+  // sums to the new maximum.
+  void UpdateWeights(float* scores, int64_t row, uint64_t visible, float softcap) {
     if (softcap != 0) {
       for (int64_t i = 0; i < kTokens; ++i) scores[i] = softcap * std::tanh(scores[i] / softcap);
     }
-    if (seen == 0) {
+    if (visible == 0) {
       std::fill_n(scores, kTokens, 0.0f);
       return;
     }
     __m512 highest = _mm512_set1_ps(kMasked);
     for (int64_t i = 0; i < kTokens; i += 16) {
-      const __mmask16 mask = seen >> i;
+      const __mmask16 mask = visible >> i;
       highest = _mm512_mask_max_ps(highest, mask, highest, _mm512_loadu_ps(scores + i));
     }
     const float old = maximum_[row];
     const float maximum = std::max(old, _mm512_reduce_max_ps(highest));
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < kTokens; i += 16) {
-      const __mmask16 mask = seen >> i;
+      const __mmask16 mask = visible >> i;
       const __m512 score = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(maximum));
       const __m512 weight = _mm512_maskz_mov_ps(mask, Exp(score));
       sum = _mm512_add_ps(sum, weight);
@@ -144,6 +144,7 @@ class Running {
     }
   }
 
+  // Writes the normalized sums of a row.
   void Finish(int64_t row, float* to, int64_t count) {
     const float by = 1.0f / std::max(denominator_[row], 1e-30f);
     for (int64_t i = 0; i < count; ++i) to[i] = Sums(row)[i] * by;

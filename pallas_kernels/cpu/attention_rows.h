@@ -1,5 +1,5 @@
-// Attention of one query, a token that is decoded: keys and values are used where they lie, once for
-// all query heads that share them.
+// Attention of a single query, as in decode: keys and values are read in place, once for all query
+// heads of a group.
 
 #ifndef MUXJAX_CPU_ATTENTION_ROWS_H_
 #define MUXJAX_CPU_ATTENTION_ROWS_H_
@@ -8,7 +8,7 @@
 
 namespace muxjax {
 
-constexpr int64_t kMostShared = 8;  // query heads of a key/value head: sums of two registers each
+constexpr int64_t kMaxGroup = 8;  // query heads per key/value head, each with sums in two registers
 
 #define MUXJAX_EACH_HEAD(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
 
@@ -18,69 +18,69 @@ class RowAttention {
   explicit RowAttention(const Sequences<Number>& sequences)
       : all_(sequences), g_(sequences.g), width_(g_.Width()) {}
 
-  void Run(const Piece& piece) const {
+  void Run(const WorkItem& item) const {
 #define MUXJAX_CASE(r) \
-  if (g_.Shared() == r + 1) return RunFor<r + 1>(piece);
+  if (g_.Group() == r + 1) return RunFor<r + 1>(item);
     MUXJAX_EACH_HEAD(MUXJAX_CASE)
 #undef MUXJAX_CASE
   }
 
  private:
-  // A thread's memory for one piece: queries are scaled, zeros beyond the head.
+  // Scratch memory of a thread. Queries are scaled and padded with zeros.
   struct Scratch {
     std::vector<float> queries;
-    Running running;
-    alignas(64) float scores[kMostShared][kTokens];
-    alignas(64) float parts[kMostShared][16][16];
+    OnlineSoftmax softmax;
+    alignas(64) float scores[kMaxGroup][kTokens];
+    alignas(64) float parts[kMaxGroup][16][16];
   };
 
-  // Not inlined: the compiler would look the memory up again in the innermost loop.
-  __attribute__((noinline)) static Scratch& Own() {
+  // Not inlined: the compiler would look up the thread-local address in the innermost loop.
+  __attribute__((noinline)) static Scratch& ThreadScratch() {
     thread_local Scratch scratch;
     return scratch;
   }
 
-  template <int shared>
-  void RunFor(const Piece& piece) const {
-    Scratch& s = Own();
-    const int64_t rows = piece.heads * shared, end = all_.End(piece), first = all_.FirstSeen(piece);
-    s.running.Begin(rows, width_);
+  template <int group>
+  void RunFor(const WorkItem& item) const {
+    Scratch& s = ThreadScratch();
+    const int64_t rows = item.heads * group, end = all_.End(item), first = all_.FirstVisible(item);
+    s.softmax.Begin(rows, width_);
     s.queries.assign(rows * width_, 0.0f);
     for (int64_t row = 0; row < rows; ++row) {
-      const float* from = all_.q + all_.Place(piece, row / shared, row % shared);
+      const float* from = all_.q + all_.RowOffset(item, row / group, row % group);
       float* to = s.queries.data() + row * width_;
       for (int64_t i = 0; i < g_.head_dim; ++i) to[i] = from[i] * g_.scale;
     }
     for (int64_t token = first; token < end; token += kTokens) {
       const int64_t tokens = std::min(kTokens, end - token);
-      all_.Touch(piece, token, token + tokens);
-      const uint64_t seen = all_.Seen(piece, 0, token);
+      all_.TouchLines(item, token, token + tokens);
+      const uint64_t visible = all_.VisibleMask(item, 0, token);
       const Number* keys[kTokens];
-      for (int64_t t = 0; t < tokens; ++t) keys[t] = all_.Keys(piece, token + t);
-      for (int64_t head = 0; head < piece.heads; ++head) {
-        Score<shared>(s.queries.data() + head * shared * width_, keys, head * g_.padded, tokens, s);
-        for (int64_t row = 0; row < shared; ++row) {
-          s.running.Weigh(s.scores[row], head * shared + row, seen, g_.softcap);
+      for (int64_t t = 0; t < tokens; ++t) keys[t] = all_.Keys(item, token + t);
+      for (int64_t head = 0; head < item.heads; ++head) {
+        Score<group>(s.queries.data() + head * group * width_, keys, head * g_.padded, tokens, s);
+        for (int64_t row = 0; row < group; ++row) {
+          s.softmax.UpdateWeights(s.scores[row], head * group + row, visible, g_.softcap);
         }
-        AddValues<shared>(keys, all_.ToValues() + head * g_.padded, tokens, head * shared, s);
+        AddValues<group>(keys, all_.ValueOffset() + head * g_.padded, tokens, head * group, s);
       }
     }
     for (int64_t row = 0; row < rows; ++row) {
-      s.running.Finish(row, all_.out + all_.Place(piece, row / shared, row % shared), g_.head_dim);
+      s.softmax.Finish(row, all_.out + all_.RowOffset(item, row / group, row % group), g_.head_dim);
     }
   }
 
-  // Products of the queries with each token's key, which lies `skip` numbers after keys[t].
-  template <int shared>
-  void Score(const float* q, const Number* const* keys, int64_t skip, int64_t tokens,
+  // Products of the queries with each token's key at keys[t] + offset.
+  template <int group>
+  void Score(const float* q, const Number* const* keys, int64_t offset, int64_t tokens,
              Scratch& s) const {
     for (int64_t t = 0; t < tokens; ++t) {
-      const Number* key = keys[t] + skip;
+      const Number* key = keys[t] + offset;
 #define MUXJAX_BEGIN(r) [[maybe_unused]] __m512 sum##r = _mm512_setzero_ps();
 #define MUXJAX_ADD(r) \
-  if constexpr (r < shared) sum##r = _mm512_fmadd_ps(_mm512_loadu_ps(q + r * width_ + i), k, sum##r);
+  if constexpr (r < group) sum##r = _mm512_fmadd_ps(_mm512_loadu_ps(q + r * width_ + i), k, sum##r);
 #define MUXJAX_STORE(r) \
-  if constexpr (r < shared) _mm512_store_ps(s.parts[r][t % 16], sum##r);
+  if constexpr (r < group) _mm512_store_ps(s.parts[r][t % 16], sum##r);
       MUXJAX_EACH_HEAD(MUXJAX_BEGIN)
       int64_t i = 0;
       for (; i + 16 <= g_.head_dim; i += 16) {
@@ -96,41 +96,41 @@ class RowAttention {
 #undef MUXJAX_ADD
 #undef MUXJAX_STORE
       if (t % 16 == 15 || t + 1 == tokens) {
-        for (int64_t row = 0; row < shared; ++row) {
+        for (int64_t row = 0; row < group; ++row) {
           _mm512_store_ps(s.scores[row] + t / 16 * 16, Sum16(s.parts[row]));
         }
       }
     }
   }
 
-  // Adds each token's value, which lies `skip` numbers after keys[t], times the rows' weights.
-  template <int shared>
-  void AddValues(const Number* const* keys, int64_t skip, int64_t tokens, int64_t row,
+  // Adds each token's value at keys[t] + offset, times the rows' weights.
+  template <int group>
+  void AddValues(const Number* const* keys, int64_t offset, int64_t tokens, int64_t row,
                  Scratch& s) const {
     for (int64_t i = 0; i < g_.head_dim; i += 32) {
       const __mmask16 low = First(g_.head_dim - i), high = First(g_.head_dim - i - 16);
-      float* sums = s.running.Sums(row) + i;
+      float* sums = s.softmax.Sums(row) + i;
 #define MUXJAX_BEGIN(r)                                 \
   [[maybe_unused]] __m512 low##r, high##r;              \
-  if constexpr (r < shared) {                           \
+  if constexpr (r < group) {                           \
     low##r = _mm512_loadu_ps(sums + r * width_);        \
     high##r = _mm512_loadu_ps(sums + r * width_ + 16);  \
   }
 #define MUXJAX_ADD(r)                                         \
-  if constexpr (r < shared) {                                 \
+  if constexpr (r < group) {                                 \
     const __m512 weight = _mm512_set1_ps(s.scores[r][t]);     \
     low##r = _mm512_fmadd_ps(weight, first, low##r);          \
     high##r = _mm512_fmadd_ps(weight, second, high##r);       \
   }
 #define MUXJAX_STORE(r)                                 \
-  if constexpr (r < shared) {                           \
+  if constexpr (r < group) {                           \
     _mm512_storeu_ps(sums + r * width_, low##r);        \
     _mm512_storeu_ps(sums + r * width_ + 16, high##r);  \
   }
       MUXJAX_EACH_HEAD(MUXJAX_BEGIN)
       for (int64_t t = 0; t < tokens; ++t) {
-        const __m512 first = Load16(keys[t] + skip + i, low);
-        const __m512 second = Load16(keys[t] + skip + i + 16, high);
+        const __m512 first = Load16(keys[t] + offset + i, low);
+        const __m512 second = Load16(keys[t] + offset + i + 16, high);
         MUXJAX_EACH_HEAD(MUXJAX_ADD)
       }
       MUXJAX_EACH_HEAD(MUXJAX_STORE)

@@ -1,8 +1,8 @@
 // The inner loop of all products: a block of rows of x times a panel of 32 outputs.
 //
-// A panel lies in memory as [units][32] words of 32 bits. A word holds the weights of one output for
-// one unit of the inputs: 1 float32, 2 bfloat16 or 4 int8 numbers. A block has up to 12 rows of x
-// and lies as [units][rows] of such words.
+// A panel is stored as [units][32] words of 32 bits. A word holds the weights of one output for one
+// unit of inputs: 1 float32, 2 bfloat16 or 4 int8 elements. A block has up to 12 rows of x and is
+// stored as [units][rows] such words.
 
 #ifndef MUXJAX_CPU_PANEL_H_
 #define MUXJAX_CPU_PANEL_H_
@@ -14,7 +14,7 @@
 namespace muxjax {
 
 constexpr int64_t kPanel = 32;  // outputs in a panel: two registers
-constexpr int64_t kRows = 12;   // rows at most: with 24 sums, 2 of the panel's words and 1 of x's
+constexpr int64_t kRows = 12;   // maximum rows: registers hold 24 sums, 2 words of w and 1 of x
 
 struct Float32 {
   static constexpr int64_t kInUnit = 1;
@@ -38,8 +38,8 @@ struct BFloat16 {
   }
 };
 
-// The instruction multiplies unsigned by signed bytes: weights are taken 128 too large, which adds
-// 128 times the sum of a row of x to each of its outputs; whoever scales the sums takes it off.
+// The instruction multiplies unsigned by signed bytes, so 128 is added to the weights. This adds
+// 128 times the sum of a row of x to each of its outputs, which the caller subtracts.
 struct Int8 {
   static constexpr int64_t kInUnit = 4;
   using Sum = __m512i;
@@ -53,21 +53,22 @@ struct Int8 {
   }
 };
 
-// Of `count` rows in blocks as even as can be: how many there are, and the first row of each.
+// The split of `count` rows into blocks of similar size: the number of blocks, and a block's first
+// row.
 inline int64_t Blocks(int64_t count) { return (count + kRows - 1) / kRows; }
 inline int64_t FirstRow(int64_t block, int64_t count) { return count * block / Blocks(count); }
 
-// Does something for each row that a block may have.
+// Expands DO for each possible row of a block.
 #define MUXJAX_EACH_ROW(DO) \
   DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 
-// One block times a panel: row r's sums go to out[r * step] and the 31 words after it. While it
-// runs, `ahead` lines of memory from `later` on are fetched for each unit.
+// One block times a panel: the sums of row r are written to out[r * step] and the next 31 words.
+// For each unit, `ahead` cache lines from `prefetch` on are prefetched.
 //
-// Each sum is a variable of its own and nothing is called: GCC 12 would keep an array of them, or
-// what is handed to a function afterwards, in memory all the time, and take twice as long.
+// Each sum is a separate variable and no function is called: GCC 12 would keep an array of sums, or
+// variables passed to a function, in memory instead of registers.
 template <int rows, typename Kind>
-void TimesRows(const uint32_t* x, const uint32_t* w, int64_t units, const char* later,
+void TimesRows(const uint32_t* x, const uint32_t* w, int64_t units, const char* prefetch,
                int64_t ahead, void* out, int64_t step) {
 #define MUXJAX_BEGIN(r) [[maybe_unused]] auto low##r = Kind::Zero(), high##r = Kind::Zero();
 #define MUXJAX_ADD(r)                           \
@@ -85,9 +86,9 @@ void TimesRows(const uint32_t* x, const uint32_t* w, int64_t units, const char* 
     const auto first = Kind::Load(w), second = Kind::Load(w + 16);
     MUXJAX_EACH_ROW(MUXJAX_ADD)
     if (ahead) {
-      _mm_prefetch(later, _MM_HINT_T1);
-      if (ahead > 1) _mm_prefetch(later + 64, _MM_HINT_T1);
-      later += 64 * ahead;
+      _mm_prefetch(prefetch, _MM_HINT_T1);
+      if (ahead > 1) _mm_prefetch(prefetch + 64, _MM_HINT_T1);
+      prefetch += 64 * ahead;
     }
   }
   MUXJAX_EACH_ROW(MUXJAX_STORE)
@@ -96,11 +97,12 @@ void TimesRows(const uint32_t* x, const uint32_t* w, int64_t units, const char* 
 #undef MUXJAX_STORE
 }
 
+// TimesRows for a number of rows that is known at run time.
 template <typename Kind>
 void TimesPanel(const uint32_t* x, int64_t rows, const uint32_t* w, int64_t units,
-                const char* later, int64_t ahead, void* out, int64_t step) {
+                const char* prefetch, int64_t ahead, void* out, int64_t step) {
 #define MUXJAX_CASE(r) \
-  if (rows == r + 1) return TimesRows<r + 1, Kind>(x, w, units, later, ahead, out, step);
+  if (rows == r + 1) return TimesRows<r + 1, Kind>(x, w, units, prefetch, ahead, out, step);
   MUXJAX_EACH_ROW(MUXJAX_CASE)
 #undef MUXJAX_CASE
 }

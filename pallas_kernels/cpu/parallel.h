@@ -1,4 +1,4 @@
-// Work for all cores of XLA:CPU's own thread pool.
+// A parallel loop over the threads of XLA:CPU's pool.
 
 #ifndef MUXJAX_CPU_PARALLEL_H_
 #define MUXJAX_CPU_PARALLEL_H_
@@ -16,20 +16,21 @@
 
 namespace muxjax {
 
-// Indices [first, end) of which one thread takes the first and others the last, at most 2^32.
-class Range {
+// A range of indices [first, end), end < 2^32. Its owner pops from the front, other threads steal
+// from the back.
+class WorkRange {
  public:
   void Set(int64_t first, int64_t end) { ends_ = static_cast<uint64_t>(first) << 32 | end; }
 
   // The next index, or -1 when none is left.
-  int64_t Take(bool last) {
+  int64_t Pop(bool back) {
     uint64_t ends = ends_.load(std::memory_order_relaxed);
     for (;;) {
       const int64_t first = ends >> 32, end = ends & 0xffffffff;
       if (first >= end) return -1;
-      if (ends_.compare_exchange_weak(ends, last ? ends - 1 : ends + (1ull << 32),
+      if (ends_.compare_exchange_weak(ends, back ? ends - 1 : ends + (1ull << 32),
                                       std::memory_order_relaxed)) {
-        return last ? end - 1 : first;
+        return back ? end - 1 : first;
       }
     }
   }
@@ -38,34 +39,35 @@ class Range {
   alignas(64) std::atomic<uint64_t> ends_{0};
 };
 
-// Calls work(i) for each 0 <= i < count, on the caller's thread and on those of the pool, and
-// returns when all are done. Each thread has its own part, which it goes through in order, so that
-// it reads memory in order: two threads that take indices in turn read half as fast. Whoever has
-// done its part takes from the ends of others', so that a thread that is late, or never comes
-// because the pool is busy, holds nobody up.
+// Calls work(i) for each 0 <= i < count, on the caller's thread and the pool's, and returns when
+// all calls have finished. Each thread processes a contiguous range in order, so that it reads
+// memory sequentially (docs/measurements/cpu-kernels.md). A thread that has finished its range
+// steals from the ends of other ranges, so that a thread that starts late, or never because the
+// pool is busy, delays no other.
 template <typename Work>
 void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Work& work) {
-  constexpr int64_t kMost = 256;  // threads
-  const int64_t threads = std::min<int64_t>({pool.num_threads(), count, kMost});
+  constexpr int64_t kMaxThreads = 256;
+  const int64_t threads = std::min<int64_t>({pool.num_threads(), count, kMaxThreads});
   if (threads < 2) {
     for (int64_t i = 0; i < count; ++i) work(i);
     return;
   }
   struct State {
-    explicit State(int64_t threads) : parts(new Range[threads]) {}
-    std::unique_ptr<Range[]> parts;
+    explicit State(int64_t threads) : parts(new WorkRange[threads]) {}
+    std::unique_ptr<WorkRange[]> parts;
     std::atomic<int64_t> done{0};
   };
   auto state = std::make_shared<State>(threads);
   for (int64_t t = 0; t < threads; ++t) {
     state->parts[t].Set(count * t / threads, count * (t + 1) / threads);
   }
-  // `work` is the caller's: a thread that comes late finds no index, and does not touch it.
-  auto run = [state, threads, &work](int64_t own) {
+  // `work` belongs to the caller and may be gone when a thread starts late. That thread finds no
+  // index and does not use it.
+  auto run = [state, threads, &work](int64_t thread) {
     int64_t finished = 0;
     for (int64_t t = 0; t < threads; ++t) {
-      Range& part = state->parts[(own + t) % threads];
-      for (int64_t i; (i = part.Take(t > 0)) >= 0; ++finished) work(i);
+      WorkRange& part = state->parts[(thread + t) % threads];
+      for (int64_t i; (i = part.Pop(t > 0)) >= 0; ++finished) work(i);
     }
     if (finished) state->done.fetch_add(finished, std::memory_order_release);
   };
@@ -77,7 +79,7 @@ void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Work& work) {
     if (spins < 2000) {
       _mm_pause();
     } else {
-      sched_yield();  // the other thread has lost its core
+      sched_yield();  // the other thread is not running
     }
   }
 }

@@ -1,8 +1,8 @@
 // Products of activations with a matrix in panels: y[t][o] = sum over i of x[t][i] w[o][i].
 //
-// w is [O / 32, I / p, 32, p], where p numbers fill 32 bits (panel.h). Sums are float32, or exact in
-// int32; each output of a row is summed in the same order whatever rows are beside it, so that a
-// request's numbers do not depend on its batch.
+// w is [O / 32, I / p, 32, p], with p elements in 32 bits (panel.h). Sums are float32, or exact in
+// int32. Each output is summed in the same order for any number of rows, so that a request's
+// results do not depend on its batch.
 
 #include <cmath>
 #include <cstring>
@@ -19,70 +19,70 @@ using ffi::Buffer;
 using ffi::Error;
 using ffi::Result;
 
-constexpr int64_t kBlocksOfItem = 8;   // blocks of rows in a thread's piece of work
-constexpr int64_t kSerial = 1 << 15;   // words of x that one thread packs by itself
+constexpr int64_t kBlocksPerItem = 8;  // blocks of rows in a work item
+constexpr int64_t kSerial = 1 << 15;   // maximum words of x that one thread packs alone
 
-// Where a block's words of x lie, and how many rows it has.
+// A block of rows: its first row and its number of rows.
 struct Block {
   int64_t first, rows;
   Block(int64_t block, int64_t count)
       : first(FirstRow(block, count)), rows(FirstRow(block + 1, count) - first) {}
 };
 
-// Work for (panel, some blocks of rows): panels go to the threads in turn; where there are many
-// rows, groups of their blocks do, so that few panels do not leave a thread idle. What comes after a
-// panel is fetched while its second and third block are multiplied; the first waits for memory
-// itself. That takes a twentieth off 16 rows, and a sixth off 32.
+// Parallel loop over panels and, where there are many rows, over groups of their blocks, so that
+// few panels do not leave a thread idle. The next panel is prefetched while the second and third
+// block of a panel are multiplied; the first block waits for memory itself
+// (docs/measurements/cpu-kernels.md).
 //
-// multiply(block, panel, its weights, later, ahead): what TimesPanel takes.
+// Calls times(block, panel, weights of the panel, prefetch, ahead); see TimesPanel.
 template <typename Times>
 void Multiply(ffi::ThreadPool& pool, int64_t rows, const uint32_t* w, int64_t units,
               int64_t panels, const Times& times) {
-  const int64_t blocks = Blocks(rows), groups = (blocks + kBlocksOfItem - 1) / kBlocksOfItem;
+  const int64_t blocks = Blocks(rows), groups = (blocks + kBlocksPerItem - 1) / kBlocksPerItem;
   ForEach(pool, panels * groups, [&](int64_t item) {
     const int64_t panel = item / groups, group = item % groups;
     const uint32_t* weights = w + panel * units * kPanel;
     const int64_t first = blocks * group / groups, end = blocks * (group + 1) / groups;
-    const char* later = reinterpret_cast<const char*>(weights + units * kPanel);
+    const char* prefetch = reinterpret_cast<const char*>(weights + units * kPanel);
     for (int64_t index = first; index < end; ++index) {
       const bool fetches = groups == 1 && panel + 1 < panels && (index == 1 || index == 2);
-      times(Block(index, rows), panel, weights, index == 2 ? later + 64 * units : later,
+      times(Block(index, rows), panel, weights, index == 2 ? prefetch + 64 * units : prefetch,
             !fetches ? 0 : blocks == 2 ? 2 : 1);
     }
   });
 }
 
-// The same where sums are results as they are.
+// Multiply for types whose sums are the results.
 template <typename Kind>
 void MultiplyFloats(ffi::ThreadPool& pool, const uint32_t* x, int64_t rows, const void* w,
                     int64_t units, int64_t panels, float* y) {
   const int64_t step = panels * kPanel;
   Multiply(pool, rows, static_cast<const uint32_t*>(w), units, panels,
-           [&](Block block, int64_t panel, const uint32_t* weights, const char* later,
+           [&](Block block, int64_t panel, const uint32_t* weights, const char* prefetch,
                int64_t ahead) {
-             TimesPanel<Kind>(x + block.first * units, block.rows, weights, units, later, ahead,
+             TimesPanel<Kind>(x + block.first * units, block.rows, weights, units, prefetch, ahead,
                               y + block.first * step + panel * kPanel, step);
            });
 }
 
-// Calls prepare(row, to, step) for all rows: word u of the row belongs at to[u * step].
+// Calls prepare(row, to, step) for each row; word u of the row must be written to to[u * step].
 template <typename Prepare>
 void Pack(ffi::ThreadPool& pool, int64_t rows, int64_t units, uint32_t* words,
           const Prepare& prepare) {
-  const auto one = [&](int64_t index) {
+  const auto pack_block = [&](int64_t index) {
     const Block block(index, rows);
     for (int64_t row = 0; row < block.rows; ++row) {
       prepare(block.first + row, words + block.first * units + row, block.rows);
     }
   };
   if (rows * units <= kSerial) {
-    for (int64_t index = 0; index < Blocks(rows); ++index) one(index);
+    for (int64_t index = 0; index < Blocks(rows); ++index) pack_block(index);
   } else {
-    ForEach(pool, Blocks(rows), one);
+    ForEach(pool, Blocks(rows), pack_block);
   }
 }
 
-// Memory for a step's x in words, kept from call to call by each thread that calls.
+// Memory for the packed x. Each calling thread reuses its memory between calls.
 uint32_t* Words(int64_t count) {
   thread_local std::vector<uint32_t> memory;
   if (static_cast<int64_t>(memory.size()) < count) memory.resize(count);
@@ -100,7 +100,7 @@ Sizes SizesOf(const X& x, const W& w) {
 }
 
 template <typename Kind, typename X, typename W, typename Y>
-Error Check(const X& x, const W& w, Y& y) {  // y not const: JAX 0.10 has no const access
+Error CheckShapes(const X& x, const W& w, Y& y) {
   const auto xs = x.dimensions(), ws = w.dimensions(), ys = y->dimensions();
   if (xs.size() != 2 || ws.size() != 4 || ys.size() != 2 || ws[2] != kPanel ||
       ws[3] != Kind::kInUnit || xs[1] != ws[1] * ws[3] || ys[0] != xs[0] ||
@@ -112,7 +112,7 @@ Error Check(const X& x, const W& w, Y& y) {  // y not const: JAX 0.10 has no con
 
 Error ProductF32(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::F32> w,
                  Result<Buffer<ffi::F32>> y) {
-  if (auto error = Check<Float32>(x, w, y); error.failure()) return error;
+  if (auto error = CheckShapes<Float32>(x, w, y); error.failure()) return error;
   const Sizes s = SizesOf(x, w);
   uint32_t* words = Words(s.rows * s.units);
   const auto* numbers = reinterpret_cast<const uint32_t*>(x.typed_data());
@@ -127,7 +127,7 @@ Error ProductF32(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::F32> w,
 
 Error ProductBF16(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::BF16> w,
                   Result<Buffer<ffi::F32>> y) {
-  if (auto error = Check<BFloat16>(x, w, y); error.failure()) return error;
+  if (auto error = CheckShapes<BFloat16>(x, w, y); error.failure()) return error;
   const Sizes s = SizesOf(x, w);
   uint32_t* words = Words(s.rows * s.units);
   const float* numbers = x.typed_data();
@@ -146,8 +146,8 @@ Error ProductBF16(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::BF16> w,
   return Error::Success();
 }
 
-// Turns blocks of 64 numbers by Sylvester's Hadamard matrix: six rounds of sums and differences.
-void TurnBy64(const float* from, float* to, int64_t count) {
+// Rotates blocks of 64 elements by Sylvester's Hadamard matrix: six rounds of sums and differences.
+void Rotate64(const float* from, float* to, int64_t count) {
   const __m512 scale = _mm512_set1_ps(0.125f);
   for (int64_t i = 0; i < count; i += 64) {
     __m512 a = _mm512_loadu_ps(from + i), b = _mm512_loadu_ps(from + i + 16);
@@ -171,9 +171,9 @@ void TurnBy64(const float* from, float* to, int64_t count) {
   }
 }
 
-// The same for blocks of any power of two.
-void TurnBy(int64_t block, const float* from, float* to, int64_t count) {
-  if (block == 64) return TurnBy64(from, to, count);
+// Rotate64 for blocks of any power of two.
+void Rotate(int64_t block, const float* from, float* to, int64_t count) {
+  if (block == 64) return Rotate64(from, to, count);
   std::memcpy(to, from, count * sizeof(float));
   const float scale = 1.0f / std::sqrt(static_cast<float>(block));
   for (int64_t i = 0; i < count; i += block) {
@@ -190,23 +190,23 @@ void TurnBy(int64_t block, const float* from, float* to, int64_t count) {
 }
 
 struct RowScale {
-  float scale;   // of the row's numbers
-  int32_t over;  // what the product has too much: 128 times the sum of the row's numbers
+  float scale;     // of the row's elements
+  int32_t excess;  // 128 times the sum of the row's elements, which the product has too much (Int8)
 };
 
-// Rounds a row, turned already, to int8: word u, of four numbers, goes to to[u * step].
-RowScale Round(const float* from, int64_t count, uint32_t* to, int64_t step) {
+// Rounds a rotated row to int8: word u, of four elements, is written to to[u * step].
+RowScale RoundRow(const float* from, int64_t count, uint32_t* to, int64_t step) {
   const auto load = [&](int64_t i) {
     return _mm512_maskz_loadu_ps((1u << std::min<int64_t>(16, count - i)) - 1, from + i);
   };
   __m512 most = _mm512_setzero_ps();
-  __mmask16 no_numbers = 0;  // which a maximum may pass over
+  __mmask16 nans = 0;  // which a maximum may skip
   for (int64_t i = 0; i < count; i += 16) {
     const __m512 some = load(i);
-    no_numbers |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+    nans |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
     most = _mm512_max_ps(most, _mm512_abs_ps(some));
   }
-  const float highest = no_numbers ? NAN : _mm512_reduce_max_ps(most);
+  const float highest = nans ? NAN : _mm512_reduce_max_ps(most);
   const float scale = highest == 0 ? 1.0f : highest / 127;
   __m512i sum = _mm512_setzero_si512();
   alignas(16) uint32_t rounded[4];
@@ -221,35 +221,35 @@ RowScale Round(const float* from, int64_t count, uint32_t* to, int64_t step) {
 
 Error ProductInt8(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::S8> w,
                   Buffer<ffi::F32> scales, Result<Buffer<ffi::F32>> y, int64_t block) {
-  if (auto error = Check<Int8>(x, w, y); error.failure()) return error;
+  if (auto error = CheckShapes<Int8>(x, w, y); error.failure()) return error;
   const Sizes s = SizesOf(x, w);
   if (block < 1 || (block & (block - 1)) || s.inputs % block ||
       static_cast<int64_t>(scales.element_count()) != s.panels * kPanel) {
     return Error::InvalidArgument("an int8 product whose scales or blocks do not fit");
   }
   uint32_t* words = Words(s.rows * s.units);
-  std::vector<RowScale> found(s.rows);
+  std::vector<RowScale> scales_of_rows(s.rows);
   const float* numbers = x.typed_data();
   Pack(pool, s.rows, s.units, words, [&](int64_t row, uint32_t* to, int64_t step) {
-    thread_local std::vector<float> turned;
-    turned.resize(s.inputs);
-    TurnBy(block, numbers + row * s.inputs, turned.data(), s.inputs);
-    found[row] = Round(turned.data(), s.inputs, to, step);
+    thread_local std::vector<float> rotated;
+    rotated.resize(s.inputs);
+    Rotate(block, numbers + row * s.inputs, rotated.data(), s.inputs);
+    scales_of_rows[row] = RoundRow(rotated.data(), s.inputs, to, step);
   });
   float* out = y->typed_data();
   const float* by = scales.typed_data();
   const int64_t step = s.panels * kPanel;
   Multiply(pool, s.rows, static_cast<const uint32_t*>(w.untyped_data()), s.units, s.panels,
-           [&](Block block, int64_t panel, const uint32_t* weights, const char* later,
+           [&](Block block, int64_t panel, const uint32_t* weights, const char* prefetch,
                int64_t ahead) {
              alignas(64) int32_t sums[kRows * kPanel];
-             TimesPanel<Int8>(words + block.first * s.units, block.rows, weights, s.units, later,
+             TimesPanel<Int8>(words + block.first * s.units, block.rows, weights, s.units, prefetch,
                               ahead, sums, kPanel);
              for (int64_t row = 0; row < block.rows; ++row) {
-               const RowScale row_scale = found[block.first + row];
+               const RowScale row_scale = scales_of_rows[block.first + row];
                float* to = out + (block.first + row) * step + panel * kPanel;
                for (int64_t i = 0; i < kPanel; ++i) {
-                 const int32_t sum = sums[row * kPanel + i] - row_scale.over;
+                 const int32_t sum = sums[row * kPanel + i] - row_scale.excess;
                  to[i] = static_cast<float>(sum) * row_scale.scale * by[panel * kPanel + i];
                }
              }

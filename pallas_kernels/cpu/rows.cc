@@ -1,6 +1,8 @@
-// What happens to rows of activations between products: norms, and heads normed and rotated.
+// Operations on rows of activations between products: norms, and norm and rotary embedding of
+// heads.
 //
-// XLA:CPU makes three or four programs of each, which at few rows take longer to start than to run.
+// XLA:CPU compiles each to three or four kernels, which at few rows take longer to start than to
+// run.
 
 #include <cmath>
 
@@ -15,7 +17,7 @@ using ffi::Buffer;
 using ffi::Error;
 using ffi::Result;
 
-constexpr int64_t kSerial = 1 << 14;  // numbers that one thread goes through by itself
+constexpr int64_t kSerial = 1 << 14;  // maximum elements that one thread processes alone
 
 template <typename Work>
 void ForRows(ffi::ThreadPool& pool, int64_t rows, int64_t width, const Work& work) {

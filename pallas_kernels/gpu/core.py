@@ -1,13 +1,14 @@
-"""What the Mosaic GPU kernels share: moving tiles of keys and values, and the running softmax.
+"""Common parts of the Mosaic GPU kernels: moving tiles of keys and values, and the online softmax.
 
-A block of threads is made of warpgroups (128 threads). The last one, the producer, fetches tiles
-with TMA into a ring of `stages` slots; the others attend to them. Barriers hand slots over:
-`ready` says that a slot's tile is there, `free` that all who read it are done. The softmax is the
-online one (Milakov and Gimelshein 2018), as in FlashAttention (Dao et al. 2022), in base 2.
+A block of threads consists of warpgroups (128 threads). The last one, the producer, fetches tiles
+with TMA (the tensor memory accelerator) into a ring of `stages` slots; the others attend to them.
+Two barriers guard each slot: `ready` signals that its tile has arrived, `free` that all readers are
+done. The softmax is online (Milakov and Gimelshein 2018), as in FlashAttention (Dao et al. 2022),
+in base 2.
 
-Rows that must not be read (past a sequence's length, before its window) may hold anything, NaN
-included, and 0 x NaN is NaN. Scores of such keys are replaced, but values are summed by the tensor
-cores, so the producer zeroes such rows of values before it hands the tile over.
+Rows that must not be read (past a sequence's length, before its window) may hold any value,
+including NaN, and 0 x NaN is NaN. Scores of such keys are replaced by `MASKED`. Values are summed
+by the tensor cores, so the producer sets such rows of values to zero before it signals `ready`.
 """
 
 from __future__ import annotations
@@ -26,19 +27,31 @@ from jaxtyping import Array, Bool, Float, Int
 from muxjax.pallas_kernels.gpu.tiles import COLUMNS, ROWS, Tiles
 
 MASKED = -1e30
-"""A score that no position can have; finite, so that a row of nothing else stays a number."""
+"""The score of masked positions; finite, so that a fully masked row does not become NaN."""
 _LOG2E = math.log2(math.e)
 _UNROLLED = 8
-"""Copies issued together; their page numbers are loaded before the first of them."""
+"""Maximum number of copies issued together, after the page numbers of all have been loaded."""
 
 Scalar = Int[Array, ""]
 Mask = Callable[[Scalar], Bool[Array, "rows tokens"]]
-"""From a tile's number to what its scores may count."""
+"""Maps a tile's index to the mask of visible positions of its scores."""
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """A block's shared memory; see `scratch` for shapes."""
+    """Shared memory and barriers of a block; see `scratch_types` for shapes.
+
+    Attributes:
+      keys, values: rings of swizzled tiles.
+      queries: of each warpgroup, swizzled.
+      plain_queries: of each warpgroup, as fetched.
+      out: a block of columns of each warpgroup's output.
+      staging: tiles of keys and values as fetched; None for direct tiles.
+      ready, free: barriers of the slots of `keys` (index 0) and `values` (index 1).
+      staged: barriers of the copies to `staging`.
+      queries_in: barriers of the copies of queries.
+      weights: softmax weights, for the interpreter only; else None.
+    """
 
     keys: Any
     values: Any
@@ -54,14 +67,14 @@ class Buffers:
 
 
 def _swizzled(tiles: Tiles, *shape: int) -> Any:
-    # JAX gives them no `transform_array`; a memory reference does not need it.
+    # The transforms lack `transform_array` in JAX, which memory references do not call.
     tiling = plgpu.TilingTransform((8, tiles.swizzle // 2))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(tiles.swizzle)  # type: ignore[abstract]
     return plgpu.SMEM(shape, tiles.part_dtype, transforms=(tiling, swizzle))
 
 
-def scratch(tiles: Tiles, out_dtype: jnp.dtype) -> list[Any]:
-    """The scratch of a kernel, in the order of `Buffers`' fields."""
+def scratch_types(tiles: Tiles, out_dtype: jnp.dtype) -> list[Any]:
+    """Types of a kernel's scratch memory, in the order of the fields of `Buffers`."""
     t = tiles
     ring = _swizzled(t, t.stages, t.parts, t.tokens, t.width)
     arrivals = t.chunks if t.direct else 1
@@ -80,8 +93,8 @@ def scratch(tiles: Tiles, out_dtype: jnp.dtype) -> list[Any]:
     ]
 
 
-def _split(x: Array, tiles: Tiles) -> list[Array]:
-    """Numbers of 16 bits that sum to `x`: `x` itself, or three bfloat16."""
+def _split_parts(x: Array, tiles: Tiles) -> list[Array]:
+    """16-bit arrays that sum to `x`: `x` itself, or three in bfloat16."""
     if tiles.parts == 1:
         return [x.astype(tiles.part_dtype)]
     parts = []
@@ -91,10 +104,11 @@ def _split(x: Array, tiles: Tiles) -> list[Array]:
     return parts
 
 
-def share_registers(tiles: Tiles, *, producer: bool) -> None:
-    """Moves registers from the producer to those who compute, where these would be short of them.
+def reallocate_registers(tiles: Tiles, *, producer: bool) -> None:
+    """Moves registers from the producer to the computing warpgroups, where there are two of those.
 
-    65,536 registers make 168 a thread for three warpgroups; 2 x 232 + 40 = 3 x 168.
+    A multiprocessor's 65,536 registers give each thread of three warpgroups 168;
+    2 x 232 + 40 = 3 x 168.
     """
     if tiles.warpgroups == 2:
         if producer:
@@ -110,14 +124,15 @@ def load_queries(
     rows: int,
     source: Callable[[Any], Any],
 ) -> None:
-    """Fetches a warpgroup's queries, plain rows, and lays them out for `wgmma`.
+    """Fetches a warpgroup's queries and stores them swizzled, as `wgmma` reads them.
 
     Args:
       tiles: shapes.
       buffers: of the block.
-      warpgroup: whose queries.
-      rows: rows to fetch; rows of scores past them come from whatever memory holds, and are theirs.
-      source: a slice of columns -> queries in device memory, `[rows, columns]`.
+      warpgroup: index of the warpgroup.
+      rows: rows to fetch. Later rows of the operand are unset; they affect only their own rows of
+        scores, which are not stored.
+      source: maps a slice of columns to queries in device memory, `[rows, columns]`.
     """
     plain = buffers.plain_queries
     arrived = buffers.queries_in.at[warpgroup]
@@ -126,7 +141,7 @@ def load_queries(
         plgpu.copy_gmem_to_smem(source(columns), plain.at[warpgroup, pl.ds(0, rows)], arrived)
         plgpu.barrier_wait(arrived)
         x = plgpu.load(plain.at[warpgroup], layout=plgpu.Layout.WGMMA, optimized=False)
-        for i, part in enumerate(_split(x, tiles)):
+        for i, part in enumerate(_split_parts(x, tiles)):
             buffers.queries[warpgroup, i, :, columns] = part
         plgpu.commit_smem()
 
@@ -137,13 +152,13 @@ def store_output(
     output: Float[Array, "rows width"],
     copy: Callable[[Any, Any], None],
 ) -> None:
-    """Sends a warpgroup's output, block of columns by block.
+    """Copies a warpgroup's output to device memory, `COLUMNS` columns at a time.
 
     Args:
       buffers: of the block of threads.
-      warpgroup: whose output.
+      warpgroup: index of the warpgroup.
       output: of its rows.
-      copy: starts the copies of a block, `[ROWS, COLUMNS]` in shared memory, to a slice of columns.
+      copy: starts the copies of `[ROWS, COLUMNS]` in shared memory to a slice of columns.
     """
     plain = buffers.out
     for start in range(0, output.shape[1], COLUMNS):
@@ -155,14 +170,15 @@ def store_output(
 
 
 @dataclass(frozen=True)
-class Context:
-    """One sequence's keys and values for one KV head, as the producer fetches them.
+class ContextProducer:
+    """Fetches the keys and values of one sequence for one KV head.
 
     Attributes:
+      tiles: shapes.
       table: block tables in device memory, `[S, B]`.
       pool: the pool, in `Tiles.page_view`.
-      sequence, layer, kv_head: whose.
-      lowest, length: positions that may be read: from `lowest` up to `length`.
+      sequence, layer, kv_head: indices.
+      lowest, length: positions that may be read: from `lowest` up to `length`, exclusive.
     """
 
     tiles: Tiles
@@ -175,7 +191,7 @@ class Context:
     length: Scalar
 
     def fetch(self, tile: Scalar, which: int, destination: Any, barrier: Any) -> None:
-        """Starts the copies of one tile of keys (`which` 0) or values (1), `chunks` of them."""
+        """Starts the copies, one per chunk, of one tile of keys (`which` 0) or values (1)."""
         t = self.tiles
         head = t.layout.padded_head_dim
         column = (which * t.layout.num_kv_heads + self.kv_head) * head
@@ -188,7 +204,8 @@ class Context:
             return page, chunk % per_page * t.chunk
 
         def copy(i: Scalar | int, page: Scalar, token: Scalar) -> None:
-            # A page that is no whole number of tokens is one row; its tokens are copied one by one.
+            # A page that is not a multiple of tokens is viewed as one row; its tokens are copied
+            # one by one.
             row, start = (token, 0) if t.whole_tokens else (0, token * t.token_width)
             plgpu.copy_gmem_to_smem(
                 self.pool.at[page, pl.ds(row, t.chunk), pl.ds(start + column, t.width)],
@@ -206,21 +223,21 @@ class Context:
                 copy(i, *page_of(i))
 
     def produce(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
-        """Fetches tiles `first` to `last`, excluded, as their slots become free."""
+        """Fetches tiles `first` up to `last`, exclusive, as their slots become free."""
         if self.tiles.direct:
             self._produce_direct(buffers, first, last)
         else:
             self._produce_staged(buffers, first, last)
 
     def _rewrite(self, tile: Scalar, source: Any, parts: Any) -> None:
-        """Writes the parts of a tile's rows, zeros for those that must not be read.
+        """Writes the 16-bit parts of a tile's rows, with zeros for rows that must not be read.
 
-        A few rows at a time: the producer has few registers.
+        Works on a few rows at a time, since the producer has few registers.
 
         Args:
-          tile: its number.
-          source: `[tokens, width]`.
-          parts: `[parts, tokens, width]`, swizzled.
+          tile: index of the tile.
+          source: the tile as fetched, `[tokens, width]`.
+          parts: destination, `[parts, tokens, width]`, swizzled.
         """
         t = self.tiles
         rows = t.rewritten_rows
@@ -228,14 +245,14 @@ class Context:
 
         @pl.loop(0, t.tokens // rows)
         def _rows(i: Scalar) -> None:
-            at = pl.ds(pl.multiple_of(i * rows, rows), rows)
+            block = pl.ds(pl.multiple_of(i * rows, rows), rows)
             position = tile * t.tokens + i * rows
             position += plgpu.broadcasted_iota(jnp.int32, (rows, t.width), 0, layout=layout)
-            kept = plgpu.load(source.at[at], layout=layout, optimized=False)
+            x = plgpu.load(source.at[block], layout=layout, optimized=False)
             valid = (position >= self.lowest) & (position < self.length)
-            kept = jnp.where(valid, kept, jnp.zeros_like(kept))
-            for j, part in enumerate(_split(kept, t)):
-                parts[j, at] = part
+            x = jnp.where(valid, x, jnp.zeros_like(x))
+            for j, part in enumerate(_split_parts(x, t)):
+                parts[j, block] = part
 
         plgpu.commit_smem()
 
@@ -247,7 +264,7 @@ class Context:
         def _tile(tile: Scalar) -> None:
             n = tile - first
             slot = lax.rem(n, t.stages)
-            whole = (tile * t.tokens >= self.lowest) & ((tile + 1) * t.tokens <= self.length)
+            all_valid = (tile * t.tokens >= self.lowest) & ((tile + 1) * t.tokens <= self.length)
 
             @pl.when(n >= t.stages)
             def _keys_free() -> None:
@@ -261,12 +278,12 @@ class Context:
 
             values, ready = buffers.values.at[slot, 0], buffers.ready.at[1, slot]
 
-            @pl.when(whole)
-            def _as_it_is() -> None:
+            @pl.when(all_valid)
+            def _unmasked() -> None:
                 self.fetch(tile, 1, values, ready)
 
-            @pl.when(jnp.logical_not(whole))
-            def _with_zeros() -> None:
+            @pl.when(jnp.logical_not(all_valid))
+            def _zero_invalid() -> None:
                 self.fetch(tile, 1, values, staged)
                 plgpu.barrier_wait(staged)
                 self._rewrite(tile, values, buffers.values.at[slot])
@@ -304,17 +321,22 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What becomes of the product of a query and a key."""
+class Scoring:
+    """Turns products of queries and keys into scores in base 2.
+
+    Attributes:
+      scale: multiplies the products.
+      softcap: scores become `softcap * tanh(scores / softcap)`; None for no cap.
+    """
 
     scale: float
     softcap: float | None
 
     def __call__(self, products: Float[Array, "rows tokens"]) -> Float[Array, "rows tokens"]:
-        """Scores in base 2: softmax is the quotient of their powers of 2."""
+        """Scores in base 2: the softmax normalizes their powers of 2."""
         if self.softcap is None:
             return products * (self.scale * _LOG2E)
-        # By the exponential: the fast `tanh.approx` is right to 11 bits only.
+        # tanh by the exponential: the hardware's `tanh.approx` is accurate to 11 bits only.
         power = jnp.exp2(products * (2 * self.scale / self.softcap * _LOG2E))
         return (1 - 2 / (1 + power)) * (self.softcap * _LOG2E)
 
@@ -323,8 +345,8 @@ State = tuple[Float[Array, "rows width"], Float[Array, " rows"], Float[Array, " 
 """Weighted sum of values, maximum score, and denominator, of each row."""
 
 
-def start(tiles: Tiles) -> State:
-    """The softmax of nothing."""
+def initial_state(tiles: Tiles) -> State:
+    """The softmax of an empty set of positions."""
     column = plgpu.Layout.WGMMA.reduce(1)
     return (
         plgpu.layout_cast(jnp.zeros((ROWS, tiles.width), jnp.float32), plgpu.Layout.WGMMA),
@@ -337,32 +359,32 @@ def attend(
     tiles: Tiles,
     buffers: Buffers,
     warpgroup: Scalar,
-    scores: Scores,
+    scoring: Scoring,
     mask: Mask | None,
     ring_start: Scalar,
     first: Scalar,
     last: Scalar,
     state: State,
 ) -> State:
-    """Attends to tiles `first` to `last`, excluded.
+    """Attends to tiles `first` up to `last`, exclusive.
 
     Args:
       tiles: shapes.
-      buffers: where the tiles come.
-      warpgroup: which this is.
-      scores: from products to scores.
-      mask: which scores count; None if all do.
-      ring_start: the tile that went to the first slot.
+      buffers: of the block.
+      warpgroup: index of this warpgroup.
+      scoring: from products to scores.
+      mask: visible positions; None if all are visible.
+      ring_start: the tile in the first slot.
       first: the first tile.
-      last: one past the last.
-      state: the softmax so far.
+      last: one past the last tile.
+      state: the softmax of earlier tiles.
     """
     t = tiles
     queries = buffers.queries.at[warpgroup]
 
     def add_values(acc: Array, weights: Array, values: Any) -> Array:
-        """`acc` and the weighted sum of a tile's values."""
-        parts = _split(weights, t)
+        """`acc` plus the weighted sum of a tile's values."""
+        parts = _split_parts(weights, t)
         if buffers.weights is None:
 
             def add(acc_ref: Any) -> None:
@@ -371,7 +393,7 @@ def attend(
 
             return pl.run_state(add)(plgpu.WGMMAAccumulatorRef.init(acc))
 
-        # The interpreter's way (see `Tiles.interpreted`).
+        # For the interpreter only: see `Tiles.interpreted`.
         shared = buffers.weights.at[warpgroup]
         for i, part in enumerate(parts):
             shared[i] = part
@@ -395,18 +417,18 @@ def attend(
             return acc_ref[...]
 
         plgpu.barrier_wait(buffers.ready.at[0, slot])
-        s = scores(
+        s = scoring(
             pl.run_scoped(products, plgpu.WGMMAAccumulatorRef((ROWS, t.tokens), jnp.float32))
         )
         plgpu.barrier_arrive(buffers.free.at[0, slot])
-        seen = None if mask is None else mask(tile)
-        if seen is not None:
-            s = jnp.where(seen, s, MASKED)
+        visible = None if mask is None else mask(tile)
+        if visible is not None:
+            s = jnp.where(visible, s, MASKED)
         new = jnp.maximum(maximum, s.max(axis=1))
         decay = jnp.exp2(maximum - new)
         weights = jnp.exp2(s - lax.broadcast_in_dim(new, s.shape, [0]))
-        if seen is not None:
-            weights = jnp.where(seen, weights, 0.0)
+        if visible is not None:
+            weights = jnp.where(visible, weights, 0.0)
         denominator = denominator * decay + weights.sum(axis=1)
         acc = acc * lax.broadcast_in_dim(decay, acc.shape, [0])
         plgpu.barrier_wait(buffers.ready.at[1, slot])

@@ -1,8 +1,8 @@
-"""Decode on Hopper: one query a sequence, the context split over blocks (flash-decoding).
+"""Decode on Hopper: one query per sequence, the context split over blocks (flash-decoding).
 
-A block takes one sequence, one KV head and one of `splits` parts of the context. Its 64 rows of
-scores are the query heads that share the KV head; rows beyond them are computed and dropped, which
-costs tensor-core time that a memory-bound kernel has to spare. Parts are joined afterwards in XLA
+A block computes one sequence, one KV head and one of `splits` parts of the context. Its 64 rows of
+scores are the query heads that share the KV head. The remaining rows are computed and dropped; the
+kernel is bound by memory, so their tensor-core time is free. XLA combines the parts afterwards
 (Dao, Haziza, Massa and Sizov, "Flash-Decoding for long-context inference", 2023).
 """
 
@@ -31,21 +31,21 @@ def decode(
     *,
     tiles: Tiles,
     splits: int,
-    scores: core.Scores,
+    scoring: core.Scoring,
     window: int | None,
 ) -> Float[Array, "S N H"]:
-    """Attention of one query a sequence; float32.
+    """Attention of one query per sequence, in float32.
 
     Args:
       q: queries in the pool's type, heads of `tiles.width`.
       pool: in `tiles.page_view`.
-      block_tables: see `paged_attention`.
-      kv_lens: see `paged_attention`.
-      layer: see `paged_attention`.
+      block_tables: see `AttentionMetadata`.
+      kv_lens: see `AttentionMetadata`.
+      layer: index of the layer.
       tiles: shapes.
       splits: blocks that share a sequence's context.
-      scores: from products to scores.
-      window: see `paged_attention`.
+      scoring: from products to scores.
+      window: see `AttentionOptions`.
     """
     num_seqs, num_heads, width = q.shape
     num_kv = tiles.layout.num_kv_heads
@@ -57,7 +57,7 @@ def decode(
         s, split, kv_head = (lax.axis_index(name) for name in ("sequence", "split", "kv_head"))
         length = lens[s]
         lowest = jnp.int32(0) if window is None else jnp.maximum(length - window, 0)
-        # The tiles that hold positions to be read, and this block's share of them.
+        # The tiles with visible positions, and this block's share of them.
         begin = lowest // tiles.tokens
         end = pl.cdiv(length, tiles.tokens)
         share = pl.cdiv(end - begin, splits)
@@ -81,12 +81,12 @@ def decode(
                 tiles,
                 buffers,
                 warpgroup,
-                scores,
+                scoring,
                 mask,
                 first,
                 first,
                 last,
-                core.start(tiles),
+                core.initial_state(tiles),
             )
             stats[0] = maximum
             stats[1] = denominator
@@ -102,9 +102,10 @@ def decode(
 
         @pl.when(lax.axis_index("warpgroup") == 1)
         def _produce() -> None:
-            core.Context(tiles, table, pool_ref, s, layer_ref[0], kv_head, lowest, length).produce(
-                buffers, first, last
+            producer = core.ContextProducer(
+                tiles, table, pool_ref, s, layer_ref[0], kv_head, lowest, length
             )
+            producer.produce(buffers, first, last)
 
     acc, stats = plgpu.kernel(
         kernel,
@@ -113,7 +114,7 @@ def decode(
             jax.ShapeDtypeStruct((num_seqs, splits, num_kv, 2, ROWS), jnp.float32),
         ),
         scratch_types=[
-            *core.scratch(tiles, jnp.dtype(jnp.float32)),
+            *core.scratch_types(tiles, jnp.dtype(jnp.float32)),
             plgpu.SMEM((2, ROWS), jnp.float32),
         ],
         grid=(num_seqs, splits, num_kv),

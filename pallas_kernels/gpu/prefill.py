@@ -1,9 +1,8 @@
 """Prefill on Hopper: ragged queries on the tensor cores.
 
-A block takes one query head and `warpgroups * 64` consecutive queries of one sequence; the
-warpgroups share the tiles of keys and values that the producer fetches (FlashAttention-3's
-arrangement, Shah et al. 2024). Tiles of tokens that all of a warpgroup's queries see are computed
-without a mask.
+A block computes one query head and up to `warpgroups * 64` consecutive queries of one sequence. Its
+warpgroups share the tiles of keys and values that the producer fetches (as in FlashAttention-3,
+Shah et al. 2024). Tiles that are visible to all queries of a warpgroup are computed without a mask.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from muxjax.pallas_kernels.gpu.tiles import ROWS, Tiles
 _SEQUENCE, _START, _QUERIES, _POSITION, _LENGTH, _FIELDS = range(6)
 
 
-def blocks_of_queries(
+def split_queries(
     kv_lens: Int[Array, " S"], query_starts: Int[Array, " S+1"], num_tokens: int, size: int
 ) -> Int[Array, "5 blocks"]:
-    """Cuts ragged queries into blocks of at most `size`, each of one sequence.
+    """Splits ragged queries into blocks of at most `size`, each of one sequence.
 
-    The number of blocks is what any cut of `num_tokens` queries may need; unneeded ones have no
-    queries. Padding after the last sequence is cut as one more sequence, with no context: its
-    output is zeros.
+    The number of blocks is the maximum for `num_tokens` queries; unneeded blocks have no queries.
+    Padding after the last sequence is treated as another sequence, without context: its output is
+    zeros.
 
     Returns:
       For each block: sequence, first query, number of queries, position of the first query in its
@@ -61,7 +60,7 @@ def prefill(
     layer: Int[Array, "1"],
     *,
     tiles: Tiles,
-    scores: core.Scores,
+    scoring: core.Scoring,
     window: int | None,
     out_dtype: jnp.dtype,
 ) -> Float[Array, "T N H"]:
@@ -69,20 +68,20 @@ def prefill(
 
     Args:
       q: queries in the pool's type, heads of `tiles.width`.
-      pool: pages as in `tiles.page_view`.
-      block_tables: see `paged_attention`.
-      kv_lens: see `paged_attention`.
-      query_starts: see `paged_attention`.
-      layer: see `paged_attention`.
+      pool: in `tiles.page_view`.
+      block_tables: see `AttentionMetadata`.
+      kv_lens: see `AttentionMetadata`.
+      query_starts: see `AttentionMetadata`.
+      layer: index of the layer.
       tiles: shapes.
-      scores: from products to scores.
-      window: see `paged_attention`.
+      scoring: from products to scores.
+      window: see `AttentionOptions`.
       out_dtype: of the result.
     """
     num_tokens, num_heads, width = q.shape
     group = num_heads // tiles.layout.num_kv_heads
     step = tiles.tokens
-    work = blocks_of_queries(kv_lens, query_starts, num_tokens, tiles.warpgroups * ROWS)
+    work = split_queries(kv_lens, query_starts, num_tokens, tiles.warpgroups * ROWS)
 
     def kernel(*refs: Any) -> None:
         q_ref, pool_ref, table, work, layer_ref, out_ref, *shared = refs
@@ -93,7 +92,7 @@ def prefill(
         begin = lowest // step
 
         def end_of(queries: Scalar) -> Scalar:
-            """One past the last tile that the block's first so many queries see."""
+            """One past the last tile that is visible to the block's first `queries` queries."""
             return jnp.where(length > 0, pl.cdiv(position + queries, step), begin)
 
         end = end_of(queries)
@@ -101,7 +100,7 @@ def prefill(
         def attend(warpgroup: Scalar) -> None:
             offset = warpgroup * ROWS
             rows = jnp.clip(queries - offset, 0, ROWS)
-            own_end = jnp.where(rows > 0, end_of(offset + rows), begin)
+            warpgroup_end = jnp.where(rows > 0, end_of(offset + rows), begin)
             first_query = position + offset
 
             def mask(tile: Scalar) -> Bool[Array, "rows tokens"]:
@@ -109,16 +108,16 @@ def prefill(
                     plgpu.broadcasted_iota(jnp.int32, (ROWS, step), axis, layout=plgpu.Layout.WGMMA)
                     for axis in (0, 1)
                 )
-                # How far before its query a token stands.
+                # Positions from a token to the query.
                 distance = query - token + (first_query - tile * step)
                 return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
-            # Tiles between these two are seen whole by all queries of the warpgroup.
-            full_end = jnp.clip((first_query + 1) // step, begin, own_end)
+            # Tiles from `full_begin` to `full_end` are visible to all queries of the warpgroup.
+            full_end = jnp.clip((first_query + 1) // step, begin, warpgroup_end)
             if window is None:
                 full_begin = begin
             else:
-                oldest = first_query + ROWS - window  # the last query sees no token before it
+                oldest = first_query + ROWS - window  # the first position that the last query sees
                 full_begin = jnp.clip(pl.cdiv(oldest, step), begin, full_end)
 
             @pl.when(rows > 0)
@@ -131,14 +130,14 @@ def prefill(
                     lambda columns: q_ref.at[pl.ds(start + offset, ROWS), head, columns],
                 )
 
-                def part(
+                def attend_range(
                     first: Scalar, last: Scalar, masked: bool, state: core.State
                 ) -> core.State:
                     return core.attend(
                         tiles,
                         buffers,
                         warpgroup,
-                        scores,
+                        scoring,
                         mask if masked else None,
                         begin,
                         first,
@@ -146,17 +145,17 @@ def prefill(
                         state,
                     )
 
-                state = core.start(tiles)
+                state = core.initial_state(tiles)
                 if window is not None:
-                    state = part(begin, full_begin, True, state)
-                state = part(full_begin, full_end, False, state)
-                acc, _, denominator = part(full_end, own_end, True, state)
+                    state = attend_range(begin, full_begin, True, state)
+                state = attend_range(full_begin, full_end, False, state)
+                acc, _, denominator = attend_range(full_end, warpgroup_end, True, state)
                 # A row with no context has a denominator of 0 and a weighted sum of 0.
                 inverse = 1.0 / jnp.maximum(denominator, 1e-30)
                 inverse = lax.broadcast_in_dim(inverse, acc.shape, [0])
 
                 def store(block: Any, columns: Any) -> None:
-                    # The rows after the last belong to another block: copy by powers of 2.
+                    # Later rows belong to another block: copy exactly `rows`, by powers of 2.
                     size = ROWS
                     while size:
 
@@ -172,8 +171,8 @@ def prefill(
 
                 core.store_output(buffers, warpgroup, acc * inverse, store)
 
-            # Tiles for the other warpgroups only.
-            @pl.loop(own_end, end)
+            # Releases the tiles that only other warpgroups read.
+            @pl.loop(warpgroup_end, end)
             def _skip(tile: Scalar) -> None:
                 slot = lax.rem(tile - begin, tiles.stages)
                 for which in range(2):
@@ -184,20 +183,20 @@ def prefill(
 
         @pl.when(warpgroup < tiles.warpgroups)
         def _attend() -> None:
-            core.share_registers(tiles, producer=False)
+            core.reallocate_registers(tiles, producer=False)
             attend(warpgroup)
 
         @pl.when(warpgroup == tiles.warpgroups)
         def _produce() -> None:
-            core.share_registers(tiles, producer=True)
-            core.Context(
+            core.reallocate_registers(tiles, producer=True)
+            core.ContextProducer(
                 tiles, table, pool_ref, s, layer_ref[0], head // group, lowest, length
             ).produce(buffers, begin, end)
 
     return plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((num_tokens, num_heads, width), out_dtype),
-        scratch_types=core.scratch(tiles, out_dtype),
+        scratch_types=core.scratch_types(tiles, out_dtype),
         grid=(work.shape[1], num_heads),
         grid_names=("block", "head"),
         num_threads=tiles.warpgroups + 1,

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 TUNED: dict[tuple[str, int, int, bool], tuple[int, int, int, int]] = {}
-"""(device kind, KV heads, head size, decode) -> (warpgroups, tokens, stages, waves) of
-`mosaic_gpu_tiles.Tiles`, for 16-bit pools. Empty as yet: no GPU was at hand."""
+"""(device kind, KV heads, padded head size, decode) -> (warpgroups, tokens, stages, waves) of
+`tiles.Tiles`, for 16-bit pools. Empty: no device has been tuned yet."""

@@ -1,6 +1,6 @@
-"""Block sizes of the TPU kernels: measured where they are in the table, else worked out.
+"""Block sizes of the TPU kernels: from the table of measured sizes, or else by rule.
 
-The table is filled by `benchmarks/tune_attention.py` on the device it names.
+`benchmarks/tune_attention.py` measures the entries of the table on a device.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from muxjax.pallas_kernels.layout import KVLayout
 
 
 class BlockGeometry(NamedTuple):
-    """What a measured size holds for.
+    """Key of a measured size.
 
     Attributes:
-      device_kind: as JAX names it.
+      device_kind: JAX's name of the device.
       kind: 'decode' or 'prefill'.
       num_heads, num_kv_heads, head_dim: `N`, `K`, `H`.
       rows: of a page.
@@ -32,13 +32,13 @@ class BlockGeometry(NamedTuple):
     dtype: str
 
 
-class Sizes(NamedTuple):
-    """Sizes of the blocks.
+class BlockSizes(NamedTuple):
+    """Block sizes of a kernel.
 
     Attributes:
-      pages: copied and computed at a time.
-      queries: tokens of a block of queries; 1 in decode.
-      vmem_bytes: limit of what the kernel may take.
+      pages: pages copied and computed at a time.
+      queries: tokens per block of queries; 1 in decode.
+      vmem_bytes: maximum VMEM of the kernel, in bytes.
     """
 
     pages: int
@@ -47,11 +47,11 @@ class Sizes(NamedTuple):
 
 
 TUNED: dict[BlockGeometry, tuple[int, int]] = {}
-"""Pages and queries that were measured to be fastest. Empty: no TPU was at hand yet."""
+"""The fastest measured pages and queries. Empty: no device has been tuned yet."""
 
-_VMEM = {"TPU7x": 48 << 20}
-_DEFAULT_VMEM = 64 << 20
-"""Half of the VMEM of a v5e or v6e core, three quarters of a TPU7x's (64 MiB)."""
+_VMEM_BYTES = {"TPU7x": 48 << 20}
+_DEFAULT_VMEM_BYTES = 64 << 20
+"""Half of the VMEM of a v5e or v6e core, and three quarters of a TPU7x core's 64 MiB."""
 
 _COPY_BYTES = {
     "TPU v4": 1 << 20,
@@ -61,32 +61,34 @@ _COPY_BYTES = {
     "TPU7x": 1 << 21,
 }
 _DEFAULT_COPY_BYTES = 1 << 19
-"""Bytes of a block of pages in decode: what must be on its way to cover the latency of about a
-microsecond (Little's law: 1230, 2765, 819, 1640, 3690 GB/s a core), with two buffers."""
+"""Bytes of a block of pages in decode. With two buffers, these are the bytes in flight that hide
+the HBM latency of about 1 us (Little's law: 1230, 2765, 819, 1640, 3690 GB/s per core)."""
 
 _PREFILL_TOKENS = 256
-"""Tokens of a block of pages in prefill, about: two or more columns of the MXU."""
+"""Approximate tokens of a block of pages in prefill: at least the width of the MXU."""
 _PREFILL_ROWS = 4096
-"""Rows, `N Q`, of a block of queries: 2 MiB of float32 sums at 128 lanes."""
-_FEWEST_QUERIES = 64
-"""The same at least, where there are so many: 256 operations for each byte of a context with four
-query heads to a KV head, about what a v5e has for each byte of its HBM."""
-_MOST_QUERIES = 256
-"""Tokens of a block of queries. More would see a context's pages fewer times, but compute more of
-what causality then masks."""
-_SCORE_BYTES = 4 << 20
-"""At most, of one array of scores in float32."""
+"""Maximum rows, `N Q`, of a block of queries: 2 MiB of float32 sums at 128 lanes."""
+_MIN_QUERIES = 64
+"""Minimum tokens of a block of queries, where the step has as many: 256 operations per byte of
+context with four query heads per KV head, about a v5e's ratio of operations to HBM bytes."""
+_MAX_QUERIES = 256
+"""Maximum tokens of a block of queries. Larger blocks read a context's pages fewer times, but
+compute more scores that causality masks."""
+_MAX_SCORE_BYTES = 4 << 20
+"""Maximum bytes of one float32 array of scores."""
 
 
-def decode_sizes(device_kind: str, layout: KVLayout, num_heads: int, dtype: jnp.dtype) -> Sizes:
-    """Sizes for decode."""
-    limit = _VMEM.get(device_kind, _DEFAULT_VMEM)
-    if found := TUNED.get(_geometry(device_kind, "decode", layout, num_heads, dtype)):
-        return Sizes(*found, limit)
+def decode_sizes(
+    device_kind: str, layout: KVLayout, num_heads: int, dtype: jnp.dtype
+) -> BlockSizes:
+    """Block sizes of decode."""
+    limit = _VMEM_BYTES.get(device_kind, _DEFAULT_VMEM_BYTES)
+    if tuned := TUNED.get(_table_key(device_kind, "decode", layout, num_heads, dtype)):
+        return BlockSizes(*tuned, limit)
     page = layout.rows * 128 * jnp.dtype(dtype).itemsize
     by_copy = _COPY_BYTES.get(device_kind, _DEFAULT_COPY_BYTES) // page
-    by_scores = _SCORE_BYTES // (num_heads * layout.rows * 4)
-    return Sizes(max(1, min(by_copy, by_scores)), 1, limit)
+    by_scores = _MAX_SCORE_BYTES // (num_heads * layout.rows * 4)
+    return BlockSizes(max(1, min(by_copy, by_scores)), 1, limit)
 
 
 def prefill_sizes(
@@ -96,22 +98,22 @@ def prefill_sizes(
     num_tokens: int,
     num_seqs: int,
     dtype: jnp.dtype,
-) -> Sizes:
-    """Sizes for ragged queries, of which there are `num_tokens` at most."""
-    limit = _VMEM.get(device_kind, _DEFAULT_VMEM)
-    if found := TUNED.get(_geometry(device_kind, "prefill", layout, num_heads, dtype)):
-        return Sizes(*found, limit)
+) -> BlockSizes:
+    """Block sizes of prefill for at most `num_tokens` queries of `num_seqs` sequences."""
+    limit = _VMEM_BYTES.get(device_kind, _DEFAULT_VMEM_BYTES)
+    if tuned := TUNED.get(_table_key(device_kind, "prefill", layout, num_heads, dtype)):
+        return BlockSizes(*tuned, limit)
     queries = 16
-    # Each sequence may leave a block all but empty, and empty queries take memory too.
-    even = max(num_tokens // num_seqs, _FEWEST_QUERIES)
-    most = min(num_tokens, even, _PREFILL_ROWS // num_heads, _MOST_QUERIES)
-    while 2 * queries <= most:
+    # A sequence's last block may be almost empty, and empty queries also need memory.
+    average = max(num_tokens // num_seqs, _MIN_QUERIES)
+    limit_queries = min(num_tokens, average, _PREFILL_ROWS // num_heads, _MAX_QUERIES)
+    while 2 * queries <= limit_queries:
         queries *= 2
     pages = max(1, _PREFILL_TOKENS // layout.tokens_per_page)
-    return Sizes(pages, queries, limit)
+    return BlockSizes(pages, queries, limit)
 
 
-def _geometry(
+def _table_key(
     device_kind: str, kind: str, layout: KVLayout, num_heads: int, dtype: jnp.dtype
 ) -> BlockGeometry:
     return BlockGeometry(

@@ -1,19 +1,19 @@
-"""Decode attention on a TPU: one query a sequence, over the pool's rows as they lie.
+"""Decode attention on a TPU: one query per sequence, over the pool's rows in their stored layout.
 
-One grid step a sequence. For each block of the context's pages
+One grid step computes one sequence. For each block of the context's pages:
 
     scores   s = q . rows^T          [N, rows]: every query head with every row
-    mask     only the row where the head's own keys begin stays, for tokens that it may see
-    softmax  running maximum and sum (Milakov and Gimelshein 2018)
+    mask     keeps only the row where the head's keys begin, for visible tokens
+    softmax  online: maximum and sum so far (Milakov and Gimelshein 2018)
     values   p moved from its token's key row to the value row, then p . rows
 
-Heads are not separated. This computes `2K` times the scores that are needed, and is still the
-cheaper way for one query a sequence: separating heads would move each row through the registers
-twice, and a product of the few queries of one KV head leaves the MXU as empty as it is slow; so the
-MXU takes all query heads against a row that it loads once. A row of 256 bytes costs `4 N 128`
-operations, 64 a byte with 32 heads, where a v5e has 240 for each byte of its HBM.
+Heads are not separated. This computes `2K` times the necessary scores, but is cheaper for one query
+per sequence: separating heads would move each row through the registers twice, and a product with
+the few queries of one KV head leaves the MXU mostly idle. Here the MXU loads a row once for all
+query heads. A row of 256 bytes costs `4 N 128` operations: 64 per byte with 32 heads, where a v5e
+can do 240 per byte of its HBM.
 
-A head larger than 128 has several rows; the sums over them come from as many products, rolled to
+A head larger than 128 has several rows. Its scores are the sum of one product per row, rolled to
 the row where the head begins (`head_rows`).
 """
 
@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 from muxjax.pallas_kernels.tpu.head_rows import HeadRows
-from muxjax.pallas_kernels.tpu.pages import Copies, PageBlock, keep_rows
+from muxjax.pallas_kernels.tpu.pages import PageBlock, PageCopies, zero_rows_outside
 
 MASKED = -1e30
 _NO_TOKEN = 1 << 30
@@ -55,33 +55,33 @@ def decode(
     """Attention of one scaled and spread query a sequence (`head_rows.spread_queries`).
 
     Args:
-      q: in the pool's type; `N` is a multiple of 16, with heads of no account last.
+      q: in the pool's type; `N` is a multiple of 16, padded at the end.
       kv: the pool.
-      block_tables: as `paged_attention`.
-      kv_lens: as `paged_attention`; 0 gives zeros.
-      layer: which page of each block.
-      num_heads: query heads that count.
-      layout: of the model.
-      window: positions seen at most.
-      softcap: of the scores.
-      pages: how many are copied and computed at a time.
-      vmem_bytes: VMEM that the kernel may take.
+      block_tables: see `AttentionMetadata`.
+      kv_lens: see `AttentionMetadata`; 0 gives zeros.
+      layer: index of the layer.
+      num_heads: query heads without padding.
+      layout: the model's geometry in the pool.
+      window: see `AttentionOptions`.
+      softcap: see `AttentionOptions`.
+      pages: pages copied and computed at a time.
+      vmem_bytes: maximum VMEM of the kernel, in bytes.
 
     Returns:
-      In float32, spread as values lie in their rows (`head_rows.select_outputs`).
+      Outputs in float32, in the layout of spread values (`head_rows.select_outputs`).
     """
     num_seqs, rows, width = q.shape
-    heads = HeadRows.of(layout)
+    heads = HeadRows.from_layout(layout)
     block = PageBlock(layout, pages)
-    own, late, token = _constants(heads, block, num_heads, rows)
+    head_mask, late, token = _build_constants(heads, block, num_heads, rows)
     lowest = jnp.zeros_like(kv_lens) if window is None else jnp.maximum(kv_lens - window, 0)
-    following = _next_with_work(kv_lens)
-    tables = block_tables[:, None, :]  # a block in SMEM must be whole in its last two axes
+    following = _next_nonempty(kv_lens)
+    tables = block_tables[:, None, :]  # a block in SMEM must span the last two axes
 
-    def here(s: Any, *_: Any) -> tuple[Any, int, int]:
+    def current(s: Any, *_: Any) -> tuple[Any, int, int]:
         return s, 0, 0
 
-    def after(s: Any, lens: Any, low: Any, following: Any, _: Any) -> tuple[Any, int, int]:
+    def next_sequence(s: Any, lens: Any, low: Any, following: Any, _: Any) -> tuple[Any, int, int]:
         return jnp.minimum(following[s], num_seqs - 1), 0, 0
 
     def table(index_map: Any) -> pl.BlockSpec:
@@ -96,15 +96,15 @@ def decode(
             num_scalar_prefetch=4,
             grid=(num_seqs,),
             in_specs=[
-                table(here),
-                table(after),
-                pl.BlockSpec((1, rows, width), here),
-                constant(own),
+                table(current),
+                table(next_sequence),
+                pl.BlockSpec((1, rows, width), current),
+                constant(head_mask),
                 constant(late),
                 constant(token),
                 pl.BlockSpec(memory_space=pltpu.HBM),
             ],
-            out_specs=pl.BlockSpec((1, rows, width), here),
+            out_specs=pl.BlockSpec((1, rows, width), current),
             scratch_shapes=[
                 pltpu.VMEM((2, block.rows, LANES), kv.dtype),
                 pltpu.SemaphoreType.DMA((2,)),
@@ -127,7 +127,7 @@ def decode(
         tables,
         tables,
         q,
-        own,
+        head_mask,
         late,
         token,
         kv,
@@ -136,22 +136,22 @@ def decode(
 
 def _kernel(
     lens: Any,  # SMEM S
-    lows: Any,  # SMEM S: the lowest position that is seen
-    following: Any,  # SMEM S: the next sequence that has a context; S where there is none
+    lows: Any,  # SMEM S: the lowest visible position
+    following: Any,  # SMEM S: the next sequence with a context; S if there is none
     layer: Any,  # SMEM 1
     table: Any,  # SMEM 1 1 B: of this sequence
     next_table: Any,  # SMEM 1 1 B: of the following one
     q: Any,  # VMEM 1 N C
-    own: Any,  # VMEM N X: 0 where a head's keys begin, MASKED elsewhere
-    late: Any,  # VMEM N 128: 1 for heads whose values are a row further than others'
-    token: Any,  # VMEM 8 X: which token of the block a row belongs to
+    head_mask: Any,  # VMEM N X: 0 where a head's keys begin, MASKED elsewhere
+    late: Any,  # VMEM N 128: 1 for heads whose values are one row further than those of others
+    token: Any,  # VMEM 8 X: the token of the block that a row belongs to
     kv: Any,  # HBM P rows 128
     out: Any,  # VMEM 1 N C
     buffers: Any,  # VMEM 2 X 128
     semaphores: Any,  # 2
-    turn: Any,  # SMEM 1: the buffer that the next block comes in
-    maximum: Any,  # VMEM N 128, all lanes alike
-    denominator: Any,  # VMEM N 128, all lanes alike
+    next_buffer: Any,  # SMEM 1: the buffer of the next block
+    maximum: Any,  # VMEM N 128, all lanes equal
+    denominator: Any,  # VMEM N 128, all lanes equal
     weighted: Any,  # VMEM N C
     *,
     heads: HeadRows,
@@ -159,22 +159,22 @@ def _kernel(
     softcap: float | None,
 ) -> None:
     s, num_seqs = pl.program_id(0), pl.num_programs(0)
-    copies = Copies(block, kv, buffers, semaphores, layer[0])
+    copies = PageCopies(block, kv, buffers, semaphores, layer[0])
     length, low = lens[s], lows[s]
     precision = lax.Precision.HIGHEST if buffers.dtype == jnp.float32 else None
     product = partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
 
-    def start_following(to: Any) -> None:
+    def start_following(buffer: Any) -> None:
         @pl.when(following[s] < num_seqs)
         def _() -> None:
             n = following[s]
-            copies.start(next_table, lows[n] // block.tokens, lows[n], lens[n], to)
+            copies.start(next_table, lows[n] // block.tokens, lows[n], lens[n], buffer)
 
     @pl.when(s == 0)
     def _() -> None:
-        turn[0] = 0
+        next_buffer[0] = 0
         filled = block.pages * block.page_rows
-        if filled < block.rows:  # what no copy ever fills must not stay as it was found
+        if filled < block.rows:  # rows that no copy fills may hold NaN
             rest = (2, block.rows - filled, LANES)
             buffers[:, filled:] = jnp.zeros(rest, buffers.dtype)
 
@@ -187,17 +187,18 @@ def _kernel(
             start_following(0)
 
     def step(index: jax.Array, carry: None) -> None:
-        at = copies.take(table, index, low, length, turn, start_following)
+        buffer = copies.advance(table, index, low, length, next_buffer, start_following)
 
         for page in range(block.pages):
             first, end = copies.valid_rows(page, index, low, length)
 
             @pl.when((first > 0) | (end < block.page_rows))
             def _(page: int = page, first: Any = first, end: Any = end) -> None:
-                rows = buffers.at[at, pl.ds(page * block.page_rows, block.page_rows)]
-                rows[...] = keep_rows(rows[...].astype(jnp.float32), first, end).astype(rows.dtype)
+                rows = buffers.at[buffer, pl.ds(page * block.page_rows, block.page_rows)]
+                valid = zero_rows_outside(rows[...].astype(jnp.float32), first, end)
+                rows[...] = valid.astype(rows.dtype)
 
-        rows = buffers[at]
+        rows = buffers[buffer]
         scores = product(q[0, :, :LANES], rows, _ROWS_ROWS)
         for segment in range(1, heads.segments):
             part = product(q[0, :, segment * LANES : (segment + 1) * LANES], rows, _ROWS_ROWS)
@@ -205,8 +206,8 @@ def _kernel(
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
         position = index * block.tokens + token[:1]
-        seen = (position >= low) & (position < length)
-        scores = jnp.where(seen, scores + own[...], MASKED)
+        visible = (position >= low) & (position < length)
+        scores = jnp.where(visible, scores + head_mask[...], MASKED)
 
         old = maximum[...]
         new = jnp.maximum(old, scores.max(axis=1, keepdims=True))
@@ -236,27 +237,27 @@ _ROWS_ROWS = (((1,), (1,)), ((), ()))
 _LANES_ROWS = (((1,), (0,)), ((), ()))
 
 
-def _constants(
+def _build_constants(
     heads: HeadRows, block: PageBlock, num_heads: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The kernel's `own`, `late` and `token`."""
+    """The kernel's `head_mask`, `late` and `token`."""
     layout = block.layout
     page, row = np.divmod(np.arange(block.rows), block.page_rows)
     slot, within = np.divmod(row, layout.rows_per_token)
-    real = (page < block.pages) & (row < block.used)
+    real = (page < block.pages) & (row < block.used_rows)
     token = np.where(real, page * layout.tokens_per_page + slot, _NO_TOKEN).astype(np.int32)
     group = num_heads // layout.num_kv_heads
-    rest = (0, rows - num_heads)
-    begins = np.pad(np.repeat(np.array(heads.key_rows), group), rest)[:, None]
-    own = np.where(real & (within == begins), 0.0, MASKED).astype(np.float32)
+    padding = (0, rows - num_heads)
+    begins = np.pad(np.repeat(np.array(heads.key_rows), group), padding)[:, None]
+    head_mask = np.where(real & (within == begins), 0.0, MASKED).astype(np.float32)
     shifts = np.array(heads.value_rows) - np.array(heads.key_rows)
-    late = np.pad(np.repeat(shifts - shifts[0], group), rest)[:, None] * np.ones(LANES)
-    return own, late.astype(np.float32), np.tile(token, (8, 1))
+    late = np.pad(np.repeat(shifts - shifts[0], group), padding)[:, None] * np.ones(LANES)
+    return head_mask, late.astype(np.float32), np.tile(token, (8, 1))
 
 
-def _next_with_work(kv_lens: Int[Array, " S"]) -> Int[Array, " S"]:
-    """For each sequence the next after it that has a context, or `S`."""
+def _next_nonempty(kv_lens: Int[Array, " S"]) -> Int[Array, " S"]:
+    """For each sequence, the next one after it that has a context, or `S`."""
     count = kv_lens.shape[0]
-    own = jnp.where(kv_lens > 0, jnp.arange(count, dtype=jnp.int32), count)
-    later = lax.cummin(own, reverse=True)
+    index = jnp.where(kv_lens > 0, jnp.arange(count, dtype=jnp.int32), count)
+    later = lax.cummin(index, reverse=True)
     return jnp.append(later[1:], jnp.int32(count))

@@ -1,10 +1,10 @@
-"""Where the heads of a token lie among its pool rows, and queries to match.
+"""The rows and lanes of each head of a token in the pool, and queries in the same layout.
 
-A kernel that reads the pool's rows as they lie sees 128 lanes at a time: a whole head, half of a
-large one, or several small ones. A query is therefore spread over as many segments of 128 lanes as
-its KV head touches rows, with zeros where other heads lie. A product with a row then gives the part
-of the score that this row holds, whatever the head size, and the values come out in the same form:
-`select_outputs` takes the own head's lanes from it.
+A kernel that reads the pool's rows in their stored layout sees 128 lanes at a time: a whole head,
+half of a large one, or several small ones. A query is therefore spread over one segment of 128
+lanes for each row that its KV head touches, with zeros in the lanes of other heads. For every head
+size, a product with a row then gives this row's part of the score. Weighted values have the same
+layout, and `select_outputs` extracts the lanes of each query head's KV head.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from muxjax.pallas_kernels.layout import LANES, KVLayout
 
 @dataclass(frozen=True)
 class HeadRows:
-    """For each KV head the first row and lane, within its token, of its keys and of its values.
+    """First row and lane of each KV head's keys and values, relative to its token's first row.
 
     Attributes:
-      key_rows, value_rows, key_lanes, value_lanes: one number a KV head.
-      segments: the most rows that the keys, or the values, of one head touch.
+      key_rows, value_rows, key_lanes, value_lanes: one entry per KV head.
+      segments: maximum number of rows that the keys, or the values, of one head touch.
     """
 
     key_rows: tuple[int, ...]
@@ -34,42 +34,43 @@ class HeadRows:
     segments: int
 
     @staticmethod
-    def of(layout: KVLayout) -> HeadRows:
+    def from_layout(layout: KVLayout) -> HeadRows:
+        """The rows and lanes of a model's heads."""
         width, count = layout.padded_head_dim, layout.num_kv_heads
         keys = [head * width for head in range(count)]
         values = [(count + head) * width for head in range(count)]
         return HeadRows(
-            key_rows=tuple(at // LANES for at in keys),
-            value_rows=tuple(at // LANES for at in values),
-            key_lanes=tuple(at % LANES for at in keys),
-            value_lanes=tuple(at % LANES for at in values),
-            segments=max(-(-(at % LANES + width) // LANES) for at in keys + values),
+            key_rows=tuple(offset // LANES for offset in keys),
+            value_rows=tuple(offset // LANES for offset in values),
+            key_lanes=tuple(offset % LANES for offset in keys),
+            value_lanes=tuple(offset % LANES for offset in values),
+            segments=max(-(-(offset % LANES + width) // LANES) for offset in keys + values),
         )
 
 
 def spread_queries(q: Float[Array, "T N H"], rows: HeadRows) -> Float[Array, "T N C"]:
-    """Queries over `C = segments * 128` lanes, each at its KV head's place, zeros elsewhere."""
+    """Queries over `C = segments * 128` lanes, each at its KV head's lanes, zeros elsewhere."""
     num_heads, head_dim = q.shape[1:]
     width = rows.segments * LANES
     spread = jnp.zeros((*q.shape[:2], width), q.dtype)
     for lane in sorted(set(rows.key_lanes)):
         placed = jnp.pad(q, ((0, 0), (0, 0), (lane, width - lane - head_dim)))
-        spread = jnp.where(_heads_at(lane, rows.key_lanes, num_heads), placed, spread)
+        spread = jnp.where(_heads_at_lane(lane, rows.key_lanes, num_heads), placed, spread)
     return spread
 
 
 def select_outputs(
     out: Float[Array, "T N C"], rows: HeadRows, layout: KVLayout
 ) -> Float[Array, "T N H"]:
-    """Undoes the spreading of values: the lanes of each query head's own KV head."""
+    """Extracts from spread outputs the lanes of each query head's KV head."""
     num_heads = out.shape[1]
     selected = jnp.zeros((*out.shape[:2], layout.head_dim), out.dtype)
     for lane in sorted(set(rows.value_lanes)):
-        own = out[..., lane : lane + layout.head_dim]
-        selected = jnp.where(_heads_at(lane, rows.value_lanes, num_heads), own, selected)
+        values = out[..., lane : lane + layout.head_dim]
+        selected = jnp.where(_heads_at_lane(lane, rows.value_lanes, num_heads), values, selected)
     return selected
 
 
-def _heads_at(lane: int, lanes: tuple[int, ...], num_heads: int) -> np.ndarray:
-    """Which query heads belong to a KV head that begins at this lane: `[1, N, 1]`."""
+def _heads_at_lane(lane: int, lanes: tuple[int, ...], num_heads: int) -> np.ndarray:
+    """Mask of the query heads whose KV head begins at this lane, `[1, N, 1]`."""
     return np.repeat(np.array(lanes) == lane, num_heads // len(lanes))[None, :, None]

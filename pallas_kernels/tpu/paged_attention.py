@@ -1,7 +1,7 @@
-"""Paged attention for TPUs by Pallas's Mosaic backend: block sizes, and the choice of the kernel.
+"""Paged attention for TPUs: supported requests, block sizes, and the choice of the kernel.
 
-Two kernels over the pool as it lies: `mosaic_tpu_decode` for one query a sequence, and
-`mosaic_tpu_prefill` for ragged queries of any lengths. See docs/kernels.md.
+Two kernels in Pallas's Mosaic backend read the pool in its stored layout: `tpu.decode` for one
+query per sequence, and `tpu.prefill` for ragged queries of any lengths. See docs/guides/kernels.md.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from muxjax.pallas_kernels.layout import KVLayout
-from muxjax.pallas_kernels.metadata import AttentionRequest
+from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions, AttentionRequest
 from muxjax.pallas_kernels.target import current_target
 from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
 from muxjax.pallas_kernels.tpu.decode import decode as decode_kernel
@@ -18,51 +17,46 @@ from muxjax.pallas_kernels.tpu.head_rows import HeadRows, select_outputs, spread
 from muxjax.pallas_kernels.tpu.pages import TILE
 from muxjax.pallas_kernels.tpu.prefill import prefill as prefill_kernel
 
-_DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float32")
+"""Types of a pool that the kernels support."""
 
 
 def unsupported_reason(request: AttentionRequest) -> str | None:
-    """Why the kernels cannot carry out a request, or None."""
-    if request.kv_dtype.name not in _DTYPES:
-        return f"takes pools of {' and '.join(_DTYPES)}, not {request.kv_dtype.name}"
+    """Why the kernels do not support a request, or None."""
+    if request.kv_dtype.name not in DTYPES:
+        return f"needs a pool of {' or '.join(DTYPES)}, not {request.kv_dtype.name}"
     if request.layout.rows % TILE:
-        return f"takes pages of a multiple of {TILE} rows, not {request.layout.rows}"
+        return f"needs pages of a multiple of {TILE} rows, not {request.layout.rows}"
     return None
 
 
 def paged_attention_mosaic_tpu(
     q: Float[Array, "T N H"],
     kv: Float[Array, "P rows 128"],
-    block_tables: Int[Array, "S B"],
-    kv_lens: Int[Array, " S"],
-    query_starts: Int[Array, " S+1"],
+    metadata: AttentionMetadata,
+    options: AttentionOptions,
     layer: Int[Array, ""] | int,
-    *,
-    layout: KVLayout,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    decode: bool = False,
 ) -> Float[Array, "T N H"]:
     """See `paged_attention`; products are in the pool's type with sums in float32."""
     num_tokens, num_heads, _ = q.shape
-    rows, layer = HeadRows.of(layout), jnp.asarray(layer, jnp.int32)
-    spread = spread_queries((q.astype(jnp.float32) * scale).astype(kv.dtype), rows)
+    layout, kv_lens = metadata.layout, metadata.kv_lens
+    rows, layer = HeadRows.from_layout(layout), jnp.asarray(layer, jnp.int32)
+    spread = spread_queries((q.astype(jnp.float32) * options.scale).astype(kv.dtype), rows)
     kind = current_target().device_kind
-    if decode:
+    if metadata.decode:
         sizes = decode_sizes(kind, layout, num_heads, kv.dtype)
-        # Whole tiles of query heads.
+        # The kernel needs whole tiles of query heads.
         spread = jnp.pad(spread, ((0, 0), (0, -num_heads % TILE), (0, 0)))
         out = decode_kernel(
             spread,
             kv,
-            block_tables,
+            metadata.block_tables,
             kv_lens,
             layer,
             num_heads=num_heads,
             layout=layout,
-            window=window,
-            softcap=softcap,
+            window=options.window,
+            softcap=options.softcap,
             pages=sizes.pages,
             vmem_bytes=sizes.vmem_bytes,
         )[:, :num_heads]
@@ -72,13 +66,13 @@ def paged_attention_mosaic_tpu(
         out = prefill_kernel(
             spread,
             kv,
-            block_tables,
+            metadata.block_tables,
             kv_lens,
-            query_starts,
+            metadata.query_starts,
             layer,
             layout=layout,
-            window=window,
-            softcap=softcap,
+            window=options.window,
+            softcap=options.softcap,
             pages=sizes.pages,
             queries=sizes.queries,
             vmem_bytes=sizes.vmem_bytes,

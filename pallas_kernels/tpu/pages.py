@@ -1,13 +1,13 @@
-"""Copying the pages of a context from the pool to VMEM, a block ahead of what is computed.
+"""Copies the pages of a context from the pool to VMEM, one block ahead of the computation.
 
-The TPU kernels walk a context in blocks of pages. Two buffers take turns: while one block is
-computed, the pages of the next (of the next sequence, after a sequence's last) are on their way.
-Every page is one copy of whole tiles; all copies of a block signal the buffer's one semaphore, and
-each is waited for.
+The TPU kernels walk a context in blocks of pages, with two buffers: while one block is computed,
+the pages of the next block (after a sequence's last one, of the next sequence) are copied to the
+other. Each page is one copy of whole tiles. All copies of a block signal the semaphore of its
+buffer, and each copy is waited for.
 
-Rows that must not be read (beyond the context, before the window, after a page's last whole token,
-and pages that were not copied at all) hold anything, NaN included, and 0 x NaN would reach the
-output: `keep_rows` makes them zero before they are used.
+Rows that must not be read may hold any value, including NaN, and 0 x NaN would reach the output:
+rows past the context, before the window, or after a page's last whole token, and pages that were
+not copied. `zero_rows_outside` sets them to zero before they are used.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from jax.experimental.pallas import tpu as pltpu
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 
 TILE = 16
-"""Rows of a tile of bfloat16 in VMEM (8 in float32). Copies are of whole tiles."""
+"""Rows of a bfloat16 tile in VMEM (8 in float32). Whole tiles are copied."""
 
 
 @dataclass(frozen=True)
 class PageBlock:
-    """How a block of pages lies in a buffer of `rows` rows.
+    """The layout of a block of pages in a buffer of `rows` rows.
 
     Attributes:
-      layout: of the model in the pool.
-      pages: pages of a block.
+      layout: the model's geometry in the pool.
+      pages: pages per block.
     """
 
     layout: KVLayout
     pages: int
 
     @property
-    def used(self) -> int:
+    def used_rows(self) -> int:
         """Rows of a page that hold tokens."""
         return self.layout.tokens_per_page * self.layout.rows_per_token
 
     @property
     def page_rows(self) -> int:
         """Rows of a page that are copied: those that hold tokens, in whole tiles."""
-        return min(-(-self.used // TILE) * TILE, self.layout.rows)
+        return min(-(-self.used_rows // TILE) * TILE, self.layout.rows)
 
     @property
     def rows(self) -> int:
-        """Rows of a buffer: the pages', and as many more as make whole vectors of lanes."""
+        """Rows of a buffer: those of the pages, rounded up to a multiple of the lanes."""
         return -(-self.pages * self.page_rows // LANES) * LANES
 
     @property
     def tokens(self) -> int:
-        """Tokens of a block."""
+        """Tokens per block."""
         return self.pages * self.layout.tokens_per_page
 
 
-class Copies:
+class PageCopies:
     """The page copies of one kernel instance.
 
     Args:
-      block: how pages lie in a buffer.
+      block: layout of a block of pages in a buffer.
       kv: the pool in HBM, `[P, rows, 128]`.
       buffers: `[2, block.rows, 128]` in VMEM.
       semaphores: one for each buffer.
@@ -81,69 +81,70 @@ class Copies:
         self._semaphores = semaphores
         self._layer = layer
 
-    def start(self, table: Any, index: Any, lowest: Any, length: Any, turn: Any) -> None:
-        """Starts copying block `index` of a context to buffer `turn`.
+    def start(self, table: Any, index: Any, lowest: Any, length: Any, buffer: Any) -> None:
+        """Starts copying block `index` of a context to a buffer.
 
         Args:
           table: ref of the first page of each of the context's blocks.
-          index: which block of pages.
-          lowest: the first position that will be read,
-          length: and one past the last.
-          turn: which buffer.
+          index: index of the block of pages.
+          lowest: the first position that is read.
+          length: one past the last position that is read.
+          buffer: index of the buffer.
         """
 
-        def page(at: jax.Array, carry: None) -> None:
-            self._copy(table[0, 0, index * self._block.pages + at] + self._layer, at, turn).start()
+        def start_page(page: jax.Array, carry: None) -> None:
+            source = table[0, 0, index * self._block.pages + page] + self._layer
+            self._copy(source, page, buffer).start()
 
-        lax.fori_loop(*self._pages(index, lowest, length), page, None)
+        lax.fori_loop(*self._page_range(index, lowest, length), start_page, None)
 
-    def wait(self, index: Any, lowest: Any, length: Any, turn: Any) -> None:
-        """Waits for what `start` began."""
+    def wait(self, index: Any, lowest: Any, length: Any, buffer: Any) -> None:
+        """Waits for the copies that `start` started with the same arguments."""
 
-        def page(at: jax.Array, carry: None) -> None:
-            self._copy(0, at, turn).wait()  # only the size matters
+        def wait_for_page(page: jax.Array, carry: None) -> None:
+            self._copy(0, page, buffer).wait()  # only the size of the source matters
 
-        lax.fori_loop(*self._pages(index, lowest, length), page, None)
+        lax.fori_loop(*self._page_range(index, lowest, length), wait_for_page, None)
 
-    def take(
+    def advance(
         self,
         table: Any,
         index: Any,
         lowest: Any,
         length: Any,
-        turn: Any,
+        next_buffer: Any,
         start_following: Callable[[Any], None],
     ) -> Any:
-        """Waits for block `index`, with the block after it on its way to the other buffer.
+        """Starts copying the block after block `index` to the other buffer, and waits for `index`.
 
         Args:
           table: as for `start`.
-          index: likewise.
-          lowest: likewise.
-          length: likewise.
-          turn: ref `[1]` of the buffer that the block is in; flipped.
-          start_following: starts the first block of what comes after this context.
+          index: as for `start`.
+          lowest: as for `start`.
+          length: as for `start`.
+          next_buffer: ref `[1]` of the buffer that holds the block; flipped.
+          start_following: starts the first block of the next context, in the given buffer.
 
         Returns:
-          The buffer that the block is in.
+          The buffer that holds the block.
         """
-        at = turn[0]
+        buffer = next_buffer[0]
         last = (length + self._block.tokens - 1) // self._block.tokens - 1
 
         @pl.when(index < last)
         def _() -> None:
-            self.start(table, index + 1, lowest, length, 1 - at)
+            self.start(table, index + 1, lowest, length, 1 - buffer)
 
         @pl.when(index == last)
         def _() -> None:
-            start_following(1 - at)
+            start_following(1 - buffer)
 
-        self.wait(index, lowest, length, at)
-        turn[0] = 1 - at
-        return at
+        self.wait(index, lowest, length, buffer)
+        next_buffer[0] = 1 - buffer
+        return buffer
 
     def valid_rows(self, page: int, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
-        """The rows of a page of the block, from and to, that may be read."""
+        """The range of rows, first and end, of a page of the block that may be read."""
         tokens, r = self._block.layout.tokens_per_page, self._block.layout.rows_per_token
         first = (index * self._block.pages + page) * tokens
         return (
@@ -151,23 +152,24 @@ class Copies:
             jnp.clip(length - first, 0, tokens) * r,
         )
 
-    def _pages(self, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
+    def _page_range(self, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
+        """The range of the block's pages, first and end, that hold positions to be read."""
         tokens = self._block.layout.tokens_per_page
         first = index * self._block.pages
         end = (length + tokens - 1) // tokens - first
         return jnp.maximum(lowest // tokens - first, 0), jnp.minimum(end, self._block.pages)
 
-    def _copy(self, page: Any, at: Any, turn: Any) -> Any:
+    def _copy(self, source: Any, page: Any, buffer: Any) -> Any:
         rows = self._block.page_rows
-        to = pl.multiple_of(at * rows, TILE)
+        first = pl.multiple_of(page * rows, TILE)
         return pltpu.make_async_copy(
-            self._kv.at[page, pl.ds(0, rows)],
-            self._buffers.at[turn, pl.ds(to, rows)],
-            self._semaphores.at[turn],
+            self._kv.at[source, pl.ds(0, rows)],
+            self._buffers.at[buffer, pl.ds(first, rows)],
+            self._semaphores.at[buffer],
         )
 
 
-def keep_rows(x: jax.Array, first: Any, end: Any) -> jax.Array:
+def zero_rows_outside(x: jax.Array, first: Any, end: Any) -> jax.Array:
     """`x` with zeros in the rows outside `first <= row < end`."""
     row = lax.broadcasted_iota(jnp.int32, x.shape, 0)
     return jnp.where((row >= first) & (row < end), x, 0.0)

@@ -1,13 +1,13 @@
 """Attention of ragged queries on a TPU: chunks of prompts, and single tokens among them.
 
-The queries of each sequence are cut into blocks of `Q`; a grid step takes one block over the
-context that it may see, with a running softmax (FlashAttention, Dao et al. 2022). All `G` query
-heads of a KV head make one operand, `[G Q, lanes]`, so that the MXU is full.
+The queries of each sequence are split into blocks of `Q`. One grid step computes one block over its
+visible context, with an online softmax (FlashAttention, Dao et al. 2022). All `G` query heads of a
+KV head form one operand, `[G Q, lanes]`, which fills the MXU.
 
-Keys and values of a head are every `R`-th row of a page. A block of pages is brought to float32 in
-VMEM once, with what must not be read made zero, and each head's rows are then loaded with a stride
-of `R`: Mosaic has strided loads of 32-bit rows only, and packed bfloat16 rows could be taken apart
-only where `R` is even.
+Keys and values of a head are every `R`-th row of a page. A block of pages is converted to float32
+in VMEM once, with zeros in rows that must not be read. Each head's rows are then loaded with a
+stride of `R`: Mosaic supports strided loads of 32-bit rows only, and packed bfloat16 rows can be
+split only where `R` is even.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 from muxjax.pallas_kernels.tpu.head_rows import HeadRows
-from muxjax.pallas_kernels.tpu.pages import TILE, Copies, PageBlock, keep_rows
+from muxjax.pallas_kernels.tpu.pages import TILE, PageBlock, PageCopies, zero_rows_outside
 
 MASKED = -1e30
 _NO_TOKEN = 1 << 30
 _SUBLANES = 8
 
 
-class _Blocks(NamedTuple):
-    """Blocks of queries: of which sequence, from which position, how many queries they hold."""
+class _QueryBlocks(NamedTuple):
+    """The split of packed queries into blocks of one sequence each."""
 
-    seq: Int[Array, " blocks"]
-    position: Int[Array, " blocks"]
-    filled: Int[Array, " blocks"]
-    source: Int[Array, "blocks Q"]  # index of each query in the packed array
-    place: Int[Array, " T"]  # index of each packed query in the blocks
-    real: Array  # T: whether it is a query at all
+    seq: Int[Array, " blocks"]  # index of the sequence
+    position: Int[Array, " blocks"]  # position of the first query in the sequence
+    filled: Int[Array, " blocks"]  # number of queries; 0 for an unneeded block
+    source: Int[Array, "blocks Q"]  # index of each query among the packed queries
+    slot: Int[Array, " T"]  # index of each packed query among the blocks' queries
+    is_query: Bool[Array, " T"]  # False for padding
 
 
 def prefill(
@@ -63,32 +63,32 @@ def prefill(
     Args:
       q: in the pool's type.
       kv: the pool.
-      block_tables: as `paged_attention`,
-      kv_lens: and this,
-      query_starts: and this.
-      layer: which page of each block.
-      layout: of the model.
-      window: positions seen at most.
-      softcap: of the scores.
-      pages: how many are copied and computed at a time.
-      queries: `Q`, tokens of a block of queries.
-      vmem_bytes: VMEM that the kernel may take.
+      block_tables: see `AttentionMetadata`.
+      kv_lens: see `AttentionMetadata`.
+      query_starts: see `AttentionMetadata`.
+      layer: index of the layer.
+      layout: the model's geometry in the pool.
+      window: see `AttentionOptions`.
+      softcap: see `AttentionOptions`.
+      pages: pages copied and computed at a time.
+      queries: `Q`, tokens per block of queries.
+      vmem_bytes: maximum VMEM of the kernel, in bytes.
 
     Returns:
-      In the pool's type, spread as values lie in their rows (`head_rows.select_outputs`); zeros
+      Outputs in the pool's type, in the layout of spread values (`head_rows.select_outputs`); zeros
       where `q` is padding.
     """
     num_tokens, num_heads, width = q.shape
     num_kv = layout.num_kv_heads
     group = num_heads // num_kv
-    blocks = _cut(num_tokens, kv_lens, query_starts, queries)
+    blocks = _split_queries(num_tokens, kv_lens, query_starts, queries)
     num_blocks = blocks.seq.shape[0]
     split = q[blocks.source].reshape(num_blocks, queries, num_kv, group, width)
     split = split.transpose(0, 2, 3, 1, 4).reshape(num_blocks, num_kv, group * queries, width)
-    out = _call(
+    out = _call_kernel(
         split,
         kv,
-        block_tables[:, None, :],  # a block in SMEM must be whole in its last two axes
+        block_tables[:, None, :],  # a block in SMEM must span the last two axes
         blocks,
         layer,
         layout=layout,
@@ -98,17 +98,17 @@ def prefill(
         vmem_bytes=vmem_bytes,
     )
     out = out.reshape(num_blocks, num_kv, group, queries, width).transpose(0, 3, 1, 2, 4)
-    packed = out.reshape(num_blocks * queries, num_heads, width)[blocks.place]
-    return jnp.where(blocks.real[:, None, None], packed, 0.0)
+    packed = out.reshape(num_blocks * queries, num_heads, width)[blocks.slot]
+    return jnp.where(blocks.is_query[:, None, None], packed, 0.0)
 
 
-def _cut(
+def _split_queries(
     num_tokens: int,
     kv_lens: Int[Array, " S"],
     query_starts: Int[Array, " S+1"],
     queries: int,
-) -> _Blocks:
-    """Cuts each sequence's queries into blocks; blocks without work come last."""
+) -> _QueryBlocks:
+    """Splits each sequence's queries into blocks; unneeded blocks come last."""
     num_seqs = kv_lens.shape[0]
     counts = jnp.where(kv_lens > 0, query_starts[1:] - query_starts[:-1], 0)
     ends = jnp.cumsum((counts + queries - 1) // queries)
@@ -125,22 +125,22 @@ def _cut(
     token = jnp.arange(num_tokens, dtype=jnp.int32)
     owner = jnp.searchsorted(query_starts[1:], token, side="right", method="compare_all")
     owner = jnp.minimum(owner, num_seqs - 1)
-    place = starts[owner] * queries + token - query_starts[owner]
-    return _Blocks(
+    slot = starts[owner] * queries + token - query_starts[owner]
+    return _QueryBlocks(
         seq=seq,
         position=(kv_lens[seq] - counts[seq] + offset).astype(jnp.int32),
         filled=filled.astype(jnp.int32),
         source=jnp.clip(source, 0, num_tokens - 1),
-        place=jnp.clip(place, 0, index.shape[0] * queries - 1),
-        real=(token < query_starts[-1]) & (counts[owner] > 0),
+        slot=jnp.clip(slot, 0, index.shape[0] * queries - 1),
+        is_query=(token < query_starts[-1]) & (counts[owner] > 0),
     )
 
 
-def _call(
+def _call_kernel(
     q: Float[Array, "blocks K GQ C"],
     kv: Float[Array, "P rows 128"],
     tables: Int[Array, "S 1 B"],
-    blocks: _Blocks,
+    blocks: _QueryBlocks,
     layer: Int[Array, ""],
     *,
     layout: KVLayout,
@@ -151,17 +151,17 @@ def _call(
 ) -> Float[Array, "blocks K GQ C"]:
     num_blocks, num_kv, rows, width = q.shape
     queries = blocks.source.shape[1]
-    heads = HeadRows.of(layout)
+    heads = HeadRows.from_layout(layout)
     block = PageBlock(layout, pages)
     padded = _padded_tokens(layout)
-    # Of the block's columns, the token; of the rows of queries, the query's place in its block.
-    slot = np.arange(padded)
-    slot = np.where(slot < layout.tokens_per_page, slot, _NO_TOKEN)
-    token = np.minimum(np.arange(pages)[:, None] * layout.tokens_per_page + slot, _NO_TOKEN)
+    # The token of each column of scores, and the query of each row, within their blocks.
+    in_page = np.arange(padded)
+    in_page = np.where(in_page < layout.tokens_per_page, in_page, _NO_TOKEN)
+    token = np.minimum(np.arange(pages)[:, None] * layout.tokens_per_page + in_page, _NO_TOKEN)
     token = np.tile(token.reshape(1, -1).astype(np.int32), (_SUBLANES, 1))
-    place = np.tile(np.tile(np.arange(queries, dtype=np.int32), rows // queries)[:, None], LANES)
+    query = np.tile(np.tile(np.arange(queries, dtype=np.int32), rows // queries)[:, None], LANES)
 
-    def here(b: Any, *_: Any) -> tuple[Any, int, int, int]:
+    def current(b: Any, *_: Any) -> tuple[Any, int, int, int]:
         return b, 0, 0, 0
 
     def table(step: int) -> pl.BlockSpec:
@@ -173,8 +173,8 @@ def _call(
     def constant(array: np.ndarray) -> pl.BlockSpec:
         return pl.BlockSpec(array.shape, lambda *_: (0, 0))
 
-    # A strided load of the last page's padded tokens runs over its end.
-    over = (padded - layout.tokens_per_page) * layout.rows_per_token
+    # A strided load of the last page's padded tokens extends past its end.
+    overrun = (padded - layout.tokens_per_page) * layout.rows_per_token
     return pl.pallas_call(
         partial(
             _kernel,
@@ -190,17 +190,17 @@ def _call(
             in_specs=[
                 table(0),
                 table(1),
-                pl.BlockSpec((1, num_kv, rows, width), here),
+                pl.BlockSpec((1, num_kv, rows, width), current),
                 constant(token),
-                constant(place),
+                constant(query),
                 pl.BlockSpec(memory_space=pltpu.HBM),
             ],
-            out_specs=pl.BlockSpec((1, num_kv, rows, width), here),
+            out_specs=pl.BlockSpec((1, num_kv, rows, width), current),
             scratch_shapes=[
                 pltpu.VMEM((2, block.rows, LANES), kv.dtype),
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.SMEM((1,), jnp.int32),
-                pltpu.VMEM((-(-(block.rows + over) // TILE) * TILE, LANES), jnp.float32),
+                pltpu.VMEM((-(-(block.rows + overrun) // TILE) * TILE, LANES), jnp.float32),
                 pltpu.VMEM((num_kv, rows, LANES), jnp.float32),
                 pltpu.VMEM((num_kv, rows, LANES), jnp.float32),
                 pltpu.VMEM((num_kv, rows, width), jnp.float32),
@@ -220,43 +220,43 @@ def _call(
         tables,
         q,
         token,
-        place,
+        query,
         kv,
     )
 
 
 def _tile_rows(rows: int) -> int:
-    """Rows of queries that are computed at a time: a divisor of all of them, 128 at most.
+    """Rows of queries computed at a time: the largest divisor of `rows` up to 128.
 
-    Mosaic unrolls what is done with an array; with all 512 rows in one piece some geometries take
-    five minutes to compile, with 128 seconds.
+    Mosaic unrolls operations over an array. With all 512 rows at once, some geometries take minutes
+    to compile; with 128, seconds.
     """
     return max(size for size in range(TILE, 129, TILE) if rows % size == 0)
 
 
 def _padded_tokens(layout: KVLayout) -> int:
-    """Tokens that are loaded of a page: its own, in whole vectors."""
+    """Tokens loaded from a page: its tokens, rounded up to whole vectors."""
     return -(-layout.tokens_per_page // _SUBLANES) * _SUBLANES
 
 
 def _kernel(
     seq: Any,  # SMEM blocks
     position: Any,  # SMEM blocks: of the first query
-    filled: Any,  # SMEM blocks: queries, 0 for no work
+    filled: Any,  # SMEM blocks: number of queries; 0 for an unneeded block
     layer: Any,  # SMEM 1
     table: Any,  # SMEM 1 1 B: of this block's sequence
-    next_table: Any,  # SMEM 1 1 B: of the next block's
+    next_table: Any,  # SMEM 1 1 B: of the next block's sequence
     q: Any,  # VMEM 1 K GQ C
-    token: Any,  # VMEM 8 t: which token of the block of pages a column is
-    place: Any,  # VMEM GQ 128: which query of the block of queries a row is
+    token: Any,  # VMEM 8 t: the token of a column, within the block of pages
+    query: Any,  # VMEM GQ 128: the query of a row, within the block of queries
     kv: Any,  # HBM P rows 128
     out: Any,  # VMEM 1 K GQ C
     buffers: Any,  # VMEM 2 X 128
     semaphores: Any,  # 2
-    turn: Any,  # SMEM 1: the buffer that the next block comes in
-    wide: Any,  # VMEM X+ 128: the block in float32, clean
-    maximum: Any,  # VMEM K GQ 128, all lanes alike
-    denominator: Any,  # VMEM K GQ 128, all lanes alike
+    next_buffer: Any,  # SMEM 1: the buffer of the next block
+    wide: Any,  # VMEM X+ 128: the block in float32, zeros in rows that must not be read
+    maximum: Any,  # VMEM K GQ 128, all lanes equal
+    denominator: Any,  # VMEM K GQ 128, all lanes equal
     weighted: Any,  # VMEM K GQ C
     *,
     heads: HeadRows,
@@ -267,55 +267,56 @@ def _kernel(
 ) -> None:
     del seq
     b, num_blocks = pl.program_id(0), pl.num_programs(0)
-    copies = Copies(block, kv, buffers, semaphores, layer[0])
+    copies = PageCopies(block, kv, buffers, semaphores, layer[0])
     layout = block.layout
     precision = lax.Precision.HIGHEST if buffers.dtype == jnp.float32 else None
     product = partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
 
-    def seen(of: Any) -> tuple[Any, Any]:
-        """The positions that a block of queries may see: lowest, and one past the highest."""
-        low = 0 if window is None else jnp.maximum(position[of] - window + 1, 0)
-        return jnp.int32(low), position[of] + filled[of]
+    def visible_range(block_index: Any) -> tuple[Any, Any]:
+        """The positions visible to a block of queries: the lowest, and one past the highest."""
+        low = 0 if window is None else jnp.maximum(position[block_index] - window + 1, 0)
+        return jnp.int32(low), position[block_index] + filled[block_index]
 
-    low, length = seen(b)
+    low, length = visible_range(b)
 
     @pl.when(b == 0)
     def _() -> None:
-        turn[0] = 0
+        next_buffer[0] = 0
         wide[...] = jnp.zeros_like(wide)
 
         @pl.when(filled[0] > 0)
         def _() -> None:
             copies.start(table, low // block.tokens, low, length, 0)
 
-    def start_next(to: Any) -> None:
+    def start_next(buffer: Any) -> None:
         following = jnp.minimum(b + 1, num_blocks - 1)
 
         @pl.when((b + 1 < num_blocks) & (filled[following] > 0))
         def _() -> None:
-            low, length = seen(following)
-            copies.start(next_table, low // block.tokens, low, length, to)
+            low, length = visible_range(following)
+            copies.start(next_table, low // block.tokens, low, length, buffer)
 
     def step(index: jax.Array, carry: None) -> None:
-        at = copies.take(table, index, low, length, turn, start_next)
+        buffer = copies.advance(table, index, low, length, next_buffer, start_next)
 
         for page in range(block.pages):
             first, end = copies.valid_rows(page, index, low, length)
             rows = pl.ds(page * block.page_rows, block.page_rows)
-            wide[rows] = keep_rows(buffers[at, rows].astype(jnp.float32), first, end)
+            x = buffers[buffer, rows].astype(jnp.float32)
+            wide[rows] = zero_rows_outside(x, first, end)
 
         column = index * block.tokens + token[:1]
 
         def head(k: jax.Array, carry: None) -> None:
-            own = partial(_rows_of, wide, heads=heads, block=block)
-            begins = k * layout.padded_head_dim
-            keys = own(begins // LANES).astype(buffers.dtype)
-            begins += layout.num_kv_heads * layout.padded_head_dim
-            values = own(begins // LANES).astype(buffers.dtype)
+            load = partial(_load_head, wide, heads=heads, block=block)
+            offset = k * layout.padded_head_dim
+            keys = load(offset // LANES).astype(buffers.dtype)
+            offset += layout.num_kv_heads * layout.padded_head_dim
+            values = load(offset // LANES).astype(buffers.dtype)
 
             def tile(t: jax.Array, carry: None) -> None:
                 rows = pl.ds(pl.multiple_of(t * tile_rows, TILE), tile_rows)
-                row = position[b] + place[rows, :1]
+                row = position[b] + query[rows, :1]
                 visible = (column <= row) & (column < length)
                 if window is not None:
                     visible &= column > row - window
@@ -334,7 +335,7 @@ def _kernel(
                 sums = product(weights.astype(buffers.dtype), values, _LANES_ROWS)
                 weighted[k, rows] = weighted[k, rows] * decay[:, :1] + sums
 
-            lax.fori_loop(0, place.shape[0] // tile_rows, tile, None)
+            lax.fori_loop(0, query.shape[0] // tile_rows, tile, None)
 
         lax.fori_loop(0, layout.num_kv_heads, head, None)
 
@@ -351,8 +352,8 @@ _ROWS_ROWS = (((1,), (1,)), ((), ()))
 _LANES_ROWS = (((1,), (0,)), ((), ()))
 
 
-def _rows_of(wide: Any, row: Any, heads: HeadRows, block: PageBlock) -> jax.Array:
-    """One head's keys or values, `[t, segments * 128]`: from `row` on, every `R`-th row."""
+def _load_head(wide: Any, row: Any, heads: HeadRows, block: PageBlock) -> jax.Array:
+    """One head's keys or values, `[t, segments * 128]`: every `R`-th row, starting at `row`."""
     stride = block.layout.rows_per_token
     tokens = _padded_tokens(block.layout)
     parts = []

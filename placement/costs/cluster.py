@@ -1,4 +1,4 @@
-"""The cluster: nodes of equal devices, possibly of several kinds. `4x8:a100-80gb,2x4:h100`."""
+"""Cluster descriptions such as `4x8:a100-80gb,2x4:h100`: groups of equal nodes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from muxjax.errors import PlanError
 from muxjax.placement.costs.devices import Device, find_device
 
-_PART = re.compile(r"(\d+)x(\d+):([\w.-]+)")
+_NODE_GROUP = re.compile(r"(\d+)x(\d+):([\w.-]+)")
 
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Some nodes that are alike.
+    """A group of equal nodes.
 
     Attributes:
-      nodes: how many.
-      devices: devices in each.
-      device: their kind.
+      nodes: number of nodes.
+      devices: devices in each node.
+      device: the kind of the devices.
+
+    Raises:
+      PlanError: no node or no device.
     """
 
     nodes: int
@@ -32,13 +35,13 @@ class NodeGroup:
             )
 
     def mesh_sizes(self) -> tuple[int, ...]:
-        """Sizes of a mesh on such a node: powers of two, ascending."""
+        """Possible sizes of a mesh within a node: powers of two, ascending."""
         return tuple(2**k for k in range(self.devices.bit_length()))
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """All devices that there are."""
+    """All devices that models can be placed on."""
 
     groups: tuple[NodeGroup, ...]
 
@@ -48,7 +51,7 @@ class Cluster:
 
     @property
     def num_devices(self) -> int:
-        """Devices in all."""
+        """Devices of all nodes."""
         return sum(group.nodes * group.devices for group in self.groups)
 
     def __str__(self) -> str:
@@ -56,14 +59,14 @@ class Cluster:
 
 
 def parse_cluster(text: str) -> Cluster:
-    """A cluster from `NODESxDEVICES:DEVICE`, several separated by commas.
+    """Parses `NODESxDEVICES:DEVICE`, several groups separated by commas.
 
     Raises:
-      PlanError: another form, an unknown device, or none at all.
+      PlanError: another format, an unknown device, or an empty cluster.
     """
     groups = []
     for part in text.split(","):
-        match = _PART.fullmatch(part.strip())
+        match = _NODE_GROUP.fullmatch(part.strip())
         if match is None:
             raise PlanError(
                 f"a cluster is written NODESxDEVICES:DEVICE, as in 4x8:a100-80gb, not {part!r}"

@@ -1,7 +1,7 @@
-"""How long steps take and how much memory models need: the one interface, whatever the source.
+"""The interface of cost models: durations of steps and memory of models.
 
-Sources: a measured table (`profile_table.py`) and a roofline (`roofline.py`). Planning, estimating
-and simulating ask the same questions of each.
+Implementations: a measured table (`profile_table.py`) and a roofline (`roofline.py`). The planner
+and the simulator use either.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from muxjax.placement.costs.model_shape import ModelShape
 
 @runtime_checkable
 class CostModel(Protocol):
-    """Costs of the models that it knows, by name. All methods are pure.
+    """Costs of models, by name. All methods are pure.
 
-    Arguments that all share:
-      model: a name that the cost model knows; another is a `KeyError`.
-      tp: devices that the model is split over.
-      share: part of the devices' compute, above 0 and at most 1 (MuxServe's share of the streaming
-        multiprocessors). Where programs run in turn it is 1.
+    Common arguments:
+      model: a known name; an unknown one is a `KeyError`.
+      tp: devices that the model is sharded over.
+      share: fraction of the devices' compute, above 0 and at most 1 (MuxServe's share of the
+        streaming multiprocessors). In time-sliced execution it is 1.
     """
 
     def prefill_seconds(
         self, model: str, num_tokens: float, length: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
-        """Seconds of one prefill step of `num_tokens` tokens in all, of prompts of `length` each.
+        """Seconds of one prefill step of `num_tokens` tokens of prompts of `length` tokens each.
 
-        A prompt longer than `num_tokens` counts as a chunk of that many.
+        A prompt longer than `num_tokens` counts as one chunk of `num_tokens` tokens.
         """
 
     def decode_seconds(
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
-        """Seconds that one token takes for each of `batch` sequences that hold `context` tokens."""
+        """Seconds of one token for each of `batch` sequences that hold `context` tokens."""
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
-        """Bytes of weights on each device."""
+        """Weight bytes on each device."""
 
     def kv_bytes_per_token(self, model: str, *, tp: int = 1) -> float:
-        """Bytes of keys and values of one token, all layers, on each device."""
+        """KV bytes of one token, all layers, on each device."""
 
 
 @runtime_checkable
 class PlanningCosts(CostModel, Protocol):
-    """A cost model that also says what there is to choose from."""
+    """A cost model that also lists the possible configurations."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names that it knows."""
+        """The known names."""
 
     def shape(self, model: str) -> ModelShape:
         """The sizes of a model."""
 
-    def tp_degrees(self, model: str) -> tuple[int, ...]:
-        """Degrees of tensor parallelism that the model can run with, ascending."""
+    def tp_sizes(self, model: str) -> tuple[int, ...]:
+        """Numbers of devices that the model can be sharded over, ascending."""
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:
-        """Shares of compute that a model may be given, ascending."""
+        """Possible compute shares of a model, ascending."""

@@ -1,7 +1,4 @@
-"""Devices by name: peak rates and memory, from their makers' published figures.
-
-`a100-80gb` and so on are what a cluster is described with.
-"""
+"""Devices by name, such as `a100-80gb`: peak rates and memory as published by their vendors."""
 
 from __future__ import annotations
 
@@ -24,16 +21,16 @@ class Device:
     """One accelerator (for a TPU one chip).
 
     Attributes:
-      name: what a cluster calls it.
-      flops: peak dense operations a second in bfloat16 (float32 on a CPU).
-      bandwidth: bytes a second from its memory.
+      name: its name in a cluster description.
+      flops: peak dense operations per second in bfloat16 (float32 on a CPU).
+      bandwidth: bytes per second from its memory.
       memory: bytes of its memory.
-      link_bandwidth: bytes a second to the other devices of its node, both directions together.
-      launch_seconds: what starting one kernel costs; a layer has about eight. An assumption.
-      source: where the other figures are from.
+      link_bandwidth: bytes per second to the other devices of its node, sum of both directions.
+      launch_seconds: time to start one kernel. An assumption.
+      source: source of the other values.
 
     Raises:
-      PlanError: a figure that is not positive and finite.
+      PlanError: a value that is not positive and finite.
     """
 
     name: str
@@ -77,17 +74,19 @@ DEVICES: Mapping[str, Device] = {
         _tpu("tpu7x", 2307, 7380, 192, 1200, "tpu7x"),
     )
 }
-"""Presets; v5p, v6e and tpu7x are from one table, of TPU7x's page."""
+"""Presets by name. The data of v5p, v6e and tpu7x are from one table, on the page of TPU7x."""
 
 _CORE_FLOPS = 60e9
+"""Operations per second and core; measured, see docs/measurements/placement-notes.md."""
 _CPU_BANDWIDTH = 31e9
+"""Bytes per second; measured, see docs/measurements/placement-notes.md."""
 
 
-def this_cpu() -> Device:
-    """The machine that this runs on, as one device.
+def local_cpu() -> Device:
+    """The local machine as one device.
 
-    The memory is read from the system; the rates are those measured in README.md on two cores of
-    an AMD EPYC (Zen 4): a rough guess for another machine.
+    The memory is read from the system. The rates are those of two cores of an AMD EPYC (Zen 4) and
+    a rough guess for other machines.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = os.cpu_count() or 1
@@ -98,21 +97,21 @@ def this_cpu() -> Device:
         float(memory),
         _CPU_BANDWIDTH,
         1e-5,
-        "this machine's memory; rates of two cores of an AMD EPYC (Zen 4), README.md",
+        "this machine's memory; rates of two cores of an AMD EPYC (Zen 4)",
     )
 
 
 def find_device(name: str) -> Device:
-    """A preset, or `cpu`: this machine.
+    """Finds a preset by name; `cpu` is the local machine.
 
     Raises:
-      PlanError: no such device; the message lists those that there are.
+      PlanError: an unknown device; the message lists the known ones.
     """
     if name == "cpu":
-        return this_cpu()
+        return local_cpu()
     if name in DEVICES:
         return DEVICES[name]
     known = [*DEVICES, "cpu"]
     close = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise PlanError(f"unknown device {name!r}; {meant}There are {', '.join(known)}")
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise PlanError(f"unknown device {name!r}; {hint}Known devices: {', '.join(known)}")

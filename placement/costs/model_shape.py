@@ -1,11 +1,11 @@
-"""What planning needs to know of a model: its sizes, and the bytes that follow from them.
+"""The sizes of a model that planning needs, and the bytes of weights and KV that follow from them.
 
-Weights: the matrices of the layers (`weight_bits` each, so that quantised checkpoints count as what
-they are), the embedding and, unless it is tied, the output head (`embed_bits`: quantised
-checkpoints mostly keep them in 16 bits), and norms and biases in float32 on every device.
+Weights: the matrices of the layers (`weight_bits` per weight, so that quantized checkpoints count
+with their real size), the embedding and, unless it is tied, the output head (`embed_bits`: most
+quantized checkpoints keep them in 16 bits), and norms and biases in float32 on every device.
 
-KV: `2 L K H` numbers for each token, whatever the number of query heads is. Tensor parallelism
-splits the heads; with more devices than KV heads each device holds one whole KV head.
+KV: `2 L K H` numbers per token, independent of the number of query heads. Tensor parallelism shards
+the heads; with more devices than KV heads each device holds one KV head.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class ModelShape:
       num_layers [L], hidden_size [D], intermediate_size [F], num_heads [N], num_kv_heads [K],
         head_dim [H], vocab_size [V]: sizes.
       tie_embeddings: the output head is the embedding.
-      weight_bits: bits of a weight of the layers' matrices, scales included.
-      embed_bits: bits of a weight of the embedding and of the output head.
-      kv_bits: bits of a number in the KV pool.
-      small_params: norms and biases in all, float32 on every device.
+      weight_bits: bits per weight of the layers' matrices, scales included.
+      embed_bits: bits per weight of the embedding and of the output head.
+      kv_bits: bits per number in the KV pool.
+      small_params: number of norm and bias parameters, float32 on every device.
       max_position: the model's context length, in tokens.
 
     Raises:
@@ -49,51 +49,52 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("small_params", "tie_embeddings") else 1
-            if not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{name} must be at least {least}, not {value!r}")
+            minimum = 0 if name in ("small_params", "tie_embeddings") else 1
+            if not (math.isfinite(value) and value >= minimum):
+                raise ValueError(f"{name} must be at least {minimum}, not {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads"
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                f"({self.num_kv_heads})"
             )
 
     @property
     def layer_params(self) -> int:
-        """Weights of all layers' matrices."""
+        """Number of weights in the matrices of all layers."""
         attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
         return self.num_layers * self.hidden_size * (attention + 3 * self.intermediate_size)
 
     @property
     def head_params(self) -> int:
-        """Weights of the output head, tied or not."""
+        """Number of weights of the output head, tied or not."""
         return self.vocab_size * self.hidden_size
 
     @property
     def num_params(self) -> int:
-        """All weights, each counted once."""
+        """Number of all weights, each counted once."""
         tables = self.head_params * (1 if self.tie_embeddings else 2)
         return self.layer_params + tables + self.small_params
 
-    def kv_heads_on_device(self, tp: int) -> int:
-        """KV heads that each of `tp` devices holds: some are held twice where `tp > K`."""
+    def kv_heads_per_device(self, tp: int) -> int:
+        """KV heads on each of `tp` devices; heads are replicated if `tp > K`."""
         return -(-self.num_kv_heads // tp)
 
     def supports_tp(self, tp: int) -> bool:
-        """Whether the heads can be split over so many devices."""
-        whole = self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0
-        return self.num_heads % tp == 0 and whole
+        """Whether the heads can be sharded over `tp` devices."""
+        kv_heads_divide = self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0
+        return self.num_heads % tp == 0 and kv_heads_divide
 
     def weight_bytes(self, tp: int = 1) -> float:
-        """Bytes of weights on each of `tp` devices."""
-        copied = self.kv_heads_on_device(tp) - self.num_kv_heads / tp  # KV heads held twice
-        extra = 2 * self.num_layers * self.hidden_size * copied * self.head_dim
+        """Weight bytes on each of `tp` devices."""
+        replicated = self.kv_heads_per_device(tp) - self.num_kv_heads / tp
+        extra = 2 * self.num_layers * self.hidden_size * replicated * self.head_dim
         layers = (self.layer_params / tp + extra) * self.weight_bits
         tables = self.head_params * (1 if self.tie_embeddings else 2) * self.embed_bits / tp
         return (layers + tables) / 8 + 4 * self.small_params
 
     def kv_bytes_per_token(self, tp: int = 1) -> float:
-        """Bytes of keys and values of one token, all layers, on each of `tp` devices."""
-        heads = self.kv_heads_on_device(tp)
+        """KV bytes of one token, all layers, on each of `tp` devices."""
+        heads = self.kv_heads_per_device(tp)
         return 2 * self.num_layers * heads * self.head_dim * self.kv_bits / 8
 
 
@@ -116,5 +117,5 @@ LLAMA_SHAPES: Mapping[str, ModelShape] = {
     "llama-30b": _llama(60, 6656, 17920, 52),
     "llama-65b": _llama(80, 8192, 22016, 64),
 }
-"""LLaMA (Touvron et al., 2023, table 2; feed-forward widths from the released checkpoints), in 16
-bits, by the names of MuxServe's profile."""
+"""LLaMA models in 16 bits, by their names in MuxServe's profile (Touvron et al., 2023, table 2;
+feed-forward widths from the released checkpoints)."""

@@ -1,19 +1,19 @@
 """Costs from a measured table, in the format of MuxServe's profiles (`examples/placement`).
 
 The file is JSON: `model -> devices -> percent of compute -> batch -> length -> {prefill, decoding}`
-in milliseconds, -1 where it was not run. A prefill step has `batch x length` tokens; a decode step
-makes one token for each of `batch` sequences that hold `length` tokens.
+in milliseconds, -1 for cells that were not run. A prefill step has `batch x length` tokens; a
+decode step generates one token for each of `batch` sequences that hold `length` tokens.
 
-Between measured points the time is linear in the batch, in the length and in the share of compute;
-so it is at the points what was measured. Outside them:
-- below the smallest batch or length it is that of the smallest: steps do not get shorter than what
-  launching them takes;
-- above the largest, and in cells that were not run, it goes on along the line through the last two
-  points, in the batch first; never below the last point;
-- below the smallest share it grows as the share shrinks.
+Between measured points the time is interpolated linearly in the batch, the length and the compute
+share. Outside of them:
+- Below the smallest batch or length, the time is that of the smallest: a step takes at least its
+  launch overhead.
+- Above the largest, and in cells that were not run, the time is extrapolated along the last two
+  points, in the batch first, and never below the last point.
+- Below the smallest share, the time is inversely proportional to the share.
 
-A profile of `muxjax bench steps` has, beside its models, what it measured of the engine's own steps
-under `_steps` (`step_times.py`), which simulations take in place of the table.
+A profile of `muxjax bench steps` also has the measured times of the engine's own steps under
+`_steps` (`step_times.py`), which simulations use instead of the table.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from muxjax.placement.costs.step_times import StepTimes
 Phase = Literal["prefill", "decoding"]
 _PHASES: tuple[Phase, ...] = ("prefill", "decoding")
 STEPS = "_steps"
-"""The key of what is not a model but the engine's own steps."""
+"""The key of the engine's own steps, beside the models."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Seconds over batch and length, of one model, degree, share and phase.
+    """Seconds by batch and length for one model, `tp`, compute share and phase.
 
     Attributes:
       batches, lengths: the grid, ascending.
-      rows: seconds by batch, then by length; no holes.
+      rows: seconds by batch, then by length; without gaps.
     """
 
     batches: tuple[float, ...]
     lengths: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
 
-    def at(self, batch: float, length: float) -> float:
-        """Seconds at any point, interpolated or continued."""
-        row, up = _place(self.batches, batch)
-        column, right = _place(self.lengths, length)
+    def seconds(self, batch: float, length: float) -> float:
+        """Seconds at any point, interpolated or extrapolated."""
+        row, up = _locate(self.batches, batch)
+        column, right = _locate(self.lengths, length)
         low, high = self.rows[row], self.rows[row + 1] if up else self.rows[row]
         near = low[column] + up * (high[column] - low[column])
         if not right:
@@ -63,8 +63,8 @@ class Surface:
         return near + right * (far - near)
 
 
-def _place(grid: tuple[float, ...], value: float) -> tuple[int, float]:
-    """The interval of the grid, and how far along it: above 1 beyond the last point."""
+def _locate(grid: tuple[float, ...], value: float) -> tuple[int, float]:
+    """The index of the grid interval, and the position within it: above 1 beyond the last point."""
     if value <= grid[0] or len(grid) == 1:
         return 0, 0.0
     index = min(bisect_right(grid, value), len(grid) - 1) - 1
@@ -72,16 +72,20 @@ def _place(grid: tuple[float, ...], value: float) -> tuple[int, float]:
 
 
 class ProfileTable:
-    """A `CostModel` that reads a measured profile.
+    """A cost model from a measured profile.
 
     Args:
       profile: the file's path, or its contents.
-      shapes: of models in the profile, for their bytes; LLaMA's are known. Models of the profile
-        whose shape is not known are checked and left out.
+      shapes: shapes of the profile's models, for their bytes; those of LLaMA are built in. Models
+        of the profile without a shape are validated and then ignored.
+
+    Attributes:
+      raw: the models' tables as in the file, for MuxServe's own estimator.
+      step_times: times of the engine's own steps, by model, if they were measured.
 
     Raises:
-      ProfileError: a file that cannot be read, a value that is no time (NaN, zero, ...), or a table
-        with nothing in it. The message says where.
+      ProfileError: a file that cannot be read, a value that is not a time (NaN, zero, ...), or an
+        empty table. The message says where.
     """
 
     def __init__(
@@ -90,27 +94,25 @@ class ProfileTable:
         shapes: Mapping[str, ModelShape] | None = None,
     ) -> None:
         shapes = {**LLAMA_SHAPES, **(shapes or {})}
-        read = profile if isinstance(profile, Mapping) else _read(Path(profile))
-        data = {name: degrees for name, degrees in read.items() if name != STEPS}
+        contents = profile if isinstance(profile, Mapping) else _read(Path(profile))
+        data = {name: table for name, table in contents.items() if name != STEPS}
         self.raw: Mapping[str, Any] = data
-        """The models' tables, which the estimator of upstream reads in its own way."""
-        self.step_times = _step_times(read.get(STEPS, {}))
-        """The engine's own steps, of models for which they were measured."""
+        self.step_times = _step_times(contents.get(STEPS, {}))
         self._surfaces: dict[tuple[str, int, Phase], dict[float, Surface]] = {}
         self._shapes: dict[str, ModelShape] = {}
         if not data:
             raise ProfileError("the profile has no models")
-        for model, degrees in data.items():
+        for model, by_devices in data.items():
             if model in shapes:
                 self._shapes[model] = shapes[model]
-            for tp, shares in _items(degrees, model):
+            for tp, shares in _items(by_devices, model):
                 for percent, cells in _items(shares, f"{model}, {tp:g} devices"):
                     where = f"{model}, {tp:g} devices, {percent:g} % of compute"
                     table = {b: dict(_items(row, where)) for b, row in _items(cells, where)}
                     for phase in _PHASES:
                         surfaces = self._surfaces.setdefault((model, int(tp), phase), {})
                         surfaces[percent / 100] = _surface(table, phase, where)
-        self._degrees = {
+        self._tp_sizes = {
             model: tuple(
                 sorted(
                     tp for name, tp, phase in self._surfaces if name == model and phase == "prefill"
@@ -118,7 +120,7 @@ class ProfileTable:
             )
             for model in self._shapes
         }
-        self._at_share = lru_cache(maxsize=None)(self._make_at_share)
+        self._surface_at_share = lru_cache(maxsize=None)(self._interpolate_share)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -129,12 +131,12 @@ class ProfileTable:
         """The sizes of a model."""
         return self._shapes[model]
 
-    def tp_degrees(self, model: str) -> tuple[int, ...]:
-        """The numbers of devices that were measured."""
-        return self._degrees[model]
+    def tp_sizes(self, model: str) -> tuple[int, ...]:
+        """The measured numbers of devices, ascending."""
+        return self._tp_sizes[model]
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:
-        """The shares of compute that were measured, ascending."""
+        """The measured compute shares, ascending."""
         return tuple(sorted(self._surfaces[model, tp, "decoding"]))
 
     def prefill_seconds(
@@ -144,13 +146,14 @@ class ProfileTable:
         length = min(length, num_tokens)
         if length <= 0:
             return 0.0
-        return self._at_share(model, tp, "prefill", share).at(num_tokens / length, length)
+        surface = self._surface_at_share(model, tp, "prefill", share)
+        return surface.seconds(num_tokens / length, length)
 
     def decode_seconds(
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
         """See `CostModel`."""
-        return self._at_share(model, tp, "decoding", share).at(batch, context)
+        return self._surface_at_share(model, tp, "decoding", share).seconds(batch, context)
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
         """See `CostModel`."""
@@ -160,30 +163,30 @@ class ProfileTable:
         """See `CostModel`."""
         return self._shapes[model].kv_bytes_per_token(tp)
 
-    def _make_at_share(self, model: str, tp: int, phase: Phase, share: float) -> Surface:
-        """The surface at any share: on the union of its neighbours' grids."""
+    def _interpolate_share(self, model: str, tp: int, phase: Phase, share: float) -> Surface:
+        """The surface at any share, on the union of the grids of the neighboring shares."""
         if not 0 < share <= 1:
-            raise ValueError(f"a share of compute is above 0 and at most 1, not {share}")
+            raise ValueError(f"a compute share must be above 0 and at most 1, not {share}")
         measured = self._surfaces[model, tp, phase]
         shares = sorted(measured)
         if share in measured:
             return measured[share]
         if share < shares[0] or len(shares) == 1:
-            return _combined([(measured[shares[0]], shares[0] / share)])
+            return _weighted_sum([(measured[shares[0]], shares[0] / share)])
         index = min(bisect_right(shares, share), len(shares) - 1) - 1
         low, high = shares[index], shares[index + 1]
-        along = (share - low) / (high - low)
-        if along > 1:  # more compute than was measured: as the most
+        position = (share - low) / (high - low)
+        if position > 1:  # beyond the largest measured share
             return measured[high]
-        return _combined([(measured[low], 1 - along), (measured[high], along)])
+        return _weighted_sum([(measured[low], 1 - position), (measured[high], position)])
 
 
-def _combined(parts: Sequence[tuple[Surface, float]]) -> Surface:
+def _weighted_sum(parts: Sequence[tuple[Surface, float]]) -> Surface:
     """A weighted sum of surfaces."""
     batches = tuple(sorted({b for surface, _ in parts for b in surface.batches}))
     lengths = tuple(sorted({n for surface, _ in parts for n in surface.lengths}))
     rows = tuple(
-        tuple(sum(weight * surface.at(b, n) for surface, weight in parts) for n in lengths)
+        tuple(sum(weight * surface.seconds(b, n) for surface, weight in parts) for n in lengths)
         for b in batches
     )
     return Surface(batches, lengths, rows)
@@ -197,21 +200,21 @@ def _read(path: Path) -> Mapping[str, Any]:
     except ValueError as error:  # not UTF-8, not JSON
         raise ProfileError(f"{path}: not a profile: {error}") from error
     if not isinstance(data, dict):
-        raise ProfileError(f"{path}: not a profile: a mapping from models is needed")
+        raise ProfileError(f"{path}: not a profile: must be an object with models as keys")
     return data
 
 
 def _step_times(steps: object) -> dict[str, StepTimes]:
     if not isinstance(steps, Mapping):
-        raise ProfileError(f"profile: {STEPS} must be a mapping from models")
+        raise ProfileError(f"profile: {STEPS} must be an object with models as keys")
     return {name: StepTimes.from_json(times, name) for name, times in steps.items()}
 
 
 def _items(mapping: object, where: str) -> list[tuple[float, Any]]:
-    """A mapping's items in the order of its keys, which must be positive numbers."""
+    """The items of a mapping in the order of its keys, which must be positive numbers."""
     if not isinstance(mapping, Mapping) or not mapping:
-        raise ProfileError(f"profile of {where}: a mapping with numbers as keys is needed")
-    found = []
+        raise ProfileError(f"profile of {where}: must be an object with numbers as keys")
+    items = []
     for key, value in mapping.items():
         try:
             number = float(key)
@@ -219,8 +222,8 @@ def _items(mapping: object, where: str) -> list[tuple[float, Any]]:
             number = math.nan
         if not (math.isfinite(number) and number > 0):
             raise ProfileError(f"profile of {where}: {key!r} is not a positive number")
-        found.append((number, value))
-    return sorted(found, key=lambda item: item[0])
+        items.append((number, value))
+    return sorted(items, key=lambda item: item[0])
 
 
 def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: str) -> Surface:
@@ -231,13 +234,13 @@ def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: st
             value = cell.get(phase, -1) if isinstance(cell, Mapping) else None
             here = f"{where}, batch {b:g}, length {n:g}, {phase}"
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ProfileError(f"profile of {here}: a number of milliseconds is needed")
+                raise ProfileError(f"profile of {here}: must be a number of milliseconds")
             if value == -1:
                 continue
             if not (math.isfinite(value) and value > 0):
                 raise ProfileError(
-                    f"profile of {here}: {value} is no time; measure it again, or write -1 for "
-                    "not run"
+                    f"profile of {here}: {value} is not a time; measure it again, or write -1 for "
+                    "a cell that was not run"
                 )
             known[b, n] = value / 1000
     batches = [b for b in table if any((b, n) in known for n in lengths)]
@@ -247,16 +250,17 @@ def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: st
     columns: list[list[float]] = []
     for n in lengths:
         below = columns[-1] if columns else [1.0] * len(batches)
-        columns.append(_filled(batches, [known.get((b, n)) for b in batches], below))
+        columns.append(_fill_gaps(batches, [known.get((b, n)) for b in batches], below))
     rows = zip(*columns, strict=True)
     return Surface(tuple(batches), tuple(lengths), tuple(tuple(row) for row in rows))
 
 
-def _filled(
-    grid: Sequence[float], values: Sequence[float | None], alike: Sequence[float]
+def _fill_gaps(
+    grid: Sequence[float], values: Sequence[float | None], similar: Sequence[float]
 ) -> list[float]:
-    """Values with the holes filled from the line through the two known points nearest below them,
-    or where there are not two, in proportion to the values of a column that is alike.
+    """Fills gaps by the line through the known neighbors or the two nearest points below.
+
+    With fewer known points, in proportion to the values of a similar column.
     """
     filled: list[float] = []
     points = [(b, value) for b, value in zip(grid, values, strict=True) if value is not None]
@@ -273,8 +277,8 @@ def _filled(
             t1 = max(t0, t1)
         else:
             nearest = around[-1] if around else points[0]
-            scale = nearest[1] / alike[grid.index(nearest[0])]
-            filled.append(scale * alike[index])
+            scale = nearest[1] / similar[grid.index(nearest[0])]
+            filled.append(scale * similar[index])
             continue
         filled.append(t0 + (t1 - t0) * (b - b0) / (b1 - b0))
     return filled

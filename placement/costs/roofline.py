@@ -1,14 +1,14 @@
-"""Costs by calculation: what the arithmetic and the memory traffic of a step take at least.
+"""Calculated costs: the roofline of a step's arithmetic and memory traffic.
 
-A step takes the longer of its operations over the peak rate and its bytes over the bandwidth (the
-roofline: Williams, Waterman and Patterson, CACM 2009), each at the part of the peak that real
-programs reach, and to that come two all-reduces of the activations a layer where the model is split
-over devices, and the launch of its kernels. With a share of the compute both rates shrink, the
-bandwidth less: few multiprocessors can ask for more than their share of it.
+A step takes the maximum of its operations over the peak rate and its bytes over the bandwidth (the
+roofline: Williams, Waterman and Patterson, CACM 2009), each at the fraction of the peak that real
+programs reach. Two all-reduces of the activations per layer, if the model is sharded, and the
+launch of its kernels are added. A compute share lowers both rates, the bandwidth less: a few
+multiprocessors can use more than their share of it.
 
-- Prefill: `2 x weights` operations a token (the head only for the last token of each prompt) and
-  attention of each token to those before it.
-- Decode: the weights once a step, and each sequence's keys and values.
+- Prefill: `2 x weights` operations per token (the head only for the last token of each prompt), and
+  attention of each token to the tokens before it.
+- Decode: the weights once per step, and the keys and values of each sequence.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from muxjax.placement.costs.devices import Device
 from muxjax.placement.costs.model_shape import ModelShape
 
 COMPUTE_EFFICIENCY = 0.6
-"""Part of the peak that large matrix products reach: MuxServe's profile has 0.57 for LLaMA 7B."""
+"""Fraction of peak that large matrix products reach; docs/measurements/placement-notes.md."""
 MEMORY_EFFICIENCY = 0.8
-"""Part of the bandwidth that decoding reaches: measured 0.77 on a CPU (README.md)."""
-KERNELS_A_LAYER = 8
+"""Fraction of the bandwidth that decoding reaches; docs/measurements/placement-notes.md."""
+KERNELS_PER_LAYER = 8
 BANDWIDTH_SHARE_POWER = 0.5
-"""Bandwidth at a share of the compute, as a power of the share: in MuxServe's profile LLaMA 7B
-decodes at 30 % of the multiprocessors 1.4 to 1.8 times slower, not 3.3."""
-_MAX_DEGREE = 8
+"""Exponent of the compute share in the bandwidth; docs/measurements/placement-notes.md."""
+_MAX_TP = 8
 
 
 class _Sizes(NamedTuple):
-    """What follows from a model's shape and its split: a simulation asks for it at every step."""
+    """Derived sizes of a model at one `tp`, cached because a simulation needs them every step."""
 
     layer_params: int
     head_params: int
@@ -40,11 +39,11 @@ class _Sizes(NamedTuple):
 
 
 class Roofline:
-    """A `CostModel` from the models' shapes and a device's figures.
+    """A cost model from model shapes and device data.
 
     Args:
-      shapes: by name.
-      device: what all of them run on.
+      shapes: by model name.
+      device: the device that all models run on.
     """
 
     def __init__(self, shapes: Mapping[str, ModelShape], device: Device) -> None:
@@ -61,14 +60,14 @@ class Roofline:
         """The sizes of a model."""
         return self._shapes[model]
 
-    def tp_degrees(self, model: str) -> tuple[int, ...]:
-        """Powers of two that split the heads, up to a node's usual size."""
+    def tp_sizes(self, model: str) -> tuple[int, ...]:
+        """Powers of two that the heads can be sharded over, up to the usual size of a node."""
         shape = self._shapes[model]
-        powers = [2**k for k in range(_MAX_DEGREE.bit_length())]
+        powers = [2**k for k in range(_MAX_TP.bit_length())]
         return tuple(tp for tp in powers if shape.supports_tp(tp))
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:
-        """Tenths."""
+        """Multiples of a tenth."""
         return tuple(k / 10 for k in range(1, 11))
 
     def prefill_seconds(
@@ -77,7 +76,7 @@ class Roofline:
         """See `CostModel`."""
         if num_tokens <= 0:
             return 0.0
-        shape, sizes = self._shapes[model], self._sizes_of(model, tp)
+        shape, sizes = self._shapes[model], self._model_sizes(model, tp)
         length = min(length, num_tokens)
         prompts = num_tokens / length
         heads = shape.num_heads * shape.head_dim
@@ -90,25 +89,25 @@ class Roofline:
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
         """See `CostModel`."""
-        shape, sizes = self._shapes[model], self._sizes_of(model, tp)
+        shape, sizes = self._shapes[model], self._model_sizes(model, tp)
         batch = max(batch, 1.0)
         heads = shape.num_heads * shape.head_dim
         operations = 2 * batch * (sizes.layer_params + sizes.head_params)
         operations += 4 * shape.num_layers * heads * context * batch
         moved = sizes.weight_bytes + batch * context * sizes.token_bytes
-        if not shape.tie_embeddings:  # of the embedding only the tokens' rows are read
+        if not shape.tie_embeddings:  # only the rows of the tokens are read
             moved -= sizes.head_params * shape.embed_bits / 8 / tp
         return self._seconds(shape, operations / tp, moved, batch, tp, share)
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
         """See `CostModel`."""
-        return self._sizes_of(model, tp).weight_bytes
+        return self._model_sizes(model, tp).weight_bytes
 
     def kv_bytes_per_token(self, model: str, *, tp: int = 1) -> float:
         """See `CostModel`."""
-        return self._sizes_of(model, tp).token_bytes
+        return self._model_sizes(model, tp).token_bytes
 
-    def _sizes_of(self, model: str, tp: int) -> _Sizes:
+    def _model_sizes(self, model: str, tp: int) -> _Sizes:
         sizes = self._sizes.get((model, tp))
         if sizes is None:
             shape = self._shapes[model]
@@ -129,17 +128,17 @@ class Roofline:
         tp: int,
         share: float,
     ) -> float:
-        """Seconds of a step: on each device so many operations and bytes, for so many tokens."""
+        """Seconds of a step with these operations and moved bytes on each device."""
         if not 0 < share <= 1:
-            raise ValueError(f"a share of compute is above 0 and at most 1, not {share}")
+            raise ValueError(f"a compute share must be above 0 and at most 1, not {share}")
         device = self.device
         compute = operations / (device.flops * COMPUTE_EFFICIENCY * share)
         bandwidth = device.bandwidth * MEMORY_EFFICIENCY * share**BANDWIDTH_SHARE_POWER
-        launches = shape.num_layers * KERNELS_A_LAYER * device.launch_seconds
+        launches = shape.num_layers * KERNELS_PER_LAYER * device.launch_seconds
         reduced = 0.0
         if tp > 1:
-            # A ring sends and receives 2 (tp - 1) / tp of the activations, each way at half of what
-            # both directions have together; two all-reduces of 16-bit activations a layer.
+            # Two all-reduces of 16-bit activations per layer. A ring sends and receives
+            # 2 (tp - 1) / tp of the activations, each direction at half of the link bandwidth.
             activations = tokens * shape.hidden_size * 2.0
             ring = 2 * (tp - 1) / tp * activations / (device.link_bandwidth / 2)
             reduced = shape.num_layers * 2 * (ring + (tp - 1) * device.launch_seconds)

@@ -1,17 +1,17 @@
-"""How long the engine's compiled steps take, as measured: with buckets, chunks and contexts.
+"""Measured times of the engine's compiled steps, by bucket, chunk and context.
 
-A compiled prefill costs what its bucket of tokens costs, padding included; each chunk of a prompt
-adds attention over its context, and sampling after a prompt's last chunk adds the output head:
+A compiled prefill takes the time of its token bucket, padding included. Each chunk of a prompt adds
+attention over its context, and sampling after the last chunk of a prompt adds the output head:
 
-    prefill = tokens[bucket] + sum over chunks of attention[bucket](context) + sample if any is last
+    prefill = base[bucket] + sum over chunks of chunk[bucket](context) + sample, if any is last
 
-A compiled decode costs what its bucket of sequences costs, and its attention walks the longest
-context of all:
+A compiled decode takes the time of its sequence bucket, and its attention covers the longest
+context of the batch:
 
-    decode = step[bucket] + rounds x token[bucket](longest context)
+    decode = base[bucket] + rounds x token[bucket](longest context)
 
-These are times in service, where steps of all models alternate. `muxjax bench steps` measures all
-of this on the engine itself; a profile keeps it under `_steps`.
+The times are those under load, when steps of all models alternate. `muxjax bench steps` measures
+them on the engine and stores them in a profile under `_steps`.
 """
 
 from __future__ import annotations
@@ -24,92 +24,92 @@ from typing import Any
 from muxjax.errors import ProfileError
 
 Curve = tuple[tuple[float, float], ...]
-"""Points (context in tokens, seconds), ascending, one at least."""
-_LEAST = 1e-6
-"""Seconds of any step."""
+"""Points (context in tokens, seconds), ascending, at least one."""
+_MIN_SECONDS = 1e-6
+"""Minimum duration of a step."""
 
 
 @dataclass(frozen=True)
 class PrefillTimes:
-    """Of one bucket of tokens, in seconds.
+    """Times of one token bucket, in seconds.
 
     Attributes:
       base: the bucket without any chunk.
       chunk: one chunk, by the context at its end.
-      sample: sampling after last chunks, however many there are.
+      sample: sampling after last chunks, for any number of them.
     """
 
     base: float
     chunk: Curve
     sample: float
 
-    def slower(self, factor: float) -> PrefillTimes:
-        """All of it so many times as long."""
+    def scaled(self, factor: float) -> PrefillTimes:
+        """All times multiplied by a factor."""
         return PrefillTimes(factor * self.base, _scaled(self.chunk, factor), factor * self.sample)
 
 
 @dataclass(frozen=True)
 class DecodeTimes:
-    """Of one bucket of sequences, in seconds.
+    """Times of one sequence bucket, in seconds.
 
     Attributes:
-      base: a step, however many tokens it makes for each sequence.
-      token: one token for every sequence, by the longest context.
+      base: a step, for any number of rounds.
+      token: one round (a token for every sequence), by the longest context.
     """
 
     base: float
     token: Curve
 
-    def slower(self, factor: float) -> DecodeTimes:
-        """All of it so many times as long."""
+    def scaled(self, factor: float) -> DecodeTimes:
+        """All times multiplied by a factor."""
         return DecodeTimes(factor * self.base, _scaled(self.token, factor))
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One model's steps.
+    """Step times of one model.
 
     Attributes:
-      prefill: by bucket of tokens, ascending.
-      decode: by bucket of sequences, ascending.
+      prefill: by token bucket, ascending.
+      decode: by sequence bucket, ascending.
     """
 
     prefill: Mapping[int, PrefillTimes]
     decode: Mapping[int, DecodeTimes]
 
     def prefill_seconds(self, chunks: Sequence[tuple[int, int, bool]]) -> float:
-        """Seconds of a prefill.
+        """Seconds of a prefill step.
 
         Args:
-          chunks: of each, its tokens, the context at its end, and whether it is a prompt's last.
+          chunks: tokens, context at the end, and whether it is its prompt's last, of each chunk.
         """
         total = sum(tokens for tokens, _, _ in chunks)
-        times = self.prefill[bucket_of(self.prefill, total)]
-        seconds = times.base + sum(at(times.chunk, end) for _, end, _ in chunks)
+        times = self.prefill[find_bucket(self.prefill, total)]
+        seconds = times.base + sum(interpolate(times.chunk, end) for _, end, _ in chunks)
         if any(last for _, _, last in chunks):
             seconds += times.sample
-        return max(_LEAST, seconds)
+        return max(_MIN_SECONDS, seconds)
 
     def decode_seconds(self, sequences: int, rounds: int, context: float) -> float:
-        """Seconds of a decode.
+        """Seconds of a decode step.
 
         Args:
-          sequences: how many.
-          rounds: tokens made for the one that makes most.
-          context: the longest, on average over the rounds.
+          sequences: number of sequences.
+          rounds: maximum number of tokens generated for a sequence.
+          context: the longest context in tokens, averaged over the rounds.
         """
-        times = self.decode[bucket_of(self.decode, sequences)]
-        return max(_LEAST, times.base + rounds * at(times.token, context))
+        times = self.decode[find_bucket(self.decode, sequences)]
+        return max(_MIN_SECONDS, times.base + rounds * interpolate(times.token, context))
 
-    def slower(self, factor: float) -> StepTimes:
-        """On a machine on which all takes so many times as long."""
+    def scaled(self, factor: float) -> StepTimes:
+        """All times multiplied by a factor."""
         return StepTimes(
-            {size: times.slower(factor) for size, times in self.prefill.items()},
-            {size: times.slower(factor) for size, times in self.decode.items()},
+            {size: times.scaled(factor) for size, times in self.prefill.items()},
+            {size: times.scaled(factor) for size, times in self.decode.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept in a profile; milliseconds."""
+        """The entry in a profile, in milliseconds."""
 
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
@@ -134,22 +134,25 @@ class StepTimes:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> StepTimes:
-        """What `to_json` made.
+        """Parses the output of `to_json`.
+
+        Args:
+          data: the entry of a profile.
+          where: the model, for messages.
 
         Raises:
-          ProfileError: it is not of that form.
+          ProfileError: another format.
         """
 
         def curve(points: Any) -> Curve:
-            found = tuple((float(context), float(ms) / 1e3) for context, ms in points)
-            if not found or list(found) != sorted(found):
+            parsed = tuple((float(context), float(ms) / 1e3) for context, ms in points)
+            if not parsed or list(parsed) != sorted(parsed):
                 raise ValueError("contexts must ascend")
-            return found
+            return parsed
 
         try:
             if unknown := set(data) - {"prefill", "decode"}:
-                # Until 26 November 2026 the engine's own part stood beside them.
-                raise ValueError(f"what is {', '.join(sorted(unknown))}?")
+                raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
             prefill = {
                 int(size): PrefillTimes(
                     float(times["base_ms"]) / 1e3,
@@ -163,11 +166,11 @@ class StepTimes:
                 for size, times in data["decode"].items()
             }
             if not prefill or not decode:
-                raise ValueError("there must be prefills and decodes")
+                raise ValueError("prefill and decode must not be empty")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProfileError(
-                f"profile of {where}: the measured steps are not as `muxjax bench steps` writes "
-                f"them ({type(error).__name__}: {error}); measure them again"
+                f"profile of {where}: the step times are not in the format of `muxjax bench steps` "
+                f"({type(error).__name__}: {error}); measure them again"
             ) from error
         return cls(dict(sorted(prefill.items())), dict(sorted(decode.items())))
 
@@ -176,9 +179,11 @@ def _scaled(curve: Curve, factor: float) -> Curve:
     return tuple((context, factor * seconds) for context, seconds in curve)
 
 
-def at(curve: Curve, context: float) -> float:
-    """Seconds at any context: linear between points, level below the first, and on along the last
-    two points beyond the last (never below it).
+def interpolate(curve: Curve, context: float) -> float:
+    """Seconds at any context, linear between points.
+
+    Below the first point the time is constant. Beyond the last one it continues along the last two
+    points, and never falls.
     """
     if context <= curve[0][0] or len(curve) == 1:
         return curve[0][1]
@@ -190,13 +195,13 @@ def at(curve: Curve, context: float) -> float:
     return low + slope * (context - left)
 
 
-def bucket_of(buckets: Mapping[int, Any], size: int) -> int:
-    """The least of ascending buckets that holds so many.
+def find_bucket(buckets: Mapping[int, Any], size: int) -> int:
+    """The smallest of ascending buckets that holds `size`.
 
     Raises:
-      ValueError: the largest does not.
+      ValueError: the largest bucket is too small.
     """
     for bucket in buckets:
         if size <= bucket:
             return bucket
-    raise ValueError(f"{size} is beyond the largest bucket that was measured, {list(buckets)[-1]}")
+    raise ValueError(f"{size} is larger than the largest measured bucket, {list(buckets)[-1]}")

@@ -1,85 +1,92 @@
-"""A score that no placement can exceed, from what each request takes at least.
+"""Upper bound of the objective over all placements, from the minimum resources of each request.
 
-The load itself is one bound. Others are fractional knapsacks, one for each resource of the whole
-cluster: every model is given at its best, alone, with all the memory of its devices, and requests
-are taken in order of what they are worth for what they take.
+The offered load is one bound. The others are fractional knapsacks, one per resource of the whole
+cluster. Every model is assumed to run isolated at its best configuration with all the memory of its
+devices, and requests are chosen in order of value per resource.
 
-- Time sliced: device seconds. A request on `tp` devices takes at least `tp min_b h(b)`.
-- Concurrent: device seconds of prefill, as prefills of a unit run in turn; and KV bytes times
-  seconds, as each request holds its own for its output's decode steps at least.
+- Time-sliced: device seconds. A request on `tp` devices takes at least `tp min_b h(b)`.
+- Concurrent: device seconds of prefill, because prefills of a unit run one after the other; and KV
+  bytes times seconds, because a request holds its KV for at least the decode steps of its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muxjax.placement.planner.estimator import POOL_SHARE, BatchCurve
-from muxjax.placement.planner.scorer import SLACK_WORTH, Scorer
+from muxjax.placement.planner.batch_curve import POOL_SHARE, BatchCurve
+from muxjax.placement.planner.scorer import SLACK_VALUE, Scorer
 
 
 def upper_bound(scorer: Scorer) -> float:
-    """A bound of `Placement.value`."""
+    """A value that `Placement.value` cannot exceed."""
     loads, groups = scorer.loads, scorer.cluster.groups
     devices = float(scorer.cluster.num_devices)
-    ceiling = sum([w * load.rate for w, load in zip(scorer.weights, loads, strict=True)])
-    curves = [_alone(scorer, model) for model in range(len(loads))]
-    bounds = [ceiling]
+    offered = sum([w * load.expected.rate for w, load in zip(scorer.weights, loads, strict=True)])
+    curves = [_isolated_curves(scorer, model) for model in range(len(loads))]
+    bounds = [offered]
     if scorer.execution == "time_sliced":
-        takes = [
-            min([curve.tp * _least_busy(curve, memory) for curve, memory in found])
-            for found in curves
+        costs = [
+            min([curve.tp * _min_mesh_seconds(curve, memory) for curve, memory in options])
+            for options in curves
         ]
-        bounds.append(_knapsack(scorer, takes, devices))
+        bounds.append(_knapsack(scorer, costs, devices))
     else:
-        takes = [
-            min([c.tp * min([s / 2**k for k, s in enumerate(c.prefill)]) for c, _ in found])
-            for found in curves
+        costs = [
+            min([c.tp * min([s / 2**k for k, s in enumerate(c.prefill)]) for c, _ in options])
+            for options in curves
         ]
-        bounds.append(_knapsack(scorer, takes, devices))
+        bounds.append(_knapsack(scorer, costs, devices))
         memory = sum([group.nodes * group.devices * group.device.memory for group in groups])
-        weights = sum([min([c.tp * c.weight_bytes for c, _ in found]) for found in curves])
-        takes = [
-            min([c.tp * c.sequence_bytes * min(c.decode) for c, _ in found]) for found in curves
+        weights = sum([min([c.tp * c.weight_bytes for c, _ in options]) for options in curves])
+        costs = [
+            min([c.tp * c.sequence_bytes * min(c.decode) for c, _ in options]) for options in curves
         ]
-        bounds.append(_knapsack(scorer, takes, POOL_SHARE * (memory - weights)))
-    return min(bounds) + SLACK_WORTH * ceiling
+        bounds.append(_knapsack(scorer, costs, POOL_SHARE * (memory - weights)))
+    return min(bounds) + SLACK_VALUE * offered
 
 
-def _alone(scorer: Scorer, model: int) -> list[tuple[BatchCurve, float]]:
-    """One copy on a mesh of its own, for each kind of node and degree that it fits; and the memory
-    of a device there.
+def _isolated_curves(scorer: Scorer, model: int) -> list[tuple[BatchCurve, float]]:
+    """Curves of a model isolated on a mesh, for each kind of node and `tp` that it fits, with the
+    memory of a device in bytes.
     """
-    found = []
+    options = []
     for group, nodes in enumerate(scorer.cluster.groups):
         load = scorer.loads[model]
         for size in nodes.mesh_sizes():
-            if scorer.unit(group, size, ((model, 1.0),)) is None:
+            if scorer.score(group, size, ((model, 1.0),)) is None:
                 continue
-            for tp in scorer.degrees(group, size, model):
+            for tp in scorer.tp_sizes(group, size, model):
                 share = scorer.costs[group].shares(load.kind, tp)[-1]
                 share = 1.0 if scorer.execution == "time_sliced" else share
                 curve = scorer.curve(group, size, tp, share, (model, 1.0))
-                found.append((curve, nodes.device.memory))
-    return found
+                options.append((curve, nodes.device.memory))
+    return options
 
 
-def _least_busy(curve: BatchCurve, memory: float) -> float:
-    """The least mesh seconds of a request, over the batches that fit."""
-    most = POOL_SHARE * (memory - curve.weight_bytes) / curve.sequence_bytes
-    return min([busy / 2**k for k, busy in enumerate(curve.busy) if 2**k < 2 * most or k == 0])
+def _min_mesh_seconds(curve: BatchCurve, memory: float) -> float:
+    """The minimum mesh seconds per request over the batches that fit."""
+    largest = POOL_SHARE * (memory - curve.weight_bytes) / curve.sequence_bytes
+    return min(
+        [
+            seconds / 2**k
+            for k, seconds in enumerate(curve.mesh_time)
+            if 2**k < 2 * largest or k == 0
+        ]
+    )
 
 
-def _knapsack(scorer: Scorer, takes: Sequence[float], room: float) -> float:
-    """The value of the requests that fit, those first that are worth most for what they take."""
+def _knapsack(scorer: Scorer, costs: Sequence[float], capacity: float) -> float:
+    """The maximum value of requests with these costs within a capacity (fractional knapsack)."""
     value = 0.0
     order = sorted(
-        zip(scorer.weights, scorer.loads, takes, strict=True),
+        zip(scorer.weights, scorer.loads, costs, strict=True),
         key=lambda x: -x[0] / max(x[2], 1e-30),
     )
-    for weight, load, take in order:
-        served = min(load.rate, room / take) if take > 0 else load.rate
+    for weight, load, cost in order:
+        rate = load.expected.rate
+        served = min(rate, capacity / cost) if cost > 0 else rate
         value += weight * served
-        room -= served * take
-        if room <= 0:
+        capacity -= served * cost
+        if capacity <= 0:
             break
     return value

@@ -1,9 +1,9 @@
-"""The plan: which models run on which meshes, with what quotas. A versioned JSON file.
+"""The placement plan: units, their devices, models and quotas. A versioned JSON file.
 
-It holds all that the engine and the simulator need: the units with their devices, each model's
-degree of tensor parallelism, copies, shares of compute and of time, KV quotas and batch, what the
-estimator expects of it, and where the costs came from (the models' shapes and the devices' figures,
-or a profile's path), so that it can be used without the files it was made from.
+The file holds all that the engine and the simulator need: the units with their devices; the `tp`
+size, replicas, compute and time shares, KV quota and batch of each model; the expected throughput
+and latencies; and the source of the costs (model shapes and device data, or the path of a profile).
+It can be used without the files that it was made from.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from muxjax.errors import PlanError
 from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.scheduling.expected_load import ExpectedLoad
 
 Execution = Literal["concurrent", "time_sliced"]
-"""How the programs of a unit share its devices: at once, each with a share of the compute
-(MuxServe), or one after the other, each with a share of the time (MuxJAX)."""
+"""How the programs of a unit share its devices. Concurrent execution: at the same time, each with a
+share of the compute (MuxServe). Time-sliced: one after the other, each with a share of the time
+(MuxJAX)."""
 
 VERSION = 1
 
@@ -28,29 +30,29 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Part(BaseModel):
+class _PlanSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PlannedModel(_Part):
+class PlannedModel(_PlanSection):
     """A model on one unit.
 
     Attributes:
-      name: in the fleet. A model with replicas stands in several units.
-      kind: what the cost model calls it.
-      rate: requests a second that are routed here.
-      prompt_tokens, output_tokens: mean lengths.
-      tp: devices that one copy is split over.
+      name: in the fleet. A model may be on several units.
+      kind: the model's name in the cost model.
+      rate: requests per second that are routed here.
+      prompt_tokens, output_tokens: mean lengths, in tokens.
+      tp: devices that one replica is sharded over.
       replicas: replicas on the mesh of the unit, `devices / tp`.
-      prefill_share, decode_share: part of the compute (concurrent; 1 where time is sliced).
-      prefill_time, decode_time: part of the device time that its steps are expected to take.
-      kv_floor, kv_quota: part of the unit's KV pool that is guaranteed, and that it begins with.
-      longest: tokens of the longest request, where the fleet file says; its `max_model_len`.
-      max_batch: sequences at once that its quota holds, all copies together.
-      batch: sequences that decode together at the expected load, all copies together.
-      throughput: requests a second that are expected to be served.
-      ttft, tpot: seconds that are expected to the first token, and for each further one; None where
-        less is served than comes, as the queue grows then.
+      prefill_share, decode_share: fraction of the compute (concurrent; 1 if time-sliced).
+      prefill_time, decode_time: expected fraction of the device time of its steps.
+      kv_floor, kv_quota: guaranteed and initial fraction of the unit's KV pool.
+      longest: tokens of the longest request, if the fleet file has a `max_model_len`.
+      max_batch: maximum number of concurrent sequences within its quota, over all replicas.
+      batch: sequences that decode together at the expected load, over all replicas.
+      throughput: expected requests per second that are served.
+      ttft, tpot: expected mean seconds to the first token, and per output token after it; None if
+        the model is not served in full, because its queue then grows without limit.
     """
 
     name: str
@@ -75,16 +77,22 @@ class PlannedModel(_Part):
     tpot: Amount | None = None
 
     @property
+    def expected_load(self) -> ExpectedLoad:
+        """The load that is routed here."""
+        return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
+
+    @property
     def token_seconds(self) -> float:
-        """Seconds for each token of a request, prompt and output, from first to last, as planned;
-        1 where the plan does not say. By Little's law, so that copies which are to serve less than
-        comes compare with others.
+        """Planned seconds per token of a request, prompt and output; 1 without a planned batch.
+
+        From first to last token, by Little's law, so that it is also comparable for replicas that
+        are not served in full.
         """
-        tokens = self.throughput * (self.prompt_tokens + self.output_tokens)
+        tokens = self.throughput * self.expected_load.request_tokens
         return self.batch / tokens if self.batch and tokens else 1.0
 
 
-class PlannedUnit(_Part):
+class PlannedUnit(_PlanSection):
     """A mesh and the models on it.
 
     Attributes:
@@ -92,13 +100,13 @@ class PlannedUnit(_Part):
       node: index of the node in the cluster.
       device: the kind of its devices.
       devices: their indices in the node.
-      weight_bytes: on each device.
-      reserved_bytes: on each device, for activations and the runtime.
-      kv_bytes: on each device: the pool.
-      throughput: requests a second, all models.
-      use: of what limits the unit (time where it is sliced, else KV), at the batches that fill the
-        pool; 1 where load is refused.
-      models: who lives here.
+      weight_bytes: weight bytes on each device.
+      reserved_bytes: bytes on each device for activations and the runtime.
+      kv_bytes: bytes of the KV pool on each device.
+      throughput: expected requests per second of all models.
+      use: utilization of the resource that limits the unit (device time if time-sliced, else KV)
+        with batches that fill the pool; 1 if load is refused.
+      models: the models of the unit.
     """
 
     name: str
@@ -123,8 +131,8 @@ class PlannedUnit(_Part):
         return {model.name: model.token_seconds for model in self.models}
 
 
-class PlannedDevice(_Part):
-    """The figures of a kind of device, as in `devices.Device`."""
+class PlannedDevice(_PlanSection):
+    """Data of a kind of device, as in `costs.devices.Device`."""
 
     name: str
     flops: Amount
@@ -135,39 +143,39 @@ class PlannedDevice(_Part):
     source: str = ""
 
 
-class PlannedNodes(_Part):
-    """Nodes that are alike."""
+class PlannedNodes(_PlanSection):
+    """A group of equal nodes."""
 
     nodes: Count
     devices: Count
     device: str
 
 
-class PlacementPlan(_Part):
-    """A whole plan.
+class PlacementPlan(_PlanSection):
+    """A placement of a fleet on a cluster.
 
     Attributes:
-      version: of this format.
-      muxjax: the version that made it.
-      config_hash: of the fleet, the cluster, the costs and the options that it was made from.
+      version: of the file format.
+      muxjax: the MuxJAX version that wrote the plan.
+      config_hash: of the fleet, cluster, costs and options.
       seed: of the search.
       execution: how the units' programs share the devices.
-      objective: what was maximised.
-      cluster, devices: what there is.
-      shapes: of each kind of model.
+      objective: what was maximized.
+      cluster, devices: the nodes, and the data of their devices.
+      shapes: sizes of each kind of model.
       profile: path of the profile that the costs are from; None: the roofline.
-      units: who runs where. Devices in none are free.
-      throughput: requests a second that are expected to be served, all models.
-      weighted_throughput: the same, each model's weighted by its share of the rate (MuxServe's
+      units: the units. Devices in no unit are free.
+      throughput: expected requests per second that are served, all models.
+      weighted_throughput: the same, each model weighted by its fraction of the rate (MuxServe's
         measure).
-      rate: requests a second that are offered.
-      slo_attainment: part of the requests whose model is served at its rate within its targets.
-      score: of the objective, and up to 0.01 % of the load more for what is left unused, so that
-        of two plans that serve the same the one with more room has the higher score.
+      rate: offered requests per second.
+      slo_attainment: fraction of the requests whose model is served in full within its targets.
+      score: value of the objective, plus up to 0.01 % of the load for unused capacity, so that of
+        two plans that serve the same the one with more room has the higher score.
       bound: a score that no plan can exceed.
       gap: `1 - score / bound`.
-      upstream_score: by MuxServe's own estimator, where the costs are from its profile.
-      seconds: that the search took.
+      upstream_score: by MuxServe's own estimator, if the costs are from its profile.
+      seconds: duration of the planning.
     """
 
     version: Literal[1] = 1
@@ -192,44 +200,46 @@ class PlacementPlan(_Part):
     seconds: Amount
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _units_fit_cluster(self) -> Self:
         nodes = [group for group in self.cluster for _ in range(group.nodes)]
-        taken: set[tuple[int, int]] = set()
+        used: set[tuple[int, int]] = set()
         names: set[str] = set()
         for unit in self.units:
             if unit.name in names:
-                raise ValueError(f"two units are called {unit.name}")
+                raise ValueError(f"two units are called {unit.name}; names must be unique")
             names.add(unit.name)
             if unit.node >= len(nodes) or max(unit.devices, default=-1) >= nodes[unit.node].devices:
-                raise ValueError(f"unit {unit.name} is on devices that the cluster has not")
+                raise ValueError(f"unit {unit.name} is on devices that the cluster does not have")
             places = {(unit.node, device) for device in unit.devices}
-            if not places or len(places) < unit.size or places & taken:
-                raise ValueError(f"unit {unit.name} has no device, or one that is taken")
-            taken |= places
+            if not places or len(places) < unit.size or places & used:
+                raise ValueError(
+                    f"unit {unit.name} has no devices, or devices that another unit uses"
+                )
+            used |= places
             for model in unit.models:
                 if model.kind not in self.shapes:
                     raise ValueError(f"the shape of {model.kind} ({model.name}) is missing")
                 if model.tp * model.replicas != unit.size:
                     raise ValueError(
-                        f"{model.name} on {unit.name}: {model.replicas} copies on {model.tp} "
+                        f"{model.name} on {unit.name}: {model.replicas} replicas on {model.tp} "
                         f"devices each do not fill {unit.size} devices"
                     )
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as in the file."""
+        """The contents of the file as plain data."""
         return self.model_dump(mode="json")
 
     def save(self, path: Path) -> None:
-        """Writes the file."""
+        """Writes the plan to a file."""
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_plan(path: Path) -> PlacementPlan:
-    """Reads a plan's file.
+    """Reads a plan file.
 
     Raises:
-      PlanError: it cannot be read or is not a valid plan; a line for each fault.
+      PlanError: the file cannot be read or is not a valid plan; one line per fault.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -240,7 +250,7 @@ def load_plan(path: Path) -> PlacementPlan:
     if isinstance(data, dict) and data.get("version", VERSION) != VERSION:
         raise PlanError(
             f"{path}: a plan of version {data['version']!r}; this MuxJAX reads version {VERSION}: "
-            "make it again with `muxjax plan`"
+            "write it again with `muxjax plan`"
         )
     try:
         return PlacementPlan.model_validate(data)

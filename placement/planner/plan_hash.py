@@ -1,4 +1,4 @@
-"""A short hash of what a plan or a simulation was made from, to tell results apart."""
+"""A short hash of the inputs of a plan or simulation, to tell results apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import json
 
 
 def config_hash(settings: object) -> str:
-    """Of plain data: the same for the same settings on every machine."""
+    """Hashes plain data: 16 hex digits, the same on every machine."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

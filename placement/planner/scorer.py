@@ -1,14 +1,14 @@
-"""What every possible unit of a fleet is worth: estimated once, remembered.
+"""Memoized values of candidate units: how much each contributes to the planner's objective.
 
-A unit is a kind of node, a number of devices, and items: models, whole or in part (a replica takes
-a part of its model's rate). Its value is its contribution to the objective:
+A candidate unit is a kind of node, a number of devices, and items: models, in full or in part (a
+replica serves a part of its model's rate). Its value is its contribution to the objective:
 
-- `throughput`: requests a second that are served;
-- `weighted`: the same, each model's weighted by its rate over the whole (MuxServe's measure);
-- `slo`: requests a second of models that are served in full within their latency targets.
+- `throughput`: requests per second that are served;
+- `weighted`: the same, each model weighted by its fraction of the total rate (MuxServe's measure);
+- `slo`: requests per second of models that are served in full within their latency targets.
 
-To this comes a little for what is left unused (`SLACK_WORTH` at most of the unit's whole load), so
-that among plans that serve the same the one with more room is chosen.
+A small bonus for unused capacity is added (`SLACK_VALUE` of the unit's load at most), so that of
+plans that serve the same the one with more room wins.
 """
 
 from __future__ import annotations
@@ -17,65 +17,80 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple
 
 from muxjax.placement.costs.cluster import Cluster
 from muxjax.placement.costs.cost_model import PlanningCosts
-from muxjax.placement.planner.estimator import (
+from muxjax.placement.planner.batch_curve import (
     BatchCurve,
-    OperatingPoint,
     build_batch_curve,
-    latencies,
-    quiet_point,
-    settle,
-    with_share,
+    with_compute_share,
 )
+from muxjax.placement.planner.estimator import OperatingPoint, find_operating_point
+from muxjax.placement.planner.latency import expected_latencies, min_latency_point
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution
 from muxjax.placement.planner.upstream_estimator import UpstreamEstimator
 
 Objective = Literal["throughput", "weighted", "slo"]
-Item: TypeAlias = tuple[int, float]
-"""A model's index in the fleet, and the part of its rate."""
-Items: TypeAlias = tuple[Item, ...]
+type Item = tuple[int, float]
+"""A model's index in the fleet, and the fraction of its rate."""
+type Items = tuple[Item, ...]
 
-SLACK_WORTH = 1e-4
-PARTIAL_WORTH = 1e-2
-"""What a request served late is worth for `slo`, so that the search has a slope."""
-_FEW_DEGREES = 4
-"""Combinations of degrees that are all tried; if there are more, one model after the other."""
-_EASY = 0.5
-"""A unit that serves everything with so much of its pool needs no better degrees."""
+SLACK_VALUE = 1e-4
+"""Value of a completely unused unit, as a fraction of its load."""
+LATE_VALUE = 1e-2
+"""Value of a request served late under `slo`; above 0 so that the search has a gradient."""
+_MAX_TP_COMBINATIONS = 4
+"""Combinations of `tp` up to which all are tried; beyond, one model after the other."""
+_LOW_UTILIZATION = 0.5
+"""Utilization of a unit below which other `tp` sizes are not tried."""
+
+
+class CandidateUnit(NamedTuple):
+    """A unit that a placement may contain.
+
+    Attributes:
+      group: index of the kind of node in the cluster.
+      size: devices of the mesh.
+      items: models on it, sorted, no model twice.
+      as_upstream: `tp` sizes and compute shares are those of MuxServe's own search.
+    """
+
+    group: int
+    size: int
+    items: Items
+    as_upstream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class UnitScore:
-    """What a unit is worth, and how it is run.
+    """The value of a candidate unit and the configuration that reaches it.
 
     Attributes:
-      value: of the objective, with what slack is worth.
-      degrees: of tensor parallelism, of each item.
-      shares: of the compute for decoding, of each item.
-      point: where it settles.
+      value: of the objective, slack bonus included.
+      tp_sizes: of each item.
+      shares: fraction of the compute for decoding, of each item.
+      point: the steady state.
     """
 
     value: float
-    degrees: tuple[int, ...]
+    tp_sizes: tuple[int, ...]
     shares: tuple[float, ...]
     point: OperatingPoint
 
 
 class Scorer:
-    """Values of units.
+    """Scores candidate units and caches the results.
 
     Args:
       loads: the fleet.
-      cluster: what there is.
-      costs: a cost model for each group of nodes.
+      cluster: the devices.
+      costs: a cost model per group of nodes.
       execution: how units share their devices.
-      objective: what counts.
-      upstream: MuxServe's estimator, if its scores are wanted.
-      thorough: try all combinations of degrees of tensor parallelism in every unit.
+      objective: what is maximized.
+      upstream: MuxServe's estimator, if its scores are needed.
+      thorough: try all combinations of `tp` sizes in every unit.
     """
 
     def __init__(
@@ -89,233 +104,238 @@ class Scorer:
         thorough: bool = False,
     ) -> None:
         self.loads = loads
+        self.rates = [load.expected.rate for load in loads]
         self.cluster = cluster
         self.costs = costs
         self.execution = execution
         self.objective = objective
         self.upstream = upstream
         self._thorough = thorough
-        total = sum([load.rate for load in loads])
+        total = sum(self.rates)
         self.total_rate = total
         self.weights = [
-            load.rate / total if objective == "weighted" and total else 1.0 for load in loads
+            rate / total if objective == "weighted" and total else 1.0 for rate in self.rates
         ]
-        self.units: dict[tuple[int, int, Items, bool], UnitScore | None] = {}
+        self._scores: dict[tuple[int, int, Items, bool], UnitScore | None] = {}
         self._curves: dict[tuple[int, int, int, float, Item], BatchCurve] = {}
-        self._shares: dict[tuple[int, int, int, Item], float] = {}
-        self._degrees: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self._min_shares: dict[tuple[int, int, int, Item], float] = {}
+        self._tp_sizes: dict[tuple[int, int, int], tuple[int, ...]] = {}
 
-    def unit(
+    def score(
         self, group: int, size: int, items: Items, as_upstream: bool = False
     ) -> UnitScore | None:
-        """The worth of a unit, or None where it cannot be.
-
-        Args:
-          group: index of the kind of node.
-          size: devices.
-          items: sorted, no model twice.
-          as_upstream: with the degrees and shares that MuxServe's own search would choose.
-        """
+        """The score of a candidate unit, or None if it is infeasible. See `CandidateUnit`."""
         key = (group, size, items, as_upstream)
-        if key in self.units:
-            return self.units[key]
-        score = self._score_as_upstream if as_upstream else self._score
-        found = self.units[key] = score(group, size, items)
-        return found
+        if key in self._scores:
+            return self._scores[key]
+        compute = self._score_as_upstream if as_upstream else self._score
+        score = self._scores[key] = compute(group, size, items)
+        return score
+
+    def feasible_score(self, unit: CandidateUnit) -> UnitScore:
+        """The score of a unit that is known to be feasible."""
+        score = self._scores.get(unit) or self.score(*unit)
+        assert score is not None
+        return score
 
     def upstream_value(
         self, group: int, size: int, items: Items, as_upstream: bool = False
     ) -> float:
-        """What MuxServe's estimator gives a unit: throughput weighted by rates, times the rates."""
-        found = self.unit(group, size, items, as_upstream)
-        if self.upstream is None or found is None:
-            return 0.0
-        names = [self.upstream.part(self.loads[model].name, part) for model, part in items]
-        percents = [round(100 * share) for share in found.shares]
-        rate = sum([self.loads[model].rate * part for model, part in items])
-        return self.upstream.unit(size, tuple(zip(names, percents, strict=True)))[0] * rate
+        """The score by MuxServe's estimator (throughput weighted by rates) times the unit's rate.
 
-    def degrees(self, group: int, size: int, model: int) -> tuple[int, ...]:
-        """Degrees of tensor parallelism of a model on a mesh, the largest first."""
+        0 for an infeasible unit, or without MuxServe's estimator.
+        """
+        score = self.score(group, size, items, as_upstream)
+        if self.upstream is None or score is None:
+            return 0.0
+        names = [self.upstream.add_replica(self.loads[model].name, part) for model, part in items]
+        percents = [round(100 * share) for share in score.shares]
+        rate = sum([self.rates[model] * part for model, part in items])
+        return self.upstream.score_unit(size, tuple(zip(names, percents, strict=True)))[0] * rate
+
+    def tp_sizes(self, group: int, size: int, model: int) -> tuple[int, ...]:
+        """Possible `tp` sizes of a model on a mesh, descending."""
         key = (group, size, model)
-        if key not in self._degrees:
-            known = self.costs[group].tp_degrees(self.loads[model].kind)
-            found = [tp for tp in known if tp <= size and size % tp == 0]
+        if key not in self._tp_sizes:
+            known = self.costs[group].tp_sizes(self.loads[model].kind)
+            possible = [tp for tp in known if tp <= size and size % tp == 0]
             if self.upstream is not None and size not in known:
-                found = []  # MuxServe's estimator has no score for it
-            self._degrees[key] = tuple(sorted(found, reverse=True))
-        return self._degrees[key]
+                possible = []  # MuxServe's estimator has no score for this mesh
+            self._tp_sizes[key] = tuple(sorted(possible, reverse=True))
+        return self._tp_sizes[key]
 
     def curve(self, group: int, size: int, tp: int, share: float, item: Item) -> BatchCurve:
-        """The curve of an item on a mesh."""
+        """The batch curve of an item on a mesh."""
         key = (group, size, tp, share, item)
-        found = self._curves.get(key)
-        if found is None:
+        curve = self._curves.get(key)
+        if curve is None:
             model, part = item
             load, costs = self.loads[model], self.costs[group]
             if part != 1.0:
                 base = self.curve(group, size, tp, share, (model, 1.0))
-                found = replace(base, rate=base.rate * part)
+                curve = replace(base, rate=base.rate * part)
             elif share != 1.0:
-                found = with_share(self.curve(group, size, tp, 1.0, item), load, costs, share)
+                full = self.curve(group, size, tp, 1.0, item)
+                curve = with_compute_share(full, load, costs, share)
             else:
-                found = build_batch_curve(load, costs, size=size, tp=tp)
-            self._curves[key] = found
-        return found
+                curve = build_batch_curve(load, costs, size=size, tp=tp)
+            self._curves[key] = curve
+        return curve
 
-    def share(self, group: int, size: int, tp: int, item: Item) -> float:
-        """Algorithm 2: the smallest share of the compute with which an item alone on a mesh is
-        served in full, or else the largest. 1 where time is sliced.
+    def min_share(self, group: int, size: int, tp: int, item: Item) -> float:
+        """The smallest compute share that serves an isolated item in full, or else the largest.
+
+        MuxServe's Algorithm 2. 1 in time-sliced execution.
         """
         if self.execution == "time_sliced":
             return 1.0
         key = (group, size, tp, item)
-        found = self._shares.get(key)
-        if found is not None:
-            return found
+        cached = self._min_shares.get(key)
+        if cached is not None:
+            return cached
         memory = self.cluster.groups[group].device.memory
 
-        def serves(share: float) -> bool:
-            point = settle([self.curve(group, size, tp, share, item)], memory, self.execution)
-            return point is not None and point.fractions[0] >= 1.0
+        def is_served(share: float) -> bool:
+            curves = [self.curve(group, size, tp, share, item)]
+            point = find_operating_point(curves, memory, self.execution)
+            return point is not None and point.served[0] >= 1.0
 
-        # By bisection: more compute does not serve less.
+        # Bisection: throughput does not fall with more compute.
         shares = self.costs[group].shares(self.loads[item[0]].kind, tp)
         low, high = -1, len(shares) - 1
-        if serves(shares[high]):
+        if is_served(shares[high]):
             while high - low > 1:
                 middle = (low + high) // 2
-                if serves(shares[middle]):
+                if is_served(shares[middle]):
                     high = middle
                 else:
                     low = middle
-        found = self._shares[key] = shares[high]
-        return found
+        share = self._min_shares[key] = shares[high]
+        return share
 
     def curves(
-        self, group: int, size: int, items: Items, degrees: Sequence[int], shares: Sequence[float]
+        self, group: int, size: int, items: Items, tp_sizes: Sequence[int], shares: Sequence[float]
     ) -> list[BatchCurve]:
-        """The curves of a unit's items."""
+        """The batch curves of a unit's items."""
         return [
             self.curve(group, size, tp, share, item)
-            for tp, share, item in zip(degrees, shares, items, strict=True)
+            for tp, share, item in zip(tp_sizes, shares, items, strict=True)
         ]
 
     def _score(self, group: int, size: int, items: Items) -> UnitScore | None:
-        options = [self.degrees(group, size, model) for model, _ in items]
+        options = [self.tp_sizes(group, size, model) for model, _ in items]
         if not all(options):
             return None
-        best = self._with_degrees(group, size, items, [o[0] for o in options])
+        best = self._score_with_tp(group, size, items, [o[0] for o in options])
         if best is None:
-            return None  # the largest degrees take the least memory
-        if best.point.use < _EASY and not self._thorough:
+            return None  # the largest `tp` sizes need the least memory
+        if best.point.utilization < _LOW_UTILIZATION and not self._thorough:
             return best
         combinations = math.prod([len(o) for o in options])
-        if combinations <= _FEW_DEGREES or self._thorough:
-            for degrees in itertools.product(*options):
-                found = self._with_degrees(group, size, items, degrees)
-                if found is not None and found.value > best.value:
-                    best = found
+        if combinations <= _MAX_TP_COMBINATIONS or self._thorough:
+            for tp_sizes in itertools.product(*options):
+                score = self._score_with_tp(group, size, items, tp_sizes)
+                if score is not None and score.value > best.value:
+                    best = score
         else:
             for index, choices in enumerate(options):
-                for tp in choices[1:]:  # down as long as it pays
-                    degrees = (*best.degrees[:index], tp, *best.degrees[index + 1 :])
-                    found = self._with_degrees(group, size, items, degrees)
-                    if found is None or found.value <= best.value:
+                for tp in choices[1:]:  # descend as long as the value grows
+                    tp_sizes = (*best.tp_sizes[:index], tp, *best.tp_sizes[index + 1 :])
+                    score = self._score_with_tp(group, size, items, tp_sizes)
+                    if score is None or score.value <= best.value:
                         break
-                    best = found
+                    best = score
         return best
 
     def _score_as_upstream(self, group: int, size: int, items: Items) -> UnitScore | None:
-        """One copy of each model over the whole mesh, with upstream's shares."""
+        """One replica of each model over the whole mesh, with MuxServe's compute shares."""
         assert self.upstream is not None
         shares = []
         for model, part in items:
-            name = self.upstream.part(self.loads[model].name, part)
+            name = self.upstream.add_replica(self.loads[model].name, part)
             candidate = self.upstream.candidate(name, size)
             if candidate is None:
                 return None
             shares.append(candidate.percent / 100)
-        return self._with_shares(group, size, items, (size,) * len(items), tuple(shares))
+        return self._score_with_shares(group, size, items, (size,) * len(items), tuple(shares))
 
-    def _with_degrees(
-        self, group: int, size: int, items: Items, degrees: Sequence[int]
+    def _score_with_tp(
+        self, group: int, size: int, items: Items, tp_sizes: Sequence[int]
     ) -> UnitScore | None:
-        """The unit with given degrees. The shares of the compute are the smallest that each item
-        needs; where something is refused and compute is left, all of it is given away.
+        """The score with given `tp` sizes and the minimum compute shares.
+
+        If load is refused and compute is left, a second try distributes all of the compute.
         """
         shares = tuple(
-            [self.share(group, size, tp, item) for tp, item in zip(degrees, items, strict=True)]
+            [
+                self.min_share(group, size, tp, item)
+                for tp, item in zip(tp_sizes, items, strict=True)
+            ]
         )
-        best = self._with_shares(group, size, items, degrees, shares)
-        if best is not None and self.execution == "concurrent" and best.point.use >= 1.0:
-            filled = filled_shares(shares)
+        best = self._score_with_shares(group, size, items, tp_sizes, shares)
+        if best is not None and self.execution == "concurrent" and best.point.utilization >= 1.0:
+            filled = scale_to_full_compute(shares)
             if filled != shares:
-                found = self._with_shares(group, size, items, degrees, filled)
-                if found is not None and found.value > best.value:
-                    return found
+                score = self._score_with_shares(group, size, items, tp_sizes, filled)
+                if score is not None and score.value > best.value:
+                    return score
         return best
 
-    def _with_shares(
+    def _score_with_shares(
         self,
         group: int,
         size: int,
         items: Items,
-        degrees: Sequence[int],
+        tp_sizes: Sequence[int],
         shares: tuple[float, ...],
     ) -> UnitScore | None:
-        curves = self.curves(group, size, items, degrees, shares)
-        slow = slowdown(shares, self.execution)
+        curves = self.curves(group, size, items, tp_sizes, shares)
+        slowdown = decode_slowdown(shares, self.execution)
         memory = self.cluster.groups[group].device.memory
-        point = settle(curves, memory, self.execution, slow)
+        point = find_operating_point(curves, memory, self.execution, slowdown)
         if point is None:
             return None
-        value = load = 0.0
-        good = self._good(curves, point, items, slow) if self.objective == "slo" else None
+        value = offered = 0.0
+        in_time = (
+            self._within_slo(curves, point, items, slowdown) if self.objective == "slo" else None
+        )
         for index, (model, part) in enumerate(items):
-            worth = self.loads[model].rate * part * self.weights[model]
-            served = worth * point.fractions[index]
-            load += worth
-            if good is None or good[index]:
+            full_value = self.rates[model] * part * self.weights[model]
+            served = full_value * point.served[index]
+            offered += full_value
+            if in_time is None or in_time[index]:
                 value += served
             else:
-                value += served * PARTIAL_WORTH
-        value += SLACK_WORTH * load * (1.0 - point.use)
-        return UnitScore(value, tuple(degrees), shares, point)
+                value += served * LATE_VALUE
+        value += SLACK_VALUE * offered * (1.0 - point.utilization)
+        return UnitScore(value, tuple(tp_sizes), shares, point)
 
-    def _good(
-        self, curves: Sequence[BatchCurve], point: OperatingPoint, items: Items, slow: float
+    def _within_slo(
+        self, curves: Sequence[BatchCurve], point: OperatingPoint, items: Items, slowdown: float
     ) -> list[bool]:
-        """Whether each item is served in full within its targets."""
+        """Whether each item is served in full within its latency targets."""
         if self.execution == "time_sliced":
-            point = quiet_point(curves, point)
-        found = []
-        for (model, _), latency in zip(
-            items, latencies(curves, point, self.execution, slow), strict=True
-        ):
-            slo = self.loads[model].slo
-            met = latency is not None
-            if latency is not None and slo.ttft is not None:
-                met = met and latency.ttft <= slo.ttft
-            if latency is not None and slo.tpot is not None:
-                met = met and latency.tpot <= slo.tpot
-            found.append(met)
-        return found
+            point = min_latency_point(curves, point)
+        latencies = expected_latencies(curves, point, self.execution, slowdown)
+        return [
+            latency is not None and self.loads[model].slo.met_by(latency.ttft, latency.tpot)
+            for (model, _), latency in zip(items, latencies, strict=True)
+        ]
 
 
-def slowdown(shares: Sequence[float], execution: Execution) -> float:
-    """By how much decodes are slowed whose shares of the compute add up to more than there is."""
+def decode_slowdown(shares: Sequence[float], execution: Execution) -> float:
+    """The factor by which concurrent decode steps are slowed if their shares add up to over 1."""
     return max(1.0, sum(shares)) if execution == "concurrent" else 1.0
 
 
-def filled_shares(least: Sequence[float]) -> tuple[float, ...]:
-    """Shares that use the whole compute, in tenths: what is left is given in proportion."""
-    total = sum(least)
+def scale_to_full_compute(shares: Sequence[float]) -> tuple[float, ...]:
+    """Shares that add up to 1 in tenths: the remainder is distributed in proportion."""
+    total = sum(shares)
     if total >= 1.0 - 1e-9:
-        return tuple(least)
-    tenths = [10 * share / total for share in least]
-    shares = [max(int(t + 1e-9), round(10 * share)) for t, share in zip(tenths, least, strict=True)]
-    order = sorted(range(len(shares)), key=lambda i: shares[i] - tenths[i])
-    for i in itertools.islice(itertools.cycle(order), max(0, 10 - sum(shares))):
-        shares[i] += 1
-    return tuple([share / 10 for share in shares])
+        return tuple(shares)
+    exact = [10 * share / total for share in shares]
+    tenths = [max(int(t + 1e-9), round(10 * share)) for t, share in zip(exact, shares, strict=True)]
+    order = sorted(range(len(tenths)), key=lambda i: tenths[i] - exact[i])
+    for i in itertools.islice(itertools.cycle(order), max(0, 10 - sum(tenths))):
+        tenths[i] += 1
+    return tuple([tenth / 10 for tenth in tenths])

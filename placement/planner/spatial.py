@@ -1,8 +1,8 @@
-"""Spatial partitioning: each model on devices of its own, the baseline without sharing.
+"""Spatial partitioning: each model on separate devices, the baseline without multiplexing.
 
-A model gets the fewest devices that hold its weights and a request of full length; devices that are
-left over double, one model at a time, the mesh of whoever needs most device time for each device it
-has. Meshes are powers of two inside one node.
+A model gets the fewest devices that hold its weights and a request of full length. Remaining
+devices then double one mesh at a time, that of the model with the highest demand per mesh. Meshes
+are powers of two within one node.
 """
 
 from __future__ import annotations
@@ -12,58 +12,60 @@ from collections.abc import Mapping
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.planner.batch_curve import POOL_SHARE
 from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUnit
 
-POOL_SHARE = 0.9
-"""Part of the memory beside the weights that the pool takes, as in the estimator."""
 _BATCH = 32
-"""The batch at which models' needs of device time are compared."""
+"""Sequences; the batch at which the models' demands of device time are compared."""
 
 
 def spatial_units(
     plan: PlacementPlan, costs: PlanningCosts, shapes: Mapping[str, ModelShape]
 ) -> tuple[PlannedUnit, ...]:
-    """The models of a plan, each on devices of its own in the plan's cluster.
+    """Places each model of a plan on separate devices of the plan's cluster.
 
     Raises:
-      PlanError: a model fits no mesh, or there are fewer devices than the models need; says how
-        many more it takes.
+      PlanError: a model fits on no mesh, or the models need more devices than there are.
     """
     nodes = [group for group in plan.cluster for _ in range(group.nodes)]
     memory = {device.name: device.memory for device in plan.devices}
-    models = _whole_models(plan)
+    models = _merge_replicas(plan)
     if not nodes or not models:
-        raise PlanError("spatial partitioning needs a cluster and a model at least")
-    least = min(memory[node.device] for node in nodes)
-    widest = max(node.devices for node in nodes)
-    fitting = {model.name: _fitting(model, costs, shapes, least, widest) for model in models}
+        raise PlanError("spatial partitioning needs at least one node and one model")
+    min_memory = min(memory[node.device] for node in nodes)
+    max_devices = max(node.devices for node in nodes)
+    fitting = {
+        model.name: _mesh_sizes(model, costs, shapes, min_memory, max_devices) for model in models
+    }
     for model in models:
         if not fitting[model.name]:
             weights = costs.weight_bytes(model.kind, tp=1) / 1e9
             raise PlanError(
-                f"{model.name} ({weights:.3g} GB of weights) fits no mesh of up to {widest} "
-                f"devices of {least / 1e9:.3g} GB; quantise it, or use larger devices"
+                f"{model.name} ({weights:.3g} GB of weights) fits no mesh of up to {max_devices} "
+                f"devices of {min_memory / 1e9:.3g} GB; quantize it, or use larger devices"
             )
-    sizes = {name: degrees[0] for name, degrees in fitting.items()}
-    there = sum(node.devices for node in nodes)
-    if sum(sizes.values()) > there:
+    sizes = {name: options[0] for name, options in fitting.items()}
+    available = sum(node.devices for node in nodes)
+    if sum(sizes.values()) > available:
         raise PlanError(
             f"spatial partitioning needs {sum(sizes.values())} devices for {len(models)} models, "
-            f"and there are {there}: {_shown(sizes)}"
+            f"and there are {available}: {_describe(sizes)}"
         )
-    room = [node.devices for node in nodes]
-    if _packed(sizes, room) is None:
-        raise PlanError(f"the meshes do not fit the nodes ({room} devices): {_shown(sizes)}")
+    capacities = [node.devices for node in nodes]
+    if _pack(sizes, capacities) is None:
+        raise PlanError(
+            f"the meshes do not fit the nodes ({capacities} devices): {_describe(sizes)}"
+        )
     growing = {model.name: model for model in models}
     while growing:
-        neediest = max(growing.values(), key=lambda m: _need(m, costs, sizes[m.name]))
-        larger = [size for size in fitting[neediest.name] if size > sizes[neediest.name]]
-        trial = {**sizes, neediest.name: larger[0]} if larger else None
-        if trial is not None and _packed(trial, room) is not None:
+        busiest = max(growing.values(), key=lambda m: _demand(m, costs, sizes[m.name]))
+        larger = [size for size in fitting[busiest.name] if size > sizes[busiest.name]]
+        trial = {**sizes, busiest.name: larger[0]} if larger else None
+        if trial is not None and _pack(trial, capacities) is not None:
             sizes = trial
         else:
-            del growing[neediest.name]
-    places = _packed(sizes, room)
+            del growing[busiest.name]
+    places = _pack(sizes, capacities)
     assert places is not None
     units = []
     for model in models:
@@ -74,8 +76,8 @@ def spatial_units(
     return tuple(units)
 
 
-def _whole_models(plan: PlacementPlan) -> list[PlannedModel]:
-    """Each model once, with the rates of its replicas added up."""
+def _merge_replicas(plan: PlacementPlan) -> list[PlannedModel]:
+    """Each model of the plan once, with the sum of its rates over all units."""
     models: dict[str, PlannedModel] = {}
     for unit in plan.units:
         for model in unit.models:
@@ -84,40 +86,40 @@ def _whole_models(plan: PlacementPlan) -> list[PlannedModel]:
     return list(models.values())
 
 
-def _fitting(
+def _mesh_sizes(
     model: PlannedModel,
     costs: PlanningCosts,
     shapes: Mapping[str, ModelShape],
     memory: float,
-    widest: int,
+    max_devices: int,
 ) -> list[int]:
-    """Mesh sizes that hold the weights, one request of full length and the dummy block."""
+    """Mesh sizes that hold weights, one request of full length and the dummy block, ascending."""
     tokens = 2 * shapes[model.kind].max_position
     return [
         tp
-        for tp in costs.tp_degrees(model.kind)
-        if tp <= widest
+        for tp in costs.tp_sizes(model.kind)
+        if tp <= max_devices
         and POOL_SHARE * (memory - costs.weight_bytes(model.kind, tp=tp))
         > tokens * costs.kv_bytes_per_token(model.kind, tp=tp)
     ]
 
 
-def _need(model: PlannedModel, costs: PlanningCosts, size: int) -> float:
-    """Device seconds per second and mesh."""
+def _demand(model: PlannedModel, costs: PlanningCosts, size: int) -> float:
+    """Mesh seconds per second that the model's load takes on `size` devices."""
     prompt, output = max(1.0, model.prompt_tokens), model.output_tokens
     prefill = costs.prefill_seconds(model.kind, prompt, prompt, tp=size)
     decode = costs.decode_seconds(model.kind, _BATCH, prompt + output / 2, tp=size)
     return model.rate * (prefill + output * decode / _BATCH)
 
 
-def _packed(sizes: Mapping[str, int], room: list[int]) -> dict[str, tuple[int, int]] | None:
-    """Node and first device of each mesh, largest first into the first node with room."""
-    free = list(room)
+def _pack(sizes: Mapping[str, int], capacities: list[int]) -> dict[str, tuple[int, int]] | None:
+    """Node and first device of each mesh (first fit, largest first); None if they do not fit."""
+    free = list(capacities)
     places: dict[str, tuple[int, int]] = {}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         for node, left in enumerate(free):
             if left >= sizes[name]:
-                places[name] = (node, room[node] - left)
+                places[name] = (node, capacities[node] - left)
                 free[node] -= sizes[name]
                 break
         else:
@@ -136,8 +138,8 @@ def _unit(
 ) -> PlannedUnit:
     weights = costs.weight_bytes(model.kind, tp=size)
     pool = POOL_SHARE * (memory[device] - weights)
-    tokens = max(1.0, model.prompt_tokens + model.output_tokens)
-    alone = model.model_copy(
+    tokens = max(1.0, model.expected_load.request_tokens)
+    isolated = model.model_copy(
         update={
             "tp": size,
             "replicas": 1,
@@ -159,9 +161,9 @@ def _unit(
         reserved_bytes=memory[device] - weights - pool,
         kv_bytes=pool,
         throughput=0.0,
-        models=(alone,),
+        models=(isolated,),
     )
 
 
-def _shown(sizes: Mapping[str, int]) -> str:
+def _describe(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -1,15 +1,15 @@
-"""MuxServe's own estimator, as its released optimiser has it: kept only to compare with.
+"""MuxServe's own estimator, as in its released optimizer ("upstream"), for comparisons.
 
-After hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py` (2024); the formulas are theirs, the
-code is not. What the paper does not say, or says otherwise:
-- a batch between two profiled ones costs what the next larger one costs;
-- the time of a decode step is a mean over lengths of running means over lengths, plus an overhead
-  that grows with the batch; prefill takes the first profiled length above the mean prompt;
-- the size of a model is read from its name, the KV of a token from its hidden size, every device
-  has 80 GB, and every prompt 161 tokens and every output 337;
-- KV is split in proportion to rate times bytes of a token; a unit scores 0 when all batches are at
-  what that allows before the first look; throughput beyond the rate counts;
-- a unit's score is the mean of its models' throughputs weighted by their rates.
+A reimplementation of the formulas of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py` (2024).
+Properties that the paper does not mention, or describes differently:
+- A batch between two profiled ones costs as much as the next larger one.
+- The time of a decode step is a mean over lengths of running means over lengths, plus an overhead
+  that grows with the batch. Prefill uses the first profiled length above the mean prompt.
+- The size of a model is read from its name and the KV bytes of a token from its hidden size. Every
+  device has 80 GB, every prompt 161 tokens and every output 337.
+- KV is divided in proportion to rate times bytes per token. A unit scores 0 if all batches are at
+  their limit before the first iteration. Throughput beyond the rate counts.
+- A unit's score is the mean of its models' throughputs weighted by their rates.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ _ACTIVATION_GB = 6
 _OVERHEADS = {"llama-7b": 1e-4, "llama-13b": 8e-5}
 _OVERHEAD = 7e-5
 _LARGEST_DECODE_PERCENT = 90
-SIZES = (1, 2, 4, 8)
+MESH_SIZES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The smallest share of compute that meets a model's rate on some devices (Algorithm 2).
+    """The smallest compute share that meets a model's rate on a mesh size (Algorithm 2).
 
     Attributes:
-      percent: of compute, for decoding.
-      batch, throughput: that it reaches, alone.
+      percent: of the compute, for decoding.
+      batch: sequences that decode together in isolation.
+      throughput: requests per second in isolation.
     """
 
     percent: int
@@ -47,8 +48,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Member:
-    """A model as upstream sees it: sizes in GB, from its name."""
+class UpstreamModel:
+    """A model with the sizes that upstream derives from its name, in GB."""
 
     name: str
     kind: str
@@ -60,12 +61,12 @@ class Member:
 
     @property
     def sequence_gb(self) -> float:
-        """KV of one request."""
+        """GB of KV of one request."""
         return self.kv_gb_per_token * (OUTPUT_TOKENS + PROMPT_TOKENS)
 
 
-def member(load: ModelLoad) -> Member:
-    """Upstream's view of a model.
+def upstream_model(load: ModelLoad) -> UpstreamModel:
+    """Builds upstream's view of a model.
 
     Raises:
       PlanError: a kind that upstream has no sizes for.
@@ -77,10 +78,10 @@ def member(load: ModelLoad) -> Member:
         )
     billions = int(load.kind.rsplit("-", 1)[1][:-1])
     shape = LLAMA_SHAPES[load.kind]
-    return Member(
+    return UpstreamModel(
         name=load.name,
         kind=load.kind,
-        rate=load.rate,
+        rate=load.expected.rate,
         weight_gb=2 * billions,
         kv_gb_per_token=shape.num_layers * shape.hidden_size * 2 * 2 / 1024**3,
         base_devices={"llama-30b": 2, "llama-65b": 4}.get(load.kind, 1),
@@ -88,9 +89,11 @@ def member(load: ModelLoad) -> Member:
     )
 
 
-def understands(profile: Mapping[str, Any], kinds: Iterable[str]) -> bool:
-    """Whether upstream could read a profile of these kinds: LLaMA, whole numbers as keys, and
-    prefill with all of the compute for every number of devices.
+def supports_profile(profile: Mapping[str, Any], kinds: Iterable[str]) -> bool:
+    """Whether upstream can read a profile of these kinds of models.
+
+    They must be LLaMA models, the keys integers, and every number of devices must have prefill
+    times with all of the compute.
     """
     return all(
         kind in LLAMA_SHAPES
@@ -103,123 +106,131 @@ def understands(profile: Mapping[str, Any], kinds: Iterable[str]) -> bool:
 
 
 class UpstreamEstimator:
-    """Throughput of models and of units as upstream estimates it.
+    """Throughput of models and units as upstream estimates it.
 
     Args:
       profile: the contents of MuxServe's profile.
-      members: the fleet.
-      devices: of the whole cluster; a model alone is given the part of the memory that the fleet's
-        weights would take, by which upstream means to leave room for others.
+      models: the fleet.
+      devices: of the whole cluster. An isolated model may use the fraction of the memory that the
+        weights of the fleet take, which is how upstream leaves room for others.
     """
 
-    def __init__(self, profile: Mapping[str, Any], members: Sequence[Member], devices: int) -> None:
-        self.members = {m.name: m for m in members}
-        occupied = sum(m.weight_gb for m in members) + len(members) * _ACTIVATION_GB
-        self._alone_gb = occupied / (DEVICE_GB * devices) * DEVICE_GB
+    def __init__(
+        self, profile: Mapping[str, Any], models: Sequence[UpstreamModel], devices: int
+    ) -> None:
+        self.models = {m.name: m for m in models}
+        occupied = sum(m.weight_gb for m in models) + len(models) * _ACTIVATION_GB
+        self._isolated_gb = occupied / (DEVICE_GB * devices) * DEVICE_GB
         self._profile = profile
         self._curves: dict[tuple[str, int, int, str], tuple[list[int], list[float]]] = {}
         self._units: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[float, list[float]]] = {}
         self._candidates: dict[tuple[str, int], Candidate | None] = {}
 
     def candidate(self, name: str, size: int) -> Candidate | None:
-        """Algorithm 2 for one model and mesh size; None where it was not profiled."""
+        """Algorithm 2 for one model and mesh size; None if the size was not profiled."""
         key = (name, size)
         if key not in self._candidates:
-            self._candidates[key] = self._candidate(self.members[name], size)
+            self._candidates[key] = self._find_candidate(self.models[name], size)
         return self._candidates[key]
 
-    def _candidate(self, m: Member, size: int) -> Candidate | None:
+    def _find_candidate(self, m: UpstreamModel, size: int) -> Candidate | None:
         if size < m.base_devices or str(size) not in self._profile[m.kind]:
             return None
         best: Candidate | None = None
         for percent in sorted(map(int, self._profile[m.kind][str(size)])):
             if percent > _LARGEST_DECODE_PERCENT:
                 continue
-            met, throughput, batch = self._alone(m, size, percent, self._alone_gb * size)
+            met, throughput, batch = self._isolated(m, size, percent, self._isolated_gb * size)
             if met:
                 return Candidate(percent, batch, throughput)
             if throughput > (best.throughput if best else 0):
                 best = Candidate(percent, batch, throughput)
         return best
 
-    def part(self, name: str, part: float) -> str:
-        """The name of a replica that takes a part of a model's rate: to upstream, another model."""
+    def add_replica(self, name: str, part: float) -> str:
+        """Registers a replica with a part of a model's rate, which upstream sees as another model.
+
+        Returns:
+          The replica's name; the model's own for all of its rate.
+        """
         if part == 1.0:
             return name
         replica = f"{name} x {part!r}"
-        if replica not in self.members:
-            whole = self.members[name]
-            self.members[replica] = replace(whole, name=replica, rate=whole.rate * part)
+        if replica not in self.models:
+            model = self.models[name]
+            self.models[replica] = replace(model, name=replica, rate=model.rate * part)
         return replica
 
-    def unit(self, size: int, placed: tuple[tuple[str, int], ...]) -> tuple[float, list[float]]:
-        """The score of a unit of `size` devices, and the throughput of each model.
+    def score_unit(
+        self, size: int, placed: tuple[tuple[str, int], ...]
+    ) -> tuple[float, list[float]]:
+        """Scores a unit.
 
         Args:
           size: devices of the mesh.
           placed: name and percent of compute for decoding of each model.
 
         Returns:
-          The mean of the throughputs, weighted by rates; 0 for none. And the throughputs, in the
-          order of `placed`, in the last state that was looked at.
+          The mean of the throughputs weighted by rates, 0 without throughput; and the throughputs
+          in the order of `placed`, in requests per second, of the last iteration.
         """
         key = (size, placed)
-        found = self._units.get(key)
-        if found is None:
-            found = self._units[key] = self._estimate_unit(size, placed)
-        return found
+        score = self._units.get(key)
+        if score is None:
+            score = self._units[key] = self._estimate_unit(size, placed)
+        return score
 
     def _estimate_unit(
         self, size: int, placed: tuple[tuple[str, int], ...]
     ) -> tuple[float, list[float]]:
-        members = [self.members[name] for name, _ in placed]
-        count = len(members)
-        base = sum([m.kv_gb_per_token * m.rate for m in members])
-        taken = sum([m.weight_gb for m in members]) + count * _ACTIVATION_GB
-        pool = max(0.0, DEVICE_GB * size * 0.98 - taken)
+        models = [self.models[name] for name, _ in placed]
+        count = len(models)
+        base = sum([m.kv_gb_per_token * m.rate for m in models])
+        occupied = sum([m.weight_gb for m in models]) + count * _ACTIVATION_GB
+        pool = max(0.0, DEVICE_GB * size * 0.98 - occupied)
         batches: list[float] = []
-        most: list[float] = []
+        limits: list[float] = []
         prefills, decodes = [], []
-        for m, (_, percent) in zip(members, placed, strict=True):
+        for m, (_, percent) in zip(models, placed, strict=True):
             part = m.rate * m.kv_gb_per_token / base * pool
-            batches.append(self._alone(m, size, percent, part)[2])
+            batches.append(self._isolated(m, size, percent, part)[2])
             prefills.append(self._curve(m.kind, size, 100, "prefill"))
             decodes.append(self._curve(m.kind, size, percent, "decoding"))
-            most.append(min(part // m.sequence_gb, decodes[-1][0][-1]))
-        rates = [m.rate for m in members]
-        overheads = [_OVERHEADS.get(m.kind, _OVERHEAD) for m in members]
-        prefill = [_at_next(*prefills[i], batches[i]) for i in range(count)]
+            limits.append(min(part // m.sequence_gb, decodes[-1][0][-1]))
+        rates = [m.rate for m in models]
+        overheads = [_OVERHEADS.get(m.kind, _OVERHEAD) for m in models]
+        prefill = [_at_next_batch(*prefills[i], batches[i]) for i in range(count)]
         decode = [
-            (_at_next(*decodes[i], batches[i]) + overheads[i] * batches[i]) * OUTPUT_TOKENS
+            (_at_next_batch(*decodes[i], batches[i]) + overheads[i] * batches[i]) * OUTPUT_TOKENS
             for i in range(count)
         ]
         best = 0.0
         throughputs: list[float] = []
-        while any(batches[i] < most[i] for i in range(count)):
-            turn = sum(prefill)
-            throughputs = [batches[i] / (decode[i] + turn) for i in range(count)]
+        while any(batches[i] < limits[i] for i in range(count)):
+            prefilling = sum(prefill)
+            throughputs = [batches[i] / (decode[i] + prefilling) for i in range(count)]
             total, worst, worst_ratio = 0.0, -1, 100.0
             for i, throughput in enumerate(throughputs):
                 rate = rates[i]
                 total += throughput * rate
                 if throughput + min(0.5, throughput * 0.1) < rate:
                     ratio = throughput / rate
-                    if batches[i] < most[i] and ratio < worst_ratio:
+                    if batches[i] < limits[i] and ratio < worst_ratio:
                         worst, worst_ratio = i, ratio
             best = max(best, total)
             if worst < 0:
                 break
             batches[worst] += 1
             batch = batches[worst]
-            prefill[worst] = _at_next(*prefills[worst], batch)
-            latency = _at_next(*decodes[worst], batch) + overheads[worst] * batch
+            prefill[worst] = _at_next_batch(*prefills[worst], batch)
+            latency = _at_next_batch(*decodes[worst], batch) + overheads[worst] * batch
             decode[worst] = latency * OUTPUT_TOKENS
         return best / sum(rates), throughputs
 
-    def _alone(
-        self, m: Member, size: int, percent: int, gigabytes: float
+    def _isolated(
+        self, m: UpstreamModel, size: int, percent: int, gigabytes: float
     ) -> tuple[bool, float, int]:
-        """Whether a model alone meets its rate, the throughput, and the batch for it."""
+        """Whether an isolated model meets its rate, its throughput, and the batch for it."""
         prefill = self._curve(m.kind, size, 100, "prefill")
         decode = self._curve(m.kind, size, percent, "decoding")
         overhead = _OVERHEADS.get(m.kind, _OVERHEAD)
@@ -227,8 +238,8 @@ class UpstreamEstimator:
         throughput, batch = 0.0, 0.0
         while high - low >= 1:
             batch = (low + high) / 2
-            latency = _at_next(*decode, batch) + overhead * batch
-            throughput = batch / (latency * OUTPUT_TOKENS + _at_next(*prefill, batch))
+            latency = _at_next_batch(*decode, batch) + overhead * batch
+            throughput = batch / (latency * OUTPUT_TOKENS + _at_next_batch(*prefill, batch))
             if throughput >= m.rate:
                 high = batch
             else:
@@ -240,14 +251,14 @@ class UpstreamEstimator:
     def _curve(
         self, kind: str, size: int, percent: int, phase: str
     ) -> tuple[list[int], list[float]]:
-        """Batches, and the seconds of a step for each."""
+        """Profiled batches, and the seconds of a step for each."""
         key = (kind, size, percent, phase)
-        found = self._curves.get(key)
-        if found is None:
-            found = self._curves[key] = self._make_curve(*key)
-        return found
+        curve = self._curves.get(key)
+        if curve is None:
+            curve = self._curves[key] = self._build_curve(*key)
+        return curve
 
-    def _make_curve(
+    def _build_curve(
         self, kind: str, size: int, percent: int, phase: str
     ) -> tuple[list[int], list[float]]:
         batches, seconds = [], []
@@ -255,7 +266,7 @@ class UpstreamEstimator:
         for batch, cells in self._profile[kind][str(size)][str(percent)].items():
             times: list[float] = []
             running: list[float] = []
-            for length, cell in cells.items():  # in the file's order, as upstream goes
+            for length, cell in cells.items():  # in the order of the file, as upstream
                 if cell[phase] > 0:
                     running.append(cell[phase])
                     decoding = phase == "decoding"
@@ -272,7 +283,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _at_next(batches: list[int], seconds: list[float], batch: float) -> float:
-    """The time of the next profiled batch; of the last one beyond it, where upstream fails."""
+def _at_next_batch(batches: list[int], seconds: list[float], batch: float) -> float:
+    """The time at the next profiled batch. Beyond the last one its time, where upstream fails."""
     index = bisect_left(batches, batch)
     return seconds[index] if index < len(seconds) else seconds[-1]

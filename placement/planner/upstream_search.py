@@ -1,10 +1,10 @@
-"""MuxServe's own search, as released: Algorithm 1 with its faults, to compare with.
+"""MuxServe's own search as released ("upstream"): Algorithm 1 with its faults, for comparisons.
 
-After `PlacementOptimizer` of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py` (2024); see
-`upstream_estimator.py`. Over all combinations of a list of node splits, models are placed in order
-of rate times a scale of their size, each on the mesh where the score grows most. The growth is
-looked up by the mesh's position in a list that is sorted anew after every model, so that it is
-often compared with another mesh's score. The number of combinations explodes with the nodes.
+A reimplementation of `PlacementOptimizer` of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py`
+(2024); see `upstream_estimator.py`. For each combination of a list of node splits, models are
+placed in order of rate times a scale of their size, each on the mesh where the score grows most.
+The score before is looked up by the mesh's position in a list that is sorted again after every
+model, so it is often the score of another mesh. The number of combinations explodes with the nodes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from muxjax.errors import PlanError
-from muxjax.placement.planner.upstream_estimator import DEVICE_GB, SIZES, Member, UpstreamEstimator
+from muxjax.placement.planner.upstream_estimator import (
+    DEVICE_GB,
+    MESH_SIZES,
+    UpstreamEstimator,
+    UpstreamModel,
+)
 
 NODE_SPLITS: dict[int, tuple[tuple[int, ...], ...]] = {
     8: (
@@ -27,9 +32,10 @@ NODE_SPLITS: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((2,), (1, 1)),
     1: ((1,),),
 }  # fmt: skip
-"""Upstream's splits of a node, in its order; 8 as 4, 2, 2, ... but not 4, 4 with other fours."""
+"""Upstream's splits of a node into meshes, by devices of the node, in its order. The list is not
+complete."""
 
-MOST_COMBINATIONS = 200_000
+MAX_COMBINATIONS = 200_000
 _RESERVED = 0.4
 _USABLE = 0.9
 _PROCESS_GB = 1.6 + 6
@@ -37,8 +43,15 @@ _OVERLOAD_PERCENT = 20
 
 
 @dataclass
-class Mesh:
-    """A mesh of upstream's: what is free on it, and who was placed with what percent."""
+class UpstreamMesh:
+    """A mesh in upstream's search: free memory and compute, and the placed models.
+
+    Attributes:
+      size: devices.
+      free_gb: GB of memory left for weights.
+      free_percent: percent of the compute left for decoding.
+      placed: name and percent of compute of each model.
+    """
 
     size: int
     free_gb: float = 0.0
@@ -48,119 +61,128 @@ class Mesh:
     def __post_init__(self) -> None:
         self.free_gb = _USABLE * (1 - _RESERVED) * DEVICE_GB * self.size
 
-    def has_room(self, member: Member, percent: int) -> bool:
+    def fits(self, model: UpstreamModel, percent: int) -> bool:
         """Whether the weights fit, and the compute with some overload."""
         enough = self.free_percent + _OVERLOAD_PERCENT >= percent
-        return self.free_gb >= member.weight_gb and enough
+        return self.free_gb >= model.weight_gb and enough
 
-    def place(self, member: Member, percent: int) -> None:
-        """Puts a model here."""
-        self.placed.append((member.name, percent))
-        self.free_gb -= member.weight_gb + _PROCESS_GB
+    def place(self, model: UpstreamModel, percent: int) -> None:
+        """Places a model on the mesh."""
+        self.placed.append((model.name, percent))
+        self.free_gb -= model.weight_gb + _PROCESS_GB
         self.free_percent -= percent
 
 
 @dataclass(frozen=True)
 class UpstreamPlacement:
-    """What upstream finds.
+    """The result of upstream's search.
 
     Attributes:
       score: throughput weighted by rates.
-      meshes: size, and name and percent of each model, the largest mesh first.
+      meshes: size, and name and percent of compute of each model, the largest mesh first.
     """
 
     score: float
     meshes: tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
 
 
-def combinations(nodes: int, devices: int) -> int:
-    """How many combinations of node splits upstream goes through."""
+def count_combinations(nodes: int, devices: int) -> int:
+    """The number of combinations of node splits that upstream tries."""
     return math.comb(len(NODE_SPLITS.get(devices, ())) + nodes - 1, nodes)
 
 
-def search(estimator: UpstreamEstimator, nodes: int, devices: int) -> UpstreamPlacement | None:
-    """The best placement over all combinations of node splits, or None.
+def search_as_upstream(
+    estimator: UpstreamEstimator, nodes: int, devices: int
+) -> UpstreamPlacement | None:
+    """The best placement over all combinations of node splits, or None if there is none.
+
+    Args:
+      estimator: the fleet.
+      nodes: number of nodes.
+      devices: devices of each node.
 
     Raises:
-      PlanError: nodes that upstream has no splits for, or more combinations than can be gone
-        through.
+      PlanError: nodes that upstream has no splits for, or too many combinations.
     """
     if devices not in NODE_SPLITS:
         raise PlanError(
-            f"upstream's search has no splits of a node of {devices}; there are those of "
-            f"{', '.join(map(str, NODE_SPLITS))} devices"
+            f"upstream's search does not support nodes of {devices} devices, only of "
+            f"{', '.join(map(str, NODE_SPLITS))}; plan without --upstream-compatible"
         )
-    count = combinations(nodes, devices)
-    if count > MOST_COMBINATIONS:
+    count = count_combinations(nodes, devices)
+    if count > MAX_COMBINATIONS:
         raise PlanError(
-            f"upstream's search goes through {count:.1e} combinations for {nodes} nodes of "
-            f"{devices}; plan without --upstream-compatible"
+            f"upstream's search would try {count:.1e} combinations for {nodes} nodes of {devices} "
+            "devices; plan without --upstream-compatible"
         )
-    members = _sorted(list(estimator.members.values()))
-    least = max(
-        min((size for size in SIZES if estimator.candidate(m.name, size)), default=SIZES[-1])
-        for m in members
+    models = _placement_order(list(estimator.models.values()))
+    required = max(
+        min(
+            (size for size in MESH_SIZES if estimator.candidate(m.name, size)),
+            default=MESH_SIZES[-1],
+        )
+        for m in models
     )
     best: UpstreamPlacement | None = None
     for splits in itertools.combinations_with_replacement(NODE_SPLITS[devices], nodes):
         sizes = [size for split in splits for size in split]
-        if max(sizes) < least or len(sizes) > len(members):
+        if max(sizes) < required or len(sizes) > len(models):
             continue
-        found = _place_all(estimator, members, sizes)
-        if found is not None and (best is None or found.score > best.score):
-            best = found
+        placement = _place_all(estimator, models, sizes)
+        if placement is not None and (best is None or placement.score > best.score):
+            best = placement
     return best
 
 
-def _sorted(members: list[Member]) -> list[Member]:
-    by_base = sorted(members, key=lambda m: (m.rate * m.base_devices, m.base_devices), reverse=True)
+def _placement_order(models: list[UpstreamModel]) -> list[UpstreamModel]:
+    by_base = sorted(models, key=lambda m: (m.rate * m.base_devices, m.base_devices), reverse=True)
     return sorted(by_base, key=lambda m: (m.rate * m.rate_scale, m.rate_scale), reverse=True)
 
 
 def _place_all(
-    estimator: UpstreamEstimator, members: Sequence[Member], sizes: Sequence[int]
+    estimator: UpstreamEstimator, models: Sequence[UpstreamModel], sizes: Sequence[int]
 ) -> UpstreamPlacement | None:
     """Algorithm 1 on one group of meshes, with upstream's bookkeeping."""
-    meshes = [Mesh(size) for size in sizes]
+    meshes = [UpstreamMesh(size) for size in sizes]
     order = [(mesh, 0.0) for mesh in meshes]
-    order.sort(key=_need, reverse=True)
+    order.sort(key=_mesh_priority, reverse=True)
     by_position = [0.0] * len(meshes)
-    for m in members:
-        best, most, percent = -1, -100.0, 0
+    for m in models:
+        best, highest, percent = -1, -100.0, 0
         for i, (mesh, _) in enumerate(order):
             candidate = estimator.candidate(m.name, mesh.size)
-            if candidate is None or not mesh.has_room(m, candidate.percent):
+            if candidate is None or not mesh.fits(m, candidate.percent):
                 continue
             placed = (*mesh.placed, (m.name, candidate.percent))
-            increase = estimator.unit(mesh.size, placed)[0] - by_position[i]
-            if increase > most:
-                best, most, percent = i, increase, candidate.percent
-            elif increase == most and mesh.size < meshes[best].size:
+            increase = estimator.score_unit(mesh.size, placed)[0] - by_position[i]
+            if increase > highest:
+                best, highest, percent = i, increase, candidate.percent
+            elif increase == highest and mesh.size < meshes[best].size:
                 best, percent = i, candidate.percent
         if best < 0:
             return None
-        mesh, tag = order[best]
+        mesh, priority = order[best]
         mesh.place(m, percent)
-        order[best] = mesh, tag - m.rate * m.rate_scale / mesh.size
-        by_position[best] += most
-        order.sort(key=_need, reverse=True)
-    found = tuple((mesh.size, tuple(mesh.placed)) for mesh in meshes)
-    found = tuple(sorted(found, key=lambda mesh: mesh[0], reverse=True))
-    return UpstreamPlacement(score(estimator, found), found)
+        order[best] = mesh, priority - m.rate * m.rate_scale / mesh.size
+        by_position[best] += highest
+        order.sort(key=_mesh_priority, reverse=True)
+    placed_meshes = tuple((mesh.size, tuple(mesh.placed)) for mesh in meshes)
+    placed_meshes = tuple(sorted(placed_meshes, key=lambda mesh: mesh[0], reverse=True))
+    return UpstreamPlacement(score_placement(estimator, placed_meshes), placed_meshes)
 
 
-def _need(item: tuple[Mesh, float]) -> tuple[float, float]:
+def _mesh_priority(item: tuple[UpstreamMesh, float]) -> tuple[float, float]:
     return item[1], item[0].free_gb
 
 
-def score(
+def score_placement(
     estimator: UpstreamEstimator, meshes: Sequence[tuple[int, tuple[tuple[str, int], ...]]]
 ) -> float:
     """Upstream's score of a placement: throughput weighted by rates."""
     total = rates = 0.0
     for size, placed in meshes:
         if placed:
-            rate = sum([estimator.members[name].rate for name, _ in placed])
-            total += estimator.unit(size, placed)[0] * rate
+            rate = sum([estimator.models[name].rate for name, _ in placed])
+            total += estimator.score_unit(size, placed)[0] * rate
             rates += rate
     return total / rates if rates else 0.0

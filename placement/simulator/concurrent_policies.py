@@ -5,7 +5,7 @@ beside it as far as their shares of the chip go (`ComputeShares`). A sequence is
 time, so that the order in which steps end does not matter.
 
 - `adbs`: MuxServe's Algorithm 3 (Duan et al., ICML 2024, section 3.4).
-- `round_robin`: the same turns; meant for a pool without quotas (`quotas.OpenPool`).
+- `round_robin`: the same turns; meant for a pool without quotas (`pool_division.OpenPool`).
 - `fcfs`: one line for all models; nobody overtakes one who waits for the chip.
 """
 

@@ -1,37 +1,42 @@
-"""What a simulation shows: throughput, latencies, attainment of targets. Each has one name.
+"""Metrics of a simulation: throughput, latencies and SLO attainment.
 
-| key | what it is |
+| key | meaning |
 |---|---|
-| `offered_rate` | requests/s: all requests over the time to the last arrival |
-| `total_throughput` | requests/s: the models' throughputs added up, each its finished requests over the time from the start to its own last one (as MuxServe's runs count) |
-| `rate_weighted_throughput` | the same, weighted by each model's part of the requests offered (MuxServe's measure in its figures) |
-| `tokens_per_s` | prompt and output tokens of finished requests, over the time to the last one |
-| `slo_attainment` | part of all requests offered that finished within their target; rejected and failed ones are misses |
-| `request_goodput` | requests/s that finished within their target, over the time to the last one |
+| `offered_rate` | requests/s: all requests divided by the time of the last arrival |
+| `total_throughput` | requests/s: sum of the models' throughputs; a model's throughput is its finished requests divided by the time from the start to its last completion (as in MuxServe's runs) |
+| `rate_weighted_throughput` | the models' throughputs weighted by their fraction of the offered requests (MuxServe's measure) |
+| `tokens_per_s` | prompt and output tokens of finished requests divided by the time of the last completion |
+| `slo_attainment` | fraction of all offered requests that met the attainment criterion; rejected and failed requests count as misses |
+| `request_goodput` | requests/s that met the criterion, over the time of the last completion |
 
-`max_rate_at_99` is a property of several runs: see `simulation.sweep`.
+`max_rate_at_99` is computed over several runs: see `simulation.sweep_rates`.
 
-Latencies are kept as counts in bins 0.1 % wide, so memory does not grow with the requests.
+Latencies are stored as a histogram with bins 0.1 % wide, so that memory does not grow with the
+number of requests.
 """  # noqa: E501  a table
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
+from muxjax.errors import PlanError
 from muxjax.placement.costs.cost_model import CostModel
 from muxjax.placement.simulator.records import RequestRecord
+from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.specs import LatencySlo
 
-_BIN = math.log(1.001)
+_BIN_WIDTH = math.log(1.001)
+"""Width of a bin on a logarithmic scale: 0.1 %."""
 _SHORTEST = 1e-9
+"""Seconds at the lower edge of the histogram; shorter times count as 0."""
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
-class Distribution:
-    """Mean and quantiles of times, in bins of 0.1 %; exact zeros are kept."""
+class LatencyHistogram:
+    """Mean and quantiles of times in seconds, in bins of 0.1 %; zeros are exact."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,80 +47,111 @@ class Distribution:
         """Counts a time, 0 or more."""
         self.count += 1
         self._sum += seconds
-        index = round(math.log(seconds / _SHORTEST) / _BIN) if seconds > _SHORTEST else -1
+        index = round(math.log(seconds / _SHORTEST) / _BIN_WIDTH) if seconds > _SHORTEST else -1
         self._bins[index] = self._bins.get(index, 0) + 1
 
     @property
     def mean(self) -> float | None:
-        """The mean; None of nothing."""
+        """The mean in seconds; None if empty."""
         return self._sum / self.count if self.count else None
 
-    def quantile(self, part: float) -> float | None:
-        """The least time that this part of all does not exceed; None of nothing."""
-        wanted = part * self.count
+    def quantile(self, fraction: float) -> float | None:
+        """The smallest time that this fraction of all times does not exceed; None if empty."""
+        target = fraction * self.count
         seen = 0
         for index in sorted(self._bins):
             seen += self._bins[index]
-            if seen >= wanted - 1e-9:
-                return 0.0 if index < 0 else _SHORTEST * math.exp(index * _BIN)
+            if seen >= target - 1e-9:
+                return 0.0 if index < 0 else _SHORTEST * math.exp(index * _BIN_WIDTH)
         return None
 
     def summary(self) -> dict[str, float | None]:
-        """Mean and `QUANTILES`."""
+        """Mean and `QUANTILES`, in seconds."""
         return {
             "mean": self.mean,
-            **{name: self.quantile(part) for name, part in QUANTILES.items()},
+            **{name: self.quantile(fraction) for name, fraction in QUANTILES.items()},
         }
 
 
 @dataclass(frozen=True)
-class AttainmentTarget:
-    """The latency that a request of one model may have. What is None is not asked for.
+class AttainmentCriterion:
+    """Decides whether a finished request of one model met its latency SLO.
 
     Attributes:
-      ttft: seconds to the first token.
-      tpot: seconds for each token after it.
-      scale: whole latency, in multiples of what the request takes alone.
-      kind, tp: for `scale`: the model's name in the cost model, and on how many devices it is
-        alone.
+      slo: explicit `ttft` and `tpot` targets are always checked.
+      end_to_end: additionally limit the latency of the whole request to `slo.scale` times its
+        isolated latency.
+      kind: the model's name in the cost model, for isolated latencies.
+      tp: devices that the model is sharded over in isolation.
     """
 
-    ttft: float | None = None
-    tpot: float | None = None
-    scale: float | None = None
+    slo: LatencySlo = field(default_factory=LatencySlo)
+    end_to_end: bool = False
     kind: str = ""
     tp: int = 1
 
+    @classmethod
+    def from_targets(
+        cls,
+        ttft: float | None = None,
+        tpot: float | None = None,
+        scale: float | None = None,
+        *,
+        kind: str = "",
+        tp: int = 1,
+    ) -> Self:
+        """Builds a criterion from the targets that are not None.
+
+        Args:
+          ttft: seconds to the first token.
+          tpot: seconds per output token after it.
+          scale: maximum latency of the whole request, as a multiple of its isolated latency.
+          kind: the model's name in the cost model.
+          tp: devices that the model is sharded over in isolation.
+
+        Raises:
+          PlanError: a target that is not above 0.
+        """
+        for name, value in (("ttft", ttft), ("tpot", tpot), ("scale", scale)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise PlanError(f"the target for {name} must be above 0, not {value}")
+        slo = LatencySlo(ttft, tpot) if scale is None else LatencySlo(ttft, tpot, scale)
+        return cls(slo, scale is not None, kind, tp)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as in the report of a simulation; None for what is not checked."""
+        return {
+            "ttft": self.slo.ttft,
+            "tpot": self.slo.tpot,
+            "scale": self.slo.scale if self.end_to_end else None,
+            "kind": self.kind,
+            "tp": self.tp,
+        }
+
     def met(self, record: RequestRecord, costs: CostModel) -> bool:
-        """Whether the request finished within the target."""
-        ttft, tpot, latency = record.ttft, record.tpot, record.latency
+        """Whether the request finished within the targets."""
+        ttft, latency = record.ttft, record.latency
         if record.status != "finished" or ttft is None or latency is None:
             return False
-        if self.ttft is not None and ttft > self.ttft:
+        if not self.slo.met_by(ttft, record.tpot):
             return False
-        if self.tpot is not None and tpot is not None and tpot > self.tpot:
-            return False
-        if self.scale is None:
-            return True
-        return latency <= self.scale * self.alone(record, costs)
-
-    def for_scheduler(
-        self, prompt_tokens: float, output_tokens: float, costs: CostModel
-    ) -> LatencySlo:
-        """The same target as the scheduler takes it, for requests of these mean lengths."""
-        if self.scale is None:
-            return LatencySlo(self.ttft, self.tpot)
-        prompt, context = max(1.0, prompt_tokens), prompt_tokens + output_tokens / 2
-        return LatencySlo(
-            self.ttft,
-            self.tpot,
-            self.scale,
-            costs.prefill_seconds(self.kind, prompt, prompt, tp=self.tp),
-            costs.decode_seconds(self.kind, 1, context, tp=self.tp),
+        return not self.end_to_end or latency <= self.slo.scale * self.isolated_latency(
+            record, costs
         )
 
-    def alone(self, record: RequestRecord, costs: CostModel) -> float:
-        """Seconds that the request takes with nothing beside it."""
+    def scheduler_slo(self, load: ExpectedLoad, costs: CostModel) -> LatencySlo:
+        """The SLO for the scheduler, with the isolated latency of a mean request of `load`."""
+        if not self.end_to_end:
+            return self.slo
+        prompt = max(1.0, load.prompt_tokens)
+        return replace(
+            self.slo,
+            isolated_ttft=costs.prefill_seconds(self.kind, prompt, prompt, tp=self.tp),
+            isolated_tpot=costs.decode_seconds(self.kind, 1, load.decode_context, tp=self.tp),
+        )
+
+    def isolated_latency(self, record: RequestRecord, costs: CostModel) -> float:
+        """Seconds from arrival to the last token of the request with no other load."""
         prompt, output = record.prompt_tokens, record.made_tokens
         prefill = costs.prefill_seconds(self.kind, prompt, prompt, tp=self.tp)
         context = prompt + output / 2
@@ -123,8 +159,8 @@ class AttainmentTarget:
 
 
 @dataclass
-class _Counts:
-    """Of one model, or of all."""
+class _RequestCounts:
+    """Counts and latencies of the requests of one model, or of all models."""
 
     requests: int = 0
     finished: int = 0
@@ -137,9 +173,9 @@ class _Counts:
     output_tokens: int = 0
     last_arrival: float = 0.0
     last_end: float = 0.0
-    ttft: Distribution = field(default_factory=Distribution)
-    tpot: Distribution = field(default_factory=Distribution)
-    latency: Distribution = field(default_factory=Distribution)
+    ttft: LatencyHistogram = field(default_factory=LatencyHistogram)
+    tpot: LatencyHistogram = field(default_factory=LatencyHistogram)
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
     def add(self, record: RequestRecord, met: bool) -> None:
         self.requests += 1
@@ -156,18 +192,18 @@ class _Counts:
             self.prompt_tokens += record.prompt_tokens
             self.output_tokens += record.made_tokens
             self.last_end = max(self.last_end, record.end or 0.0)
-            for distribution, value in (
+            for histogram, value in (
                 (self.ttft, record.ttft),
                 (self.tpot, record.tpot),
                 (self.latency, record.latency),
             ):
                 if value is not None:
-                    distribution.add(value)
+                    histogram.add(value)
 
     def summary(self) -> dict[str, Any]:
         seconds = self.last_end
 
-        def rate(amount: float) -> float:
+        def per_second(amount: float) -> float:
             return amount / seconds if seconds else 0.0
 
         return {
@@ -179,10 +215,10 @@ class _Counts:
             "truncated": self.truncated,
             "preemptions": self.preemptions,
             "seconds": seconds,
-            "tokens_per_s": rate(self.prompt_tokens + self.output_tokens),
-            "output_tokens_per_s": rate(self.output_tokens),
+            "tokens_per_s": per_second(self.prompt_tokens + self.output_tokens),
+            "output_tokens_per_s": per_second(self.output_tokens),
             "slo_attainment": self.met / self.requests if self.requests else None,
-            "request_goodput": rate(self.met),
+            "request_goodput": per_second(self.met),
             "ttft_s": self.ttft.summary(),
             "tpot_s": self.tpot.summary(),
             "latency_s": self.latency.summary(),
@@ -190,37 +226,37 @@ class _Counts:
 
 
 class SimulationMetrics:
-    """Collects the records of one run.
+    """Aggregates the records of one run.
 
     Args:
-      targets: of each model.
-      costs: for targets that are multiples of a request's time alone.
+      criteria: of each model, by name.
+      costs: for criteria that are multiples of the isolated latency.
     """
 
-    def __init__(self, targets: Mapping[str, AttainmentTarget], costs: CostModel) -> None:
-        self._targets = targets
+    def __init__(self, criteria: Mapping[str, AttainmentCriterion], costs: CostModel) -> None:
+        self._criteria = criteria
         self._costs = costs
-        self._all = _Counts()
-        self._models = {name: _Counts() for name in targets}
+        self._all = _RequestCounts()
+        self._models = {name: _RequestCounts() for name in criteria}
 
     def add(self, record: RequestRecord) -> bool:
-        """Takes in a record.
+        """Counts a record.
 
         Returns:
-          Whether the request met its target.
+          Whether the request met its criterion.
         """
-        met = self._targets[record.model].met(record, self._costs)
+        met = self._criteria[record.model].met(record, self._costs)
         self._all.add(record, met)
         self._models[record.model].add(record, met)
         return met
 
     @property
     def slo_attainment(self) -> float:
-        """Part of the requests that met their targets; 1 of none."""
+        """Fraction of the requests that met their criterion; 1 without requests."""
         return self._all.met / self._all.requests if self._all.requests else 1.0
 
     def summary(self) -> dict[str, Any]:
-        """All keys of the module's table, for the whole run and under `models` for each model."""
+        """All keys of the module's table for the whole run, and per model under `models`."""
         throughputs = {
             name: counts.finished / counts.last_end if counts.last_end else 0.0
             for name, counts in self._models.items()

@@ -1,12 +1,12 @@
-"""What a simulation leaves in a folder: JSON, tables, records, plots.
+"""Output files of a simulation: JSON, tables, records, plots.
 
-| file | holds |
+| file | contents |
 |---|---|
-| `simulation.json` | everything: each policy's runs with their metrics, `max_rate_at_99` |
-| `summary.csv` | a row for each run |
-| `models.csv` | a row for each run and model |
-| `requests-POLICY-xSCALE.csv` | a row for each request, written as they end |
-| `simulation.png`, `.svg` | throughput and attainment against the rate, a line for each policy |
+| `simulation.json` | the full report: each policy's runs with their metrics, `max_rate_at_99` |
+| `summary.csv` | one row per run |
+| `models.csv` | one row per run and model |
+| `requests-POLICY-xSCALE.csv` | one row per request, in order of completion |
+| `simulation.png`, `.svg` | throughput and attainment by rate, one line per policy |
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _RECORD = tuple(field.name for field in fields(RequestRecord))
 
 @contextmanager
 def record_file(folder: Path, policy: str, scale: float) -> Iterator[OnRecord]:
-    """A file that takes records one by one."""
+    """Opens a CSV file of requests and yields a function that appends a record to it."""
     with (folder / f"requests-{policy}-x{scale:.6g}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((*_RECORD, "met_target"))
 
-        def take(record: RequestRecord, met: bool) -> None:
+        def write(record: RequestRecord, met: bool) -> None:
             writer.writerow((*(getattr(record, name) for name in _RECORD), int(met)))
 
-        yield take
+        yield write
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
-    """Writes the whole report."""
+    """Writes the full report."""
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
@@ -58,7 +58,7 @@ def write_tables(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def write_plots(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draws throughput and attainment against the offered rate, as MuxServe's figures have them.
+    """Draws throughput and attainment by offered rate, as in MuxServe's figures.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -82,7 +82,7 @@ def write_plots(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
     left.plot([0, highest], [0, highest], color="grey", linestyle=":", label="offered")
     left.set(ylabel="throughput (requests/s)")
     right.axhline(99, color="grey", linestyle=":", label="99 %")
-    right.set(ylabel="requests within their target (%)", ylim=(0, 102))
+    right.set(ylabel="requests within their SLO (%)", ylim=(0, 102))
     for axes in (left, right):
         axes.set(xlabel="offered rate (requests/s)", xlim=(0, None))
         axes.grid(alpha=0.3)
@@ -92,7 +92,7 @@ def write_plots(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    """One row: latencies as columns of their own, models and units left out."""
+    """A run as a row: one column per latency quantile, without models and units."""
     row = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
     for latency in _LATENCIES:
         for name, value in run[latency].items():

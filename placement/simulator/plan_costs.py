@@ -1,28 +1,27 @@
-"""What a plan's file says of costs, made into cost models and latency targets."""
+"""Cost models and attainment criteria from the contents of a plan file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from muxjax.errors import PlanError
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.devices import Device
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.load import Slo
 from muxjax.placement.planner.plan import PlacementPlan
-from muxjax.placement.simulator.metrics import AttainmentTarget
+from muxjax.placement.simulator.metrics import AttainmentCriterion
+from muxjax.scheduling.specs import LatencySlo
 
-_USABLE = 0.9
-"""Part of the memory that the weights of a model alone may fill."""
+_MAX_WEIGHT_FRACTION = 0.9
+"""Fraction of device memory that the weights of an isolated model may fill."""
 
 
 def plan_costs(plan: PlacementPlan) -> dict[str, PlanningCosts]:
-    """A cost model for each kind of device: the profile the plan was made from, or the roofline.
+    """Builds a cost model per kind of device: the plan's profile, or the roofline without one.
 
     Raises:
-      ProfileError: the profile is not there any more, or not valid.
+      ProfileError: the profile does not exist any more, or is not valid.
     """
     if plan.profile is not None:
         table = ProfileTable(plan.profile, plan.shapes)
@@ -32,41 +31,34 @@ def plan_costs(plan: PlacementPlan) -> dict[str, PlanningCosts]:
     }
 
 
-def plan_targets(
+def plan_criteria(
     plan: PlacementPlan,
     costs: Mapping[str, PlanningCosts],
-    asked: AttainmentTarget,
-    slos: Mapping[str, Slo] | None = None,
-) -> dict[str, AttainmentTarget]:
-    """The latency target of each model.
+    default: AttainmentCriterion,
+    slos: Mapping[str, LatencySlo] | None = None,
+) -> dict[str, AttainmentCriterion]:
+    """Builds the attainment criterion of each model of a plan.
 
     Args:
-      plan: whose models.
-      costs: for each kind of device.
-      asked: the target of models without one of their own. A `scale` is of the time alone on the
+      plan: the plan.
+      costs: cost model per kind of device.
+      default: the criterion of models without an SLO in `slos`. Its isolated latency is that on the
         fewest devices that hold the model.
-      slos: the targets that some models have of their own.
-
-    Raises:
-      PlanError: a target that is not above 0.
+      slos: SLOs of individual models, of which the explicit targets are checked.
     """
-    for name in ("ttft", "tpot", "scale"):
-        value = getattr(asked, name)
-        if value is not None and not value > 0:
-            raise PlanError(f"the target for {name} must be above 0, not {value}")
     memory = min(device.memory for device in plan.devices)
     first = next(iter(costs.values()))
-    targets = {}
+    criteria = {}
     for unit in plan.units:
         for model in unit.models:
-            degrees = first.tp_degrees(model.kind)
-            holding = [
-                tp for tp in degrees if first.weight_bytes(model.kind, tp=tp) < _USABLE * memory
+            sizes = first.tp_sizes(model.kind)
+            fitting = [
+                tp
+                for tp in sizes
+                if first.weight_bytes(model.kind, tp=tp) < _MAX_WEIGHT_FRACTION * memory
             ]
-            tp = holding[0] if holding else degrees[-1]
-            target = replace(asked, kind=model.kind, tp=tp)
+            tp = fitting[0] if fitting else sizes[-1]
             slo = (slos or {}).get(model.name)
-            if slo is not None:
-                target = replace(target, ttft=slo.ttft, tpot=slo.tpot, scale=None)
-            targets[model.name] = target
-    return targets
+            criterion = default if slo is None else AttainmentCriterion(slo)
+            criteria[model.name] = replace(criterion, kind=model.kind, tp=tp)
+    return criteria

@@ -1,4 +1,4 @@
-"""The workload that a plan was made for: its models' rates and lengths."""
+"""The workload that a plan expects: the rates and lengths of its models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muxjax.placement.workload.synthetic import Traffic
 
 
 def planned_rates(plan: PlacementPlan) -> dict[str, float]:
-    """Requests per second of each model, its replicas together."""
+    """Requests per second of each model, summed over its units."""
     rates: dict[str, float] = {}
     for unit in plan.units:
         for model in unit.models:
@@ -27,24 +27,25 @@ def planned_traffic(
     rate: float | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> list[Traffic]:
-    """Rates and lengths of all models of a plan.
+    """Builds the traffic of all models of a plan.
 
     Args:
       plan: the plan.
-      alpha: deal the total rate by this power law, to the models in order of their planned rates.
-      rate: the total rate, if not the planned one.
-      pairs: lengths of prompts and outputs to draw from, if not log-normal ones of the planned
+      alpha: distribute the total rate by this power law, in the order of the planned rates; None:
+        the planned rates.
+      rate: the total rate in requests per second; None: the planned one.
+      pairs: prompt and output lengths to draw from; None: log-normal lengths with the planned
         means.
 
     Raises:
-      WorkloadError: a negative rate or `alpha`, or lengths too near a model's limit.
+      WorkloadError: a negative rate or `alpha`, or lengths too close to a model's limit.
     """
     rates = planned_rates(plan)
     total = sum(rates.values())
     if alpha is not None:
         names = sorted(rates, key=lambda name: -rates[name])
-        dealt = power_law_rates(len(names), alpha, total=total if rate is None else rate)
-        rates = dict(zip(names, dealt, strict=True))
+        by_rank = power_law_rates(len(names), alpha, total=total if rate is None else rate)
+        rates = dict(zip(names, by_rank, strict=True))
     elif rate is not None:
         rates = {name: rate * part / total if total else 0.0 for name, part in rates.items()}
     models = {model.name: model for unit in plan.units for model in unit.models}
@@ -55,15 +56,16 @@ def planned_traffic(
 
 
 def _lengths(plan: PlacementPlan, model: PlannedModel) -> Lengths:
-    """Log-normal lengths; prompt and output share the model's longest request as they share the
-    mean one, so that no request is too long for it.
+    """Log-normal lengths whose limits add up to the model's longest request.
+
+    Prompt and output have the same proportion of the longest request as of the mean request.
     """
     longest = longest_request(model, plan.shapes[model.kind])
     prompt, output = max(1.0, model.prompt_tokens), max(1.0, model.output_tokens)
-    part = prompt / (prompt + output)
+    prompt_part = prompt / (prompt + output)
     return LogNormal(
         prompt,
         output,
-        max_prompt=max(1, int(part * longest)),
-        max_output=max(1, int((1 - part) * longest)),
+        max_prompt=max(1, int(prompt_part * longest)),
+        max_output=max(1, int((1 - prompt_part) * longest)),
     )

@@ -1,4 +1,4 @@
-"""What became of each request of a simulation."""
+"""The outcome of each request of a simulation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Status = Literal["finished", "rejected", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request.
+    """The outcome of one request. All times are seconds since the start of the workload.
 
     Attributes:
-      id: its place in the workload.
-      model: who was asked.
-      unit: where it ran; empty if it was rejected.
-      status: finished; rejected at arrival; or failed, admitted and not finished.
-      reason: why not, in words.
-      arrival: seconds since the workload's start; so are all times.
-      prompt_tokens, output_tokens: what was asked for.
-      made_tokens: output tokens that were made; fewer than asked for where the model's length
-        limit ended it.
-      first_token, end: when the first and the last token came; None if they did not.
-      preemptions: how often it lost its pages.
+      id: its position in the workload.
+      model: the requested model.
+      unit: the unit that ran it; empty if it was rejected.
+      status: finished; rejected at arrival; or failed, which is admitted but not finished.
+      reason: why it did not finish; empty if it did.
+      arrival: time of arrival.
+      prompt_tokens, output_tokens: requested lengths.
+      made_tokens: generated output tokens; fewer than requested if the model's length limit ended
+        the request.
+      first_token, end: time of the first and of the last token; None without one.
+      preemptions: how often it was preempted.
     """
 
     id: int
@@ -46,7 +46,7 @@ class RequestRecord:
 
     @property
     def tpot(self) -> float | None:
-        """Seconds for each token after the first; None where there is no second one."""
+        """Seconds per token after the first; None for fewer than two tokens."""
         if self.end is None or self.first_token is None or self.made_tokens < 2:
             return None
         return (self.end - self.first_token) / (self.made_tokens - 1)

@@ -1,18 +1,18 @@
-"""An executor that takes as long as a cost model says, and makes no tokens worth reading.
+"""An executor on a simulated clock: steps take the time of a cost model and return dummy tokens.
 
-`time_sliced`: one program at a time owns the mesh, in the order of submission. `concurrent`:
-programs run side by side, each on its share of the compute, as MuxServe's processes do; when
-together they want more compute than there is, or more memory bandwidth, all slow down alike. (In
-MuxServe's profile a program that is alone on 30 % of the compute takes up to 70 % of the bandwidth,
-so two such cannot run as if each were alone.)
+`time_sliced`: one program at a time has the mesh, in the order of submission. `concurrent`:
+programs run concurrently, each on its share of the compute, as MuxServe's processes do. If together
+they need more than all of the compute or of the memory bandwidth, all slow down by the same factor.
+The bandwidth matters because a program with a small compute share may use most of it.
 
-Every request runs to its full length: nothing is a stop token.
+Every request runs to its full length: no token is a stop token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from muxjax.placement.costs.cost_model import CostModel
 from muxjax.placement.costs.step_times import StepTimes
@@ -22,24 +22,25 @@ from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
 
 TOKEN = 0
-"""Every token that is made."""
+"""Every generated token."""
 
-_LONGEST_BURST = 64
-_TOKENS = [[TOKEN] * count for count in range(_LONGEST_BURST + 1)]
+_MAX_STEP_TOKENS = 64
+_TOKENS = [[TOKEN] * count for count in range(_MAX_STEP_TOKENS + 1)]
+"""Token lists by length, shared by all steps because they are never modified."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """A model on a mesh, as its steps' times depend on it.
+    """The properties of a model on a mesh that its step times depend on.
 
     Attributes:
-      kind: what the cost model calls it.
-      tp: devices that a copy is split over.
-      replicas: copies that share the batch.
-      prefill_share, decode_share: parts of the compute; 1 where time is sliced.
+      kind: the model's name in the cost model.
+      tp: devices that a replica is sharded over.
+      replicas: replicas that share the batch.
+      prefill_share, decode_share: fractions of the compute; 1 if time-sliced.
       max_seqs: device slots.
-      times: of the engine's own steps, if they were measured; they are taken in place of the cost
-        model's, where one program runs at a time on a whole device.
+      times: measured times of the engine's own steps, which replace the cost model's in time-sliced
+        execution on one device; None: not measured.
     """
 
     kind: str
@@ -53,16 +54,16 @@ class SimulatedModel:
 
 @dataclass(slots=True, eq=False)
 class SimulatedJob:
-    """A step on the device; the handle of a submitted step.
+    """The handle of a submitted step.
 
     Attributes:
       step: the step.
-      tokens: what it will have made.
-      started: when the device began it.
-      seconds: how long it takes alone.
-      left: how much of that is still to do, while it runs beside others.
-      share: its part of the compute.
-      traffic: the part of the mesh's memory bandwidth that it takes alone.
+      tokens: its results.
+      started: simulated time at which the device started it.
+      seconds: duration without other programs.
+      left: seconds of that duration that remain (concurrent execution).
+      share: fraction of the compute.
+      traffic: fraction of the mesh's memory bandwidth that it uses without other programs.
     """
 
     step: Step
@@ -78,16 +79,17 @@ class SimulatedExecutor:
     """Runs steps on a simulated clock.
 
     Attributes:
-      now: simulated seconds; moved on by `result` and by whoever drives the simulation.
-      concurrent: whether steps run at the same time.
+      now: simulated seconds; advanced by `result` and by the simulation loop.
+      concurrent: whether steps run concurrently.
+      busy_seconds: total duration of the finished steps.
 
     Args:
       models: by name.
-      costs: how long steps take.
-      execution: one program at a time, or side by side.
-      bandwidth: bytes a second of one device's memory, which programs side by side share; None:
-        they do not get in each other's way there.
-      compute: what programs side by side take of the compute; None: their models' shares.
+      costs: durations of steps.
+      execution: time-sliced or concurrent execution.
+      bandwidth: bytes per second of one device's memory, which concurrent programs share; None: no
+        contention for bandwidth.
+      compute: compute shares of concurrent programs; None: the shares of their models.
     """
 
     def __init__(
@@ -107,21 +109,21 @@ class SimulatedExecutor:
         self._held = {name: [0] * model.max_seqs for name, model in models.items()}
         self._jobs: list[SimulatedJob] = []
         self._slowdown = 1.0
-        self._then = 0.0  # when `left` was last brought up to date
+        self._updated = 0.0  # time at which `left` of all jobs was last updated
         self.now = 0.0
         self.busy_seconds = 0.0
 
     def submit(self, step: Step) -> SimulatedJob:
-        """Queues a step; it starts at once, or when those before it have ended."""
+        """Queues a step. It starts at once if concurrent, else after the steps before it."""
         if isinstance(step, Prefill):
-            job = self._prefill(step)
+            job = self._prefill_job(step)
         else:
-            job = self._decode(step)
+            job = self._decode_job(step)
         if self.concurrent:
-            self._bring_up_to(self.now)
+            self._advance_jobs(self.now)
             job.started = self.now
             self._jobs.append(job)
-            self._contend()
+            self._update_slowdown()
         else:
             if self._jobs:
                 last = self._jobs[-1]
@@ -132,26 +134,30 @@ class SimulatedExecutor:
         return job
 
     def next_end(self) -> tuple[float, SimulatedJob] | None:
-        """When the next step ends, and which; None if none is in flight."""
+        """Time and handle of the next step to end; None if none is in flight."""
         if not self._jobs:
             return None
         if not self.concurrent:
             job = self._jobs[0]
             return job.started + job.seconds, job
-        job = min(self._jobs, key=_left)
-        return max(self.now, self._then + job.left * self._slowdown), job
+        job = min(self._jobs, key=attrgetter("left"))
+        return max(self.now, self._updated + job.left * self._slowdown), job
 
     def result(self, handle: SimulatedJob) -> StepResult:
-        """What the step gave; the clock moves to its end, which must be the next one."""
-        found = self.next_end()
-        if found is None or found[1] is not handle:
-            raise ValueError("the results of steps are asked for in the order in which they end")
-        end = found[0]
+        """Returns the result of the next step to end, and advances the clock to its end.
+
+        Raises:
+          ValueError: another step ends first.
+        """
+        following = self.next_end()
+        if following is None or following[1] is not handle:
+            raise ValueError("results must be requested in the order in which the steps end")
+        end = following[0]
         self.now = max(self.now, end)
         if self.concurrent:
-            self._bring_up_to(self.now)
+            self._advance_jobs(self.now)
             self._jobs.remove(handle)
-            self._contend()
+            self._update_slowdown()
         else:
             del self._jobs[0]
         seconds = end - handle.started
@@ -168,12 +174,12 @@ class SimulatedExecutor:
         del self._models[name], self._held[name]
 
     def close(self) -> None:
-        """Forgets what is in flight."""
+        """Discards the steps in flight."""
         self._jobs.clear()
 
     # Durations
 
-    def _prefill(self, step: Prefill) -> SimulatedJob:
+    def _prefill_job(self, step: Prefill) -> SimulatedJob:
         model = self._models[step.model]
         held = self._held[step.model]
         total = squares = 0
@@ -181,7 +187,7 @@ class SimulatedExecutor:
         for chunk in step.chunks:
             count, end = len(chunk.tokens), chunk.end
             total += count
-            # A token attends to those before it: `count x (start + end) / 2` pairs.
+            # A token attends to the tokens before it: `count x (start + end) / 2` pairs.
             squares += count * (chunk.start + end)
             if chunk.sampling is None:
                 tokens.append(_TOKENS[0])
@@ -190,7 +196,7 @@ class SimulatedExecutor:
                 tokens.append(_TOKENS[1])
         if model.times is not None:
             chunks = [(len(c.tokens), c.end, c.sampling is not None) for c in step.chunks]
-            return self._job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
+            return self._build_job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
         length = squares / total
         each = total / model.replicas
         costs, tp = self._costs, model.tp
@@ -198,53 +204,53 @@ class SimulatedExecutor:
         seconds = costs.prefill_seconds(model.kind, each, length, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp)
         moved += each * costs.kv_bytes_per_token(model.kind, tp=tp)
-        return self._job(step, tokens, seconds, share, moved)
+        return self._build_job(step, tokens, seconds, share, moved)
 
-    def _decode(self, step: Decode) -> SimulatedJob:
+    def _decode_job(self, step: Decode) -> SimulatedJob:
         model = self._models[step.model]
         held = self._held[step.model]
-        context = made = longest = 0
+        context = generated = longest = 0
         tokens: list[list[int]] = []
         for slot, count in _slots_and_counts(step):
             before = held[slot]
             context += before * count + count * (count + 1) // 2
-            made += count
+            generated += count
             held[slot] = before + count
             longest = max(longest, before + count)
             tokens.append(_TOKENS[count])
         rounds = step.num_tokens
         if model.times is not None:
             halfway = longest - rounds / 2
-            alone = model.times.decode_seconds(len(step.sequences), rounds, halfway)
-            return self._job(step, tokens, alone, 1.0, 0.0)
-        # Sequences that are still alive, on average over the rounds.
-        batch = max(1.0, made / rounds / model.replicas)
+            seconds = model.times.decode_seconds(len(step.sequences), rounds, halfway)
+            return self._build_job(step, tokens, seconds, 1.0, 0.0)
+        # The mean number of unfinished sequences over the rounds.
+        batch = max(1.0, generated / rounds / model.replicas)
         costs, tp = self._costs, model.tp
         share = self._share((step.model, "decode"), model.decode_share)
-        each = costs.decode_seconds(model.kind, batch, context / made, tp=tp, share=share)
+        each = costs.decode_seconds(model.kind, batch, context / generated, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp) * rounds
         moved += context / model.replicas * costs.kv_bytes_per_token(model.kind, tp=tp)
-        return self._job(step, tokens, rounds * each, share, moved)
+        return self._build_job(step, tokens, rounds * each, share, moved)
 
-    def _share(self, turn: StepKey, own: float) -> float:
-        return own if self._compute is None else self._compute.taken(turn)
+    def _share(self, key: StepKey, default: float) -> float:
+        return default if self._compute is None else self._compute.taken(key)
 
-    def _job(
+    def _build_job(
         self, step: Step, tokens: list[list[int]], seconds: float, share: float, moved: float
     ) -> SimulatedJob:
         traffic = moved / seconds / self._bandwidth if self._bandwidth else 0.0
         return SimulatedJob(step, tokens, self.now, seconds, seconds, share, min(1.0, traffic))
 
-    # Side by side
+    # Concurrent execution
 
-    def _bring_up_to(self, now: float) -> None:
-        done = (now - self._then) / self._slowdown
-        self._then = now
+    def _advance_jobs(self, now: float) -> None:
+        done = (now - self._updated) / self._slowdown
+        self._updated = now
         if done > 0:
             for job in self._jobs:
                 job.left -= done
 
-    def _contend(self) -> None:
+    def _update_slowdown(self) -> None:
         share = traffic = 0.0
         for job in self._jobs:
             share += job.share
@@ -253,12 +259,8 @@ class SimulatedExecutor:
 
 
 def _slots_and_counts(step: Decode) -> Iterable[tuple[int, int]]:
-    """The slot of each sequence and how many tokens it makes."""
+    """The slot of each sequence, and the number of tokens that it generates."""
     sequences = step.sequences
-    if isinstance(sequences, DecodeBatch):  # as the scheduler makes them: no object for each
+    if isinstance(sequences, DecodeBatch):  # the scheduler's arrays, without an object per sequence
         return zip(sequences.slots.tolist(), sequences.num_tokens.tolist(), strict=True)
     return [(sequence.slot, sequence.num_tokens) for sequence in sequences]
-
-
-def _left(job: SimulatedJob) -> float:
-    return job.left

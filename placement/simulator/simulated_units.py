@@ -1,8 +1,8 @@
-"""From a plan to units that can be simulated, under a policy.
+"""Builds simulated units from a plan, for a policy.
 
-A unit's pool is cut as the engine cuts it: pages that hold a whole number of tokens of every model,
-of which a model with `L` layers takes `L` at a time. Replicas of a model on one mesh share its
-batch evenly. A token's KV is on the devices of its replica only, so each device holds the fraction
+A unit's pool is divided as in the engine: a page holds a whole number of tokens of every model, and
+a block of a model with `L` layers has `L` pages. Replicas of a model on one mesh share its batch
+evenly. A token's KV is on the devices of its replica only, so each device holds the fraction
 `1 / replicas` of it on average.
 """
 
@@ -20,34 +20,32 @@ from muxjax.placement.costs.step_times import StepTimes
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent import make_concurrent_policy
-from muxjax.placement.simulator.metrics import AttainmentTarget
+from muxjax.placement.simulator.metrics import AttainmentCriterion
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator.simulator import UnitSimulation
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import pool_of
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.pool_division import OpenPool, pool_of
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Policy, Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 
 PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
-"""Those of the engine (`scheduling/policies.py`), and `spatial`: each model on devices of its own
-(see `spatial.py`), where it runs alone, so that its policy is `adbs`. `temporal` and `mutex` run
-one program at a time whatever the execution."""
+"""The engine's policies, and `spatial`: each model isolated on separate devices (`spatial.py`),
+under `adbs`. `temporal` and `mutex` are time-sliced in either execution mode."""
 
 PAGE_TOKENS = 16
-"""Tokens of the widest model of a unit in a page; narrower ones have more."""
-MOST_BLOCKS = 2**16
-"""Blocks in a pool. Toy models on large devices would have millions, which take long to set up and
-which nobody needs; their pages are larger instead."""
-OWN_PARTS = ("static", "slo")
-"""Policies that give models parts of the compute of their own where programs run side by side."""
-LEAST_PART = 0.2
-"""Of the compute, divided evenly among such parts whatever the need."""
-LONGEST = 8192
-"""The longest request where the fleet does not say and the model's own context is longer, as in the
-engine."""
+"""Tokens per page of the widest model of a unit; pages of narrower models hold more."""
+MAX_BLOCKS = 2**16
+"""Maximum number of blocks in a pool. Small models on large devices would have millions, which
+take long to set up; their pages are larger instead."""
+PARTITIONED_POLICIES = ("static", "slo")
+"""Policies that partition the compute among the models in concurrent execution."""
+EVEN_COMPUTE = 0.2
+"""Fraction of the compute that such policies divide evenly, independent of demand."""
+MAX_REQUEST_TOKENS = 8192
+"""Tokens of the longest request if the fleet file has no limit and the model's context is longer,
+as in the engine."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class StepSizes:
 
     Attributes:
       prefill_tokens: tokens of a prefill step.
-      prefill_seqs: prompts in it.
-      decode_tokens: tokens that a decode step makes for a sequence.
+      prefill_seqs: prompts of a prefill step.
+      decode_tokens: tokens per sequence of a decode step.
     """
 
     prefill_tokens: int = 2048
@@ -66,85 +64,81 @@ class StepSizes:
 
 
 @dataclass(frozen=True)
-class System:
-    """How units are run: all that is not in the plan.
+class SystemConfig:
+    """The configuration of simulated units that is not part of the plan.
 
     Attributes:
-      policy: what picks the steps.
-      execution: one program at a time, or side by side.
-      steps: their sizes. Where programs run side by side a decode step makes one token, as in
-        MuxServe, so that a free share of the chip is seen at once.
-      blocks: the most of them in a pool; fewer are set up sooner, with larger pages.
+      policy: the scheduling policy.
+      execution: time-sliced or concurrent execution.
+      steps: sizes of the steps. In concurrent execution a decode step generates one token per
+        sequence, as in MuxServe, so that a free compute share is used at once.
+      blocks: maximum number of blocks in a pool; fewer have larger pages and are set up faster.
     """
 
     policy: PolicyName = "adbs"
     execution: Execution = "time_sliced"
     steps: StepSizes = StepSizes()
-    blocks: int = MOST_BLOCKS
+    blocks: int = MAX_BLOCKS
 
     @property
-    def runs(self) -> Execution:
-        """How programs run in fact."""
+    def effective_execution(self) -> Execution:
+        """The execution mode under this policy."""
         return "time_sliced" if self.policy in ("temporal", "mutex") else self.execution
 
 
 def build_simulated_unit(
     planned: PlannedUnit,
-    system: System,
+    system: SystemConfig,
     costs: CostModel,
     shapes: Mapping[str, ModelShape],
     *,
     bandwidth: float | None,
-    targets: Mapping[str, AttainmentTarget] | None = None,
+    criteria: Mapping[str, AttainmentCriterion] | None = None,
 ) -> UnitSimulation:
-    """One unit of a plan.
+    """Builds one unit of a plan.
 
     Args:
       planned: the unit.
-      system: how it is run.
-      costs: how long its steps take.
+      system: policy, execution and sizes.
+      costs: durations of its steps.
       shapes: of each kind of model.
-      bandwidth: bytes a second of one device's memory; for programs side by side.
-      targets: of each model, for the policies that count with them; by default the scheduler's own.
+      bandwidth: bytes per second of one device's memory, for concurrent execution.
+      criteria: attainment criteria by model, which define the SLOs of the scheduler; None: the
+        scheduler's defaults.
 
     Raises:
-      PlanError: the pool does not hold a request of full length; says of which model, and what
-        would make it fit.
+      PlanError: the pool does not hold a request of full length; the message names the model and
+        what would make it fit.
     """
-    execution = system.runs
+    execution = system.effective_execution
     steps = system.steps
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
-    if system.policy in OWN_PARTS and execution == "concurrent":
-        planned = _in_parts(planned)
-    page_bytes, specs = _specs(planned, costs, shapes, steps, system.blocks)
-    if targets is not None:
+    if system.policy in PARTITIONED_POLICIES and execution == "concurrent":
+        planned = _partition_compute(planned)
+    page_bytes, specs = _model_specs(planned, costs, shapes, steps, system.blocks)
+    if criteria is not None:
         specs = [
-            replace(
-                spec,
-                targets=targets[spec.name].for_scheduler(
-                    spec.prompt_tokens, spec.output_tokens, costs
-                ),
-            )
+            replace(spec, targets=criteria[spec.name].scheduler_slo(spec.load, costs))
             for spec in specs
         ]
-    simulated = {model.name: _simulated(model, execution, costs) for model in planned.models}
-    compute = _compute(planned) if execution == "concurrent" else None
+    simulated = {model.name: _simulated_model(model, execution, costs) for model in planned.models}
+    compute = _compute_shares(planned) if execution == "concurrent" else None
     executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth, compute=compute)
     open_pool = execution == "concurrent" and system.policy in ("fcfs", "round_robin")
-    estimates = _estimates(specs, simulated, costs)
+    estimates = _initial_estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
 
     def demand(spec: ModelSpec, current: StepEstimates) -> Demand:
-        found = expected_demand(spec, current)
-        # The plan's quotas say the need of pages better than the rates alone, where it has them.
-        return replace(found, kv=quotas[spec.name]) if all(quotas.values()) else found
+        expected = expected_demand(spec, current)
+        # Planned quotas include the floors, which the rates alone do not.
+        return replace(expected, kv=quotas[spec.name]) if all(quotas.values()) else expected
 
     try:
-        unit = Scheduler(
+        scheduler = Scheduler(
             specs,
             int(planned.kv_bytes // page_bytes),
-            _policy(system, compute),
+            _build_policy(system, compute),
             demand=demand,
             estimates=estimates,
             kv_quotas=OpenPool if open_pool else pool_of(system.policy),
@@ -156,20 +150,20 @@ def build_simulated_unit(
             f"models on it, or on more devices: {planned.kv_bytes / 1e9:.3g} GB of each are left "
             f"for keys and values"
         ) from error
-    return UnitSimulation(planned.name, unit, executor, planned.token_seconds)
+    return UnitSimulation(planned.name, scheduler, executor, planned.token_seconds)
 
 
 def longest_request(model: PlannedModel, shape: ModelShape) -> int:
     """Tokens of the longest request of a model, prompt and output."""
-    return min(shape.max_position, model.longest or LONGEST)
+    return min(shape.max_position, model.longest or MAX_REQUEST_TOKENS)
 
 
-def _policy(system: System, compute: ComputeShares | None) -> Policy:
+def _build_policy(system: SystemConfig, compute: ComputeShares | None) -> Policy:
     name = "adbs" if system.policy == "spatial" else system.policy
     return make_policy(name) if compute is None else make_concurrent_policy(name, compute)
 
 
-def _compute(planned: PlannedUnit) -> ComputeShares:
+def _compute_shares(planned: PlannedUnit) -> ComputeShares:
     shares: dict[tuple[str, Literal["prefill", "decode"]], float] = {}
     for model in planned.models:
         shares[model.name, "prefill"] = model.prefill_share
@@ -177,31 +171,32 @@ def _compute(planned: PlannedUnit) -> ComputeShares:
     return ComputeShares(shares)
 
 
-def _in_parts(planned: PlannedUnit) -> PlannedUnit:
-    """The unit with compute shares that are the models' alone, by their need of the compute: of the
-    time that their steps take, the part of the chip that the plan gives them for it.
+def _partition_compute(planned: PlannedUnit) -> PlannedUnit:
+    """The unit with exclusive compute shares, proportional to the models' demand of compute.
+
+    The demand is the time of a model's steps times their planned compute share.
     """
-    needs = [
+    demands = [
         max(1e-9, m.prefill_time * m.prefill_share + m.decode_time * m.decode_share)
         for m in planned.models
     ]
-    least = LEAST_PART / len(needs)
-    total = sum(needs)
+    even = EVEN_COMPUTE / len(demands)
+    total = sum(demands)
     models = []
-    for model, need in zip(planned.models, needs, strict=True):
-        part = min(1.0, least + (1 - LEAST_PART) * (need / total))
-        models.append(model.model_copy(update={"prefill_share": part, "decode_share": part}))
+    for model, demand in zip(planned.models, demands, strict=True):
+        share = min(1.0, even + (1 - EVEN_COMPUTE) * (demand / total))
+        models.append(model.model_copy(update={"prefill_share": share, "decode_share": share}))
     return planned.model_copy(update={"models": tuple(models)})
 
 
-def _specs(
+def _model_specs(
     planned: PlannedUnit,
     costs: CostModel,
     shapes: Mapping[str, ModelShape],
     steps: StepSizes,
-    most_blocks: int,
+    max_blocks: int,
 ) -> tuple[float, list[ModelSpec]]:
-    """Bytes of a page on a device, and the models as the scheduler sees them."""
+    """Bytes of a page on a device, and the scheduler's specs of the models."""
     token_bytes = {
         model.name: costs.kv_bytes_per_token(model.kind, tp=model.tp)
         / model.replicas
@@ -210,13 +205,13 @@ def _specs(
     }
     shallowest = min(shapes[model.kind].num_layers for model in planned.models)
     page_bytes = max(
-        PAGE_TOKENS * max(token_bytes.values()), planned.kv_bytes / (most_blocks * shallowest)
+        PAGE_TOKENS * max(token_bytes.values()), planned.kv_bytes / (max_blocks * shallowest)
     )
     floors = all(model.kv_floor > 0 for model in planned.models)
     specs = []
     for model in planned.models:
         shape = shapes[model.kind]
-        times = _times(model, costs)
+        times = _measured_times(model, costs)
         limits = BucketLimits(
             max_seqs=min(model.max_batch, max(times.decode)) if times else model.max_batch,
             max_prefill_tokens=max(times.prefill) if times else steps.prefill_tokens,
@@ -230,23 +225,21 @@ def _specs(
                 int(page_bytes // token_bytes[model.name]),
                 longest_request(model, shape),
                 limits,
-                model.rate,
-                model.prompt_tokens,
-                model.output_tokens,
+                model.expected_load,
                 model.kv_floor if floors else None,
             )
         )
     return page_bytes, specs
 
 
-def _times(model: PlannedModel, costs: CostModel) -> StepTimes | None:
-    """The engine's own steps, where they were measured: on one device."""
+def _measured_times(model: PlannedModel, costs: CostModel) -> StepTimes | None:
+    """The measured times of the engine's own steps, which exist for one device only."""
     if model.tp == model.replicas == 1 and isinstance(costs, ProfileTable):
         return costs.step_times.get(model.kind)
     return None
 
 
-def _simulated(model: PlannedModel, execution: Execution, costs: CostModel) -> SimulatedModel:
+def _simulated_model(model: PlannedModel, execution: Execution, costs: CostModel) -> SimulatedModel:
     sliced = execution == "time_sliced"
     return SimulatedModel(
         model.kind,
@@ -255,26 +248,26 @@ def _simulated(model: PlannedModel, execution: Execution, costs: CostModel) -> S
         1.0 if sliced else model.prefill_share,
         1.0 if sliced else model.decode_share,
         model.max_batch,
-        _times(model, costs) if sliced else None,
+        _measured_times(model, costs) if sliced else None,
     )
 
 
-def _estimates(
+def _initial_estimates(
     specs: Sequence[ModelSpec], simulated: Mapping[str, SimulatedModel], costs: CostModel
 ) -> StepEstimates:
-    """Step times that the scheduler begins with: the plan knows the cost model."""
+    """The scheduler's initial estimates of step times, from the cost model."""
     estimates = StepEstimates([spec.name for spec in specs])
     for spec in specs:
         model = simulated[spec.name]
-        length = max(1.0, spec.prompt_tokens)
-        context = spec.prompt_tokens + spec.output_tokens / 2
-        for size in _powers(spec.limits.max_prefill_tokens):
+        length = max(1.0, spec.load.prompt_tokens)
+        context = spec.load.decode_context
+        for size in _powers_of_two(spec.limits.max_prefill_tokens):
             tokens = size / model.replicas
             seconds = costs.prefill_seconds(
                 model.kind, tokens, min(length, tokens), tp=model.tp, share=model.prefill_share
             )
             estimates.observe_prefill(spec.name, size, seconds)
-        for size in _powers(spec.limits.max_seqs):
+        for size in _powers_of_two(spec.limits.max_seqs):
             batch = max(1.0, size / model.replicas)
             seconds = costs.decode_seconds(
                 model.kind, batch, context, tp=model.tp, share=model.decode_share
@@ -283,5 +276,5 @@ def _estimates(
     return estimates
 
 
-def _powers(most: int) -> list[int]:
-    return [2**exponent for exponent in range(most.bit_length())]
+def _powers_of_two(limit: int) -> list[int]:
+    return [2**exponent for exponent in range(limit.bit_length())]

@@ -1,7 +1,7 @@
-"""Simulating a plan: one run, and runs of several policies over several rates.
+"""Simulations of a plan: one run, and sweeps of several policies over several rates.
 
-What comes out is plain data, the same for the same plan, workload and seed on every machine; how
-long it took is not in it.
+Results are plain data and deterministic for a plan, workload and seed on every machine. They do not
+contain wall-clock times.
 """
 
 from __future__ import annotations
@@ -18,68 +18,70 @@ from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
 from muxjax.placement.planner.plan_hash import config_hash
 from muxjax.placement.planner.spatial import spatial_units
-from muxjax.placement.simulator.metrics import AttainmentTarget, SimulationMetrics
+from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import System, build_simulated_unit
+from muxjax.placement.simulator.simulated_units import SystemConfig, build_simulated_unit
 from muxjax.placement.simulator.simulator import Simulation
-from muxjax.placement.workload.synthetic import at_rate
+from muxjax.placement.workload.synthetic import scale_rate
 from muxjax.placement.workload.trace import TraceRequest, Workload
 from muxjax.scheduling.timeline import Timeline
 
-WANTED_ATTAINMENT = 0.99
+TARGET_ATTAINMENT = 0.99
 REFINEMENTS = 4
-"""Runs that narrow down the highest rate at 99 % between two rates of a sweep."""
+"""Bisections between two rates of a sweep for the highest rate with the target attainment."""
 
 Progress = Callable[[float], None]
-"""Called now and then with the simulated seconds of the latest arrival."""
+"""Called regularly with the simulated seconds of the latest arrival."""
 OnRecord = Callable[[RequestRecord, bool], None]
-"""Called with each record and whether the request met its target."""
+"""Called with each record and whether the request met its criterion."""
 
-_PROGRESS_EVERY = 64
+_PROGRESS_INTERVAL = 64
+"""Requests between two calls of `Progress`."""
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What stays the same in all runs.
+class SimulationSetup:
+    """The inputs that all runs of a simulation share.
 
     Attributes:
       plan: units and cluster.
-      costs: how long steps take, for each kind of device.
-      targets: of each model.
-      max_waiting: requests of a model that may wait on a unit; more are rejected. None: any number.
-      seed: of the workload, for the record.
-      describes: what the workload is, for the record and the hash.
+      costs: cost model per kind of device.
+      criteria: attainment criterion of each model.
+      max_waiting: maximum number of waiting requests of a model on a unit; further requests are
+        rejected. None: no limit.
+      seed: of the workload, recorded in the results.
+      workload: description of the workload, recorded in the results and hashed.
     """
 
     plan: PlacementPlan
     costs: Mapping[str, PlanningCosts]
-    targets: Mapping[str, AttainmentTarget]
+    criteria: Mapping[str, AttainmentCriterion]
     max_waiting: int | None = None
     seed: int = 0
-    describes: Mapping[str, Any] = field(default_factory=dict)
+    workload: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shapes(self) -> Mapping[str, ModelShape]:
-        """Of each kind of model."""
+        """Shapes of each kind of model."""
         return self.plan.shapes
 
-    def config_hash(self, system: System) -> str:
-        """Of all that a run depends on, but for its rate."""
+    def config_hash(self, system: SystemConfig) -> str:
+        """A hash of all inputs of a run except its rate."""
         config = {
             "plan": self.plan.to_json() | {"seconds": None},
-            "targets": {name: asdict(target) for name, target in self.targets.items()},
+            "targets": {name: c.to_json() for name, c in self.criteria.items()},
             "max_waiting": self.max_waiting,
             "seed": self.seed,
-            "workload": dict(self.describes),
+            "workload": dict(self.workload),
             "system": asdict(system),
             "version": __version__,
         }
         return config_hash(config)
 
 
-def run(
-    setup: Setup,
-    system: System,
+def run_simulation(
+    setup: SimulationSetup,
+    system: SystemConfig,
     workload: Workload,
     *,
     on_record: OnRecord | None = None,
@@ -87,24 +89,24 @@ def run(
     timeline: Timeline | None = None,
     title: str = "",
 ) -> dict[str, Any]:
-    """Simulates one workload under one system.
+    """Simulates one workload with one system configuration.
 
     Args:
-      setup: what stays the same.
-      system: how units are run.
+      setup: plan, costs and criteria.
+      system: policy and execution.
       workload: the requests.
-      on_record: told what became of each.
-      progress: told how far it has come.
-      timeline: records every step, units under the title and their names.
+      on_record: called with the outcome of each request.
+      progress: called with the simulated time.
+      timeline: records every step; rows are named after the title and the unit.
       title: of the run, for the timeline.
 
     Returns:
-      The metrics (see `metrics.py`), each unit's steps and how busy its mesh was, and `seed`,
+      The metrics (see `metrics.py`), the steps and utilization of each unit, and `seed`,
       `config_hash` and `version`.
 
     Raises:
-      PlanError: the plan cannot be run, a pool too small say.
-      WorkloadError: the workload asks for what the plan does not have, or is out of order.
+      PlanError: the plan cannot be run, for example because a pool is too small.
+      WorkloadError: the workload is out of order, or has a model that is not in the plan.
     """
     units = [
         build_simulated_unit(
@@ -113,9 +115,9 @@ def run(
             setup.costs[unit.device],
             setup.shapes,
             bandwidth=_bandwidth(setup.plan, unit),
-            targets=setup.targets,
+            criteria=setup.criteria,
         )
-        for unit in _units(setup, system)
+        for unit in _planned_units(setup, system)
         if unit.models
     ]
     if not units:
@@ -123,18 +125,18 @@ def run(
     if timeline is not None:
         for unit in units:
             unit.observer = timeline.observer(" ".join(part for part in (title, unit.name) if part))
-    metrics = SimulationMetrics(setup.targets, next(iter(setup.costs.values())))
+    metrics = SimulationMetrics(setup.criteria, next(iter(setup.costs.values())))
 
-    def take(record: RequestRecord) -> None:
+    def record_outcome(record: RequestRecord) -> None:
         met = metrics.add(record)
         if on_record is not None:
             on_record(record, met)
 
     simulation = Simulation(units, max_waiting=setup.max_waiting)
-    seconds = simulation.run(_watched(workload, progress), take)
+    seconds = simulation.run(_report_progress(workload, progress), record_outcome)
     return {
         "policy": system.policy,
-        "execution": system.runs,
+        "execution": system.effective_execution,
         "seed": setup.seed,
         "config_hash": setup.config_hash(system),
         "version": __version__,
@@ -142,7 +144,7 @@ def run(
         "units": [
             {
                 "name": unit.name,
-                "models": list(unit.unit.models),
+                "models": list(unit.scheduler.models),
                 "prefill_steps": unit.steps["prefill"],
                 "decode_steps": unit.steps["decode"],
                 "busy": min(1.0, unit.executor.busy_seconds / seconds) if seconds else 0.0,
@@ -152,38 +154,40 @@ def run(
     }
 
 
-def sweep(
-    setup: Setup,
-    systems: Sequence[System],
+def sweep_rates(
+    setup: SimulationSetup,
+    systems: Sequence[SystemConfig],
     workload: Workload,
     scales: Sequence[float],
     *,
-    one: Callable[[System, float, Workload], dict[str, Any]],
+    run: Callable[[SystemConfig, float, Workload], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Runs each system at each rate, and finds the highest rate at which 99 % meet their targets.
+    """Runs each system at each rate, and finds the highest rate with 99 % SLO attainment.
 
     Args:
-      setup: what stays the same.
-      systems: policies to compare.
-      workload: at scale 1; see `workload.at_rate` for others.
-      scales: of the rate, rising.
-      one: makes one run: `run` with what the caller wants around it.
+      setup: plan, costs and criteria.
+      systems: configurations to compare.
+      workload: at scale 1; see `synthetic.scale_rate` for others.
+      scales: of the rate, ascending.
+      run: runs one simulation of a system at a scale, usually with `run_simulation`.
 
     Returns:
-      For each system its `runs`, in order of rate, and `max_rate_at_99`: the highest simulated rate
-      (requests/s of all models) at which the attainment is 99 %, narrowed down by
-      `REFINEMENTS` bisections where the sweep passes it; None if no rate of the sweep reaches it.
+      For each system its `runs` in order of rate, and `max_rate_at_99`: the highest simulated rate
+      (requests/s of all models) with at least 99 % attainment, refined by `REFINEMENTS` bisections
+      if a higher rate of the sweep misses it. None if no rate of the sweep reaches it.
     """
-    found = []
+    results = []
     for system in systems:
         runs: list[dict[str, Any]] = []
 
-        def at(scale: float, system: System = system, runs: list[dict[str, Any]] = runs) -> bool:
-            result = one(system, scale, at_rate(workload, scale))
+        def reaches_target(
+            scale: float, system: SystemConfig = system, runs: list[dict[str, Any]] = runs
+        ) -> bool:
+            result = run(system, scale, scale_rate(workload, scale))
             runs.append({"rate_scale": scale, **result})
-            return float(result["slo_attainment"]) >= WANTED_ATTAINMENT
+            return float(result["slo_attainment"]) >= TARGET_ATTAINMENT
 
-        met = [at(scale) for scale in scales]
+        met = [reaches_target(scale) for scale in scales]
         misses = [scale for scale, ok in zip(scales, met, strict=True) if not ok]
         passes = [
             scale
@@ -195,17 +199,17 @@ def sweep(
             low, high = best, misses[0]
             for _ in range(REFINEMENTS):
                 middle = math.sqrt(low * high)
-                if at(middle):
+                if reaches_target(middle):
                     low = middle
                 else:
                     high = middle
             best = low
         runs.sort(key=lambda result: result["rate_scale"])
         rates = {result["rate_scale"]: result["offered_rate"] for result in runs}
-        found.append(
+        results.append(
             {
                 "policy": system.policy,
-                "execution": system.runs,
+                "execution": system.effective_execution,
                 "seed": setup.seed,
                 "config_hash": setup.config_hash(system),
                 "version": __version__,
@@ -213,24 +217,24 @@ def sweep(
                 "runs": runs,
             }
         )
-    return found
+    return results
 
 
-def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The scales in order, each once.
+def validate_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """The distinct scales in ascending order.
 
     Raises:
-      WorkloadError: none, or one that is not above 0.
+      WorkloadError: no scale, or a scale that is not above 0.
     """
     if not scales:
-        raise WorkloadError("there must be one rate scale at least")
+        raise WorkloadError("at least one rate scale is needed")
     for scale in scales:
         if not (math.isfinite(scale) and scale > 0):
             raise WorkloadError(f"a rate scale must be above 0, not {scale}")
     return tuple(sorted(set(scales)))
 
 
-def _units(setup: Setup, system: System) -> Sequence[PlannedUnit]:
+def _planned_units(setup: SimulationSetup, system: SystemConfig) -> Sequence[PlannedUnit]:
     if system.policy == "spatial":
         return spatial_units(setup.plan, next(iter(setup.costs.values())), setup.shapes)
     return setup.plan.units
@@ -243,9 +247,9 @@ def _bandwidth(plan: PlacementPlan, unit: PlannedUnit) -> float | None:
     return None
 
 
-def _watched(workload: Workload, progress: Progress | None) -> Iterator[TraceRequest]:
-    """A workload that tells how far it has come."""
+def _report_progress(workload: Workload, progress: Progress | None) -> Iterator[TraceRequest]:
+    """Yields the requests and reports the time of their arrival."""
     for index, request in enumerate(workload):
-        if progress is not None and index % _PROGRESS_EVERY == 0:
+        if progress is not None and index % _PROGRESS_INTERVAL == 0:
             progress(request.arrival)
         yield request

@@ -1,12 +1,12 @@
 """Runs workloads through the production scheduler on a simulated clock.
 
 Each unit has the real `Scheduler`, with its policy, allocator and quotas, and a
-`SimulatedExecutor`; the loop around them is the engine's. Units run at the same time and meet only
-in the router: a request goes to the unit that holds its model, if several do to the one that the
-engine's router would take (`scheduling/routing.py`). Units are therefore moved on one by one, each
-up to the moment of the request that it gets next.
+`SimulatedExecutor`; the loop around them is the engine's. Units interact only through routing: a
+request goes to the unit that holds its model, chosen by the rule of the engine's router
+(`scheduling/routing.py`) if there are several. The clocks of units are therefore advanced
+independently, each up to the arrival of the unit's next request.
 
-Nothing is drawn at random here, so a workload's seed decides everything.
+There is no randomness here, so the seed of the workload determines the result.
 """
 
 from __future__ import annotations
@@ -25,113 +25,122 @@ from muxjax.scheduling.routing import least_loaded
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 
-STUCK_SECONDS = 0.05
-"""How long the loop waits where requests exist and no step can be made: time moves quotas."""
-_MOST_STUCK = 10_000
+STALL_SECONDS = 0.05
+"""Seconds until the loop tries again when no step can be scheduled: quotas change over time."""
+_MAX_STALLS = 10_000
 
 OnRecord = Callable[[RequestRecord], None]
 Observer = Callable[[Scheduler, Step, StepResult], None]
-"""Is shown each step that has been applied, as by the engine."""
+"""Called with each applied step, as by the engine."""
 
 
-class SimulationStuck(MuxError):
-    """Requests wait, nothing runs, and no step can be made: a fault of the scheduler."""
+class SimulationStalled(MuxError):
+    """Requests wait, nothing is in flight, and no step can be scheduled: a bug of the scheduler."""
 
 
 class UnitSimulation:
-    """One unit on the simulated clock.
+    """One unit on a simulated clock.
 
     Args:
       name: of the unit.
-      unit: its scheduler.
-      executor: its device.
-      seconds: of each model: for each token of a request, from first to last, as planned.
+      scheduler: its scheduler.
+      executor: its mesh.
+      token_seconds: planned seconds per token of a request, for each model
+        (`PlannedModel.token_seconds`).
 
     Attributes:
-      observer: is shown each step.
+      steps: number of submitted steps by phase.
+      observer: called with each applied step.
     """
 
     def __init__(
         self,
         name: str,
-        unit: Scheduler,
+        scheduler: Scheduler,
         executor: SimulatedExecutor,
-        seconds: Mapping[str, float] | None = None,
+        token_seconds: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
-        self.unit = unit
+        self.scheduler = scheduler
         self.executor = executor
         self._concurrent = executor.concurrent
         self._in_flight: deque[SimulatedJob] = deque()
-        self._stuck = 0
+        self._stalls = 0
         self.steps = {"prefill": 0, "decode": 0}
-        self._seconds = dict(seconds or {})
+        self._token_seconds = dict(token_seconds or {})
         self.observer: Observer | None = None
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """How long a request of so many tokens, output included, is expected to take."""
-        return self._seconds.get(model, 1.0) * num_tokens
+        """Expected duration of a request of `num_tokens` tokens, output included."""
+        return self._token_seconds.get(model, 1.0) * num_tokens
 
     def add(self, request: Request) -> None:
-        """Queues a request at its arrival, up to which the unit must have been moved on.
+        """Queues a request. The clock must have been advanced to its arrival.
 
         Raises:
-          InvalidRequest: the unit does not take it.
+          InvalidRequest: the scheduler refuses the request.
         """
-        self.unit.add(request)
+        self.scheduler.add(request)
         if self._concurrent or not self._in_flight:
-            self._fill()
+            self._submit_steps()
 
     def advance(self, until: float, ended: Callable[[UnitSimulation, Request], None]) -> None:
-        """Moves the clock on to a time, and runs what ends before.
+        """Advances the clock and applies the steps that end before.
+
+        Args:
+          until: simulated seconds.
+          ended: called with each finished request.
 
         Raises:
-          SimulationStuck: requests wait and no step can be made for a long time.
+          SimulationStalled: requests wait and no step can be scheduled for a long time.
         """
         executor = self.executor
         while True:
-            found = executor.next_end()
-            if found is None:
-                if not self.unit.num_requests:
+            following = executor.next_end()
+            if following is None:
+                if not self.scheduler.num_requests:
                     break
-                # Only time can help: quotas move.
-                wake = executor.now + STUCK_SECONDS
+                # Only the clock can change something: quotas adapt over time.
+                wake = executor.now + STALL_SECONDS
                 if wake > until:
                     break
-                self._stuck += 1
-                if self._stuck > _MOST_STUCK:
-                    raise SimulationStuck(self._describe())
+                self._stalls += 1
+                if self._stalls > _MAX_STALLS:
+                    raise SimulationStalled(self._describe_stall())
                 executor.now = wake
-                self._fill()
+                self._submit_steps()
                 continue
-            end, job = found
+            end, job = following
             if end > until:
                 break
-            self._stuck = 0
+            self._stalls = 0
             result = executor.result(job)
             self._in_flight.remove(job)
-            for update in self.unit.apply(job.step, result, executor.now):
+            for update in self.scheduler.apply(job.step, result, executor.now):
                 if update.finish_reason is not None:
                     ended(self, update.request)
             if self.observer is not None:
-                self.observer(self.unit, job.step, result)
-            self._fill()
+                self.observer(self.scheduler, job.step, result)
+            self._submit_steps()
         if until > executor.now and until != float("inf"):
             executor.now = until
 
-    def _fill(self) -> None:
-        """Submits steps as long as the loop of the engine would."""
+    def _submit_steps(self) -> None:
+        """Submits steps as the engine's loop would: up to `STEPS_AHEAD`, or all if concurrent."""
         while self._concurrent or len(self._in_flight) < STEPS_AHEAD:
-            step: Step | None = self.unit.next_step(self.executor.now)
+            step: Step | None = self.scheduler.next_step(self.executor.now)
             if step is None:
                 return
             self.steps["prefill" if isinstance(step, Prefill) else "decode"] += 1
             self._in_flight.append(self.executor.submit(step))
 
-    def _describe(self) -> str:
-        waiting = {name: len(state.waiting) for name, state in self.unit.models.items()}
+    def _describe_stall(self) -> str:
+        waiting = {name: len(state.waiting) for name, state in self.scheduler.models.items()}
         now = self.executor.now
-        return f"unit {self.name}: no step can be made at {now:.3f} s; waiting: {waiting}"
+        return (
+            f"unit {self.name}: no step can be scheduled at {now:.3f} s; waiting requests by "
+            f"model: {waiting}"
+        )
 
 
 @lru_cache(maxsize=8192)
@@ -140,12 +149,12 @@ def _params(max_tokens: int) -> SamplingParams:
 
 
 class Simulation:
-    """A workload on some units.
+    """A simulation of several units.
 
     Args:
-      units: who serves what; a model may be on several.
-      max_waiting: requests of a model that may be unfinished on a unit; more are rejected. None:
-        any number.
+      units: the units; a model may be on several.
+      max_waiting: maximum number of waiting requests of a model on a unit; further requests are
+        rejected. None: no limit.
     """
 
     def __init__(self, units: Sequence[UnitSimulation], *, max_waiting: int | None = None) -> None:
@@ -153,61 +162,61 @@ class Simulation:
         self._max_waiting = max_waiting
         self._holders: dict[str, list[UnitSimulation]] = {}
         for unit in self.units:
-            for name in unit.unit.models:
+            for name in unit.scheduler.models:
                 self._holders.setdefault(name, []).append(unit)
 
     def run(self, workload: Iterable[TraceRequest], on_record: OnRecord) -> float:
         """Runs a workload to its end.
 
         Args:
-          workload: requests in order of arrival; taken one at a time.
-          on_record: gets the record of each request when it has ended, unit by unit, so not in
-            order of time.
+          workload: requests in order of arrival, consumed one at a time.
+          on_record: called with the record of each request when it has ended. Units are simulated
+            independently, so records are not in order of time.
 
         Returns:
-          The simulated seconds until the last request ended.
+          The simulated seconds until the end of the last request.
 
         Raises:
-          WorkloadError: a model that no unit has.
+          WorkloadError: a model that is on no unit.
         """
         outputs: dict[int, int] = {}
         waits = dict.fromkeys([unit.name for unit in self.units], 0.0)
 
         def ended(unit: UnitSimulation, request: Request) -> None:
-            asked = outputs.pop(request.id)
-            waits[unit.name] -= unit.seconds(request.model, len(request.prompt) + asked)
-            on_record(_record(unit.name, request, asked))
+            output_tokens = outputs.pop(request.id)
+            waits[unit.name] -= unit.seconds(request.model, len(request.prompt) + output_tokens)
+            on_record(_finished_record(unit.name, request, output_tokens))
 
-        for number, asked in enumerate(workload):
-            holders = self._holders.get(asked.model)
+        for number, traced in enumerate(workload):
+            holders = self._holders.get(traced.model)
             if holders is None:
                 raise WorkloadError(
-                    f"request {number} asks for {asked.model}, which no unit has; there are "
+                    f"request {number} is for {traced.model}, which is on no unit; there are "
                     f"{', '.join(self._holders)}"
                 )
             for unit in holders:
-                unit.advance(asked.arrival, ended)
-            tokens = asked.prompt_tokens + asked.output_tokens
-            unit = least_loaded(holders, waits, asked.model, tokens)
+                unit.advance(traced.arrival, ended)
+            tokens = traced.prompt_tokens + traced.output_tokens
+            unit = least_loaded(holders, waits, traced.model, tokens)
             request = Request(
                 number,
-                asked.model,
-                _prompt(asked.prompt_tokens),
-                _params(asked.output_tokens),
-                arrival=asked.arrival,
+                traced.model,
+                _prompt(traced.prompt_tokens),
+                _params(traced.output_tokens),
+                arrival=traced.arrival,
             )
-            reason = self._refusal(unit, asked.model)
+            reason = self._refusal(unit, traced.model)
             if reason is None:
-                outputs[number] = asked.output_tokens
+                outputs[number] = traced.output_tokens
                 try:
                     unit.add(request)
                 except InvalidRequest as error:
                     del outputs[number]
                     reason = str(error)
                 else:
-                    waits[unit.name] += unit.seconds(asked.model, tokens)
+                    waits[unit.name] += unit.seconds(traced.model, tokens)
             if reason is not None:
-                on_record(_rejected(number, asked, reason))
+                on_record(_rejected_record(number, traced, reason))
         for unit in self.units:
             unit.advance(float("inf"), ended)
         return max(unit.executor.now for unit in self.units)
@@ -215,17 +224,17 @@ class Simulation:
     def _refusal(self, unit: UnitSimulation, model: str) -> str | None:
         if self._max_waiting is None:
             return None
-        waiting = len(unit.unit.models[model].waiting)
+        waiting = len(unit.scheduler.models[model].waiting)
         if waiting < self._max_waiting:
             return None
-        return f"{waiting} requests wait already"
+        return f"{waiting} requests are waiting already"
 
 
 def _prompt(tokens: int) -> Sequence[int]:
     return bytes(tokens)
 
 
-def _record(unit: str, request: Request, asked: int) -> RequestRecord:
+def _finished_record(unit: str, request: Request, output_tokens: int) -> RequestRecord:
     return RequestRecord(
         request.id,
         request.model,
@@ -233,7 +242,7 @@ def _record(unit: str, request: Request, asked: int) -> RequestRecord:
         "finished",
         request.arrival,
         len(request.prompt),
-        asked,
+        output_tokens,
         len(request.output),
         request.first_token_at,
         request.finished_at,
@@ -241,14 +250,14 @@ def _record(unit: str, request: Request, asked: int) -> RequestRecord:
     )
 
 
-def _rejected(number: int, asked: TraceRequest, reason: str) -> RequestRecord:
+def _rejected_record(number: int, traced: TraceRequest, reason: str) -> RequestRecord:
     return RequestRecord(
         number,
-        asked.model,
+        traced.model,
         "",
         "rejected",
-        asked.arrival,
-        asked.prompt_tokens,
-        asked.output_tokens,
+        traced.arrival,
+        traced.prompt_tokens,
+        traced.output_tokens,
         reason=reason,
     )

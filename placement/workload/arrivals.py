@@ -1,9 +1,9 @@
-"""When requests arrive: renewal processes along a rate that may change with time.
+"""Arrival times of requests: renewal processes with a rate that may change over time.
 
-Gaps are drawn at a mean of one, Poisson's (exponential) or gamma distributed with any coefficient
-of variation, and counted along the integral of the rate: where the rate is twice as high, the same
-gaps take half the time. That gives Poisson and gamma arrivals at a constant rate, and bursts and
-drifting popularity with rates that change in steps.
+Gaps with a mean of 1 are drawn from an exponential (Poisson arrivals) or gamma distribution with
+any coefficient of variation, and advance along the integral of the rate: at twice the rate the same
+gap takes half the time. With a constant rate these are Poisson and gamma arrivals; rates that
+change in steps give bursts and drifting popularity.
 """
 
 from __future__ import annotations
@@ -11,79 +11,82 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 
 from muxjax.errors import WorkloadError
 
-RateSteps: TypeAlias = Iterable[tuple[float, float]]
-"""Pairs of a time (seconds, rising, the first 0) and the rate from then on."""
+type RateSteps = Iterable[tuple[float, float]]
+"""Pairs of a time (seconds, ascending, the first 0) and the rate from then on."""
 
-_GAPS = 256
-"""Gaps drawn at a time."""
+_GAPS_PER_DRAW = 256
 
 
 def power_law_rates(
     count: int, alpha: float, *, total: float | None = None, highest: float | None = None
 ) -> list[float]:
-    """Rates that fall as the power `alpha` of a model's rank, as MuxServe's experiments have them.
+    """Rates proportional to `rank ** -alpha`, as in MuxServe's experiments, descending.
 
-    With `alpha` 0.9 a fifth of the models get half of the requests, with 2.1 nine tenths (Duan et
-    al., ICML 2024, section 4.1).
+    With `alpha` 0.9 a fifth of the models receive half of the requests, with 2.1 nine tenths (Duan
+    et al., ICML 2024, section 4.1).
 
     Args:
-      count: models.
-      alpha: 0 makes all rates equal.
-      total: requests per second of all models together; or
-      highest: of the most popular one.
+      count: number of models.
+      alpha: 0 or more; 0 makes all rates equal.
+      total: requests per second of all models together. Exactly one of `total` and `highest` must
+        be given.
+      highest: requests per second of the most popular model.
 
     Raises:
-      WorkloadError: a negative or non-finite argument, or not exactly one of the last two.
+      WorkloadError: a negative or non-finite argument, or both or none of `total` and `highest`.
     """
     if count < 1:
-        raise WorkloadError(f"rates for {count} models: there must be one at least")
+        raise WorkloadError(f"the number of models must be at least 1, not {count}")
     if not (math.isfinite(alpha) and alpha >= 0):
-        raise WorkloadError(f"alpha must not be negative, not {alpha}")
+        raise WorkloadError(f"alpha must be 0 or more, not {alpha}")
     if (total is None) == (highest is None):
-        raise WorkloadError("give either the total rate or the highest")
+        raise WorkloadError("give either the total rate or the highest rate")
     weights = [rank**-alpha for rank in range(1, count + 1)]
     if total is not None:
-        scale = checked_rate(total, "the total rate") / sum(weights)
+        scale = validate_rate(total, "the total rate") / sum(weights)
     else:
         assert highest is not None
-        scale = checked_rate(highest, "the highest rate")
+        scale = validate_rate(highest, "the highest rate")
     return [scale * weight for weight in weights]
 
 
-def checked_rate(rate: float, what: str) -> float:
-    """The rate, if it is one.
+def validate_rate(rate: float, subject: str) -> float:
+    """Returns the rate unchanged.
+
+    Args:
+      rate: requests per second.
+      subject: what the rate is of, for the message.
 
     Raises:
-      WorkloadError: it is negative or not finite.
+      WorkloadError: a negative or non-finite rate.
     """
     if not (math.isfinite(rate) and rate >= 0):
-        raise WorkloadError(f"{what} must be 0 or more requests a second, not {rate}")
+        raise WorkloadError(f"{subject} must be 0 or more requests per second, not {rate}")
     return rate
 
 
-def renewal(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0) -> Iterator[float]:
-    """Arrival times, without end unless the rate stays 0.
+def renewal_arrivals(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0) -> Iterator[float]:
+    """Generates arrival times in seconds, infinitely many unless the rate stays 0.
 
     Args:
-      rng: where the gaps come from.
+      rng: source of the gaps.
       rate: requests per second, in steps.
-      cv: coefficient of variation of the gaps at a constant rate: 1 is Poisson's, 0 a clock's,
-        more is burstier.
+      cv: coefficient of variation of the gaps at a constant rate: 1 is Poisson, 0 is periodic,
+        higher is burstier.
 
     Raises:
       WorkloadError: a negative `cv` or rate.
     """
     if not (math.isfinite(cv) and cv >= 0):
-        raise WorkloadError(f"cv must not be negative, not {cv}")
+        raise WorkloadError(f"cv must be 0 or more, not {cv}")
     steps = iter(rate)
     now, current = next(steps)
-    checked_rate(current, "the rate")
+    validate_rate(current, "the rate")
     following = next(steps, None)
     for gap in _gaps(rng, cv):
         left = gap
@@ -97,7 +100,7 @@ def renewal(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0) -> Itera
                 return  # the rate stays 0
             left -= room
             now, current = following
-            checked_rate(current, "the rate")
+            validate_rate(current, "the rate")
             following = next(steps, None)
         yield now
 
@@ -105,27 +108,27 @@ def renewal(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0) -> Itera
 def _gaps(rng: np.random.Generator, cv: float) -> Iterator[float]:
     while True:
         if cv == 0:
-            yield from itertools.repeat(1.0, _GAPS)
+            yield from itertools.repeat(1.0, _GAPS_PER_DRAW)
         elif cv == 1:
-            yield from rng.standard_exponential(_GAPS).tolist()
+            yield from rng.standard_exponential(_GAPS_PER_DRAW).tolist()
         else:
             shape = cv**-2
-            yield from (rng.standard_gamma(shape, _GAPS) / shape).tolist()
+            yield from (rng.standard_gamma(shape, _GAPS_PER_DRAW) / shape).tolist()
 
 
-def on_off(
+def on_off_rate(
     rng: np.random.Generator, rate: float, on_seconds: float, off_seconds: float
 ) -> Iterator[tuple[float, float]]:
-    """Bursts: phases of exponential length with requests and without, `rate` a second on average.
+    """Generates the rate steps of bursts: on and off phases of exponentially distributed length.
 
     Args:
-      rng: where the lengths of the phases come from.
-      rate: mean requests per second over all.
+      rng: source of the phase lengths.
+      rate: mean requests per second over all phases.
       on_seconds: mean length of a phase with requests.
-      off_seconds: mean length of one without.
+      off_seconds: mean length of a phase without requests.
 
     Raises:
-      WorkloadError: a phase of no length.
+      WorkloadError: a phase length that is not above 0.
     """
     for what, seconds in (("on", on_seconds), ("off", off_seconds)):
         if not (math.isfinite(seconds) and seconds > 0):
@@ -145,16 +148,21 @@ def on_off(
 def drifting_rates(
     rates: Sequence[float], change_points: Sequence[float], rng: np.random.Generator
 ) -> list[list[tuple[float, float]]]:
-    """Popularity that drifts: at each change point the rates are dealt to the models anew.
+    """Drifting popularity: at each change point the rates are permuted among the models.
+
+    Args:
+      rates: requests per second of each model at the start.
+      change_points: seconds, ascending, above 0.
+      rng: source of the permutations.
 
     Returns:
       The rate steps of each model.
 
     Raises:
-      WorkloadError: change points that do not rise from above 0.
+      WorkloadError: change points that do not ascend from above 0.
     """
     if any(b <= a for a, b in itertools.pairwise([0.0, *change_points])):
-        raise WorkloadError(f"change points must rise from above 0 s: {list(change_points)}")
+        raise WorkloadError(f"change points must ascend from above 0 s: {list(change_points)}")
     steps = [[(0.0, rate)] for rate in rates]
     for point in change_points:
         for index, source in enumerate(rng.permutation(len(rates)).tolist()):

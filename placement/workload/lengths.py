@@ -1,4 +1,4 @@
-"""How long prompts and outputs are."""
+"""Distributions of prompt and output lengths."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from muxjax.errors import WorkloadError
+from muxjax.scheduling.expected_load import MEAN_OUTPUT_TOKENS, MEAN_PROMPT_TOKENS
 
-SHAREGPT_PROMPT = 161.0
-SHAREGPT_OUTPUT = 338.0
-"""Mean tokens of ShareGPT's first turns (Kwon et al., SOSP 2023, figure 11)."""
 PROMPT_SIGMA = 1.1
 OUTPUT_SIGMA = 0.9
-"""Spread of the logarithms. Chats are skewed: at these, half of the prompts are under 0.55 and half
-of the outputs under 0.67 of their mean."""
+"""Standard deviations of the logarithms, for the skewed lengths of chats: the median prompt is 0.55
+of the mean, the median output 0.67."""
 
-_DRAWN = 256
+_PAIRS_PER_DRAW = 256
 
 
 @runtime_checkable
 class Lengths(Protocol):
-    """Draws pairs of prompt and output tokens, without end."""
+    """A distribution of pairs of prompt and output tokens."""
 
-    def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]: ...
+    def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """Draws infinitely many pairs."""
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """Log-normal prompts and outputs, independent of each other.
+    """Independent log-normal prompts and outputs, truncated at a limit.
 
-    What lies beyond a limit is drawn again. The distribution is shifted so that the mean of what
-    remains is the mean that was asked for.
+    Values above a limit are drawn again. The distribution is shifted so that the mean of the
+    truncated distribution is the requested mean.
 
     Attributes:
       prompt_tokens, output_tokens: means.
-      prompt_sigma, output_sigma: standard deviations of the logarithms; 0 makes all alike.
-      max_prompt, max_output: limits.
+      prompt_sigma, output_sigma: standard deviations of the logarithms; 0 makes all lengths equal.
+      max_prompt, max_output: limits in tokens.
 
     Raises:
-      WorkloadError: a mean under 1 or too near its limit, a negative sigma.
+      WorkloadError: a mean below 1 or too close to its limit, or a negative sigma.
     """
 
-    prompt_tokens: float = SHAREGPT_PROMPT
-    output_tokens: float = SHAREGPT_OUTPUT
+    prompt_tokens: float = MEAN_PROMPT_TOKENS
+    output_tokens: float = MEAN_OUTPUT_TOKENS
     prompt_sigma: float = PROMPT_SIGMA
     output_sigma: float = OUTPUT_SIGMA
     max_prompt: int = 1_000_000
     max_output: int = 1_000_000
 
     def __post_init__(self) -> None:
-        # Fails now rather than when the first request is drawn.
+        # Raises here instead of when the first request is drawn.
         self._locations()
 
     def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """See `Lengths`."""
         prompt, output = self._locations()
         prompts = _draw(rng, prompt, self.prompt_sigma, self.max_prompt)
         outputs = _draw(rng, output, self.output_sigma, self.max_output)
@@ -71,7 +71,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Prompts and outputs from half to one and a half of their means, as MuxServe's fairness runs.
+    """Uniform lengths from 0.5 to 1.5 times their means, as in MuxServe's fairness experiment.
 
     Attributes:
       prompt_tokens, output_tokens: means.
@@ -81,65 +81,67 @@ class Uniform:
     output_tokens: float
 
     def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """See `Lengths`."""
         means = np.array([self.prompt_tokens, self.output_tokens])
         while True:
-            drawn = rng.uniform(means / 2, means * 1.5, (_DRAWN, 2))
+            drawn = rng.uniform(means / 2, means * 1.5, (_PAIRS_PER_DRAW, 2))
             yield from np.maximum(1, drawn.round()).astype(int).tolist()
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Pairs from a data set, drawn with replacement."""
+    """Pairs of a data set, drawn with replacement."""
 
     pairs: Sequence[tuple[int, int]]
 
     def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """See `Lengths`."""
         while True:
-            for index in rng.integers(len(self.pairs), size=_DRAWN).tolist():
+            for index in rng.integers(len(self.pairs), size=_PAIRS_PER_DRAW).tolist():
                 yield self.pairs[index]
 
 
-def _draw(rng: np.random.Generator, location: float, sigma: float, most: int) -> Iterator[int]:
+def _draw(rng: np.random.Generator, location: float, sigma: float, limit: int) -> Iterator[int]:
     while True:
-        drawn = rng.lognormal(location, sigma, _DRAWN)
-        kept = drawn[drawn < most + 0.5]
-        yield from np.maximum(1, kept.round()).astype(int).tolist()
+        drawn = rng.lognormal(location, sigma, _PAIRS_PER_DRAW)
+        accepted = drawn[drawn < limit + 0.5]
+        yield from np.maximum(1, accepted.round()).astype(int).tolist()
 
 
-def _location(what: str, mean: float, sigma: float, most: int) -> float:
-    """The mean of the logarithms for which values up to `most` have this mean."""
+def _location(part: str, mean: float, sigma: float, limit: int) -> float:
+    """The mean of the logarithms for which values up to `limit` have this mean."""
     if not (math.isfinite(sigma) and sigma >= 0):
-        raise WorkloadError(f"the spread of {what} lengths must not be negative, not {sigma}")
+        raise WorkloadError(f"the sigma of {part} lengths must be 0 or more, not {sigma}")
     if not (math.isfinite(mean) and mean >= 1):
-        raise WorkloadError(f"the mean {what} must have a token at least, not {mean}")
-    if mean > 0.8 * most:
-        # The mean of a truncated distribution cannot come near its limit.
+        raise WorkloadError(f"the mean {part} must have at least 1 token, not {mean}")
+    if mean > 0.8 * limit:
+        # The mean of a truncated distribution cannot be close to its limit.
         raise WorkloadError(
-            f"a mean {what} of {mean:g} tokens is too near the limit of {most}; raise the limit "
-            f"(`max_model_len`) or lower the mean"
+            f"a mean {part} of {mean:g} tokens is too close to the limit of {limit}; raise the "
+            f"limit (`max_model_len`) or lower the mean"
         )
     if sigma == 0:
         return math.log(mean)
     low = math.log(mean) - sigma**2 / 2
     high = low + 50.0
-    if _truncated_mean(low, sigma, most) >= mean - 1e-9:
+    if _truncated_mean(low, sigma, limit) >= mean - 1e-9:
         return low
     for _ in range(60):
         middle = (low + high) / 2
-        if _truncated_mean(middle, sigma, most) < mean:
+        if _truncated_mean(middle, sigma, limit) < mean:
             low = middle
         else:
             high = middle
     return low
 
 
-def _truncated_mean(location: float, sigma: float, most: int) -> float:
-    edge = (math.log(most + 0.5) - location) / sigma
-    inside = _normal(edge)
+def _truncated_mean(location: float, sigma: float, limit: int) -> float:
+    edge = (math.log(limit + 0.5) - location) / sigma
+    inside = _normal_cdf(edge)
     if inside <= 0:
-        return float(most)
-    return math.exp(location + sigma**2 / 2) * _normal(edge - sigma) / inside
+        return float(limit)
+    return math.exp(location + sigma**2 / 2) * _normal_cdf(edge - sigma) / inside
 
 
-def _normal(value: float) -> float:
+def _normal_cdf(value: float) -> float:
     return 0.5 * math.erfc(-value / math.sqrt(2))

@@ -1,7 +1,7 @@
 """Synthetic workloads: rates, arrivals and lengths of several models, from a seed.
 
-Each model has random streams of its own for arrivals and lengths, so that another model, or
-another rate of it, changes nothing for the first.
+Each model has separate random streams for arrivals and lengths, so the requests of a model do not
+depend on other models or their rates.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 from muxjax.errors import WorkloadError
 from muxjax.placement.workload.arrivals import (
     RateSteps,
-    checked_rate,
     drifting_rates,
-    on_off,
-    renewal,
+    on_off_rate,
+    renewal_arrivals,
+    validate_rate,
 )
 from muxjax.placement.workload.lengths import Lengths, LogNormal
-from muxjax.placement.workload.trace import Faster, First, TraceRequest, Workload
+from muxjax.placement.workload.trace import ScaledWorkload, TraceRequest, Workload, truncate
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is asked of one model.
+    """Request rate and length distribution of one model.
 
     Attributes:
       name: the model.
       rate: requests per second.
-      lengths: of prompts and outputs.
+      lengths: distribution of prompt and output lengths.
 
     Raises:
       WorkloadError: a rate that is negative or not finite.
@@ -44,20 +44,20 @@ class Traffic:
     lengths: Lengths = field(default_factory=LogNormal)
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate, f"{self.name}: the rate")
+        validate_rate(self.rate, f"{self.name}: the rate")
 
 
 @dataclass(frozen=True)
-class Arrivals:
-    """How the requests of a model are spread over time.
+class ArrivalProcess:
+    """The distribution of a model's requests over time.
 
     Attributes:
-      cv: coefficient of variation of the gaps: 1 is Poisson's, more is burstier, 0 a clock's.
-      on_off: mean seconds of phases with requests and without; None: no such phases.
-      change_points: seconds at which the models' rates are dealt anew.
+      cv: coefficient of variation of the gaps: 1 is Poisson, higher is burstier, 0 is periodic.
+      on_off: mean seconds of phases with and without requests; None: no phases.
+      change_points: seconds at which the rates are permuted among the models.
 
     Raises:
-      WorkloadError: bursts and drift at once.
+      WorkloadError: on/off phases together with change points.
     """
 
     cv: float = 1.0
@@ -70,42 +70,42 @@ class Arrivals:
 
 
 @dataclass(frozen=True)
-class Synthetic:
-    """Requests of several models, until `seconds` or `count` are reached.
+class SyntheticWorkload:
+    """Requests of several models until `seconds` or `count` is reached, whichever is first.
 
     Attributes:
-      loads: the models.
-      seconds: length of the workload.
-      count: requests in all. If both are given, whichever comes first.
-      arrivals: how they are spread.
-      seed: the same gives the same requests.
+      loads: traffic of each model.
+      seconds: length of the workload; None: limited by `count`.
+      count: number of requests; None: limited by `seconds`.
+      arrivals: arrival process of every model.
+      seed: equal seeds give equal requests.
 
     Raises:
-      WorkloadError: no end, no requests to wait for.
+      WorkloadError: neither `seconds` nor `count`, or no rate above 0.
     """
 
     loads: Sequence[Traffic]
     seconds: float | None = None
     count: int | None = None
-    arrivals: Arrivals = field(default_factory=Arrivals)
+    arrivals: ArrivalProcess = field(default_factory=ArrivalProcess)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.seconds is None and self.count is None:
             raise WorkloadError("a synthetic workload needs a duration or a number of requests")
         if not any(load.rate for load in self.loads):
-            raise WorkloadError("all rates are 0: there is nothing to do")
+            raise WorkloadError("all rates are 0: the workload would have no requests")
 
     def __iter__(self) -> Iterator[TraceRequest]:
         streams = [self._requests(index) for index in range(len(self.loads))]
         merged = heapq.merge(*streams, key=attrgetter("arrival"))
-        yield from First(_Once(merged), self.count, self.seconds)
+        yield from truncate(merged, self.count, self.seconds)
 
     def _requests(self, index: int) -> Iterator[TraceRequest]:
         load = self.loads[index]
         # Two streams, so that lengths do not depend on how many gaps were drawn.
         gaps, lengths = (np.random.default_rng([self.seed, index, kind]) for kind in (0, 1))
-        times = renewal(gaps, self._rate(index, gaps), self.arrivals.cv)
+        times = renewal_arrivals(gaps, self._rate(index, gaps), self.arrivals.cv)
         for arrival, (prompt, output) in zip(times, load.lengths.draw(lengths), strict=False):
             if self.seconds is not None and arrival > self.seconds:
                 return
@@ -114,23 +114,25 @@ class Synthetic:
     def _rate(self, index: int, rng: np.random.Generator) -> RateSteps:
         rate = self.loads[index].rate
         if self.arrivals.on_off:
-            return on_off(rng, rate, *self.arrivals.on_off)
+            return on_off_rate(rng, rate, *self.arrivals.on_off)
         if self.arrivals.change_points:
             rates = [load.rate for load in self.loads]
-            dealer = np.random.default_rng([self.seed, len(rates), 2])
-            return drifting_rates(rates, self.arrivals.change_points, dealer)[index]
+            permutations = np.random.default_rng([self.seed, len(rates), 2])
+            return drifting_rates(rates, self.arrivals.change_points, permutations)[index]
         return [(0.0, rate)]
 
 
-def at_rate(workload: Workload, factor: float) -> Workload:
-    """A workload at another rate: a synthetic one with its rates multiplied and as long as before,
-    a trace with its requests closer together.
+def scale_rate(workload: Workload, factor: float) -> Workload:
+    """Multiplies the rate of a workload.
+
+    A synthetic workload keeps its length and gets more requests. A trace keeps its requests and
+    gets shorter gaps.
 
     Raises:
       WorkloadError: a factor that is not above 0.
     """
-    if not isinstance(workload, Synthetic):
-        return Faster(workload, factor)
+    if not isinstance(workload, SyntheticWorkload):
+        return ScaledWorkload(workload, factor)
     if not (math.isfinite(factor) and factor > 0):
         raise WorkloadError(f"a rate scale must be above 0, not {factor}")
     loads = [replace(load, rate=factor * load.rate) for load in workload.loads]
@@ -138,30 +140,21 @@ def at_rate(workload: Workload, factor: float) -> Workload:
 
 
 @dataclass(frozen=True)
-class _Once:
-    """What `First` takes, around an iterator."""
+class AssignedWorkload:
+    """A trace whose requests are assigned to the models of a fleet.
 
-    requests: Iterator[TraceRequest]
-
-    def __iter__(self) -> Iterator[TraceRequest]:
-        return self.requests
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """A trace whose requests are given to a fleet's models.
-
-    A request that names a model of the fleet keeps it; one that names none gets one at random, in
-    proportion to the weights. Production traces often come without models or with a few only.
+    A request with the name of a fleet's model keeps it. A request without a model gets one at
+    random, in proportion to the weights. Production traces often have no models, or few.
 
     Attributes:
       workload: the trace.
-      weights: of each model of the fleet, its rate say.
-      renamed: models of the fleet for names that only the trace knows.
-      seed: for the draws.
+      weights: relative request rate of each model of the fleet.
+      renamed: fleet models by their names in the trace.
+      seed: of the random assignment.
 
     Raises:
-      WorkloadError: while iterating: a name that is neither in the fleet nor in `renamed`.
+      WorkloadError: a target of `renamed` that is not in the fleet; while iterating, a name that is
+        neither in the fleet nor in `renamed`.
     """
 
     workload: Workload
@@ -174,8 +167,8 @@ class Assigned:
             if target not in self.weights:
                 known = ", ".join(self.weights)
                 raise WorkloadError(
-                    f"{source} cannot be mapped to {target}: the fleet has no such model, it has "
-                    f"{known}"
+                    f"{source} cannot be mapped to {target}: the fleet has no model {target}; it "
+                    f"has {known}"
                 )
 
     def __iter__(self) -> Iterator[TraceRequest]:
@@ -192,7 +185,7 @@ class Assigned:
                 name = names[drawn.pop()]
             elif name not in self.weights:
                 raise WorkloadError(
-                    f"the trace asks for {name}, which the fleet does not have; it has "
+                    f"the trace has requests for {name}, which is not in the fleet; it has "
                     f"{', '.join(names)}: map it to one of them (--map {name}=MODEL)"
                 )
             yield request if name == request.model else replace(request, model=name)

@@ -1,8 +1,7 @@
-"""Requests as a workload gives them: when, of which model, how long.
+"""Workloads: sequences of requests with arrival time, model and lengths.
 
-A workload is anything that yields `TraceRequest`s in order of arrival, anew each time it is
-iterated; generators and readers make them one by one, so that a million of them never sit in
-memory.
+A workload is an iterable of `TraceRequest`s in order of arrival that can be iterated repeatedly.
+Generators and readers yield one request at a time, so memory does not grow with the workload.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ class TraceRequest:
 
     Attributes:
       arrival: seconds since the workload's start.
-      model: the model's name; empty if the trace does not say (see `workload.Assigned`).
+      model: the model's name; empty if the trace has none (see `synthetic.AssignedWorkload`).
       prompt_tokens: tokens of the prompt, at least 1.
       output_tokens: tokens of the output, at least 1.
-      hash_ids: hashes of the prompt's blocks (Mooncake's traces): equal ones are equal prefixes.
+      hash_ids: hashes of the prompt's blocks (Mooncake traces): equal hashes mean equal prefixes.
     """
 
     arrival: float
@@ -36,21 +35,22 @@ class TraceRequest:
 
 @runtime_checkable
 class Workload(Protocol):
-    """Requests in order of arrival. May be iterated again, and yields the same again."""
+    """Requests in order of arrival. Every iteration yields the same requests."""
 
     def __iter__(self) -> Iterator[TraceRequest]: ...
 
 
-def checked(
+def validate_requests(
     requests: Iterable[tuple[str, TraceRequest]],
 ) -> Iterator[TraceRequest]:
-    """Passes on what makes sense, in order.
+    """Yields the requests after validating their order and lengths.
 
     Args:
-      requests: each with where it stands, for messages (`trace.jsonl:17`).
+      requests: each with its position in the file, for messages (`trace.jsonl:17`).
 
     Raises:
-      WorkloadError: an arrival before the one above it, negative or not finite; no tokens.
+      WorkloadError: an arrival that is negative, not finite or before the previous one, or a prompt
+        or output without tokens.
     """
     last = 0.0
     for where, request in requests:
@@ -59,22 +59,26 @@ def checked(
             raise WorkloadError(f"{where}: the arrival must be 0 s or later, not {arrival}")
         if arrival < last:
             raise WorkloadError(
-                f"{where}: out of order: this arrival ({arrival:.6g} s) comes before the one above "
-                f"it ({last:.6g} s); sort the trace by time"
+                f"{where}: out of order: this arrival ({arrival:.6g} s) is before the previous one "
+                f"({last:.6g} s); sort the trace by time"
             )
-        for what, tokens in (
+        for part, tokens in (
             ("prompt", request.prompt_tokens),
             ("output", request.output_tokens),
         ):
             if tokens < 1:
-                raise WorkloadError(f"{where}: the {what} must have a token at least, not {tokens}")
+                raise WorkloadError(f"{where}: the {part} must have at least 1 token, not {tokens}")
         last = arrival
         yield request
 
 
 @dataclass(frozen=True)
-class Faster:
-    """A workload at another rate: the same requests with `factor` times less time between them."""
+class ScaledWorkload:
+    """A workload at `factor` times its rate: the same requests with shorter gaps.
+
+    Raises:
+      WorkloadError: a factor that is not above 0.
+    """
 
     workload: Workload
     factor: float
@@ -89,17 +93,24 @@ class Faster:
 
 
 @dataclass(frozen=True)
-class First:
-    """The first requests of a workload, at most `count` of them and of the first `seconds`."""
+class TruncatedWorkload:
+    """The first requests of a workload: at most `count`, and those within `seconds`."""
 
     workload: Workload
     count: int | None = None
     seconds: float | None = None
 
     def __iter__(self) -> Iterator[TraceRequest]:
-        for index, request in enumerate(self.workload):
-            if self.count is not None and index >= self.count:
-                return
-            if self.seconds is not None and request.arrival > self.seconds:
-                return
-            yield request
+        return truncate(self.workload, self.count, self.seconds)
+
+
+def truncate(
+    requests: Iterable[TraceRequest], count: int | None, seconds: float | None
+) -> Iterator[TraceRequest]:
+    """Yields the first requests: at most `count`, and those within `seconds`. None: no limit."""
+    for index, request in enumerate(requests):
+        if count is not None and index >= count:
+            return
+        if seconds is not None and request.arrival > seconds:
+            return
+        yield request

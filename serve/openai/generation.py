@@ -160,7 +160,7 @@ def _start(
     return GenerationCall(streams, len(params))
 
 
-async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect[T](request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client leaves.
 
     Raises:

@@ -193,7 +193,9 @@ def parse_load(data: Mapping[str, Any]) -> LoadRequest:
     return request
 
 
-def _parse(kind: type[Body], data: Mapping[str, Any], unused: Mapping[str, Any]) -> Body:
+def _parse[Body: BaseModel](
+    kind: type[Body], data: Mapping[str, Any], unused: Mapping[str, Any]
+) -> Body:
     used = {}
     for name, value in data.items():
         if name in kind.model_fields:

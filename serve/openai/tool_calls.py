@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muxjax.grammar import Grammar
-from muxjax.models.tokenizers.chat_template import knows_tools
+from muxjax.models.tokenizers.chat_template import supports_tools
 from muxjax.serve.openai.messages import ChatMessage, Tool
 
 _SPACES = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": "[ \\n\\r\\t]{1,20}"}
@@ -66,7 +66,7 @@ class CallForm:
 
 def form_of(template: str | None) -> CallForm:
     """The form that a chat template shows to its model."""
-    known = template is not None and knows_tools(template)
+    known = template is not None and supports_tools(template)
     if known and template is not None and "<tool_call>" not in template:
         if '"parameters"' in template or "'parameters'" in template:
             return CallForm("", "", "parameters", True)

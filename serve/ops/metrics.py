@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from muxjax.config.fleet_file import SloConfig
 from muxjax.engine.health import ModelStatus, UnitHealth
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.tracked_stream import Ending
 
@@ -76,7 +76,7 @@ class PrometheusMetrics:
       slo: latency targets by model; those without any count no hits.
     """
 
-    def __init__(self, models: Iterable[str], slo: Mapping[str, SloConfig]) -> None:
+    def __init__(self, models: Iterable[str], slo: Mapping[str, LatencySlo]) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._slo = dict(slo)
 
@@ -145,7 +145,7 @@ class PrometheusMetrics:
         found = {} if slo is None else {"ttft": slo.ttft, "tpot": slo.tpot}
         return {name: value for name, value in found.items() if value is not None}
 
-    def set_targets(self, slo: Mapping[str, SloConfig]) -> None:
+    def set_targets(self, slo: Mapping[str, LatencySlo]) -> None:
         """Takes other latency targets by model."""
         self._slo = dict(slo)
         for model in self._slo:

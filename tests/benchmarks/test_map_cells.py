@@ -19,8 +19,8 @@ def a_job(execution: Execution = "time_sliced", ahead: bool = False) -> CellJob:
 def test_the_most_popular_has_the_highest_rate() -> None:
     loads = fleet(0.7, 0.5)
     assert len(loads) == 19
-    assert loads[0].rate == pytest.approx(20.0)
-    assert loads[1].rate == pytest.approx(20.0 / 2**0.7)
+    assert loads[0].expected.rate == pytest.approx(20.0)
+    assert loads[1].expected.rate == pytest.approx(20.0 / 2**0.7)
     assert loads[-1].kind == "llama-65b"
 
 

@@ -15,7 +15,7 @@ class Served:
 
     Attributes:
       files: path -> contents.
-      ranges: whether it honours Range.
+      ranges: whether it honors Range.
       break_after: for each coming request, how many bytes it sends before it hangs up.
       statuses: for each coming request, an error status to answer with (0: none).
       asked: the Range header of each request so far ("" where there was none).

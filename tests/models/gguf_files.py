@@ -14,7 +14,7 @@ import numpy as np
 
 from muxjax.models.checkpoints.hf import hf_mapping
 from muxjax.models.nn.config import ModelConfig
-from muxjax.models.nn.params import take_apart
+from muxjax.models.nn.params import split_param
 
 ARCHITECTURES = {"mistral": "llama"}
 
@@ -24,7 +24,7 @@ def hf_tensors(config: ModelConfig, params: dict[str, np.ndarray]) -> dict[str, 
     return {
         name: array
         for canonical, parts in hf_mapping(config).items()
-        for name, array in take_apart(parts, params[canonical])
+        for name, array in split_param(parts, params[canonical])
     }
 
 
@@ -47,7 +47,7 @@ def write_gguf(
     *,
     metadata: dict[str, Any] | None = None,
     extra: dict[str, np.ndarray] | None = None,
-    quantise: gguf.GGMLQuantizationType | None = None,
+    quantize: gguf.GGMLQuantizationType | None = None,
 ) -> None:
     """Writes a model.
 
@@ -56,7 +56,7 @@ def write_gguf(
       config, params: the model.
       metadata: further keys, without the architecture's name; None leaves a key out.
       extra: further tensors.
-      quantise: how matrices are stored; float32 otherwise.
+      quantize: how matrices are stored; float32 otherwise.
     """
     architecture = ARCHITECTURES.get(config.family, config.family)
     writer = gguf.GGUFWriter(path, architecture)
@@ -95,8 +95,8 @@ def write_gguf(
         if architecture == "gemma3" and name.endswith("norm.weight"):
             array = array + np.float32(1)
         array = np.ascontiguousarray(array, np.float32)
-        if quantise is not None and array.ndim == 2:
-            writer.add_tensor(stored, gguf.quants.quantize(array, quantise), raw_dtype=quantise)
+        if quantize is not None and array.ndim == 2:
+            writer.add_tensor(stored, gguf.quants.quantize(array, quantize), raw_dtype=quantize)
         else:
             writer.add_tensor(stored, array)
     for name, array in (extra or {}).items():

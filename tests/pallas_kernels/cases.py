@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import ml_dtypes
 import numpy as np
 
-from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels import AttentionMetadata, KVLayout
 from muxjax.pallas_kernels.reference import gather_tokens
 
 GEOMETRIES = [
@@ -18,16 +18,15 @@ GEOMETRIES = [
     (4, 1, 256),
     (64, 8, 128),
     (6, 6, 48),  # heads are padded to 64
-    (8, 4, 80),  # heads lie across rows
+    (8, 4, 80),  # heads extend across rows
 ]
-
-
+"""(N, K, H)."""
 _TOKENS = 16
-"""Tokens of a page, about."""
+"""Tokens of a page, approximately."""
 
 
-def layout_of(geometry: tuple[int, int, int]) -> KVLayout:
-    """A page of whole tiles (16 rows), with rows after the last whole token where that can be."""
+def build_layout(geometry: tuple[int, int, int]) -> KVLayout:
+    """Pages of whole tiles (16 rows), with unused rows after the last token where possible."""
     _, num_kv, head_dim = geometry
     r = KVLayout(10**6, num_kv, head_dim).rows_per_token
     rows = r * _TOKENS
@@ -35,28 +34,36 @@ def layout_of(geometry: tuple[int, int, int]) -> KVLayout:
 
 
 @dataclass(frozen=True)
-class Case:
-    """Arguments of `paged_attention` but for its options."""
+class AttentionCase:
+    """Arguments of `paged_attention` except its options, as NumPy arrays."""
 
     q: np.ndarray
     kv: np.ndarray
-    block_tables: np.ndarray
-    kv_lens: np.ndarray
-    query_starts: np.ndarray
+    metadata: AttentionMetadata
     layer: int
-    layout: KVLayout
 
-    def rounded(self) -> Case:
-        """With queries and pool as bfloat16 holds them: rounding them is no implementation's."""
+    @property
+    def layout(self) -> KVLayout:
+        """The model's geometry in the pool."""
+        return self.metadata.layout
+
+    @property
+    def kv_lens(self) -> np.ndarray:
+        """Tokens in each context, `[S]`."""
+        return np.asarray(self.metadata.kv_lens)
+
+    @property
+    def query_starts(self) -> np.ndarray:
+        """Cumulative counts of queries, `[S + 1]`."""
+        return np.asarray(self.metadata.query_starts)
+
+    def rounded(self) -> AttentionCase:
+        """The case with queries and pool rounded to bfloat16, so that inputs are exact."""
         q, kv = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (self.q, self.kv))
         return replace(self, q=q, kv=kv)
 
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.q, self.kv, self.block_tables, self.kv_lens, self.query_starts
 
-
-def make_case(
+def build_case(
     geometry: tuple[int, int, int],
     kv_lens: list[int],
     query_lens: list[int],
@@ -64,18 +71,22 @@ def make_case(
     padding: int = 0,
     layout: KVLayout | None = None,
     seed: int = 0,
-) -> Case:
+    decode: bool = False,
+) -> AttentionCase:
     """Random sequences of two layers; every pool row that must not be read holds NaN.
 
     Args:
       geometry: (N, K, H).
       kv_lens: tokens of each context.
-      query_lens: queries of each sequence; the rest of `q` (`padding` more) is NaN as well.
-      layout: of the pool; by default `layout_of` the geometry.
+      query_lens: queries of each sequence.
+      padding: rows of NaN after the last query.
+      layout: of the pool; by default `build_layout(geometry)`.
+      seed: of the random numbers.
+      decode: one query per sequence.
     """
     num_heads, _, head_dim = geometry
     rng = np.random.default_rng(seed)
-    layout = layout_of(geometry) if layout is None else layout
+    layout = build_layout(geometry) if layout is None else layout
     rows, tokens_per_page = layout.rows, layout.tokens_per_page
     layers, layer = 2, 1
     blocks = [-(-length // tokens_per_page) for length in kv_lens]
@@ -95,30 +106,32 @@ def make_case(
     starts = np.concatenate([[0], np.cumsum(query_lens)]).astype(np.int32)
     q = np.full((starts[-1] + padding, num_heads, head_dim), np.nan, np.float32)
     q[: starts[-1]] = rng.standard_normal((starts[-1], num_heads, head_dim))
-    return Case(q, kv, tables, np.array(kv_lens, np.int32), starts, layer, layout)
+    lens = np.array(kv_lens, np.int32)
+    return AttentionCase(q, kv, AttentionMetadata(tables, lens, starts, layout, decode), layer)
 
 
-def dense(case: Case, scale: float, window: int | None, softcap: float | None) -> np.ndarray:
-    """What the queries must give, by whole matrices in float64."""
+def compute_dense(
+    case: AttentionCase, scale: float, window: int | None, softcap: float | None
+) -> np.ndarray:
+    """The expected output, `[T, N, H]` in float64, from whole score matrices."""
     out = np.zeros(case.q.shape)
     group = case.q.shape[1] // case.layout.num_kv_heads
     for s, length in enumerate(case.kv_lens.tolist()):
         start, end = case.query_starts[s], case.query_starts[s + 1]
         if start == end or length == 0:
             continue
-        k, v = gather_tokens(
-            case.kv.astype(np.float64), case.block_tables[s], length, case.layer, case.layout
-        )
+        blocks = np.asarray(case.metadata.block_tables)[s]
+        k, v = gather_tokens(case.kv.astype(np.float64), blocks, length, case.layer, case.layout)
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = np.einsum("qnh,tnh->nqt", case.q[start:end].astype(np.float64), k) * scale
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
-        own = length - (end - start) + np.arange(end - start)[:, None]
-        at = np.arange(length)
-        seen = at <= own
+        query_position = length - (end - start) + np.arange(end - start)[:, None]
+        position = np.arange(length)
+        visible = position <= query_position
         if window is not None:
-            seen &= at > own - window
-        scores = np.where(seen, scores, -np.inf)
+            visible &= position > query_position - window
+        scores = np.where(visible, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         out[start:end] = np.einsum("nqt,tnh->qnh", weights, v)

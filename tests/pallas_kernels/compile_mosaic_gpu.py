@@ -1,7 +1,7 @@
-"""Compiles the Hopper kernels with the real compiler, for a GPU that is not here.
+"""Compiles the Hopper kernels with the real compiler, for a described GPU.
 
-Run by `test_mosaic_gpu_aot` in a process of its own, since JAX looks for its plugins only once.
-Prints one JSON object a line: a kernel, what it takes, and what ptxas says of it.
+`test_mosaic_gpu_aot` runs it in a separate process, since JAX looks for its plugins only once.
+Prints one JSON object per line: a kernel and its memory; ptxas prints its statistics before it.
 """
 
 import json
@@ -21,7 +21,7 @@ CASES = [
     (4, 1, 256, 24, 0, "bfloat16", 512, None),  # Gemma 3
     (6, 6, 48, 16, 0, "float16", None, None),
     (8, 4, 80, 16, 0, "bfloat16", None, None),
-    (9, 3, 64, 21, 1, "bfloat16", None, None),  # no whole number of tokens in a page
+    (9, 3, 64, 21, 1, "bfloat16", None, None),  # a page is not a multiple of tokens
     (4, 1, 256, 5, 0, "bfloat16", None, None),
     (32, 8, 128, 16, 0, "float32", None, None),
     (9, 3, 64, 16, 0, "float32", None, None),
@@ -35,7 +35,13 @@ def compile_case(described: Any, case: tuple[Any, ...], decode: bool) -> dict[st
     import jax
     import jax.numpy as jnp
 
-    from muxjax.pallas_kernels import LANES, KVLayout, paged_attention
+    from muxjax.pallas_kernels import (
+        LANES,
+        AttentionMetadata,
+        AttentionOptions,
+        KVLayout,
+        paged_attention,
+    )
     from muxjax.pallas_kernels.gpu.tiles import choose_tiles
 
     num_heads, num_kv, head_dim, tokens, left_over, name, window, softcap = case
@@ -51,15 +57,11 @@ def compile_case(described: Any, case: tuple[Any, ...], decode: bool) -> dict[st
         ((), jnp.int32),
     ]
 
-    def attend(*args: Any) -> jax.Array:
-        return paged_attention(
-            *args,
-            layout=layout,
-            scale=head_dim**-0.5,
-            window=window,
-            softcap=softcap,
-            decode=decode,
-        )
+    options = AttentionOptions(head_dim**-0.5, window, softcap)
+
+    def attend(q: Any, kv: Any, tables: Any, lens: Any, starts: Any, layer: Any) -> jax.Array:
+        metadata = AttentionMetadata(tables, lens, starts, layout, decode)
+        return paged_attention(q, kv, metadata, options, layer)
 
     args = [jax.ShapeDtypeStruct(*s, sharding=described.sharding) for s in shapes]
     with described.tracing():

@@ -1,7 +1,7 @@
-"""Compiles the TPU kernels with the real compiler, for a TPU that is not here.
+"""Compiles the TPU kernels with the real compiler, for a described TPU.
 
-Run by `test_mosaic_tpu` in a process of its own, since libtpu reads its environment only once.
-Prints one JSON object a line.
+`tpu/test_paged_attention.py` runs it in a separate process, since libtpu reads its environment only
+once. Prints one JSON object per line.
 """
 
 import json
@@ -9,9 +9,10 @@ import sys
 import time
 
 from muxjax.compile_check.targets import set_environment
-from tests.pallas_kernels.cases import GEOMETRIES, layout_of
+from tests.pallas_kernels.cases import GEOMETRIES
 
 SEQUENCES, CHUNKS, BLOCKS, PREFILL_TOKENS, POOL_BYTES = 32, 8, 128, 512, 4 << 30
+PREFILL_WINDOW, PREFILL_SOFTCAP = 300, 30.0
 
 
 def main() -> None:
@@ -33,17 +34,29 @@ def main() -> None:
         for dtype in ("bfloat16", "float32"):
             for decode in (True, False):
                 num_heads, _, head_dim = geometry
-                layout = layout_of(geometry)
+                layout = build_layout(geometry)
                 page_bytes = layout.rows * 128 * jnp.dtype(dtype).itemsize
                 kv = shape(dtype, POOL_BYTES // page_bytes, layout.rows, 128)
-                # Window and soft cap in prefill, neither in decode: all of the code, half the time.
-                options = {"window": None, "softcap": None} if decode else _OPTIONS
+                # Window and soft cap in prefill only: covers all code in half the time.
+                options = AttentionOptions(
+                    head_dim**-0.5,
+                    None if decode else PREFILL_WINDOW,
+                    None if decode else PREFILL_SOFTCAP,
+                )
 
-                def attend(*args, layout=layout, decode=decode, options=options):
-                    scale = layout.head_dim**-0.5
-                    return paged_attention(
-                        *args, layout=layout, scale=scale, decode=decode, **options
-                    )
+                def attend(
+                    q,
+                    kv,
+                    tables,
+                    lens,
+                    starts,
+                    layer,
+                    layout=layout,
+                    decode=decode,
+                    options=options,
+                ):
+                    metadata = AttentionMetadata(tables, lens, starts, layout, decode)
+                    return paged_attention(q, kv, metadata, options, layer)
 
                 began = time.perf_counter()
                 with described.tracing():
@@ -68,8 +81,6 @@ def main() -> None:
                 }
                 print(json.dumps(record), flush=True)
 
-
-_OPTIONS = {"window": 300, "softcap": 30.0}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""How an implementation is run where its device is not: in Pallas's interpreter."""
+"""Runs implementations in Pallas's interpreter on machines without their device."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import jax
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.cpu import native
-from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
-from tests.pallas_kernels.cases import layout_of
+from tests.pallas_kernels.cases import build_layout
 
 TPU = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
 )
 
 
-class Raced(AssertionError):
-    """A kernel read or wrote what a copy was not known to have finished with."""
+class RaceDetected(AssertionError):
+    """A kernel read or wrote memory that a copy in flight may still use."""
 
 
 @contextmanager
@@ -29,19 +27,15 @@ def _interpret_tpu() -> Iterator[None]:
     try:
         with pltpu.force_tpu_interpret_mode(TPU):
             yield
-    except jax.errors.JaxRuntimeError as error:  # JAX 0.12 raises
+    except jax.errors.JaxRuntimeError as error:
         if "race" in str(error).lower():
-            raise Raced(str(error)) from error
+            raise RaceDetected(str(error)) from error
         raise
-    races = interpret_pallas_call.races
-    if races is not None and races.races_found:  # JAX 0.10 prints
-        raise Raced("see what was printed")
 
 
 def _interpret_gpu() -> AbstractContextManager[None]:
     if jax.default_backend() == "gpu":
-        return nullcontext()  # the real thing
-    # Imported here: JAX 0.10 has no such interpreter.
+        return nullcontext()  # compiled for the device
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     params = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
@@ -52,7 +46,7 @@ INTERPRETERS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "mosaic_tpu": _interpret_tpu,
     "mosaic_gpu": _interpret_gpu,
 }
-"""For each implementation that the CPU must interpret, the context to trace and run it in."""
+"""The context in which each interpreted implementation is traced and run."""
 
 
 @contextmanager
@@ -63,23 +57,21 @@ def interpreted(name: str) -> Iterator[None]:
 
 
 def interpretable(name: str) -> bool:
-    """Whether the installed JAX can run the named implementation on this machine."""
-    if name == "native":
-        return native.unavailable_reason() is None
-    return name != "mosaic_gpu" or jax.__version_info__ >= mosaic_gpu.FIRST_JAX
+    """Whether the named implementation can run on this machine, compiled or interpreted."""
+    return name != "native" or native.unavailable_reason() is None
 
 
-def sized(name: str, geometry: tuple[int, int, int]) -> tuple[tuple[int, int, int], KVLayout]:
-    """The geometry and pages that an implementation is tested with.
+def size_case(name: str, geometry: tuple[int, int, int]) -> tuple[tuple[int, int, int], KVLayout]:
+    """The geometry and pages with which an implementation is tested.
 
-    The GPU's interpreter takes a tenth of a second for each block of threads, and there is one for
-    each KV head in decode, for each query head in prefill: it gets two KV heads at most, and half
-    the query heads of each. And it gets pages of whole tokens, since the others' tokens are copied
-    one by one, which takes it half a minute; `test_mosaic_gpu` has them, on a small scale.
+    The GPU's interpreter is slow in each block of threads, of which there is one for each KV head
+    in decode and for each query head in prefill. It gets at most two KV heads, half the query heads
+    of each, and pages that are a multiple of tokens: tokens of other pages are copied one by one.
+    `gpu/test_paged_attention.py` tests those on a small scale.
     """
     if name != "mosaic_gpu":
-        return geometry, layout_of(geometry)
+        return geometry, build_layout(geometry)
     num_heads, num_kv, head_dim = geometry
-    kept, group = min(num_kv, 2), -(-num_heads // num_kv // 2)
-    rows = KVLayout(10**6, kept, head_dim).rows_per_token * 16
-    return (group * kept, kept, head_dim), KVLayout(rows, kept, head_dim)
+    small_kv, group = min(num_kv, 2), -(-num_heads // num_kv // 2)
+    rows = KVLayout(10**6, small_kv, head_dim).rows_per_token * 16
+    return (group * small_kv, small_kv, head_dim), KVLayout(rows, small_kv, head_dim)

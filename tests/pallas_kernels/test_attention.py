@@ -1,68 +1,73 @@
-"""The suite that every implementation runs, against whole matrices in float64."""
+"""The suite that every implementation runs, against dense attention in float64."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.pallas_kernels import IMPLEMENTATIONS, KVLayout, api, paged_attention
+from muxjax.pallas_kernels import (
+    IMPLEMENTATIONS,
+    AttentionOptions,
+    KVLayout,
+    api,
+    paged_attention,
+)
 from muxjax.pallas_kernels.api import AttentionRequest, Implementation, choose_implementation
 from muxjax.pallas_kernels.target import KernelTarget
-from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
-from tests.pallas_kernels.interpreting import interpretable, interpreted, sized
+from tests.pallas_kernels.cases import GEOMETRIES, AttentionCase, build_case, compute_dense
+from tests.pallas_kernels.interpreting import interpretable, interpreted, size_case
 
 NAMES = [
     pytest.param(
         implementation.name,
         marks=pytest.mark.skipif(
-            not interpretable(implementation.name), reason="this JAX cannot run it here"
+            not interpretable(implementation.name),
+            reason="needs a CPU and a compiler for the kernels",
         ),
     )
     for implementation in IMPLEMENTATIONS
 ]
-# Rows of queries that are not there are NaN, and the GPU's interpreter multiplies them with numpy.
+# Rows past the last query are NaN, and the GPU's interpreter multiplies them with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 OPTIONS = [(None, None), (40, None), (None, 20.0), (7, 5.0)]
-# Every geometry, and every option; not every pair, as interpreting takes seconds.
+# Every geometry and every option, but not every pair: interpreting takes seconds.
 CASES = [
     *((geometry, *OPTIONS[i % len(OPTIONS)]) for i, geometry in enumerate(GEOMETRIES)),
     *(((9, 3, 64), *options) for options in OPTIONS),
 ]
 
 
-def run(case: Case, name: str, *, dtype=jnp.float32, decode=False, window=None, softcap=None):
-    def attend(q, kv, *rest):
-        return paged_attention(
-            q,
-            kv,
-            *rest,
-            layout=case.layout,
-            scale=case.layout.head_dim**-0.5,
-            window=window,
-            softcap=softcap,
-            decode=decode,
-            implementation=name,
-        )
+def run(
+    case: AttentionCase, name: str, *, dtype=jnp.float32, decode=False, window=None, softcap=None
+):
+    """The output of the named implementation, compiled or interpreted, in float32."""
+    options = AttentionOptions(case.layout.head_dim**-0.5, window, softcap)
+    metadata = replace(case.metadata, decode=decode)
 
-    q, kv, *rest = case.arrays
+    def attend(q, kv, metadata, layer):
+        return paged_attention(q, kv, metadata, options, layer, implementation=name)
+
+    q, kv = jnp.asarray(case.q, dtype), jnp.asarray(case.kv, dtype)
     with interpreted(name):
-        out = jax.jit(attend)(jnp.asarray(q, dtype), jnp.asarray(kv, dtype), *rest, case.layer)
+        out = jax.jit(attend)(q, kv, metadata, case.layer)
         return np.asarray(out, np.float32)
 
 
-def check(case: Case, out: np.ndarray, window, softcap, limit: float, queries=None):
-    real = case.query_starts[-1] if queries is None else queries
-    wanted = dense(case, case.layout.head_dim**-0.5, window, softcap)
-    assert np.isfinite(out[:real]).all(), "a row that must not be read was"
+def check(case: AttentionCase, out: np.ndarray, window, softcap, limit: float):
+    real = case.query_starts[-1]
+    wanted = compute_dense(case, case.layout.head_dim**-0.5, window, softcap)
+    assert np.isfinite(out[:real]).all(), "a row that must not be read was read"
     assert np.abs(out[:real] - wanted[:real]).max() < limit
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("geometry", "window", "softcap"), CASES)
 def test_decode(name, geometry, window, softcap):
-    geometry, layout = sized(name, geometry)
+    geometry, layout = size_case(name, geometry)
     page = layout.tokens_per_page
-    case = make_case(geometry, [1, page - 1, page, page + 1, 97, 301], [1] * 6, layout=layout)
+    case = build_case(geometry, [1, page - 1, page, page + 1, 97, 301], [1] * 6, layout=layout)
     out = run(case, name, decode=True, window=window, softcap=softcap)
     check(case, out, window, softcap, 2e-5)
 
@@ -70,10 +75,10 @@ def test_decode(name, geometry, window, softcap):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("geometry", "window", "softcap"), CASES)
 def test_prefill(name, geometry, window, softcap):
-    # Whole prompts, chunks after others, single tokens, an empty row, and padding.
-    geometry, layout = sized(name, geometry)
+    # Whole prompts, later chunks, single tokens, an empty row, and padding.
+    geometry, layout = size_case(name, geometry)
     lens, queries = [5, 0, 40, 300, 33, 1], [5, 0, 17, 150, 33, 1]
-    case = make_case(geometry, lens, queries, padding=10, layout=layout)
+    case = build_case(geometry, lens, queries, padding=10, layout=layout)
     out = run(case, name, window=window, softcap=softcap)
     check(case, out, window, softcap, 2e-5)
 
@@ -81,8 +86,8 @@ def test_prefill(name, geometry, window, softcap):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("decode", [True, False])
 def test_empty_rows_give_zeros(name, decode):
-    geometry, layout = sized(name, (9, 3, 64))
-    case = make_case(geometry, [0, 20], [1, 1] if decode else [0, 1], layout=layout)
+    geometry, layout = size_case(name, (9, 3, 64))
+    case = build_case(geometry, [0, 20], [1, 1] if decode else [0, 1], layout=layout)
     out = run(case, name, decode=decode)
     if decode:
         assert (out[0] == 0).all()
@@ -93,10 +98,10 @@ def test_empty_rows_give_zeros(name, decode):
 @pytest.mark.parametrize("geometry", [(9, 3, 64), (32, 8, 128)])
 @pytest.mark.parametrize("decode", [True, False])
 def test_bfloat16(name, geometry, decode):
-    geometry, layout = sized(name, geometry)
-    case = make_case(geometry, [200, 31], [1, 1], layout=layout).rounded()
+    geometry, layout = size_case(name, geometry)
+    case = build_case(geometry, [200, 31], [1, 1], layout=layout).rounded()
     out = run(case, name, dtype=jnp.bfloat16, decode=decode)
-    wanted = dense(case, geometry[2] ** -0.5, None, None)
+    wanted = compute_dense(case, geometry[2] ** -0.5, None, None)
     assert np.abs(out - wanted).max() / np.abs(wanted).max() < 2e-2
 
 
@@ -104,10 +109,10 @@ def test_bfloat16(name, geometry, decode):
 @pytest.mark.parametrize("decode", [True, False])
 def test_empty_sequences_first_last_and_between(name, decode):
     lens = [0, 0, 33, 0, 70, 0]
-    geometry, layout = sized(name, (9, 3, 64))
-    case = make_case(geometry, lens, [1] * 6 if decode else [0, 0, 33, 0, 5, 0], layout=layout)
+    geometry, layout = size_case(name, (9, 3, 64))
+    case = build_case(geometry, lens, [1] * 6 if decode else [0, 0, 33, 0, 5, 0], layout=layout)
     out = run(case, name, decode=decode)
-    wanted = dense(case, 64**-0.5, None, None)
+    wanted = compute_dense(case, 64**-0.5, None, None)
     real = case.kv_lens > 0 if decode else slice(None)
     assert np.abs(out - wanted)[real].max() < 2e-5
     assert np.isfinite(out).all()
@@ -118,26 +123,26 @@ def test_empty_sequences_first_last_and_between(name, decode):
 @pytest.mark.parametrize("decode", [True, False])
 def test_long_contexts(name, decode):
     lens = [2304, 1, 511, 512, 513]
-    geometry, layout = sized(name, (9, 3, 64))
+    geometry, layout = size_case(name, (9, 3, 64))
     queries = [1] * 5 if decode else [36, 1, 24, 8, 65]
-    case = make_case(geometry, lens, queries, layout=layout)
+    case = build_case(geometry, lens, queries, layout=layout)
     out = run(case, name, decode=decode)
     check(case, out, None, None, 2e-5)
 
 
-def test_misfits_are_refused():
-    case = make_case((9, 3, 64), [5], [1])
-    options = {"layout": case.layout, "scale": 1.0}
-    q, kv, tables, lens, starts = (jnp.asarray(array) for array in case.arrays)
+def test_a_call_is_validated():
+    case = build_case((9, 3, 64), [5], [1])
+    q, kv, metadata = jax.tree.map(jnp.asarray, (case.q, case.kv, case.metadata))
+    options = AttentionOptions(1.0)
     with pytest.raises(ValueError, match="do not fit"):
-        paged_attention(q[:, :8], kv, tables, lens, starts, 0, **options)
-    with pytest.raises(ValueError, match="wants"):
-        paged_attention(q, kv[:, :-1], tables, lens, starts, 0, **options)
+        paged_attention(q[:, :8], kv, metadata, options, 0)
+    with pytest.raises(ValueError, match=r"needs \[pages, "):
+        paged_attention(q, kv[:, :-1], metadata, options, 0)
+    with pytest.raises(ValueError, match="1 block tables, but"):
+        paged_attention(q, kv, replace(metadata, kv_lens=jnp.ones(2, jnp.int32)), options, 0)
     two = jnp.concatenate([q, q])
-    with pytest.raises(ValueError, match="one query a sequence"):
-        paged_attention(two, kv, tables, lens, starts, 0, decode=True, **options)
-    with pytest.raises(ValueError, match="window"):
-        paged_attention(q, kv, tables, lens, starts, 0, window=0, **options)
+    with pytest.raises(ValueError, match="one query per sequence: 2 queries for 1 sequences"):
+        paged_attention(two, kv, replace(metadata, decode=True), options, 0)
 
 
 def request(platform: str) -> AttentionRequest:
@@ -147,7 +152,7 @@ def request(platform: str) -> AttentionRequest:
     )
 
 
-def test_nothing_is_chosen_silently(monkeypatch):
+def test_the_first_implementation_that_accepts_is_chosen(monkeypatch):
     monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.unavailable_reason", lambda: None)
     assert choose_implementation(None, request("cpu")).name == "native"
     monkeypatch.setattr(
@@ -157,13 +162,13 @@ def test_nothing_is_chosen_silently(monkeypatch):
     with pytest.raises(ValueError, match="native: no compiler"):
         choose_implementation("native", request("cpu"))
     assert choose_implementation("reference", request("cpu")).name == "reference"
-    with pytest.raises(ValueError, match=r"there are: .*xla, reference"):
+    with pytest.raises(ValueError, match=r"known: .*xla, reference"):
         choose_implementation("abacus", request("cpu"))
-    with pytest.raises(ValueError, match=r"not abacus; reference: made for tests"):
+    with pytest.raises(ValueError, match=r"not abacus; reference: for tests"):
         choose_implementation(None, request("abacus"))
 
 
-def test_what_is_unable_is_refused_with_its_reason(monkeypatch):
+def test_an_unsupported_request_is_refused_with_its_reason(monkeypatch):
     picky = Implementation("picky", ("cpu",), paged_attention, lambda request: "no Tuesdays")
     monkeypatch.setattr(api, "IMPLEMENTATIONS", (picky, *IMPLEMENTATIONS))
     assert choose_implementation(None, request("cpu")).name in ("native", "xla")

@@ -15,12 +15,14 @@ from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import Cluster
 from muxjax.placement.costs.cost_model import PlanningCosts
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.estimator import build_batch_curve, settle
+from muxjax.placement.planner.batch_curve import build_batch_curve
+from muxjax.placement.planner.estimator import find_operating_point
 from muxjax.placement.planner.exact import solve
 from muxjax.placement.planner.load import ModelLoad
+from muxjax.placement.planner.placements import Placement
 from muxjax.placement.planner.planner import plan_placement
 from muxjax.placement.planner.scorer import Scorer
-from muxjax.placement.planner.search import Placement, Search
+from muxjax.placement.planner.search import Search
 from tests.placement.fleets import SHAPES, tiny_fleet
 
 
@@ -55,8 +57,7 @@ def _unit(
     loads: Sequence[ModelLoad], size: int, memory: float, costs: PlanningCosts
 ) -> float | None:
     options = [
-        [tp for tp in costs.tp_degrees(load.kind) if tp <= size and size % tp == 0]
-        for load in loads
+        [tp for tp in costs.tp_sizes(load.kind) if tp <= size and size % tp == 0] for load in loads
     ]
     best: float | None = None
     for degrees in itertools.product(*options):
@@ -64,10 +65,10 @@ def _unit(
             build_batch_curve(load, costs, size=size, tp=tp)
             for load, tp in zip(loads, degrees, strict=True)
         ]
-        point = settle(curves, memory, "time_sliced")
+        point = find_operating_point(curves, memory, "time_sliced")
         if point is not None:
             served = sum(
-                load.rate * fraction for load, fraction in zip(loads, point.fractions, strict=True)
+                load.rate * fraction for load, fraction in zip(loads, point.served, strict=True)
             )
             best = served if best is None else max(best, served)
     return best

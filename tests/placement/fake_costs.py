@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muxjax.placement.costs.model_shape import ModelShape
+from muxjax.placement.planner.batch_curve import BatchCurve, build_batch_curve
+from muxjax.placement.planner.load import ModelLoad
+from muxjax.scheduling.expected_load import ExpectedLoad
 
+MEMORY = 10_000.0
+"""Bytes of a device."""
 SHAPE = ModelShape(1, 8, 8, 8, 8, 8, 8)
 
 
@@ -31,7 +36,7 @@ class FakeCosts:
     def shape(self, model: str) -> ModelShape:
         return SHAPE
 
-    def tp_degrees(self, model: str) -> tuple[int, ...]:
+    def tp_sizes(self, model: str) -> tuple[int, ...]:
         return self.degrees
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:
@@ -52,3 +57,11 @@ class FakeCosts:
 
     def kv_bytes_per_token(self, model: str, *, tp: int = 1) -> float:
         return self.kv / tp
+
+
+def load(rate: float = 1.0, prompt: float = 100.0, output: float = 50.0) -> ModelLoad:
+    return ModelLoad("a", "m", ExpectedLoad(rate, prompt, output))
+
+
+def curve(rate: float = 1.0, size: int = 1, tp: int = 1, **costs: float) -> BatchCurve:
+    return build_batch_curve(load(rate), FakeCosts(**costs), size=size, tp=tp)  # type: ignore[arg-type]

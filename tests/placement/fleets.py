@@ -7,6 +7,7 @@ import random
 from muxjax.placement.costs.cluster import Cluster, parse_cluster
 from muxjax.placement.costs.model_shape import LLAMA_SHAPES, ModelShape
 from muxjax.placement.planner.load import ModelLoad
+from muxjax.scheduling.expected_load import ExpectedLoad
 
 SHAPES: dict[str, ModelShape] = {
     **LLAMA_SHAPES,
@@ -30,9 +31,11 @@ def tiny_fleet(seed: int) -> tuple[list[ModelLoad], Cluster]:
         ModelLoad(
             name=f"m{index}",
             kind=rand.choice(list(SHAPES)),
-            rate=level * 10 ** rand.uniform(-1, 0.5),
-            prompt_tokens=rand.choice((50.0, 161.0, 600.0)),
-            output_tokens=rand.choice((20.0, 150.0, 338.0)),
+            expected=ExpectedLoad(
+                rate=level * 10 ** rand.uniform(-1, 0.5),
+                prompt_tokens=rand.choice((50.0, 161.0, 600.0)),
+                output_tokens=rand.choice((20.0, 150.0, 338.0)),
+            ),
         )
         for index in range(rand.randint(1, 5))
     ]
@@ -46,6 +49,7 @@ def large_fleet(nodes: int, models: int, seed: int = 0) -> tuple[list[ModelLoad]
     scale = 12 * nodes * 8 / sum(rates)
     kinds = list(SHAPES)
     loads = [
-        ModelLoad(f"m{index}", rand.choice(kinds), rate * scale) for index, rate in enumerate(rates)
+        ModelLoad(f"m{index}", rand.choice(kinds), ExpectedLoad(rate * scale))
+        for index, rate in enumerate(rates)
     ]
     return loads, parse_cluster(f"{nodes}x8:h100")

@@ -26,7 +26,7 @@ class SimpleCosts:
     def shape(self, model: str) -> ModelShape:
         return SHAPE
 
-    def tp_degrees(self, model: str) -> tuple[int, ...]:
+    def tp_sizes(self, model: str) -> tuple[int, ...]:
         return (1, 2, 4) if model == "small" else (2, 4)
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:

@@ -29,7 +29,8 @@ from muxjax.bench.http.client import RequestInput
 from muxjax.bench.http.prompts import PromptGenerator
 from muxjax.errors import BenchError, WorkloadError
 from muxjax.placement.workload.arrivals import power_law_rates
-from muxjax.placement.workload.trace_files import SHAREGPT_LIMITS, open_trace
+from muxjax.placement.workload.sharegpt import SHAREGPT_LIMITS
+from muxjax.placement.workload.trace_files import open_trace
 
 DataSet = Literal["random", "sharegpt", "custom", "burstgpt", "trace"]
 _DEFAULT_OUTPUT = 256

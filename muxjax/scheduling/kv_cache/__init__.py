@@ -1,1 +1,1 @@
-"""The shared KV pool: slabs, block allocation, quotas, preemption and the prefix cache."""
+"""KV cache: slabs and block allocation, quotas, admission, preemption and the prefix cache."""

@@ -1,32 +1,32 @@
-"""Blocks of pages from slabs that belong to one model at a time.
+"""Allocation of KV cache blocks from slabs that are leased to one model at a time.
 
-Models with `L` layers take blocks of `L` consecutive pages. Cutting one pool into blocks of unlike
-size would fragment it, so the pool is first cut into slabs of equal size, a slab is leased to one
-model, cut into that model's blocks, and returns to the pool when its last block is freed (slab
-allocation after Bonwick, USENIX Summer 1994; the leased unit is what quotas count).
+A block of a model with `L` layers is `L` consecutive pages. Blocks of different sizes would
+fragment one pool. The pool is therefore divided into slabs of equal size. A slab is leased to one
+model, divided into that model's blocks, and returns to the pool when its last block is freed. The
+source is slab allocation (Bonwick, USENIX Summer 1994). Quotas (MuxServe, section 3.3) count leased
+slabs.
 
     | dummy block | slab 0 | slab 1 | ... | slab n-1 | remainder (wasted, < a slab) |
 
-A model may have several copies side by side, each on devices of its own. A page of a slab that such
-a model leases is there once for each copy, and so is a block: the id of a block of copy `c` is its
-first page plus `c` times the pages of the pool. What holds nothing of a copy is of no use to
-another.
+A model may have several replicas on disjoint groups of the unit's devices. Each page of a slab that
+such a model leases exists once in every replica, and so does each block. The id of a block is its
+first page plus `replica * num_pages`. A block of one replica is of no use to another.
 
-Blocks come from the fullest slab that has room, so that the emptier ones drain and return
-(`cut_lease.py`). Slabs that hold one block, which all do where models are as deep, need less
-bookkeeping (`whole_lease.py`).
+Blocks come from the fullest slab with a free block, so that emptier slabs drain and return to the
+pool (`multi_block_slab.py`). Slabs of one block need less bookkeeping (`single_block_slab.py`).
 
-Several requests may refer to a block, and a block may be kept when nobody does: it is *cached*, to
-be found again (`prefix_cache.py`), and goes as soon as its pages are wanted. So a slab in which
-nothing is in use is not leased, whatever is cached in it: it is *idle*, and counts as free. What
-quotas and preemption see is the same with a cache as without.
+Several requests may refer to one block. A block without references may be kept, *cached*, so that
+later requests can find it (`prefix_cache.py`); it is evicted when its pages are needed. A slab
+without a block in use is not leased, whatever is cached in it: it is *idle* and counts as free.
+Quotas and preemption therefore decide the same with a prefix cache as without.
 
 Invariants, which `check_invariants` tests:
-- a page belongs to at most one block; no block reaches outside its slab;
-- all blocks of a slab belong to the model that has it; a slab with nothing in it is nobody's;
-- the first `max L` pages, where padded writes go, are never handed out;
+
+- a page belongs to at most one block of a replica, and no block extends beyond its slab;
+- all blocks of a slab belong to the model that holds it, and no model holds an empty slab;
+- the dummy block (the first `max L` pages), where padding is written, is never allocated;
 - only blocks in use have references;
-- leased, idle and empty slabs together are all slabs, and the counters agree with the slabs.
+- every slab is exactly one of leased, idle and empty, and the counters agree with the slabs.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from muxjax.scheduling.kv_cache.slabs import SlabLease, SlabPool
 
 
 class SlabAllocator:
-    """Hands out blocks of pages. Knows what is physically free; quotas are not its business.
+    """Allocates blocks of pages. It knows which pages are free, and no quotas.
 
     Args:
-      num_pages: pages of the pool, the dummy block included.
-      layers: `L` of each model by name.
-      replicas: of each model that has more than one.
-      record_freed: keep the pages that were freed for `take_freed_pages` (test mode).
+      num_pages: pages of the pool, including the dummy block.
+      layers: `L` of each model, by name.
+      replicas: number of replicas of each model that has more than one.
+      record_freed: record freed pages for `take_freed_pages` (test mode).
 
     Raises:
-      ValueError: no models, or a pool without room for one slab.
+      ValueError: there are no models, or the pool has no room for one slab.
     """
 
     def __init__(
@@ -68,228 +68,248 @@ class SlabAllocator:
         usable = num_pages - self.dummy_pages
         if usable < self.dummy_pages:
             raise ValueError(
-                f"a pool of {num_pages} pages has no room for a dummy block and one block of "
+                f"a pool of {num_pages} pages is too small: the dummy block and one block need "
                 f"{self.dummy_pages} pages each"
             )
         self.slab_pages = choose_slab_pages(usable, layers.values())
         self.num_slabs = usable // self.slab_pages
         self.remainder_pages = usable - self.num_slabs * self.slab_pages
         slabs = range(self.dummy_pages, num_pages - self.slab_pages + 1, self.slab_pages)
-        self._slabs = SlabPool(
+        self._pool = SlabPool(
             num_pages, self.slab_pages, self.dummy_pages, record_freed, list(reversed(slabs))
         )
         self._leases: dict[str, SlabLease] = {}
         for model, pages in layers.items():
             self.add_model(model, pages, replicas.get(model, 1))
 
-    # Models that come and go; the pool's cut into slabs stays
+    # Models; the slab size stays as chosen for the first ones
 
     def add_model(self, model: str, layers: int, replicas: int = 1) -> None:
-        """Takes in a model whose blocks have so many pages, and that has so many copies.
+        """Adds a model with blocks of `layers` pages.
 
         Raises:
-          ValueError: it is there already, or its blocks do not fit the slabs as they are cut.
+          ValueError: the model is in the pool already, or its blocks are larger than the slabs or
+            the dummy block.
         """
         if model in self._leases:
-            raise ValueError(f"{model} is there already")
+            raise ValueError(f"{model} is in the pool already")
         largest = min(self.slab_pages, self.dummy_pages)
         if layers > largest:
             raise ValueError(
-                f"a block of {model} has {layers} pages, one for each layer, and the pool is cut "
-                f"for models of at most {largest}"
+                f"a block of {model} has {layers} pages, one for each layer, and the pool is "
+                f"divided for models of at most {largest} layers"
             )
-        whole = replicas == 1 and self.slab_pages // layers == 1
-        kind = SingleBlockLease if whole else MultiBlockLease
-        self._leases[model] = kind(self._slabs, model, layers, replicas)
+        single_block = replicas == 1 and self.slab_pages // layers == 1
+        lease_type = SingleBlockLease if single_block else MultiBlockLease
+        self._leases[model] = lease_type(self._pool, model, layers, replicas)
 
     def remove_model(self, model: str) -> None:
-        """Drops a model that holds nothing, cached blocks included.
+        """Removes a model that has no block in use or cached.
 
         Raises:
-          ValueError: it holds blocks.
+          ValueError: the model has blocks.
         """
-        if self._leases[model].slabs or self._leases[model].idle:
-            raise ValueError(f"{model} still holds blocks")
+        lease = self._leases[model]
+        if lease.slabs or lease.idle:
+            raise ValueError(
+                f"{model} cannot be removed: it leases {lease.slabs} slabs and caches blocks in "
+                f"{len(lease.idle)}"
+            )
         del self._leases[model]
 
-    # What there is
+    # Counts
 
     @property
     def usable_pages(self) -> int:
-        """Pages in slabs: what quotas divide."""
+        """Pages in slabs, which quotas divide."""
         return self.num_slabs * self.slab_pages
 
     @property
     def empty_slabs(self) -> int:
-        """Slabs that hold nothing at all."""
-        return len(self._slabs.empty)
+        """Number of slabs without a block in use or cached."""
+        return len(self._pool.empty)
 
     @property
     def idle_slabs(self) -> int:
-        """Slabs that hold cached blocks and nothing in use."""
-        return self._slabs.idle
+        """Number of slabs with cached blocks and none in use."""
+        return self._pool.num_idle
 
     @property
     def free_slabs(self) -> int:
-        """Slabs in which nothing is in use: empty or idle."""
-        slabs = self._slabs
-        return len(slabs.empty) + slabs.idle
+        """Number of slabs without a block in use: empty or idle."""
+        pool = self._pool
+        return len(pool.empty) + pool.num_idle
 
     @property
-    def lease_changes(self) -> int:
-        """How often some model has come to lease more or fewer slabs."""
-        return self._slabs.changes
+    def lease_version(self) -> int:
+        """Increases whenever the number of slabs that a model leases may have changed."""
+        return self._pool.lease_version
 
     @property
     def waste(self) -> float:
-        """Part of the pool, dummy block apart, that no block can use (mean over the models)."""
+        """Fraction of the pool without the dummy block that no block can use; mean over models."""
         if not self._leases:
             return self.remainder_pages / (self.num_pages - self.dummy_pages)
-        lost = sum(self.slab_pages % lease.layers for lease in self._leases.values())
-        in_slabs = self.num_slabs * lost / len(self._leases)
+        tails = sum(self.slab_pages % lease.layers for lease in self._leases.values())
+        in_slabs = self.num_slabs * tails / len(self._leases)
         return (in_slabs + self.remainder_pages) / (self.num_pages - self.dummy_pages)
 
     def blocks_per_slab(self, model: str) -> int:
-        """Blocks of a slab, for each copy of the model."""
+        """Blocks of a slab, for each replica of the model."""
         return self._leases[model].blocks_per_slab
 
     def leased_slabs(self, model: str) -> int:
-        """Slabs with blocks that the model has in use."""
+        """Number of slabs in which the model has a block in use."""
         return self._leases[model].slabs
 
     def idle_slabs_of(self, model: str) -> int:
-        """Slabs with cached blocks of the model and nothing in use."""
+        """Number of slabs with cached blocks of the model and none in use."""
         return len(self._leases[model].idle)
 
     def held_slabs(self) -> list[tuple[str, int, int]]:
-        """The models, the slabs that hold something of each, and how many of these are idle."""
+        """For each model: name, number of leased and idle slabs together, number of idle slabs."""
         return [
             (model, lease.slabs + len(lease.idle), len(lease.idle))
             for model, lease in self._leases.items()
         ]
 
     def leased_pages(self, model: str) -> int:
-        """Pages of the slabs that the model leases."""
+        """Pages of the slabs that the model leases, including their free blocks."""
         return self._leases[model].slabs * self.slab_pages
 
     def used_pages(self, model: str) -> int:
-        """Pages of the model's blocks in use, of a copy in the mean; a shared block counts once."""
+        """Pages of the model's blocks in use, mean over replicas; a shared block counts once."""
         lease = self._leases[model]
-        return -(-lease.used_blocks // lease.replicas) * lease.layers
+        return -(-lease.used_blocks // lease.num_replicas) * lease.layers
 
     def cached_pages(self, model: str) -> int:
-        """Pages of the model's cached blocks, of a copy in the mean."""
+        """Pages of the model's cached blocks, mean over replicas."""
         lease = self._leases[model]
-        return -(-lease.cached_blocks // lease.replicas) * lease.layers
+        return -(-lease.cached_blocks // lease.num_replicas) * lease.layers
 
     def slabs_for(self, model: str, num_blocks: int) -> int:
-        """Slabs that hold this many blocks of one copy of the model, packed."""
+        """Fewest slabs that hold this many blocks of one replica of the model."""
         return -(-num_blocks // self._leases[model].blocks_per_slab)
 
     def slabs_to_lease(
-        self, model: str, num_blocks: int, shared: Iterable[int] = (), copy: int = 0
+        self, model: str, num_blocks: int, shared: Iterable[int] = (), replica: int = 0
     ) -> int:
-        """Slabs that the model must lease beyond its own for a copy to get so many blocks more.
+        """Number of slabs that the model must lease for a replica to get `num_blocks` more blocks.
 
         Args:
-          model: its name.
-          num_blocks: blocks, which may take the place of cached ones.
-          shared: cached or used blocks of the copy that it refers to besides.
-          copy: whose blocks; a slab that is leased for one has blocks for all.
+          model: name.
+          num_blocks: new blocks, which may replace cached ones.
+          shared: blocks of the replica, in use or cached, that get another reference as well.
+          replica: the replica that needs the blocks; a leased slab has blocks for all replicas.
         """
-        return self._leases[model].to_lease(num_blocks, shared, copy)
+        return self._leases[model].slabs_to_lease(num_blocks, shared, replica)
 
-    def available_blocks(self, model: str, copy: int = 0) -> int:
-        """Blocks that a copy can get without another slab, in place of cached ones too."""
-        return self._leases[model].available_blocks(copy)
+    def available_blocks(self, model: str, replica: int = 0) -> int:
+        """Free and cached blocks of a replica in leased slabs."""
+        return self._leases[model].available_blocks(replica)
 
-    def free_blocks(self, model: str, copy: int = 0) -> int:
-        """Blocks that a copy can get without another slab and with nothing lost."""
-        return self._leases[model].free_blocks(copy)
+    def free_blocks(self, model: str, replica: int = 0) -> int:
+        """Free blocks of a replica in leased slabs."""
+        return self._leases[model].free_blocks(replica)
 
     def references(self, block: int) -> int:
-        """How many refer to a block: 0 for one that is cached or free."""
-        slabs = self._slabs
-        slab = slabs.cut.get(slabs.slab_of(block))
-        used = block in slabs.whole if slab is None else block in slab.used
-        return 1 + slabs.extra.get(block, 0) if used else 0
+        """Number of references to a block; 0 if it is cached or free."""
+        pool = self._pool
+        slab = pool.multi_block_slabs.get(pool.slab_of(block))
+        used = block in pool.single_block_owners if slab is None else block in slab.used
+        return 1 + pool.extra_references.get(block, 0) if used else 0
 
     def slab_of(self, block: int) -> int:
-        """The slab that a block lies in, by its first page."""
-        return self._slabs.slab_of(block)
+        """The slab that contains a block, by its first page."""
+        return self._pool.slab_of(block)
 
-    def copy_of(self, block: int) -> int:
-        """The copy of its model that a block is of."""
-        return self._slabs.copy_of(block)
+    def replica_of(self, block: int) -> int:
+        """The replica of its model that a block belongs to."""
+        return self._pool.replica_of(block)
 
     def used_blocks_in(self, slab: int) -> int:
-        """Blocks in use of a slab."""
-        cut = self._slabs.cut.get(slab)
-        return int(slab in self._slabs.whole) if cut is None else len(cut.used)
+        """Number of blocks in use in a slab, of all replicas."""
+        held = self._pool.multi_block_slabs.get(slab)
+        return int(slab in self._pool.single_block_owners) if held is None else len(held.used)
 
     # Blocks
 
-    def allocate(self, model: str, num_blocks: int, copy: int = 0) -> list[int] | None:
-        """Takes blocks for a copy of a model, all or none; cached blocks stay.
+    def allocate(self, model: str, num_blocks: int, replica: int = 0) -> list[int] | None:
+        """Allocates all blocks or none, from free blocks and empty slabs.
 
-        `PrefixCache.make_room` makes room first.
+        Cached blocks are not evicted; `PrefixCache.evict_to_fit` does that before.
 
         Returns:
-          The ids of the blocks, for the first copy their first pages; None when there is no room
-          for all of them.
+          The ids of the blocks, or None if there is no room for all of them.
         """
-        return self._leases[model].allocate(num_blocks, copy)
+        return self._leases[model].allocate(num_blocks, replica)
 
     def share(self, model: str, blocks: Iterable[int]) -> None:
         """Adds a reference to blocks that are in use or cached.
 
         Raises:
-          ValueError: a block that the model does not have.
+          ValueError: the model does not have a block in use or cached.
         """
         self._leases[model].share(blocks)
 
     def free(self, model: str, blocks: Iterable[int], keep: Container[int] = ()) -> None:
-        """Gives references back; a block without any is cached if it is to be kept, else free.
+        """Drops one reference to each block.
+
+        Args:
+          model: name.
+          blocks: blocks in use.
+          keep: blocks that are cached instead of freed when their last reference is dropped.
 
         Raises:
-          ValueError: a block that the model does not have in use (freed twice, or never its own).
+          ValueError: a block is not in use by the model. The blocks before it are freed.
         """
         self._leases[model].free(blocks, keep)
 
     def take_freed_pages(self) -> list[int]:
-        """Pages freed since the last call, if `record_freed`; some may be in use again."""
-        freed, self._slabs.freed = self._slabs.freed, []
+        """Returns the pages freed since the last call; some may be allocated again (test mode)."""
+        freed, self._pool.freed_pages = self._pool.freed_pages, []
         return freed
 
     # Cached blocks
 
-    def lease_roomy(self, model: str, copy: int = 0) -> bool:
-        """Leases an idle slab of the model with free blocks of a copy; False if there is none."""
-        return self._leases[model].lease_roomy(copy)
+    def lease_idle_slab(self, model: str, replica: int = 0) -> bool:
+        """Leases an idle slab of the model that has free blocks of a replica, if there is one.
 
-    def evict_block(self, model: str, copy: int = 0) -> int:
-        """Frees a copy's oldest cached block in slabs that the model leases; there must be one."""
-        return self._leases[model].evict_block(copy)
+        Until a block of the slab is allocated or shared, it is leased without a block in use.
+
+        Returns:
+          Whether there was such a slab.
+        """
+        return self._leases[model].lease_idle_slab(replica)
+
+    def evict_block(self, model: str, replica: int = 0) -> int:
+        """Frees and returns the oldest cached block of a replica in the model's leased slabs.
+
+        There must be one: `available_blocks` exceeds `free_blocks`.
+        """
+        return self._leases[model].evict_block(replica)
 
     def evict_slabs(self, model: str, count: int) -> list[int]:
-        """Empties so many idle slabs of the model, the oldest first; returns what was cached there.
+        """Empties the `count` oldest idle slabs of the model, which must have as many.
 
-        There must be as many. Where pages are short some are emptied before each step.
+        Returns:
+          The blocks that were cached in them.
         """
         return self._leases[model].evict_slabs(count)
 
     # Tests
 
     def check_invariants(self) -> None:
-        """Raises AssertionError if an invariant of the module's docstring does not hold."""
-        slabs = self._slabs
-        found = list(slabs.empty)
+        """Raises AssertionError if an invariant in the module's docstring does not hold."""
+        pool = self._pool
+        seen = list(pool.empty)
         for model, lease in self._leases.items():
             assert lease.model == model
-            found += lease.check_invariants()
-        everything = range(self.num_slabs)
-        assert sorted(found) == [self.dummy_pages + at * self.slab_pages for at in everything]
-        assert max(found) + self.slab_pages <= self.num_pages
-        assert slabs.idle == sum(len(lease.idle) for lease in self._leases.values())
-        assert all(count > 0 for count in slabs.extra.values())
-        assert all(self.references(block) == 1 + count for block, count in slabs.extra.items())
+            seen += lease.check_invariants()
+        indices = range(self.num_slabs)
+        assert sorted(seen) == [self.dummy_pages + index * self.slab_pages for index in indices]
+        assert max(seen) + self.slab_pages <= self.num_pages
+        assert pool.num_idle == sum(len(lease.idle) for lease in self._leases.values())
+        extra = pool.extra_references
+        assert all(count > 0 for count in extra.values())
+        assert all(self.references(block) == 1 + count for block, count in extra.items())

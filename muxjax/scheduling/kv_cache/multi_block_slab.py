@@ -1,6 +1,7 @@
-"""Slabs that are cut into several blocks, or of which each copy of a model has blocks of its own.
+"""Leases of slabs that hold several blocks, or blocks of several replicas.
 
-Blocks come from the fullest slab that has room, so that the emptier ones drain and return.
+Blocks come from the leased slab with the fewest free blocks, so that the other slabs drain and
+return to the pool. An idle slab is leased again with the blocks cached in it.
 """
 
 from __future__ import annotations
@@ -13,45 +14,52 @@ from muxjax.scheduling.kv_cache.slabs import ReplicaState, Slab, SlabLease, Slab
 
 
 class MultiBlockLease(SlabLease):
-    """What a model has whose slabs hold several blocks.
+    """Lease of a model whose slabs hold several blocks.
+
+    Invariants, for each slab of the model and each replica:
+
+    - a block is in exactly one of `Slab.used`, `Slab.cached` and `Slab.free_by_replica`;
+    - a leased slab with `n > 0` free blocks is in `ReplicaState.slabs_by_free[n]` and nowhere else;
+    - an idle slab is in `idle`, and in `ReplicaState.idle_with_free` if it has free blocks;
+    - `ReplicaState.free_blocks` and `ReplicaState.cached` cover the leased slabs only.
 
     Attributes:
-      parts: what each copy has.
-      idle_cached: cached blocks in idle slabs.
+      replica_states: free and cached blocks of each replica.
+      idle_cached: number of cached blocks in idle slabs.
     """
 
-    def __init__(self, pool: SlabPool, model: str, layers: int, replicas: int) -> None:
-        super().__init__(pool, model, layers, replicas)
-        self.parts = [
-            ReplicaState([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(replicas)
+    def __init__(self, pool: SlabPool, model: str, layers: int, num_replicas: int) -> None:
+        super().__init__(pool, model, layers, num_replicas)
+        self.replica_states = [
+            ReplicaState([{} for _ in range(self.blocks_per_slab + 1)]) for _ in range(num_replicas)
         ]
         self.idle_cached = 0
 
-    # What there is
+    # Counts
 
     @property
     def cached_blocks(self) -> int:
-        """Cached blocks of all copies."""
-        return self.idle_cached + sum([len(part.cached) for part in self.parts])
+        """Number of cached blocks, of all replicas."""
+        return self.idle_cached + sum([len(state.cached) for state in self.replica_states])
 
-    def free_blocks(self, copy: int) -> int:
-        """Free blocks of a copy in the slabs that are leased."""
-        return self.parts[copy].free_blocks
+    def free_blocks(self, replica: int) -> int:
+        """See `SlabAllocator.free_blocks`."""
+        return self.replica_states[replica].free_blocks
 
-    def available_blocks(self, copy: int) -> int:
-        """Those and the cached ones."""
-        part = self.parts[copy]
-        return part.free_blocks + len(part.cached)
+    def available_blocks(self, replica: int) -> int:
+        """See `SlabAllocator.available_blocks`."""
+        state = self.replica_states[replica]
+        return state.free_blocks + len(state.cached)
 
-    def to_lease(self, num_blocks: int, shared: Iterable[int], copy: int) -> int:
+    def slabs_to_lease(self, num_blocks: int, shared: Iterable[int], replica: int) -> int:
         """See `SlabAllocator.slabs_to_lease`."""
-        pool, part = self._pool, self.parts[copy]
-        missing = num_blocks - part.free_blocks - len(part.cached)
+        pool, state = self._pool, self.replica_states[replica]
+        missing = num_blocks - state.free_blocks - len(state.cached)
         idle: set[int] = set()
         for block in shared:
             first = pool.slab_of(block)
-            slab = pool.cut[first]
-            missing += block in slab.cached
+            slab = pool.multi_block_slabs[first]
+            missing += block in slab.cached  # a new block cannot replace a shared one
             if not slab.used:
                 idle.add(first)
         missing -= len(idle) * self.blocks_per_slab
@@ -59,28 +67,29 @@ class MultiBlockLease(SlabLease):
 
     # Blocks
 
-    def allocate(self, num_blocks: int, copy: int) -> list[int] | None:
+    def allocate(self, num_blocks: int, replica: int) -> list[int] | None:
         """See `SlabAllocator.allocate`."""
-        pool, part = self._pool, self.parts[copy]
-        missing = num_blocks - part.free_blocks
+        pool, state = self._pool, self.replica_states[replica]
+        missing = num_blocks - state.free_blocks
         new_slabs = -(-missing // self.blocks_per_slab) if missing > 0 else 0
         if new_slabs > len(pool.empty):
             return None
         blocks: list[int] = []
-        while part.mask and len(blocks) < num_blocks:
-            fullest = (part.mask & -part.mask).bit_length() - 1
-            first = next(iter(part.partial[fullest]))
-            slab = pool.cut[first]
-            free = slab.free[copy]
-            left = max(0, fullest - (num_blocks - len(blocks)))
-            taken = free[left:]
+        while state.nonempty_mask and len(blocks) < num_blocks:
+            # The lowest bit of the mask: the fewest free blocks that a slab has.
+            num_free = (state.nonempty_mask & -state.nonempty_mask).bit_length() - 1
+            first = next(iter(state.slabs_by_free[num_free]))
+            slab = pool.multi_block_slabs[first]
+            free = slab.free_by_replica[replica]
+            left = max(0, num_free - (num_blocks - len(blocks)))
+            allocated = free[left:]
             del free[left:]
-            slab.used.update(taken)
-            blocks += reversed(taken)
-            part.file(first, fullest, left)
+            slab.used.update(allocated)
+            blocks += reversed(allocated)
+            state.move_slab(first, num_free, left)
         if new_slabs:
-            self._lease_slabs(copy, new_slabs, blocks, num_blocks)
-        part.free_blocks -= num_blocks
+            self._lease_empty_slabs(replica, new_slabs, blocks, num_blocks)
+        state.free_blocks -= num_blocks
         self.used_blocks += num_blocks
         return blocks
 
@@ -88,15 +97,15 @@ class MultiBlockLease(SlabLease):
         """See `SlabAllocator.share`."""
         pool = self._pool
         for block in blocks:
-            first, slab = self._find(block)
+            first, slab = self._lookup_slab(block)
             if block in slab.used:
-                pool.extra[block] += 1
+                pool.extra_references[block] += 1
                 continue
             if block not in slab.cached:
-                raise self._not_there(block)
+                raise self._not_held(block)
             if not slab.used:
                 self._lease_idle(first, slab)
-            del slab.cached[block], self.parts[pool.copy_of(block)].cached[block]
+            del slab.cached[block], self.replica_states[pool.replica_of(block)].cached[block]
             slab.used.add(block)
             self.used_blocks += 1
 
@@ -104,41 +113,42 @@ class MultiBlockLease(SlabLease):
         """See `SlabAllocator.free`."""
         pool = self._pool
         for block in blocks:
-            first, slab = self._find(block)
+            first, slab = self._lookup_slab(block)
             if block not in slab.used:
                 raise self._not_in_use(block)
-            if pool.extra and pool.drop_extra(block):
+            if pool.extra_references and pool.drop_extra_reference(block):
                 continue
             slab.used.remove(block)
             self.used_blocks -= 1
             if block in keep:
-                slab.cached[block] = self.parts[pool.copy_of(block)].cached[block] = None
+                state = self.replica_states[pool.replica_of(block)]
+                slab.cached[block] = state.cached[block] = None
             else:
-                self._set_free(first, slab, block)
+                self._add_free_block(first, slab, block)
             if not slab.used:
                 if slab.cached:
-                    self._end_lease(first, slab)
+                    self._make_idle(first, slab)
                 else:
-                    self._return_slab(first)
+                    self._make_empty(first)
 
     # Cached blocks
 
-    def lease_roomy(self, copy: int) -> bool:
-        """See `SlabAllocator.lease_roomy`."""
-        roomy = self.parts[copy].roomy
-        if not roomy:
+    def lease_idle_slab(self, replica: int) -> bool:
+        """See `SlabAllocator.lease_idle_slab`."""
+        slabs = self.replica_states[replica].idle_with_free
+        if not slabs:
             return False
-        first = next(reversed(roomy))
-        self._lease_idle(first, self._pool.cut[first])
+        first = next(reversed(slabs))
+        self._lease_idle(first, self._pool.multi_block_slabs[first])
         return True
 
-    def evict_block(self, copy: int) -> int:
+    def evict_block(self, replica: int) -> int:
         """See `SlabAllocator.evict_block`."""
-        cached = self.parts[copy].cached
+        cached = self.replica_states[replica].cached
         block = next(iter(cached))
-        first, slab = self._find(block)
+        first, slab = self._lookup_slab(block)
         del cached[block], slab.cached[block]
-        self._set_free(first, slab, block)
+        self._add_free_block(first, slab, block)
         return block
 
     def evict_slabs(self, count: int) -> list[int]:
@@ -147,152 +157,166 @@ class MultiBlockLease(SlabLease):
         slabs = list(islice(self.idle, count))
         evicted: list[int] = []
         for first in slabs:
-            slab = pool.cut[first]
-            self._unfile_idle(first, slab)
-            del pool.cut[first]
-            pool.note_freed(slab.cached, self.layers)
+            slab = pool.multi_block_slabs[first]
+            self._remove_idle(first, slab)
+            del pool.multi_block_slabs[first]
+            pool.record_freed_pages(slab.cached, self.layers)
             evicted += slab.cached
         pool.empty += slabs
         return evicted
 
     # Slabs
 
-    def _find(self, block: int) -> tuple[int, Slab]:
+    def _lookup_slab(self, block: int) -> tuple[int, Slab]:
         first = self._pool.slab_of(block)
-        slab = self._pool.cut.get(first)
+        slab = self._pool.multi_block_slabs.get(first)
         if slab is None or slab.model != self.model:
             raise self._not_in_use(block)
         return first, slab
 
-    def _set_free(self, first: int, slab: Slab, block: int) -> None:
-        """Makes a block of a leased slab free."""
+    def _add_free_block(self, first: int, slab: Slab, block: int) -> None:
+        """Adds a block to the free blocks of a leased slab."""
         pool = self._pool
-        copy = pool.copy_of(block)
-        part, own = self.parts[copy], slab.free[copy]
-        own.append(block)
-        part.free_blocks += 1
-        free = len(own)
-        part.file(first, free - 1, free)
+        replica = pool.replica_of(block)
+        state, free = self.replica_states[replica], slab.free_by_replica[replica]
+        free.append(block)
+        state.free_blocks += 1
+        num_free = len(free)
+        state.move_slab(first, num_free - 1, num_free)
         if pool.record_freed:
             page = block % pool.num_pages
-            # Unless another copy has something in them.
+            # Test mode poisons a page in all replicas, so none of them may use or cache it.
             if page not in {other % pool.num_pages for other in (*slab.used, *slab.cached)}:
-                pool.note_freed([block], self.layers)
+                pool.record_freed_pages([block], self.layers)
 
-    def _lease_slabs(self, copy: int, count: int, blocks: list[int], wanted: int) -> None:
-        """Leases slabs and adds a copy's blocks to those given out, until there are `wanted`."""
+    def _lease_empty_slabs(
+        self, replica: int, count: int, blocks: list[int], num_blocks: int
+    ) -> None:
+        """Leases `count` empty slabs and extends `blocks` of a replica to `num_blocks` from them.
+
+        The caller subtracts the allocated blocks from `ReplicaState.free_blocks`.
+        """
         pool, size, layers = self._pool, self.blocks_per_slab, self.layers
-        pool.changes += 1
+        pool.lease_version += 1
         self.slabs += count
-        for part in self.parts:
-            part.free_blocks += count * size
+        for state in self.replica_states:
+            state.free_blocks += count * size
         slabs = pool.empty[-count:]
         del pool.empty[-count:]
         for first in reversed(slabs):
-            slab = pool.cut[first] = Slab(self.model)
-            for at, part in enumerate(self.parts):
-                begin = first + at * pool.num_pages
-                pages = range(begin, begin + size * layers, layers)
-                if at == copy:
-                    taken = pages[: wanted - len(blocks)]
-                    slab.used.update(taken)
-                    blocks += taken
-                    pages = pages[len(taken) :]
-                slab.free.append(list(reversed(pages)))
-                part.file(first, 0, len(pages))
+            slab = pool.multi_block_slabs[first] = Slab(self.model)
+            for index, state in enumerate(self.replica_states):
+                start = first + index * pool.num_pages
+                free = range(start, start + size * layers, layers)
+                if index == replica:
+                    allocated = free[: num_blocks - len(blocks)]
+                    slab.used.update(allocated)
+                    blocks += allocated
+                    free = free[len(allocated) :]
+                slab.free_by_replica.append(list(reversed(free)))
+                state.move_slab(first, 0, len(free))
 
-    def _return_slab(self, first: int) -> None:
-        """Ends the lease of a slab whose blocks are all free."""
+    def _make_empty(self, first: int) -> None:
+        """Returns a leased slab whose blocks are all free to the pool."""
         pool, size = self._pool, self.blocks_per_slab
-        for part in self.parts:
-            part.file(first, size, 0)
-            part.free_blocks -= size
-        del pool.cut[first]
-        pool.changes += 1
+        for state in self.replica_states:
+            state.move_slab(first, size, 0)
+            state.free_blocks -= size
+        del pool.multi_block_slabs[first]
+        pool.lease_version += 1
         self.slabs -= 1
         pool.empty.append(first)
 
-    def _end_lease(self, first: int, slab: Slab) -> None:
-        """Ends the lease of a slab in which nothing but cached blocks is left."""
+    def _make_idle(self, first: int, slab: Slab) -> None:
+        """Ends the lease of a slab that has cached blocks and none in use."""
         pool = self._pool
-        for part, own in zip(self.parts, slab.free, strict=True):
-            part.file(first, len(own), 0)
-            part.free_blocks -= len(own)
-            if own:
-                part.roomy[first] = None
+        for state, free in zip(self.replica_states, slab.free_by_replica, strict=True):
+            state.move_slab(first, len(free), 0)
+            state.free_blocks -= len(free)
+            if free:
+                state.idle_with_free[first] = None
         for block in slab.cached:
-            del self.parts[pool.copy_of(block)].cached[block]
+            del self.replica_states[pool.replica_of(block)].cached[block]
         self.slabs -= 1
         self.idle[first] = None
         self.idle_cached += len(slab.cached)
-        pool.idle += 1
-        pool.changes += 1
+        pool.num_idle += 1
+        pool.lease_version += 1
 
     def _lease_idle(self, first: int, slab: Slab) -> None:
-        """Leases an idle slab, with what is cached in it."""
+        """Leases an idle slab; its cached blocks stay cached."""
         pool = self._pool
-        self._unfile_idle(first, slab)
+        self._remove_idle(first, slab)
         for block in slab.cached:
-            self.parts[pool.copy_of(block)].cached[block] = None
+            self.replica_states[pool.replica_of(block)].cached[block] = None
         self.slabs += 1
-        for part, own in zip(self.parts, slab.free, strict=True):
-            part.free_blocks += len(own)
-            part.file(first, 0, len(own))
-        pool.changes += 1
+        for state, free in zip(self.replica_states, slab.free_by_replica, strict=True):
+            state.free_blocks += len(free)
+            state.move_slab(first, 0, len(free))
+        pool.lease_version += 1
 
-    def _unfile_idle(self, first: int, slab: Slab) -> None:
+    def _remove_idle(self, first: int, slab: Slab) -> None:
+        """Removes a slab from the idle ones; the caller leases or empties it."""
         del self.idle[first]
-        for part in self.parts:
-            part.roomy.pop(first, None)
+        for state in self.replica_states:
+            state.idle_with_free.pop(first, None)
         self.idle_cached -= len(slab.cached)
-        self._pool.idle -= 1
+        self._pool.num_idle -= 1
 
     # Tests
 
     def check_invariants(self) -> set[int]:
         """Raises AssertionError if counters, blocks and slabs do not agree."""
-        pool, found = self._pool, Counter[str]()
-        slabs = {first: slab for first, slab in pool.cut.items() if slab.model == self.model}
+        pool, expected = self._pool, Counter[str]()
+        slabs = {
+            first: slab
+            for first, slab in pool.multi_block_slabs.items()
+            if slab.model == self.model
+        }
         assert self.blocks_per_slab * self.layers <= pool.slab_pages
         for first, slab in slabs.items():
-            assert slab.used or slab.cached, f"slab {first} is leased and empty"
-            assert (first in self.idle) == (not slab.used)
+            assert slab.used or slab.cached, f"slab {first} is held and empty"
+            leased = bool(slab.used)
+            assert (first in self.idle) == (not leased)
             self._check_blocks(first, slab)
-            found["used"] += len(slab.used)
-            found["slabs" if slab.used else "idle"] += 1
-            found["cached" if slab.used else "idle_cached"] += len(slab.cached)
-            for at, (part, own) in enumerate(zip(self.parts, slab.free, strict=True)):
-                found[f"free of {at}"] += len(own) if slab.used else 0
-                assert (first in part.roomy) == (not slab.used and bool(own))
-                filed = [n for n, some in enumerate(part.partial) if first in some]
-                assert filed == ([len(own)] if slab.used and own else [])
+            expected["used"] += len(slab.used)
+            expected["slabs" if leased else "idle"] += 1
+            expected["cached" if leased else "idle_cached"] += len(slab.cached)
+            for index, state in enumerate(self.replica_states):
+                num_free = len(slab.free_by_replica[index])
+                expected[f"free of {index}"] += num_free if leased else 0
+                assert (first in state.idle_with_free) == (not leased and num_free > 0)
+                counts = [n for n, group in enumerate(state.slabs_by_free) if first in group]
+                assert counts == ([num_free] if leased and num_free else [])
             for block in slab.cached:
-                held = block in self.parts[pool.copy_of(block)].cached
-                assert held == bool(slab.used)
+                state = self.replica_states[pool.replica_of(block)]
+                assert (block in state.cached) == leased
         counters = {
             "used": self.used_blocks,
             "slabs": self.slabs,
-            "cached": sum(len(part.cached) for part in self.parts),
+            "cached": sum(len(state.cached) for state in self.replica_states),
             "idle": len(self.idle),
             "idle_cached": self.idle_cached,
         }
-        counters |= {f"free of {at}": part.free_blocks for at, part in enumerate(self.parts)}
-        off = {key: value for key, value in counters.items() if value != found[key]}
-        assert not off, f"counters of {self.model} are off: {off}, {found}"
-        for part in self.parts:
-            for count, filed_ in enumerate(part.partial):
-                assert bool(filed_) == bool(part.mask >> count & 1)
+        for index, state in enumerate(self.replica_states):
+            counters[f"free of {index}"] = state.free_blocks
+            for count, group in enumerate(state.slabs_by_free):
+                assert bool(group) == bool(state.nonempty_mask >> count & 1)
+        wrong = {key: value for key, value in counters.items() if value != expected[key]}
+        assert not wrong, f"{self.model} counts {wrong}, its slabs hold {dict(expected)}"
         return set(slabs)
 
     def _check_blocks(self, first: int, slab: Slab) -> None:
-        """Each block of a slab is in use, cached or free."""
+        """Each block of a slab is in use, cached or free, and only one of these."""
         pool = self._pool
-        held = [*slab.used, *slab.cached, *(block for own in slab.free for block in own)]
-        blocks = Counter(divmod(block, pool.num_pages) for block in held)
+        free = [block for blocks in slab.free_by_replica for block in blocks]
+        blocks = Counter(
+            divmod(block, pool.num_pages) for block in (*slab.used, *slab.cached, *free)
+        )
         assert blocks == {
-            (copy, first + at * self.layers): 1
-            for copy in range(self.replicas)
-            for at in range(self.blocks_per_slab)
+            (replica, first + index * self.layers): 1
+            for replica in range(self.num_replicas)
+            for index in range(self.blocks_per_slab)
         }
-        for copy, own in enumerate(slab.free):
-            assert {pool.copy_of(block) for block in own} <= {copy}
+        for replica, replica_blocks in enumerate(slab.free_by_replica):
+            assert {pool.replica_of(block) for block in replica_blocks} <= {replica}

@@ -1,9 +1,8 @@
-"""How each policy has the pool divided.
+"""Division of the pool among models, by policy.
 
-The policies that the paper and this project propose divide it by quotas that follow the need
-(`quotas.KVQuotas`). Two of the baselines do not: `temporal` lets whoever comes first take what is
-free (`quotas.OpenPool`), and `static` and `mutex` give each model a part that is its own
-(`FixedPool`).
+MuxServe's policy and those of this project use quotas that follow the need (`quotas.KVQuotas`). The
+baselines do not: `temporal` leases free pages in order of arrival (`OpenPool`), `static` and
+`mutex` give each model a fixed part of the pool (`FixedPool`).
 """
 
 from __future__ import annotations
@@ -11,41 +10,73 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool, apportion, slabs_for_request
+from muxjax.scheduling.kv_cache.apportion import apportion
+from muxjax.scheduling.kv_cache.floors import slabs_for_request
+from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from muxjax.scheduling.specs import ModelSpec
 
 
-class FixedPool(KVQuotas):
-    """Each model has a part of the pool that no other may use, and that never changes.
+class OpenPool(KVQuotas):
+    """A pool without quotas: free pages go to the request that needs them first.
 
-    A baseline: servers that set aside memory for each model. Parts are in proportion to the need,
-    and hold one request of full length at least. A part that is also its floor cannot be borrowed.
+    The quota of every model is the whole pool and never moves, and no floor is guaranteed. This is
+    the baseline of a server without quotas.
 
     Raises:
-      PoolTooSmall: one request of full length of each model does not fit.
+      PoolTooSmall: a request of full length of some model could never run.
     """
 
-    def _parts(
+    reclaims = False
+
+    def _compute_floors_and_quotas(
         self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
     ) -> tuple[dict[str, int], dict[str, int]]:
-        super()._parts(specs, needs)  # refuses a pool that is too small
-        allocator = self._allocator
-        least = [slabs_for_request(spec, allocator, spec.max_model_len) for spec in specs]
-        if sum(least) > allocator.num_slabs:
-            pages = allocator.slab_pages
-            raise PoolTooSmall(
-                f"pool too small: with a part of its own for each model, one request of full "
-                f"length of each takes {sum(least) * pages} pages, and there are "
-                f"{allocator.num_slabs * pages}; raise `pool.memory`, lower `max_model_len`, or "
-                f"take a policy that shares the pool"
-            )
-        weights = [max(0.0, needs[spec.name]) for spec in specs]
-        parts = apportion(allocator.num_slabs, weights, least)
-        own = {spec.name: part for spec, part in zip(specs, parts, strict=True)}
-        return dict(own), own
+        floors, _ = super()._compute_floors_and_quotas(specs, needs)  # refuses a small pool
+        return dict.fromkeys(floors, 0), dict.fromkeys(floors, self._allocator.num_slabs)
 
     def due(self, now: float) -> bool:
-        """Never: nothing moves."""
+        """Returns False: quota never moves."""
+        self._now = now
+        return False
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError if a model has a floor, or a quota below the whole pool."""
+        assert set(self.quotas.values()) <= {self._allocator.num_slabs}
+        assert not any(self.floors.values())
+
+
+class FixedPool(KVQuotas):
+    """A pool divided into fixed parts, one for each model, which no other model can borrow.
+
+    The parts are in proportion to the need, and each holds at least one request of full length.
+    Each part is both quota and floor. This is the baseline of servers that reserve memory for each
+    model.
+
+    Raises:
+      PoolTooSmall: the pool cannot hold one request of full length of each model.
+    """
+
+    def _compute_floors_and_quotas(
+        self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        super()._compute_floors_and_quotas(specs, needs)  # refuses a small pool
+        allocator = self._allocator
+        minima = [slabs_for_request(spec, allocator, spec.max_model_len) for spec in specs]
+        if sum(minima) > allocator.num_slabs:
+            pages = allocator.slab_pages
+            raise PoolTooSmall(
+                f"pool too small: with a fixed part for each model, one request of full length of "
+                f"each needs {sum(minima) * pages} pages, and there are "
+                f"{allocator.num_slabs * pages}; raise `pool.memory`, lower `max_model_len`, or "
+                f"choose a policy that shares the pool"
+            )
+        weights = [max(0.0, needs[spec.name]) for spec in specs]
+        sizes = apportion(allocator.num_slabs, weights, minima)
+        parts = {spec.name: size for spec, size in zip(specs, sizes, strict=True)}
+        return dict(parts), parts
+
+    def due(self, now: float) -> bool:
+        """Returns False: quota never moves."""
         del now
         return False
 
@@ -55,9 +86,9 @@ POOLS: Mapping[str, type[KVQuotas]] = {
     "mutex": FixedPool,
     "temporal": OpenPool,
 }
-"""Of the policies that do not have `KVQuotas`."""
+"""Division of the pool under the policies that do not use `KVQuotas`."""
 
 
 def pool_of(policy: str) -> type[KVQuotas]:
-    """How the policy of this name has the pool divided."""
+    """Returns the division of the pool under the policy of this name."""
     return POOLS.get(policy, KVQuotas)

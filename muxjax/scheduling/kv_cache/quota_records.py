@@ -1,4 +1,4 @@
-"""What the quotas remember of what moved, for `stats`: from whom, to whom, and why."""
+"""Records of moved quota and reclaimed pages, and the fairness index of the statistics."""
 
 from __future__ import annotations
 
@@ -7,71 +7,73 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MoveReason = Literal["unused", "expected need"]
-"""Why quota moved: the giver did not use it, or all are short and the giver has more than its
-expected need and the taker less."""
+"""Why quota moved. `unused`: the donor did not use it. `expected need`: all models use their quota,
+and the donor's exceeds its initial quota while the recipient's is below its own."""
 ReclaimReason = Literal["floor", "quota", "first request", "growth"]
-"""For what pages were taken back: a request within its model's floor or quota, the only request of
-a model whose quota cannot hold it, or the next block of a running sequence."""
+"""What the reclaimed pages were for. `floor`, `quota`: a request within its model's floor or quota.
+`first request`: the only request of a model whose quota cannot hold it. `growth`: the next block of
+a running sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaMove:
-    """A transfer of quota.
+    """A transfer of quota between two models.
 
     Attributes:
-      at: seconds.
-      giver, taker: models.
-      pages: how many.
+      at: time, in seconds.
+      donor, recipient: models.
+      pages: pages of quota that moved.
       reason: see `MoveReason`.
-      giver_use, taker_use: the part of its quota that each used at most since the last transfers.
+      donor_use, recipient_use: largest fraction of its quota that each model leased since the
+        moves before.
     """
 
     at: float
-    giver: str
-    taker: str
+    donor: str
+    recipient: str
     pages: int
     reason: MoveReason
-    giver_use: float
-    taker_use: float
+    donor_use: float
+    recipient_use: float
 
     def as_dict(self) -> dict[str, Any]:
-        """As stats show it."""
+        """Returns the JSON form that the statistics show."""
         return {
             "at": self.at,
-            "from": self.giver,
-            "to": self.taker,
+            "from": self.donor,
+            "to": self.recipient,
             "pages": self.pages,
             "reason": self.reason,
-            "from_use": self.giver_use,
-            "to_use": self.taker_use,
+            "from_use": self.donor_use,
+            "to_use": self.recipient_use,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
-    """Pages that one model lost to another because its requests were preempted.
+    """Pages that one model lost to another by preemption.
 
     Attributes:
-      at: seconds.
-      giver, taker: models.
-      pages: how many came free.
-      requests: how many requests were preempted.
+      at: time, in seconds.
+      donor, recipient: models.
+      pages: pages that became free.
+      requests: number of preempted requests.
       reason: see `ReclaimReason`.
     """
 
     at: float
-    giver: str
-    taker: str
+    donor: str
+    recipient: str
     pages: int
     requests: int
     reason: ReclaimReason
 
     def as_dict(self) -> dict[str, Any]:
-        """As stats show it."""
+        """Returns the JSON form that the statistics show."""
         return {
             "at": self.at,
-            "from": self.giver,
-            "to": self.taker,
+            "from": self.donor,
+            "to": self.recipient,
             "pages": self.pages,
             "requests": self.requests,
             "reason": self.reason,

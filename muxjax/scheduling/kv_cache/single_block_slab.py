@@ -1,8 +1,8 @@
-"""Slabs that hold one block each: where all models are as deep, every slab does.
+"""Leases of slabs that hold one block each, as all slabs do where all models are equally deep.
 
-A slab is then in use, cached or empty as a whole, and nothing of it is free. So nothing is kept of
-the slab itself, and many change hands at once in few operations: hundreds do in a step of a large
-batch, nearly all of them cached ones that somebody else gets.
+Such a slab is empty, leased or idle as a whole, and never has a free block besides a used one. No
+state is therefore kept per slab, and the methods change many slabs in few operations: one step of a
+large batch can move hundreds of slabs, most of them cached by another model.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from muxjax.scheduling.kv_cache.slabs import SlabLease
 
 
 class SingleBlockLease(SlabLease):
-    """What a model without copies has, whose blocks take a slab each. A slab goes by its block."""
+    """Lease of a model with one replica whose blocks fill a slab. A slab has the id of its block.
+
+    Invariant: `slabs == used_blocks`, and the cached blocks are the idle slabs.
+    """
 
     @property
     def cached_blocks(self) -> int:
-        """All of them in idle slabs."""
+        """Number of cached blocks, all of them in idle slabs."""
         return len(self.idle)
 
-    def free_blocks(self, copy: int) -> int:
-        """None, ever."""
-        del copy
+    def free_blocks(self, replica: int) -> int:
+        """Always 0: a leased slab has no free block."""
+        del replica
         return 0
 
-    def available_blocks(self, copy: int) -> int:
-        """None, ever."""
-        del copy
+    def available_blocks(self, replica: int) -> int:
+        """Always 0: a leased slab has neither a free nor a cached block."""
+        del replica
         return 0
 
-    def to_lease(self, num_blocks: int, shared: Iterable[int], copy: int) -> int:
-        """One for each block, and for each cached one that is shared."""
-        del copy
+    def slabs_to_lease(self, num_blocks: int, shared: Iterable[int], replica: int) -> int:
+        """One slab for each block, and one for each cached block in `shared`."""
+        del replica
         return num_blocks + sum([block in self.idle for block in shared])
 
-    def allocate(self, num_blocks: int, copy: int) -> list[int] | None:
-        """Takes empty slabs."""
-        del copy
+    def allocate(self, num_blocks: int, replica: int) -> list[int] | None:
+        """See `SlabAllocator.allocate`."""
+        del replica
         pool, empty = self._pool, self._pool.empty
         if num_blocks > len(empty):
             return None
@@ -47,78 +50,81 @@ class SingleBlockLease(SlabLease):
         blocks = empty[-num_blocks:]
         del empty[-num_blocks:]
         blocks.reverse()
-        pool.whole.update(dict.fromkeys(blocks, self))
-        pool.changes += 1
+        pool.single_block_owners.update(dict.fromkeys(blocks, self))
+        pool.lease_version += 1
         self.slabs += num_blocks
         self.used_blocks += num_blocks
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Adds a reference to blocks in use, and takes cached ones into use."""
+        """See `SlabAllocator.share`."""
         pool, idle = self._pool, self.idle
         for block in blocks:
             if block in idle:
                 del idle[block]
-                pool.whole[block] = self
-                pool.idle -= 1
-                pool.changes += 1
+                pool.single_block_owners[block] = self
+                pool.num_idle -= 1
+                pool.lease_version += 1
                 self.slabs += 1
                 self.used_blocks += 1
-            elif pool.whole.get(block) is self:
-                pool.extra[block] += 1
+            elif pool.single_block_owners.get(block) is self:
+                pool.extra_references[block] += 1
             else:
-                raise self._not_there(block)
+                raise self._not_held(block)
 
     def free(self, blocks: Iterable[int], keep: Container[int]) -> None:
-        """Gives back references; a slab whose last one it was is idle or empty."""
+        """See `SlabAllocator.free`."""
         pool, idle = self._pool, self.idle
-        whole, empty, extra = pool.whole, pool.empty, pool.extra
-        kept, gone = len(idle), len(empty)
+        owners, empty, extra = pool.single_block_owners, pool.empty, pool.extra_references
+        num_idle, num_empty = len(idle), len(empty)
         try:
             for block in blocks:
-                if whole.get(block) is not self:
+                if owners.get(block) is not self:
                     raise self._not_in_use(block)
-                if extra and pool.drop_extra(block):
+                if extra and pool.drop_extra_reference(block):
                     continue
-                del whole[block]
+                del owners[block]
                 if block in keep:
                     idle[block] = None
                 else:
                     empty.append(block)
-        finally:  # of a block that was freed before, those before it stay counted
-            kept, gone = len(idle) - kept, len(empty) - gone
-            if gone:
-                pool.note_freed(empty[-gone:], self.layers)
-            pool.idle += kept
-            pool.changes += 1
-            self.slabs -= kept + gone
-            self.used_blocks -= kept + gone
+        finally:  # the counters must also include the blocks before one that was freed twice
+            new_idle, new_empty = len(idle) - num_idle, len(empty) - num_empty
+            if new_empty:
+                pool.record_freed_pages(empty[-new_empty:], self.layers)
+            pool.num_idle += new_idle
+            pool.lease_version += 1
+            self.slabs -= new_idle + new_empty
+            self.used_blocks -= new_idle + new_empty
 
-    def lease_roomy(self, copy: int) -> bool:
-        """Never: no slab has room beside a block."""
-        del copy
+    def lease_idle_slab(self, replica: int) -> bool:
+        """Always False: an idle slab has no free block."""
+        del replica
         return False
 
-    def evict_block(self, copy: int) -> int:
-        """There is none in a slab that is leased."""
-        raise ValueError(f"{self.model} has no cached block in a slab in use, of copy {copy}")
+    def evict_block(self, replica: int) -> int:
+        """Raises ValueError: a leased slab has no cached block."""
+        raise ValueError(
+            f"replica {replica} of {self.model} has no cached block in a leased slab: slabs hold "
+            f"one block each"
+        )
 
     def evict_slabs(self, count: int) -> list[int]:
-        """Empties the oldest idle slabs."""
+        """See `SlabAllocator.evict_slabs`."""
         pool, idle = self._pool, self.idle
         blocks = list(islice(idle, count))
         for block in blocks:
             del idle[block]
         pool.empty += blocks
-        pool.idle -= len(blocks)
-        pool.note_freed(blocks, self.layers)
+        pool.num_idle -= len(blocks)
+        pool.record_freed_pages(blocks, self.layers)
         return blocks
 
     def check_invariants(self) -> set[int]:
         """Raises AssertionError if counters and blocks do not agree."""
         pool = self._pool
-        used = {block for block, owner in pool.whole.items() if owner is self}
-        assert self.replicas == self.blocks_per_slab == 1
+        used = {block for block, lease in pool.single_block_owners.items() if lease is self}
+        assert self.num_replicas == self.blocks_per_slab == 1
         assert self.slabs == self.used_blocks == len(used)
         assert not used & self.idle.keys()
         for block in (*used, *self.idle):

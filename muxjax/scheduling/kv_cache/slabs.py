@@ -1,4 +1,11 @@
-"""The slabs of a pool, and what a model that leases some of them can do with them."""
+"""State of the slabs of a pool, and the interface of a model's leases.
+
+A slab is identified by its first page. A block is identified by its first page plus `replica *
+num_pages`; see `allocator.py`.
+
+A slab is *empty* (no block in use or cached), *leased* (a block in use) or *idle* (cached blocks,
+none in use).
+"""
 
 from __future__ import annotations
 
@@ -10,67 +17,67 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Slab:
-    """A slab that is cut into several blocks, or is leased by a model with several copies.
+    """A leased or idle slab with several blocks, or with blocks of several replicas.
 
     Attributes:
-      model: who has it.
-      free: blocks of each copy of the model that hold nothing.
-      used: blocks that a request refers to.
-      cached: blocks that are kept and that nobody refers to, the oldest first.
+      model: the model that holds it.
+      free_by_replica: free blocks of each replica of the model.
+      used: blocks with references.
+      cached: blocks without references that are kept, oldest first.
     """
 
     model: str
-    free: list[list[int]] = field(default_factory=list)
+    free_by_replica: list[list[int]] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     cached: dict[int, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What one copy of a model has.
+    """Free and cached blocks of one replica of a model.
 
     Attributes:
-      partial: `partial[n]`: the slabs that the model leases where the copy has `n` free blocks, for
-        n > 0.
-      mask: bit `n` says whether there are any in `partial[n]`.
-      free_blocks: its free blocks in these.
-      cached: its cached blocks in slabs that the model leases, the oldest first.
-      roomy: idle slabs with free blocks of it.
+      slabs_by_free: `slabs_by_free[n]`, for n > 0: leased slabs in which the replica has `n` free
+        blocks.
+      nonempty_mask: bit `n` is set if `slabs_by_free[n]` is not empty.
+      free_blocks: number of free blocks in leased slabs.
+      cached: cached blocks in leased slabs, oldest first.
+      idle_with_free: idle slabs in which the replica has free blocks.
     """
 
-    partial: list[dict[int, None]]
-    mask: int = 0
+    slabs_by_free: list[dict[int, None]]
+    nonempty_mask: int = 0
     free_blocks: int = 0
     cached: dict[int, None] = field(default_factory=dict)
-    roomy: dict[int, None] = field(default_factory=dict)
+    idle_with_free: dict[int, None] = field(default_factory=dict)
 
-    def file(self, slab: int, old: int, new: int) -> None:
-        """Files a slab under its new number of free blocks; slabs without any are not filed."""
+    def move_slab(self, slab: int, old: int, new: int) -> None:
+        """Moves a slab from `slabs_by_free[old]` to `slabs_by_free[new]`; 0 is not stored."""
         if old:
-            del self.partial[old][slab]
-            if not self.partial[old]:
-                self.mask &= ~(1 << old)
+            del self.slabs_by_free[old][slab]
+            if not self.slabs_by_free[old]:
+                self.nonempty_mask &= ~(1 << old)
         if new:
-            self.partial[new][slab] = None
-            self.mask |= 1 << new
+            self.slabs_by_free[new][slab] = None
+            self.nonempty_mask |= 1 << new
 
 
 @dataclass(slots=True)
 class SlabPool:
-    """What the leases of all models share. A slab goes by its first page.
+    """State that the leases of all models share.
 
     Attributes:
       num_pages: pages of the pool.
       slab_pages: pages of a slab.
-      first_page: of the first slab.
-      record_freed: whether pages that were freed are kept in `freed`.
-      empty: slabs that hold nothing; the last of them is leased first.
-      cut: slabs of several blocks that hold something.
-      whole: blocks in use that take a slab each, and whose they are.
-      idle: how many slabs hold cached blocks and nothing in use.
-      changes: how often some model has come to lease more or fewer slabs.
-      extra: references to a block besides the first.
-      freed: pages that were freed.
+      first_page: first page of the first slab.
+      record_freed: whether freed pages are recorded in `freed_pages`.
+      empty: empty slabs; the last one is leased first.
+      multi_block_slabs: leased and idle slabs of `MultiBlockLease`.
+      single_block_owners: blocks in use of `SingleBlockLease`, each with its lease.
+      num_idle: number of idle slabs.
+      lease_version: increases whenever the number of slabs that a model leases may have changed.
+      extra_references: references to a block beyond the first; only blocks that have some.
+      freed_pages: recorded pages.
     """
 
     num_pages: int
@@ -78,57 +85,57 @@ class SlabPool:
     first_page: int
     record_freed: bool
     empty: list[int]
-    cut: dict[int, Slab] = field(default_factory=dict)
-    whole: dict[int, SlabLease] = field(default_factory=dict)
-    idle: int = 0
-    changes: int = 0
-    extra: Counter[int] = field(default_factory=Counter)
-    freed: list[int] = field(default_factory=list)
+    multi_block_slabs: dict[int, Slab] = field(default_factory=dict)
+    single_block_owners: dict[int, SlabLease] = field(default_factory=dict)
+    num_idle: int = 0
+    lease_version: int = 0
+    extra_references: Counter[int] = field(default_factory=Counter)
+    freed_pages: list[int] = field(default_factory=list)
 
     def slab_of(self, block: int) -> int:
-        """The slab that a block lies in."""
+        """The slab that contains a block."""
         page = block % self.num_pages
         return page - (page - self.first_page) % self.slab_pages
 
-    def copy_of(self, block: int) -> int:
-        """The copy of its model that a block is of."""
+    def replica_of(self, block: int) -> int:
+        """The replica of its model that a block belongs to."""
         return block // self.num_pages
 
-    def note_freed(self, blocks: Iterable[int], layers: int) -> None:
-        """Records the pages of blocks of so many layers, if that is asked for."""
+    def record_freed_pages(self, blocks: Iterable[int], layers: int) -> None:
+        """Records the pages of blocks of `layers` pages if `record_freed` is set."""
         if self.record_freed:
             for block in blocks:
                 page = block % self.num_pages
-                self.freed.extend(range(page, page + layers))
+                self.freed_pages.extend(range(page, page + layers))
 
-    def drop_extra(self, block: int) -> bool:
-        """Takes back one reference besides the first; False if there is none."""
-        if block not in self.extra:
+    def drop_extra_reference(self, block: int) -> bool:
+        """Removes one reference beyond the first; False if the block has none."""
+        if block not in self.extra_references:
             return False
-        self.extra[block] -= 1
-        if not self.extra[block]:
-            del self.extra[block]
+        self.extra_references[block] -= 1
+        if not self.extra_references[block]:
+            del self.extra_references[block]
         return True
 
 
 class SlabLease(ABC):
-    """What one model has of the slabs.
+    """The slabs and blocks of one model.
 
     Attributes:
-      model: its name.
-      layers: pages of its blocks.
-      replicas: how many there are of it.
-      blocks_per_slab: blocks of a slab, for each copy.
-      slabs: how many it leases: those with a block in use.
-      used_blocks: blocks in use, of all copies.
-      idle: slabs that hold cached blocks of it and nothing in use, the oldest first.
+      model: name.
+      layers: pages of a block.
+      num_replicas: number of replicas.
+      blocks_per_slab: blocks of a slab, for each replica.
+      slabs: number of leased slabs.
+      used_blocks: number of blocks in use, of all replicas.
+      idle: idle slabs, oldest first.
     """
 
-    def __init__(self, pool: SlabPool, model: str, layers: int, replicas: int) -> None:
+    def __init__(self, pool: SlabPool, model: str, layers: int, num_replicas: int) -> None:
         self._pool = pool
         self.model = model
         self.layers = layers
-        self.replicas = replicas
+        self.num_replicas = num_replicas
         self.blocks_per_slab = pool.slab_pages // layers
         self.slabs = 0
         self.used_blocks = 0
@@ -137,22 +144,22 @@ class SlabLease(ABC):
     @property
     @abstractmethod
     def cached_blocks(self) -> int:
-        """Cached blocks of all copies."""
+        """Number of cached blocks, of all replicas."""
 
     @abstractmethod
-    def free_blocks(self, copy: int) -> int:
-        """Free blocks of a copy in the slabs that are leased."""
+    def free_blocks(self, replica: int) -> int:
+        """See `SlabAllocator.free_blocks`."""
 
     @abstractmethod
-    def available_blocks(self, copy: int) -> int:
-        """Those and the cached ones."""
+    def available_blocks(self, replica: int) -> int:
+        """See `SlabAllocator.available_blocks`."""
 
     @abstractmethod
-    def to_lease(self, num_blocks: int, shared: Iterable[int], copy: int) -> int:
+    def slabs_to_lease(self, num_blocks: int, shared: Iterable[int], replica: int) -> int:
         """See `SlabAllocator.slabs_to_lease`."""
 
     @abstractmethod
-    def allocate(self, num_blocks: int, copy: int) -> list[int] | None:
+    def allocate(self, num_blocks: int, replica: int) -> list[int] | None:
         """See `SlabAllocator.allocate`."""
 
     @abstractmethod
@@ -164,11 +171,11 @@ class SlabLease(ABC):
         """See `SlabAllocator.free`."""
 
     @abstractmethod
-    def lease_roomy(self, copy: int) -> bool:
-        """See `SlabAllocator.lease_roomy`."""
+    def lease_idle_slab(self, replica: int) -> bool:
+        """See `SlabAllocator.lease_idle_slab`."""
 
     @abstractmethod
-    def evict_block(self, copy: int) -> int:
+    def evict_block(self, replica: int) -> int:
         """See `SlabAllocator.evict_block`."""
 
     @abstractmethod
@@ -180,11 +187,14 @@ class SlabLease(ABC):
         """Raises AssertionError if counters, blocks and slabs do not agree.
 
         Returns:
-          The slabs that hold something of the model.
+          The leased and idle slabs of the model.
         """
 
     def _not_in_use(self, block: int) -> ValueError:
-        return ValueError(f"block at page {block} is not in use by {self.model}: freed twice?")
+        return ValueError(
+            f"block at page {block} is not in use by {self.model}: it was freed twice, or belongs "
+            f"to another model"
+        )
 
-    def _not_there(self, block: int) -> ValueError:
-        return ValueError(f"block at page {block} holds nothing of {self.model}")
+    def _not_held(self, block: int) -> ValueError:
+        return ValueError(f"block at page {block} is neither in use nor cached by {self.model}")

@@ -115,12 +115,12 @@ class SloTracker:
 
     def mean_prompt(self) -> float:
         """Tokens of a prompt, as expected."""
-        return max(1.0, self.state.spec.prompt_tokens)
+        return max(1.0, self.state.spec.load.prompt_tokens)
 
     def mean_output(self) -> float:
         """Tokens that a request is expected to make, if it may make as many."""
         state = self.state
-        mean = state.spec.output_tokens
+        mean = state.spec.load.output_tokens
         if state.finished:
             # What was expected counts as ten requests.
             mean = (10 * mean + state.output_tokens) / (10 + state.finished)

@@ -47,12 +47,12 @@ def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
     ],
 )
-def test_quantised_checkpoints(tmp_path: Path, quantization: dict[str, Any], bits: float) -> None:
+def test_quantized_checkpoints(tmp_path: Path, quantization: dict[str, Any], bits: float) -> None:
     assert read_shape(folder(tmp_path, quantization_config=quantization)).weight_bits == bits
 
 
-def test_an_unknown_quantisation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not known for the method 'magic'"):
+def test_an_unknown_quantization_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="unknown for the method 'magic'"):
         read_shape(folder(tmp_path, quantization_config={"quant_method": "magic"}))
 
 
@@ -92,9 +92,9 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "config", "message"),
     [
-        ("config:llama", {"hiden_size": 64}, r"config\.hiden_size is no key of llama"),
+        ("config:llama", {"hiden_size": 64}, r"config\.hiden_size is not a key of llama"),
         ("config:llama", {"seed": "one"}, r"config\.seed must be a whole number, not 'one'"),
-        ("demo:stories15m", {"hidden_size": 64}, "`config` goes with a source `config:FAMILY`"),
+        ("demo:stories15m", {"hidden_size": 64}, "`config` requires a source `config:FAMILY`"),
     ],
 )
 def test_a_config_is_refused_as_in_loading(

@@ -34,8 +34,8 @@ def test_every_part_comes_back(source, tmp_path: Path) -> None:
     shards = Shards(source.config, 4)
     for name, array in params.items():
         for device in range(4):
-            part = found.part(name, shards, device)
-            np.testing.assert_array_equal(part, shards.cut(name, array, device))
+            part = found.read_shard(name, shards, device)
+            np.testing.assert_array_equal(part, shards.shard_param(name, array, device))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dest"]
 
 
@@ -50,21 +50,21 @@ def test_one_parameter_at_a_time_is_in_memory(source, tmp_path: Path, monkeypatc
     alive: list[weakref.ref] = []
     most = []
 
-    def whole(self, name: str) -> np.ndarray:
+    def read_param(self, name: str) -> np.ndarray:
         gc.collect()
-        most.append(sum(one() is not None for one in alive))
+        most.append(sum(reference() is not None for reference in alive))
         array = read(self, name)
         alive.append(weakref.ref(array))
         return array
 
-    read = Checkpoint.whole
-    monkeypatch.setattr(Checkpoint, "whole", whole)
+    read = Checkpoint.read_param
+    monkeypatch.setattr(Checkpoint, "read_param", read_param)
     convert(source, tmp_path / "dest")
     assert len(most) > 10
-    assert max(most) <= 2  # one that is written, one that TensorStore has not let go of yet
+    assert max(most) <= 2  # one being written, one not yet released by TensorStore
 
 
-def test_what_is_interrupted_leaves_nothing(source, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing(source, tmp_path: Path, monkeypatch) -> None:
     def interrupted(folder: Path, *args: object) -> None:
         folder.mkdir(parents=True)
         (folder / "params").mkdir()
@@ -76,14 +76,14 @@ def test_what_is_interrupted_leaves_nothing(source, tmp_path: Path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_what_was_killed_is_not_taken_for_a_checkpoint(source, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_config_is_refused(source, tmp_path: Path) -> None:
     convert(source, tmp_path / "dest")
-    (tmp_path / "dest" / "muxjax.json").unlink()  # it is written last
+    (tmp_path / "dest" / "muxjax.json").unlink()  # the last file that is written
     with pytest.raises(CheckpointError, match=r"neither config.json nor muxjax.json"):
         open_checkpoint(tmp_path / "dest")
 
 
-def test_what_exists_is_not_written_over(source, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(source, tmp_path: Path) -> None:
     (tmp_path / "dest").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         convert(source, tmp_path / "dest")

@@ -39,10 +39,10 @@ def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
     assert checkpoint.tokenizer is None
 
 
-def test_quantised_weights_are_near(tmp_path: Path) -> None:
+def test_quantized_weights_are_near(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
-    write_gguf(path, case.config, case.params, quantise=gguf.GGMLQuantizationType.Q8_0)
+    write_gguf(path, case.config, case.params, quantize=gguf.GGMLQuantizationType.Q8_0)
     for name, array in open_gguf(path).weights():
         assert array.dtype == np.float32
         np.testing.assert_allclose(array, case.params[name], atol=0.02)
@@ -69,7 +69,7 @@ def test_gemma_without_a_pattern_is_five_to_one(tmp_path: Path) -> None:
     assert config.embed_scale == 8.0
 
 
-def test_rope_divisors_of_llama3_files_are_honoured(tmp_path: Path) -> None:
+def test_rope_divisors_of_llama3_files_are_honored(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
     divisors = np.linspace(1, 8, 8, dtype=np.float32)
@@ -87,7 +87,7 @@ def test_rope_divisors_of_llama3_files_are_honoured(tmp_path: Path) -> None:
         ({"context_length": None}, "metadata has no llama.context_length"),
         ({"attention.head_count_kv": [2, 1]}, "must be one whole number"),
         ({"block_count": 3}, r"tensor blk.2.attn_norm.weight \[64\] is missing"),
-        ({"feed_forward_length": 80}, r"ffn_gate.weight has shape \[96, 64\], wanted \[80, 64\]"),
+        ({"feed_forward_length": 80}, r"ffn_gate.weight has shape \[96, 64\], expected \[80, 64\]"),
         ({"block_count": 1}, "tensors that this architecture does not have: blk.1."),
     ],
 )

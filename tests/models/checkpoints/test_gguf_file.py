@@ -61,9 +61,9 @@ def test_tensors_of_every_kind(small_file: Path) -> None:
         np.testing.assert_allclose(array.astype(np.float32), wanted, atol=error)
 
 
-def test_rows_are_dequantised_in_pieces(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_dequantized_in_pieces(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = GGUFFile(small_file).read("Q8_0")
-    monkeypatch.setattr("muxjax.models.checkpoints.gguf_file._VALUES_AT_ONCE", 64)
+    monkeypatch.setattr("muxjax.models.checkpoints.gguf_file._CHUNK_VALUES", 64)
     np.testing.assert_array_equal(GGUFFile(small_file).read("Q8_0"), whole)
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_gguf_file_is_refused(small_file: Path, tmp_path: Path) -> No
     other = tmp_path / "other.gguf"
     data = bytearray(small_file.read_bytes())
     other.write_bytes(b"PK\3\4" + data[4:])
-    with pytest.raises(CheckpointError, match="not a GGUF file: it begins with"):
+    with pytest.raises(CheckpointError, match="not a GGUF file: it starts with"):
         GGUFFile(other)
     data[4] = 1
     other.write_bytes(data)
@@ -111,5 +111,5 @@ def test_types_that_the_library_cannot_decode_are_refused(tmp_path: Path) -> Non
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="tensor i8: cannot dequantise I8"):
+    with pytest.raises(CheckpointError, match="tensor i8: cannot dequantize I8"):
         GGUFFile(path).read("i8")

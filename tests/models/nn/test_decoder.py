@@ -9,7 +9,7 @@ from flax import nnx
 from muxjax.models.nn.attention import PagedAttend
 from muxjax.models.nn.decoder import Decoder
 from muxjax.models.nn.params import param_shapes
-from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels import AttentionMetadata, KVLayout
 from tests import golden
 
 LIMIT = 2e-4
@@ -48,11 +48,13 @@ def test_logits_through_the_pool(name):
         pages = jnp.asarray(table)[positions // per_page]
         attend = PagedAttend(
             first_rows=pages * layout.rows + positions % per_page * layout.rows_per_token,
-            block_tables=jnp.asarray(table)[None],
-            kv_lens=positions[-1:] + 1,
-            query_starts=jnp.array([0, len(tokens)]),
-            layout=layout,
-            decode=decode,
+            metadata=AttentionMetadata(
+                block_tables=jnp.asarray(table)[None],
+                kv_lens=positions[-1:] + 1,
+                query_starts=jnp.array([0, len(tokens)]),
+                layout=layout,
+                decode=decode,
+            ),
         )
         hidden, kv = model(tokens, positions, kv, attend)
         return model.logits(hidden), kv

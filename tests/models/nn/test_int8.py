@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import Decoder
-from muxjax.models.nn.int8 import linear_int8, quantize, rows_of_int8
+from muxjax.models.nn.int8 import linear_int8, lookup_rows_int8, quantize
 from muxjax.models.nn.params import param_shapes
 from muxjax.models.nn.stacks import Stacks
 from muxjax.models.nn.weight_format import put_on_device, stored_bytes, stored_params
@@ -84,11 +84,11 @@ def test_a_product_is_exact_in_the_integers() -> None:
 def test_rows_are_looked_up() -> None:
     weight = matrix(30, 48)
     at = np.array([29, 0, 7, 7])
-    found = rows_of_int8(*map(jnp.asarray, quantize(weight)), jnp.asarray(at))
+    found = lookup_rows_int8(*map(jnp.asarray, quantize(weight)), jnp.asarray(at))
     assert np.abs(found - weight[at]).max() < 0.02 * np.abs(weight).max()
 
 
-def test_quantising_in_pieces_is_quantising_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_in_pieces_is_quantizing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = matrix(50, 64)
     whole = quantize(weight)
     monkeypatch.setattr("muxjax.models.nn.int8._CHUNK", 64 * 7)
@@ -100,7 +100,7 @@ def int8_decoder(case: golden.Tiny, stacks: Stacks | None = None) -> Decoder:
     weights: dict[str, jax.Array] = {}
     for name, array in case.params.items():
         for part, found in put_on_device(case.config, name, array, "float32", "int8"):
-            kept, index = (part, None) if stacks is None else stacks.place(part)
+            kept, index = (part, None) if stacks is None else stacks.locate(part)
             if index is None or stacks is None:
                 weights[kept] = found
                 continue
@@ -127,7 +127,7 @@ def test_stacked_layers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch
     case = golden.tiny(name)
     tokens = jnp.asarray([case.tokens])
     apart = int8_decoder(case).dense_logits(tokens)
-    stacked = int8_decoder(case, Stacks.of(case.config)).dense_logits(tokens)
+    stacked = int8_decoder(case, Stacks.from_config(case.config)).dense_logits(tokens)
     assert np.abs(np.asarray(apart - stacked)).mean() < 0.01 * float(apart.std())
 
 
@@ -141,9 +141,9 @@ def test_bytes_are_counted_as_kept() -> None:
     assert sum(w.nbytes for w in jax.tree.leaves(weights)) == small + matrices
 
 
-def test_canonical_parameters_of_a_quantised_decoder_are_refused() -> None:
+def test_canonical_parameters_of_a_quantized_decoder_are_refused() -> None:
     decoder = int8_decoder(golden.tiny("llama"))
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         decoder.weights()
 
 

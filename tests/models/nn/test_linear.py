@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muxjax.models.nn.linear import linear, put_matrix, rows_of, stored_shape
+from muxjax.models.nn.linear import device_put_matrix, linear, lookup_rows, stored_shape
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def test_linear(outputs, rows, dtype, limit, with_bias):
     x = rng.standard_normal((rows, 48)).astype(np.float32)
     weight = rng.standard_normal((outputs, 48)).astype(np.float32) / 7
     bias = rng.standard_normal(outputs).astype(np.float32) if with_bias else None
-    out = jax.jit(linear)(x, put_matrix(weight.astype(dtype)), bias)
+    out = jax.jit(linear)(x, device_put_matrix(weight.astype(dtype)), bias)
     assert out.shape == (rows, outputs)
     assert out.dtype == jnp.float32
     wanted = x @ weight.T + (0 if bias is None else bias)
@@ -40,5 +40,5 @@ def test_matrices_of_whole_tiles_are_tiled_where_that_is_faster():
 def test_rows_of_a_tiled_matrix(outputs):
     weight = np.arange(outputs * 5.0, dtype=np.float32).reshape(outputs, 5)
     wanted = np.array([outputs - 1, 0, 7, 7])
-    found = rows_of(put_matrix(weight), jnp.asarray(wanted))
+    found = lookup_rows(device_put_matrix(weight), jnp.asarray(wanted))
     assert np.array_equal(found, weight[wanted])

@@ -9,12 +9,12 @@ from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.gguf import gguf_mapping
 from muxjax.models.checkpoints.hf import hf_mapping
 from muxjax.models.nn.params import (
-    Mapped,
-    assemble,
+    ParamMapping,
+    assemble_param,
     check_shapes,
     param_shapes,
+    split_param,
     stored_shapes,
-    take_apart,
     to_half_rotation,
     to_interleaved,
 )
@@ -34,18 +34,18 @@ def test_rows_of_a_head_go_from_pairs_to_halves() -> None:
 @pytest.mark.parametrize("mapping", [hf_mapping, gguf_mapping])
 def test_every_parameter_survives_a_round_trip(name: str, mapping: type) -> None:
     case = golden.tiny(name)
-    mapped: Mapped = mapping(case.config)
+    mapped: ParamMapping = mapping(case.config)
     assert list(mapped) == list(param_shapes(case.config)) == list(case.params)
     stored: dict[str, np.ndarray] = {}
     for canonical, parts in mapped.items():
-        for stored_name, array in take_apart(parts, case.params[canonical]):
+        for stored_name, array in split_param(parts, case.params[canonical]):
             assert stored_name not in stored
             stored[stored_name] = array
     assert {name: array.shape for name, array in stored.items()} == stored_shapes(
         case.config, mapped
     )
     for canonical, parts in mapped.items():
-        again = assemble(parts, stored.__getitem__)
+        again = assemble_param(parts, stored.__getitem__)
         # Gemma's norms lose and regain one: the last bit may change.
         np.testing.assert_allclose(again, case.params[canonical], rtol=0, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"file: tensor b \[4\] is missing"):
         check_shapes("file", {"a": (2, 3)}, wanted)
     with pytest.raises(
-        CheckpointError, match=r"file: tensor a has shape \[3, 2\], wanted \[2, 3\]"
+        CheckpointError, match=r"file: tensor a has shape \[3, 2\], expected \[2, 3\]"
     ):
         check_shapes("file", {"a": (3, 2), "b": (4,)}, wanted)
     with pytest.raises(CheckpointError, match="this architecture does not have: c"):

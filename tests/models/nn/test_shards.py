@@ -47,7 +47,7 @@ def test_the_parts_are_of_their_shapes_and_miss_nothing(heads, tp_size):
     whole = config(*heads)
     shards = Shards(whole, tp_size)
     for name, array in numbered(whole).items():
-        parts = [shards.cut(name, array, device) for device in range(tp_size)]
+        parts = [shards.shard_param(name, array, device) for device in range(tp_size)]
         assert {part.shape for part in parts} == {shards.shapes[name]}
         kept = {int(value) for part in parts for value in part.ravel()}
         assert kept - {0} == set(array.ravel().tolist())
@@ -65,8 +65,8 @@ def test_queries_stay_with_their_keys_and_outputs(heads, tp_size):
     o = np.repeat((np.repeat(np.arange(whole.num_heads), H) + 1)[None], whole.hidden_size, axis=0)
     seen = []
     for device in range(tp_size):
-        rows = shards.cut("layers.0.qkv", qkv, device)[::H, 0]
-        columns = shards.cut("layers.0.o", o, device)[0, ::H]
+        rows = shards.shard_param("layers.0.qkv", qkv, device)[::H, 0]
+        columns = shards.shard_param("layers.0.o", o, device)[0, ::H]
         queries, keys, values = np.split(rows, [local.num_heads, local.num_heads + shards.kv_heads])
         assert queries.tolist() == columns.tolist()
         for index, query in enumerate(queries.tolist()):
@@ -92,8 +92,8 @@ def test_heads_of_known_models():
     assert kept(32, 8) == [(8, 4), (4, 4), (2, 4), (1, 4)]  # Llama 3 8B
 
 
-def test_a_degree_of_none_is_refused():
-    with pytest.raises(ValueError, match="at least one device"):
+def test_a_tp_size_of_zero_is_refused():
+    with pytest.raises(ValueError, match="tp_size must be at least 1"):
         Shards(config(4, 1), 0)
 
 
@@ -113,12 +113,12 @@ def test_a_part_is_read_as_it_is_cut(tmp_path, heads, dtype):
         shards, own = Shards(whole, tp_size), Shards(random.config, tp_size)
         for device in range(tp_size):
             for name, array in params.items():
-                wanted = shards.cut(name, array, device)
-                found = stored.part(name, shards, device)
+                wanted = shards.shard_param(name, array, device)
+                found = stored.read_shard(name, shards, device)
                 assert found.shape == wanted.shape
                 np.testing.assert_array_equal(found, wanted)
             name = "layers.0.qkv"
             np.testing.assert_array_equal(
-                random.part(name, own, device),
-                own.cut(name, dict(random.weights())[name], device),
+                random.read_shard(name, own, device),
+                own.shard_param(name, dict(random.weights())[name], device),
             )

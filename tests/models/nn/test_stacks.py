@@ -40,19 +40,19 @@ def config(sliding: list[bool]) -> ModelConfig:
     ],
 )
 def test_the_fewest_layers_are_left_to_compile(sliding, period, repeats):
-    stacks = Stacks.of(config(sliding))
+    stacks = Stacks.from_config(config(sliding))
     assert (stacks.period, stacks.repeats) == (period, repeats)
 
 
 @pytest.mark.parametrize("sliding", [[False] * 3, [True, True, False, True, True, False, True]])
 def test_stacked_layers_compute_what_single_ones_do(sliding):
     model = config(sliding)
-    stacks = Stacks.of(model)
+    stacks = Stacks.from_config(model)
     tensors = RandomTensors(model)
     single = {name: jnp.asarray(tensors.read(name) * 5) for name in param_shapes(model)}
     stacked = {name: np.zeros(shape, np.float32) for name, shape in stacks.shapes(model).items()}
     for name, array in single.items():
-        kept, index = stacks.place(name)
+        kept, index = stacks.locate(name)
         stacked[kept][... if index is None else index] = array
     stacked = jax.tree.map(jnp.asarray, stacked)
     tokens, positions = jnp.arange(6), jnp.arange(6)

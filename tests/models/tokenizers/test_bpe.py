@@ -14,15 +14,15 @@ from muxjax.models.tokenizers import bpe
 
 
 def test_bytes_of_byte_level_pieces() -> None:
-    assert len(bpe.byte_letters()) == 256
-    assert sorted(bpe.byte_letters().values()) == list(range(256))
+    assert len(bpe.byte_alphabet()) == 256
+    assert sorted(bpe.byte_alphabet().values()) == list(range(256))
     pieces = ["Ġhello", "ĠĊ", "Ã©", "漢", "<Ã©>"]
     wanted = [b" hello", b" \n", "é".encode(), "漢".encode(), "<Ã©>".encode()]
     assert bpe.byte_level_bytes(pieces, {4}) == wanted
 
 
-def test_byte_letters_are_those_of_the_library() -> None:
-    assert set(bpe.byte_letters()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+def test_byte_alphabet_are_those_of_the_library() -> None:
+    assert set(bpe.byte_alphabet()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_bytes_of_sentencepiece_pieces() -> None:
@@ -50,7 +50,7 @@ SCORES = [0.0] * (258 + 4) + [-float(rank) for rank in (3, 1, 0, 6, 5, 2, 7, 4, 
 
 
 def merge_best_pairs(text: str) -> list[str]:
-    """SentencePiece's BPE by its definition: join the best-scored neighbours, leftmost first."""
+    """SentencePiece's BPE by its definition: join the best-scored neighbors, leftmost first."""
     ids = {piece: index for index, piece in enumerate(PIECES)}
     parts = list(bpe.SPACE + text.replace(" ", bpe.SPACE))
     while True:
@@ -96,8 +96,8 @@ def test_named_tokens_in_a_text_become_these_tokens() -> None:
 
 
 def test_byte_level_cuts_apply_in_turn() -> None:
-    letters = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
-    pieces = [*letters, "12", "ab", "Ġa", "<end>"]
+    alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
+    pieces = [*alphabet, "12", "ab", "Ġa", "<end>"]
     backend = bpe.byte_level_bpe(
         pieces,
         [("1", "2"), ("a", "b"), ("Ġ", "a")],
@@ -108,16 +108,16 @@ def test_byte_level_cuts_apply_in_turn() -> None:
     assert backend.encode("ab12 a<end>").tokens == ["ab", "1", "2", "Ġa", "<end>"]
 
 
-def test_whole_pieces_first() -> None:
-    letters = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
-    for whole, tokens in ((True, ["abc"]), (False, ["ab", "c"])):
+def test_merges_are_ignored_for_parts_in_the_vocabulary() -> None:
+    alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
+    for ignore_merges, tokens in ((True, ["abc"]), (False, ["ab", "c"])):
         backend = bpe.byte_level_bpe(
-            [*letters, "ab", "abc"],
+            [*alphabet, "ab", "abc"],
             [("a", "b")],
             (r"\p{L}+",),
             control=(),
             user_defined=(),
-            whole_pieces_first=whole,
+            ignore_merges=ignore_merges,
         )
         assert backend.encode("abc").tokens == tokens
 
@@ -136,6 +136,6 @@ def test_begin_and_end_tokens(begin: int | None, end: int | None, wanted: list[i
         unknown_id=None,
         add_space=False,
     )
-    bpe.add_begin_and_end(backend, {0: "<s>", 1: "</s>"}, begin, end)
+    bpe.add_bos_and_eos(backend, {0: "<s>", 1: "</s>"}, begin, end)
     assert backend.encode("a").ids == wanted
     assert backend.encode("a", add_special_tokens=False).ids == [2]

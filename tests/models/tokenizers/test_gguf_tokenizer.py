@@ -18,7 +18,7 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 from tests import golden
 
 NAMES = ("smollm2-135m", "gemma3-270m")
-ASCII_LETTERS = sorted(bpe.byte_letters(), key=bpe.byte_letters().__getitem__)
+ASCII_LETTERS = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
 
 
 @pytest.fixture(params=NAMES)
@@ -132,8 +132,8 @@ def test_files_without_a_tokenizer() -> None:
         ({"model": "bert"}, "file: unknown tokenizer 'bert'; known: gpt2, llama"),
         ({"pre": "tekken"}, "file: unknown pre-tokenizer 'tekken'; known: gpt-2, smollm"),
         ({"token_type": np.ones(3)}, "259 tokens with 3 types"),
-        ({"bos_token_id": 300}, "token 300 of 259 does not exist"),
-        ({"model": "llama"}, "scores are missing"),
+        ({"bos_token_id": 300}, "token id 300 is outside of the 259 tokens"),
+        ({"model": "llama"}, "needs a score for each of"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -29,7 +29,7 @@ def write(folder: Path, settings: dict[str, Any] | None = None, **options: Any) 
         add_space=options.get("add_space", True),
     )
     if options.get("begin", True):
-        bpe.add_begin_and_end(backend, dict(enumerate(PIECES)), 1, None)
+        bpe.add_bos_and_eos(backend, dict(enumerate(PIECES)), 1, None)
     backend.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
     (folder / "tokenizer_config.json").write_text(json.dumps(names | (settings or {})))

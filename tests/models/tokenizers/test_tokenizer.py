@@ -21,7 +21,7 @@ def spaced_tokenizer() -> Tokenizer:
         special_ids=frozenset((0, 1)),
         bos_token_id=0,
         eos_token_ids=(1,),
-        spaced=True,
+        adds_space_prefix=True,
     )
 
 

@@ -144,7 +144,7 @@ def test_traces(run: Cli) -> None:
     assert found["workload"]["left_out"] == 1
     models = found["policies"][0]["runs"][0]["models"]
     assert (models["a"]["finished"], models["b"]["finished"]) == (1, 1)
-    assert "asks for GPT-4" in run.fails(run.plan, "--workload", trace)
+    assert "has requests for GPT-4" in run.fails(run.plan, "--workload", trace)
 
 
 def test_lengths_from_sharegpt(run: Cli) -> None:
@@ -167,13 +167,13 @@ def test_lengths_from_sharegpt(run: Cli) -> None:
         (("{plan}", "--rate-scales", "1,x"), "takes numbers with commas"),
         (("{plan}", "--rate-scales", "0"), "rate scale must be above 0"),
         (("{plan}", "--rate", "-1"), "rate must be 0 or more"),
-        (("{plan}", "--alpha", "-1"), "alpha must not be negative"),
+        (("{plan}", "--alpha", "-1"), "alpha must be 0 or more"),
         (("{plan}", "--seconds", "nan"), "--seconds must be above 0"),
         (("{plan}", "--seconds", "0.000001"), "the workload has no requests"),
         (("{plan}", "--requests", "0"), "--requests must be at least 1"),
         (("{plan}", "--max-waiting", "0"), "--max-waiting must be at least 1"),
         (("{plan}", "--cv", "2"), "--cv is for --workload gamma, not poisson"),
-        (("{plan}", "--workload", "gamma", "--cv", "-2"), "cv must not be negative"),
+        (("{plan}", "--workload", "gamma", "--cv", "-2"), "cv must be 0 or more"),
         (("{plan}", "--workload", "bursts", "--on-off", "1"), "--on-off takes two numbers"),
         (("{plan}", "--workload", "tides"), "no workload 'tides': neither one of poisson"),
         (("{plan}", "--workload", "{trace}", "--cv", "2"), "--cv is for synthetic workloads"),

@@ -1,4 +1,4 @@
-"""The loop around a unit as the engine has it, with the mock executor and one step ahead."""
+"""The engine's loop around a scheduler, with the mock executor and one step ahead."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from muxjax.sampling_params import SamplingParams
+from muxjax.scheduling.expected_load import (
+    MEAN_OUTPUT_TOKENS,
+    MEAN_PROMPT_TOKENS,
+    ExpectedLoad,
+)
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
@@ -24,10 +29,14 @@ def spec(
     prefill_tokens: int = 16,
     prefill_seqs: int = 4,
     decode_tokens: int = 4,
+    rate: float = 1.0,
+    prompt_tokens: float = MEAN_PROMPT_TOKENS,
+    output_tokens: float = MEAN_OUTPUT_TOKENS,
     **more: float | None,
 ) -> ModelSpec:
     limits = BucketLimits(max_seqs, prefill_tokens, prefill_seqs, decode_tokens)
-    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, **more)
+    load = ExpectedLoad(rate, prompt_tokens, output_tokens)
+    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, load, **more)
 
 
 def request(
@@ -39,14 +48,14 @@ def request(
     stop_ids: Sequence[int] = (),
     **params: float | str | None,
 ) -> Request:
-    """A request whose prompt follows from its number, so that no two are alike."""
+    """A request with a prompt that is computed from its number, so that prompts differ."""
     prompt = [(number * 37 + i * i * 11 + 3) % 1009 for i in range(prompt_tokens)]
     settings = SamplingParams(max_tokens=max_tokens, temperature=0.0, **params)
     return Request(number, model, prompt, settings, tuple(stop_ids))
 
 
 def solo_tokens(unit: Scheduler, wanted: Request) -> list[int]:
-    """What the request gets when nothing else runs."""
+    """The output of the request with no other load."""
     limit = unit.models[wanted.model].spec.max_model_len
     return mock_tokens(
         wanted.model,
@@ -59,13 +68,16 @@ def solo_tokens(unit: Scheduler, wanted: Request) -> list[int]:
 
 @dataclass
 class Loop:
-    """Drives a unit, checking its invariants at every turn.
+    """Drives a scheduler and checks its invariants at every turn.
 
     Attributes:
-      depth: steps in flight while the next is chosen; the engine has 1.
-      steps: all steps made.
-      updates: all updates.
-      check: whether invariants are checked at every turn, which takes long with many requests.
+      unit: the scheduler.
+      executor: the mock executor.
+      depth: steps in flight while the next one is chosen; 1 in the engine.
+      steps: all steps so far.
+      updates: all updates so far.
+      on_update: called with each update.
+      check: whether invariants are checked at every turn, which is slow with many requests.
     """
 
     unit: Scheduler
@@ -78,7 +90,7 @@ class Loop:
 
     @property
     def shapes(self) -> list[str]:
-        """Steps in short: P with the chunks' sizes, D with the sequences' tokens."""
+        """Steps as text: P and the chunks' sizes, or D and the sequences' tokens."""
         return [
             "P" + ",".join(str(len(chunk.tokens)) for chunk in step.chunks)
             if isinstance(step, Prefill)
@@ -120,15 +132,15 @@ class Loop:
         return step is not None
 
     def run(self, max_turns: int = 10_000) -> None:
-        """Turns until nothing is left to do."""
+        """Turns until there is neither a step to submit nor a result to apply."""
         for _ in range(max_turns):
             if not self.turn():
-                assert self.unit.num_requests == 0, "requests wait and nothing can be done"
+                assert self.unit.num_requests == 0, "requests wait, and no step can be built"
                 return
         raise AssertionError(f"not done after {max_turns} turns")
 
     def assert_empty(self) -> None:
-        """All pages and slots are back."""
+        """Asserts that no request is left and that all pages and slots are free."""
         unit = self.unit
         assert unit.num_requests == 0
         assert unit.num_in_flight == 0
@@ -141,14 +153,14 @@ class Loop:
 
 
 def shorthand(loop: Loop) -> str:
-    """Steps as letters: the model's name, upper case for a prefill."""
+    """Steps as letters: the name of the model, in upper case for a prefill."""
     return "".join(
         step.model.upper() if isinstance(step, Prefill) else step.model for step in loop.steps
     )
 
 
 def two_models(policy: str, tokens: int = 9) -> Loop:
-    """Two models with two requests each, that arrive as a b a b."""
+    """Runs two models with two requests each, which arrive in the order a b a b."""
     specs = [spec("a", prefill_tokens=5, decode_tokens=4), spec("b", 3, decode_tokens=4)]
     loop = Loop.of(specs, 400, policy)
     for i in range(4):

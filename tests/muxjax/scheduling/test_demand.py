@@ -10,6 +10,7 @@ from muxjax.scheduling.demand import (
     prefill_demand,
 )
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.fair_share import EVEN_PART
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.scheduler import Scheduler
@@ -19,9 +20,8 @@ from muxjax.scheduling.specs import BucketLimits, ModelSpec
 def model(
     name: str = "a", rate: float = 2.0, prompt: float = 100.0, output: float = 50.0
 ) -> ModelSpec:
-    return ModelSpec(
-        name, 10, 5, 400, BucketLimits(max_seqs=8), rate, prompt_tokens=prompt, output_tokens=output
-    )
+    load = ExpectedLoad(rate, prompt, output)
+    return ModelSpec(name, 10, 5, 400, BucketLimits(max_seqs=8), load)
 
 
 def test_kv_is_rate_times_tokens_times_pages_a_token() -> None:

@@ -111,7 +111,7 @@ def test_a_model_that_does_not_fit_changes_nothing() -> None:
     greedy = spec("greedy", 1, 4, kv_floor=1.0)
     with pytest.raises(PoolTooSmall, match="pool too small"):
         unit.add_model(greedy)
-    with pytest.raises(ValueError, match="a is there already"):
+    with pytest.raises(ValueError, match="a is in the pool already"):
         unit.add_model(A)
     assert unit.stats() == before
     unit.check_invariants()

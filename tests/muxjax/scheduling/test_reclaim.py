@@ -1,4 +1,4 @@
-"""What is borrowed comes back in time; floors hold whatever the others do."""
+"""Borrowed pages are reclaimed in time, and floors hold under any load of other models."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.manager import RECLAIM_STEPS
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.blocked_requests import RECLAIM_STEPS
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.policies.registry import POLICIES
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
-MOST_STEPS = 20
-"""Steps within which a model has its floor, or runs all that it asked for."""
-TAKING_TURNS = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
-"""Policies that ask for every model within a few steps. `fcfs` keeps one line: who comes late waits
-for all who came before, whatever its floor."""
+MAX_STEPS = 20
+"""Steps within which a model has its floor, or all its requests run."""
+FAIR_POLICIES = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
+"""Policies that schedule every model within a few steps. `fcfs` has one queue for all models: a
+late request waits for all earlier ones, whatever the floor of its model."""
 
 
 def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> ModelSpec:
-    """Four tokens a page, slabs of a page."""
+    """Four tokens a page; a slab is a page."""
     return spec(
         name,
         1,
@@ -38,7 +38,7 @@ def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> M
 
 
 def short_of(unit: Scheduler, name: str) -> bool:
-    """Whether the model waits for pages that its floor would hold, or holds nothing at all."""
+    """Whether the model waits for pages within its floor, or waits and holds none."""
     state, allocator = unit.models[name], unit.allocator
     waiting = next(iter(state.waiting.values()), None)
     if waiting is None or not state.free_slots or not unit.settled(waiting):
@@ -51,7 +51,7 @@ def short_of(unit: Scheduler, name: str) -> bool:
 
 
 def steps_until_served(loop: Loop, name: str) -> int:
-    """Steps made until the model is short of nothing that its floor promises."""
+    """Number of steps until the model is not `short_of` pages."""
     before = len(loop.steps)
     while short_of(loop.unit, name):
         assert loop.turn()
@@ -60,7 +60,7 @@ def steps_until_served(loop: Loop, name: str) -> int:
 
 
 def borrow_everything(policy: str, *specs: ModelSpec, slabs: int, output: int = 18) -> Loop:
-    """A pool of which the first model holds all that it can, with many more in line."""
+    """A pool in which the first model borrows all it can and has many more requests waiting."""
     loop = Loop.of(specs, 1 + slabs, policy)
     loop.check = False
     for number in range(40):
@@ -70,7 +70,7 @@ def borrow_everything(policy: str, *specs: ModelSpec, slabs: int, output: int = 
     return loop
 
 
-@pytest.mark.parametrize("policy", TAKING_TURNS)
+@pytest.mark.parametrize("policy", FAIR_POLICIES)
 @pytest.mark.parametrize("prompts", [[5] * 12, [30] * 6, [39], [3, 38, 3, 38]])
 def test_a_model_has_its_floor_or_all_it_asked_for_within_twenty_steps(
     policy: str, prompts: list[int]
@@ -80,7 +80,7 @@ def test_a_model_has_its_floor_or_all_it_asked_for_within_twenty_steps(
     asked = [request(100 + i, "b", length, 40 - length) for i, length in enumerate(prompts)]
     for one in asked:
         loop.unit.add(one)
-    assert steps_until_served(loop, "b") <= MOST_STEPS
+    assert steps_until_served(loop, "b") <= MAX_STEPS
     held = loop.unit.allocator.leased_slabs("b")
     state = loop.unit.models["b"]
     assert held >= loop.unit.quotas.floors["b"] - 10 or not state.waiting
@@ -92,8 +92,8 @@ def test_a_model_has_its_floor_or_all_it_asked_for_within_twenty_steps(
         assert one.output == solo_tokens(loop.unit, one)
 
 
-@pytest.mark.parametrize("policy", TAKING_TURNS)
-def test_a_first_request_larger_than_the_quota_comes_in_too(policy: str) -> None:
+@pytest.mark.parametrize("policy", FAIR_POLICIES)
+def test_a_first_request_larger_than_the_quota_is_admitted(policy: str) -> None:
     demand = {"a": Demand(99.0, 1.0, 1.0), "b": Demand(0.0, 1.0, 1.0)}
     specs = [model("a", 0.0, 100), model("b", 0.1, 120)]
     loop = Loop.of(specs, 1 + 60, policy, demand=lambda one, _: demand[one.name])
@@ -105,9 +105,9 @@ def test_a_first_request_larger_than_the_quota_comes_in_too(policy: str) -> None
         loop.turn()
     large = request(100, "b", 100, 20)
     loop.unit.add(large)
-    assert steps_until_served(loop, "b") <= MOST_STEPS
+    assert steps_until_served(loop, "b") <= MAX_STEPS
     reclaimed = loop.unit.quotas.reclaimed[-1]
-    assert (reclaimed.giver, reclaimed.taker, reclaimed.reason) == ("a", "b", "first request")
+    assert (reclaimed.donor, reclaimed.recipient, reclaimed.reason) == ("a", "b", "first request")
     while not large.finished:
         assert loop.turn()
     assert large.preemptions == 0
@@ -115,7 +115,7 @@ def test_a_first_request_larger_than_the_quota_comes_in_too(policy: str) -> None
     loop.unit.check_invariants()
 
 
-def test_pages_beyond_a_quota_come_back_after_some_steps_and_stats_say_why() -> None:
+def test_pages_above_a_quota_are_reclaimed_after_some_steps_and_stats_say_why() -> None:
     # b may hold half; its floor is nothing.
     specs = [model("a", 0.0, 100), model("b", 0.0)]
     loop = borrow_everything("round_robin", *specs, slabs=60, output=80)
@@ -135,7 +135,7 @@ def test_pages_beyond_a_quota_come_back_after_some_steps_and_stats_say_why() -> 
     assert 0 < stats["kv_fairness"] <= 1
 
 
-def test_an_open_pool_takes_nothing_back() -> None:
+def test_an_open_pool_reclaims_nothing() -> None:
     specs = [model("a", None), model("b", None)]
     loop = Loop.of(specs, 61, "round_robin", kv_quotas=OpenPool)
     loop.check = False
@@ -147,7 +147,7 @@ def test_an_open_pool_takes_nothing_back() -> None:
     assert not [one for one in loop.unit.quotas.reclaimed if one.reason != "growth"]
 
 
-@pytest.mark.parametrize("policy", TAKING_TURNS)
+@pytest.mark.parametrize("policy", FAIR_POLICIES)
 def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor(
     policy: str,
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor
         waits.append(steps_until_served(loop, "b"))
         while loop.unit.models["b"].has_prefill or loop.unit.models["b"].has_decode:
             assert loop.turn()
-    assert max(waits) <= MOST_STEPS
+    assert max(waits) <= MAX_STEPS
     assert loop.unit.models["greedy"].waiting
     assert all(
         one.preemptions == 0
@@ -178,7 +178,7 @@ def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor
 
 @st.composite
 def floors(draw: st.DrawFn, count: int) -> list[float | None]:
-    """Some given, together at most half of the pool."""
+    """Floors of which some are given, at most half of the pool together."""
     given = [draw(st.none() | st.floats(0, 1)) for _ in range(count)]
     total = sum(floor or 0 for floor in given) or 1
     return [None if floor is None else floor / total / 2 for floor in given]
@@ -226,7 +226,7 @@ def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -
         leased = sum(unit.allocator.leased_slabs(one.name) for one in specs)
         assert leased <= unit.allocator.num_slabs
     unit.check_invariants()
-    # Whoever is within its floor is let in when it asks, all models in a row.
+    # A request within its model's floor is admitted at once, for all models in a row.
     random.shuffle(specs)
     for one in specs:
         state = unit.models[one.name]

@@ -19,7 +19,7 @@ from tests.muxjax.tiny_fleets import entry
 def test_the_pool_of_a_cpu(
     dtypes: list[str], halves: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "reads_half_pools", lambda: halves)
+    monkeypatch.setattr(native, "prefers_bfloat16_pool", lambda: halves)
     assert pool_dtype(dtypes) == wanted
 
 

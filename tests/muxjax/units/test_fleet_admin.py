@@ -179,7 +179,7 @@ def test_reload_under_load(loaded: Fleet) -> None:
     assert new != old
     assert {tuple(answer) for answer in asking.answers["llama"]} <= {tuple(old), tuple(new)}
     spec = loaded.units[0].engine.call(lambda unit: unit.models["qwen3"].spec)
-    assert (spec.rate, spec.targets.ttft) == (3.0, 0.5)
+    assert (spec.load.rate, spec.targets.ttft) == (3.0, 0.5)
     assert loaded.admin.reload(FILE)["removed"] == ["extra"]
     assert tokens(loaded, "llama", LONG) == old
 

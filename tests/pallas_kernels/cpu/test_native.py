@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from muxjax.models.nn.decoder import rms_norm, rotate
-from muxjax.models.nn.int8 import linear_int8, quantize, rows_of_int8
-from muxjax.models.nn.linear import linear, put_matrix, rows_of, stored_shape
+from muxjax.models.nn.int8 import linear_int8, lookup_rows_int8, quantize
+from muxjax.models.nn.linear import device_put_matrix, linear, lookup_rows, stored_shape
 from muxjax.pallas_kernels.cpu import native
 
 here = pytest.mark.skipif(
@@ -24,7 +24,7 @@ here = pytest.mark.skipif(
 ROWS = [1, 2, 11, 12, 13, 25, 97, 300]
 
 
-def quantised(outputs: int, inputs: int) -> tuple[np.ndarray, jax.Array]:
+def quantized(outputs: int, inputs: int) -> tuple[np.ndarray, jax.Array]:
     numbers, scales = quantize(matrix(outputs, inputs))
     return numbers, jnp.asarray(scales)
 
@@ -41,7 +41,7 @@ def matrix(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
 def test_products(rows: int, inputs: int, dtype: str) -> None:
     weight = matrix(96, inputs).astype(jnp.dtype(dtype))
     x = 8 * matrix(rows, inputs, seed=1)
-    kept = put_matrix(weight)
+    kept = device_put_matrix(weight)
     assert kept.ndim == 4
     found = np.asarray(jax.jit(linear)(jnp.asarray(x), kept))
     wanted = x.astype(weight.dtype).astype(np.float64) @ weight.astype(np.float64).T
@@ -53,9 +53,9 @@ def test_products(rows: int, inputs: int, dtype: str) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("inputs", [4, 48, 64, 192])
 def test_an_int8_product_is_that_of_xla(rows: int, inputs: int) -> None:
-    numbers, scales = quantised(64, inputs)
+    numbers, scales = quantized(64, inputs)
     x = jnp.asarray(matrix(rows, inputs, seed=1))
-    kept = put_matrix(numbers)
+    kept = device_put_matrix(numbers)
     assert kept.ndim == 4
     found = jax.jit(linear_int8)(x, kept, scales)
     wanted = jax.jit(linear_int8)(x, jnp.asarray(numbers), scales)
@@ -69,27 +69,27 @@ def test_an_int8_product_is_that_of_xla(rows: int, inputs: int) -> None:
 
 @here
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
-    numbers, scales = quantised(64, 128)
+    numbers, scales = quantized(64, 128)
     x = jnp.asarray(matrix(40, 128, seed=1))
     for weight in (matrix(64, 128), matrix(64, 128).astype(jnp.bfloat16)):
-        kept = put_matrix(weight)
+        kept = device_put_matrix(weight)
         whole = np.asarray(linear(x, kept))
         for row in (0, 7, 39):
             np.testing.assert_array_equal(linear(x[row : row + 1], kept)[0], whole[row])
-    kept = put_matrix(numbers)
+    kept = device_put_matrix(numbers)
     whole = np.asarray(linear_int8(x, kept, scales))
     np.testing.assert_array_equal(linear_int8(x[3:5], kept, scales), whole[3:5])
 
 
 @here
 def test_what_is_no_number_stays_in_its_row() -> None:
-    numbers, scales = quantised(64, 64)
+    numbers, scales = quantized(64, 64)
     for bad in (np.nan, np.inf):
         x = matrix(30, 64, seed=1)
         x[17, 5] = bad
         for found in (
-            linear(jnp.asarray(x), put_matrix(matrix(64, 64))),
-            linear_int8(jnp.asarray(x), put_matrix(numbers), scales),
+            linear(jnp.asarray(x), device_put_matrix(matrix(64, 64))),
+            linear_int8(jnp.asarray(x), device_put_matrix(numbers), scales),
         ):
             finite = np.isfinite(np.asarray(found)).all(axis=1)
             assert not finite[17]
@@ -101,11 +101,13 @@ def test_rows_are_looked_up() -> None:
     at = jnp.asarray([95, 0, 33, 33])
     for dtype in ("float32", "bfloat16"):
         weight = matrix(96, 10).astype(jnp.dtype(dtype))
-        np.testing.assert_array_equal(rows_of(put_matrix(weight), at), weight[np.asarray(at)])
-    numbers, scales = quantised(96, 64)
+        np.testing.assert_array_equal(
+            lookup_rows(device_put_matrix(weight), at), weight[np.asarray(at)]
+        )
+    numbers, scales = quantized(96, 64)
     np.testing.assert_array_equal(
-        rows_of_int8(put_matrix(numbers), scales, at),
-        rows_of_int8(jnp.asarray(numbers), scales, at),
+        lookup_rows_int8(device_put_matrix(numbers), scales, at),
+        lookup_rows_int8(jnp.asarray(numbers), scales, at),
     )
 
 
@@ -121,7 +123,7 @@ def test_matrices_that_do_not_divide_are_left_as_they_are() -> None:
 
 @here
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    kept = put_matrix(matrix(64, 64))
+    kept = device_put_matrix(matrix(64, 64))
     with pytest.raises(Exception, match="shapes that do not fit"):
         jax.block_until_ready(native.product(jnp.ones((2, 60)), kept))
 
@@ -151,7 +153,7 @@ def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     native._load.cache_clear()
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert native.unavailable_reason() == "there is no C++ compiler (c++, g++, clang++)"
+    assert native.unavailable_reason() == "no C++ compiler found (tried c++, g++, clang++)"
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -162,7 +164,7 @@ def test_a_compiler_that_fails_is_no_end(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "cache"))
-    assert native.unavailable_reason() == f"{compiler} could not make them: no room"
+    assert native.unavailable_reason() == f"{compiler} could not compile them: no room"
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 

@@ -1,4 +1,4 @@
-"""The Mosaic GPU kernels, interpreted: what the shared suite does not reach."""
+"""The Mosaic GPU kernels, interpreted, beyond the suite that all implementations share."""
 
 from contextlib import contextmanager
 
@@ -6,96 +6,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from muxjax.pallas_kernels import KVLayout, paged_attention
+from muxjax.pallas_kernels import KVLayout
+from muxjax.pallas_kernels.gpu import core
 from muxjax.pallas_kernels.gpu import paged_attention as mosaic_gpu
+from muxjax.pallas_kernels.gpu.prefill import split_queries
 from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY, choose_splits, choose_tiles
 from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import KernelTarget
-from tests.pallas_kernels.cases import GEOMETRIES, Case, dense, make_case
-from tests.pallas_kernels.interpreting import interpretable, interpreted
+from tests.pallas_kernels.cases import GEOMETRIES, AttentionCase, build_case, compute_dense
+from tests.pallas_kernels.test_attention import run as run_implementation
 
-needs_interpreter = pytest.mark.skipif(
-    not interpretable("mosaic_gpu"), reason="this JAX has no interpreter for Mosaic GPU"
-)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 
 
-def run(case: Case, *, dtype=jnp.float32, decode=False, window=None) -> np.ndarray:
-    def attend(*arrays):
-        return paged_attention(
-            *arrays,
-            layout=case.layout,
-            scale=case.layout.head_dim**-0.5,
-            window=window,
-            decode=decode,
-            implementation="mosaic_gpu",
-        )
-
-    q, kv, *rest = case.arrays
-    with interpreted("mosaic_gpu"):
-        out = jax.jit(attend)(jnp.asarray(q, dtype), jnp.asarray(kv, dtype), *rest, case.layer)
-        return np.asarray(out, np.float32)
+def run(case: AttentionCase, *, dtype=jnp.float32, decode=False, window=None) -> np.ndarray:
+    return run_implementation(case, "mosaic_gpu", dtype=dtype, decode=decode, window=window)
 
 
-def error(case: Case, out: np.ndarray, window=None) -> float:
+def error(case: AttentionCase, out: np.ndarray, window=None) -> float:
     """Largest error, relative to the largest output."""
-    wanted = dense(case, case.layout.head_dim**-0.5, window, None)
+    wanted = compute_dense(case, case.layout.head_dim**-0.5, window, None)
     queries = case.query_starts[-1]
-    assert np.isfinite(out[:queries]).all(), "a row that must not be read was"
+    assert np.isfinite(out[:queries]).all(), "a row that must not be read was read"
     return np.abs(out[:queries] - wanted[:queries]).max() / np.abs(wanted[:queries]).max()
 
 
 def layout(num_kv: int, head_dim: int, tokens: int, left_over: int = 0) -> KVLayout:
-    """Pages of so many tokens, and rows after the last."""
+    """Pages of `tokens` tokens, with `left_over` unused rows."""
     rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over
     return KVLayout(rows, num_kv, head_dim)
 
 
-# Both ways of fetching, by pages of 8, 24 and 5 tokens.
-@needs_interpreter
+# Pages of 8 and 24 tokens are fetched directly, pages of 5 are staged.
 @pytest.mark.parametrize("tokens", [8, 24, 5])
 @pytest.mark.parametrize("decode", [True, False])
 def test_pages_of_any_number_of_tokens(tokens, decode):
     lens, queries = ([70, 1], [1, 1]) if decode else ([70], [33])
-    case = make_case((2, 1, 128), lens, queries, layout=layout(1, 128, tokens)).rounded()
+    case = build_case((2, 1, 128), lens, queries, layout=layout(1, 128, tokens)).rounded()
     tiles = choose_tiles(case.layout, jnp.dtype("bfloat16"), decode=decode, device_kind="cpu")
     assert tiles.direct == (tokens % 8 == 0)
     out = run(case, dtype=jnp.bfloat16, decode=decode, window=50)
     assert error(case, out, window=50) < 2e-2
 
 
-@needs_interpreter
-def test_pages_that_are_no_whole_number_of_tokens():
-    case = make_case((3, 1, 64), [70], [1], layout=layout(1, 64, 16))
-    odd = make_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, left_over=1))
+def test_pages_that_are_not_a_multiple_of_tokens():
+    case = build_case((3, 1, 64), [70], [1], layout=layout(1, 64, 16))
+    odd = build_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, left_over=1))
     assert not choose_tiles(odd.layout, odd.kv.dtype, decode=True, device_kind="cpu").whole_tokens
-    for each in (case, odd):
-        assert error(each, run(each, decode=True)) < 2e-5
+    for pages in (case, odd):
+        assert error(pages, run(pages, decode=True)) < 2e-5
 
 
-@needs_interpreter
 def test_float16():
-    case = make_case((4, 2, 64), [70], [1], layout=layout(2, 64, 16))
+    case = build_case((4, 2, 64), [70], [1], layout=layout(2, 64, 16))
     assert error(case, run(case, dtype=jnp.float16, decode=True)) < 1e-2
 
 
-@needs_interpreter
-def test_queries_of_one_sequence_never_write_anothers_rows():
+def test_a_block_of_queries_writes_only_its_rows():
     # Blocks of queries end in the middle of a tile; each writes its own rows only.
-    case = make_case((1, 1, 64), [130, 1, 7], [130, 1, 7], padding=3, layout=layout(1, 64, 16))
+    case = build_case((1, 1, 64), [130, 1, 7], [130, 1, 7], padding=3, layout=layout(1, 64, 16))
     out = run(case)
     assert error(case, out) < 2e-5
     assert (out[-3:] == 0).all()
 
 
-def test_blocks_of_queries():
-    if not interpretable("mosaic_gpu"):
-        pytest.skip("this JAX has no Mosaic GPU")
-    from muxjax.pallas_kernels.gpu.prefill import blocks_of_queries
-
+def test_query_blocks():
     lens, starts = jnp.array([300, 0, 40]), jnp.array([0, 130, 130, 135])
-    blocks = np.asarray(blocks_of_queries(lens, starts, 140, 128)).T
+    blocks = np.asarray(split_queries(lens, starts, 140, 128)).T
     used = blocks[blocks[:, 2] > 0]
     # (sequence, first query, queries, position of the first, tokens); the last is padding.
     assert used.tolist() == [
@@ -106,22 +85,17 @@ def test_blocks_of_queries():
     ]
 
 
-@needs_interpreter
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU would hang, not object")
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU would hang")
 @pytest.mark.parametrize("barrier", ["ready", "staged"])
 def test_a_missing_wait_is_caught(barrier, monkeypatch):
-    """The check that the other tests rely on: without one wait, the interpreter objects."""
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    from muxjax.pallas_kernels.gpu import core as mosaic_gpu_core
-
+    """The other tests rely on this: the interpreter reports a missing wait."""
     wait = plgpu.barrier_wait
-    case = make_case((1, 1, 64), [70], [1], layout=layout(1, 64, 16))
+    case = build_case((1, 1, 64), [70], [1], layout=layout(1, 64, 16))
 
     @contextmanager
-    def without_waiting_for(name):
+    def skip_waits_for(name):
         arrays = {}
-        scratch = mosaic_gpu_core.Buffers
+        scratch = core.Buffers
 
         def remember(*refs):
             buffers = scratch(*refs)
@@ -132,12 +106,12 @@ def test_a_missing_wait_is_caught(barrier, monkeypatch):
             if getattr(ref, "ref", ref) is not arrays["ref"]:
                 wait(ref)
 
-        monkeypatch.setattr(mosaic_gpu_core, "Buffers", remember)
+        monkeypatch.setattr(core, "Buffers", remember)
         monkeypatch.setattr(plgpu, "barrier_wait", maybe_wait)
         yield
 
     caught = pytest.raises(Exception, match=r"RACE DETECTED|no threads observed")
-    with without_waiting_for(barrier), caught:
+    with skip_waits_for(barrier), caught:
         run(case, decode=True)
 
 
@@ -184,8 +158,7 @@ def request(**changes) -> AttentionRequest:
     return AttentionRequest(**fields | changes)
 
 
-def test_what_it_cannot_do_it_says(monkeypatch):
-    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+def test_unsupported_requests():
     assert mosaic_gpu.unsupported_reason(request()) is None
     for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA H20"):
         assert mosaic_gpu.unsupported_reason(request(target=KernelTarget("gpu", kind))) is None
@@ -202,5 +175,3 @@ def test_what_it_cannot_do_it_says(monkeypatch):
         mosaic_gpu.unsupported_reason(request(layout=layout(1, 64, 16), num_heads=71, decode=False))
         is None
     )
-    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
-    assert "JAX 0.11" in mosaic_gpu.unsupported_reason(request())

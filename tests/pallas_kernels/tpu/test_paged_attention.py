@@ -1,4 +1,5 @@
-"""What only the TPU kernels have: waits for copies, block sizes, and a compiler of their own."""
+"""The TPU kernels beyond the suite that all implementations share: waits, block sizes,
+compiling."""
 
 import json
 import subprocess
@@ -15,45 +16,45 @@ from muxjax.pallas_kernels.api import choose_implementation
 from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import KernelTarget
 from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
-from muxjax.pallas_kernels.tpu.pages import Copies, PageBlock
+from muxjax.pallas_kernels.tpu.pages import PageBlock, PageCopies
 from tests.pallas_kernels import interpreting
-from tests.pallas_kernels.cases import GEOMETRIES, make_case
+from tests.pallas_kernels.cases import GEOMETRIES, build_case
 from tests.pallas_kernels.test_attention import run
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_a_wait_that_is_left_out_is_caught(monkeypatch, decode):
-    case = make_case((9, 3, 64), [50, 30], [1, 1] if decode else [20, 30])
+def test_a_missing_wait_is_caught(monkeypatch, decode):
+    case = build_case((9, 3, 64), [50, 30], [1, 1] if decode else [20, 30])
     assert np.isfinite(run(case, "mosaic_tpu", decode=decode)).all()
-    monkeypatch.setattr(Copies, "wait", lambda *args: None)
-    # The suite's interpreter copies as late as it may, when a copy is waited for ...
+    monkeypatch.setattr(PageCopies, "wait", lambda *args: None)
+    # The suite's interpreter copies as late as possible: when a copy is waited for.
     assert np.isnan(run(case, "mosaic_tpu", decode=decode)).any()
-    # ... and where copies come early instead, the race is found.
+    # Where it copies early instead, it reports the race.
     eager = replace(interpreting.TPU, dma_execution_mode="eager")
     monkeypatch.setattr(interpreting, "TPU", eager)
-    with pytest.raises(interpreting.Raced):
+    with pytest.raises(interpreting.RaceDetected):
         run(case, "mosaic_tpu", decode=decode)
 
 
-def test_many_blocks_take_turns_in_the_buffers(monkeypatch):
-    # Blocks of one page: 19 in the longest context, and every sequence's first follows another's.
+def test_buffers_alternate_over_many_blocks(monkeypatch):
+    # Blocks of one page: 19 in the longest context; buffers also alternate between sequences.
     monkeypatch.setattr(
         "muxjax.pallas_kernels.tpu.paged_attention.decode_sizes",
         lambda *args: decode_sizes(*args)._replace(pages=1),
     )
-    case = make_case((9, 3, 64), [400, 1, 0, 65, 21, 22], [1] * 6)
+    case = build_case((9, 3, 64), [400, 1, 0, 65, 21, 22], [1] * 6)
     out = run(case, "mosaic_tpu", decode=True)
     assert np.isfinite(out).all()
 
 
-def test_a_block_of_pages_is_whole_tiles():
-    block = PageBlock(KVLayout(64, 3, 64), 3)  # 21 tokens of 3 rows, and one row over
-    assert (block.used, block.page_rows, block.tokens) == (63, 64, 63)
+def test_a_block_of_pages_has_whole_tiles():
+    block = PageBlock(KVLayout(64, 3, 64), 3)  # 21 tokens of 3 rows, one unused row
+    assert (block.used_rows, block.page_rows, block.tokens) == (63, 64, 63)
     assert block.rows == 256  # whole vectors of 128 lanes
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_sizes_are_sane_for_any_geometry(geometry):
+def test_sizes_of_every_geometry(geometry):
     num_heads, num_kv, head_dim = geometry
     for rows in (1024, 2048):
         layout = KVLayout(rows, num_kv, head_dim)
@@ -66,7 +67,7 @@ def test_sizes_are_sane_for_any_geometry(geometry):
             assert sizes.queries * num_heads <= 4096
 
 
-def test_what_the_kernels_cannot_take_is_refused():
+def test_unsupported_requests_are_refused():
     def request(rows: int, dtype: str) -> AttentionRequest:
         float32 = jnp.dtype("float32")
         layout = KVLayout(rows, 3, 64)
@@ -77,7 +78,7 @@ def test_what_the_kernels_cannot_take_is_refused():
     assert choose_implementation(None, request(48, "bfloat16")).name == "mosaic_tpu"
     with pytest.raises(ValueError, match="multiple of 16 rows, not 50"):
         choose_implementation("mosaic_tpu", request(50, "bfloat16"))
-    with pytest.raises(ValueError, match="bfloat16 and float32, not float16"):
+    with pytest.raises(ValueError, match="bfloat16 or float32, not float16"):
         choose_implementation("mosaic_tpu", request(48, "float16"))
 
 
@@ -86,9 +87,9 @@ def test_what_the_kernels_cannot_take_is_refused():
 @pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_every_geometry_compiles(target):
     command = [sys.executable, "-m", "tests.pallas_kernels.compile_mosaic_tpu", target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    run_result = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert run_result.returncode == 0, run_result.stderr[-4000:]
+    records = [json.loads(line) for line in run_result.stdout.splitlines()]
     assert len(records) == 4 * len(GEOMETRIES)
     for record in records:
         (vmem,) = record["kernels"].values()

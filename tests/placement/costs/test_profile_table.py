@@ -33,7 +33,7 @@ def profile(**changes: Any) -> dict[str, Any]:
 def test_is_a_cost_model() -> None:
     table = ProfileTable(profile())
     assert isinstance(table, CostModel)
-    assert (table.models, table.tp_degrees("llama-7b")) == (("llama-7b",), (1,))
+    assert (table.models, table.tp_sizes("llama-7b")) == (("llama-7b",), (1,))
     assert table.shares("llama-7b", 1) == (0.5, 1.0)
     assert table.weight_bytes("llama-7b", tp=2) == pytest.approx(13.5e9 / 2, rel=1e-2)
 
@@ -89,12 +89,16 @@ def test_a_length_with_one_point_grows_as_the_shorter_one_does() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("2", "200", "prefill"), float("nan"), "batch 2, length 200, prefill: nan is no time"),
-        (("2", "200", "decoding"), 0, "batch 2, length 200, decoding: 0 is no time"),
-        (("2", "200", "decoding"), "fast", "length 200, decoding: a number of milliseconds"),
-        (("2", "200"), 3, "batch 2, length 200, prefill: a number"),
+        (("2", "200", "prefill"), float("nan"), "batch 2, length 200, prefill: nan is not a time"),
+        (("2", "200", "decoding"), 0, "batch 2, length 200, decoding: 0 is not a time"),
+        (
+            ("2", "200", "decoding"),
+            "fast",
+            "length 200, decoding: must be a number of milliseconds",
+        ),
+        (("2", "200"), 3, "batch 2, length 200, prefill: must be a number"),
         (("two",), {}, "'two' is not a positive number"),
-        (("2",), {}, "a mapping with numbers as keys"),
+        (("2",), {}, "an object with numbers as keys"),
     ],
 )
 def test_faults_say_where(path: tuple[str, ...], value: object, message: str) -> None:
@@ -112,7 +116,11 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="No such file"):
         ProfileTable(tmp_path / "none.json")
     path = tmp_path / "profile.json"
-    for text, message in (("{", "not a profile"), ("[]", "a mapping"), ("{}", "no models")):
+    for text, message in (
+        ("{", "not a profile"),
+        ("[]", "an object with models as keys"),
+        ("{}", "no models"),
+    ):
         path.write_text(text)
         with pytest.raises(ProfileError, match=message):
             ProfileTable(path)
@@ -131,7 +139,7 @@ def test_models_of_unknown_shape_are_left_out_but_checked(tmp_path: Path) -> Non
 
 def test_muxserves_own_profile() -> None:
     table = ProfileTable(a100_profile())
-    assert table.tp_degrees("llama-65b") == (4, 8)
+    assert table.tp_sizes("llama-65b") == (4, 8)
     assert table.decode_seconds("llama-7b", 64, 256) == pytest.approx(0.019548)
     # Not run for want of memory: goes on from 128 and 256 at this length.
     assert table.decode_seconds("llama-7b", 256, 512) > 0.055

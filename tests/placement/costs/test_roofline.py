@@ -17,8 +17,8 @@ A100 = replace(DEVICES["a100-80gb"], launch_seconds=0.0)
 def test_is_a_cost_model() -> None:
     costs = Roofline(SHAPES, A100)
     assert isinstance(costs, PlanningCosts)
-    assert costs.tp_degrees("llama-30b") == (1, 2, 4)
-    assert costs.tp_degrees("llama3-8b") == (1, 2, 4, 8)
+    assert costs.tp_sizes("llama-30b") == (1, 2, 4)
+    assert costs.tp_sizes("llama3-8b") == (1, 2, 4, 8)
 
 
 def test_decoding_one_sequence_reads_the_weights() -> None:

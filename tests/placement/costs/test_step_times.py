@@ -8,7 +8,7 @@ import pytest
 
 from muxjax.errors import ProfileError
 from muxjax.placement.costs.profile_table import ProfileTable
-from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes, at
+from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes, interpolate
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
@@ -32,7 +32,7 @@ def test_a_prefill_is_padded_to_its_bucket() -> None:
     assert TIMES.prefill_seconds([(16, 16, True)]) == last
     two = TIMES.prefill_seconds([(16, 16, True), (1, 500, False)])
     assert two == pytest.approx(0.030 + 2 * 0.004 + 0.003)
-    with pytest.raises(ValueError, match="65 is beyond the largest bucket"):
+    with pytest.raises(ValueError, match="65 is larger than the largest measured bucket"):
         TIMES.prefill_seconds([(65, 65, True)])
 
 
@@ -42,7 +42,7 @@ def test_a_decode_is_padded_and_walks_the_longest_context() -> None:
 
 
 def test_a_slower_machine() -> None:
-    slow = TIMES.slower(2.0)
+    slow = TIMES.scaled(2.0)
     chunks = [(3, 3, True)]
     assert slow.prefill_seconds(chunks) == pytest.approx(2 * TIMES.prefill_seconds(chunks))
     assert slow.decode_seconds(2, 4, 60) == pytest.approx(2 * TIMES.decode_seconds(2, 4, 60))
@@ -50,9 +50,9 @@ def test_a_slower_machine() -> None:
 
 def test_between_and_beyond_points() -> None:
     curve = ((10.0, 2.0), (20.0, 3.0))
-    assert [at(curve, x) for x in (1, 10, 15, 20, 30)] == [2.0, 2.0, 2.5, 3.0, 4.0]
+    assert [interpolate(curve, x) for x in (1, 10, 15, 20, 30)] == [2.0, 2.0, 2.5, 3.0, 4.0]
     falling = ((10.0, 3.0), (20.0, 2.0))
-    assert at(falling, 40) == pytest.approx(2.0)  # never below the last point
+    assert interpolate(falling, 40) == pytest.approx(2.0)  # never below the last point
 
 
 def test_a_profile_keeps_them() -> None:
@@ -114,5 +114,5 @@ def test_a_step_always_takes_time() -> None:
 def test_steps_of_another_form_are_refused() -> None:
     """Those with an engine's part of their own, say, which would otherwise be left out."""
     found = {**TIMES.to_json(), "engine": {"prefill": {"stretch": 1.1, "host_ms": 2.0}}}
-    with pytest.raises(ProfileError, match=r"what is engine\?.*measure them again"):
+    with pytest.raises(ProfileError, match=r"unknown keys engine.*measure them again"):
         StepTimes.from_json(found, "chat")

@@ -9,12 +9,13 @@ import pytest
 from muxjax.errors import PlanError
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import load_plan
+from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.planner.test_planner import plan_of
 
 
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     path = tmp_path / "plan.json"
-    plan_of([ModelLoad("a", "llama3-8b", 2.0)], "1x2:h100").save(path)
+    plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(2.0))], "1x2:h100").save(path)
     return path, json.loads(path.read_text())
 
 
@@ -49,10 +50,10 @@ def test_units_that_overlap_or_leave_the_cluster(tmp_path: Path) -> None:
     path, data = saved(tmp_path)
     unit = data["units"][0]
     path.write_text(json.dumps(data | {"units": [unit, unit | {"name": "other"}]}))
-    with pytest.raises(PlanError, match="taken"):
+    with pytest.raises(PlanError, match="another unit uses"):
         load_plan(path)
     path.write_text(json.dumps(data | {"units": [unit | {"node": 5}]}))
-    with pytest.raises(PlanError, match="devices that the cluster has not"):
+    with pytest.raises(PlanError, match="devices that the cluster does not have"):
         load_plan(path)
 
 

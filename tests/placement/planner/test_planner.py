@@ -16,6 +16,7 @@ from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import PlacementPlan
 from muxjax.placement.planner.planner import PlannerOptions, plan_placement
+from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.data import a100_profile, shared_data
 from tests.placement.fleets import SHAPES
 
@@ -32,7 +33,7 @@ def chatlmsys(case: str) -> list[ModelLoad]:
     text = (shared_data() / "chatlmsys" / f"{case}.yaml").read_text()
     # Upstream plans with ShareGPT's lengths whatever the file says.
     return [
-        ModelLoad(m["name"], m["model"], m["rate"], 161.0, 337.0)
+        ModelLoad(m["name"], m["model"], ExpectedLoad(m["rate"], 161.0, 337.0))
         for m in yaml.safe_load(text)["models"]
     ]
 
@@ -75,9 +76,9 @@ def test_beats_upstream_by_both_measures(case: str, upstream: float) -> None:
 
 
 def test_a_plan_is_whole() -> None:
-    loads = [ModelLoad(f"m{i}", "llama3-8b", 2.0 + i) for i in range(5)]
+    loads = [ModelLoad(f"m{i}", "llama3-8b", ExpectedLoad(2.0 + i)) for i in range(5)]
     found = plan_of(loads, "2x4:a100-80gb")
-    assert found.rate == sum(load.rate for load in loads)
+    assert found.rate == sum(load.expected.rate for load in loads)
     assert found.throughput <= found.rate
     assert found.score <= found.bound
     assert 0 <= found.gap < 1
@@ -91,11 +92,11 @@ def test_a_plan_is_whole() -> None:
             planned[model.name] = planned.get(model.name, 0.0) + model.rate
             assert model.kv_floor <= model.kv_quota + 1e-9
             assert model.max_batch >= 1
-    assert planned == pytest.approx({load.name: load.rate for load in loads})
+    assert planned == pytest.approx({load.name: load.expected.rate for load in loads})
 
 
 def test_the_same_seed_and_inputs_make_the_same_plan() -> None:
-    loads = [ModelLoad(f"m{i}", "llama3-8b", 20.0 + i) for i in range(4)]
+    loads = [ModelLoad(f"m{i}", "llama3-8b", ExpectedLoad(20.0 + i)) for i in range(4)]
     plans = [plan_of(loads, "1x4:h100", seed=5) for _ in range(2)]
     first, second = (plan.model_copy(update={"seconds": 0.0}) for plan in plans)
     assert first == second
@@ -105,8 +106,8 @@ def test_the_same_seed_and_inputs_make_the_same_plan() -> None:
 
 def test_given_floors_are_kept() -> None:
     loads = [
-        ModelLoad("a", "llama3-8b", 10.0),
-        ModelLoad("b", "llama3-8b", 0.1, kv_floor=0.4),
+        ModelLoad("a", "llama3-8b", ExpectedLoad(10.0)),
+        ModelLoad("b", "llama3-8b", ExpectedLoad(0.1), kv_floor=0.4),
     ]
     found = plan_of(loads, "1x1:h100")
     floors = {model.name: model for unit in found.units for model in unit.models}
@@ -116,67 +117,73 @@ def test_given_floors_are_kept() -> None:
 
 
 def test_the_weighted_objective_is_muxserve_s_measure() -> None:
-    loads = [ModelLoad(f"m{i}", "llama3-8b", 40.0 * (1 + i)) for i in range(3)]
+    loads = [ModelLoad(f"m{i}", "llama3-8b", ExpectedLoad(40.0 * (1 + i))) for i in range(3)]
     found = plan_of(loads, "1x2:a100-80gb", objective="weighted")
     assert found.score == pytest.approx(found.weighted_throughput, rel=1e-3)
     assert found.score <= found.bound
 
 
 def test_a_fleet_without_load_is_placed() -> None:
-    found = plan_of([ModelLoad("a", "llama3-8b", 0.0)], "1x1:h100")
+    found = plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(0.0))], "1x1:h100")
     assert found.units[0].models[0].name == "a"
     assert found.throughput == 0
 
 
 def test_a_model_that_fits_nowhere() -> None:
-    loads = [ModelLoad("small", "llama3-1b", 1.0), ModelLoad("big", "llama-65b", 1.0)]
+    loads = [
+        ModelLoad("small", "llama3-1b", ExpectedLoad(1.0)),
+        ModelLoad("big", "llama-65b", ExpectedLoad(1.0)),
+    ]
     with pytest.raises(PlanError, match=r"big .* fits nowhere on 4x1:a100-80gb") as caught:
         plan_of(loads, "4x1:a100-80gb")
     text = str(caught.value)
     assert "130.6 GB of weights" in text
     assert "has 80.0 GB" in text
-    assert "1.7 times the memory would do" in text
+    assert "1.7 times the memory would be enough" in text
 
 
 def test_a_degree_that_no_node_has() -> None:
     table = ProfileTable(a100_profile())
-    with pytest.raises(PlanError, match="can be split over 4, 8 devices, and no node has so many"):
+    with pytest.raises(
+        PlanError, match="can be sharded over 4, 8 devices, and no node has that many"
+    ):
         plan_placement(
-            [ModelLoad("big", "llama-65b", 1.0)], parse_cluster("8x2:a100-80gb"), [table]
+            [ModelLoad("big", "llama-65b", ExpectedLoad(1.0))],
+            parse_cluster("8x2:a100-80gb"),
+            [table],
         )
 
 
 def test_models_that_do_not_fit_together() -> None:
-    loads = [ModelLoad(f"m{i}", "llama-30b", 1.0) for i in range(5)]
+    loads = [ModelLoad(f"m{i}", "llama-30b", ExpectedLoad(1.0)) for i in range(5)]
     with pytest.raises(PlanError, match="the fleet does not fit on 1x4:a100-80gb: its 5 models"):
         plan_of(loads, "1x4:a100-80gb")
 
 
-@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
-def test_impossible_rates(rate: float) -> None:
-    with pytest.raises(PlanError, match="hot: rate must be a finite number of requests a second"):
-        ModelLoad("hot", "llama3-8b", rate)
+def test_an_output_without_tokens_is_refused() -> None:
+    with pytest.raises(PlanError, match="hot: output_tokens must be at least 1, not 0"):
+        ModelLoad("hot", "llama3-8b", ExpectedLoad(output_tokens=0.0))
 
 
 def test_two_of_one_name_and_none_at_all() -> None:
     with pytest.raises(PlanError, match="two models of the fleet are called a"):
-        plan_of([ModelLoad("a", "llama3-8b", 1.0)] * 2, "1x1:h100")
+        plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(1.0))] * 2, "1x1:h100")
     with pytest.raises(PlanError, match="no models"):
         plan_of([], "1x1:h100")
 
 
 def test_an_unknown_kind() -> None:
     with pytest.raises(PlanError, match="a: there are no costs for gpt"):
-        plan_of([ModelLoad("a", "gpt", 1.0)], "1x1:h100")
+        plan_of([ModelLoad("a", "gpt", ExpectedLoad(1.0))], "1x1:h100")
 
 
 def test_as_upstream_needs_its_profile() -> None:
     with pytest.raises(PlanError, match="needs MuxServe's profile"):
-        plan_of([ModelLoad("a", "llama3-8b", 1.0)], "1x1:h100", as_upstream=True)
+        plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(1.0))], "1x1:h100", as_upstream=True)
 
 
 def test_many_nodes_are_no_trouble() -> None:
-    loads = [ModelLoad(f"m{i}", "llama3-8b", 3.0) for i in range(12)]
+    loads = [ModelLoad(f"m{i}", "llama3-8b", ExpectedLoad(3.0)) for i in range(12)]
     found = plan_of(loads, "64x8:v5e", effort=0.1)
     assert found.throughput == pytest.approx(36.0)
 
@@ -185,7 +192,7 @@ def test_time_shares_are_within_bounds_where_upstreams_placement_is_begun_from()
     # Upstream's units have curves of a share of the compute; in turn all programs have the whole.
     kinds = ["llama-7b"] * 12 + ["llama-13b"] * 4 + ["llama-30b"] * 2 + ["llama-65b"]
     loads = [
-        ModelLoad(f"llm-{index}", kind, 40 * (index + 1) ** -2.1)
+        ModelLoad(f"llm-{index}", kind, ExpectedLoad(40 * (index + 1) ** -2.1))
         for index, kind in enumerate(kinds)
     ]
     table = ProfileTable(a100_profile())
@@ -197,5 +204,5 @@ def test_time_shares_are_within_bounds_where_upstreams_placement_is_begun_from()
 
 
 def test_the_longest_request_is_in_the_plan() -> None:
-    found = plan_of([ModelLoad("a", "llama3-8b", 1.0, longest=4096)], "1x1:h100")
+    found = plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(1.0), longest=4096)], "1x1:h100")
     assert found.units[0].models[0].longest == 4096

@@ -7,8 +7,13 @@ import yaml
 
 from muxjax.errors import PlanError
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.upstream_estimator import UpstreamEstimator, member
-from muxjax.placement.planner.upstream_search import combinations, score, search
+from muxjax.placement.planner.upstream_estimator import UpstreamEstimator, upstream_model
+from muxjax.placement.planner.upstream_search import (
+    count_combinations,
+    score_placement,
+    search_as_upstream,
+)
+from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.data import a100_profile, shared_data
 from tests.placement.planner.test_upstream_estimator import flat_profile
 
@@ -18,12 +23,14 @@ def test_finds_what_upstream_found(case: str) -> None:
     folder = shared_data() / "chatlmsys"
     recorded = json.loads((folder / "recorded.json").read_text())[case]["upstream_optimizer"]
     models = yaml.safe_load((folder / f"{case}.yaml").read_text())["models"]
-    members = [member(ModelLoad(m["name"], m["model"], m["rate"])) for m in models]
+    members = [
+        upstream_model(ModelLoad(m["name"], m["model"], ExpectedLoad(m["rate"]))) for m in models
+    ]
     estimator = UpstreamEstimator(json.loads(a100_profile().read_text()), members, 32)
-    found = search(estimator, 4, 8)
+    found = search_as_upstream(estimator, 4, 8)
     assert found is not None
     assert round(found.score, 4) == recorded["score"]
-    assert score(estimator, found.meshes) == found.score
+    assert score_placement(estimator, found.meshes) == found.score
     theirs = sorted(
         (int(name.removeprefix("mesh").split("idx")[0]), sorted(placed))
         for name, placed in recorded["meshes"].items()
@@ -32,17 +39,17 @@ def test_finds_what_upstream_found(case: str) -> None:
 
 
 def test_the_combinations_explode() -> None:
-    assert combinations(4, 8) == 715
-    assert combinations(16, 8) > 2_000_000
-    members = [member(ModelLoad("a", "llama-7b", 1.0))]
+    assert count_combinations(4, 8) == 715
+    assert count_combinations(16, 8) > 2_000_000
+    members = [upstream_model(ModelLoad("a", "llama-7b", ExpectedLoad(1.0)))]
     estimator = UpstreamEstimator(flat_profile(), members, 128)
     with pytest.raises(PlanError, match="without --upstream-compatible"):
-        search(estimator, 16, 8)
-    with pytest.raises(PlanError, match="no splits of a node of 3"):
-        search(estimator, 1, 3)
+        search_as_upstream(estimator, 16, 8)
+    with pytest.raises(PlanError, match="does not support nodes of 3"):
+        search_as_upstream(estimator, 1, 3)
 
 
 def test_nothing_is_found_where_a_group_has_more_meshes_than_models() -> None:
-    members = [member(ModelLoad("a", "llama-7b", 1.0))]
+    members = [upstream_model(ModelLoad("a", "llama-7b", ExpectedLoad(1.0)))]
     estimator = UpstreamEstimator(flat_profile(), members, 2)
-    assert search(estimator, 2, 1) is None
+    assert search_as_upstream(estimator, 2, 1) is None

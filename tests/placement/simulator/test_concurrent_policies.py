@@ -6,7 +6,7 @@ import pytest
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent import make_concurrent_policy
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 from tests.muxjax.scheduling.harness import request, spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
-from muxjax.scheduling.kv_cache.quotas import OpenPool
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.scheduling.harness import request, spec
 from tests.placement.simulator.test_concurrent_policies import finish, kind, started

@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxjax.placement.simulator.metrics import AttainmentTarget, Distribution, SimulationMetrics
+from muxjax.placement.simulator.metrics import (
+    AttainmentCriterion,
+    LatencyHistogram,
+    SimulationMetrics,
+)
 from muxjax.placement.simulator.records import RequestRecord
 from tests.placement.simple_costs import SimpleCosts
 
@@ -29,7 +33,7 @@ def refused(number: int, model: str = "a", *, failed: bool = False) -> RequestRe
 
 def test_quantiles_are_within_a_tenth_of_a_percent() -> None:
     values = np.random.default_rng(0).lognormal(0.0, 2.0, 5000)
-    distribution = Distribution()
+    distribution = LatencyHistogram()
     for value in values.tolist():
         distribution.add(value)
     assert distribution.mean == pytest.approx(values.mean())
@@ -39,7 +43,7 @@ def test_quantiles_are_within_a_tenth_of_a_percent() -> None:
 
 
 def test_a_distribution_of_nothing_and_of_zeros() -> None:
-    distribution = Distribution()
+    distribution = LatencyHistogram()
     assert distribution.mean is None
     assert distribution.quantile(0.5) is None
     distribution.add(0.0)
@@ -48,7 +52,11 @@ def test_a_distribution_of_nothing_and_of_zeros() -> None:
 
 def test_keys_are_separate_and_mean_what_they_say() -> None:
     metrics = SimulationMetrics(
-        {"a": AttainmentTarget(ttft=0.2), "b": AttainmentTarget(ttft=0.2)}, SimpleCosts()
+        {
+            "a": AttainmentCriterion.from_targets(ttft=0.2),
+            "b": AttainmentCriterion.from_targets(ttft=0.2),
+        },
+        SimpleCosts(),
     )
     for number in range(8):
         metrics.add(record(number, "a", arrival=number, end=2.0))  # the last ends at 9 s
@@ -73,18 +81,24 @@ def test_keys_are_separate_and_mean_what_they_say() -> None:
 def test_targets() -> None:
     costs = SimpleCosts()
     # Alone: 20 ms of prefill and 9 steps of 10 ms: 0.11 s.
-    assert AttainmentTarget(scale=8.0, kind="small").alone(record(0), costs) == pytest.approx(0.11)
-    assert AttainmentTarget(scale=8.0, kind="small").met(record(0, end=0.87), costs)
-    assert not AttainmentTarget(scale=8.0, kind="small").met(record(0, end=0.89), costs)
-    assert AttainmentTarget(tpot=0.1).met(record(0, first=0.1, end=0.99), costs)
-    assert not AttainmentTarget(tpot=0.1).met(record(0, first=0.1, end=1.01), costs)
-    assert AttainmentTarget(tpot=0.1).met(record(0, first=5.0, end=5.0, tokens=1), costs)
-    assert not AttainmentTarget(ttft=0.1).met(record(0, first=0.2), costs)
-    assert not AttainmentTarget().met(refused(0), costs)
+    assert AttainmentCriterion.from_targets(scale=8.0, kind="small").isolated_latency(
+        record(0), costs
+    ) == pytest.approx(0.11)
+    assert AttainmentCriterion.from_targets(scale=8.0, kind="small").met(record(0, end=0.87), costs)
+    assert not AttainmentCriterion.from_targets(scale=8.0, kind="small").met(
+        record(0, end=0.89), costs
+    )
+    assert AttainmentCriterion.from_targets(tpot=0.1).met(record(0, first=0.1, end=0.99), costs)
+    assert not AttainmentCriterion.from_targets(tpot=0.1).met(record(0, first=0.1, end=1.01), costs)
+    assert AttainmentCriterion.from_targets(tpot=0.1).met(
+        record(0, first=5.0, end=5.0, tokens=1), costs
+    )
+    assert not AttainmentCriterion.from_targets(ttft=0.1).met(record(0, first=0.2), costs)
+    assert not AttainmentCriterion().met(refused(0), costs)
 
 
 def test_nothing_is_no_division_by_zero() -> None:
-    found = SimulationMetrics({"a": AttainmentTarget()}, SimpleCosts()).summary()
+    found = SimulationMetrics({"a": AttainmentCriterion()}, SimpleCosts()).summary()
     assert found["total_throughput"] == 0.0
     assert found["slo_attainment"] is None
     assert found["offered_rate"] is None

@@ -11,8 +11,8 @@ from muxjax.placement.simulator.output_files import (
     write_tables,
 )
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import System
-from muxjax.placement.simulator.simulation import run
+from muxjax.placement.simulator.simulated_units import SystemConfig
+from muxjax.placement.simulator.simulation import run_simulation
 from tests.placement.simulator.test_simulation import SETUP, workload
 
 
@@ -32,7 +32,10 @@ def test_records_are_written_as_they_come(tmp_path: Path) -> None:
 
 
 def test_tables_json_and_plots(tmp_path: Path) -> None:
-    runs = [{"rate_scale": scale, **run(SETUP, System(), workload())} for scale in (1.0, 2.0)]
+    runs = [
+        {"rate_scale": scale, **run_simulation(SETUP, SystemConfig(), workload())}
+        for scale in (1.0, 2.0)
+    ]
     policies = [{"policy": "adbs", "execution": "time_sliced", "runs": runs}]
     write_tables(policies, tmp_path)
     write_json({"policies": policies}, tmp_path / "simulation.json")

@@ -5,9 +5,9 @@ import pytest
 from muxjax.errors import PlanError, ProfileError
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.roofline import Roofline
-from muxjax.placement.planner.load import Slo
-from muxjax.placement.simulator.metrics import AttainmentTarget
-from muxjax.placement.simulator.plan_costs import plan_costs, plan_targets
+from muxjax.placement.simulator.metrics import AttainmentCriterion
+from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
+from muxjax.scheduling.specs import LatencySlo
 from tests.placement.data import a100_profile
 from tests.placement.simple_costs import plan, planned, unit
 
@@ -26,8 +26,10 @@ def test_costs_come_from_the_roofline_or_the_profile() -> None:
 def test_targets_are_the_models_own_or_what_was_asked() -> None:
     found = plan(unit(planned("a"), planned("b")))
     costs = plan_costs(found)
-    targets = plan_targets(found, costs, AttainmentTarget(scale=8.0), {"b": Slo(ttft=0.5)})
-    assert targets["a"] == AttainmentTarget(scale=8.0, kind="small", tp=1)
-    assert targets["b"] == AttainmentTarget(ttft=0.5, kind="small", tp=1)
+    targets = plan_criteria(
+        found, costs, AttainmentCriterion.from_targets(scale=8.0), {"b": LatencySlo(ttft=0.5)}
+    )
+    assert targets["a"] == AttainmentCriterion.from_targets(scale=8.0, kind="small", tp=1)
+    assert targets["b"] == AttainmentCriterion.from_targets(ttft=0.5, kind="small", tp=1)
     with pytest.raises(PlanError, match="target for tpot must be above 0"):
-        plan_targets(found, costs, AttainmentTarget(tpot=0.0))
+        plan_criteria(found, costs, AttainmentCriterion.from_targets(tpot=0.0))

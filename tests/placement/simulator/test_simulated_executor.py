@@ -161,7 +161,7 @@ def test_side_by_side_memory_bandwidth_is_shared() -> None:
 def test_results_come_in_the_order_of_their_ends() -> None:
     executor = concurrent(0.5)
     first, second = both(executor)
-    with pytest.raises(ValueError, match="order in which they end"):
+    with pytest.raises(ValueError, match="order in which the steps end"):
         executor.result(second)
     executor.result(first)
     executor.close()

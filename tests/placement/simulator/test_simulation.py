@@ -7,20 +7,25 @@ import pytest
 
 from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
-from muxjax.placement.simulator.metrics import AttainmentTarget
+from muxjax.placement.simulator.metrics import AttainmentCriterion
 from muxjax.placement.simulator.records import RequestRecord
-from muxjax.placement.simulator.simulated_units import System
-from muxjax.placement.simulator.simulation import Setup, checked_scales, run, sweep
-from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.simulator.simulated_units import SystemConfig
+from muxjax.placement.simulator.simulation import (
+    SimulationSetup,
+    run_simulation,
+    sweep_rates,
+    validate_scales,
+)
+from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.placement.workload.trace import TraceRequest, Workload
 from tests.placement.simple_costs import SimpleCosts, plan, planned, unit
 
-SETUP = Setup(
+SETUP = SimulationSetup(
     plan(unit(planned("a"), planned("b"))),
     {"toy": SimpleCosts()},
-    {name: AttainmentTarget(scale=3.0, kind="small") for name in ("a", "b")},
+    {name: AttainmentCriterion.from_targets(scale=3.0, kind="small") for name in ("a", "b")},
     seed=5,
-    describes={"workload": "test"},
+    workload={"workload": "test"},
 )
 
 
@@ -31,16 +36,16 @@ def workload(count: int = 40) -> Workload:
 def test_a_run_says_what_it_was() -> None:
     records: list[tuple[RequestRecord, bool]] = []
     seen: list[float] = []
-    found = run(
+    found = run_simulation(
         SETUP,
-        System(),
+        SystemConfig(),
         workload(),
         on_record=lambda record, met: records.append((record, met)),
         progress=seen.append,
     )
     assert found["seed"] == 5
     assert found["version"] == __version__
-    assert found["config_hash"] == SETUP.config_hash(System())
+    assert found["config_hash"] == SETUP.config_hash(SystemConfig())
     assert (found["policy"], found["execution"]) == ("adbs", "time_sliced")
     assert found["finished"] == len(records) == 40
     assert sum(met for _, met in records) / 40 == found["slo_attainment"]
@@ -53,30 +58,34 @@ def test_a_run_says_what_it_was() -> None:
 
 def test_the_hash_follows_what_a_run_depends_on() -> None:
     hashes = {
-        SETUP.config_hash(System()),
-        SETUP.config_hash(System("fcfs")),
-        SETUP.config_hash(System("adbs", "concurrent")),
-        Setup(SETUP.plan, SETUP.costs, SETUP.targets, seed=6).config_hash(System()),
+        SETUP.config_hash(SystemConfig()),
+        SETUP.config_hash(SystemConfig("fcfs")),
+        SETUP.config_hash(SystemConfig("adbs", "concurrent")),
+        SimulationSetup(SETUP.plan, SETUP.costs, SETUP.criteria, seed=6).config_hash(
+            SystemConfig()
+        ),
     }
     assert len(hashes) == 4
-    assert run(SETUP, System(), workload()) == run(SETUP, System(), workload())
+    assert run_simulation(SETUP, SystemConfig(), workload()) == run_simulation(
+        SETUP, SystemConfig(), workload()
+    )
 
 
 @pytest.mark.parametrize("policy", ["spatial", "temporal"])
 def test_baselines(policy: Any) -> None:
-    found = run(SETUP, System(policy, "concurrent"), workload())
+    found = run_simulation(SETUP, SystemConfig(policy, "concurrent"), workload())
     assert found["finished"] == 40
     assert len(found["units"]) == (2 if policy == "spatial" else 1)
     assert found["execution"] == ("concurrent" if policy == "spatial" else "time_sliced")
 
 
 def swept(scales: tuple[float, ...]) -> list[dict[str, Any]]:
-    def one(system: System, scale: float, scaled: Workload) -> dict[str, Any]:
-        return run(SETUP, system, scaled)
+    def run(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
+        return run_simulation(SETUP, system, scaled)
 
-    source = Synthetic([Traffic("a", 1.0), Traffic("b", 1.0)], count=60)
+    source = SyntheticWorkload([Traffic("a", 1.0), Traffic("b", 1.0)], count=60)
     requests = [TraceRequest(r.arrival, r.model, 20, 10) for r in source]
-    return sweep(SETUP, [System(), System("fcfs")], requests, scales, one=one)
+    return sweep_rates(SETUP, [SystemConfig(), SystemConfig("fcfs")], requests, scales, run=run)
 
 
 def test_a_sweep_narrows_down_the_highest_rate() -> None:
@@ -100,10 +109,10 @@ def test_a_sweep_that_never_or_always_passes_is_not_narrowed_down() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    assert checked_scales([2.0, 1.0, 2.0]) == (1.0, 2.0)
+    assert validate_scales([2.0, 1.0, 2.0]) == (1.0, 2.0)
     with pytest.raises(WorkloadError, match="rate scale must be above 0"):
-        checked_scales([1.0, -1.0])
+        validate_scales([1.0, -1.0])
     with pytest.raises(WorkloadError, match="at least"):
-        checked_scales([])
+        validate_scales([])
     with pytest.raises(PlanError, match="no unit with a model"):
-        run(Setup(plan(), SETUP.costs, {}), System(), workload())
+        run_simulation(SimulationSetup(plan(), SETUP.costs, {}), SystemConfig(), workload())

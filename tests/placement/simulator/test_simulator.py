@@ -8,11 +8,11 @@ from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_units import (
     PolicyName,
     StepSizes,
-    System,
+    SystemConfig,
     build_simulated_unit,
 )
 from muxjax.placement.simulator.simulator import Simulation, UnitSimulation
-from muxjax.placement.workload.synthetic import Synthetic, Traffic
+from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.placement.workload.trace import TraceRequest
 from tests.placement.simple_costs import SHAPE, SimpleCosts, planned, unit
 
@@ -25,7 +25,7 @@ def made(
     execution: Execution = "time_sliced",
     decode_tokens: int = 1,
 ) -> list[UnitSimulation]:
-    system = System(policy, execution, StepSizes(decode_tokens=decode_tokens))
+    system = SystemConfig(policy, execution, StepSizes(decode_tokens=decode_tokens))
     return [
         build_simulated_unit(one, system, SimpleCosts(), SHAPES, bandwidth=None) for one in units
     ]
@@ -99,11 +99,11 @@ def test_requests_beyond_the_queue_are_rejected() -> None:
     found = run(made(unit(planned("a", max_batch=1))), *requests, max_waiting=3)
     rejected = [record for record in found.values() if record.status == "rejected"]
     assert len(rejected) == 36
-    assert rejected[0].reason == "3 requests wait already"
+    assert rejected[0].reason == "3 requests are waiting already"
 
 
 def test_a_model_that_is_nowhere_is_an_error() -> None:
-    with pytest.raises(WorkloadError, match="request 0 asks for b, which no unit has; there are a"):
+    with pytest.raises(WorkloadError, match="request 0 is for b, which is on no unit; there are a"):
         run(made(unit(planned("a"))), TraceRequest(0.0, "b", 1, 1))
 
 
@@ -127,19 +127,19 @@ def test_all_requests_end_under_every_policy(policy: PolicyName, execution: Exec
     traffic = [Traffic("a", 30.0), Traffic("b", 10.0), Traffic("c", 2.0)]
     requests = [
         TraceRequest(r.arrival, r.model, min(r.prompt_tokens, 200), 100)
-        for r in Synthetic(traffic, count=120)
+        for r in SyntheticWorkload(traffic, count=120)
     ]
     found = run(units, *requests)
     assert {record.status for record in found.values()} == {"finished"}
     assert all(record.made_tokens == record.output_tokens for record in found.values())
     assert all((record.ttft or 0) > 0 for record in found.values())
-    units[0].unit.check_invariants()
-    assert units[0].unit.num_requests == 0
+    units[0].scheduler.check_invariants()
+    assert units[0].scheduler.num_requests == 0
     assert units[0].executor.busy_seconds > 0
 
 
 def test_the_same_again_is_the_same() -> None:
-    workload = list(Synthetic([Traffic("a", 20.0)], count=100, seed=1))
+    workload = list(SyntheticWorkload([Traffic("a", 20.0)], count=100, seed=1))
     shorter = [TraceRequest(r.arrival, r.model, 20, 1 + r.output_tokens % 50) for r in workload]
     assert run(made(unit(planned("a"))), *shorter) == run(made(unit(planned("a"))), *shorter)
 
@@ -157,7 +157,7 @@ def test_side_by_side_is_faster_than_in_turn() -> None:
 
     ends = []
     for execution in ("concurrent", "time_sliced"):
-        system = System("adbs", execution, StepSizes(decode_tokens=1))
+        system = SystemConfig("adbs", execution, StepSizes(decode_tokens=1))
         one = build_simulated_unit(unit(*models), system, Cheap(), SHAPES, bandwidth=None)
         requests = [TraceRequest(0.0, name, 20, 100) for name in ("a", "b")]
         ends.append(max(record.end or 0.0 for record in run([one], *requests).values()))

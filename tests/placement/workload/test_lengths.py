@@ -45,10 +45,10 @@ def test_samples_come_from_the_data() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"prompt_tokens": 0.5}, "mean prompt must have a token"),
-        ({"output_tokens": float("nan")}, "mean output must have a token"),
-        ({"output_sigma": -1.0}, "spread of output lengths"),
-        ({"prompt_tokens": 900.0, "max_prompt": 1000}, "too near the limit of 1000"),
+        ({"prompt_tokens": 0.5}, "mean prompt must have at least 1 token"),
+        ({"output_tokens": float("nan")}, "mean output must have at least 1 token"),
+        ({"output_sigma": -1.0}, "sigma of output lengths"),
+        ({"prompt_tokens": 900.0, "max_prompt": 1000}, "too close to the limit of 1000"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings: dict[str, float], says: str) -> None:

@@ -5,14 +5,20 @@ from collections import Counter
 import pytest
 
 from muxjax.errors import WorkloadError
-from muxjax.placement.workload.synthetic import Arrivals, Assigned, Synthetic, Traffic, at_rate
+from muxjax.placement.workload.synthetic import (
+    ArrivalProcess,
+    AssignedWorkload,
+    SyntheticWorkload,
+    Traffic,
+    scale_rate,
+)
 from muxjax.placement.workload.trace import TraceRequest
 
 TWO = (Traffic("a", 5.0), Traffic("b", 1.0))
 
 
 def test_rates_are_met_and_arrivals_are_in_order() -> None:
-    requests = list(Synthetic(TWO, seconds=1000))
+    requests = list(SyntheticWorkload(TWO, seconds=1000))
     counts = Counter(request.model for request in requests)
     assert counts["a"] == pytest.approx(5000, rel=0.05)
     assert counts["b"] == pytest.approx(1000, rel=0.1)
@@ -22,40 +28,47 @@ def test_rates_are_met_and_arrivals_are_in_order() -> None:
 
 
 def test_the_seed_decides_everything() -> None:
-    workload = Synthetic(TWO, count=200, seed=3)
+    workload = SyntheticWorkload(TWO, count=200, seed=3)
     assert list(workload) == list(workload)
-    assert list(workload) != list(Synthetic(TWO, count=200, seed=4))
+    assert list(workload) != list(SyntheticWorkload(TWO, count=200, seed=4))
     assert len(list(workload)) == 200
 
 
 def test_another_model_changes_nothing_for_the_first() -> None:
-    alone = list(Synthetic(TWO[:1], seconds=50))
-    both = list(Synthetic(TWO, seconds=50))
+    alone = list(SyntheticWorkload(TWO[:1], seconds=50))
+    both = list(SyntheticWorkload(TWO, seconds=50))
     assert [request for request in both if request.model == "a"] == alone
 
 
 @pytest.mark.parametrize(
-    "arrivals", [Arrivals(cv=3.0), Arrivals(on_off=(2.0, 4.0)), Arrivals(change_points=(900.0,))]
+    "arrivals",
+    [
+        ArrivalProcess(cv=3.0),
+        ArrivalProcess(on_off=(2.0, 4.0)),
+        ArrivalProcess(change_points=(900.0,)),
+    ],
 )
-def test_other_arrivals_keep_the_rate(arrivals: Arrivals) -> None:
-    requests = list(Synthetic(TWO, seconds=1800, arrivals=arrivals))
+def test_other_arrivals_keep_the_rate(arrivals: ArrivalProcess) -> None:
+    requests = list(SyntheticWorkload(TWO, seconds=1800, arrivals=arrivals))
     assert len(requests) == pytest.approx(6 * 1800, rel=0.15)
 
 
 def test_another_rate_keeps_the_length_of_what_is_synthetic() -> None:
-    faster = list(at_rate(Synthetic(TWO, seconds=500), 2.0))
+    faster = list(scale_rate(SyntheticWorkload(TWO, seconds=500), 2.0))
     assert len(faster) == pytest.approx(2 * 6 * 500, rel=0.1)
     assert faster[-1].arrival == pytest.approx(500, rel=0.02)
     trace = [TraceRequest(4.0, "a", 1, 1)]
-    assert [request.arrival for request in at_rate(trace, 2.0)] == [2.0]
+    assert [request.arrival for request in scale_rate(trace, 2.0)] == [2.0]
     with pytest.raises(WorkloadError, match="rate scale must be above 0"):
-        at_rate(Synthetic(TWO, seconds=1), -1.0)
+        scale_rate(SyntheticWorkload(TWO, seconds=1), -1.0)
 
 
 def test_drift_swaps_the_models() -> None:
     found = []
     for seed in range(8):
-        workload = Synthetic(TWO, seconds=200, arrivals=Arrivals(change_points=(100.0,)), seed=seed)
+        workload = SyntheticWorkload(
+            TWO, seconds=200, arrivals=ArrivalProcess(change_points=(100.0,)), seed=seed
+        )
         late = Counter(request.model for request in workload if request.arrival > 100)
         found.append(late["b"] > late["a"])
     assert any(found)
@@ -64,26 +77,26 @@ def test_drift_swaps_the_models() -> None:
 
 def test_a_trace_without_models_is_dealt_out_by_weight() -> None:
     trace = [TraceRequest(float(index), "", 1, 1) for index in range(4000)]
-    found = Counter(request.model for request in Assigned(trace, {"a": 3.0, "b": 1.0}))
+    found = Counter(request.model for request in AssignedWorkload(trace, {"a": 3.0, "b": 1.0}))
     assert found["a"] / found["b"] == pytest.approx(3, rel=0.15)
 
 
 def test_names_of_a_trace_are_kept_mapped_or_refused() -> None:
     trace = [TraceRequest(0.0, "a", 1, 1), TraceRequest(1.0, "GPT-4", 1, 1)]
-    mapped = Assigned(trace, {"a": 1.0, "b": 1.0}, {"GPT-4": "b"})
+    mapped = AssignedWorkload(trace, {"a": 1.0, "b": 1.0}, {"GPT-4": "b"})
     assert [request.model for request in mapped] == ["a", "b"]
-    with pytest.raises(WorkloadError, match="asks for GPT-4, which the fleet does not have"):
-        list(Assigned(trace, {"a": 1.0}))
-    with pytest.raises(WorkloadError, match="no such model, it has a"):
-        Assigned(trace, {"a": 1.0}, {"GPT-4": "b"})
+    with pytest.raises(WorkloadError, match="has requests for GPT-4, which is not in the fleet"):
+        list(AssignedWorkload(trace, {"a": 1.0}))
+    with pytest.raises(WorkloadError, match="the fleet has no model b; it has a"):
+        AssignedWorkload(trace, {"a": 1.0}, {"GPT-4": "b"})
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(WorkloadError, match="bad: the rate must be 0 or more"):
         Traffic("bad", -1.0)
     with pytest.raises(WorkloadError, match="duration or a number"):
-        Synthetic(TWO)
+        SyntheticWorkload(TWO)
     with pytest.raises(WorkloadError, match="all rates are 0"):
-        Synthetic([Traffic("a", 0.0)], count=1)
+        SyntheticWorkload([Traffic("a", 0.0)], count=1)
     with pytest.raises(WorkloadError, match="cannot be combined"):
-        Arrivals(on_off=(1.0, 1.0), change_points=(1.0,))
+        ArrivalProcess(on_off=(1.0, 1.0), change_points=(1.0,))

@@ -5,7 +5,12 @@ import math
 import pytest
 
 from muxjax.errors import WorkloadError
-from muxjax.placement.workload.trace import Faster, First, TraceRequest, checked
+from muxjax.placement.workload.trace import (
+    ScaledWorkload,
+    TraceRequest,
+    TruncatedWorkload,
+    validate_requests,
+)
 
 
 def at(*arrivals: float) -> list[TraceRequest]:
@@ -13,15 +18,19 @@ def at(*arrivals: float) -> list[TraceRequest]:
 
 
 def test_faster_brings_requests_closer_together() -> None:
-    assert [request.arrival for request in Faster(at(0.0, 2.0, 4.0), 2.0)] == [0.0, 1.0, 2.0]
+    assert [request.arrival for request in ScaledWorkload(at(0.0, 2.0, 4.0), 2.0)] == [
+        0.0,
+        1.0,
+        2.0,
+    ]
     with pytest.raises(WorkloadError, match="rate scale must be above 0"):
-        Faster(at(0.0), 0.0)
+        ScaledWorkload(at(0.0), 0.0)
 
 
 def test_first_stops_at_a_count_or_a_time() -> None:
-    assert len(list(First(at(0.0, 1.0, 2.0), count=2))) == 2
-    assert len(list(First(at(0.0, 1.0, 2.0), seconds=1.0))) == 2
-    assert len(list(First(at(0.0, 1.0, 2.0)))) == 3
+    assert len(list(TruncatedWorkload(at(0.0, 1.0, 2.0), count=2))) == 2
+    assert len(list(TruncatedWorkload(at(0.0, 1.0, 2.0), seconds=1.0))) == 2
+    assert len(list(TruncatedWorkload(at(0.0, 1.0, 2.0)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -30,11 +39,11 @@ def test_first_stops_at_a_count_or_a_time() -> None:
         (TraceRequest(0.5, "a", 1, 1), r"here: out of order: this arrival \(0.5 s\)"),
         (TraceRequest(-1.0, "a", 1, 1), "here: the arrival must be 0 s or later"),
         (TraceRequest(math.nan, "a", 1, 1), "here: the arrival must be 0 s or later"),
-        (TraceRequest(2.0, "a", 0, 1), "here: the prompt must have a token"),
-        (TraceRequest(2.0, "a", 1, -4), "here: the output must have a token"),
+        (TraceRequest(2.0, "a", 0, 1), "here: the prompt must have at least 1 token"),
+        (TraceRequest(2.0, "a", 1, -4), "here: the output must have at least 1 token"),
     ],
 )
 def test_what_makes_no_sense_is_refused(request_: TraceRequest, says: str) -> None:
     rows = [("there", TraceRequest(1.0, "a", 1, 1)), ("here", request_)]
     with pytest.raises(WorkloadError, match=says):
-        list(checked(rows))
+        list(validate_requests(rows))

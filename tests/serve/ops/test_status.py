@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from muxjax.config.fleet_file import SloConfig
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def http() -> Iterator[httpx.Client]:
-    slo = {"chat": SloConfig(ttft=10.0, tpot=1e-9)}
+    slo = {"chat": LatencySlo(ttft=10.0, tpot=1e-9)}
     with (
         running_server(FLEET, ServerSettings(slo=slo)) as url,
         httpx.Client(base_url=url, timeout=20) as client,

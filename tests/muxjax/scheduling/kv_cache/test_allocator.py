@@ -45,7 +45,7 @@ def test_a_pool_without_room_is_refused() -> None:
         SlabAllocator(9, {})
 
 
-def test_blocks_lie_behind_the_dummy_block_and_come_in_order() -> None:
+def test_blocks_are_behind_the_dummy_block_and_in_order() -> None:
     allocator = SlabAllocator(3 + 12, {"a": 3, "b": 2})
     assert allocator.slab_pages == 3
     assert allocator.allocate("a", 2) == [3, 6]
@@ -89,7 +89,7 @@ def test_the_fullest_slab_is_used_first() -> None:
     assert allocator.used_blocks_in(third) == per_slab
 
 
-def test_freeing_twice_or_what_is_not_ones_own_raises() -> None:
+def test_freeing_twice_or_a_block_of_another_model_raises() -> None:
     allocator = SlabAllocator(3 + 12, {"a": 3, "b": 2})
     blocks = allocator.allocate("a", 1)
     assert blocks is not None
@@ -180,7 +180,7 @@ def test_blocks_never_overlap_and_all_come_back(layers, extra, moves, order) -> 
     order=st.randoms(use_true_random=False),
 )
 def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order) -> None:
-    """Against a model of references alone: which blocks are used, cached or free, and how often."""
+    """Compares the allocator with a model that counts references only."""
     models = {f"m{i}": pages for i, pages in enumerate(layers)}
     allocator = SlabAllocator(2 * max(layers) + extra, models, record_freed=True)
     held: dict[str, Counter[int]] = {model: Counter() for model in models}
@@ -218,7 +218,7 @@ def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order)
             assert allocator.free_slabs == free
         elif move == "block" and allocator.available_blocks(model) > allocator.free_blocks(model):
             gone = [allocator.evict_block(model)]
-        elif move == "room" and allocator.lease_roomy(model):
+        elif move == "room" and allocator.lease_idle_slab(model):
             # Only ever followed by taking what is free there.
             wanted = allocator.free_blocks(model)
             mine.update(allocator.allocate(model, wanted) or ())
@@ -256,7 +256,7 @@ def test_slabs_hold_a_block_of_every_model(layers, usable) -> None:
 
 @given(layers=layer_counts, extra=st.integers(0, 3000))
 @settings(max_examples=100, deadline=None)
-def test_waste_is_what_blocks_cannot_use(layers, extra) -> None:
+def test_waste_is_the_fraction_that_blocks_cannot_use(layers, extra) -> None:
     models = {f"m{i}": pages for i, pages in enumerate(layers)}
     allocator = SlabAllocator(2 * max(layers) + extra, models)
     usable = allocator.num_pages - allocator.dummy_pages
@@ -267,26 +267,26 @@ def test_waste_is_what_blocks_cannot_use(layers, extra) -> None:
     assert allocator.waste == pytest.approx(1 - sum(used) / len(used) / usable)
 
 
-def test_a_block_of_a_slab_is_there_for_every_copy() -> None:
+def test_a_slab_has_blocks_for_every_replica() -> None:
     allocator = SlabAllocator(2 + 8, {"a": 2}, {"a": 3})
     first, second = allocator.allocate("a", 4, 0), allocator.allocate("a", 3, 2)
     assert first is not None
     assert second is not None
     assert allocator.empty_slabs == 0
     assert allocator.allocate("a", 1, 0) is None
-    assert [allocator.available_blocks("a", copy) for copy in range(3)] == [0, 4, 1]
-    assert {allocator.copy_of(block) for block in second} == {2}
+    assert [allocator.available_blocks("a", replica) for replica in range(3)] == [0, 4, 1]
+    assert {allocator.replica_of(block) for block in second} == {2}
     assert {block % 10 for block in second} < set(first)
     assert allocator.used_pages("a") == 2 * 3  # seven blocks on three copies
     allocator.free("a", first)
     allocator.check_invariants()
-    assert allocator.empty_slabs == 1  # of the others copy 2 has a block in use
+    assert allocator.empty_slabs == 1  # replica 2 has a block in use in each of the others
     allocator.free("a", second)
     allocator.check_invariants()
     assert allocator.empty_slabs == 4
 
 
-def test_a_page_is_freed_when_no_copy_has_anything_in_it() -> None:
+def test_a_page_is_freed_when_no_replica_uses_it() -> None:
     allocator = SlabAllocator(2 + 4, {"a": 2}, {"a": 2}, record_freed=True)
     zero, one = allocator.allocate("a", 1, 0), allocator.allocate("a", 1, 1)
     assert zero is not None
@@ -300,7 +300,7 @@ def test_a_page_is_freed_when_no_copy_has_anything_in_it() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
+def test_replicas_allocate_free_and_cache_blocks(data: st.DataObject) -> None:
     replicas = {"a": data.draw(st.integers(1, 3)), "b": 1}
     allocator = SlabAllocator(3 + 24, {"a": 3, "b": 2}, replicas, record_freed=True)
     held: list[tuple[str, list[int]]] = []
@@ -310,15 +310,15 @@ def test_copies_take_and_free_blocks_and_keep_some(data: st.DataObject) -> None:
             allocator.free(model, blocks, blocks if data.draw(st.booleans()) else ())
         else:
             model = data.draw(st.sampled_from("ab"))
-            copy = data.draw(st.integers(0, replicas[model] - 1))
+            replica = data.draw(st.integers(0, replicas[model] - 1))
             count = data.draw(st.integers(1, 4))
-            missing = max(0, count - allocator.free_blocks(model, copy))
+            missing = max(0, count - allocator.free_blocks(model, replica))
             new = -(-missing // allocator.blocks_per_slab(model))
-            blocks = allocator.allocate(model, count, copy) or []
+            blocks = allocator.allocate(model, count, replica) or []
             assert bool(blocks) or new > allocator.empty_slabs
             assert len(set(blocks)) == len(blocks)
             assert not set(blocks) & {b for _, others in held for b in others}
-            assert all(allocator.copy_of(block) == copy for block in blocks)
+            assert all(allocator.replica_of(block) == replica for block in blocks)
             if blocks:
                 held.append((model, blocks))
         allocator.check_invariants()

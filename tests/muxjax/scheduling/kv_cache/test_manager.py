@@ -28,7 +28,7 @@ def test_a_request_is_admitted_with_pages_for_its_prefix_and_a_first_burst() -> 
     assert len(wanted.blocks) == 3  # 7 tokens, and 4 of the first decode
 
 
-def test_no_pages_are_taken_for_tokens_that_will_not_be_made() -> None:
+def test_no_pages_are_allocated_beyond_the_token_limit() -> None:
     loop = Loop.of([spec("a", 1, 4, decode_tokens=4)], 1 + 20)
     wanted = request(0, prompt_tokens=8, max_tokens=1)
     loop.unit.add(wanted)
@@ -38,7 +38,7 @@ def test_no_pages_are_taken_for_tokens_that_will_not_be_made() -> None:
     assert len(loop.steps) == 1
 
 
-def test_newcomers_wait_for_headroom_of_those_who_run() -> None:
+def test_admission_leaves_headroom_for_running_sequences() -> None:
     loop = Loop.of([one_layer("a", max_model_len=36)], 1 + 10)
     first, second = request(0, prompt_tokens=20, max_tokens=12), request(1, prompt_tokens=16)
     loop.unit.add(first)
@@ -76,7 +76,7 @@ def test_a_preempted_request_keeps_its_tokens_and_goes_on() -> None:
     loop.assert_empty()
 
 
-def test_bursts_get_shorter_before_anyone_is_preempted() -> None:
+def test_bursts_get_shorter_before_a_request_is_preempted() -> None:
     loop = Loop.of([spec("a", 1, 4, 40, decode_tokens=8)], 1 + 10)
     requests = [request(i, prompt_tokens=6, max_tokens=14) for i in range(2)]
     for one in requests:

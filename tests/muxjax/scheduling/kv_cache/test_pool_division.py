@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.kv_cache.pool_division import FixedPool, pool_of
-from muxjax.scheduling.kv_cache.quotas import KVQuotas, OpenPool
+from muxjax.scheduling.kv_cache.allocator import SlabAllocator
+from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool, pool_of
+from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from tests.muxjax.scheduling.harness import Loop, request, spec
 
 
@@ -14,7 +15,19 @@ def test_each_policy_has_its_pool() -> None:
     assert pool_of("temporal") is OpenPool
 
 
-def test_a_fixed_part_cannot_be_borrowed() -> None:
+def test_an_open_pool_leases_in_order_of_arrival() -> None:
+    specs = [spec("a", 1, 4, 40), spec("b", 1, 4, 40, kv_floor=0.5)]
+    allocator = SlabAllocator(41, {"a": 1, "b": 1})
+    pool = OpenPool(specs, allocator, {"a": 1.0, "b": 9.0})
+    assert pool.leasable("a") == 40
+    allocator.allocate("b", 30)
+    assert pool.leasable("a") == 10
+    assert pool.over_quota("b") < 0
+    assert not pool.due(1e9)
+    pool.check_invariants()
+
+
+def test_other_models_cannot_borrow_a_fixed_part() -> None:
     specs = [spec("a", 2, 4, 64, max_seqs=64), spec("b", 2, 4, 64, max_seqs=64)]
     loop = Loop.of(specs, 2 + 2 * 64, "static", kv_quotas=FixedPool)
     parts = dict(loop.unit.quotas.quotas)
@@ -31,5 +44,5 @@ def test_a_fixed_part_cannot_be_borrowed() -> None:
 
 def test_a_pool_without_room_for_a_request_of_each_is_refused() -> None:
     specs = [spec(name, 2, 4, 64) for name in "abc"]
-    with pytest.raises(PoolTooSmall, match="a part of its own for each model"):
+    with pytest.raises(PoolTooSmall, match="a fixed part for each model"):
         Loop.of(specs, 2 + 2 * 40, "static", kv_quotas=FixedPool)

@@ -13,7 +13,7 @@ from tests.muxjax.scheduling.harness import spec
 
 
 class Pool:
-    """Models of one layer, so that a slab is a page; requests hold as many as a test says."""
+    """Models of one layer, so that a slab is a page; requests hold as many pages as a test sets."""
 
     def __init__(self, slabs: int, **floors: float) -> None:
         specs = [spec(name, 1, 4, 8, kv_floor=floor) for name, floor in floors.items()]
@@ -38,7 +38,7 @@ class Pool:
         return None if victims is None else [victim.id for victim in victims]
 
 
-def test_a_floor_is_claimed_from_the_model_most_over_its_quota_youngest_first() -> None:
+def test_a_floor_is_claimed_from_the_model_furthest_above_its_quota_youngest_first() -> None:
     pool = Pool(12, a=0.25, b=0.25, c=0.25)  # floors 3, quotas 4
     pool.hold("a", 2)
     pool.hold("a", 2)
@@ -123,7 +123,7 @@ def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only_and
     assert pool.plan("c", 6) == [old.id, only.id]
 
 
-def test_a_first_request_larger_than_its_quota_takes_from_who_is_over_a_floor() -> None:
+def test_a_first_request_larger_than_its_quota_takes_from_models_above_their_floor() -> None:
     pool = Pool(12, a=0.25, b=0.25)  # quotas 6, floors 3
     for _ in range(4):
         pool.hold("a", 3)
@@ -132,7 +132,7 @@ def test_a_first_request_larger_than_its_quota_takes_from_who_is_over_a_floor() 
     assert pool.plan("b", 10) is None  # the oldest stays
 
 
-def test_a_shared_block_comes_free_with_the_last_who_refers_to_it() -> None:
+def test_a_shared_block_is_freed_with_its_last_reference() -> None:
     pool = Pool(8, a=0.0, b=0.5)
     oldest = pool.hold("a", 4)
     sharing = [pool.hold("a", 1) for _ in range(3)]
@@ -151,7 +151,7 @@ def test_a_shared_block_comes_free_with_the_last_who_refers_to_it() -> None:
     assert pool.plan("b", 4) == [second, first]
 
 
-def test_what_is_cached_goes_before_anybody_is_preempted() -> None:
+def test_cached_blocks_are_evicted_before_a_request_is_preempted() -> None:
     pool = Pool(8, a=0.0, b=0.5)
     pool.hold("a", 4)
     young = pool.hold("a", 3)
@@ -163,7 +163,7 @@ def test_what_is_cached_goes_before_anybody_is_preempted() -> None:
     assert pool.plan("b", 2) == [young.id]
 
 
-def test_who_frees_no_slab_is_not_preempted() -> None:
+def test_a_request_that_frees_no_slab_is_not_preempted() -> None:
     # Slabs of two blocks of b: the youngest request shares its slab with the oldest.
     specs = [spec("a", 2, 4, 8, kv_floor=0.5), spec("b", 1, 4, 8, kv_floor=0.0)]
     allocator = SlabAllocator(2 + 8, {"a": 2, "b": 1})
@@ -199,7 +199,7 @@ def test_floors_can_always_be_claimed_and_the_oldest_can_always_grow(batch: int)
 
 
 def check_claims(rng: random.Random) -> None:
-    """On a random pool with holes: what the module's docstring promises."""
+    """Checks the rules in the module's docstring on a random pool with partly used slabs."""
     deep_floor = rng.random()
     flat_floor = rng.random() * (1 - deep_floor)
     specs = [spec("deep", 3, 4, 4, kv_floor=deep_floor), spec("flat", 1, 4, 4, kv_floor=flat_floor)]
@@ -227,10 +227,10 @@ def check_claims(rng: random.Random) -> None:
             assert victims is not None
             assert all(victim.model != name for victim in victims)
 
-    everyone = sorted((one for held in holders.values() for one in held), key=lambda r: r.order)
-    if not everyone:
+    by_age = sorted((one for held in holders.values() for one in held), key=lambda r: r.order)
+    if not by_age:
         return
-    oldest = everyone[0]
+    oldest = by_age[0]
     # What a request may come to (`compute_floors`): all but the floors of the others.
     others = sum(floor for name, floor in quotas.floors.items() if name != oldest.model)
     if allocator.slabs_for(oldest.model, len(oldest.blocks) + 1) > allocator.num_slabs - others:

@@ -1,4 +1,4 @@
-"""The prefix cache: what is found, what is kept, and who loses it; on the mock executor."""
+"""The prefix cache: lookup, retention and eviction, on the mock executor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.kv_cache.prefix_cache import most_over
+from muxjax.scheduling.kv_cache.prefix_cache import choose_evictions
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.policies.registry import make_policy
 from muxjax.scheduling.requests import Request
@@ -27,7 +27,7 @@ def cached(specs: list[ModelSpec], pages: int = 400, policy: str = "adbs") -> Lo
 
 
 class Asker:
-    """Asks one request after the other and holds each to what it gets alone."""
+    """Runs one request after the other and compares its output with that of an idle unit."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -72,7 +72,7 @@ def stats(loop: Loop, model: str = "a") -> dict[str, int]:
     return loop.unit.stats()["models"][model]
 
 
-def test_what_was_computed_is_not_computed_again(asker: Asker) -> None:
+def test_a_cached_prefix_is_not_computed(asker: Asker) -> None:
     first = asker.ask([*SYSTEM, 1])
     second = asker.ask([*SYSTEM, 2, 3])
     assert (first.cached_tokens, second.cached_tokens) == (0, 16)
@@ -107,7 +107,7 @@ def test_other_models_prompts_and_salts_find_nothing(asker: Asker) -> None:
     assert asker.ask([*SYSTEM, 3], cache_salt="other").cached_tokens == 0
 
 
-def test_who_needs_all_positions_finds_nothing_and_leaves_them_to_others(asker: Asker) -> None:
+def test_requests_that_need_all_positions_find_nothing_and_are_cached(asker: Asker) -> None:
     asker.ask([*SYSTEM, 1])
     for params in ({"prompt_logprobs": 1}, {"repetition_penalty": 1.5}):
         request = asker.ask([*SYSTEM, 2], **params)
@@ -218,7 +218,7 @@ def test_the_oldest_goes_first_and_the_end_of_a_prefix_before_its_beginning() ->
     assert asker.ask([*new, 3], tokens=1).cached_tokens == 4
 
 
-def test_whoever_is_most_over_its_floor_loses_first() -> None:
+def test_the_model_furthest_above_its_floor_loses_blocks_first() -> None:
     specs = [spec(name, 1, 4, 24, kv_floor=floor) for name, floor in (("a", 0.3), ("b", 0.1))]
     specs.append(spec("c", 1, 4, 24, kv_floor=0.2))
     asker = Asker(cached(specs, 1 + 20))
@@ -233,8 +233,8 @@ def test_whoever_is_most_over_its_floor_loses_first() -> None:
 
 
 @pytest.mark.parametrize("policy", ["adbs", "fcfs", "static"])
-def test_who_may_run_is_the_same_with_a_full_cache_as_without(policy: str) -> None:
-    """Cached pages hold nobody up: the same steps, whatever lies in the pool."""
+def test_admission_is_the_same_with_a_full_cache_as_without(policy: str) -> None:
+    """Cached pages delay no request: as many preemptions with a warm cache as without."""
     shapes = []
     for warm in (False, True):
         asker = Asker(Loop.of([spec("a"), spec("b", 3)], 100, policy, prefix_cache=warm))
@@ -251,7 +251,7 @@ def test_who_may_run_is_the_same_with_a_full_cache_as_without(policy: str) -> No
     assert shapes[0] == shapes[1]
 
 
-def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
+def test_hits_are_on_the_replica_that_has_the_blocks() -> None:
     model = dataclasses.replace(spec("a", max_seqs=4), replicas=2)
     asker = Asker(cached([model]))
     loop = asker.loop
@@ -268,7 +268,7 @@ def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
         assert request.slot % 2 == slot % 2
         loop.run()
         assert blocker.finished
-    # No slot of that copy is free: the other one computes, and has the blocks from then on.
+    # No slot of that replica is free: the other replica computes and then has the blocks.
     waiting = [asker.add([*SYSTEM, 50 + n], tokens=40) for n in range(2)]
     for _ in range(4):
         loop.turn()
@@ -284,9 +284,9 @@ def test_hits_are_on_the_copy_that_has_the_blocks() -> None:
         assert request.output == solo_tokens(loop.unit, request)
 
 
-def test_taking_the_slot_of_a_copy_leaves_the_others() -> None:
+def test_taking_the_slot_of_a_replica_leaves_the_others() -> None:
     state = ModelState(dataclasses.replace(spec("a", max_seqs=6), replicas=3))
-    assert [state.take_slot(copy) for copy in (1, 2, 0, 1)] == [1, 2, 0, 4]
+    assert [state.take_slot(replica) for replica in (1, 2, 0, 1)] == [1, 2, 0, 4]
     assert sorted(state.free_slots) == [3, 5]
 
 
@@ -315,7 +315,7 @@ def test_steps_side_by_side_have_no_cache() -> None:
     held=st.lists(st.tuples(st.integers(-4, 6), st.integers(1, 6)), max_size=5),
     part=st.floats(0, 1),
 )
-def test_slabs_are_taken_as_if_one_by_one(held, part) -> None:
+def test_slabs_are_evicted_as_if_one_by_one(held, part) -> None:
     count = int(part * sum(idle for _, idle in held))
     over = [(f"m{at}", above, idle) for at, (above, idle) in enumerate(held)]
     left = {name: [above, idle] for name, above, idle in over}
@@ -324,4 +324,4 @@ def test_slabs_are_taken_as_if_one_by_one(held, part) -> None:
         name = max((one for one in left if left[one][1]), key=lambda one: left[one][0])
         left[name] = [left[name][0] - 1, left[name][1] - 1]
         taken[name] = taken.get(name, 0) + 1
-    assert most_over(over, count) == taken
+    assert choose_evictions(over, count) == taken

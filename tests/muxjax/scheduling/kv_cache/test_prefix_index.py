@@ -22,7 +22,7 @@ def keys(tokens: list[int], salt: str | None = None, size: int = 3, split: int =
     other=st.lists(st.integers(0, 2), max_size=12),
     salts=st.tuples(st.sampled_from([None, "x", "y"]), st.sampled_from([None, "x", "y"])),
 )
-def test_keys_are_alike_where_all_tokens_before_are(one, other, salts) -> None:
+def test_keys_are_equal_where_all_tokens_before_are(one, other, salts) -> None:
     mine, others = keys(one, salts[0]), keys(other, salts[1])
     for at, (key, another) in enumerate(zip(mine, others, strict=False), start=1):
         same = one[: 3 * at] == other[: 3 * at] and salts[0] == salts[1]
@@ -31,7 +31,7 @@ def test_keys_are_alike_where_all_tokens_before_are(one, other, salts) -> None:
 
 
 @given(tokens=st.lists(st.integers(0, 300_000), max_size=20), split=st.integers(0, 20))
-def test_it_does_not_matter_when_a_key_was_made(tokens, split) -> None:
+def test_keys_do_not_depend_on_when_they_are_computed(tokens, split) -> None:
     split = min(split, len(tokens))
     assert keys(tokens, split=split) == keys(tokens)
     request = Request(0, "a", tokens)
@@ -45,7 +45,7 @@ def test_tokens_do_not_run_into_each_other() -> None:
     assert keys([0, 0, 1], size=3) != keys([0, 0, 1], size=1)[:1]
 
 
-def test_blocks_are_found_up_to_a_gap_and_by_their_copy_only() -> None:
+def test_blocks_are_found_up_to_a_gap_and_by_their_replica_only() -> None:
     index = PrefixIndex()
     index.add(0, [b"one", b"three"], [10, 30])
     index.add(1, [b"two"], [20])

@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.quotas import (
-    QUOTA_PERIOD,
-    KVQuotas,
-    OpenPool,
-    apportion,
-    compute_floors,
-)
+from muxjax.scheduling.kv_cache.quotas import QUOTA_PERIOD, KVQuotas
 from muxjax.scheduling.specs import ModelSpec
 from tests.muxjax.scheduling.harness import spec
 
@@ -32,58 +25,6 @@ def make(
 def one_layer(name: str, kv_floor: float | None = None, max_model_len: int = 40) -> ModelSpec:
     """Ten pages at full length."""
     return spec(name, 1, 4, max_model_len, kv_floor=kv_floor)
-
-
-def test_default_floors_are_equal_parts_of_a_quarter() -> None:
-    _, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
-    assert quotas.floors == {"a": 5, "b": 5}
-
-
-def test_an_open_pool_goes_to_who_comes_first() -> None:
-    specs = [one_layer("a"), one_layer("b", kv_floor=0.5)]
-    allocator = SlabAllocator(41, {one.name: 1 for one in specs})
-    pool = OpenPool(specs, allocator, {"a": 1.0, "b": 9.0})
-    assert pool.leasable("a") == 40
-    allocator.allocate("b", 30)
-    assert pool.leasable("a") == 10
-    assert pool.over_quota("b") < 0
-    assert not pool.due(1e9)
-    pool.check_invariants()
-
-
-def test_default_floors_are_at_most_one_full_request() -> None:
-    _, quotas = make(one_layer("a"), one_layer("b", max_model_len=400), slabs=400)
-    assert quotas.floors == {"a": 10, "b": 50}
-
-
-def test_default_floors_leave_room_for_a_full_request_of_the_others() -> None:
-    # a needs 34 of 40 pages for one request: 6 are left for the floors of b and c, wanted 2 x 3.
-    a, b, c = one_layer("a", max_model_len=136), one_layer("b"), one_layer("c")
-    _, quotas = make(a, b, c, slabs=40)
-    assert quotas.floors == {"a": 3, "b": 3, "c": 3}
-    _, quotas = make(a, b, c, slabs=36)
-    assert quotas.floors == {"a": 1, "b": 1, "c": 1}
-    _, quotas = make(a, b, c, slabs=34)
-    assert quotas.floors == {"a": 0, "b": 0, "c": 0}
-
-
-def test_given_floors_are_kept() -> None:
-    _, quotas = make(one_layer("a", 0.5), one_layer("b"), slabs=40)
-    assert quotas.floors == {"a": 20, "b": 5}
-
-
-def test_a_pool_too_small_for_one_request_is_refused_with_what_to_do() -> None:
-    with pytest.raises(PoolTooSmall) as error:
-        make(one_layer("chat", max_model_len=84), one_layer("b"), slabs=20)
-    assert str(error.value) == (
-        "pool too small: chat needs 21 pages for one 84-token request, and 20 of 21 are left for "
-        "it; raise `pool.memory`, lower its `max_model_len`"
-    )
-
-
-def test_floors_that_leave_no_room_for_another_model_are_refused() -> None:
-    with pytest.raises(PoolTooSmall, match=r"a needs 10 pages .* kv_floor of other models \(31\)"):
-        make(one_layer("a"), one_layer("b", 0.8), slabs=39)
 
 
 def test_initial_quotas_follow_needs_and_keep_floors() -> None:
@@ -116,18 +57,18 @@ def test_above_its_quota_a_model_borrows_what_floors_leave() -> None:
     assert quotas.over_floor("b") == 1
 
 
-def test_quota_moves_from_who_does_not_use_it_to_who_is_short() -> None:
+def test_quota_moves_from_models_that_do_not_use_it_to_models_that_are_short() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     assert not quotas.due(0.0)
     assert quotas.due(QUOTA_PERIOD)
     allocator.allocate("a", 20)
-    quotas.note_leased("a")
-    quotas.note_refused("a", 1)
+    quotas.record_lease("a")
+    quotas.record_refusal("a", 1)
     quotas.move(QUOTA_PERIOD, ["a"])
     # b uses nothing: it gives half of what is above its floor of 5, rounded up.
     assert quotas.quotas == {"a": 28, "b": 12}
     assert quotas.moves[-1].pages == 8
-    assert (quotas.moves[-1].giver, quotas.moves[-1].taker) == ("b", "a")
+    assert (quotas.moves[-1].donor, quotas.moves[-1].recipient) == ("b", "a")
     assert not quotas.due(QUOTA_PERIOD + 1)
 
 
@@ -135,9 +76,9 @@ def test_quota_does_not_move_without_a_queue_or_a_refusal_at_the_quota() -> None
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
     quotas.move(3.0, ["a"])
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(6.0, [])
-    quotas.note_refused("b", 1)  # refused below its quota: what is missing is pages, not quota
+    quotas.record_refusal("b", 1)  # refused below its quota: what is missing is pages, not quota
     quotas.move(9.0, ["b"])
     assert quotas.quotas == {"a": 20, "b": 20}
 
@@ -145,10 +86,10 @@ def test_quota_does_not_move_without_a_queue_or_a_refusal_at_the_quota() -> None
 def test_a_short_peak_counts_as_use() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     peak = allocator.allocate("b", 18)
-    quotas.note_leased("b")
+    quotas.record_lease("b")
     allocator.free("b", peak or [])
     allocator.allocate("a", 20)
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(3.0, ["a"])
     assert quotas.quotas == {"a": 20, "b": 20}
 
@@ -156,14 +97,14 @@ def test_a_short_peak_counts_as_use() -> None:
 def test_when_all_are_short_quota_moves_back_to_the_expected_need() -> None:
     allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
-    quotas.note_refused("a", 1)
+    quotas.record_refusal("a", 1)
     quotas.move(3.0, ["a"])
     assert quotas.quotas == {"a": 28, "b": 12}
     allocator.allocate("a", 8)
     allocator.allocate("b", 12)
     for model in ("a", "b"):
-        quotas.note_leased(model)
-        quotas.note_refused(model, 1)
+        quotas.record_lease(model)
+        quotas.record_refusal(model, 1)
     quotas.move(6.0, ["a", "b"])
     assert quotas.quotas == {"a": 24, "b": 16}
 
@@ -199,10 +140,10 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
             del held[name][:count]
         elif count <= before[name]:
             held[name] += allocator.allocate(name, count) or []
-            quotas.note_leased(name)
+            quotas.record_lease(name)
             assert quotas.leasable(name) == before[name] - count or quotas.over_quota(name) <= 0
         else:
-            quotas.note_refused(name, count)
+            quotas.record_refusal(name, count)
         for other in names:
             within = quotas.quotas[other] - allocator.leased_slabs(other)
             assert min(allocator.free_slabs, max(0, within)) <= quotas.leasable(other)
@@ -211,26 +152,3 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
         if quotas.due(now):
             quotas.move(now, [name])
         quotas.check_invariants()
-
-
-@given(
-    total=st.integers(0, 1000),
-    parts=st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 30)), min_size=1, max_size=8),
-)
-def test_apportion_sums_up_and_keeps_minima(total, parts) -> None:
-    weights, minima = [w for w, _ in parts], [m for _, m in parts]
-    if sum(minima) > total:
-        with pytest.raises(ValueError, match="exceed"):
-            apportion(total, weights, minima)
-        return
-    shares = apportion(total, weights, minima)
-    assert sum(shares) == total
-    assert all(share >= least for share, least in zip(shares, minima, strict=True))
-    if not any(minima) and any(weights):
-        for share, weight in zip(shares, weights, strict=True):
-            assert share == pytest.approx(total * weight / sum(weights), abs=1 + 1e-6)
-
-
-def test_floors_of_one_model_need_no_other() -> None:
-    allocator = SlabAllocator(11, {"a": 1})
-    assert compute_floors([one_layer("a")], allocator) == {"a": 2}

@@ -16,7 +16,7 @@ def lease_of(slabs: int, layers: int = 3, record_freed: bool = False) -> SingleB
     return SingleBlockLease(pool, "a", layers, 1)
 
 
-def test_a_model_has_one_where_its_blocks_fill_the_slabs() -> None:
+def test_a_model_has_single_block_slabs_if_its_blocks_fill_them() -> None:
     allocator = SlabAllocator(3 + 12, {"a": 3, "b": 2, "c": 1, "d": 3}, {"d": 2})
     kinds = {name: type(lease) for name, lease in allocator._leases.items()}
     assert kinds == {
@@ -35,7 +35,7 @@ def test_a_block_is_in_use_then_idle_then_empty() -> None:
     lease.free([9, 6], keep={6})
     lease.check_invariants()
     assert (lease.slabs, list(lease.idle), lease.cached_blocks) == (1, [6], 1)
-    assert lease.to_lease(2, [3, 6], 0) == 3
+    assert lease.slabs_to_lease(2, [3, 6], 0) == 3
     lease.share([6, 3])
     assert (lease.slabs, list(lease.idle)) == (2, [])
     lease.free([3, 3, 6], keep={3, 6})
@@ -47,13 +47,13 @@ def test_a_block_is_in_use_then_idle_then_empty() -> None:
     lease.check_invariants()
 
 
-def test_what_a_slab_of_one_block_cannot_do() -> None:
+def test_operations_that_a_slab_of_one_block_does_not_have() -> None:
     lease = lease_of(1)
     assert lease.allocate(0, 0) == []
-    assert not lease.lease_roomy(0)
+    assert not lease.lease_idle_slab(0)
     with pytest.raises(ValueError, match="no cached block"):
         lease.evict_block(0)
-    with pytest.raises(ValueError, match="holds nothing of a"):
+    with pytest.raises(ValueError, match="neither in use nor cached by a"):
         lease.share([3])
     with pytest.raises(ValueError, match="not in use by a"):
         lease.free([3], ())
@@ -63,9 +63,9 @@ def test_freed_pages_are_recorded() -> None:
     lease = lease_of(2, record_freed=True)
     lease.allocate(2, 0)
     lease.free([3, 6], keep={3})
-    assert lease._pool.freed == [6, 7, 8]
+    assert lease._pool.freed_pages == [6, 7, 8]
     lease.evict_slabs(1)
-    assert lease._pool.freed == [6, 7, 8, 3, 4, 5]
+    assert lease._pool.freed_pages == [6, 7, 8, 3, 4, 5]
 
 
 def test_a_block_that_is_freed_twice_leaves_the_others_counted() -> None:
@@ -74,4 +74,4 @@ def test_a_block_that_is_freed_twice_leaves_the_others_counted() -> None:
     with pytest.raises(ValueError, match="block at page 3 is not in use by a"):
         lease.free([6, 3, 3, 9], keep={6})
     lease.check_invariants()
-    assert (lease.slabs, list(lease.idle), lease._pool.freed) == (1, [6], [3, 4, 5])
+    assert (lease.slabs, list(lease.idle), lease._pool.freed_pages) == (1, [6], [3, 4, 5])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.steps import Decode, Prefill
@@ -307,7 +308,7 @@ def first_tokens(*, greedy: int) -> list[float]:
         spec("greedy", 2, 16, 2048, max_seqs=64, prefill_tokens=256, decode_tokens=8),
         spec("modest", 2, 16, 2048, max_seqs=64, prefill_tokens=256, decode_tokens=8),
     ]
-    specs = [replace(one, prompt_tokens=64.0, output_tokens=30.0) for one in specs]
+    specs = [replace(one, load=ExpectedLoad(one.load.rate, 64.0, 30.0)) for one in specs]
     loop = Loop.of(specs, 2 + 2 * 4000, "slo")
     loop.check = False
     loop.executor.latency = MockLatency(prefill=0.01, prefill_token=2e-4, decode=0.01)

@@ -1,0 +1,25 @@
+"""JSON files that are not what they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muxjax.errors import CheckpointError
+from muxjax.models.json_files import read_json
+
+
+def test_objects_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    for text, message in (("{", "not JSON"), ("[1]", "not a JSON object")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_json(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        read_json(path)
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        read_json(tmp_path / "none.json")
