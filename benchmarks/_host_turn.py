@@ -21,7 +21,7 @@ from muxjax.executor.sampler import Logprobs
 from muxjax.executor.step_functions import StepOutput
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
@@ -168,7 +168,7 @@ class TimedExecutor(JaxExecutor):
     def submit(self, step: Step) -> Any:
         """Notes a turn."""
         if isinstance(step, Decode):
-            self._clock.programs.counts = DecodeBatch.of(step.sequences).num_tokens
+            self._clock.programs.counts = DecodeBatch.from_sequences(step.sequences).num_tokens
         handle = self._submit(step)
         if isinstance(step, Decode):
             self._clock.turn()
@@ -224,7 +224,7 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
     programs = FakePrograms(spec, batch)
     pages = 4 * (1 + batch * (spec.blocks_for(length) + 1))
     clock = Clock(programs)
-    unit = TimedUnit([spec], pages, make_policy("adbs"))
+    unit = TimedUnit([spec], pages, create_policy("adbs"))
     unit.clock = clock
     executor = TimedExecutor(
         clock,

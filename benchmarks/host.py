@@ -27,7 +27,7 @@ import numpy as np
 from _common import print_json, show, surroundings
 from _host_turn import MOST_TOKENS, Feed, Times, time_turns
 
-from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import create_policy, policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import DecodeBatch, Prefill, Step, StepResult
@@ -84,7 +84,7 @@ def fake_result(step: Step) -> StepResult:
     if isinstance(step, Prefill):
         tokens = [[1] if chunk.last else [] for chunk in step.chunks]
     else:
-        counts = DecodeBatch.of(step.sequences).num_tokens.tolist()
+        counts = DecodeBatch.from_sequences(step.sequences).num_tokens.tolist()
         tokens = [[1] * count for count in counts]
     return StepResult(tokens, [None] * len(tokens), 0.0, 0.02)
 
@@ -92,7 +92,7 @@ def fake_result(step: Step) -> StepResult:
 def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, int]]:
     """`next_step` and `apply` of a unit that stays as full as it is."""
     specs = specs_for(load)
-    policy = make_policy(load.policy)
+    policy = create_policy(load.policy)
     unit = Scheduler(specs, pages_for(load), policy, prefix_cache=bool(load.cache))
     feed, names = Feed(), [spec.name for spec in specs]
     for index in range(load.running):
@@ -188,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     cases = [
         HostLoad(policy=policy, spread=spread, pages=pages)
-        for policy in POLICIES
+        for policy in policy_names()
         for spread in ("evenly", "one")
         for pages in ("enough", "short")
     ]

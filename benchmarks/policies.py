@@ -47,7 +47,7 @@ from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
-from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.policies.registry import policy_names
 
 HERE = Path(__file__).parent
 WANTED = ("slo", "static", "temporal", "mutex", "adbs", "fcfs", "round_robin")
@@ -105,7 +105,7 @@ def read_rounds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare policies on the real engine.")
     parser.add_argument("--fleet", type=Path, default=HERE / "three.yaml")
-    there = [name for name in WANTED if name in POLICIES]
+    there = [name for name in WANTED if name in policy_names()]
     parser.add_argument("--policies", default=",".join(there[:5]))
     parser.add_argument(
         "--against",

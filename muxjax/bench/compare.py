@@ -9,13 +9,13 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from muxjax.bench.http.metrics import jain_index
 from muxjax.bench.isolated import IsolatedLatency
 from muxjax.bench.replay import Replay, make_requests, replay
 from muxjax.bench.session import BenchSession
 from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.workload.trace import TraceRequest
+from muxjax.scheduling.fairness import jain_index
 from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.timeline import Timeline
 

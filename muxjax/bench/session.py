@@ -20,7 +20,7 @@ from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import Buckets
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import LatencySlo, ModelSpec
 from muxjax.scheduling.steps import ExecutorModel, Handle, Step, StepResult
@@ -119,7 +119,7 @@ class BenchSession:
         if rates is not None:
             specs |= {name: _with_rate(specs[name], rate) for name, rate in rates.items()}
         if specs != self.specs:
-            unit.change_models(specs.values())
+            unit.update_models(specs.values())
         return unit
 
     @contextmanager
@@ -145,8 +145,8 @@ class BenchSession:
 def check_policies(names: Sequence[str]) -> None:
     """Raises BenchError for a policy that there is not."""
     for name in names:
-        if name not in POLICIES:
-            raise BenchError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+        if name not in policy_names():
+            raise BenchError(f"no policy {name!r}; there are {', '.join(policy_names())}")
 
 
 def _with_rate(spec: ModelSpec, rate: float) -> ModelSpec:

@@ -254,12 +254,12 @@ def _report(
 
 def _policies(text: str | None, default: str) -> list[str]:
     """The policies that are asked for."""
-    from muxjax.scheduling.policies.registry import POLICIES
+    from muxjax.scheduling.policies.registry import policy_names
 
     names = [default] if text is None else [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in POLICIES:
-            raise BenchError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+        if name not in policy_names():
+            raise BenchError(f"no policy {name!r}; there are {', '.join(policy_names())}")
     if len(set(names)) < len(names):
         raise BenchError(f"--policy must name policies, each once, not {text!r}")
     return names

@@ -93,7 +93,10 @@ def simulate(
     ] = "0.5,1,1.5,2",
     policy: Annotated[
         str,
-        typer.Option(help="Any of slo, adbs, fcfs, round_robin, static, temporal, spatial, mutex."),
+        typer.Option(
+            help="Policies to compare, separated by commas: those of the fleet file, and spatial "
+            "(each model on its own devices)."
+        ),
     ] = "adbs",
     execution: Annotated[
         str | None,
@@ -263,11 +266,11 @@ def _plan(
 
 def _systems(policies: str, execution: str) -> list[SystemConfig]:
     from muxjax.placement.planner.plan import Execution
-    from muxjax.placement.simulator.simulated_units import PolicyName, SystemConfig
+    from muxjax.placement.simulator.simulated_units import SystemConfig, simulated_policy_names
 
     if execution not in get_args(Execution):
         raise PlanError(f"no execution {execution!r}; there are {', '.join(get_args(Execution))}")
-    known = get_args(PolicyName)
+    known = simulated_policy_names()
     names = [name.strip() for name in policies.split(",") if name.strip()]
     for name in names:
         if name not in known:

@@ -79,7 +79,7 @@ class UnitHost:
             model = self.models[message.model]
             stop_ids = () if message.params.ignore_eos else model.eos_token_ids
             constraint = self._compiler(model).start(message.params.grammar, stop_ids)
-            constraint = constraint.anew(message.output)
+            constraint = constraint.replay(message.output)
         return Request(
             id=message.id,
             model=message.model,

@@ -61,6 +61,31 @@ def _cluster(value: str) -> str:
 Cluster = Annotated[str, AfterValidator(_cluster)]
 
 
+# The registry is imported when it is read: it needs NumPy, which `muxjax --help` does not.
+def _policy(value: str) -> str:
+    from muxjax.scheduling.policies.registry import policy_names
+
+    names = policy_names()
+    if value not in names:
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise PydanticCustomError("literal_error", "unknown policy", {"expected": expected})
+    return value
+
+
+def _describe_policies(schema: dict[str, Any]) -> None:
+    """Adds the names and descriptions of all policies to the field's JSON schema."""
+    from muxjax.scheduling.policies.registry import get_policy, policy_names
+
+    entries = [get_policy(name) for name in policy_names()]
+    schema["enum"] = [entry.name for entry in entries]
+    schema["description"] += ": "
+    schema["description"] += "; ".join(f"{entry.name}, {entry.description}" for entry in entries)
+    schema["description"] += "."
+
+
+KnownPolicy = Annotated[str, AfterValidator(_policy)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -229,10 +254,10 @@ class FleetConfig(_Section):
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Devices that the fleet runs on, its models cut among them."
     )
-    policy: Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "mutex"] = Field(
+    policy: KnownPolicy = Field(
         default="adbs",
-        description="What picks the next step: adbs (the paper's adaptive batch scheduling), slo "
-        "(by latency targets), or a baseline: fcfs, round_robin, static, temporal, mutex.",
+        description="Scheduling policy",
+        json_schema_extra=_describe_policies,
     )
     idle_timeout: Positive | None = Field(
         default=None,

@@ -111,8 +111,8 @@ class GrammarConstraint:
         self._mask = self._next_mask()
         return False
 
-    def anew(self, tokens: Sequence[int]) -> GrammarConstraint:
-        """See `Constraint.anew`."""
+    def replay(self, tokens: Sequence[int]) -> GrammarConstraint:
+        """See `Constraint.replay`."""
         matcher = self._matcher.deep_copy()
         matcher.reset()
         made = GrammarConstraint(matcher, self._usable, self._ends)

@@ -72,5 +72,5 @@ class RoutedRequest:
             stop_ids=old.stop_ids,
             arrival=old.arrival,
             output=list(self.tokens),
-            constraint=None if old.constraint is None else old.constraint.anew(self.tokens),
+            constraint=None if old.constraint is None else old.constraint.replay(self.tokens),
         )

@@ -95,7 +95,7 @@ def pack_decode(model: ModelSlots, step: Decode, num_pages: int) -> PackedStep:
       num_pages: of the pool on one device.
     """
     replicas = model.replicas
-    batch = DecodeBatch.of(step.sequences)
+    batch = DecodeBatch.from_sequences(step.sequences)
     slots = batch.slots
     missing = batch.num_blocks - model.num_blocks[slots]
     for index in (missing > 1).nonzero()[0].tolist():

@@ -1,50 +1,68 @@
-"""Refusing a request at once that could not be served within its model's targets.
-
-What it would wait is worked out from what is there: the prompts before it have to be prefilled, and
-where requests wait for slots or pages, one comes in whenever one of those that run has ended. Who
-refuses too much is worse than who refuses too little, so only what counts for sure is counted.
-"""
+"""Admission control: checks of a request before it is queued."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from muxjax.errors import Overloaded
+from muxjax.errors import InvalidRequest, Overloaded
+from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.requests import Request
 
-if TYPE_CHECKING:
-    from muxjax.scheduling.scheduler import Scheduler
+
+def check_length(request: Request, max_model_len: int) -> None:
+    """Checks that a prompt is not empty and leaves room for an output token.
+
+    Raises:
+      InvalidRequest: it is empty or too long.
+    """
+    length = len(request.prompt)
+    if length == 0:
+        raise InvalidRequest("the prompt is empty", field="prompt")
+    if length >= max_model_len:
+        raise InvalidRequest(
+            f"the prompt has {length} tokens; {request.model} accepts at most "
+            f"{max_model_len - 1}, which leaves one for the output",
+            field="prompt",
+        )
 
 
-def refuse_if_late(unit: Scheduler, state: ModelState, request: Request) -> None:
-    """Raises Overloaded for a request that could not meet its target even if all went well."""
-    estimates, name = unit.estimates, state.spec.name
-    targets = state.spec.targets
-    tokens = len(request.prompt)
-    prefill = estimates.prefill(name, tokens)
-    size = max(1, len(state.running))
-    step = estimates.decode(name, size)
-    ahead = len(state.waiting) + len(state.prefilling)
-    output = max(1.0, state.spec.load.output_tokens)
-    # All that wait are prefilled first, several in a step ...
-    wait = ahead * estimates.prefill(name, max(1, round(state.spec.load.prompt_tokens)))
-    if state.running and ahead:
-        # ... and no sooner than those that run make room, one after the other.
-        room = len(state.free_slots)
-        wait = max(wait, (ahead - room) * output * step / size)
-    made = min(float(request.max_new_tokens), output)
-    alone = targets.isolated_ttft or prefill
-    alone_step = targets.isolated_tpot or estimates.decode(name, 1)
+def refuse_if_late(estimates: StepEstimates, state: ModelState, request: Request) -> None:
+    """Refuses a request that could not meet its model's SLO even under good conditions.
+
+    The wait is estimated from below, since a wrong refusal costs more than a late request: all
+    prompts of the model that came before have to be prefilled, and where they wait for slots, one
+    slot becomes free for each running sequence that ends. Other models are not counted.
+
+    Args:
+      estimates: expected durations of steps.
+      state: the request's model.
+      request: the request, with `max_new_tokens` set; not queued yet.
+
+    Raises:
+      Overloaded: the request would be late; has the seconds after which a retry makes sense.
+    """
+    spec, name = state.spec, state.spec.name
+    targets = spec.targets
+    prefill = estimates.prefill(name, len(request.prompt))
+    batch = max(1, len(state.running))
+    step = estimates.decode(name, batch)
+    num_ahead = len(state.waiting) + len(state.prefilling)
+    mean_output = max(1.0, spec.load.output_tokens)
+    wait = num_ahead * estimates.prefill(name, max(1, round(spec.load.prompt_tokens)))
+    if state.running and num_ahead:
+        needs_slot = num_ahead - len(state.free_slots)
+        wait = max(wait, needs_slot * mean_output * step / batch)
     if targets.ttft is not None:
         expected, allowed, what = wait + prefill, targets.ttft, "its first token"
     else:
-        tpot = targets.tpot or targets.scale * alone_step
-        allowed = targets.scale * alone + (made - 1) * tpot
-        expected, what = wait + prefill + (made - 1) * step, "its whole answer"
+        output = min(float(request.max_new_tokens), mean_output)
+        isolated_ttft = targets.isolated_ttft or prefill
+        isolated_tpot = targets.isolated_tpot or estimates.decode(name, 1)
+        tpot = targets.tpot or targets.scale * isolated_tpot
+        allowed = targets.scale * isolated_ttft + (output - 1) * tpot
+        expected, what = wait + prefill + (output - 1) * step, "its last token"
     if expected > allowed:
         raise Overloaded(
-            f"{name} has {ahead} requests before this one: {what} is expected after "
+            f"{name} has {num_ahead} requests before this one: {what} is expected after "
             f"{expected:.3g} s, and its target is {allowed:.3g} s; try again later",
             retry_after=max(0.1, expected - allowed),
         )

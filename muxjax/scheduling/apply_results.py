@@ -1,4 +1,4 @@
-"""What a step's tokens mean for the requests in it."""
+"""Applies the results of steps to their requests."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from muxjax.scheduling.steps import Prefill, StepResult, TokenLogprobs
 def apply_tokens(
     requests: Sequence[Request], result: StepResult, now: float
 ) -> tuple[list[RequestUpdate], int]:
-    """Gives each request its tokens; those of requests that have ended are dropped.
+    """Adds a step's tokens to its requests; tokens of requests that have ended are dropped.
 
     Args:
-      requests: who was in the step, in its order.
-      result: what it gave.
-      now: seconds; when the tokens count as emitted.
+      requests: the requests in the step, in its order.
+      result: the step's result.
+      now: time in seconds at which the tokens count as emitted.
 
     Returns:
-      One update for each request that got tokens, with the reason where it ends with them, which is
-      for the caller to do; and how many tokens there were.
+      One update for each request that got tokens, and the number of tokens. An update has the
+      finish reason if the request ends with it; the caller has to end the request.
+
+    Raises:
+      ValueError: tokens after a request's end, which no executor may return.
     """
     updates: list[RequestUpdate] = []
-    finished, made = RequestState.FINISHED, 0
-    new = tuple.__new__  # half the time of `RequestUpdate(...)`, of which there are hundreds
+    finished, num_tokens = RequestState.FINISHED, 0
+    new = tuple.__new__  # half the time of `RequestUpdate(...)`, called hundreds of times a step
     for request, tokens, logprobs in zip(requests, result.tokens, result.logprobs, strict=True):
         if not tokens or request.state is finished:
             continue
         output, count = request.output, len(tokens)
-        made += count
+        num_tokens += count
         if (
             output
             and request.constraint is None
@@ -41,54 +44,54 @@ def apply_tokens(
             output += tokens
             update = new(RequestUpdate, (request, tokens, logprobs, None))
         else:
-            update = _take_first_or_last(request, tokens, logprobs, now)
+            update = _apply_checked(request, tokens, logprobs, now)
         updates.append(update)
-    return updates, made
+    return updates, num_tokens
 
 
 def apply_prompt_logprobs(
     requests: Mapping[int, Request], step: Prefill, result: StepResult
 ) -> None:
-    """Gives requests that have not ended the log probabilities of their prompts' tokens.
+    """Adds the log-probabilities of prompt tokens to the requests that have not ended.
 
     Args:
-      requests: those that have not ended, by id.
+      requests: the requests that have not ended, by id.
       step: a prefill.
-      result: what it gave.
+      result: its result.
     """
-    for chunk, found in zip(step.chunks, result.prompt_logprobs, strict=True):
+    for chunk, logprobs in zip(step.chunks, result.prompt_logprobs, strict=True):
         request = requests.get(chunk.request_id)
         if request is not None and chunk.following:
-            # A request that was preempted on the way begins anew.
-            request.prompt_logprobs[chunk.start :] = found
+            # A request that was preempted during its prefill starts again from position 0.
+            request.prompt_logprobs[chunk.start :] = logprobs
 
 
-def _take_first_or_last(
+def _apply_checked(
     request: Request, tokens: list[int], logprobs: list[TokenLogprobs] | None, now: float
 ) -> RequestUpdate:
-    """Takes tokens in that are a request's first, may end it, or must follow a grammar."""
+    """Adds tokens that are a request's first, that may end it, or that must follow a grammar."""
     if request.first_token_at is None:
         request.first_token_at = now
     reason: FinishReason | None = None
-    room = request.max_new_tokens - len(request.output)
-    for index, token in enumerate(tokens, start=1):
+    left = request.max_new_tokens - len(request.output)
+    for count, token in enumerate(tokens, start=1):
         if token in request.stop_set:
             reason = "stop"
-        elif index == room:
+        elif count == left:
             reason = "length"
         else:
             continue
-        if index < len(tokens):
-            after = len(tokens) - index
-            raise ValueError(f"request {request.id} got {after} tokens after its end")
+        if count < len(tokens):
+            extra = len(tokens) - count
+            raise ValueError(f"request {request.id} got {extra} tokens after its end")
     if request.constraint is not None and reason != "stop":
-        reason = _follow(request.constraint, request, tokens[-1]) or reason
+        reason = _advance(request.constraint, request, tokens[-1]) or reason
     request.output += tokens
     return RequestUpdate(request, tokens, logprobs, reason)
 
 
-def _follow(constraint: Constraint, request: Request, token: int) -> FinishReason | None:
-    """Advances a constraint; how the request ends, if it does."""
+def _advance(constraint: Constraint, request: Request, token: int) -> FinishReason | None:
+    """Advances a constraint; returns how the request ends, if it does."""
     try:
         return "stop" if constraint.advance(token) else None
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""What a step is made of: which prompts or sequences of a model, with which pages."""
+"""Builds steps: chooses requests of a model and allocates their slots and pages."""
 
 from __future__ import annotations
 
@@ -15,97 +15,125 @@ from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, PrefillChunk
 
 
 class BatchBuilder:
-    """Makes the steps of one unit.
+    """Builds the steps of one scheduler.
+
+    Each method returns the step and the requests in it, in the step's order, or None if no step is
+    possible now. The caller has to start the step: pages are allocated and requests moved already.
 
     Args:
-      models: of the unit.
-      flights: steps made and not applied.
-      residency: who gives pages.
-      prefixes: told what is written.
-
-    Attributes:
-      requests: who is in the step that was made last, in its order.
+      models: state of each model, by name.
+      in_flight: steps in flight.
+      kv_cache: allocates slots and pages.
+      prefixes: is told which blocks a prefill writes.
     """
 
     def __init__(
         self,
         models: Mapping[str, ModelState],
-        flights: InFlightSteps,
-        residency: KVCacheManager,
+        in_flight: InFlightSteps,
+        kv_cache: KVCacheManager,
         prefixes: PrefixCache,
     ) -> None:
         self._models = models
-        self._flights = flights
-        self._residency = residency
+        self._in_flight = in_flight
+        self._kv_cache = kv_cache
         self._prefixes = prefixes
-        self.requests: list[Request] = []
 
-    def prefill(self, model: str, max_tokens: int | None) -> Prefill | None:
-        """See `Unit.make_prefill`."""
+    def build_prefill(
+        self, model: str, max_tokens: int | None = None
+    ) -> tuple[Prefill, list[Request]] | None:
+        """Builds a prefill of a model's unfinished prefixes and of as many new ones as fit.
+
+        Args:
+          model: name of the model.
+          max_tokens: limit below that of the model's buckets.
+
+        Returns:
+          The step and its requests; None if no request waits, or without a free slot or pages.
+        """
         state = self._models[model]
         limits = state.spec.limits
         budget = limits.max_prefill_tokens
         if max_tokens is not None:
             budget = min(budget, max(1, max_tokens))
         chunks: list[PrefillChunk] = []
-        self.requests = []
+        requests: list[Request] = []
         for request in list(state.prefilling.values()):
             if budget == 0 or len(chunks) == limits.max_prefill_seqs:
                 break
-            chunks.append(self._next_chunk(state, request, budget))
+            chunks.append(self._build_chunk(state, request, budget))
+            requests.append(request)
             budget -= len(chunks[-1].tokens)
         while budget > 0 and len(chunks) < limits.max_prefill_seqs:
-            admitted = self._residency.admit(state)
+            admitted = self._kv_cache.admit(state)
             if admitted is None:
                 break
-            chunks.append(self._next_chunk(state, admitted, budget))
+            chunks.append(self._build_chunk(state, admitted, budget))
+            requests.append(admitted)
             budget -= len(chunks[-1].tokens)
         if not chunks:
             return None
-        for request in self.requests:
+        for request in requests:
             self._prefixes.note_written(request)
-        return Prefill(model, chunks)
+        return Prefill(model, chunks), requests
 
-    def decode(self, model: str, max_tokens: int | None) -> Decode | None:
-        """See `Unit.make_decode`."""
-        state, flights = self._models[model], self._flights
-        most = state.spec.limits.max_decode_tokens
+    def build_decode(
+        self, model: str, max_tokens: int | None = None
+    ) -> tuple[Decode, list[Request]] | None:
+        """Builds a decode of all of a model's sequences that may have tokens left to generate.
+
+        If pages are short, the step has fewer tokens; if they are short for one token, requests are
+        preempted; a sequence that still gets no page is left out. Where steps run concurrently, a
+        sequence in a step in flight is left out too.
+
+        A sequence with a grammar is left out while it is in a step in flight, since its mask is
+        known only after that. While a model has such a sequence, its decodes have one token, so
+        that the sequence does not wait for long steps.
+
+        Args:
+          model: name of the model.
+          max_tokens: limit on the tokens a sequence, below that of the model's buckets.
+
+        Returns:
+          The step and its requests; None if there is no such sequence.
+        """
+        state, in_flight = self._models[model], self._in_flight
+        limit = state.spec.limits.max_decode_tokens
         if max_tokens is not None:
-            most = min(most, max(1, max_tokens))
+            limit = min(limit, max(1, max_tokens))
         table = state.table
-        left: np.ndarray = table.limit - table.made
+        left: np.ndarray = table.limit - table.expected
         constrained = bool(table.constrained.any())
         if constrained:
-            most = 1
-        if flights and (flights.concurrent or constrained):
-            busy = flights.work_on(table.last_step)
-            left[busy if flights.concurrent else busy & table.constrained] = 0
+            limit = 1
+        if in_flight and (in_flight.concurrent or constrained):
+            busy = in_flight.busy_slots(table.last_step)
+            left[busy if in_flight.concurrent else busy & table.constrained] = 0
         slots = left.nonzero()[0]
         if not slots.size:
             return None
-        slots, counts, blocks = self._residency.grow(state, slots, min(most, int(left.max())))
+        slots, counts, blocks = self._kv_cache.grow(state, slots, min(limit, int(left.max())))
         if not slots.size:
             return None
-        table.made[slots] += counts
-        table.last_step[slots] = flights.made + 1
-        self.requests = requests = table.requests[slots].tolist()
+        table.expected[slots] += counts
+        table.last_step[slots] = in_flight.started + 1
+        requests: list[Request] = table.requests[slots].tolist()
         masks = [_mask(request) for request in requests] if constrained else None
         batch = DecodeBatch(
             table.ids[slots], slots, table.blocks[slots].tolist(), blocks, counts, masks
         )
-        return Decode(model, batch, int(counts.max()))
+        return Decode(model, batch, int(counts.max())), requests
 
-    def _next_chunk(self, state: ModelState, request: Request, budget: int) -> PrefillChunk:
+    def _build_chunk(self, state: ModelState, request: Request, budget: int) -> PrefillChunk:
         start = request.dispatched
         end = min(request.prefix_tokens, start + budget)
         last = end == request.prefix_tokens
-        request.dispatch(end, self._flights.made + 1)
-        self.requests.append(request)
+        request.dispatch(end, self._in_flight.started + 1)
         if last:
             state.start_decode(request)
         following: tuple[int, ...] = ()
-        wanted = request.params.prompt_logprobs
-        if wanted is not None and len(request.prompt_logprobs) < len(request.prompt) - 1:
+        num_logprobs = request.params.prompt_logprobs
+        if num_logprobs is not None and len(request.prompt_logprobs) < len(request.prompt) - 1:
             following = tuple(request.prompt[start + 1 : end + 1])
         return PrefillChunk(
             request_id=request.id,
@@ -120,7 +148,7 @@ class BatchBuilder:
             stop_ids=request.stop_ids,
             mask=_mask(request) if last else None,
             following=following,
-            prompt_logprobs=wanted or 0,
+            prompt_logprobs=num_logprobs or 0,
             found=request.found_tokens,
         )
 

@@ -1,4 +1,4 @@
-"""What a request's next token may be, as the scheduler sees it."""
+"""Constraints on a request's next token, as the scheduler sees them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import numpy as np
 
 @runtime_checkable
 class Constraint(Protocol):
-    """The state of one output that must follow a grammar; kept on the host.
+    """Grammar state of one output, kept on the host.
 
-    It follows the tokens that the host has read, so it outlives a preemption.
+    It is advanced by the tokens that the host has read, so it survives a preemption.
     """
 
     @property
     def mask(self) -> np.ndarray:
-        """The tokens that may come next, uint32 `[W]`: token `t` is bit `t % 32` of word `t // 32`.
-        Replaced by `advance`, never changed.
+        """Tokens allowed next, uint32 `[W]`: token `t` is bit `t % 32` of word `t // 32`.
+
+        `advance` replaces the array and never changes it in place.
         """
         ...
 
     def advance(self, token: int) -> bool:
-        """Takes the next token, one of `mask`; True if the output is complete with it.
+        """Advances by the next token, which `mask` allows; True if the output is complete.
 
         Raises:
-          InvalidRequest: the grammar cannot be followed any further.
+          InvalidRequest: the grammar allows no further token.
         """
         ...
 
-    def anew(self, tokens: Sequence[int]) -> Self:
-        """Another one for the same grammar, as it is after these tokens; for a request that goes on
-        elsewhere.
-        """
+    def replay(self, tokens: Sequence[int]) -> Self:
+        """A new state of the same grammar after these tokens, to continue the request elsewhere."""
         ...

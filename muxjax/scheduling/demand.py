@@ -1,9 +1,9 @@
-"""What a model is expected to need of a unit, from its rate and lengths.
+"""Expected demand of a model for KV pages and device time, from its rate and lengths.
 
 - KV: `rate x tokens per request x pages per token` (MuxServe, Duan et al., ICML 2024, section 3.3),
-  in pages of KV made per second. Initial KV quotas are in proportion to it.
-- Device time: seconds of prefill and of decode for each second of load, with programs that run one
-  after the other. Time shares are in proportion to it.
+  in pages of KV written per second. Initial KV quotas are in proportion to it.
+- Device time: seconds of prefill and of decode for each second of load, for programs that run one
+  at a time. Time shares are in proportion to it.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 
 BATCH_ROUNDS = 8
-"""Rounds of the fixed point for the batch; few are needed, as steps grow slowly with the batch."""
+"""Rounds of the fixed-point iteration for the batch; the step time grows slowly with the batch."""
 
 
 def kv_demand(spec: ModelSpec) -> float:
-    """Pages of KV that the model's load makes per second."""
+    """Pages of KV that the model's load writes per second."""
     tokens = spec.load.rate * spec.load.request_tokens
     return tokens * spec.num_layers / spec.tokens_per_page / spec.replicas
 
 
 def prefill_demand(spec: ModelSpec, estimates: StepEstimates) -> float:
-    """Device seconds of prefill per second, prompts longer than a step taken in chunks."""
+    """Device seconds of prefill per second; prompts longer than a step are split into chunks."""
     load = spec.load
     chunk = max(1, min(round(load.prompt_tokens), spec.limits.max_prefill_tokens))
     return load.rate * load.prompt_tokens / chunk * estimates.prefill(spec.name, chunk)
 
 
 def decode_batch(spec: ModelSpec, estimates: StepEstimates) -> float:
-    """Sequences that decode together, if decodes had the device to themselves.
+    """Mean decode batch of the model if its decodes had the device to themselves.
 
-    By Little's law there are `rate x output tokens x seconds a token` of them, and the seconds
-    depend on how many there are; at least 1 and at most the model's slots. The fewer, the more
-    time a token costs, so that this errs towards more time for decode.
+    By Little's law the batch is `rate x output tokens x seconds a token`, where the seconds depend
+    on the batch; at least 1 and at most the model's slots. Other models make the batch larger and a
+    token cheaper, so this overestimates the time for decodes.
     """
     batch = 1.0
     for _ in range(BATCH_ROUNDS):
@@ -51,7 +51,7 @@ def decode_demand(spec: ModelSpec, estimates: StepEstimates) -> float:
 
 
 def expected_demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:
-    """All of the above: what `Unit(demand=...)` takes."""
+    """Expected demand of a model: the `demand` argument of `Scheduler`."""
     return Demand(
         kv=kv_demand(spec),
         prefill_seconds=prefill_demand(spec, estimates),

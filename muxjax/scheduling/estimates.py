@@ -1,27 +1,29 @@
-"""How long steps take: guesses at first, then what was measured.
+"""Estimated step durations: initial guesses, replaced by measurements.
 
-Steps are filed by model, phase and the power of two that their size falls in, as compiled buckets
-are. Each file holds an exponentially weighted mean, so that estimates follow a machine that
-changes.
+Measurements are grouped by model, phase and the power of two that the step's size falls in, as
+compiled buckets are. Each group keeps an exponentially weighted mean, so that the estimates follow
+a machine whose speed changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from muxjax.scheduling.steps import Prefill, Step
+
 EWMA_WEIGHT = 0.2
-"""Weight of a new measurement against all before it."""
+"""Weight (0 to 1) of a new measurement; see docs/measurements/slo-tuning.md."""
 _BUCKETS = 40
-"""More than there are: sizes are below 2**39."""
-LEAST_SECONDS = 1e-9
-"""What a token takes at least, whatever a coarse clock says: policies divide by it."""
+"""Number of size groups; sizes are below 2**39."""
+MIN_SECONDS = 1e-9
+"""Least seconds a token, so that policies can divide by it whatever a coarse clock says."""
 
 
 class StepEstimates:
-    """Estimated durations of the steps of a unit's models.
+    """Estimated durations of the steps of a unit's models, in seconds.
 
     Args:
-      models: names.
+      models: names of the models.
       prefill_seconds: guess for one prefill token, until a step was measured.
       decode_seconds: guess for one token of a decode step, until a step was measured.
     """
@@ -36,56 +38,65 @@ class StepEstimates:
         names = list(models)
         self._prefill_guess = prefill_seconds
         self._decode_guess = decode_seconds
-        # Prefill: seconds a token; decode: seconds a step of one token. By the bucket's exponent.
-        self._prefill = {name: _Means() for name in names}
-        self._decode = {name: _Means() for name in names}
+        # Prefill: seconds a token; decode: seconds a step of one token.
+        self._prefill = {name: _BucketMeans() for name in names}
+        self._decode = {name: _BucketMeans() for name in names}
 
     def add_model(self, model: str) -> None:
-        """Takes in a model; what was measured of it before is kept."""
-        self._prefill.setdefault(model, _Means())
-        self._decode.setdefault(model, _Means())
+        """Adds a model; measurements from before its removal are kept."""
+        self._prefill.setdefault(model, _BucketMeans())
+        self._decode.setdefault(model, _BucketMeans())
 
     def prefill(self, model: str, num_tokens: int) -> float:
-        """Seconds that a prefill step of this many tokens takes."""
+        """Seconds of a prefill step of this many tokens."""
         means = self._prefill[model]
-        near = means.near.get((num_tokens - 1).bit_length())
-        value = self._prefill_guess if near is None else means.values[near]
+        nearest = means.nearest.get((num_tokens - 1).bit_length())
+        value = self._prefill_guess if nearest is None else means.values[nearest]
         return num_tokens * value
 
     def decode(self, model: str, num_seqs: int, num_tokens: int = 1) -> float:
-        """Seconds that a decode step takes that makes so many tokens for so many sequences."""
-        means = self._decode[model]  # asked dozens of times a step: a call less counts
-        near = means.near.get((num_seqs - 1).bit_length())
-        value = self._decode_guess if near is None else means.values[near]
+        """Seconds of a decode step of `num_tokens` tokens for each of `num_seqs` sequences."""
+        means = self._decode[model]  # called dozens of times a step: one call less counts
+        nearest = means.nearest.get((num_seqs - 1).bit_length())
+        value = self._decode_guess if nearest is None else means.values[nearest]
         return num_tokens * value
 
+    def step_seconds(self, step: Step) -> float:
+        """Seconds of a step."""
+        if isinstance(step, Prefill):
+            return self.prefill(step.model, step.num_tokens)
+        return self.decode(step.model, len(step.sequences), step.num_tokens)
+
     def observe_prefill(self, model: str, num_tokens: int, seconds: float) -> None:
-        """Takes in a measured prefill step."""
+        """Adds a measured prefill step."""
         self._prefill[model].update(num_tokens, seconds / num_tokens)
 
     def observe_decode(self, model: str, num_seqs: int, num_tokens: int, seconds: float) -> None:
-        """Takes in a measured decode step that ran for `num_tokens` tokens."""
+        """Adds a measured decode step that ran for `num_tokens` tokens."""
         self._decode[model].update(num_seqs, seconds / num_tokens)
 
 
-class _Means:
-    """Of one model and phase: the mean of each bucket that was measured, by its exponent; and the
-    measured bucket that is nearest to each, where there is any.
+class _BucketMeans:
+    """Means of one model and phase.
+
+    Attributes:
+      values: mean of each measured bucket, by the bucket's exponent.
+      nearest: exponent of the nearest measured bucket, for every exponent; empty without any.
     """
 
-    __slots__ = ("near", "values")
+    __slots__ = ("nearest", "values")
 
     def __init__(self) -> None:
         self.values: dict[int, float] = {}
-        self.near: dict[int, int] = {}
+        self.nearest: dict[int, int] = {}
 
     def update(self, size: int, value: float) -> None:
-        """Takes in a measurement."""
+        """Adds a measurement of a step of this size."""
         bucket = (size - 1).bit_length()
-        value = max(LEAST_SECONDS, value)
-        old = self.values.get(bucket)
-        self.values[bucket] = value if old is None else old + EWMA_WEIGHT * (value - old)
-        if old is None:
+        value = max(MIN_SECONDS, value)
+        mean = self.values.get(bucket)
+        self.values[bucket] = value if mean is None else mean + EWMA_WEIGHT * (value - mean)
+        if mean is None:
             for other in range(_BUCKETS):
-                # Of two that are as far away, the smaller.
-                self.near[other] = min(self.values, key=lambda one: (abs(one - other), one))
+                # Of two that are equally near, the smaller.
+                self.nearest[other] = min(self.values, key=lambda b: (abs(b - other), b))

@@ -1,15 +1,18 @@
-"""Shares of device time, where one program at a time owns the chip.
+"""Shares of device time for programs that run one at a time (weighted fair queueing).
 
-MuxServe gives prefill and decode of each model a share of the streaming multiprocessors; programs
-of XLA run in turn, so here each (model, phase) has a share of the time. Shares follow the expected
-need, with a part that is the same for all so that nobody's is tiny. Use is measured, and what
-counts is virtual time, use divided by share (fair queueing: Demers, Keshav and Shenker, SIGCOMM
-1989). Credit and debt, in seconds, are the distance from the mean of all that have work, as the
-deficit of deficit round-robin is.
+MuxServe gives prefill and decode of each model a share of the streaming multiprocessors. XLA
+programs run one after the other, so here each (model, phase) has a share of the time instead.
+Shares follow the expected demand, with a part that is equal for all, so that no share is tiny.
 
-- Whoever is furthest behind is next, so nobody starves, and over time each gets its share.
-- Who has no work earns nothing: its time goes to the others, and it comes back without credit.
-- Who used more than its share stays in debt until the others have caught up, or all are idle.
+Device time is charged as virtual time: seconds divided by the share (Demers, Keshav and Shenker,
+SIGCOMM 1989). Credit is the distance in seconds from the mean virtual time of all keys that have
+work, as the deficit of deficit round-robin.
+
+- The key with the least virtual time is furthest behind its share and runs next. So no key starves,
+  and over time each gets its share.
+- A key without work earns no credit: its time goes to the others.
+- A key that used more than its share stays in debt until the others have caught up, or until no key
+  has work.
 """
 
 from __future__ import annotations
@@ -19,118 +22,124 @@ from typing import Literal
 
 Phase = Literal["prefill", "decode"]
 type StepKey = tuple[str, Phase]
-"""A model's name and the phase: what has a share."""
+"""Model name and phase: what has a share of the time."""
 
 EVEN_PART = 0.2
-"""The part of the time that is shared evenly, whatever the expected needs."""
+"""Part of the time (0 to 1) that is shared evenly, whatever the expected demand."""
 MAX_CREDIT = 4.0
-"""Seconds that one who is held back, for want of pages say, may be behind its share. More than
-prefills may be ahead (`policies.PREFILL_OVERDRAFT`): what decodes are owed is not to be forgotten.
-"""
+"""Seconds that a key may be behind its share, while short of pages for example. More than
+`PREFILL_OVERDRAFT` of the policies, so that time owed to decodes is not lost."""
 
 
 class FairShare:
-    """Shares, use and credit of every (model, phase) of a unit.
+    """Shares, use and credit of every (model, phase) of a scheduler.
+
+    Args:
+      models: names of the models.
 
     Attributes:
-      shares: of the time, for each; 1 together.
-      used: seconds of device time.
-      mean: the virtual time of all that have work.
+      shares: share of the time of each key; they add up to 1.
+      used: device time of each key, in seconds.
+      mean_virtual_time: mean virtual time of the keys that have work, weighted by their shares.
     """
 
     def __init__(self, models: Iterable[str]) -> None:
         self.shares: dict[StepKey, float] = {}
         self.used: dict[StepKey, float] = {}
-        self._virtual: dict[StepKey, float] = {}
-        self.mean = 0.0
+        self._virtual_time: dict[StepKey, float] = {}
+        self.mean_virtual_time = 0.0
         self._active: frozenset[StepKey] = frozenset()
-        # Of those that had work last: who, in the order given; their shares; the sum of share times
-        # virtual time; and the mean below which none of them is too far behind.
-        self._last: list[StepKey] = []
-        self._weight = self._sum = self._fine_below = 0.0
+        # Of the active keys: their list, the sum of their shares, the sum of share times virtual
+        # time, and the mean below which no key is further behind than `MAX_CREDIT`.
+        self._active_list: list[StepKey] = []
+        self._active_share = self._weighted_sum = self._credit_limit = 0.0
         self.set_models(models)
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Says which models there are, with even shares until `set_needs`.
+        """Replaces the models, with even shares until `set_demand` is called.
 
-        Who is new has neither credit nor debt; what the others used and are owed stays.
+        A new model has neither credit nor debt; the virtual time of the others stays.
         """
         phases: tuple[Phase, ...] = ("prefill", "decode")
-        turns: list[StepKey] = [(model, phase) for model in models for phase in phases]
-        self.shares = {turn: 1.0 / len(turns) for turn in turns}
-        self._virtual = {turn: self._virtual.get(turn, self.mean) for turn in turns}
-        self._active = self._active.intersection(turns)
-        self._changed()
-        for turn in turns:
-            self.used.setdefault(turn, 0.0)
+        keys: list[StepKey] = [(model, phase) for model in models for phase in phases]
+        self.shares = {key: 1.0 / len(keys) for key in keys}
+        before = self._virtual_time
+        self._virtual_time = {key: before.get(key, self.mean_virtual_time) for key in keys}
+        self._active = self._active.intersection(keys)
+        self._shares_changed()
+        for key in keys:
+            self.used.setdefault(key, 0.0)
 
-    def set_needs(self, needs: Mapping[StepKey, float]) -> None:
-        """Sets the shares from expected needs, in seconds of device time per second."""
+    def set_demand(self, demand: Mapping[StepKey, float]) -> None:
+        """Sets the shares from the expected demand, in seconds of device time per second."""
         if not self.shares:
             return
-        total = sum(max(0.0, needs[turn]) for turn in self.shares)
+        total = sum(max(0.0, demand[key]) for key in self.shares)
         even = 1.0 / len(self.shares)
-        for turn in self.shares:
-            part = max(0.0, needs[turn]) / total if total > 0 else even
-            self.shares[turn] = EVEN_PART * even + (1 - EVEN_PART) * part
-        self._changed()
+        for key in self.shares:
+            part = max(0.0, demand[key]) / total if total > 0 else even
+            self.shares[key] = EVEN_PART * even + (1 - EVEN_PART) * part
+        self._shares_changed()
 
-    def _changed(self) -> None:
-        """Notes that the shares are others."""
-        self._last = []
-        self._phases = dict.fromkeys(("prefill", "decode"), 0.0)
+    def _shares_changed(self) -> None:
+        self._active_list = []
+        self._phase_totals = dict.fromkeys(("prefill", "decode"), 0.0)
         for (_, phase), share in self.shares.items():
-            self._phases[phase] += share
+            self._phase_totals[phase] += share
 
-    def begin(self, active: list[StepKey]) -> None:
-        """Says who has work now. To be called before credits are compared.
+    def set_active(self, active: list[StepKey]) -> None:
+        """Sets the keys that have work now. Call it before credits are compared.
 
-        Mostly that is who had it before, and then the sums go on from there: it is asked before
-        each step, and with many models this is the most of what a step costs.
+        It runs before every step and is most of a step's cost with many models. So the sums are
+        kept while the active keys stay the same.
         """
-        if active and active == self._last:
-            self.mean = self._sum / self._weight
-            if self.mean < self._fine_below:
+        if active and active == self._active_list:
+            self.mean_virtual_time = self._weighted_sum / self._active_share
+            if self.mean_virtual_time < self._credit_limit:
                 return
         before, self._active = self._active, frozenset(active)
-        self._last = list(active)
-        virtual, shares = self._virtual, self.shares
+        self._active_list = list(active)
+        virtual_time, shares = self._virtual_time, self.shares
         if not active:
-            for turn, value in virtual.items():
-                virtual[turn] = min(value, self.mean)
+            for key, value in virtual_time.items():
+                virtual_time[key] = min(value, self.mean_virtual_time)
             return
-        stayed = [turn for turn in active if turn in before]
+        stayed = [key for key in active if key in before]
         if stayed:
-            weight = sum([shares[turn] for turn in stayed])
-            self.mean = sum([shares[turn] * virtual[turn] for turn in stayed]) / weight
-        for turn in active:
-            floor = self.mean
-            if turn in before:
-                floor -= MAX_CREDIT / shares[turn]
-            if virtual[turn] < floor:
-                virtual[turn] = floor
-        self._weight = sum([shares[turn] for turn in active])
-        self._sum = sum([shares[turn] * virtual[turn] for turn in active])
-        self._fine_below = min([virtual[turn] + MAX_CREDIT / shares[turn] for turn in active])
+            weight = sum([shares[key] for key in stayed])
+            weighted = sum([shares[key] * virtual_time[key] for key in stayed])
+            self.mean_virtual_time = weighted / weight
+        for key in active:
+            floor = self.mean_virtual_time
+            if key in before:
+                floor -= MAX_CREDIT / shares[key]
+            if virtual_time[key] < floor:
+                virtual_time[key] = floor
+        self._active_share = sum([shares[key] for key in active])
+        self._weighted_sum = sum([shares[key] * virtual_time[key] for key in active])
+        self._credit_limit = min([virtual_time[key] + MAX_CREDIT / shares[key] for key in active])
 
-    def credit(self, turn: StepKey) -> float:
-        """Seconds that it is behind (above 0) or ahead of (below 0) its share."""
-        return self.shares[turn] * (self.mean - self._virtual[turn])
+    def credit(self, key: StepKey) -> float:
+        """Seconds that a key is behind (above 0) or ahead of (below 0) its share."""
+        return self.shares[key] * (self.mean_virtual_time - self._virtual_time[key])
 
-    def part(self, turn: StepKey) -> float:
-        """Its share of the time of all that are in the same phase."""
-        return self.shares[turn] / self._phases[turn[1]]
+    def phase_share(self, key: StepKey) -> float:
+        """A key's share of the time of all keys of the same phase."""
+        return self.shares[key] / self._phase_totals[key[1]]
 
     @property
-    def virtual(self) -> Callable[[StepKey], float]:
-        """The virtual time of a turn: the least is next."""
-        return self._virtual.__getitem__
+    def virtual_time(self) -> Callable[[StepKey], float]:
+        """Function from a key to its virtual time, in seconds; the key with the least is next.
 
-    def charge(self, turn: StepKey, seconds: float) -> None:
-        """Books device time; negative to correct an estimate."""
-        self.used[turn] += seconds
-        share = self.shares[turn]
-        virtual = self._virtual[turn] = self._virtual[turn] + seconds / share
-        if turn in self._active:
-            self._sum += seconds
-            self._fine_below = min(self._fine_below, virtual + MAX_CREDIT / share)
+        The function itself is the dictionary's: it is the sort key of every decision.
+        """
+        return self._virtual_time.__getitem__
+
+    def charge(self, key: StepKey, seconds: float) -> None:
+        """Charges device time to a key; negative to correct an estimate."""
+        self.used[key] += seconds
+        share = self.shares[key]
+        value = self._virtual_time[key] = self._virtual_time[key] + seconds / share
+        if key in self._active:
+            self._weighted_sum += seconds
+            self._credit_limit = min(self._credit_limit, value + MAX_CREDIT / share)

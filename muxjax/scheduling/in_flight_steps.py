@@ -1,4 +1,4 @@
-"""Steps that were made and whose results have not been taken in."""
+"""Steps in flight: built, results not yet applied."""
 
 from __future__ import annotations
 
@@ -14,77 +14,80 @@ from muxjax.scheduling.steps import Step
 
 @dataclass(slots=True)
 class InFlightStep:
-    """One such step.
+    """A step in flight.
 
     Attributes:
-      number: of the step, counted from 1.
+      number: sequence number of the step, counted from 1.
       step: the step.
-      turn: whose time it takes.
-      seconds: what was charged for it.
-      requests: who is in it, in its order.
+      key: model and phase that its time is charged to.
+      seconds: expected device time that was charged for it.
+      requests: the requests in it, in the step's order.
     """
 
     number: int
     step: Step
-    turn: StepKey
+    key: StepKey
     seconds: float
     requests: list[Request]
 
 
 class InFlightSteps:
-    """Those of one unit.
+    """The steps in flight of one scheduler, oldest first.
 
     Args:
       concurrent: steps may end in any order.
 
     Attributes:
       concurrent: as given.
-      made: how many steps have been made, ended ones included.
+      started: number of steps started so far, those that have ended included.
     """
 
     def __init__(self, *, concurrent: bool) -> None:
         self.concurrent = concurrent
-        self.made = 0
-        self._flights: deque[InFlightStep] = deque()
+        self.started = 0
+        self._steps: deque[InFlightStep] = deque()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._steps)
 
-    def begin(self, step: Step, turn: StepKey, seconds: float, requests: list[Request]) -> None:
-        """Counts a step as made."""
-        self.made += 1
-        self._flights.append(InFlightStep(self.made, step, turn, seconds, requests))
+    def begin(self, step: Step, key: StepKey, seconds: float, requests: list[Request]) -> None:
+        """Adds a step."""
+        self.started += 1
+        self._steps.append(InFlightStep(self.started, step, key, seconds, requests))
 
     def end(self, step: Step) -> InFlightStep:
-        """Takes out the oldest step; any if they run side by side.
+        """Removes a step: the oldest one, or any if steps are concurrent.
 
         Raises:
-          ValueError: a step out of order.
+          ValueError: another step has to end first, or the step is not in flight.
         """
-        for index, flight in enumerate(self._flights):
-            if flight.step is step:
-                del self._flights[index]
-                return flight
+        for index, entry in enumerate(self._steps):
+            if entry.step is step:
+                del self._steps[index]
+                return entry
             if not self.concurrent:
                 break
-        raise ValueError("steps must be applied in the order in which they were made")
+        raise ValueError("steps must be applied in the order in which they were built")
 
-    def turns(self) -> list[StepKey]:
-        """The model and phase of each, in the order of making."""
-        return [flight.turn for flight in self._flights]
+    def step_keys(self) -> list[StepKey]:
+        """Model and phase of each step, oldest first."""
+        return [entry.key for entry in self._steps]
 
-    def settled(self, request: Request) -> bool:
-        """Whether none works on the request."""
+    def is_settled(self, request: Request) -> bool:
+        """Whether no step in flight contains the request."""
         last = request.last_step
-        return all(flight.number != last for flight in self._flights)
+        return all(entry.number != last for entry in self._steps)
 
-    def work_on(self, last_step: np.ndarray) -> np.ndarray:
-        """Which slots one works on.
+    def busy_slots(self, last_step: np.ndarray) -> np.ndarray:
+        """Mask of the slots whose sequence is in a step in flight.
 
         Args:
-          last_step: `[S]`, the number of the last step of each slot's sequence.
+          last_step: int64 `[S]`, number of the last step of each slot's sequence.
+
+        Returns:
+          bool `[S]`.
         """
         busy = np.zeros(len(last_step), bool)
-        for flight in self._flights:  # few, so that this is a third of `np.isin`
-            busy |= last_step == flight.number
+        for entry in self._steps:  # few entries, so this is faster than `np.isin`
+            busy |= last_step == entry.number
         return busy

@@ -1,4 +1,4 @@
-"""The requests of one model of a unit, by where they are, and the model's counters."""
+"""The requests of one model of a unit by state, and the model's counters."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from muxjax.scheduling.specs import ModelSpec
 class ModelState:
     """The requests of one model, and its counters.
 
-    All groups are in the order of arrival, so the oldest comes first.
+    Policies may read all attributes. Groups of requests are in order of arrival, oldest first,
+    except `deferred`.
+
+    Args:
+      spec: the model.
 
     Attributes:
       spec: the model.
       waiting: requests without pages, in the order in which they are admitted. Changed by the
         methods only.
-      first: the first of them, as policies ask for it in each step; None where nobody waits.
-      deferred: requests without pages that wait behind those, in order of their deferral.
-      prefilling: requests with pages whose prefix is not wholly dispatched.
-      running: requests with pages whose prefix is.
+      first: the first of `waiting`, which policies read before each step; None without any.
+      deferred: requests without pages that wait behind `waiting`, in order of their deferral.
+      prefilling: requests with pages whose prefix is not fully dispatched.
+      running: requests with pages whose prefix is fully dispatched.
       table: the running requests as columns.
-      free_slots: device slots that nobody holds.
-      preemptions: requests that lost their pages.
+      free_slots: device slots without a request.
+      preemptions: number of times that a request lost its pages.
       prompt_tokens: tokens of all prompts so far.
       output_tokens: tokens emitted so far.
-      finished: requests that have ended.
-      prefix_queries: prompt tokens that were looked for in the prefix cache.
-      prefix_hits: those that were found.
-      prefills, decodes: its two parts of the time.
+      finished: number of requests that have ended.
+      prefix_queries: prompt tokens looked up in the prefix cache.
+      prefix_hits: prompt tokens found in it.
+      prefill_key, decode_key: the model's two keys of `FairShare`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -49,31 +53,31 @@ class ModelState:
         self.finished = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
-        self.prefills: StepKey = (spec.name, "prefill")
-        self.decodes: StepKey = (spec.name, "decode")
+        self.prefill_key: StepKey = (spec.name, "prefill")
+        self.decode_key: StepKey = (spec.name, "decode")
 
-    def take_slot(self, copy: int) -> int:
-        """A free slot of a copy of the model."""
+    def take_slot(self, replica: int) -> int:
+        """Removes a free slot of a replica from `free_slots` and returns it."""
         if self.spec.replicas == 1:
             return self.free_slots.pop()
         slots, replicas = self.free_slots, self.spec.replicas
-        return slots.pop(max(i for i, slot in enumerate(slots) if slot % replicas == copy))
+        return slots.pop(max(i for i, slot in enumerate(slots) if slot % replicas == replica))
 
-    def running_on(self, copy: int) -> int:
-        """How many sequences of a copy decode."""
+    def running_on(self, replica: int) -> int:
+        """Number of running requests of a replica."""
         replicas = self.spec.replicas
         if replicas == 1:
             return len(self.running)
-        return sum([request.slot % replicas == copy for request in self.running.values()])
+        return sum([request.slot % replicas == replica for request in self.running.values()])
 
     @property
     def has_prefill(self) -> bool:
-        """Whether there is a prefix to work on, if pages and slots allow."""
+        """Whether there is a prefix to prefill, if pages and slots allow."""
         return bool(self.prefilling or self.waiting or self.deferred)
 
     @property
     def has_decode(self) -> bool:
-        """Whether there is a sequence to decode, unless all its tokens are in flight."""
+        """Whether there is a sequence to decode; all its tokens may be in flight."""
         return bool(self.running)
 
     def holders(self) -> list[Request]:
@@ -81,25 +85,25 @@ class ModelState:
         running = list(self.running.values())
         if not self.prefilling:
             return running
-        # Nearly in order already, which `sorted` makes use of.
+        # Both groups are in order, which makes `sorted` fast.
         return sorted([*running, *self.prefilling.values()], key=lambda request: request.order)
 
     def start_prefill(self, request: Request) -> None:
-        """Files a request that was admitted."""
+        """Adds a request that was admitted to `prefilling`."""
         request.state = RequestState.PREFILL
         _insert(self.prefilling, request)
 
     def start_decode(self, request: Request) -> None:
-        """Files a request whose prefix is dispatched."""
+        """Moves a request whose prefix is fully dispatched to `running`."""
         del self.prefilling[request.id]
         request.state = RequestState.RUNNING
-        request.take_row(self.table)
+        request.bind_row(self.table)
         _insert(self.running, request)
 
     def remove(self, request: Request) -> None:
-        """Takes a request out of the group that it is in; it still has its slot."""
+        """Removes a request from its group; it keeps its slot and its state."""
         if request.state is RequestState.RUNNING:
-            request.leave_row()
+            request.unbind_row()
         groups = {
             RequestState.WAITING: self.waiting,
             RequestState.DEFERRED: self.deferred,
@@ -111,18 +115,18 @@ class ModelState:
             self._find_first()
 
     def defer(self, request: Request) -> None:
-        """Moves a waiting request behind all others that wait."""
+        """Moves a waiting request to the end of `deferred`."""
         self.remove(request)
         request.state = RequestState.DEFERRED
         self.deferred[request.id] = request
 
     def recall(self, request: Request) -> None:
-        """Puts a deferred request back in line, at its new place."""
+        """Moves a deferred request to `waiting`, at the place given by its new `order`."""
         del self.deferred[request.id]
         self.enqueue(request)
 
     def enqueue(self, request: Request) -> None:
-        """Puts a request in line, at the place that its order says; nearly always the end."""
+        """Adds a request to `waiting` at the place given by its `order`, usually the end."""
         last = next(reversed(self.waiting.values()), None)
         if last is not None and last.order > request.order:
             self.requeue(request)
@@ -133,7 +137,7 @@ class ModelState:
             self.first = request
 
     def requeue(self, request: Request) -> None:
-        """Puts a preempted request back in line: before all who came after it."""
+        """Adds a request to `waiting`, before all requests of a later `order`."""
         request.state = RequestState.WAITING
         older: list[Request] = []
         for other in self.waiting.values():
@@ -149,10 +153,7 @@ class ModelState:
         self.first = next(iter(self.waiting.values()), None)
 
     def check_invariants(self) -> None:
-        """Raises AssertionError if groups, slots and the requests' own fields do not agree.
-
-        Deferred requests lie as they were deferred, all others by their `order`.
-        """
+        """Raises AssertionError if groups, slots and the requests' own fields are inconsistent."""
         name = self.spec.name
         slots = [request.slot for request in self.holders()]
         assert sorted(slots + self.free_slots) == list(range(self.spec.limits.max_seqs))
@@ -182,7 +183,7 @@ class ModelState:
         for slot, request in enumerate(table.requests):
             assert (request is not None) == (slot in rows)
             if request is None:
-                assert table.limit[slot] == table.made[slot] == 0
+                assert table.limit[slot] == table.expected[slot] == 0
                 continue
             assert request.table is table
             assert request is self.running[int(table.ids[slot])]
@@ -193,7 +194,7 @@ class ModelState:
 
 
 def _insert(group: dict[int, Request], request: Request) -> None:
-    """Adds a request to a group in the order of arrival; nearly always it is the youngest."""
+    """Adds a request to a group by its `order`; it is usually the youngest."""
     youngest = next(reversed(group.values()), None)
     group[request.id] = request
     if youngest is not None and youngest.order > request.order:

@@ -1,4 +1,4 @@
-"""One request as the scheduler sees it."""
+"""A request as the scheduler sees it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ FinishReason = Literal["stop", "length", "cancelled", "error", "abort"]
 
 
 class RequestState(enum.Enum):
-    """Where a request is: WAITING -> PREFILL -> RUNNING -> FINISHED; preemption leads back.
+    """State of a request: WAITING -> PREFILL -> RUNNING -> FINISHED.
 
-    One that waits may be DEFERRED: others go first, until it waits again.
+    Preemption leads back to WAITING. A waiting request may be DEFERRED behind all others of its
+    model until it is recalled to WAITING.
     """
 
     WAITING = "waiting"
@@ -30,43 +31,46 @@ class RequestState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A prompt on its way to its output. The first seven fields are given, the unit owns the rest.
+    """A prompt, its output, and its place in the scheduler.
 
-    Two counts of output tokens matter: `len(output)`, what the host has read, and
-    `expected_tokens`, what there may be once all steps in flight have arrived. Decisions about
-    pages and further steps use the second. It and `last_step` are kept in the model's `SlotTable`
-    while the request runs.
+    The caller sets the first seven fields, the scheduler owns the rest.
+
+    There are two counts of output tokens. `len(output)` is what the host has read.
+    `expected_tokens` is the upper bound once all steps in flight have arrived; decisions about
+    pages and further steps use it. It and `last_step` are in the model's `SlotTable` while the
+    request runs.
 
     Attributes:
       id: unique among the requests of a unit.
       model: the model's name.
       prompt: token ids.
-      params: sampling settings.
+      params: sampling parameters.
       stop_ids: tokens that end the request, the model's own included unless they are ignored.
-      arrival: when it was asked for, in seconds.
-      constraint: what the output must follow; its own, advanced by the unit.
-      max_new_tokens: the most tokens to make; set when the request is added.
+      arrival: arrival time, in seconds.
+      constraint: grammar state of the output; belongs to the request, advanced by the scheduler.
+      max_new_tokens: maximum number of tokens to generate; set when the request is added.
       order: place in the order of arrival over all models of the unit.
       output: emitted tokens, a stop id that ended the request included.
       state: see `RequestState`.
       finish_reason: why it ended, None before that.
-      error: what went wrong, with the finish reason 'error'.
-      prompt_logprobs: of the prompt's tokens from the second on, as far as they are known.
+      error: the error, with the finish reason 'error'.
+      prompt_logprobs: log-probabilities of the prompt's tokens from the second on, as far as known.
       slot: the device slot it holds, -1 for none.
-      blocks: first page of each block it holds. Replaced, never cleared, when they are freed:
+      blocks: first page of each block it holds. Replaced, never cleared, when the blocks are freed:
         steps in flight refer to the list.
-      prefix_tokens: tokens to prefill in this residency (prompt and what was emitted before it).
-      dispatched: how many of them are in the pool once the steps submitted so far have run.
-      found_tokens: how many of them were found there when it was admitted.
-      findable_blocks: how many of its blocks others may find.
-      block_keys: of its full blocks, as far as they were asked for (`prefix_index.py`).
-      cached_tokens: tokens of its prompt that were found when it was first admitted.
-      table: where its row is while it runs.
-      preemptions: how often it lost its pages.
-      deferred: whether it was once put behind those that came later.
-      first_token_at: when its first token was read, in seconds.
-      finished_at: when it ended, in seconds.
-      stop_set: `stop_ids` again, quick to ask; set when the request is added.
+      prefix_tokens: tokens to prefill since it was last admitted: the prompt and the tokens emitted
+        before a preemption.
+      dispatched: tokens of the prefix in the pool once all steps in flight have run.
+      found_tokens: tokens of the prefix found in the pool when it was last admitted.
+      findable_blocks: number of its blocks that other requests can find.
+      block_keys: prefix-cache keys of its full blocks, as far as computed (`prefix_index.py`).
+      cached_tokens: tokens of its prompt found in the pool when it was first admitted.
+      table: the table with its row while it runs.
+      preemptions: number of times that it lost its pages.
+      deferred: whether it was ever deferred.
+      first_token_at: time when its first token was read, in seconds.
+      finished_at: time when it ended, in seconds.
+      stop_set: `stop_ids` as a set; set when the request is added.
     """
 
     id: int
@@ -108,17 +112,17 @@ class Request:
 
     @property
     def expected_tokens(self) -> int:
-        """The most output tokens there may be once all steps in flight have arrived."""
-        return self._expected if self.table is None else int(self.table.made[self.slot])
+        """Upper bound of its output tokens once all steps in flight have arrived."""
+        return self._expected if self.table is None else int(self.table.expected[self.slot])
 
     @property
     def pending(self) -> int:
-        """The most tokens that steps in flight may still bring."""
+        """Upper bound of the tokens in flight."""
         return self.expected_tokens - len(self.output)
 
     @property
     def last_step(self) -> int:
-        """The number of the last step made that it is in; 0 before the first."""
+        """Number of the last step that contains it; 0 before the first."""
         return self._last_step if self.table is None else int(self.table.last_step[self.slot])
 
     @property
@@ -126,19 +130,19 @@ class Request:
         return self.state is RequestState.FINISHED
 
     def dispatch(self, end: int, step: int) -> None:
-        """Notes that the step of this number brings the prefix up to `end`."""
+        """Notes that the step of this number extends the dispatched prefix to `end` tokens."""
         self.dispatched = end
         self._last_step = step
         if end == self.prefix_tokens:
             self._expected = len(self.output) + 1
 
-    def take_row(self, table: SlotTable) -> None:
-        """Fills the row of its slot; from now on the counts are kept there."""
+    def bind_row(self, table: SlotTable) -> None:
+        """Fills the table's row of its slot, where its counts are kept from now on."""
         slot = self.slot
         table.ids[slot] = self.id
         table.prompt[slot] = len(self.prompt)
         table.limit[slot] = self.max_new_tokens
-        table.made[slot] = self._expected
+        table.expected[slot] = self._expected
         table.num_blocks[slot] = len(self.blocks)
         table.last_step[slot] = self._last_step
         table.constrained[slot] = self.constraint is not None
@@ -146,13 +150,17 @@ class Request:
         table.blocks[slot] = self.blocks
         self.table = table
 
-    def leave_row(self) -> None:
-        """Gives the row up and takes the counts back."""
+    def unbind_row(self) -> None:
+        """Clears its row and moves the counts back into the request.
+
+        Raises:
+          ValueError: it has no row.
+        """
         table, slot = self.table, self.slot
         if table is None:
             raise ValueError(f"request {self.id} has no row")
         self._expected, self._last_step = self.expected_tokens, self.last_step
-        table.limit[slot] = table.made[slot] = 0
+        table.limit[slot] = table.expected[slot] = 0
         table.constrained[slot] = False
         table.requests[slot] = table.blocks[slot] = None
         self.table = None
@@ -167,12 +175,12 @@ class Request:
 
 
 class RequestUpdate(NamedTuple):
-    """What one step brought for one request. A tuple, since many are made.
+    """The tokens of one step for one request. A tuple, since hundreds are created a step.
 
     Attributes:
-      request: the request, already brought up to date.
+      request: the request, already updated.
       tokens: the new tokens. The last one may be a stop id, whose text is not part of the output.
-      logprobs: one entry for each of `tokens`, or None if they were not asked for.
+      logprobs: one entry for each of `tokens`, or None if they were not requested.
       finish_reason: set in a request's last update: 'stop' after a stop id, or when the request's
         constraint is complete.
     """

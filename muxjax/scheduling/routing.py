@@ -1,4 +1,4 @@
-"""Which of the units that have a model gets a request: the rule of engine and simulator."""
+"""Routing of a request among the units that have its model, in the engine and the simulator."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 @runtime_checkable
 class Replica(Protocol):
-    """A unit, as far as routing goes."""
+    """A unit as the router sees it."""
 
     @property
     def name(self) -> str:
         """Unique in the fleet."""
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """How long a request of so many tokens, output included, is expected to take."""
+        """Expected duration of a request of this many tokens (prompt and output), in seconds."""
 
 
 R = TypeVar("R", bound=Replica)
@@ -24,18 +24,16 @@ R = TypeVar("R", bound=Replica)
 def least_loaded[R: Replica](
     units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int
 ) -> R:
-    """The unit with the least of what requests are expected to take, over all that are outstanding
-    there and this one: of two that idle the quicker, of two that are alike the one with less to do.
+    """The unit with the least expected seconds of its outstanding requests and this one.
 
-    Requests are weighed by how long they take beside others and not by the time that they have a
-    device to themselves, which says nothing where many decode together. By that a point less was in
-    time in eight cells of `benchmarks/policy_map.py` (A100s, alpha 0.7 and 0.9, load 0.75 and 1,
-    scale 2 and 4), where some of the 19 models are on two meshes.
+    Of two idle units that is the faster one, of two equal units the one with less load. Requests
+    count with their duration beside others, not with their isolated device time, which says little
+    where many decode together; see docs/measurements/slo-tuning.md.
 
     Args:
-      units: that have the model; one at least. Of equals the first.
-      waits: the sum over all that are outstanding, by unit.
-      model: of the request.
-      num_tokens: of the request, output included.
+      units: the units that have the model, at least one; the first of equals is chosen.
+      waits: expected seconds of all outstanding requests, by unit.
+      model: the request's model.
+      num_tokens: tokens of the request's prompt and output.
     """
     return min(units, key=lambda unit: waits[unit.name] + unit.seconds(model, num_tokens))

@@ -1,12 +1,11 @@
 """The running requests of a model as columns, one row a device slot.
 
-A decode is made for hundreds of sequences every few milliseconds. What it needs of each stands here
-in arrays, so that making one takes the same few vector operations whatever the batch; only
-sequences that need another block are looked at one by one.
+A decode of hundreds of sequences is built every few milliseconds. The columns make that a few
+vector operations whatever the batch; only sequences that need another block are handled one by one.
 
-A row belongs to the request that holds the slot, from the moment when its prefix is dispatched
-until it gives the slot back (`Request.take_row`, `Request.leave_row`). The row of a slot that
-nobody decodes in has nothing left to make.
+A row belongs to the request that holds the slot, from the moment its prefix is fully dispatched
+until it releases the slot (`Request.bind_row`, `Request.unbind_row`). A row without a request has
+`limit == expected == 0`, so that it has no tokens left to generate.
 """
 
 from __future__ import annotations
@@ -17,21 +16,24 @@ import numpy as np
 class SlotTable:
     """Columns with a row for each slot.
 
+    Args:
+      num_slots: `S`, number of device slots.
+
     Attributes:
-      ids: the request's id.
-      prompt: tokens of its prompt.
-      limit: the most tokens it makes.
-      made: output tokens that there will be once all steps in flight have arrived, at most.
-      num_blocks: blocks it holds.
-      last_step: the number of the last step that it is in.
-      constrained: whether it must follow a grammar.
-      requests: the request itself.
-      blocks: its list of blocks.
+      ids: int64 `[S]`, id of the request.
+      prompt: int64 `[S]`, tokens of its prompt.
+      limit: int64 `[S]`, maximum number of output tokens.
+      expected: int64 `[S]`, upper bound of its output tokens once all steps in flight have arrived.
+      num_blocks: int64 `[S]`, blocks it holds.
+      last_step: int64 `[S]`, number of the last step that contains it.
+      constrained: bool `[S]`, whether it has a grammar.
+      requests: object `[S]`, the request, or None.
+      blocks: object `[S]`, its list of blocks, or None.
     """
 
     def __init__(self, num_slots: int) -> None:
         columns = np.zeros((6, num_slots), np.int64)
-        self.ids, self.prompt, self.limit, self.made, self.num_blocks, self.last_step = columns
+        self.ids, self.prompt, self.limit, self.expected, self.num_blocks, self.last_step = columns
         self.constrained = np.zeros(num_slots, bool)
         self.requests = np.full(num_slots, None, object)
         self.blocks = np.full(num_slots, None, object)

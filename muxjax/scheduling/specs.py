@@ -1,4 +1,4 @@
-"""What the scheduler knows of a model: shape in the pool, limits, expected load and need."""
+"""What the scheduler knows of a model: shape in the pool, limits, expected load and demand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from muxjax.scheduling.expected_load import ExpectedLoad
 
 @dataclass(frozen=True, slots=True)
 class BucketLimits:
-    """The largest steps that are compiled for a model.
+    """Largest steps that are compiled for a model.
 
     Attributes:
-      max_seqs: device slots, so the most sequences of the model at once.
-      max_prefill_tokens: tokens in one prefill step, all chunks together.
-      max_prefill_seqs: chunks in one prefill step.
-      max_decode_tokens: the most tokens (`k`) that one decode step makes for a sequence.
+      max_seqs: number of device slots, so the maximum number of sequences at once.
+      max_prefill_tokens: maximum number of tokens in a prefill step, over all chunks.
+      max_prefill_seqs: maximum number of chunks in a prefill step.
+      max_decode_tokens: maximum number of tokens (`k`) that a decode step generates a sequence.
     """
 
     max_seqs: int = 16
@@ -31,26 +31,25 @@ class BucketLimits:
 
     @property
     def part_prefill_tokens(self) -> int:
-        """The smaller size that prefills are compiled for: a quarter, and 16 at least."""
+        """The smaller size that prefills are compiled for: a quarter, but at least 16."""
         return min(self.max_prefill_tokens, max(16, self.max_prefill_tokens // 4))
 
 
 DEFAULT_SCALE = 8.0
-"""Latency allowed where no target is given, in multiples of what a request takes alone (MuxServe's
-figures)."""
+"""Latency allowed where no target is set, in multiples of the isolated latency (as in MuxServe)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatencySlo:
-    """How long a model's requests may take. What the `slo` policy works towards.
+    """Latency targets of a model's requests, which the `slo` policy works towards.
 
-    A target that is not given is `scale` times what the request takes alone: with neither `ttft`
-    nor `tpot`, that is a target for the whole request, and waiting may use what decoding leaves.
+    A target that is not set is `scale` times the isolated latency. Without `ttft` and `tpot` there
+    is one target for the whole request: a request that decodes faster may wait longer.
 
     Attributes:
-      ttft: seconds to the first token.
-      tpot: seconds for each token after it.
-      scale: for targets that are not given, the multiple of the time alone.
+      ttft: time to first token, in seconds.
+      tpot: time per output token after the first, in seconds.
+      scale: multiple of the isolated latency, for targets that are not set.
       isolated_ttft, isolated_tpot: isolated latency of a mean request, in seconds; None: estimated
         from the unit's own steps.
     """
@@ -81,17 +80,17 @@ class LatencySlo:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model of a unit as the scheduler sees it.
+    """A model of a unit as the scheduler sees it.
 
     Attributes:
       name: unique in the unit.
       num_layers: `L`, pages in a block.
       tokens_per_page: tokens that a page, and so a block, holds.
-      max_model_len: the most tokens of prompt and output together.
-      limits: the largest compiled steps.
+      max_model_len: maximum number of tokens of prompt and output together.
+      limits: largest compiled steps.
       load: expected rate and lengths of its requests.
-      kv_floor: the part of the pool (0 to 1) that is guaranteed to the model; None: computed.
-      targets: how long its requests may take.
+      kv_floor: part of the pool (0 to 1) that is guaranteed to the model; None: computed.
+      targets: latency targets of its requests.
       replicas: replicas on the devices of the unit; slot `s` belongs to replica `s % replicas`.
     """
 
@@ -117,16 +116,16 @@ class ModelSpec:
             raise ValueError(f"{self.name}: kv_floor must be from 0 to 1, not {self.kv_floor}")
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
+        """Number of blocks that hold this many tokens."""
         return -(-num_tokens // self.tokens_per_page)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a model is expected to need; `placement.demand` computes it.
+    """Expected demand of a model; see `demand.expected_demand`.
 
     Attributes:
-      kv: need of pages, in any unit that is the same for all models: initial KV quotas follow it.
+      kv: demand for pages, in any unit that is the same for all models. KV quotas follow it.
       prefill_seconds: device seconds of prefill per second.
       decode_seconds: device seconds of decode per second.
     """

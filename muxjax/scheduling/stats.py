@@ -1,4 +1,4 @@
-"""The counters of a unit, as `Fleet.stats` and the server show them: JSON, pages and seconds."""
+"""Counters of a unit for `Fleet.stats` and the server: JSON values, in pages and seconds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from muxjax.scheduling.fair_share import FairShare
+from muxjax.scheduling.fairness import jain_index
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.quota_records import jain_index
 from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from muxjax.scheduling.model_state import ModelState
 
@@ -16,14 +16,16 @@ from muxjax.scheduling.model_state import ModelState
 def pool_stats(
     allocator: SlabAllocator, quotas: KVQuotas, models: Iterable[ModelState]
 ) -> dict[str, Any]:
-    """The pool, what of it moved lately and why, and how evenly it is used.
+    """Counters of the pool, recent quota moves and reclaims, and fairness.
 
-    `free_pages` are those of slabs that hold nothing, `cached_pages` those of slabs with nothing in
-    use and something cached; with the leased ones they are `usable_pages`. `kv_fairness` is Jain's
-    index of the normalised use of the models that hold pages or wait for them.
+    - `free_pages`: pages of slabs that hold nothing.
+    - `cached_pages`: pages of slabs with cached blocks and none in use. Leased, free and cached
+      pages add up to `usable_pages`.
+    - `kv_fairness`: Jain's index of `kv_normalised_use` over the models that have requests.
     """
     busy = [state.spec.name for state in models if state.has_prefill or state.has_decode]
     uses = [quotas.normalized_use(name) for name in busy]
+    fairness = jain_index([use for use in uses if math.isfinite(use)])
     return {
         "pool_pages": allocator.num_pages,
         "usable_pages": allocator.usable_pages,
@@ -33,25 +35,26 @@ def pool_stats(
         "slab_waste": allocator.waste,
         "quota_moves": [move.as_dict() for move in quotas.moves],
         "kv_reclaims": [reclaim.as_dict() for reclaim in quotas.reclaimed],
-        "kv_fairness": jain_index([use for use in uses if math.isfinite(use)]),
+        "kv_fairness": 1.0 if fairness is None else fairness,
     }
 
 
 def model_stats(
-    state: ModelState, allocator: SlabAllocator, quotas: KVQuotas, time: FairShare
+    state: ModelState, allocator: SlabAllocator, quotas: KVQuotas, fair_share: FairShare
 ) -> dict[str, Any]:
-    """One model's requests, pages and time; pages of quotas are those of leased slabs.
+    """Counters of a model: requests, pages and device time.
 
-    - `kv_pages_used`, `kv_pages_cached`: in blocks that requests refer to, and in blocks that are
-      kept to be found again; those of a shared block count once.
-    - `prefix_queries`, `prefix_hits`: prompt tokens that were looked for in the prefix cache, and
-      found.
-    - `kv_pages_borrowed`: held beyond the quota.
-    - `kv_quota_use`: the part of its quota that it held at most since quotas last moved.
-    - `kv_normalised_use`: its part of all leased pages over its part of the expected need; None for
-      pages of a model without any need.
-    - `kv_pages_given_back`, `kv_pages_taken_back`: lost to others, and got from others, by
-      preemption.
+    - `kv_pages_used`: pages of blocks that requests refer to; a shared block counts once.
+    - `kv_pages_cached`: pages of blocks that no request refers to, kept in the prefix cache.
+    - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and found.
+    - `kv_pages_leased`, `kv_pages_quota`, `kv_pages_floor`: in pages of whole slabs.
+    - `kv_pages_borrowed`: leased pages beyond the quota.
+    - `kv_quota_use`: highest use since quotas last moved, as a part of the quota.
+    - `kv_normalised_use`: the model's part of all leased pages over its part of the expected
+      demand; None for a model that has pages and no expected demand.
+    - `kv_pages_given_back`, `kv_pages_taken_back`: pages that other models got from it, and it got
+      from them, by preemption.
+    - `prefill_share`, `decode_share`: shares of the device time.
     """
     name, pages = state.spec.name, allocator.slab_pages
     normalised = quotas.normalized_use(name)
@@ -74,8 +77,8 @@ def model_stats(
         "kv_pages_taken_back": quotas.pages_gained[name],
         "kv_quota_use": quotas.peak_use(name),
         "kv_normalised_use": normalised if math.isfinite(normalised) else None,
-        "prefill_seconds": time.used[name, "prefill"],
-        "decode_seconds": time.used[name, "decode"],
-        "prefill_share": time.shares[name, "prefill"],
-        "decode_share": time.shares[name, "decode"],
+        "prefill_seconds": fair_share.used[name, "prefill"],
+        "decode_seconds": fair_share.used[name, "decode"],
+        "prefill_share": fair_share.shares[name, "prefill"],
+        "decode_share": fair_share.shares[name, "decode"],
     }

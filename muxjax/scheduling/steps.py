@@ -1,26 +1,26 @@
-"""The seam between the scheduler and what runs the compiled steps.
+"""The seam between the scheduler and the executor of compiled steps.
 
-The scheduler makes `Step`s, an `Executor` runs them and gives back `StepResult`s. Steps run in the
-order in which they were submitted, so pages that are freed may be handed to a later step while an
-older step that still names them is in flight.
+The scheduler builds `Step`s, an `Executor` runs them and returns `StepResult`s. Steps run in the
+order in which they were submitted, so freed pages may be allocated to a later step while an older
+step that still refers to them is in flight.
 
-What an executor keeps on the device, per model and slot (`0 <= slot < BucketLimits.max_seqs`): last
+An executor keeps on the device, per model and slot (`0 <= slot < BucketLimits.max_seqs`): last
 token, position, remaining token count, stop ids, sampling parameters, counts of tokens seen.
 
-- The first chunk of a request takes the slot over from whoever had it, and everything kept for the
-  slot (block table, token counts) starts anew. Chunks of one request follow each other in order.
-  What is before the first (`found`) is in the pool already, in blocks that other requests may read
-  too; nothing is written to these.
+- The first chunk of a request resets its slot: block table and token counts of the slot's previous
+  request are dropped. Chunks of a request are submitted in order. Tokens before the first chunk
+  (`found`) are in the pool already, in blocks that other requests may read too; nothing is written
+  to these.
 - The last chunk of a request (`chunk.last`) samples one token. The pool then holds the
   `chunk.end` tokens of the prefix; the sampled token is written by the decode that follows. The
   slot is done at once if that token is a stop id or `remaining_tokens` was 1.
 - A decode of `k` tokens runs each live slot for at most `k` tokens: it writes the last token at the
   next position, samples, and so on. A slot that samples a stop id or uses up its count is done: it
-  yields nothing more, also in steps submitted before the host knew, and its writes go to the dummy
-  block. A live slot yields exactly `min(k, remaining)` tokens unless it meets a stop id.
-- A request that was preempted comes back as a prefill of prompt and emitted tokens.
-- A token is one that the `mask` of its chunk or sequence allows. A mask says what may come next and
-  no more, so a decode with a mask is of one token.
+  yields no further token, even in steps submitted before the host knew, and its writes go to the
+  dummy block. A live slot yields exactly `min(k, remaining)` tokens unless it samples a stop id.
+- A preempted request is resumed by a prefill of its prompt and emitted tokens.
+- Sampled tokens are allowed by the `mask` of their chunk or sequence. A mask holds for the next
+  token only, so a decode with a mask has one token.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 from muxjax.sampling_params import SamplingParams
 
 STEPS_AHEAD = 2
-"""Steps in flight at most where one runs at a time: the one that runs and the next."""
+"""Maximum number of steps in flight if steps run one at a time: the running one and the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,24 @@ class PrefillChunk:
     """Consecutive tokens of one request's prefix, to be written to the pool.
 
     Attributes:
-      request_id: whose tokens these are.
+      request_id: the request.
       slot: the device slot that the request holds.
       tokens: the tokens of this chunk, at positions `start` to `end - 1`.
       start: the position of `tokens[0]`; `found` in a request's first chunk.
       num_prompt_tokens: where the prompt ends and the output begins; tokens from there on were
         emitted before the request was preempted.
       blocks: first page of each block. The request's own list, not a copy: only the first
-        `num_blocks` entries are this step's. The list may grow later, its entries never change.
+        `num_blocks` entries belong to this step. The list may grow later, its entries never change.
       num_blocks: how many entries of `blocks` cover positions 0 to `end - 1`.
       sampling: set only in the last chunk, where the first token is sampled and the slot filled.
-      max_new_tokens: the most tokens that the request makes in all, those emitted before a
+      max_new_tokens: maximum number of output tokens of the request, those emitted before a
         preemption included.
       stop_ids: tokens that end the request (the last one emitted is the stop id itself).
-      mask: in the last chunk, which tokens may be sampled (`constraint.py`); None allows all.
-      following: the prompt's tokens after each of `tokens`, where their log-probabilities are
-        wanted; one shorter than `tokens` in a chunk that ends the prompt.
-      prompt_logprobs: how many alternatives to report for each of `following`.
-      found: how many tokens of the prefix were in the pool already.
+      mask: in the last chunk, the tokens that may be sampled (`constraint.py`); None allows all.
+      following: the prompt token after each of `tokens`, if their log-probabilities are requested;
+        one shorter than `tokens` in a chunk that ends the prompt.
+      prompt_logprobs: number of alternatives to report for each of `following`.
+      found: number of tokens of the prefix that were in the pool already.
     """
 
     request_id: int
@@ -80,7 +80,7 @@ class PrefillChunk:
 
     @property
     def first(self) -> bool:
-        """Whether this chunk is the first to be computed of the prefix."""
+        """Whether this is the first computed chunk of the prefix."""
         return self.start == self.found
 
     @property
@@ -90,18 +90,18 @@ class PrefillChunk:
 
     @property
     def last(self) -> bool:
-        """Whether this chunk ends the prefix, so that a token is sampled after it."""
+        """Whether this chunk ends the prefix, so that a token is sampled."""
         return self.sampling is not None
 
     @property
     def remaining_tokens(self) -> int:
-        """In the last chunk: tokens that may still be made, the one sampled here included."""
+        """In the last chunk: tokens still to generate, the one sampled here included."""
         return self.max_new_tokens - (self.end - self.num_prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Chunks of one model's prompts, packed (ragged) into one compiled call."""
+    """Chunks of one model's prefixes, packed (ragged) into one compiled call."""
 
     model: str
     chunks: Sequence[PrefillChunk]
@@ -113,17 +113,17 @@ class Prefill:
 
 
 class DecodeSequence(NamedTuple):
-    """One sequence of a decode step. A tuple, since many are made.
+    """A sequence of a decode step. A tuple, since hundreds are created a step.
 
     Attributes:
-      request_id: whose sequence this is.
+      request_id: the request.
       slot: the device slot that the request holds.
       blocks: as in `PrefillChunk`.
-      num_blocks: how many entries of `blocks` are this step's: they cover all that the sequence may
-        hold after it (known, in flight, and this step's tokens).
-      num_tokens: the most tokens that this sequence can yield in this step: the step's `k`, or what
-        the request has left when all that is in flight has arrived.
-      mask: which tokens may be sampled; None allows all.
+      num_blocks: how many entries of `blocks` belong to this step. They cover all tokens that the
+        sequence may have after it: known ones, those in flight, and those of this step.
+      num_tokens: upper bound of the tokens that this sequence yields: the step's `k`, or less if
+        the request has fewer left after the steps in flight.
+      mask: the tokens that may be sampled; None allows all.
     """
 
     request_id: int
@@ -135,12 +135,12 @@ class DecodeSequence(NamedTuple):
 
 
 class DecodeBatch(Sequence[DecodeSequence]):
-    """The sequences of a decode step as columns; read as a sequence, it makes tuples of them.
+    """The sequences of a decode step as columns. As a sequence it yields `DecodeSequence`s.
 
     Attributes:
       ids, slots, num_blocks, num_tokens: int64 `[S]`, the fields of each `DecodeSequence`.
-      blocks: the lists of blocks.
-      masks: of each sequence; None if none has any.
+      blocks: the list of blocks of each sequence.
+      masks: the mask of each sequence, or None; None for the column if no sequence has a mask.
     """
 
     __slots__ = ("blocks", "ids", "masks", "num_blocks", "num_tokens", "slots")
@@ -162,8 +162,8 @@ class DecodeBatch(Sequence[DecodeSequence]):
         self.masks = masks
 
     @classmethod
-    def of(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
-        """The columns of some sequences; a batch itself if it is one."""
+    def from_sequences(cls, sequences: Iterable[DecodeSequence]) -> DecodeBatch:
+        """Converts sequences to columns; returns the argument if it is a `DecodeBatch` already."""
         if isinstance(sequences, DecodeBatch):
             return sequences
         ids, slots, blocks, num_blocks, num_tokens, masks = zip(*sequences, strict=True)
@@ -211,7 +211,7 @@ class DecodeBatch(Sequence[DecodeSequence]):
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Up to `num_tokens` (`k`) tokens for each of one model's sequences."""
+    """A decode of up to `num_tokens` (`k`) tokens for each of a model's sequences."""
 
     model: str
     sequences: Sequence[DecodeSequence]
@@ -223,7 +223,7 @@ type Step = Prefill | Decode
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The log-probability of one emitted token, and of the most likely ones, best first."""
+    """Log-probability of an emitted token, and the most likely tokens with theirs, best first."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -231,16 +231,16 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step gave.
+    """Result of a step.
 
     Attributes:
       tokens: for each chunk or sequence, in the step's order, the tokens it emitted: none for a
         chunk that is not its request's last, 0 to k for a sequence.
-      logprobs: for each chunk or sequence one entry a token, or None if they were not asked for.
+      logprobs: for each chunk or sequence one entry a token, or None if not requested.
       started: when the device began the step, in seconds on the executor's clock.
-      seconds: how long the device was busy with it.
-      prompt_logprobs: for each chunk one entry for each of its `following`; empty where no chunk
-        has any.
+      seconds: device time of the step.
+      prompt_logprobs: for each chunk one entry for each of its `following`; empty if no chunk has
+        any.
     """
 
     tokens: list[list[int]]
@@ -251,7 +251,7 @@ class StepResult:
 
 
 type Handle = Any
-"""What `Executor.submit` returns; only its own executor looks inside."""
+"""What `Executor.submit` returns; opaque to all but its executor."""
 
 type ExecutorModel = Any
 """What an executor needs to run the steps of a model: `executor.model_slots.ModelSlots` for the JAX
@@ -271,7 +271,7 @@ class Executor(Protocol):
         ...
 
     def result(self, handle: Handle) -> StepResult:
-        """Waits for a step and returns what it gave. Each handle is asked for once, in order."""
+        """Waits for a step and returns its result. Call it once for each handle, in order."""
         ...
 
     def add_model(self, name: str, model: ExecutorModel) -> None:

@@ -1,10 +1,10 @@
-"""Who ran when: the steps of a run as a trace for Perfetto or chrome://tracing.
+"""Chrome trace of the executed steps, for Perfetto or chrome://tracing.
 
 Each unit is a process of the trace, each model has a track for prefills and one for decodes, and
 counters show pages and requests after every step. Times are microseconds from the first step.
 
-A timeline is a ring: it keeps the latest steps, so a server may record for as long as it runs.
-`dropped` says how many older ones are gone.
+A timeline is a ring buffer of the latest steps, so that a server can record all the time. `dropped`
+is the number of older steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 
 DEFAULT_STEPS = 100_000
-"""Steps that are kept: half an hour at 50 steps a second, some 50 MB of JSON."""
+"""Number of steps that are kept: about half an hour at 50 steps a second, 50 MB of JSON."""
 _COUNTERS = ("pages", "waiting", "running")
 
 
@@ -32,53 +32,58 @@ class _Entry(NamedTuple):
     seconds: float
     batch: int
     tokens: int
-    made: int
+    emitted: int
     models: tuple[str, ...]  # of the unit at that time
-    counts: tuple[tuple[int, ...], ...]  # of `_COUNTERS`, for each of them
+    counts: tuple[tuple[int, ...], ...]  # for each of `_COUNTERS` one value a model
 
 
 class Timeline:
-    """Records steps; `write` makes the file.
+    """Records steps and writes the trace file.
 
     Args:
-      most_steps: of the latest steps so many are kept.
+      max_steps: number of steps that are kept.
 
     Raises:
-      ValueError: room for no step.
+      ValueError: `max_steps` is below 1.
+
+    Attributes:
+      dropped: number of steps that are no longer kept.
     """
 
-    def __init__(self, most_steps: int = DEFAULT_STEPS) -> None:
-        if most_steps < 1:
-            raise ValueError(f"a timeline keeps one step at least, not {most_steps}")
-        self._entries: deque[_Entry] = deque(maxlen=most_steps)
-        self._models: dict[str, list[str]] = {}  # that each unit ever had
+    def __init__(self, max_steps: int = DEFAULT_STEPS) -> None:
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, not {max_steps}")
+        self._entries: deque[_Entry] = deque(maxlen=max_steps)
+        self._models: dict[str, list[str]] = {}  # all models that each unit ever had
         self._present: tuple[str, ...] = ()
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def record(self, unit: Scheduler, step: Step, result: StepResult, name: str = "unit") -> None:
-        """Takes in a step that has been applied.
+    def record(
+        self, scheduler: Scheduler, step: Step, result: StepResult, name: str = "unit"
+    ) -> None:
+        """Records a step that has been applied.
 
         Args:
-          unit: whose step it was.
+          scheduler: scheduler of the unit that ran it.
           step: the step.
-          result: what it gave, its times included.
-          name: of the unit.
+          result: its result.
+          name: name of the unit.
         """
-        present = tuple(unit.models)
+        present = tuple(scheduler.models)
         if present == self._present:
-            present = self._present  # the same object for all entries
+            present = self._present  # one object for all entries
         else:
             self._present = present
         known = self._models.setdefault(name, list(present))
         known += [model for model in present if model not in known]
-        prefill = isinstance(step, Prefill)
-        parts = step.chunks if isinstance(step, Prefill) else step.sequences
-        made = sum([len(tokens) for tokens in result.tokens])
-        states = unit.models.items()
-        used = unit.allocator.used_pages
+        is_prefill = isinstance(step, Prefill)
+        batch = step.chunks if isinstance(step, Prefill) else step.sequences
+        emitted = sum([len(tokens) for tokens in result.tokens])
+        states = scheduler.models.items()
+        used = scheduler.allocator.used_pages
         counts = (
             tuple([used(model) for model, _ in states]),
             tuple([len(state.waiting) for _, state in states]),
@@ -90,35 +95,35 @@ class Timeline:
             _Entry(
                 name,
                 step.model,
-                "prefill" if prefill else "decode",
+                "prefill" if is_prefill else "decode",
                 result.started,
                 result.seconds,
-                len(parts),
+                len(batch),
                 step.num_tokens,
-                made,
+                emitted,
                 present,
                 counts,
             )
         )
 
     def observer(self, name: str) -> Callable[[Scheduler, Step, StepResult], None]:
-        """What an engine or a simulation shows its steps to; `name` is the unit's."""
+        """Callback that records the steps of the unit `name`, for an engine or a simulation."""
 
-        def observe(unit: Scheduler, step: Step, result: StepResult) -> None:
-            self.record(unit, step, result, name)
+        def observe(scheduler: Scheduler, step: Step, result: StepResult) -> None:
+            self.record(scheduler, step, result, name)
 
         return observe
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Trace events, as the format's specification has them."""
+        """Trace events in the Chrome trace format."""
         pids = {name: index for index, name in enumerate(self._models, start=1)}
         tracks: dict[tuple[str, str, str], int] = {}
         for name, models in self._models.items():
-            yield _named("process_name", pids[name], 0, name)
+            yield _metadata("process_name", pids[name], 0, name)
             for phase in ("prefill", "decode"):
                 for model in models:
                     tid = tracks[name, model, phase] = len(tracks) + 1
-                    yield _named("thread_name", pids[name], tid, f"{model} {phase}")
+                    yield _metadata("thread_name", pids[name], tid, f"{model} {phase}")
                     yield {
                         "ph": "M",
                         "name": "thread_sort_index",
@@ -138,7 +143,7 @@ class Timeline:
                 "tid": tracks[entry.unit, entry.model, entry.phase],
                 "ts": start,
                 "dur": 1e6 * entry.seconds,
-                "args": {"batch": entry.batch, "tokens": entry.tokens, "made": entry.made},
+                "args": {"batch": entry.batch, "tokens": entry.tokens, "made": entry.emitted},
             }
             for counter, values in zip(_COUNTERS, entry.counts, strict=True):
                 if last.get((entry.unit, counter)) == values:
@@ -154,7 +159,7 @@ class Timeline:
                 }
 
     def write(self, path: Path) -> None:
-        """Writes the trace's JSON; a file that is there is replaced at once or not at all."""
+        """Writes the trace as JSON, atomically."""
         part = path.with_name(f"{path.name}.part")
         with part.open("w", encoding="utf-8") as file:
             file.write('{"displayTimeUnit": "ms", "otherData": ')
@@ -167,5 +172,5 @@ class Timeline:
         os.replace(part, path)
 
 
-def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+def _metadata(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}

@@ -167,7 +167,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         def change(scheduler: Scheduler, executor: Executor) -> bool:
             if name not in scheduler.models:
                 return True
-            if not scheduler.idle(name):
+            if not scheduler.is_idle(name):
                 return False
             scheduler.remove_model(name)
             executor.remove_model(name)
@@ -198,7 +198,7 @@ class LocalUnit(UnitSupervisor[Engine]):
 
         def change(scheduler: Scheduler, executor: Executor) -> bool:
             awake = [spec.spec for spec in specs if spec.model.name in scheduler.models]
-            scheduler.change_models(awake)
+            scheduler.update_models(awake)
             return True
 
         self._apply_between_steps(change)

@@ -19,8 +19,7 @@ from muxjax.executor.step_functions import StepFunctions
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.nn.shards import Shards
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import pool_of
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import get_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
 
@@ -132,12 +131,13 @@ class UnitSpec:
         Raises:
           PoolTooSmall: the pool cannot hold one request of full length of each model.
         """
+        policy = get_policy(self.config.policy)
         scheduler = Scheduler(
             [spec.spec for spec in self.model_specs.values()],
             self.kv.shape[0],
-            make_policy(self.config.policy),
+            policy.factory(),
             demand=self.demand,
-            kv_quotas=pool_of(self.config.policy),
+            kv_quotas=policy.kv_quotas,
             refuse_late=self.config.refuse_late,
             prefix_cache=self.config.pool.prefix_cache,
             record_freed=self.poison,

@@ -1,4 +1,4 @@
-"""The policies by name where programs run side by side. `temporal` and `mutex` never do that."""
+"""Registers the policies for programs that run concurrently; `temporal` and `mutex` have none."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from muxjax.placement.simulator.concurrent_policies import (
     ConcurrentStatic,
 )
 from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
-from muxjax.scheduling.scheduler import Policy
-
-CONCURRENT_POLICIES = {
-    policy.name: policy
-    for policy in (
-        ConcurrentSlo,
-        ConcurrentAdaptiveBatch,
-        ConcurrentRoundRobin,
-        ConcurrentFcfs,
-        ConcurrentStatic,
-    )
-}
+from muxjax.scheduling.kv_cache.pool_division import OpenPool
+from muxjax.scheduling.policies.interface import Policy
+from muxjax.scheduling.policies.registry import (
+    ConcurrentVariant,
+    get_policy,
+    policy_names,
+    register_concurrent_variant,
+)
 
 
-def make_concurrent_policy(name: str, compute: ComputeShares) -> Policy:
-    """The policy of this name for programs that run side by side.
+def create_concurrent_policy(name: str, compute: ComputeShares) -> Policy:
+    """Creates the policy of this name for programs that run concurrently.
 
     Raises:
       ValueError: there is none.
     """
-    if name not in CONCURRENT_POLICIES:
+    variant = get_policy(name).concurrent
+    if variant is None:
+        known = [other for other in policy_names() if get_policy(other).concurrent is not None]
         raise ValueError(
-            f"no policy {name!r} for programs side by side; there are "
-            f"{', '.join(CONCURRENT_POLICIES)}"
+            f"the policy {name!r} has no concurrent variant; these have: {', '.join(known)}"
         )
-    return CONCURRENT_POLICIES[name](compute)
+    return variant.factory(compute)
+
+
+for _name, _variant in {
+    "slo": ConcurrentVariant(ConcurrentSlo, exclusive_shares=True),
+    "adbs": ConcurrentVariant(ConcurrentAdaptiveBatch),
+    "fcfs": ConcurrentVariant(ConcurrentFcfs, OpenPool),
+    "round_robin": ConcurrentVariant(ConcurrentRoundRobin, OpenPool),
+    "static": ConcurrentVariant(ConcurrentStatic, exclusive_shares=True),
+}.items():
+    register_concurrent_variant(_name, _variant)

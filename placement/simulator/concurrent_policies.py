@@ -1,126 +1,138 @@
-"""Policies where prefills and decodes of several models run side by side, as MuxServe has them.
+"""Policies for prefills and decodes of several models that run concurrently, as in MuxServe.
 
-One prefill runs at a time; decodes of other models, and of the same model's other sequences, run
-beside it as far as their shares of the chip go (`ComputeShares`). A sequence is in one step at a
-time, so that the order in which steps end does not matter.
+One prefill runs at a time. Decodes of other models, and of other sequences of the same model, run
+beside it within their shares of the chip (`ComputeShares`). A sequence is in one step at a time, so
+that steps may end in any order.
 
 - `adbs`: MuxServe's Algorithm 3 (Duan et al., ICML 2024, section 3.4).
-- `round_robin`: the same turns; meant for a pool without quotas (`pool_division.OpenPool`).
-- `fcfs`: one line for all models; nobody overtakes one who waits for the chip.
+- `round_robin`: the same order, on a pool that is not divided.
+- `fcfs`: one queue for all models; a model that waits for the chip is not overtaken.
+- `static`: each model on its own part of the chip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.scheduling.fair_share import Phase, StepKey
-from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.policies.interface import (
+    Defer,
+    Policy,
+    Proposal,
+    Recall,
+    SchedulerView,
+    StepProposal,
+)
 from muxjax.scheduling.steps import Prefill, Step
 
 
-class ConcurrentAdaptiveBatch:
+class ConcurrentAdaptiveBatch(Policy):
     """`adbs`: prefills first, models in turn; then decodes, models in turn.
 
-    While a prefill could run but for the chip, which decodes fill, no decode is started, so that
-    the chip drains for it. A prefill that was refused pages holds nobody back until a request has
-    ended.
+    While a prefill waits only for compute that decodes use, no decode is started, so that the chip
+    drains for it. A prefill that was refused pages delays no decode until a request has ended.
+
+    Args:
+      compute: shares of the chip.
+
+    Attributes:
+      single_prefill: whether one prefill runs at a time.
     """
 
     name = "adbs"
-    one_prefill = True
+    single_prefill = True
 
     def __init__(self, compute: ComputeShares) -> None:
         self._compute = compute
         self._last: dict[Phase, str] = {}
         self._refused: dict[str, int] = {}
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
-        running = unit.in_flight()
-        step: Step | None
-        if not (self.one_prefill and any(phase == "prefill" for _, phase in running)):
-            held_back = False
-            for model in self.prefills(unit, now):
+    def propose(self, view: SchedulerView, now: float) -> Iterator[Proposal]:
+        running = view.in_flight_keys()
+        yield from self._change_queues(view, now)
+        if not (self.single_prefill and any(phase == "prefill" for _, phase in running)):
+            waits_for_compute = False
+            for model in self._select_prefills(view, now):
                 if not self._compute.fits((model, "prefill"), running):
-                    held_back |= self._might_fit(unit, model)
+                    waits_for_compute |= self._may_have_pages(view, model)
                     continue
-                step = unit.make_prefill(model)
-                if step is not None:
-                    self.made(unit, step, now)
-                    return step
-                self._refused[model] = _finished(unit)
-            if held_back and self.one_prefill:
-                return None
-        for model in self.decodes(unit, now):
+                yield StepProposal(model, "prefill")
+                self._refused[model] = _num_finished(view)
+            if waits_for_compute and self.single_prefill:
+                return
+        for model in self._select_decodes(view):
             if self._compute.fits((model, "decode"), running):
-                step = unit.make_decode(model)
-                if step is not None:
-                    self.made(unit, step, now)
-                    return step
-        return None
+                yield StepProposal(model, "decode")
 
-    def prefills(self, unit: Scheduler, now: float) -> list[str]:
-        """Models whose prefill is to be started now, in order: all that have one, in turn."""
-        del now
-        return [m for m in self._turns(unit, "prefill") if unit.models[m].has_prefill]
-
-    def decodes(self, unit: Scheduler, now: float) -> list[str]:
-        """Models with sequences to decode, in order: in turn."""
-        del now
-        return [m for m in self._turns(unit, "decode") if unit.models[m].has_decode]
-
-    def made(self, unit: Scheduler, step: Step, now: float) -> None:
-        """Notes which step was made."""
-        del unit, now
+    def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
+        del view, now
         self._last["prefill" if isinstance(step, Prefill) else "decode"] = step.model
 
-    def _turns(self, unit: Scheduler, phase: Phase) -> list[str]:
-        """Models in turn, who went last at the end."""
-        models = list(unit.models)
+    def _change_queues(self, view: SchedulerView, now: float) -> Iterable[Defer | Recall]:
+        """Requests to defer or recall before models are selected."""
+        del view, now
+        return ()
+
+    def _select_prefills(self, view: SchedulerView, now: float) -> list[str]:
+        """Models whose prefill may start now, in order."""
+        del now
+        return [m for m in self._in_turn(view, "prefill") if view.models[m].has_prefill]
+
+    def _select_decodes(self, view: SchedulerView) -> list[str]:
+        """Models whose decode may start now, in order."""
+        return [m for m in self._in_turn(view, "decode") if view.models[m].has_decode]
+
+    def _in_turn(self, view: SchedulerView, phase: Phase) -> list[str]:
+        """All models, the one after the last scheduled first."""
+        models = list(view.models)
         last = self._last.get(phase)
         first = 0 if last is None else models.index(last) + 1
         return models[first:] + models[:first]
 
-    def _might_fit(self, unit: Scheduler, model: str) -> bool:
+    def _may_have_pages(self, view: SchedulerView, model: str) -> bool:
         """Whether there may be pages and a slot for a prefill."""
-        if not unit.models[model].free_slots:
-            return bool(unit.models[model].prefilling)
-        return self._refused.get(model) != _finished(unit)
+        if not view.models[model].free_slots:
+            return bool(view.models[model].prefilling)
+        return self._refused.get(model) != _num_finished(view)
 
 
 class ConcurrentRoundRobin(ConcurrentAdaptiveBatch):
-    """`round_robin`: the turns of `adbs`. What sets them apart is how the pool is divided."""
+    """`round_robin`: the order of `adbs`; the difference is how the pool is divided."""
 
     name = "round_robin"
 
 
 class ConcurrentStatic(ConcurrentAdaptiveBatch):
-    """`static`: each model on its own part of the chip, with nothing to wait for of others'.
+    """`static`: each model on its own part of the chip, independent of the others.
 
     Within a part one program runs at a time, prefills first.
     """
 
     name = "static"
-    one_prefill = False
+    single_prefill = False
 
-    def prefills(self, unit: Scheduler, now: float) -> list[str]:
-        """Models with prompts whose part of the chip is free."""
-        return self._free(unit, super().prefills(unit, now))
+    def _select_prefills(self, view: SchedulerView, now: float) -> list[str]:
+        return self._without_steps(view, super()._select_prefills(view, now))
 
-    def decodes(self, unit: Scheduler, now: float) -> list[str]:
-        """Models with sequences whose part of the chip is free."""
-        return self._free(unit, super().decodes(unit, now))
+    def _select_decodes(self, view: SchedulerView) -> list[str]:
+        return self._without_steps(view, super()._select_decodes(view))
 
     @staticmethod
-    def _free(unit: Scheduler, models: list[str]) -> list[str]:
-        busy = {model for model, _ in unit.in_flight()}
+    def _without_steps(view: SchedulerView, models: list[str]) -> list[str]:
+        """The models that have no step in flight."""
+        busy = {model for model, _ in view.in_flight_keys()}
         return [model for model in models if model not in busy]
 
 
-class ConcurrentFcfs:
-    """`fcfs`: the request that came first over all models is prefilled first, and the model whose
-    oldest request came first decodes first; others run beside it only if they need not be waited
-    for.
+class ConcurrentFcfs(Policy):
+    """`fcfs`: one queue for all models.
+
+    The first request over all models is prefilled first, and the model with the oldest request
+    decodes first. Others run beside them only if these need not wait for that.
+
+    Args:
+      compute: shares of the chip.
     """
 
     name = "fcfs"
@@ -128,44 +140,38 @@ class ConcurrentFcfs:
     def __init__(self, compute: ComputeShares) -> None:
         self._compute = compute
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        running = unit.in_flight()
-        step: Step | None
+        running = view.in_flight_keys()
         if not any(phase == "prefill" for _, phase in running):
-            line = [
+            queue = [
                 (next(iter(group.values())).order, name)
-                for name, state in unit.models.items()
+                for name, state in view.models.items()
                 for group in (state.prefilling, state.waiting)
                 if group
             ]
-            if line:
-                first: StepKey = (min(line)[1], "prefill")
+            if queue:
+                first: StepKey = (min(queue)[1], "prefill")
                 if self._compute.fits(first, running):
-                    step = unit.make_prefill(first[0])
-                    if step is not None:
-                        return step
-                elif unit.models[first[0]].free_slots:
-                    return None
-        for _, model in sorted(_oldest_settled(unit)):
+                    yield StepProposal(first[0], "prefill")
+                elif view.models[first[0]].free_slots:
+                    return
+        for _, model in sorted(_oldest_settled(view)):
             if (model, "decode") in running:
                 continue
             if not self._compute.fits((model, "decode"), running):
-                return None
-            step = unit.make_decode(model)
-            if step is not None:
-                return step
-        return None
+                return
+            yield StepProposal(model, "decode")
 
 
-def _oldest_settled(unit: Scheduler) -> Iterator[tuple[int, str]]:
-    """For each model the place in line of its oldest sequence that no step in flight works on."""
-    for name, state in unit.models.items():
+def _oldest_settled(view: SchedulerView) -> Iterator[tuple[int, str]]:
+    """For each model the order of its oldest running request that is in no step in flight."""
+    for name, state in view.models.items():
         for request in state.running.values():
-            if unit.settled(request):
+            if view.is_settled(request):
                 yield request.order, name
                 break
 
 
-def _finished(unit: Scheduler) -> int:
-    return sum([state.finished for state in unit.models.values()])
+def _num_finished(view: SchedulerView) -> int:
+    return sum([state.finished for state in view.models.values()])

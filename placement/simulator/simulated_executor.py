@@ -233,7 +233,7 @@ class SimulatedExecutor:
         return self._build_job(step, tokens, rounds * each, share, moved)
 
     def _share(self, key: StepKey, default: float) -> float:
-        return default if self._compute is None else self._compute.taken(key)
+        return default if self._compute is None else self._compute.allocated(key)
 
     def _build_job(
         self, step: Step, tokens: list[list[int]], seconds: float, share: float, moved: float

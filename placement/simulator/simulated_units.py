@@ -19,30 +19,34 @@ from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.costs.step_times import StepTimes
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.placement.simulator.concurrent import make_concurrent_policy
+from muxjax.placement.simulator.concurrent import create_concurrent_policy
 from muxjax.placement.simulator.metrics import AttainmentCriterion
 from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, SimulatedModel
 from muxjax.placement.simulator.simulator import UnitSimulation
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.kv_cache.pool_division import OpenPool, pool_of
-from muxjax.scheduling.policies.registry import make_policy
-from muxjax.scheduling.scheduler import Policy, Scheduler
+from muxjax.scheduling.policies.interface import Policy
+from muxjax.scheduling.policies.registry import (
+    PolicyEntry,
+    create_policy,
+    get_policy,
+    policy_names,
+)
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 
-PolicyName = Literal["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "spatial", "mutex"]
-"""The engine's policies, and `spatial`: each model isolated on separate devices (`spatial.py`),
-under `adbs`. `temporal` and `mutex` are time-sliced in either execution mode."""
+type PolicyName = str
+"""One of `simulated_policy_names`. A policy without a concurrent variant runs one program at a time
+whatever the execution."""
 
 PAGE_TOKENS = 16
 """Tokens per page of the widest model of a unit; pages of narrower models hold more."""
 MAX_BLOCKS = 2**16
 """Maximum number of blocks in a pool. Small models on large devices would have millions, which
 take long to set up; their pages are larger instead."""
-PARTITIONED_POLICIES = ("static", "slo")
-"""Policies that partition the compute among the models in concurrent execution."""
 EVEN_COMPUTE = 0.2
-"""Fraction of the compute that such policies divide evenly, independent of demand."""
+"""Fraction of the compute that policies with exclusive shares divide evenly, independent of
+demand."""
 MAX_REQUEST_TOKENS = 8192
 """Tokens of the longest request if the fleet file has no limit and the model's context is longer,
 as in the engine."""
@@ -83,7 +87,12 @@ class SystemConfig:
     @property
     def effective_execution(self) -> Execution:
         """The execution mode under this policy."""
-        return "time_sliced" if self.policy in ("temporal", "mutex") else self.execution
+        return self.execution if self.entry.concurrent is not None else "time_sliced"
+
+    @property
+    def entry(self) -> PolicyEntry:
+        """The policy in the registry: that of `spatial` is `adbs`, with one model on each unit."""
+        return get_policy("adbs" if self.policy == "spatial" else self.policy)
 
 
 def build_simulated_unit(
@@ -114,7 +123,8 @@ def build_simulated_unit(
     steps = system.steps
     if execution == "concurrent":
         steps = replace(steps, decode_tokens=1)
-    if system.policy in PARTITIONED_POLICIES and execution == "concurrent":
+    variant = system.entry.concurrent if execution == "concurrent" else None
+    if variant is not None and variant.exclusive_shares:
         planned = _partition_compute(planned)
     page_bytes, specs = _model_specs(planned, costs, shapes, steps, system.blocks)
     if criteria is not None:
@@ -125,7 +135,9 @@ def build_simulated_unit(
     simulated = {model.name: _simulated_model(model, execution, costs) for model in planned.models}
     compute = _compute_shares(planned) if execution == "concurrent" else None
     executor = SimulatedExecutor(simulated, costs, execution, bandwidth=bandwidth, compute=compute)
-    open_pool = execution == "concurrent" and system.policy in ("fcfs", "round_robin")
+    kv_quotas = system.entry.kv_quotas
+    if variant is not None and variant.kv_quotas is not None:
+        kv_quotas = variant.kv_quotas
     estimates = _initial_estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
 
@@ -141,7 +153,7 @@ def build_simulated_unit(
             _build_policy(system, compute),
             demand=demand,
             estimates=estimates,
-            kv_quotas=OpenPool if open_pool else pool_of(system.policy),
+            kv_quotas=kv_quotas,
             concurrent=execution == "concurrent",
         )
     except PoolTooSmall as error:
@@ -153,14 +165,19 @@ def build_simulated_unit(
     return UnitSimulation(planned.name, scheduler, executor, planned.token_seconds)
 
 
+def simulated_policy_names() -> tuple[str, ...]:
+    """The registered policies, and `spatial`: each model on its own devices."""
+    return (*policy_names(), "spatial")
+
+
 def longest_request(model: PlannedModel, shape: ModelShape) -> int:
     """Tokens of the longest request of a model, prompt and output."""
     return min(shape.max_position, model.longest or MAX_REQUEST_TOKENS)
 
 
 def _build_policy(system: SystemConfig, compute: ComputeShares | None) -> Policy:
-    name = "adbs" if system.policy == "spatial" else system.policy
-    return make_policy(name) if compute is None else make_concurrent_policy(name, compute)
+    name = system.entry.name
+    return create_policy(name) if compute is None else create_concurrent_policy(name, compute)
 
 
 def _compute_shares(planned: PlannedUnit) -> ComputeShares:

@@ -31,7 +31,7 @@ SEQUENCES, CONTEXT, PREFILL_TOKENS, PAGES = 32, 2048, 512, 4096
 
 
 def compile_case(described: Any, case: tuple[Any, ...], decode: bool) -> dict[str, Any]:
-    """What compiling one kernel gave."""
+    """Compiles one kernel and returns its record."""
     import jax
     import jax.numpy as jnp
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from muxjax.compile_check.targets import set_environment
-from tests.pallas_kernels.cases import GEOMETRIES
+from tests.pallas_kernels.cases import GEOMETRIES, build_layout
 
 SEQUENCES, CHUNKS, BLOCKS, PREFILL_TOKENS, POOL_BYTES = 32, 8, 128, 512, 4 << 30
 PREFILL_WINDOW, PREFILL_SOFTCAP = 300, 30.0
@@ -23,7 +23,7 @@ def main() -> None:
 
     from muxjax.compile_check.devices import describe_devices
     from muxjax.compile_check.hlo import find_copies, find_kernels
-    from muxjax.pallas_kernels import paged_attention
+    from muxjax.pallas_kernels import AttentionMetadata, AttentionOptions, paged_attention
 
     described = describe_devices(target)
 

@@ -26,6 +26,7 @@ import numpy as np
 from muxjax.bench.http.client import RequestResult
 from muxjax.bench.http.load import LoadResult
 from muxjax.errors import BenchError
+from muxjax.scheduling.fairness import jain_index
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
@@ -79,16 +80,6 @@ def summarize(load: LoadResult, measures: Measures | None = None) -> dict[str, A
             name: _block(outcomes, load.duration, measures) for name, outcomes in of_model.items()
         },
     }
-
-
-def jain_index(values: Sequence[float]) -> float | None:
-    """Jain's fairness index, from 1/n to 1; None of nothing, or where all are 0 (Jain et al., 1984,
-    DEC-TR-301).
-    """
-    squares = sum(value * value for value in values)
-    if not squares:
-        return None
-    return sum(values) ** 2 / (len(values) * squares)
 
 
 def _block(

@@ -90,7 +90,7 @@ class BlockedRequests:
         blocked = self.by_model.get(name)
         if blocked is None:
             return False
-        blocked.last_asked = made = self._in_flight.made
+        blocked.last_asked = made = self._in_flight.started
         if blocked.request is not state.first or made >= blocked.retry_at:
             return False
         # `_version`, without a call
@@ -116,7 +116,7 @@ class BlockedRequests:
           over_quota: whether it alone needs more than its model's quota.
           no_victims: whether it could preempt requests, and none would have freed enough.
         """
-        name, made = request.model, self._in_flight.made
+        name, made = request.model, self._in_flight.started
         earlier = self.by_model.get(name)
         overdue = earlier is not None and self._is_overdue(earlier)
         since = made if earlier is None or earlier.queue_class == 2 else earlier.since
@@ -163,7 +163,7 @@ class BlockedRequests:
         # A policy may take one step of each phase of every model before it asks again.
         patience = max(RECLAIM_STEPS, 2 * len(quotas))
         for name, blocked in self.by_model.items():
-            if name == model or self._in_flight.made - blocked.last_asked > patience:
+            if name == model or self._in_flight.started - blocked.last_asked > patience:
                 continue
             other_class = 0 if self._is_overdue(blocked) else blocked.queue_class
             if (other_class, blocked.request.order) > (queue_class, request.order):
@@ -184,4 +184,4 @@ class BlockedRequests:
         return self._releases[model] + self._removals + self._quotas.version
 
     def _is_overdue(self, blocked: BlockedRequest) -> bool:
-        return blocked.queue_class == 1 and self._in_flight.made - blocked.since >= RECLAIM_STEPS
+        return blocked.queue_class == 1 and self._in_flight.started - blocked.since >= RECLAIM_STEPS

@@ -79,7 +79,7 @@ class KVCacheManager:
         request, spec = state.first, state.spec
         if request is None or not state.free_slots:
             return None
-        if self.refused(state) or (request.last_step and not self._in_flight.settled(request)):
+        if self.refused(state) or (request.last_step and not self._in_flight.is_settled(request)):
             return None
         num_blocks = _blocks_to_admit(spec, request)
         prefix = self._prefixes.find(state, request)

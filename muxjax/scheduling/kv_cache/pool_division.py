@@ -1,8 +1,6 @@
-"""Division of the pool among models, by policy.
+"""Pools that are divided differently, for baselines: not at all, or once and for all.
 
-MuxServe's policy and those of this project use quotas that follow the need (`quotas.KVQuotas`). The
-baselines do not: `temporal` leases free pages in order of arrival (`OpenPool`), `static` and
-`mutex` give each model a fixed part of the pool (`FixedPool`).
+`policies/registry.py` says which policy uses which division.
 """
 
 from __future__ import annotations
@@ -79,16 +77,3 @@ class FixedPool(KVQuotas):
         """Returns False: quota never moves."""
         del now
         return False
-
-
-POOLS: Mapping[str, type[KVQuotas]] = {
-    "static": FixedPool,
-    "mutex": FixedPool,
-    "temporal": OpenPool,
-}
-"""Division of the pool under the policies that do not use `KVQuotas`."""
-
-
-def pool_of(policy: str) -> type[KVQuotas]:
-    """Returns the division of the pool under the policy of this name."""
-    return POOLS.get(policy, KVQuotas)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,13 +77,3 @@ class Reclaim:
             "requests": self.requests,
             "reason": self.reason,
         }
-
-
-def jain_index(values: Iterable[float]) -> float:
-    """Jain's fairness index: 1 if all are equal, `1/n` if one of `n` has everything.
-
-    R. Jain, D. Chiu, W. Hawe, DEC-TR-301, 1984. No values, or only zeros, count as fair.
-    """
-    numbers = list(values)
-    squares = sum([value * value for value in numbers])
-    return sum(numbers) ** 2 / (len(numbers) * squares) if squares else 1.0

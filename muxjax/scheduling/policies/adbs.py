@@ -5,113 +5,104 @@ for one program at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.policies.chunk_size import prefill_chunk_tokens
-from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.steps import Step
+from muxjax.scheduling.policies.interface import Policy, SchedulerView, StepProposal
 
+# Evidence for the constants: docs/measurements/slo-tuning.md.
 BURST_SECONDS = 0.1
-"""How long a decode burst may take: long enough that the host's work between two steps, about a
-millisecond, does not count; short enough that a new prompt soon gets its turn."""
+"""Seconds of a decode burst: long against the host work between two steps, short enough that a new
+prompt soon starts."""
 MIN_BURST_SECONDS = 0.02
+"""Least seconds of a decode burst of a model with a small share."""
 PREFILL_OVERDRAFT = 2.0
-"""Seconds that the prefills of all models may together be ahead of their shares and go first.
-A decode step costs nearly the same for one sequence as for many, so that starting to decode before
-a wave of prompts is in costs more than it gives: 8 prompts of 128 tokens (1.6 s) on two cores made
-66 tokens/s with 0.5 s, and 95 with 2 s."""
+"""Seconds that the prefills of all models may together be ahead of their shares and still go first.
+A decode step costs nearly the same for one sequence as for many, so decodes should start after a
+wave of prompts has been prefilled."""
 
 
-class AdaptiveBatchScheduling:
-    """`adbs`: prefill first, then decodes, each within its share of device time.
+class AdaptiveBatchScheduling(Policy):
+    """`adbs`: prefills first, then decodes, each within its share of device time.
 
     Algorithm 3 launches one prefill at a time, models in turn, and fills the rest of the chip with
-    decodes, models in turn, as far as their shares of the chip go. Here programs run one after the
-    other and shares are of time (`TimeQuotas`):
+    decodes, models in turn, within their shares of the chip. Here programs run one at a time and
+    shares are of time (`FairShare`):
 
     1. Prefills go first, the model furthest behind its share before the others, until prefills are
        ahead of their shares by their part of `PREFILL_OVERDRAFT`.
-    2. Then whoever is furthest behind its share goes, prefill or decode.
-    3. A decode burst is as long as `BURST_SECONDS` allows, shorter for a model whose share is
-       smaller than that of others that decode.
-    4. A prefill beside decodes lasts as long as is left of the overdraft; where nothing is, as long
-       as such a burst, longer for a model whose share is larger than theirs (`prefill_size.py`).
+    2. Then the key furthest behind its share goes, prefill or decode.
+    3. A decode burst lasts `BURST_SECONDS`, less for a model whose share is below the mean of the
+       models that decode.
+    4. A prefill beside decodes lasts as long as the rest of the overdraft; without any, as long as
+       a decode burst, more for a model whose share is above that mean (`chunk_size.py`).
 
-    Whoever cannot go, for want of pages or because all its tokens are in flight, is passed over.
-    Algorithm 3 starts no decodes while a prefill is held back for want of the chip; here a prefill
-    is held back only for want of pages or slots, which decodes free.
+    A model that cannot run, for lack of pages or because all its tokens are in flight, is skipped.
+    Algorithm 3 starts no decode while a prefill waits for compute; here a prefill waits only for
+    pages or slots, which decodes free.
     """
 
     name = "adbs"
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        time = unit.time
-        prefills: list[StepKey] = []
-        decodes: list[StepKey] = []
-        for state in unit.models.values():
-            if state.waiting or state.prefilling or state.deferred:
-                prefills.append(state.prefills)
-            if state.running:
-                decodes.append(state.decodes)
-        time.begin(prefills + decodes)
-        virtual = time.virtual
-        prefills.sort(key=virtual)
-        ahead = math.inf
+        prefills, decodes = view.backlog()
+        fair_share = view.fair_share
+        virtual_time = fair_share.virtual_time
+        prefills.sort(key=virtual_time)
+        # Virtual time at which the overdraft is used up.
+        limit = math.inf
         if prefills and decodes:
-            ahead = time.mean + PREFILL_OVERDRAFT / sum([time.shares[turn] for turn in prefills])
-        step: Step | None
-        for turn in prefills:
-            if virtual(turn) > ahead:
+            shares = fair_share.shares
+            limit = fair_share.mean_virtual_time + PREFILL_OVERDRAFT / sum(
+                [shares[key] for key in prefills]
+            )
+        for key in prefills:
+            if virtual_time(key) > limit:
                 break
-            step = self._prefill(unit, turn, decodes, ahead)
-            if step is not None:
-                return step
-        turns = [turn for turn in prefills if virtual(turn) > ahead] + decodes
-        turns.sort(key=virtual)
-        for turn in turns:
-            if turn[1] == "prefill":
-                step = self._prefill(unit, turn, decodes, ahead)
-            else:
-                step = unit.make_decode(turn[0], self._burst(unit, turn, decodes))
-            if step is not None:
-                return step
-        return None
+            if view.may_prefill(key[0]):
+                yield self._prefill(view, key, decodes, limit)
+        keys = [key for key in prefills if virtual_time(key) > limit] + decodes
+        keys.sort(key=virtual_time)
+        for key in keys:
+            model, phase = key
+            if phase == "decode":
+                yield StepProposal(model, "decode", self._burst_tokens(view, key, decodes))
+            elif view.may_prefill(model):
+                yield self._prefill(view, key, decodes, limit)
 
     def _prefill(
-        self, unit: Scheduler, turn: StepKey, decodes: list[StepKey], ahead: float
-    ) -> Step | None:
-        model = turn[0]
-        if not unit.may_prefill(model):
-            return None
-        seconds = self._prefill_seconds(unit, turn, decodes, ahead)
-        spec = unit.models[model].spec
-        return unit.make_prefill(model, prefill_chunk_tokens(spec, unit.estimates, seconds))
+        self, view: SchedulerView, key: StepKey, decodes: list[StepKey], limit: float
+    ) -> StepProposal:
+        seconds = self._prefill_seconds(view, key, decodes, limit)
+        tokens = prefill_chunk_tokens(view.models[key[0]].spec, view.estimates, seconds)
+        return StepProposal(key[0], "prefill", tokens)
 
     @staticmethod
     def _prefill_seconds(
-        unit: Scheduler, turn: StepKey, decodes: list[StepKey], ahead: float
+        view: SchedulerView, key: StepKey, decodes: list[StepKey], limit: float
     ) -> float:
-        """How long a prefill of this model may last.
+        """Seconds that a prefill may last.
 
         Args:
-          unit: the unit.
-          turn: the prefill.
-          decodes: who has sequences to decode.
-          ahead: virtual time at which the overdraft is used up; infinite where nobody decodes.
+          view: state of the scheduler.
+          key: the prefill.
+          decodes: keys that have sequences to decode.
+          limit: virtual time at which the overdraft is used up; infinite without decodes.
         """
-        shares = unit.time.shares
-        left = (ahead - unit.time.virtual(turn)) * shares[turn]
+        shares = view.fair_share.shares
+        left = (limit - view.fair_share.virtual_time(key)) * shares[key]
         if left >= BURST_SECONDS or not decodes:
             return left
         mean = sum([shares[other] for other in decodes]) / len(decodes)
-        return max(left, BURST_SECONDS * max(1.0, shares[turn] / mean))
+        return max(left, BURST_SECONDS * max(1.0, shares[key] / mean))
 
     @staticmethod
-    def _burst(unit: Scheduler, turn: StepKey, decodes: list[StepKey]) -> int:
-        """Tokens of a decode burst of this model."""
-        shares = unit.time.shares
+    def _burst_tokens(view: SchedulerView, key: StepKey, decodes: list[StepKey]) -> int:
+        """Tokens a sequence in a decode burst."""
+        shares = view.fair_share.shares
         mean = sum([shares[other] for other in decodes]) / len(decodes)
-        seconds = BURST_SECONDS * min(1.0, shares[turn] / mean)
-        size = len(unit.models[turn[0]].running)
-        return int(max(MIN_BURST_SECONDS, seconds) / unit.estimates.decode(turn[0], size))
+        seconds = BURST_SECONDS * min(1.0, shares[key] / mean)
+        batch = len(view.models[key[0]].running)
+        return int(max(MIN_BURST_SECONDS, seconds) / view.estimates.decode(key[0], batch))

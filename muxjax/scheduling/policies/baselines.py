@@ -1,33 +1,34 @@
-"""Policies of other servers, to compare with. Their pools are in `pools.py`.
+"""Baselines: the policies of other servers. `registry.py` says how each divides the pool.
 
-- `fcfs`: requests of all models in one line; `temporal` is the same on a pool that is not divided,
-  as servers have it that swap models in time (AlpaServe: Li et al., OSDI 2023).
+- `fcfs`: requests of all models in one queue. `temporal` is the same on a pool that is not divided,
+  as in servers that swap models over time (AlpaServe: Li et al., OSDI 2023).
 - `round_robin`: models in turn, one step each.
 - `static`: a share of the time and of the pool for each model, fixed when the unit starts.
-- `mutex`: models that know nothing of each other and take turns behind one lock, as they happen to
-  get it; each has its own part of the pool (as Saxml's models have their slots).
+- `mutex`: independent models behind one lock, acquired in random order; each has its own part of
+  the pool (as Saxml's models have their slots).
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
-from muxjax.scheduling.scheduler import Scheduler
+from muxjax.scheduling.policies.interface import Policy, SchedulerView, StepProposal
 from muxjax.scheduling.steps import Step
 
 
-class Fcfs:
-    """`fcfs`: one line for all models.
+class Fcfs(Policy):
+    """`fcfs`: one queue for all models.
 
-    Prefixes in order of arrival over all models go first; if the first in line cannot go, nobody
-    overtakes it. Otherwise the model decodes whose oldest running request came first.
+    The first prefix in order of arrival over all models goes first; if it cannot run, no later one
+    overtakes it. Otherwise the model with the oldest running request decodes.
     """
 
     name = "fcfs"
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        states = unit.models.items()
+        states = view.models.items()
         # Started prefixes hold pages, so they end before new ones begin.
         started = [
             (next(iter(state.prefilling.values())).order, model)
@@ -35,92 +36,90 @@ class Fcfs:
             if state.prefilling
         ]
         waiting = [(state.first.order, model) for model, state in states if state.first is not None]
-        line = started or waiting
-        if line:
-            prefill = unit.make_prefill(min(line)[1])
-            if prefill is not None:
-                return prefill
+        queue = started or waiting
+        if queue:
+            yield StepProposal(min(queue)[1], "prefill")
         running = [
             (next(iter(state.running.values())).order, model)
             for model, state in states
             if state.running
         ]
         for _, model in sorted(running):
-            decode = unit.make_decode(model)
-            if decode is not None:
-                return decode
-        return None
+            yield StepProposal(model, "decode")
 
 
 class Temporal(Fcfs):
-    """`temporal`: the order of `fcfs`. What sets them apart is the pool."""
+    """`temporal`: the order of `fcfs`; the difference is the pool."""
 
     name = "temporal"
 
 
-class RoundRobin:
-    """`round_robin`: models in turn; a turn is a prefill if one can be made, otherwise a decode."""
+class RoundRobin(Policy):
+    """`round_robin`: models in turn, each with a prefill if possible, otherwise a decode."""
 
     name = "round_robin"
 
     def __init__(self) -> None:
         self._next = 0
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        models = list(unit.models)
-        for offset in range(len(models)):
-            index = (self._next + offset) % len(models)
-            step = _own_step(unit, models[index])
-            if step is not None:
-                self._next = index + 1
-                return step
-        return None
+        models = list(view.models)
+        first = self._next % len(models)
+        return _prefill_then_decode(view, models[first:] + models[:first])
+
+    def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
+        del now
+        self._next = list(view.models).index(step.model) + 1
 
 
-class Static:
+class Static(Policy):
     """`static`: models in proportion to shares of the time that are fixed when the unit starts.
 
-    Shares are the expected needs of that moment. A model's prefills go before its decodes. Time
-    that a model does not use goes to the others, which no fixed slots would do: a kind baseline.
+    The shares are the expected demand of that moment. A model's prefills go before its decodes.
+    Time that a model does not use goes to the others, which fixed time slots would leave idle.
     """
 
     name = "static"
 
     def __init__(self) -> None:
         self._shares: dict[str, float] = {}
-        self._virtual: dict[str, float] = {}
-        self._working: set[str] = set()
-        self._membership = -1  # `unit.membership` that shares were fixed for
+        self._virtual_time: dict[str, float] = {}
+        self._active: set[str] = set()
+        self._models_version = -1  # version that the shares were fixed for
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        if self._membership != unit.membership:
-            self._membership = unit.membership
-            self._shares = dict.fromkeys(unit.models, 0.0)
-            for (model, _), share in unit.time.shares.items():
+        if self._models_version != view.models_version:
+            self._models_version = view.models_version
+            self._shares = dict.fromkeys(view.models, 0.0)
+            for (model, _), share in view.fair_share.shares.items():
                 self._shares[model] += share
-            self._virtual = {model: self._virtual.get(model, 0.0) for model in unit.models}
-            self._working &= set(unit.models)
-        virtual = self._virtual
-        working = [m for m, state in unit.models.items() if state.has_prefill or state.has_decode]
-        stayed = [virtual[model] for model in working if model in self._working]
-        for model in working:
-            if model not in self._working:  # who comes back has no credit
-                virtual[model] = max(virtual[model], min(stayed, default=virtual[model]))
-        self._working = set(working)
-        for model in sorted(working, key=lambda m: virtual[m]):
-            step = _own_step(unit, model)
-            if step is not None:
-                virtual[model] += unit.expected_time(step)[1] / self._shares[model]
-                return step
-        return None
+            before = self._virtual_time
+            self._virtual_time = {model: before.get(model, 0.0) for model in view.models}
+            self._active &= set(view.models)
+        virtual_time = self._virtual_time
+        active = [m for m, state in view.models.items() if state.has_prefill or state.has_decode]
+        stayed = [virtual_time[model] for model in active if model in self._active]
+        for model in active:
+            if model not in self._active:  # a model that was idle has no credit
+                virtual_time[model] = max(
+                    virtual_time[model], min(stayed, default=virtual_time[model])
+                )
+        self._active = set(active)
+        active.sort(key=lambda model: virtual_time[model])
+        return _prefill_then_decode(view, active)
+
+    def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
+        del now
+        model = step.model
+        self._virtual_time[model] += view.estimates.step_seconds(step) / self._shares[model]
 
 
-class Mutex:
-    """`mutex`: whichever model gets the lock makes one step, a prefill if it can.
+class Mutex(Policy):
+    """`mutex`: the model that gets the lock runs one step, a prefill if it can.
 
-    Who gets it is drawn at random, from a fixed seed, among those that have work.
+    The order is drawn at random, from a fixed seed, among the models that have work.
     """
 
     name = "mutex"
@@ -128,23 +127,18 @@ class Mutex:
     def __init__(self) -> None:
         self._random = random.Random(0)
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
+    def propose(self, view: SchedulerView, now: float) -> Iterator[StepProposal]:
         del now
-        line = [m for m, state in unit.models.items() if state.has_prefill or state.has_decode]
-        self._random.shuffle(line)
-        for model in line:
-            step = _own_step(unit, model)
-            if step is not None:
-                return step
-        return None
+        order = [m for m, state in view.models.items() if state.has_prefill or state.has_decode]
+        self._random.shuffle(order)
+        return _prefill_then_decode(view, order)
 
 
-def _own_step(unit: Scheduler, model: str) -> Step | None:
-    """A prefill of the model if one can be made, otherwise a decode."""
-    state = unit.models[model]
-    step: Step | None = None
-    if state.has_prefill:
-        step = unit.make_prefill(model)
-    if step is None and state.has_decode:
-        step = unit.make_decode(model)
-    return step
+def _prefill_then_decode(view: SchedulerView, order: list[str]) -> Iterator[StepProposal]:
+    """For each model a prefill and, if that is impossible, a decode."""
+    for model in order:
+        state = view.models[model]
+        if state.has_prefill:
+            yield StepProposal(model, "prefill")
+        if state.has_decode:
+            yield StepProposal(model, "decode")

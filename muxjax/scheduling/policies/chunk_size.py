@@ -1,10 +1,10 @@
-"""How many tokens the next prefill step takes, where others decode.
+"""Chunk size of prefills that run beside decodes.
 
-Two sizes are compiled, the largest and a quarter of it. A prefill that takes the whole of the
-larger keeps all decodes waiting for its whole time; cut into quarters, other steps go between them.
-Each quarter pays anew what a step costs whatever its size, reading the weights above all, so that
-cutting is for when the time is not there: when tokens of others are due before (`slo`), or when
-prefills have had what their share of the time gives them (`adbs`).
+Prefills are compiled for two sizes: the largest and a quarter of it. A prefill of the largest size
+delays all decodes for its whole duration; between chunks other steps can run. But each chunk pays
+the fixed cost of a step again, mainly the reading of the weights. So prompts are chunked only if
+time is short: if tokens of other models are due earlier (`slo`), or if prefills have used up their
+share of the time (`adbs`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from __future__ import annotations
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import ModelSpec
 
-MOST_COST = 1.5
-"""How much longer all parts may take than one step of the largest size. Where it is more, a step's
-cost is mostly not that of its tokens, so that a part would not be much shorter either."""
+MAX_CHUNKED_COST = 1.5
+"""Maximum duration of all chunks, relative to one step of the largest size. Above it the fixed cost
+of a step dominates, so a chunk would not be much shorter; see docs/measurements/slo-tuning.md."""
 
 
 def prefill_chunk_tokens(spec: ModelSpec, estimates: StepEstimates, seconds: float) -> int:
-    """The most tokens of the model's next prefill step.
+    """Maximum number of tokens of the model's next prefill step.
 
     Args:
       spec: the model.
-      estimates: how long steps take.
-      seconds: that the step may last; infinite where nobody decodes.
+      estimates: expected durations of steps.
+      seconds: how long the step may last; infinite without decodes.
     """
-    name, most, least = spec.name, spec.limits.max_prefill_tokens, spec.limits.part_prefill_tokens
-    whole = estimates.prefill(name, most)
-    if whole <= seconds or most / least * estimates.prefill(name, least) > MOST_COST * whole:
-        return most
-    return least
+    name = spec.name
+    largest, chunk = spec.limits.max_prefill_tokens, spec.limits.part_prefill_tokens
+    unchunked = estimates.prefill(name, largest)
+    if unchunked <= seconds:
+        return largest
+    if largest / chunk * estimates.prefill(name, chunk) > MAX_CHUNKED_COST * unchunked:
+        return largest
+    return chunk

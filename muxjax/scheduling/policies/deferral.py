@@ -1,92 +1,95 @@
-"""Requests that can no longer be in time: they let others go first, and fill what those leave.
+"""Deferral of requests that can no longer meet their SLO, for the `slo` policy.
 
-A request that would miss its target even if it began now is deferred, once. Where more comes than
-can be served this is what keeps the others in time: prompts that stand in line until the last
-moment, and a little longer than was thought, are all late.
+A request that would miss its target even if it began now is deferred, once: it runs behind feasible
+requests, on leftover capacity. Under overload this keeps the others in time; otherwise all prompts
+would wait until the last moment and be late.
 
-While they are few, they come back as soon as their model has no others waiting. Where they become
-many, more comes than can be served: then they wait until none that may be in time is left among the
-models that hold each other up. Brought back earlier they take the time of those: of three small
-models at saturation 2.5 times as much was in time as under `static` and `temporal`, and 3.7 to 5.2
-times this way (`docs/scheduling.md`). Two things keep that from starving anybody:
+While deferred requests are few, they are recalled as soon as their model has no other prompt. If
+they become many, there is more load than capacity. Then they are recalled only if no request that
+can be in time is left among the models that share the time. Two rules prevent starvation:
 
-- for every `TURNS` requests that end one comes back, whichever came first;
-- of a model with hardly any of them (`MINOR_PART`), which is not who has too many, they come back
-  at once.
+- for every `recall_interval` requests that end, the oldest deferred request is recalled;
+- a model with at most `minor_part` of the deferred requests, which does not cause the overload,
+  recalls them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from muxjax.scheduling.policies.interface import Defer, Recall, SchedulerView
 from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_tuning import DEFAULT_TUNING, SloTuning
 from muxjax.scheduling.policies.slo_utilization import SloUtilization
-from muxjax.scheduling.scheduler import Scheduler
-
-TURNS = 20
-"""With 10, the others lose 5 points of attainment at saturation. This and what follows: three small
-models, one profile of their steps, six seeds."""
-FEW, FEW_PART = 4, 0.25
-"""So many are few, and so many for each sequence that runs. With 8, 5 points fewer were in time at
-three quarters of what saturates; with 2, some waited for a second at half."""
-MINOR_PART = 1 / 16
-"""With an eighth, 13 points are lost at saturation."""
 
 
 class DeferralQueue:
-    """Those of models that hold each other up.
+    """Defers and recalls requests of models that share the time.
 
     Args:
-      paces: the models.
+      trackers: the models.
+      tuning: constants.
     """
 
-    def __init__(self, paces: Sequence[SloTracker]) -> None:
-        self._paces = paces
-        self._turns = 0
+    def __init__(self, trackers: Sequence[SloTracker], tuning: SloTuning = DEFAULT_TUNING) -> None:
+        self._trackers = trackers
+        self._tuning = tuning
+        self._num_intervals = 0
 
-    def look(self, unit: Scheduler, strain: SloUtilization, now: float) -> None:
-        """Defers lost causes among those that are next, and brings deferred requests back.
+    def propose(
+        self, view: SchedulerView, utilization: SloUtilization, now: float
+    ) -> Iterator[Defer | Recall]:
+        """Defers late requests among the next prompts of each model, and recalls deferred ones.
 
         Args:
-          unit: whose models they are.
-          strain: says what may begin.
-          now: seconds.
+          view: state of the scheduler.
+          utilization: says how many sequences may begin.
+          now: current time, in seconds.
         """
-        count = 0
-        for pace in self._paces:
-            if pace.state.first is not None:
-                pace.defer_lost(unit, now)
-            count += len(pace.state.deferred)
-        if count:
-            self._bring_back(unit, strain, count, now)
+        num_deferred = 0
+        for tracker in self._trackers:
+            if tracker.state.first is not None:
+                yield from tracker.defer_late(now)
+            num_deferred += len(tracker.state.deferred)
+        if num_deferred:
+            yield from self._recall(view, utilization, num_deferred, now)
 
-    def _bring_back(self, unit: Scheduler, strain: SloUtilization, count: int, now: float) -> None:
-        deferred = [pace for pace in self._paces if pace.state.deferred]
-        turns = sum([pace.state.finished for pace in self._paces]) // TURNS
-        if turns > self._turns:
-            firsts = [next(iter(pace.state.deferred.values())) for pace in deferred]
-            unit.recall(min(firsts, key=lambda request: request.arrival).model)
-        self._turns = turns
-        running = sum([len(pace.state.running) for pace in self._paces])
-        many = count > max(FEW, FEW_PART * running)
-        wait = many and any(_may_be_in_time(pace, now) for pace in self._paces)
-        for pace in deferred:
-            state = pace.state
-            if state.waiting or (wait and len(state.deferred) > MINOR_PART * count):
+    def _recall(
+        self, view: SchedulerView, utilization: SloUtilization, num_deferred: int, now: float
+    ) -> Iterator[Recall]:
+        tuning, trackers = self._tuning, self._trackers
+        deferring = [tracker for tracker in trackers if tracker.state.deferred]
+        finished = sum([tracker.state.finished for tracker in trackers])
+        num_intervals = finished // tuning.recall_interval
+        if num_intervals > self._num_intervals:
+            firsts = [next(iter(tracker.state.deferred.values())) for tracker in deferring]
+            yield Recall(min(firsts, key=lambda request: request.arrival).model)
+        self._num_intervals = num_intervals
+        running = sum([len(tracker.state.running) for tracker in trackers])
+        many = num_deferred > max(tuning.few_requests, tuning.few_part * running)
+        wait = many and any(_has_feasible(tracker, now) for tracker in trackers)
+        for tracker in deferring:
+            state = tracker.state
+            is_minor = len(state.deferred) <= tuning.minor_part * num_deferred
+            if state.waiting or (wait and not is_minor):
                 continue
-            most = min(state.spec.limits.max_prefill_seqs, len(state.deferred))
-            while most and not strain.allows(pace, unit, most):
-                most //= 2
-            for _ in range(most):
-                unit.recall(state.spec.name)
+            count = min(state.spec.limits.max_prefill_seqs, len(state.deferred))
+            while count and not utilization.allows(tracker, view, count):
+                count //= 2
+            for _ in range(count):
+                yield Recall(state.spec.name)
 
 
-def _may_be_in_time(pace: SloTracker, now: float) -> bool:
-    """Whether a model has requests that were not called lost causes, and are here no longer than
-    those of mean length may be: nobody is to wait for the end of a very long one.
+def _has_feasible(tracker: SloTracker, now: float) -> bool:
+    """Whether a model has requests that can be in time.
+
+    Those are requests that were never deferred and are younger than the latency allowed for a
+    request of mean length, so that a very long request does not count until its end.
     """
-    state, since = pace.state, now - pace.allowed()
+    state, since = tracker.state, now - tracker.allowed_latency()
     groups = state.waiting, state.prefilling, state.running
     return any(
-        not one.deferred and one.arrival > since for group in groups for one in group.values()
+        not request.deferred and request.arrival > since
+        for group in groups
+        for request in group.values()
     )

@@ -1,181 +1,248 @@
-"""`slo`: steps in the order that latency targets ask for, one program at a time.
+"""`slo`: steps in the order that latency targets require, one program at a time.
 
-1. Prefills that are due go first (`pacing.py` says when), those that can still meet a target for
-   the first token before the others, then the model furthest behind its share of the time; until
-   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as under `adbs`. Where
-   more sequences would make all of them late (`strain.py`), prompts wait for some to end, unless
-   they have a target for the first token.
-2. Then decodes: first models whose next tokens are due, by a target for each token or by tight ones
-   for whole requests that all can keep, then whoever is furthest behind its share of the time, as
-   under `adbs`; but where targets are so tight that turns make everybody late, the oldest first.
-3. Then prefills beyond their shares, and prompts that could still wait, so that nothing idles.
+1. Prefills that are due go first (`slo_tracker.py`). Those that can still meet a target for the
+   first token go before the others, then the model furthest behind its share of the time, until
+   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as in `adbs`. If more
+   sequences would make all of them late (`slo_utilization.py`), prompts without a target for the
+   first token wait until running sequences end.
+2. Then decodes, in the order of `SloPolicy._order_decodes`.
+3. Then prefills beyond their shares, and prompts that could still wait, so that no time is idle.
 
-A decode burst lasts no longer than a prompt that came now would wait for others anyway: few
-sequences are soon interrupted, many seldom. It ends earlier where prompts of a model become due, or
-the tokens of a model with a target for each, but never before `SHORT_TOKENS`, since a step has a
-cost of its own, unless targets are so tight that such a burst would take up most of one. Shares and
-their bounded overdraft, targets that pass, and the turns that lost causes get (`lost_causes.py`)
-keep everybody from starving.
+A decode burst lasts no longer than a new prompt would wait anyway: few sequences are soon
+interrupted, many seldom. It ends earlier if prompts of a model become due, or tokens of a model
+with a target for each. It has at least `min_burst_tokens`, since a step has a fixed cost, unless
+targets are so tight that such a burst would take most of one.
+
+Shares with a bounded overdraft, targets that pass, and recalls of deferred requests (`deferral.py`)
+prevent starvation.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.policies.adbs import PREFILL_OVERDRAFT
 from muxjax.scheduling.policies.chunk_size import prefill_chunk_tokens
 from muxjax.scheduling.policies.deferral import DeferralQueue
-from muxjax.scheduling.policies.edf_order import edf_order
+from muxjax.scheduling.policies.interface import Policy, Proposal, SchedulerView, StepProposal
 from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_tuning import DEFAULT_TUNING, SloTuning
 from muxjax.scheduling.policies.slo_utilization import SloUtilization
-from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step
 
-SHORT_TOKENS, SHORT_BURST = 4, 0.03
-"""The least of a decode burst: so many tokens, as long as they take no longer than so many seconds.
-A step costs as much as a tenth to a third of a token however many it makes, on two cores; with half
-as many tokens a tenth less was served in time at saturation, with 0.03 s of tokens of 2 ms requests
-of few tokens came too late."""
-LONG_BURST = 0.4
-"""Seconds of the longest, where one token does not take longer."""
 
+class SloPolicy(Policy):
+    """`slo`, one program at a time.
 
-class SloPolicy:
-    """`slo`, one program at a time."""
+    Args:
+      tuning: constants.
+    """
 
     name = "slo"
 
-    def __init__(self) -> None:
-        self._paces: dict[str, SloTracker] = {}
-        self._all: list[SloTracker] = []
-        self._lost = DeferralQueue([])
-        self._strain = SloUtilization()
-        self._membership = -1  # `unit.membership` that they were made for
-        self._last = ""  # the model of the last step
-        self._saved = self._spare = 0.0  # the least of all models, see `SloTracker.look`
-        self._tight = self._owes = False
-        self._cut = False  # whether the last step was a part of a prefill
+    def __init__(self, tuning: SloTuning = DEFAULT_TUNING) -> None:
+        self._tuning = tuning
+        self._trackers: dict[str, SloTracker] = {}
+        self._tracker_list: list[SloTracker] = []
+        self._deferral = DeferralQueue([], tuning)
+        self._utilization = SloUtilization(tuning)
+        self._models_version = -1  # version that the trackers were created for
+        self._last_model = ""  # model of the last step, whose estimates may have changed
+        # Over all models: least batching gain and burst limit, see `SloTracker`.
+        self._batching_gain = self._max_burst_seconds = 0.0
+        self._any_tight = self._any_token_target = False
+        self._is_chunked = False  # whether the last step was a chunk of a longer prefill
+        self._proposes_chunk = False  # whether that holds after the proposed step
 
-    def next_step(self, unit: Scheduler, now: float) -> Step | None:
-        self._look(unit)
-        step = self._pick(unit, now)
-        if step is not None:
-            self._last = step.model
-            self._cut = self._cut and isinstance(step, Prefill)
-        return step
-
-    def _pick(self, unit: Scheduler, now: float) -> Step | None:
-        strain = self._strain
-        strain.look(self._paces, unit, now)
-        self._lost.look(unit, strain, now)
-        waiting: list[StepKey] = []
-        decodes: list[StepKey] = []
+    def propose(self, view: SchedulerView, now: float) -> Iterator[Proposal]:
+        self._update_trackers(view)
+        utilization = self._utilization
+        utilization.update(self._trackers, view, now)
+        yield from self._deferral.propose(view, utilization, now)
+        prefills, decodes = view.backlog()
         running = 0
-        for pace in self._all:
-            state = pace.state
-            if state.prefilling or state.first is not None:
-                waiting.append(state.prefills)
-            if state.running:
-                running += len(state.running)
-                decodes.append(state.decodes)
+        for tracker in self._tracker_list:
+            if tracker.state.running:
+                running += len(tracker.state.running)
             else:
-                pace.rests()
-        unit.time.begin(waiting + decodes)
-        due, late, early, pause = self._sorted(unit, waiting, running, now)
-        # Between the parts of a prefill come the tokens that it was cut for.
+                tracker.note_idle()
+        due, beyond_share, early, pause = self._sort_prefills(view, prefills, running, now)
         tokens_due = self._tokens_due(decodes)
-        if not (self._cut and tokens_due <= now):
-            step = self._prefill(unit, due, tokens_due - now)
-            if step is not None:
-                return step
-        order, next_due = edf_order(self._paces, unit, decodes, now, strain)
+        # Prefills are chunked for tokens that are due; those go between two chunks.
+        if not (self._is_chunked and tokens_due <= now):
+            yield from self._propose_prefills(view, due, tokens_due - now)
+        order, next_due = self._order_decodes(view, decodes, now)
         seconds = min(pause, next_due - now)
         for model in order:
-            step = self._decode(unit, model, seconds, now)
-            if step is not None:
-                return step
-        step = self._prefill(unit, due + late, math.inf)
-        if step is not None:
-            return step
+            yield self._decode(view, model, seconds)
+        yield from self._propose_prefills(view, due + beyond_share, math.inf)
         for model in early:
-            step = unit.make_prefill(model)
-            if step is not None:
-                return step
-        return None
+            self._proposes_chunk = self._is_chunked
+            yield StepProposal(model, "prefill")
 
-    def _look(self, unit: Scheduler) -> None:
-        """Works out anew what depends on step times alone: those of one model have changed."""
-        if self._membership != unit.membership:
-            self._membership = unit.membership
-            self._paces = {n: SloTracker(s, unit.estimates) for n, s in unit.models.items()}
-            self._all = list(self._paces.values())
-            self._lost = DeferralQueue(self._all)
-        elif self._last:
-            self._paces[self._last].look()
+    def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
+        del view
+        self._last_model = step.model
+        if isinstance(step, Prefill):
+            self._is_chunked = self._proposes_chunk
+        else:
+            self._is_chunked = False
+            self._trackers[step.model].note_decode(step.num_tokens, now)
+
+    def _update_trackers(self, view: SchedulerView) -> None:
+        """Updates what depends on step durations; only those of the last model have changed."""
+        if self._models_version != view.models_version:
+            self._models_version = view.models_version
+            tuning, estimates = self._tuning, view.estimates
+            self._trackers = {
+                name: SloTracker(state, estimates, tuning) for name, state in view.models.items()
+            }
+            self._tracker_list = list(self._trackers.values())
+            self._deferral = DeferralQueue(self._tracker_list, tuning)
+        elif self._last_model:
+            self._trackers[self._last_model].update()
         else:
             return
-        self._last = ""
-        self._saved = min([pace.saved for pace in self._all])
-        self._spare = min([pace.spare for pace in self._all])
-        self._tight = any(pace.tight for pace in self._all)
-        self._owes = any(pace.owes for pace in self._all)
+        self._last_model = ""
+        trackers = self._tracker_list
+        self._batching_gain = min([tracker.batching_gain for tracker in trackers])
+        self._max_burst_seconds = min([tracker.max_burst_seconds for tracker in trackers])
+        self._any_tight = any(tracker.is_tight for tracker in trackers)
+        self._any_token_target = any(tracker.has_token_target for tracker in trackers)
+
+    # Prefills
 
     def _tokens_due(self, decodes: list[StepKey]) -> float:
-        """When a step must begin for all tokens to be in time of models with a target for each."""
-        if not self._owes:
+        """Time at which a step must begin for models with a target for each token to meet it."""
+        if not self._any_token_target:
             return math.inf
-        return min([self._paces[model].latest_decode() for model, _ in decodes], default=math.inf)
+        trackers = self._trackers
+        return min([trackers[model].latest_decode() for model, _ in decodes], default=math.inf)
 
-    def _sorted(
-        self, unit: Scheduler, waiting: list[StepKey], running: int, now: float
+    def _sort_prefills(
+        self, view: SchedulerView, prefills: list[StepKey], running: int, now: float
     ) -> tuple[list[str], list[str], list[str], float]:
-        """Models whose prompts are due, are due but beyond their shares, and can wait; and how long
-        decodes may last until prompts are due. Those that have no slot or no pages for them are not
-        among them.
+        """Sorts the models that may prefill.
+
+        Args:
+          view: state of the scheduler.
+          prefills: keys that have prompts.
+          running: running sequences of all models.
+          now: current time, in seconds.
+
+        Returns:
+          Models whose prompts are due; those that are due but beyond their shares; those that can
+          wait; and how long decodes may last until prompts are due, in seconds.
         """
-        time = unit.time
-        # What a prompt of the most urgent model would wait for others if it came now.
-        pause = min(running * self._saved, self._spare, LONG_BURST)
-        # Beyond it a model's prefills are ahead by more than their part of the overdraft.
-        ahead = time.mean + PREFILL_OVERDRAFT / (sum([time.shares[t] for t in waiting]) or 1.0)
+        fair_share = view.fair_share
+        shares, virtual_time = fair_share.shares, fair_share.virtual_time
+        # How long a prompt of the most urgent model would wait for others if it arrived now.
+        pause = min(
+            running * self._batching_gain, self._max_burst_seconds, self._tuning.max_burst_seconds
+        )
+        # Virtual time at which a model's prefills have used up their part of the overdraft.
+        limit = fair_share.mean_virtual_time + PREFILL_OVERDRAFT / (
+            sum([shares[key] for key in prefills]) or 1.0
+        )
         due: list[tuple[tuple[int, float], str]] = []
-        late: list[str] = []
+        beyond_share: list[str] = []
         early: list[tuple[float, str]] = []
-        for turn in waiting:
-            model, pace = turn[0], self._paces[turn[0]]
-            if not unit.may_prefill(model):
+        for key in prefills:
+            model = key[0]
+            if not view.may_prefill(model):
                 continue
-            patience, virtual = pace.patience(running, now), time.virtual(turn)
+            tracker = self._trackers[model]
+            patience, virtual = tracker.patience(running, now), virtual_time(key)
             if patience > 0 and running:
                 early.append((patience, model))
                 pause = min(pause, patience)
-            elif virtual <= ahead:
-                due.append((pace.place(virtual, now), model))
+            elif virtual <= limit:
+                due.append((tracker.prefill_order(virtual, now), model))
             else:
-                late.append(model)
-        first = [model for _, model in sorted(due)]
-        return first, late, [model for _, model in sorted(early)], pause
+                beyond_share.append(model)
+        due_models = [model for _, model in sorted(due)]
+        return due_models, beyond_share, [model for _, model in sorted(early)], pause
 
-    def _prefill(self, unit: Scheduler, models: list[str], seconds: float) -> Step | None:
-        """A step of the first model that has pages for one and whose prompts need not wait; a part
-        of one if it would take longer than others can wait for their tokens.
+    def _propose_prefills(
+        self, view: SchedulerView, models: list[str], seconds: float
+    ) -> Iterator[StepProposal]:
+        """Prefills of models whose prompts need not wait, chunked if they would last too long.
+
+        Args:
+          view: state of the scheduler.
+          models: the models, best first.
+          seconds: how long other models can wait for their tokens.
         """
         for model in models:
-            pace = self._paces[model]
-            if pace.may_begin(unit, self._strain):
-                most = prefill_chunk_tokens(pace.state.spec, unit.estimates, seconds)
-                step: Step | None = unit.make_prefill(model, most)
-                if step is not None:
-                    self._cut = most < pace.state.spec.limits.max_prefill_tokens
-                    return step
-        return None
+            tracker = self._trackers[model]
+            if self._utilization.may_prefill(tracker, view):
+                spec = tracker.state.spec
+                tokens = prefill_chunk_tokens(spec, view.estimates, seconds)
+                self._proposes_chunk = tokens < spec.limits.max_prefill_tokens
+                yield StepProposal(model, "prefill", tokens)
 
-    def _decode(self, unit: Scheduler, model: str, seconds: float, now: float) -> Step | None:
-        size = len(unit.models[model].running)
-        token = unit.estimates.decode(model, size)
-        least = 0 if self._tight else min(SHORT_TOKENS, int(SHORT_BURST / token))
-        step = unit.make_decode(model, max(least, int(seconds / token)))
-        if step is not None:
-            self._paces[model].began_decode(step.num_tokens, now)
-        return step
+    # Decodes
+
+    def _order_decodes(
+        self, view: SchedulerView, decodes: list[StepKey], now: float
+    ) -> tuple[list[str], float]:
+        """Orders the models with sequences to decode.
+
+        First are models whose next tokens are due, earliest deadline first. Deadlines follow from
+        targets for each token. Targets for whole requests count only if those of some model are
+        tight and there is time to meet all of them: by shares, a model of small batches and long
+        steps would get less time than it needs. Without enough time for all, deadlines would make
+        all requests just late.
+
+        The others follow by shares of the time, furthest behind first, so that full batches are
+        decoded more often than small ones. But if all their targets are so tight that taking turns
+        makes all requests late, the model with the oldest sequence goes first, so that some are in
+        time, until it is `decode_overdraft` ahead of its share.
+
+        Args:
+          view: state of the scheduler.
+          decodes: keys that have sequences to decode.
+          now: current time, in seconds.
+
+        Returns:
+          The models, best first; and when the next tokens are due of those that are not due now.
+        """
+        tuning, trackers = self._tuning, self._trackers
+        due: list[tuple[float, str]] = []
+        others: list[StepKey] = []
+        next_due = math.inf
+        take_turns = False
+        request_targets = self._any_tight and self._utilization.leaves_room(tuning.pace_part)
+        for key in decodes:
+            tracker = trackers[key[0]]
+            latest = tracker.latest_decode(request_targets)
+            if latest <= now:
+                due.append((latest, key[0]))
+            else:
+                next_due = min(next_due, latest)
+                others.append(key)
+                take_turns = take_turns or not tracker.is_tight
+        fair_share = view.fair_share
+        others.sort(key=fair_share.virtual_time)
+        if not take_turns and not request_targets:
+
+            def by_age(key: StepKey) -> tuple[int, int]:
+                tracker = trackers[key[0]]
+                seconds = tracker.mean_output() * tracker.isolated_tpot()
+                if fair_share.credit(key) < -tuning.decode_overdraft * seconds:
+                    return 1, 0
+                return 0, next(iter(tracker.state.running.values())).order
+
+            others.sort(key=by_age)
+        return [model for _, model in sorted(due)] + [model for model, _ in others], next_due
+
+    def _decode(self, view: SchedulerView, model: str, seconds: float) -> StepProposal:
+        """A decode burst of about `seconds`."""
+        tuning = self._tuning
+        token = view.estimates.decode(model, len(view.models[model].running))
+        shortest = 0
+        if not self._any_tight:
+            shortest = min(tuning.min_burst_tokens, int(tuning.min_burst_seconds / token))
+        return StepProposal(model, "decode", max(shortest, int(seconds / token)))

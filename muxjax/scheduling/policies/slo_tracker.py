@@ -1,286 +1,273 @@
-"""What latency targets ask of the next steps: which prompts are due, and whose tokens.
+"""Tracks how a model keeps up with its latency targets, for the `slo` policy.
 
-For each model (`SloTracker`):
+- *Tokens*: after `k` tokens the next ones are due when the time that the target allows for `k`
+  tokens has passed. `slo.py` orders decodes by these deadlines.
+- *Prompts*: a prefill step has a fixed cost, and it is time in which no sequence decodes. So
+  prompts wait for each other until all of them together have waited as long as the decoding
+  sequences would lose by one more step (the rule of ski rental: at most twice the cost of an
+  optimal decision), or until their targets allow no more. Which outputs will be short is not known,
+  so while the model meets its targets a prompt counts as one with an output of a single token.
+- *Deferral*: a request that would miss its target even if it began now is deferred; see `slo.py`.
 
-- *Tokens*: with a target for each token, after `k` of them the next are due when the time that the
-  target gives for `k` has passed. What follows for the order of decodes is in `decode_order.py`.
-- *Prompts*: a prefill step costs something however few prompts it takes, and that is time in
-  which nobody decodes. So prompts wait for each other, until all of them together have waited as
-  long as the sequences that decode would lose by a step more (the rule of ski rental: at most twice
-  what knowledge of the future would give), or until their targets allow no more: those of the
-  shortest outputs, as long as the model keeps its targets.
-- *Lost causes*: a request that would miss its target even if it began now is deferred, see
-  `lost_causes.py`.
-
-How long an output will be is not known: the mean of what the model has made so far stands for it.
+Output lengths are not known. The mean of the model's outputs so far is used instead.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.model_state import ModelState
-from muxjax.scheduling.policies.slo_utilization import SloUtilization
+from muxjax.scheduling.policies.interface import Defer
+from muxjax.scheduling.policies.slo_tuning import DEFAULT_TUNING, SloTuning
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.scheduler import Scheduler
-
-SPEED_WEIGHT = 0.1
-"""Weight of a new measurement of the seconds a token, against all before it."""
-LOOKED_AT_PART = 0.1
-"""Of the time that the first in line can still wait, after which that is worked out again."""
-LEAST_MODELS = 5
-"""Models at once, one sequence each, that targets must allow for taking turns to be worth it. Where
-they are so tight that few can run at once, one after the other is better than all a bit slower."""
-TOKENS_PART = 0.98
-"""Of the time a token that a target for the whole request allows. The first token takes the rest:
-at 1 every fourth request of a 30B beside a 13B was just late. Less makes others wait for nothing:
-at 0.8 the whole fleet served 2 % less."""
-SLOWEST = 0.8
-"""How slow a request is taken to be at worst where targets are tight when it is called a lost
-cause, in parts of what its target allows: with 1 a hundredth fewer were in time."""
-BURST_PART = 0.25
-"""Of what a prompt can spare, the part that a decode burst may last: it may meet one that has just
-begun, and one behind it, and others' prefills. With a half 5 to 10 % less was served in time, of
-three small models below saturation."""
-MARGIN = 1.1
-"""How much longer than expected a request is taken to run when it is called a lost cause."""
 
 
 class SloTracker:
-    """One model's targets, and how it keeps up with them.
+    """Latency targets of one model, and its progress towards them.
 
     Args:
       state: the model.
       estimates: step durations of the unit.
+      tuning: constants.
 
     Attributes:
-      due: when its next tokens are due.
-      speed: seconds for each token of a sequence, waiting for other models included.
-      saved: seconds that one prefill of two prompts of mean length saves, against two.
-      spare: seconds that a decode burst may last, for such a prompt if it came now.
-      tight: whether the target for tokens allows less than `LEAST_MODELS` models, one sequence
-        each, to take turns.
-      owes: whether it has a target for each token.
+      state: as given.
+      due: time at which the model's next tokens are due, in seconds.
+      pace: seconds a token of a running sequence, steps of other models included.
+      batching_gain: seconds that one prefill of two prompts of mean length saves, against two.
+      max_burst_seconds: how long a decode burst may last so that a new prompt is in time.
+      is_tight: whether the target for tokens allows fewer than `min_concurrent_models` to take
+        turns.
+      has_token_target: whether the model has a target for each token.
     """
 
-    def __init__(self, state: ModelState, estimates: StepEstimates) -> None:
+    def __init__(
+        self, state: ModelState, estimates: StepEstimates, tuning: SloTuning = DEFAULT_TUNING
+    ) -> None:
         self.state = state
         self._estimates = estimates
+        self._tuning = tuning
         self._name = state.spec.name
         self._targets = state.spec.targets
         self.due = 0.0
-        self.speed = 0.0
-        self._last: float | None = None
-        self._tokens = 0
-        self._head: Request | None = None
-        self._look_at = 0.0
-        self.owes = self._targets.tpot is not None
-        self._find_tpot()
-        self.look()
+        self.pace = 0.0
+        self._last_decode: float | None = None
+        self._last_tokens = 0
+        self._checked_head: Request | None = None
+        self._next_check = 0.0
+        self.has_token_target = self._targets.tpot is not None
+        self._update_tpot()
+        self.update()
 
-    def look(self) -> None:
-        """Works out anew what depends on step times alone."""
+    def update(self) -> None:
+        """Computes again what depends on the model's step durations only."""
         tokens = self.mean_prompt()
-        self.saved = self._saved(tokens)
-        self.spare = BURST_PART * self._spare(round(tokens))
-        self.tight = LEAST_MODELS * self._estimates.decode(self._name, 1) > self.tpot()
+        self.batching_gain = self._batching_gain(tokens)
+        self.max_burst_seconds = self._tuning.burst_part * self._slack(round(tokens))
+        isolated = self._estimates.decode(self._name, 1)
+        self.is_tight = self._tuning.min_concurrent_models * isolated > self.tpot()
         limits = self.state.spec.limits
-        self._most = min(limits.max_prefill_seqs, math.ceil(limits.max_prefill_tokens / tokens))
-        self._wait: tuple[Request | None, int, float, float] = (None, 0, 0.0, 0.0)
+        self._max_batch = min(
+            limits.max_prefill_seqs, math.ceil(limits.max_prefill_tokens / tokens)
+        )
+        # Head and length of the queue, with the wait a sequence and the slack computed for them.
+        self._patience: tuple[Request | None, int, float, float] = (None, 0, 0.0, 0.0)
 
     # Targets
 
     def isolated_tpot(self) -> float:
-        """Seconds a token, for a request that is alone."""
+        """Time per output token with no other load, in seconds."""
         return self._targets.isolated_tpot or self._estimates.decode(self._name, 1)
 
     def isolated_ttft(self, tokens: int) -> float:
-        """Seconds to the first token of a request of so many that is alone."""
-        given = self._targets.isolated_ttft
-        if given is not None:
-            return given * tokens / self.mean_prompt()
+        """Time to first token, in seconds, of a prompt of `tokens` tokens with no other load."""
+        mean = self._targets.isolated_ttft
+        if mean is not None:
+            return mean * tokens / self.mean_prompt()
         return self._estimates.prefill(self._name, tokens)
 
     def ttft(self, tokens: int) -> float:
-        """Seconds to the first token of a request of so many that the target allows."""
+        """Time to first token that the target allows a prompt of `tokens` tokens, in seconds."""
         targets = self._targets
         return targets.scale * self.isolated_ttft(tokens) if targets.ttft is None else targets.ttft
 
     def tpot(self) -> float:
-        """Seconds for each token that the target allows."""
+        """Time per output token that the target allows, in seconds."""
         return self._tpot
 
     def mean_prompt(self) -> float:
-        """Tokens of a prompt, as expected."""
+        """Expected tokens of a prompt."""
         return max(1.0, self.state.spec.load.prompt_tokens)
 
     def mean_output(self) -> float:
-        """Tokens that a request is expected to make, if it may make as many."""
+        """Expected output tokens of a request, if its own limit allows as many."""
         state = self.state
         mean = state.spec.load.output_tokens
         if state.finished:
-            # What was expected counts as ten requests.
-            mean = (10 * mean + state.output_tokens) / (10 + state.finished)
+            prior = self._tuning.prior_requests
+            mean = (prior * mean + state.output_tokens) / (prior + state.finished)
         return max(1.0, mean)
 
-    def allowed(self) -> float:
-        """Seconds that a request of mean length may take in all."""
+    def allowed_latency(self) -> float:
+        """Latency that the targets allow a request of mean length, in seconds."""
         return self.ttft(round(self.mean_prompt())) + self.mean_output() * self.tpot()
 
     def latest_start(self, request: Request) -> float:
-        """When the request's prefill must begin for it to meet its target, as things go."""
+        """Time at which the request's prefill must begin for it to meet its target."""
         return self.latest_starts([request])[0]
 
     def latest_starts(self, requests: Iterable[Request]) -> list[float]:
-        """`latest_start` of each."""
+        """`latest_start` of each request."""
         targets, name, prefill = self._targets, self._name, self._estimates.prefill
-        ttft, scale = targets.ttft, targets.scale
+        tuning, ttft, scale = self._tuning, targets.ttft, targets.scale
         if ttft is not None:
             return [r.arrival + ttft - prefill(name, len(r.prompt)) for r in requests]
         if targets.tpot is not None:
-            # Of a target for tokens, prompts may take nothing.
+            # The time for the prompt is separate from that for tokens.
             return [r.arrival + (scale - 1) * self.isolated_ttft(len(r.prompt)) for r in requests]
         mean, isolated_tpot = self.mean_output(), self.isolated_tpot()
-        speed = self.speed
-        if self.tight:
-            # Not all take turns then: who begins need not be as slow as those before.
-            speed = min(speed, SLOWEST * self.tpot())
-        speed = max(speed, self._estimates.decode(name, len(self.state.running) + 1))
-        given, mean_prompt = targets.isolated_ttft, self.mean_prompt()
+        pace = self.pace
+        if self.is_tight:
+            # Not all models take turns then, so a new request need not be as slow as earlier ones.
+            pace = min(pace, tuning.slowest_pace * self.tpot())
+        pace = max(pace, self._estimates.decode(name, len(self.state.running) + 1))
+        mean_isolated_ttft, mean_prompt = targets.isolated_ttft, self.mean_prompt()
         starts = []
         for request in requests:
             tokens = len(request.prompt)
             steps = min(float(request.max_new_tokens), mean) - 1
-            first = prefill(name, tokens)  # half of what this costs, so it is asked for once
-            alone = first if given is None else given * tokens / mean_prompt
-            spare = scale * (alone + steps * isolated_tpot)
-            starts.append(request.arrival + spare - MARGIN * (first + steps * speed))
+            seconds = prefill(name, tokens)  # half the cost of this loop, so it is called once
+            if mean_isolated_ttft is None:
+                isolated_ttft = seconds
+            else:
+                isolated_ttft = mean_isolated_ttft * tokens / mean_prompt
+            allowed = scale * (isolated_ttft + steps * isolated_tpot)
+            expected = tuning.duration_margin * (seconds + steps * pace)
+            starts.append(request.arrival + allowed - expected)
         return starts
 
-    def _find_tpot(self) -> None:
+    def _update_tpot(self) -> None:
         targets = self._targets
         self._tpot = targets.tpot or targets.scale * self.isolated_tpot()
 
-    # What was done
+    # Tokens
 
-    def began_decode(self, tokens: int, now: float) -> None:
-        """Notes that a burst of so many tokens was submitted."""
-        if self._last is not None and self._tokens:
-            seconds = (now - self._last) / self._tokens
-            old = self.speed
-            self.speed = seconds if not old else old + SPEED_WEIGHT * (seconds - old)
-        self._last, self._tokens = now, tokens
-        self._find_tpot()
+    def note_decode(self, tokens: int, now: float) -> None:
+        """Notes that a decode of `tokens` tokens a sequence was scheduled."""
+        if self._last_decode is not None and self._last_tokens:
+            seconds = (now - self._last_decode) / self._last_tokens
+            pace = self.pace
+            self.pace = pace + self._tuning.pace_weight * (seconds - pace) if pace else seconds
+        self._last_decode, self._last_tokens = now, tokens
+        self._update_tpot()
         allowed = tokens * self.tpot()
         if self._targets.tpot is None:
-            allowed *= TOKENS_PART
-            self.due = min(self.due, now)  # who begins later has nothing of tokens that were early
+            allowed *= self._tuning.pace_part
+            self.due = min(self.due, now)  # new sequences gain nothing from tokens that were early
         self.due = max(self.due, now - allowed) + allowed
 
-    def latest_decode(self, whole: bool = False) -> float:
-        """When a step must begin for the next tokens to be in time; never without a target.
+    def note_idle(self) -> None:
+        """Notes that there is nothing to decode, so that the time until then does not count."""
+        self._last_decode = None
+
+    def latest_decode(self, request_targets: bool = False) -> float:
+        """Time at which a step must begin for the next tokens to be in time; infinite if none is.
 
         Args:
-          whole: whether targets for whole requests count, not for tokens alone.
+          request_targets: whether targets for whole requests count, besides those for tokens.
         """
         if self._targets.tpot is None:
-            return self.due if whole else math.inf
+            return self.due if request_targets else math.inf
         return self.due - self._estimates.decode(self._name, len(self.state.running))
 
-    def load(self) -> float:
-        """The part of the time that its sequences need to keep to their targets."""
+    def utilization(self) -> float:
+        """Part of the time that the running sequences need to meet their targets."""
         return self._estimates.decode(self._name, len(self.state.running)) / self.tpot()
-
-    def rests(self) -> None:
-        """Notes that there is nothing to decode: the time until there is does not count."""
-        self._last = None
 
     # Prompts
 
-    def defer_lost(self, unit: Scheduler, now: float) -> None:
-        """Defers those of the prompts that are next which would be late even if they began now."""
+    @property
+    def has_first_token_target(self) -> bool:
+        """Whether the model has a target for the first token."""
+        return self._targets.ttft is not None
+
+    def defer_late(self, now: float) -> Iterator[Defer]:
+        """Defers those of the next prompts that would be late even if they began now."""
         state = self.state
         head = state.first
-        if head is None or (head is self._head and now < self._look_at):
+        if head is None or (head is self._checked_head and now < self._next_check):
             return
-        spare = math.inf
+        slack = math.inf
         first = itertools.islice(state.waiting.values(), state.spec.limits.max_prefill_seqs)
-        some = [one for one in first if not one.deferred and not one.preemptions]
-        for request, latest in zip(some, self.latest_starts(some), strict=True):
+        requests = [r for r in first if not r.deferred and not r.preemptions]
+        for request, latest in zip(requests, self.latest_starts(requests), strict=True):
             if latest < now:
-                unit.defer(request)
+                yield Defer(request)
             else:
-                spare = min(spare, latest - now)
-        # The time that is left is a guess, and is looked at again when a part has passed.
-        self._head = state.first
-        self._look_at = now + LOOKED_AT_PART * spare
+                slack = min(slack, latest - now)
+        # The slack is an estimate, so it is computed again after a part of it has passed.
+        self._checked_head = state.first
+        self._next_check = now + self._tuning.check_interval_part * slack
 
     def patience(self, running: int, now: float) -> float:
-        """Seconds that the model's prompts may still wait for others; 0 or less: they are due.
+        """Seconds that the model's prompts may still wait for others; they are due at 0 or less.
 
         Args:
-          running: sequences of all models, which a prefill step holds up.
-          now: seconds.
+          running: running sequences of all models, which a prefill step delays.
+          now: current time, in seconds.
+
+        Raises:
+          ValueError: the model has no prompt.
         """
         state = self.state
         if state.prefilling:
             return 0.0
         count = len(state.waiting)
-        if count >= self._most:
+        if count >= self._max_batch:
             return 0.0
         head = state.first
         if head is None:
-            raise ValueError(f"{self._name} has no prompts that could wait")
-        if self._wait[:2] != (head, count):
+            raise ValueError(f"{self._name} has no prompt that could wait")
+        if self._patience[:2] != (head, count):
             tokens = count * self.mean_prompt()
-            # They came one after the other, so that on average they waited half as long as the
-            # first.
-            each = 2 * self._saved(tokens) / (count + 1)
-            self._wait = head, count, each, self._spare(len(head.prompt))
-        _, _, each, spare = self._wait
-        return min(running * each, spare) - (now - head.arrival)
+            # Prompts arrive one by one, so their mean wait is half that of the first.
+            wait = 2 * self._batching_gain(tokens) / (count + 1)
+            self._patience = head, count, wait, self._slack(len(head.prompt))
+        _, _, wait, slack = self._patience
+        return min(running * wait, slack) - (now - head.arrival)
 
-    def may_begin(self, unit: Scheduler, strain: SloUtilization) -> bool:
-        """Whether the model's prompts need not wait for sequences to end."""
-        state = self.state
-        if state.prefilling or self._targets.ttft is not None:
-            return True
-        most = state.spec.limits.max_prefill_seqs
-        return strain.allows(self, unit, min(most, len(state.waiting)))
-
-    def place(self, virtual: float, now: float) -> tuple[int, float]:
-        """The order among models whose prompts are due: the least is first.
+    def prefill_order(self, virtual_time: float, now: float) -> tuple[int, float]:
+        """Sort key among models whose prompts are due; the least is first.
 
         Prompts that can still meet a target for the first token go first, in the order in which
-        they must begin; then whoever is furthest behind its share of the time, so that a long line
-        of one model does not keep the others waiting.
+        they must begin. Then the model furthest behind its share of the time goes, so that a long
+        queue of one model does not delay the others.
 
         Args:
-          virtual: the virtual time of the model's prefills, see `time_quotas.py`.
-          now: seconds.
+          virtual_time: virtual time of the model's prefills; see `FairShare`.
+          now: current time, in seconds.
         """
-        if self._targets.ttft is not None:
+        if self.has_first_token_target:
             group = self.state.prefilling or self.state.waiting
             latest = min(map(self.latest_start, itertools.islice(group.values(), 1)), default=now)
             if latest >= now:
                 return 0, latest
-        return 1, virtual
+        return 1, virtual_time
 
-    def _spare(self, tokens: int) -> float:
-        """Seconds that a prompt may lose before its prefill begins.
+    def _slack(self, tokens: int) -> float:
+        """Seconds that a prompt may wait before its prefill begins.
 
-        Without a target for the first token, what one may lose whose output is a single token, as
-        nobody knows which ones are so short; but any time at all where the model does not keep its
-        targets as it is, since then what counts is how much gets done.
+        Without a target for the first token, that of a request with an output of a single token;
+        infinite if the model misses its targets, since then throughput matters more.
         """
-        if self._targets.ttft is None and self.speed > self.tpot():
+        if self._targets.ttft is None and self.pace > self.tpot():
             return math.inf
         return self.ttft(tokens) - self._estimates.prefill(self._name, tokens)
 
-    def _saved(self, tokens: float) -> float:
-        """Seconds that one prefill of twice as many tokens saves, against two."""
-        once, twice = (self._estimates.prefill(self._name, round(n * tokens)) for n in (1, 2))
-        return 2 * once - twice
+    def _batching_gain(self, tokens: float) -> float:
+        """Seconds that one prefill of `2 * tokens` tokens saves, against two of `tokens`."""
+        single, double = (self._estimates.prefill(self._name, round(n * tokens)) for n in (1, 2))
+        return 2 * single - double

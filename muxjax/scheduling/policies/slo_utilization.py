@@ -1,103 +1,109 @@
-"""How much of the time decodes need for all sequences to keep to their targets.
+"""SLO utilization: the part of the time that decodes need for all sequences to meet their targets.
 
-A model whose sequences must have a token every `tpot` seconds, and whose step takes `d`, needs
-`d / tpot` of the time. The sum over models is the strain. Where it and the prefills' part of the
-time come to more than there is, everybody is late, and batches that are fuller still serve nobody
-in time: prompts that would cost decodes more wait then, until those that run have ended.
+A model whose sequences need a token every `tpot` seconds and whose decode step takes `d` seconds
+needs `d / tpot` of the time; the sum over models is the SLO utilization. If it and the prefills
+need more time than there is, all requests are late, and larger batches help none of them. Then
+prompts wait until running sequences end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from muxjax.scheduling.policies.slo_tracker import SloTracker
-    from muxjax.scheduling.scheduler import Scheduler
-
-FREE = 0.02
-"""Strain that new sequences may add at any time: in a batch that has room for them they cost next
-to nothing."""
-LOOK_SECONDS = 0.5
-"""How often the prefills' part of the time is measured."""
-NEW_WEIGHT = 0.3
-"""Weight of a new measurement against all before it."""
+from muxjax.scheduling.policies.interface import SchedulerView
+from muxjax.scheduling.policies.slo_tracker import SloTracker
+from muxjax.scheduling.policies.slo_tuning import DEFAULT_TUNING, SloTuning
 
 
 class SloUtilization:
-    """Of one unit, as of the last `look`; none until then."""
+    """SLO utilization of all models of a unit, as of the last `update`; 0 before the first.
 
-    def __init__(self) -> None:
-        self._loads: dict[str, float] | None = {}
+    Args:
+      tuning: constants.
+    """
+
+    def __init__(self, tuning: SloTuning = DEFAULT_TUNING) -> None:
+        self._tuning = tuning
+        self._by_model: dict[str, float] | None = {}
         self._total = 0.0
-        self._paces: Mapping[str, SloTracker] = {}
-        self._prefills = 0.0
-        self._used = (0.0, 0.0)
-        self._look_at = 0.0
+        self._trackers: Mapping[str, SloTracker] = {}
+        self._prefill_part = 0.0
+        self._measured_seconds = (0.0, 0.0)  # prefills and all steps, at the last measurement
+        self._next_measurement = 0.0
 
-    def look(self, paces: Mapping[str, SloTracker], unit: Scheduler, now: float) -> None:
-        """Takes the sequences that decode now. Their strain is worked out when it is asked for, as
-        most steps need none.
+    def update(self, trackers: Mapping[str, SloTracker], view: SchedulerView, now: float) -> None:
+        """Starts from the sequences that decode now.
+
+        The utilization is computed when it is read, since most steps do not need it.
         """
-        self._paces, self._loads = paces, None
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._measure(unit)
+        self._trackers, self._by_model = trackers, None
+        if now >= self._next_measurement:
+            self._next_measurement = now + self._tuning.measure_seconds
+            self._measure_prefills(view)
 
     @property
-    def loads(self) -> Mapping[str, float]:
-        """The strain of each model that decodes."""
-        if self._loads is None:
-            self._loads = {n: pace.load() for n, pace in self._paces.items() if pace.state.running}
-            self._total = sum(self._loads.values())
-        return self._loads
+    def by_model(self) -> Mapping[str, float]:
+        """Utilization of each model that decodes."""
+        if self._by_model is None:
+            trackers = self._trackers.items()
+            self._by_model = {name: t.utilization() for name, t in trackers if t.state.running}
+            self._total = sum(self._by_model.values())
+        return self._by_model
 
     @property
     def total(self) -> float:
-        """The sum over models; 0 where nobody decodes; above 1, steps in turn keep nobody to its
-        target.
-        """
-        return self._total if self.loads else 0.0
+        """Sum over models, 0 if none decodes; above 1 no model that takes turns is in time."""
+        return self._total if self.by_model else 0.0
 
-    def leaves_room(self, pace: float) -> bool:
-        """Whether steps in turn keep all sequences to this part of what their targets allow, beside
-        prefills.
-        """
-        return self.total <= pace * (1 - self._prefills)
+    def leaves_room(self, pace_part: float) -> bool:
+        """Whether all sequences can keep to this part of their allowed pace, besides prefills."""
+        return self.total <= pace_part * (1 - self._prefill_part)
 
-    def allows(self, pace: SloTracker, unit: Scheduler, count: int) -> bool:
-        """Whether so many sequences of a model may begin beside those that decode.
-
-        Always where nobody decodes, where they cost next to nothing, where the model keeps to its
-        share of the decodes' time, or has nothing running and used less than its share so far, and
-        where targets are tight (`LEAST_MODELS` in `pacing.py`).
-        """
-        loads = self.loads
-        if pace.tight or not loads:
+    def may_prefill(self, tracker: SloTracker, view: SchedulerView) -> bool:
+        """Whether a model's prompts need not wait until running sequences end."""
+        state = tracker.state
+        if state.prefilling or tracker.has_first_token_target:
             return True
-        spec, running = pace.state.spec, len(pace.state.running)
-        model, tpot = spec.name, pace.tpot()
-        size = running + max(1, min(count, spec.limits.max_seqs - running))
-        before = loads.get(model, 0.0)
-        after = unit.estimates.decode(model, size) / tpot
-        most = 1 - self._prefills
-        if self._total - before + after <= most:
+        limit = state.spec.limits.max_prefill_seqs
+        return self.allows(tracker, view, min(limit, len(state.waiting)))
+
+    def allows(self, tracker: SloTracker, view: SchedulerView, count: int) -> bool:
+        """Whether `count` sequences of a model may begin beside those that decode.
+
+        That is so if any of these holds:
+
+        - no model decodes, or the model's targets are tight;
+        - all models still meet their targets, besides prefills;
+        - the new sequences add next to nothing to the utilization;
+        - the model decodes nothing and has used less than its share so far;
+        - the model stays within its share of the decodes' time.
+        """
+        by_model = self.by_model
+        if tracker.is_tight or not by_model:
+            return True
+        spec, running = tracker.state.spec, len(tracker.state.running)
+        name, tpot, decode = spec.name, tracker.tpot(), view.estimates.decode
+        batch = running + max(1, min(count, spec.limits.max_seqs - running))
+        before = by_model.get(name, 0.0)
+        after = decode(name, batch) / tpot
+        available = 1 - self._prefill_part
+        if self._total - before + after <= available:
             return True
         if before:
-            # A batch that is just large enough for the next bucket need not stay that large.
-            half = unit.estimates.decode(model, (size + 1) // 2) / tpot
-            if after - min(before, half) <= FREE:
+            # A batch that has just grown into the next bucket can shrink again.
+            half = decode(name, (batch + 1) // 2) / tpot
+            if after - min(before, half) <= self._tuning.free_utilization:
                 return True
-        elif unit.time.credit((model, "decode")) >= 0:
+        elif view.fair_share.credit((name, "decode")) >= 0:
             return True
-        return after <= most * unit.time.part((model, "decode"))
+        return after <= available * view.fair_share.phase_share((name, "decode"))
 
-    def _measure(self, unit: Scheduler) -> None:
-        """The prefills' part of the time since the last measurement."""
-        used = unit.time.used
+    def _measure_prefills(self, view: SchedulerView) -> None:
+        """Measures the prefills' part of the time since the last measurement."""
+        used = view.fair_share.used
         prefills = sum([seconds for (_, phase), seconds in used.items() if phase == "prefill"])
         total = sum(used.values())
-        before, self._used = self._used, (prefills, total)
+        before, self._measured_seconds = self._measured_seconds, (prefills, total)
         if total > before[1]:
             part = min(1.0, max(0.0, (prefills - before[0]) / (total - before[1])))
-            self._prefills += NEW_WEIGHT * (part - self._prefills)
+            self._prefill_part += self._tuning.measure_weight * (part - self._prefill_part)

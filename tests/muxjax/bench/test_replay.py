@@ -8,7 +8,7 @@ from muxjax.bench.replay import make_requests, replay
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, WorkloadError
 from muxjax.placement.workload.trace import TraceRequest
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
@@ -20,7 +20,7 @@ LIMITS = {one.name: one.max_model_len for one in SPECS}
 
 
 def engine(executor: type[MockExecutor] = MockExecutor) -> Engine:
-    unit = Scheduler(SPECS, 60, make_policy("adbs"))
+    unit = Scheduler(SPECS, 60, create_policy("adbs"))
     return Engine(unit, executor(SPECS, 60))
 
 

@@ -61,7 +61,7 @@ def test_a_unit_expects_the_rates_that_it_is_told(rig: BenchSession) -> None:
     for rate in (1.0, 9.0):
         unit = rig.unit("static", rates={"llama": rate, "qwen3": 1.0})
         assert unit.models["llama"].spec.rate == rate
-        shares[rate] = unit.time.shares["llama", "decode"]
+        shares[rate] = unit.fair_share.shares["llama", "decode"]
     assert shares[9.0] > 1.2 * shares[1.0]
     assert rig.unit("static").models["llama"].spec == rig.specs["llama"]
 

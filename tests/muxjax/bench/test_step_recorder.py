@@ -8,7 +8,7 @@ from muxjax.bench import step_recorder as in_service
 from muxjax.bench.step_recorder import ExecutedStep, StepRecorder
 from muxjax.errors import BenchError
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk, StepResult
@@ -33,7 +33,7 @@ def decode(tokens: int, *slots: int) -> Decode:
 def test_an_engines_steps_are_noted() -> None:
     watch = StepRecorder()
     spec = ModelSpec("m", 1, 16, 256, BucketLimits(8, 64, 8, 8))
-    unit = Scheduler([spec], 100, make_policy("adbs"))
+    unit = Scheduler([spec], 100, create_policy("adbs"))
 
     def ran(
         step: Prefill | Decode, made: list[int], started: float, seconds: float

@@ -15,7 +15,7 @@ from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.units.served_unit import ServedUnit
 from tests.muxjax.engine.test_engine import WAIT, Collector
@@ -73,7 +73,7 @@ class Remote:
         specs, left = [SPECS[model] for model in models], list(deaths)
 
         def start() -> Engine:
-            unit = Scheduler(specs, PAGES, make_policy("adbs"))
+            unit = Scheduler(specs, PAGES, create_policy("adbs"))
             return Engine(unit, Dying(specs, PAGES, left))
 
         def connect(closing: threading.Event) -> tuple[LocalPeer, dict]:

@@ -6,7 +6,7 @@ import pytest
 
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
@@ -58,7 +58,7 @@ SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
 
 
 def make_engine(executor: type[MockExecutor] = MockExecutor, pages: int = 60) -> Engine:
-    unit = Scheduler(SPECS, pages, make_policy("adbs"), record_freed=True)
+    unit = Scheduler(SPECS, pages, create_policy("adbs"), record_freed=True)
     return Engine(unit, executor(SPECS, pages), poison=True)
 
 
@@ -75,7 +75,7 @@ def test_every_request_gets_its_tokens():
     engine = make_engine()
     requests = [request(i, "ab"[i % 2], 3 + i, 9) for i in range(12)]
     found = ask(engine, *requests)
-    unit = Scheduler(SPECS, 60, make_policy("adbs"))
+    unit = Scheduler(SPECS, 60, create_policy("adbs"))
     for one, collector in zip(requests, found, strict=True):
         assert collector.tokens == solo_tokens(unit, one)
         assert collector.reason == "length"
@@ -170,7 +170,7 @@ class Hanging(MockExecutor):
 def test_a_loop_that_hangs_is_seen_and_given_up():
     executor = Hanging(SPECS, 60)
     engine = Engine(
-        Scheduler(SPECS, 60, make_policy("adbs"), record_freed=True), executor, poison=True
+        Scheduler(SPECS, 60, create_policy("adbs"), record_freed=True), executor, poison=True
     )
     assert engine.stalled_seconds == 0.0
     collectors = [Collector() for _ in range(2)]

@@ -142,8 +142,8 @@ def test_masks_are_not_changed_by_advancing() -> None:
 def test_a_constraint_made_anew_goes_on_after_the_tokens():
     first = start(Grammar.regex("[0-9]{2,3}x"))
     first.advance(ord("1"))
-    again = first.anew([ord("4"), ord("5"), ord("6")])
+    again = first.replay([ord("4"), ord("5"), ord("6")])
     assert allowed(again) == {ord("x")}
     assert allowed(first) == {*b"0123456789"}
     with pytest.raises(InvalidRequest):
-        first.anew([ord("x")])
+        first.replay([ord("x")])

@@ -10,7 +10,7 @@ from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
@@ -43,7 +43,7 @@ def runner(
     specs, left = [SPECS[model] for model in models], list(deaths)
 
     def start() -> Engine:
-        unit = Scheduler(specs, PAGES, make_policy("adbs"))
+        unit = Scheduler(specs, PAGES, create_policy("adbs"))
         return Engine(unit, Dying(specs, PAGES, left))
 
     return UnitSupervisor(name, models, start, seconds)
@@ -73,7 +73,7 @@ def routed():
 
 
 def alone(one: Request) -> list[int]:
-    return solo_tokens(Scheduler(SPECS.values(), PAGES, make_policy("adbs")), one)
+    return solo_tokens(Scheduler(SPECS.values(), PAGES, create_policy("adbs")), one)
 
 
 def requests_of(models: str, count: int, **params: float) -> list[Request]:

@@ -11,7 +11,7 @@ from muxjax.scheduling.expected_load import (
     MEAN_PROMPT_TOKENS,
     ExpectedLoad,
 )
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
@@ -106,7 +106,7 @@ class Loop:
         cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **unit: object
     ) -> Loop:
         return cls(
-            Scheduler(specs, num_pages, make_policy(policy), record_freed=True, **unit),
+            Scheduler(specs, num_pages, create_policy(policy), record_freed=True, **unit),
             MockExecutor(specs, num_pages),
         )
 

@@ -8,11 +8,11 @@ from tests.muxjax.scheduling.harness import Loop, request, spec
 
 
 def loop_with(targets: LatencySlo, *, refuse_late: bool = True) -> Loop:
-    one = spec("a", 2, 4, 64, max_seqs=4, output_tokens=8.0, prompt_tokens=5.0, targets=targets)
-    return Loop.of([one], 400, "slo", refuse_late=refuse_late)
+    model = spec("a", 2, 4, 64, max_seqs=4, output_tokens=8.0, prompt_tokens=5.0, targets=targets)
+    return Loop.of([model], 400, "slo", refuse_late=refuse_late)
 
 
-def test_what_cannot_be_in_time_is_refused_with_the_reason() -> None:
+def test_a_late_request_is_refused_with_the_reason() -> None:
     loop = loop_with(LatencySlo(ttft=0.05))
     for number in range(100):
         try:
@@ -30,12 +30,14 @@ def test_what_cannot_be_in_time_is_refused_with_the_reason() -> None:
 
 def test_nothing_is_refused_by_default() -> None:
     loop = loop_with(LatencySlo(ttft=0.001), refuse_late=False)
-    for number in range(100):
-        loop.unit.add(request(number))
+    requests = [request(number) for number in range(100)]
+    for late in requests:
+        loop.unit.add(late)
     loop.run()
+    assert all(late.finish_reason == "length" for late in requests)
 
 
-def test_a_target_for_the_whole_counts_the_whole() -> None:
+def test_a_target_for_the_request_counts_all_tokens() -> None:
     loop = loop_with(LatencySlo(scale=1.0, isolated_ttft=1e-6, isolated_tpot=1e-6))
-    with pytest.raises(Overloaded, match="its whole answer is expected"):
+    with pytest.raises(Overloaded, match="its last token is expected"):
         loop.unit.add(request(0))

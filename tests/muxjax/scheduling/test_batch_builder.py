@@ -1,4 +1,4 @@
-"""What steps are made of."""
+"""The contents of steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_long_prompts_are_prefilled_in_chunks() -> None:
     assert wanted.output == solo_tokens(loop.unit, wanted)
 
 
-def test_prompts_are_packed_and_the_last_is_cut() -> None:
+def test_prompts_are_packed_and_the_last_is_chunked() -> None:
     loop = Loop.of([spec("a", prefill_tokens=16)], 200)
     for i, length in enumerate((5, 7, 9)):
         loop.unit.add(request(i, prompt_tokens=length, max_tokens=1))
@@ -27,7 +27,7 @@ def test_prompts_are_packed_and_the_last_is_cut() -> None:
     assert loop.shapes == ["P5,7,4", "P5"]
 
 
-def test_a_prefill_has_at_most_so_many_chunks() -> None:
+def test_chunks_of_a_prefill_are_limited() -> None:
     loop = Loop.of([spec("a", prefill_seqs=2)], 200)
     for i in range(3):
         loop.unit.add(request(i, prompt_tokens=2, max_tokens=1))
@@ -35,18 +35,22 @@ def test_a_prefill_has_at_most_so_many_chunks() -> None:
     assert loop.shapes == ["P2,2", "P2"]
 
 
-def test_a_step_can_be_limited_further() -> None:
+def test_the_tokens_of_a_step_can_be_limited() -> None:
     loop = Loop.of([spec("a")], 200)
     loop.unit.add(request(0, prompt_tokens=6, max_tokens=9))
-    prefill = loop.unit.make_prefill("a", max_tokens=4)
+    builder, first = loop.unit.batch_builder, loop.unit.get_request(0)
+    prefill, requests = builder.build_prefill("a", max_tokens=4) or (None, [])
     assert prefill is not None
     assert prefill.num_tokens == 4
-    rest = loop.unit.make_prefill("a")
+    assert requests == [first]
+    rest, _ = builder.build_prefill("a") or (None, [])
     assert rest is not None
     assert rest.num_tokens == 2
-    decode = loop.unit.make_decode("a", max_tokens=0)
+    assert builder.build_prefill("a") is None
+    decode, requests = builder.build_decode("a", max_tokens=0) or (None, [])
     assert decode is not None
     assert decode.num_tokens == 1
+    assert requests == [first]
 
 
 def test_a_sequence_whose_tokens_are_all_in_flight_is_left_out() -> None:

@@ -37,7 +37,7 @@ class Residues:
             raise InvalidRequest("too complex", field="grammar")
         return len(self.taken) == self._length
 
-    def anew(self, tokens: Sequence[int]) -> Residues:
+    def replay(self, tokens: Sequence[int]) -> Residues:
         other = Residues(self._modulus, self._length, self._fails_after)
         for token in tokens:
             other.advance(token)

@@ -12,7 +12,7 @@ from muxjax.scheduling.demand import (
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.fair_share import EVEN_PART
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 
@@ -67,9 +67,9 @@ def test_a_model_without_load_needs_nothing() -> None:
 
 def test_units_follow_it() -> None:
     specs = [model("popular", rate=3.0), model("rare", rate=1.0)]
-    unit = Scheduler(specs, 10 + 10 * 400, make_policy("adbs"), demand=expected_demand)
+    unit = Scheduler(specs, 10 + 10 * 400, create_policy("adbs"), demand=expected_demand)
     quotas = unit.quotas.quotas
     assert quotas["popular"] == 3 * quotas["rare"]
     # Beside the part that is shared evenly, time follows the rates too.
-    beyond = {turn: share - EVEN_PART / 4 for turn, share in unit.time.shares.items()}
+    beyond = {turn: share - EVEN_PART / 4 for turn, share in unit.fair_share.shares.items()}
     assert beyond["popular", "prefill"] == pytest.approx(3 * beyond["rare", "prefill"])

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from muxjax.errors import PoolTooSmall
-from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import create_policy, policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.timeline import Timeline
 from muxjax.testing.mock_executor import MockExecutor
@@ -34,7 +34,7 @@ def test_the_part_of_who_leaves_goes_to_the_others() -> None:
     assert set(unit.quotas.quotas) == {"a", "c"}
     assert sum(unit.quotas.quotas.values()) == slabs
     assert all(unit.quotas.quotas[name] >= before[name] for name in "ac")
-    assert sum(unit.time.shares.values()) == pytest.approx(1.0)
+    assert sum(unit.fair_share.shares.values()) == pytest.approx(1.0)
     unit.add_model(B)
     assert unit.quotas.quotas == before
     unit.check_invariants()
@@ -51,7 +51,7 @@ def test_a_unit_may_be_left_without_models() -> None:
     assert loop.updates[-1].finish_reason == "length"
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 def test_models_come_and_go_under_load(policy: str) -> None:
     loop, specs = Loop.of([A, B, C], PAGES, policy, prefix_cache=True), {"a": A, "b": B, "c": C}
     chance, asked = random.Random(policy), []
@@ -64,7 +64,7 @@ def test_models_come_and_go_under_load(policy: str) -> None:
             loop.unit.add(asked[-1])
         elif name not in loop.unit.models:
             loop.unit.add_model(specs[name])
-        elif loop.unit.idle(name) and chance.random() < 0.5:
+        elif loop.unit.is_idle(name) and chance.random() < 0.5:
             loop.unit.remove_model(name)
         loop.turn()
     loop.run()
@@ -97,7 +97,7 @@ def test_who_works_cannot_leave() -> None:
         loop.unit.remove_model("a")
     loop.turn()
     loop.unit.cancel(1)
-    assert not loop.unit.idle("a")  # its step is in flight
+    assert not loop.unit.is_idle("a")  # its step is in flight
     loop.run()
     loop.unit.remove_model("a")
 
@@ -123,17 +123,17 @@ def test_expectations_change_while_requests_run() -> None:
         loop.unit.add(request(number, "ab"[number % 2], 9, 8))
     loop.turn()
     before = dict(loop.unit.quotas.floors)
-    loop.unit.change_models([dataclasses.replace(A, kv_floor=0.5)])
+    loop.unit.update_models([dataclasses.replace(A, kv_floor=0.5)])
     assert loop.unit.quotas.floors["a"] > before["a"]
     with pytest.raises(PoolTooSmall):
-        loop.unit.change_models([dataclasses.replace(B, kv_floor=0.9)])
+        loop.unit.update_models([dataclasses.replace(B, kv_floor=0.9)])
     assert loop.unit.models["b"].spec == B
     loop.run()
     loop.assert_empty()
 
 
 def test_a_timeline_knows_all_that_were_there() -> None:
-    unit = Scheduler([A, B], PAGES, make_policy("adbs"))
+    unit = Scheduler([A, B], PAGES, create_policy("adbs"))
     unit.remove_model("b")
     loop, timeline = Loop(unit, MockExecutor([A, B], PAGES)), Timeline()
     for name in "ab":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.kv_cache.blocked_requests import RECLAIM_STEPS
 from muxjax.scheduling.kv_cache.pool_division import OpenPool
-from muxjax.scheduling.policies.registry import POLICIES
+from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
@@ -17,7 +17,7 @@ from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 MAX_STEPS = 20
 """Steps within which a model has its floor, or all its requests run."""
-FAIR_POLICIES = [name for name in ("adbs", "round_robin", "slo") if name in POLICIES]
+FAIR_POLICIES = [name for name in ("adbs", "round_robin", "slo") if name in policy_names()]
 """Policies that schedule every model within a few steps. `fcfs` has one queue for all models: a
 late request waits for all earlier ones, whatever the floor of its model."""
 
@@ -41,7 +41,7 @@ def short_of(unit: Scheduler, name: str) -> bool:
     """Whether the model waits for pages within its floor, or waits and holds none."""
     state, allocator = unit.models[name], unit.allocator
     waiting = next(iter(state.waiting.values()), None)
-    if waiting is None or not state.free_slots or not unit.settled(waiting):
+    if waiting is None or not state.free_slots or not unit.is_settled(waiting):
         return False
     burst = state.spec.limits.max_decode_tokens
     blocks = state.spec.blocks_for(waiting.num_tokens + burst)
@@ -184,7 +184,7 @@ def floors(draw: st.DrawFn, count: int) -> list[float | None]:
     return [None if floor is None else floor / total / 2 for floor in given]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -> None:
@@ -235,5 +235,5 @@ def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -
             and unit.allocator.leased_slabs(one.name)
             and not (state.prefilling)
         ):
-            assert unit.make_prefill(one.name) is not None
+            assert unit.batch_builder.build_prefill(one.name) is not None
             unit.check_invariants()

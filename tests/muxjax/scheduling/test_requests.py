@@ -22,14 +22,14 @@ def test_expected_tokens_count_what_is_in_flight() -> None:
     request.dispatch(3, step=5)
     assert (request.expected_tokens, request.pending, request.last_step) == (1, 1, 5)
     table = SlotTable(2)
-    request.take_row(table)
+    request.bind_row(table)
     assert (table.limit[1], table.prompt[1], table.num_blocks[1]) == (9, 3, 1)
     request.output = [4]
-    table.made[1] += 3
+    table.expected[1] += 3
     table.last_step[1] = 6
     assert (request.expected_tokens, request.pending, request.last_step) == (4, 3, 6)
-    request.leave_row()
+    request.unbind_row()
     assert (request.expected_tokens, request.pending, request.last_step) == (4, 3, 6)
-    assert table.limit[1] == table.made[1]
+    assert table.limit[1] == table.expected[1]
     with pytest.raises(ValueError, match="no row"):
-        request.leave_row()
+        request.unbind_row()

@@ -6,7 +6,7 @@ import pytest
 
 from muxjax.errors import InvalidRequest, PoolTooSmall, UnknownModel
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request, RequestState
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
@@ -122,7 +122,7 @@ def test_what_cannot_be_served_is_refused() -> None:
         unit.add(request(0, "c"))
     with pytest.raises(InvalidRequest, match="empty"):
         unit.add(request(0, prompt_tokens=0))
-    with pytest.raises(InvalidRequest, match="20 tokens; a takes at most 19") as error:
+    with pytest.raises(InvalidRequest, match="20 tokens; a accepts at most 19") as error:
         unit.add(request(0, prompt_tokens=20))
     assert error.value.field == "prompt"
     unit.add(request(0))
@@ -133,11 +133,11 @@ def test_what_cannot_be_served_is_refused() -> None:
 
 def test_bad_units_are_refused() -> None:
     with pytest.raises(PoolTooSmall, match="deep needs 9 pages for one block"):
-        Scheduler([spec("deep", 9)], 17, make_policy("adbs"))
-    with pytest.raises(ValueError, match="unlike names"):
-        Scheduler([spec("a"), spec("a")], 100, make_policy("adbs"))
+        Scheduler([spec("deep", 9)], 17, create_policy("adbs"))
+    with pytest.raises(ValueError, match="distinct names"):
+        Scheduler([spec("a"), spec("a")], 100, create_policy("adbs"))
     with pytest.raises(ValueError, match="at least one model"):
-        Scheduler([], 100, make_policy("adbs"))
+        Scheduler([], 100, create_policy("adbs"))
 
 
 def test_results_must_come_in_order() -> None:
@@ -152,7 +152,7 @@ def test_results_must_come_in_order() -> None:
 
 def test_freed_pages_are_reported_for_poisoning() -> None:
     specs = [spec("a", 2, 4)]
-    unit = Scheduler(specs, 40, make_policy("adbs"), record_freed=True)
+    unit = Scheduler(specs, 40, create_policy("adbs"), record_freed=True)
     executor = MockExecutor(specs, 40)
     unit.add(request(0, prompt_tokens=5, max_tokens=1))
     step = unit.next_step(0.0)
@@ -213,13 +213,13 @@ def test_shares_follow_demand_with_newer_estimates() -> None:
         return Demand(kv=model.rate, prefill_seconds=0.0, decode_seconds=seconds)
 
     specs = [spec("a", rate=3.0), spec("b", rate=1.0)]
-    unit = Scheduler(specs, 2 + 2 * 40, make_policy("adbs"), demand=demand)
+    unit = Scheduler(specs, 2 + 2 * 40, create_policy("adbs"), demand=demand)
     assert unit.quotas.quotas == {"a": 30, "b": 10}
-    assert unit.time.shares["a", "decode"] == unit.time.shares["b", "decode"]
+    assert unit.fair_share.shares["a", "decode"] == unit.fair_share.shares["b", "decode"]
     unit.next_step(0.0)
     unit.estimates.observe_decode("a", 1, 1, 0.2)
     unit.next_step(1.0)
     assert asked == ["a", "b"]
     unit.next_step(60.0)
     assert asked == ["a", "b"] * 2
-    assert unit.time.shares["a", "decode"] > 5 * unit.time.shares["b", "decode"]
+    assert unit.fair_share.shares["a", "decode"] > 5 * unit.fair_share.shares["b", "decode"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.timeline import Timeline
 from muxjax.testing.mock_executor import MockExecutor
@@ -20,7 +20,7 @@ SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
 
 def run(timeline: Timeline, name: str = "unit") -> int:
     """Two requests to their end; how many steps that took."""
-    unit, executor = Scheduler(SPECS, 60, make_policy("adbs")), MockExecutor(SPECS, 60)
+    unit, executor = Scheduler(SPECS, 60, create_policy("adbs")), MockExecutor(SPECS, 60)
     unit.add(request(1, "a", 6, max_tokens=5))
     unit.add(request(2, "b", 3, max_tokens=5))
     steps = 0
@@ -80,11 +80,11 @@ def test_several_units_are_processes(tmp_path: Path) -> None:
 
 
 def test_a_ring_keeps_the_latest(tmp_path: Path) -> None:
-    timeline = Timeline(most_steps=3)
+    timeline = Timeline(max_steps=3)
     steps = run(timeline)
     assert (len(timeline), timeline.dropped) == (3, steps - 3)
     assert sum(e["ph"] == "X" for e in written(timeline, tmp_path)) == 3
-    with pytest.raises(ValueError, match="one step at least"):
+    with pytest.raises(ValueError, match="max_steps must be at least 1, not 0"):
         Timeline(0)
 
 

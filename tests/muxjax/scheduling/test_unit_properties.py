@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from muxjax.errors import PoolTooSmall
 from muxjax.sampling_params import SamplingParams
-from muxjax.scheduling.policies.registry import POLICIES, make_policy
+from muxjax.scheduling.policies.registry import create_policy, policy_names
 from muxjax.scheduling.requests import Request, RequestUpdate
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import ModelSpec
@@ -38,7 +38,7 @@ class Arrival:
 
 
 def models(burst: int, floors: list[float | None], replicas: int = 1) -> list[ModelSpec]:
-    """Three of unlike depth, page capacity, length and limits, the first in copies."""
+    """Three models of different depth, page capacity, length and limits, the first replicated."""
     a = spec("a", 2, 4, 24, max_seqs=6, decode_tokens=burst, kv_floor=floors[0], replicas=replicas)
     b = spec("b", 3, 2, 16, max_seqs=3, decode_tokens=4, kv_floor=floors[1])
     c = spec("c", 5, 7, 40, prefill_tokens=8, prefill_seqs=2, kv_floor=floors[2])
@@ -49,7 +49,7 @@ def smallest_pool(specs: list[ModelSpec]) -> int:
     """Pages of the least pool that these models accept."""
     for pages in range(10, 400):
         try:
-            Scheduler(specs, pages, make_policy("adbs"))
+            Scheduler(specs, pages, create_policy("adbs"))
         except PoolTooSmall:
             continue
         return pages
@@ -82,7 +82,7 @@ def arrivals(draw: st.DrawFn) -> Arrival:
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_random_workloads(policy: str, data: st.DataObject) -> None:
@@ -142,7 +142,7 @@ def test_random_workloads(policy: str, data: st.DataObject) -> None:
             assert arrival.cancel_after is not None
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", policy_names())
 def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
     specs = models(4, [None, None, None])
     loop = Loop.of(specs, smallest_pool(specs), policy)

@@ -29,20 +29,20 @@ def test_a_share_is_a_part_of_the_chip(share: float) -> None:
         ComputeShares({("a", "decode"): share})
 
 
-def test_what_the_idle_leave_is_lent_to_those_that_work() -> None:
+def test_idle_shares_are_lent_to_active_keys() -> None:
     a: StepKey
     b: StepKey
     c: StepKey
     a, b, c = ("a", "decode"), ("b", "decode"), ("c", "decode")
     shares = ComputeShares({a: 0.5, b: 0.3, c: 0.2})
-    assert shares.taken(a) == 0.5
+    assert shares.allocated(a) == 0.5
     shares.lend(a, [], [a, b])  # c is idle
-    assert shares.taken(a) == pytest.approx(0.5 / 0.8)
+    assert shares.allocated(a) == pytest.approx(0.5 / 0.8)
     shares.lend(b, [a], [a, b])
-    assert shares.taken(b) == pytest.approx(0.3 / 0.8)
-    # The owner takes its own beside those that have borrowed, and lends nothing of theirs.
+    assert shares.allocated(b) == pytest.approx(0.3 / 0.8)
+    # The owner gets its own share beside the borrowers.
     shares.lend(c, [a, b], [a, b, c])
-    assert shares.taken(c) == 0.2
+    assert shares.allocated(c) == 0.2
     shares.lend(a, [b, c], [a, b, c])
-    assert shares.taken(a) == 0.5
-    assert shares[a] == 0.5  # whether a program fits goes by what is its own
+    assert shares.allocated(a) == 0.5
+    assert shares[a] == 0.5  # `fits` uses the own shares

@@ -1,11 +1,11 @@
-"""Steps that run side by side, applied by hand in any order."""
+"""Concurrent steps, applied by hand in any order."""
 
 from __future__ import annotations
 
 import pytest
 
 from muxjax.placement.simulator.compute_shares import ComputeShares
-from muxjax.placement.simulator.concurrent import make_concurrent_policy
+from muxjax.placement.simulator.concurrent import create_concurrent_policy
 from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
@@ -21,7 +21,7 @@ def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int 
     return Scheduler(
         [spec("a"), spec("b")],
         num_pages,
-        make_concurrent_policy(policy, ComputeShares(shares)),
+        create_concurrent_policy(policy, ComputeShares(shares)),
         kv_quotas=OpenPool,
         concurrent=True,
     )
@@ -65,7 +65,7 @@ def test_prefills_take_turns_and_decodes_run_beside_them(policy: str) -> None:
     finish(found, second)  # before the decode, which was made later
     (fourth,) = started(found)
     assert kind(fourth) == ("b", "decode")
-    assert found.in_flight() == [("a", "decode"), ("b", "decode")]
+    assert found.in_flight_keys() == [("a", "decode"), ("b", "decode")]
 
 
 def test_decodes_wait_while_a_prefill_waits_for_the_chip() -> None:
@@ -81,7 +81,7 @@ def test_decodes_wait_while_a_prefill_waits_for_the_chip() -> None:
     assert kind(prefill) == ("b", "prefill")
 
 
-def test_a_prefill_that_was_refused_pages_holds_nobody_back() -> None:
+def test_a_prefill_that_was_refused_pages_delays_no_decode() -> None:
     found = unit("adbs", prefill=1.0, num_pages=40)
     found.add(request(0, "a", prompt_tokens=50, max_tokens=10))
     found.add(request(1, "b", prompt_tokens=50, max_tokens=10))
@@ -98,7 +98,7 @@ def test_a_prefill_that_was_refused_pages_holds_nobody_back() -> None:
     assert kind(decode) == ("a", "decode")
 
 
-def test_fcfs_lets_nobody_overtake() -> None:
+def test_fcfs_is_not_overtaken() -> None:
     found = unit("fcfs", decode=1.0)
     for number, model in enumerate("ba"):
         found.add(request(number, model, max_tokens=20))
@@ -131,5 +131,7 @@ def test_everything_ends(policy: str) -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="there are slo, adbs, round_robin, fcfs, static"):
-        make_concurrent_policy("none", ComputeShares({}))
+    with pytest.raises(ValueError, match="no policy 'none'; there are slo, adbs"):
+        create_concurrent_policy("none", ComputeShares({}))
+    with pytest.raises(ValueError, match="these have: slo, adbs, fcfs, round_robin, static"):
+        create_concurrent_policy("mutex", ComputeShares({}))

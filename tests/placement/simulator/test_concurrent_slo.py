@@ -1,4 +1,4 @@
-"""`slo` side by side: a model that comes later has a pace of its own."""
+"""The concurrent variant of `slo`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.placement.simulator.test_concurrent_policies import finish, kind, sta
 SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("b", "decode"): 0.4}
 
 
-def test_a_model_that_comes_later_is_paced() -> None:
+def test_a_model_that_is_added_later_is_tracked() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
     found = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, concurrent=True)
     found.add(request(0, "a", max_tokens=20))
@@ -26,7 +26,7 @@ def test_a_model_that_comes_later_is_paced() -> None:
     assert [kind(step) for step in started(found)] == [("a", "decode"), ("b", "decode")]
 
 
-def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
+def test_prompts_wait_for_decodes_of_their_own_model_only() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
     found = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, concurrent=True)
     found.add(request(0, "a", max_tokens=20))
@@ -38,19 +38,19 @@ def test_prompts_wait_for_the_decodes_of_their_own_model_alone() -> None:
     assert started(found) == []  # nothing of a model beside its own step
 
 
-def test_who_is_alone_with_work_has_the_whole_chip_until_its_step_ends() -> None:
+def test_a_model_without_others_gets_the_chip_until_its_step_ends() -> None:
     compute = ComputeShares(SHARES)
     found = Scheduler(
         [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, concurrent=True
     )
     found.add(request(0, "a", max_tokens=20))
-    (alone,) = started(found)
-    assert compute.taken(("a", "prefill")) == 1.0
+    (first,) = started(found)
+    assert compute.allocated(("a", "prefill")) == 1.0
     found.add(request(1, "b", max_tokens=20))
     (beside,) = started(found)  # at once, though its part is lent
-    assert compute.taken(("b", "prefill")) == 0.4
-    finish(found, alone)
+    assert compute.allocated(("b", "prefill")) == 0.4
+    finish(found, first)
     (decode,) = started(found)
     assert kind(decode) == ("a", "decode")
-    assert compute.taken(("a", "decode")) == 0.6  # and no more than its own beside b
+    assert compute.allocated(("a", "decode")) == 0.6  # and no more than its own beside b
     finish(found, beside)

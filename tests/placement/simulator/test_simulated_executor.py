@@ -62,7 +62,7 @@ def test_a_batch_as_the_scheduler_makes_it_is_the_same_step() -> None:
         executor.result(executor.submit(prefill()))
         step = decode("a", 3, 1, tokens=3)
         if columns:
-            step = Decode("a", DecodeBatch.of(step.sequences), 3)
+            step = Decode("a", DecodeBatch.from_sequences(step.sequences), 3)
         result = executor.result(executor.submit(step))
         took.append((result.tokens, result.seconds))
     assert took[0] == took[1]

@@ -7,7 +7,7 @@ import pytest
 
 from muxjax.bench.http.client import RequestInput, RequestResult
 from muxjax.bench.http.load import LoadResult
-from muxjax.bench.http.metrics import Measures, jain_index, summarize
+from muxjax.bench.http.metrics import Measures, summarize
 from muxjax.errors import BenchError
 
 
@@ -73,12 +73,6 @@ def test_without_goodput_and_with_nothing_finished() -> None:
     assert found["mean_ttft_ms"] is None
     assert found["jain_index"] is None
     assert found["interrupted"] == 2
-
-
-def test_jain_index() -> None:
-    assert jain_index([3.0, 3.0]) == pytest.approx(1)
-    assert jain_index([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
-    assert jain_index([]) is None
 
 
 def test_what_cannot_be_reported() -> None:

@@ -46,7 +46,7 @@ def test_admission_leaves_headroom_for_running_sequences() -> None:
     assert len(first.blocks) == 6
     loop.unit.add(second)
     # 4 pages are free, second needs 5 with its first token.
-    assert loop.unit.make_prefill("a") is None
+    assert loop.unit.batch_builder.build_prefill("a") is None
     loop.run()
     assert [first.preemptions, second.preemptions] == [0, 0]
     loop.assert_empty()

@@ -4,15 +4,8 @@ import pytest
 
 from muxjax.errors import PoolTooSmall
 from muxjax.scheduling.kv_cache.allocator import SlabAllocator
-from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool, pool_of
-from muxjax.scheduling.kv_cache.quotas import KVQuotas
+from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool
 from tests.muxjax.scheduling.harness import Loop, request, spec
-
-
-def test_each_policy_has_its_pool() -> None:
-    assert pool_of("slo") is pool_of("adbs") is KVQuotas
-    assert pool_of("static") is pool_of("mutex") is FixedPool
-    assert pool_of("temporal") is OpenPool
 
 
 def test_an_open_pool_leases_in_order_of_arrival() -> None:

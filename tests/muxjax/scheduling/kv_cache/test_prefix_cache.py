@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.kv_cache.prefix_cache import choose_evictions
 from muxjax.scheduling.model_state import ModelState
-from muxjax.scheduling.policies.registry import make_policy
+from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import ModelSpec
@@ -306,9 +306,9 @@ def test_a_unit_without_a_cache_keeps_and_hashes_nothing() -> None:
     assert stats(asker.loop)["prefix_queries"] == 0
 
 
-def test_steps_side_by_side_have_no_cache() -> None:
-    with pytest.raises(ValueError, match="side by side"):
-        Scheduler([spec("a")], 400, make_policy("adbs"), concurrent=True, prefix_cache=True)
+def test_concurrent_steps_have_no_cache() -> None:
+    with pytest.raises(ValueError, match="concurrent steps"):
+        Scheduler([spec("a")], 400, create_policy("adbs"), concurrent=True, prefix_cache=True)
 
 
 @given(

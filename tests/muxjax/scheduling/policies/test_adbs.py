@@ -37,7 +37,7 @@ def test_adbs_gives_decodes_their_share_when_prefills_flood() -> None:
         loop.unit.add(request(1 + i, "a", prompt_tokens=500, max_tokens=1))
     for _ in range(150):
         loop.turn()
-    used, shares = loop.unit.time.used, loop.unit.time.shares
+    used, shares = loop.unit.fair_share.used, loop.unit.fair_share.shares
     assert shares["a", "prefill"] == shares["b", "decode"]
     assert used["b", "decode"] > 3
     # Prefills are ahead of the mean of both by the overdraft, decodes behind it by as much.
@@ -71,7 +71,7 @@ def test_adbs_shares_decode_time_as_needed() -> None:
         loop.unit.add(request(i, name, max_tokens=4000))
     for _ in range(300):
         loop.turn()
-    used, shares = loop.unit.time.used, loop.unit.time.shares
+    used, shares = loop.unit.fair_share.used, loop.unit.fair_share.shares
     wanted = shares["a", "decode"] / shares["b", "decode"]
     assert used["a", "decode"] / used["b", "decode"] == pytest.approx(wanted, rel=0.05)
 

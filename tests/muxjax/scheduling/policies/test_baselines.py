@@ -42,7 +42,7 @@ def test_static_gives_models_time_in_proportion_to_shares_that_stay() -> None:
         loop.unit.add(request(i, name, max_tokens=4000))
     for _ in range(400):
         loop.turn()
-    used, shares = loop.unit.time.used, loop.unit.time.shares
+    used, shares = loop.unit.fair_share.used, loop.unit.fair_share.shares
     wanted = sum(shares["a", phase] for phase in ("prefill", "decode"))
     time = {name: used[name, "prefill"] + used[name, "decode"] for name in "ab"}
     assert time["a"] / (time["a"] + time["b"]) == pytest.approx(wanted, rel=0.05)

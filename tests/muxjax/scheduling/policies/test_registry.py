@@ -2,25 +2,106 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.scheduling.policies.registry import POLICIES, make_policy
-from muxjax.scheduling.scheduler import Policy, Scheduler
+from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool
+from muxjax.scheduling.kv_cache.quotas import KVQuotas
+from muxjax.scheduling.policies import registry
+from muxjax.scheduling.policies.baselines import RoundRobin
+from muxjax.scheduling.policies.interface import Policy
+from muxjax.scheduling.policies.registry import (
+    ConcurrentVariant,
+    create_policy,
+    get_policy,
+    policy_names,
+    register_concurrent_variant,
+    register_policy,
+)
+from muxjax.scheduling.scheduler import Scheduler
 from muxjax.testing.mock_executor import MockExecutor, MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
 
 
 def test_policies_have_the_names_of_the_fleet_file() -> None:
-    assert list(POLICIES) == ["slo", "adbs", "fcfs", "round_robin", "static", "temporal", "mutex"]
-    for name in POLICIES:
-        policy = make_policy(name)
+    names = ("slo", "adbs", "fcfs", "round_robin", "static", "temporal", "mutex")
+    assert policy_names() == names
+    for name in policy_names():
+        policy = create_policy(name)
         assert isinstance(policy, Policy)
         assert policy.name == name
     with pytest.raises(ValueError, match="no policy 'lifo'; there are slo, adbs, fcfs"):
-        make_policy("lifo")
-    with pytest.raises(ValueError, match="spatial gives each model devices of its own"):
-        make_policy("spatial")
+        create_policy("lifo")
+    with pytest.raises(ValueError, match="spatial gives each model its own devices"):
+        create_policy("spatial")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+def test_each_policy_divides_the_pool_its_own_way() -> None:
+    assert get_policy("slo").kv_quotas is get_policy("adbs").kv_quotas is KVQuotas
+    assert get_policy("static").kv_quotas is get_policy("mutex").kv_quotas is FixedPool
+    assert get_policy("temporal").kv_quotas is OpenPool
+    assert all(get_policy(name).description for name in policy_names())
+
+
+class InOrder(RoundRobin):
+    name = "in_order"
+
+
+@pytest.fixture
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what a test registers out of the other tests."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_a_policy_can_be_registered() -> None:
+    register_policy("in_order", InOrder, description="models in turn", kv_quotas=OpenPool)
+    assert policy_names()[-1] == "in_order"
+    loop = Loop.of([spec("a"), spec("b")], 200, "in_order", kv_quotas=OpenPool)
+    loop.unit.add(request(0, "b"))
+    loop.run()
+    loop.assert_empty()
+    assert loop.unit.stats()["policy"] == "in_order"
+    for name in ("in_order", "adbs", "spatial"):
+        with pytest.raises(ValueError, match=f"there is a policy '{name}' already"):
+            register_policy(name, InOrder, description="models in turn")
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_a_concurrent_variant_is_registered_once() -> None:
+    register_policy("in_order", InOrder, description="models in turn")
+    variant = ConcurrentVariant(lambda compute: InOrder())
+    register_concurrent_variant("in_order", variant)
+    assert get_policy("in_order").concurrent is variant
+    with pytest.raises(ValueError, match="'in_order' has a concurrent variant already"):
+        register_concurrent_variant("in_order", variant)
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_policies_of_other_packages_are_found_by_their_entry_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def register() -> None:
+        register_policy("in_order", InOrder, description="models in turn")
+
+    class EntryPoint:
+        def load(self) -> object:
+            return register
+
+    groups: list[str] = []
+
+    def entry_points(group: str) -> list[EntryPoint]:
+        groups.append(group)
+        return [EntryPoint()]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    registry._load_entry_points.cache_clear()
+    try:
+        assert isinstance(create_policy("in_order"), InOrder)
+        assert "in_order" in policy_names()
+        assert groups == ["muxjax.policies"]
+    finally:
+        registry._load_entry_points.cache_clear()
+
+
+@pytest.mark.parametrize("policy", policy_names())
 def test_an_idle_unit_has_nothing_to_do(policy: str) -> None:
     loop = Loop.of([spec("a"), spec("b")], 200, policy)
     assert loop.unit.next_step(0.0) is None
@@ -28,10 +109,10 @@ def test_an_idle_unit_has_nothing_to_do(policy: str) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "most"),
-    # `static` keeps to its shares of the time, however long the neighbour's steps are.
+    # `static` keeps to its shares of the time, however long the neighbor's steps are.
     [("slo", 12), ("adbs", 12), ("round_robin", 12), ("static", 40), ("mutex", 12)],
 )
-def test_a_greedy_neighbour_does_not_keep_others_waiting(policy: str, most: int) -> None:
+def test_a_greedy_neighbor_does_not_delay_others(policy: str, most: int) -> None:
     specs = [
         spec("greedy", 2, 4, 64, max_seqs=8, decode_tokens=4),
         spec("modest", 3, 4, 64, max_seqs=8, decode_tokens=4),
@@ -57,11 +138,11 @@ def test_a_greedy_neighbour_does_not_keep_others_waiting(policy: str, most: int)
     assert loop.unit.models["greedy"].waiting
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_steps_that_take_no_time_are_no_trouble(policy: str) -> None:
+@pytest.mark.parametrize("policy", policy_names())
+def test_steps_of_no_duration_are_possible(policy: str) -> None:
     specs = [spec("a"), spec("b", 3)]
     still = MockLatency(prefill=0.0, prefill_token=0.0, decode=0.0, decode_sequence=0.0)
-    unit = Scheduler(specs, 200, make_policy(policy), record_freed=True)
+    unit = Scheduler(specs, 200, create_policy(policy), record_freed=True)
     loop = Loop(unit, MockExecutor(specs, 200, latency=still))
     for i in range(8):
         unit.add(request(i, "ab"[i % 2], max_tokens=20))

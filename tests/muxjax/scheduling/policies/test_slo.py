@@ -87,7 +87,7 @@ def test_a_target_for_the_first_token_ends_the_wait() -> None:
     assert late.first_token_at - late.arrival < 0.2
 
 
-def test_lost_causes_are_deferred_and_still_served() -> None:
+def test_late_requests_are_deferred_and_still_served() -> None:
     targets = LatencySlo(ttft=0.3)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=20.0, targets=targets)]
     loop = Loop.of(specs, 2000, "slo")
@@ -105,7 +105,7 @@ def test_lost_causes_are_deferred_and_still_served() -> None:
     loop.assert_empty()
 
 
-def test_a_higher_priority_goes_first_and_nobody_waits_for_ever() -> None:
+def test_a_higher_priority_goes_first_and_no_request_starves() -> None:
     loop = Loop.of([spec("a", max_seqs=1)], 400, "slo")
     order: list[int] = []
     loop.on_update = lambda u: order.append(u.request.id) if u.finish_reason else None
@@ -136,7 +136,7 @@ def test_decodes_go_by_shares_until_tokens_are_due(tpot: float | None) -> None:
 
 
 @pytest.mark.parametrize("tpot", [None, 0.012])
-def test_long_prompts_go_in_parts_where_tokens_of_others_are_due(tpot: float | None) -> None:
+def test_long_prompts_are_chunked_if_tokens_of_others_are_due(tpot: float | None) -> None:
     # A prompt of 4,096 tokens, of which 1,024 in one step would take 0.8 s.
     specs = [
         spec("a", 1, 16, 8192, prefill_tokens=1024),
@@ -180,7 +180,7 @@ def test_tight_targets_for_whole_requests_go_before_shares_while_all_can_be_kept
     assert max(ends) <= 80 * 0.04  # the time is not left idle
 
 
-def test_lost_causes_behind_the_first_in_line_do_not_take_its_place() -> None:
+def test_late_requests_behind_the_first_of_the_queue_do_not_overtake_it() -> None:
     targets = LatencySlo(scale=4.0, isolated_ttft=0.02, isolated_tpot=0.01)
     specs = [spec("a", 1, 16, 512, max_seqs=2, output_tokens=50.0, targets=targets)]
     loop = Loop.of(specs, 2000, "slo")
@@ -220,7 +220,7 @@ def test_prompts_wait_where_more_sequences_would_make_all_late() -> None:
 
 @pytest.mark.parametrize("step", [0.01, 0.1])
 @pytest.mark.parametrize(("names", "scale", "most"), [("ab", 2, 3), ("abc", 2, 4), ("abc", 8, 999)])
-def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
+def test_with_targets_too_tight_for_turns_the_oldest_sequence_goes_first(
     step: float, names: str, scale: float, most: int
 ) -> None:
     # Three models in turn need one and a half times what scale 2 allows, two all of it, with
@@ -255,7 +255,7 @@ def test_where_targets_are_too_tight_for_turns_the_oldest_go_first(
         assert turns > 10
 
 
-def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None:
+def test_the_oldest_sequence_leaves_the_others_their_share() -> None:
     targets = LatencySlo(scale=1.0, isolated_ttft=0.02, isolated_tpot=0.01)
     specs = [
         spec(name, 1, 16, 512, decode_tokens=2, output_tokens=50.0, targets=targets)
@@ -266,7 +266,7 @@ def test_the_oldest_leave_the_others_their_share_however_long_they_run() -> None
     made = [arriving(loop, number, name, max_tokens=400) for number, name in enumerate("ab")]
     loop.run()
     first, second = (one.finished_at or 0.0 for one in made)
-    # 16 s of decodes each, and nobody ahead by more than a few requests of mean length.
+    # 16 s of decodes each; no model is ahead by more than a few requests of mean length.
     assert abs(first - second) < 6
 
 
@@ -327,7 +327,7 @@ def first_tokens(*, greedy: int) -> list[float]:
     return sorted(one.first_token_at - one.arrival for one in modest if one.first_token_at)
 
 
-def test_a_greedy_neighbour_costs_at_most_as_much_again() -> None:
-    alone, beside = first_tokens(greedy=0), first_tokens(greedy=1000)
-    assert len(alone) == len(beside) == 40
-    assert beside[-1] <= 2 * alone[-1]
+def test_a_greedy_neighbor_at_most_doubles_the_latency() -> None:
+    isolated, beside = first_tokens(greedy=0), first_tokens(greedy=1000)
+    assert len(isolated) == len(beside) == 40
+    assert beside[-1] <= 2 * isolated[-1]
