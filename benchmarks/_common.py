@@ -202,7 +202,7 @@ def run_requests(fleet: Fleet, prompts: Sequence[Sequence[int]], max_tokens: int
     async def one(prompt: Sequence[int]) -> list[tuple[float, int]]:
         return [
             (time.perf_counter(), len(delta.token_ids))
-            async for delta in fleet.astream("model", prompt, params)
+            async for delta in fleet.stream("model", prompt, params)
             if delta.token_ids
         ]
 

@@ -115,8 +115,8 @@ class FakePrograms:
     def drain(self) -> None:
         """Empties the streams and counts the tokens, as if readers had taken them."""
         for stream in self.streams:
-            self.drained += sum(len(item.tokens) for item in stream._queue)
-            stream._queue.clear()
+            self.drained += sum(len(item.tokens) for item in stream.sink.queue)
+            stream.sink.queue.clear()
 
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()
@@ -197,12 +197,14 @@ def time_readers(batch: int, burst: int) -> float:
     """Seconds that the readers of a batch take for what a turn brings: text, in their threads."""
     tokenizer = byte_tokenizer(260)
     request = Request(0, "model", [1] * 16)
-    streams = [Stream(0, 16, Detokenizer(tokenizer, ()), lambda _: None) for _ in range(batch)]
+    streams = [
+        Stream(0, [1] * 16, Detokenizer(tokenizer, ()), lambda _: None) for _ in range(batch)
+    ]
     rounds = 8
     for index in range(rounds):
         reason: FinishReason | None = "length" if index == rounds - 1 else None
         for stream in streams:
-            stream.update(RequestUpdate(request, [97] * burst, None, reason))
+            stream.sink.update(RequestUpdate(request, [97] * burst, None, reason))
     began = time.perf_counter()
     for stream in streams:
         for _ in stream:
@@ -238,10 +240,10 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
     params = SamplingParams(max_tokens=length - 16, temperature=0.0)
     try:
         for number in range(batch):
-            stream = Stream(number, 16, Detokenizer(tokenizer, ()), engine.cancel)
+            stream = Stream(number, [1] * 16, Detokenizer(tokenizer, ()), engine.cancel)
             programs.streams.append(stream)
-            engine.submit(Request(number, "model", [1] * 16, params, stop_ids=(2,)), stream)
-        while engine.alive and not all(stream._ended for stream in programs.streams):
+            engine.submit(Request(number, "model", [1] * 16, params, stop_ids=(2,)), stream.sink)
+        while engine.alive and not all(stream.sink.ended for stream in programs.streams):
             time.sleep(0.05)
     finally:
         engine.close()

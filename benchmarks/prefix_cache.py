@@ -32,7 +32,7 @@ async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, i
 
     async def one(prompt: list[int]) -> tuple[float, int]:
         began = time.perf_counter()
-        stream = fleet.open_stream("model", prompt, PARAMS)
+        stream = fleet.stream("model", prompt, PARAMS)
         first = 0.0
         async for _ in stream:
             first = first or time.perf_counter() - began

@@ -1,7 +1,7 @@
 """MuxJAX: many language models of uneven popularity on one set of accelerators.
 
-One process, one KV array, and a scheduler that alternates the compiled prefill and decode steps of
-all models by computed quotas (after MuxServe, Duan et al., ICML 2024).
+One process, one KV cache pool, and a scheduler that interleaves the compiled prefill and decode
+steps of all models by quotas (after MuxServe, Duan et al., ICML 2024).
 """
 
 from __future__ import annotations
@@ -9,20 +9,60 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from muxjax import errors
 from muxjax._version import __version__
 
 if TYPE_CHECKING:
-    from muxjax.fleet import Completion, Delta, Fleet, Stream
+    from muxjax.engine.health import ModelHealth, UnitHealth
+    from muxjax.engine.stream import Stream
+    from muxjax.fleet import Fleet
+    from muxjax.grammar import Grammar
+    from muxjax.model_handle import ModelHandle
+    from muxjax.outputs import (
+        Completion,
+        Delta,
+        FleetStats,
+        FunctionCall,
+        ModelStats,
+        TokenLogprobs,
+        UnitStats,
+    )
     from muxjax.sampling_params import SamplingParams
 
 _LAZY = {
-    "Completion": "muxjax.fleet",
-    "Delta": "muxjax.fleet",
+    "Completion": "muxjax.outputs",
+    "Delta": "muxjax.outputs",
     "Fleet": "muxjax.fleet",
+    "FleetStats": "muxjax.outputs",
+    "FunctionCall": "muxjax.outputs",
+    "Grammar": "muxjax.grammar",
+    "ModelHandle": "muxjax.model_handle",
+    "ModelHealth": "muxjax.engine.health",
+    "ModelStats": "muxjax.outputs",
     "SamplingParams": "muxjax.sampling_params",
-    "Stream": "muxjax.fleet",
+    "Stream": "muxjax.engine.stream",
+    "TokenLogprobs": "muxjax.outputs",
+    "UnitHealth": "muxjax.engine.health",
+    "UnitStats": "muxjax.outputs",
 }
-__all__ = ["Completion", "Delta", "Fleet", "SamplingParams", "Stream", "__version__"]
+__all__ = [
+    "Completion",
+    "Delta",
+    "Fleet",
+    "FleetStats",
+    "FunctionCall",
+    "Grammar",
+    "ModelHandle",
+    "ModelHealth",
+    "ModelStats",
+    "SamplingParams",
+    "Stream",
+    "TokenLogprobs",
+    "UnitHealth",
+    "UnitStats",
+    "__version__",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> Any:

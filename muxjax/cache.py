@@ -1,4 +1,4 @@
-"""Where what is fetched or made once is kept on this machine."""
+"""The folder for downloads and compiled programs on this machine."""
 
 from __future__ import annotations
 

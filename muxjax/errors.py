@@ -1,4 +1,4 @@
-"""Every error that MuxJAX raises on purpose."""
+"""The errors that MuxJAX raises."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 class MuxError(Exception):
-    """The base of all errors that MuxJAX raises on purpose."""
+    """Base class of the errors that MuxJAX raises."""
 
 
 class InvalidRequest(MuxError, ValueError):
-    """A request that cannot be served as asked; `field` names the argument at fault."""
+    """A request that is not valid; `field` names the invalid argument."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -18,7 +18,7 @@ class InvalidRequest(MuxError, ValueError):
 
 
 class UnknownModel(InvalidRequest):
-    """A request for a model that the fleet does not hold."""
+    """A request for a model that is not in the fleet."""
 
 
 class FleetConfigError(MuxError, ValueError):
@@ -26,11 +26,11 @@ class FleetConfigError(MuxError, ValueError):
 
 
 class CheckpointError(MuxError):
-    """A checkpoint that cannot be loaded: unknown architecture, missing or misshapen tensor, ..."""
+    """A checkpoint that cannot be loaded: unknown architecture, missing tensor, wrong shape."""
 
 
 class DownloadError(MuxError):
-    """A file that could not be fetched, or that is not what was asked for."""
+    """A file that could not be downloaded, or that does not match its checksum or size."""
 
 
 class PoolTooSmall(MuxError):
@@ -38,10 +38,10 @@ class PoolTooSmall(MuxError):
 
 
 class Overloaded(MuxError):
-    """A request that was refused because it could not be served in time.
+    """A request that was refused because it would not be served in time.
 
     Attributes:
-      retry_after: seconds after which it might be.
+      retry_after: seconds after which a retry may succeed.
     """
 
     def __init__(self, message: str, *, retry_after: float) -> None:
@@ -57,27 +57,27 @@ def _overloaded(message: str, retry_after: float) -> Overloaded:
 
 
 class EngineDead(MuxError):
-    """The engine's loop has ended, by `close()` or by an error that the message names."""
+    """The engine has ended, by `close()` or by an error that the message names."""
 
 
 class ModelUnavailable(MuxError):
-    """A model that takes no requests: it could not be loaded or woken, or it is being unloaded."""
+    """A model that accepts no requests: it failed to load or wake, or is being unloaded."""
 
 
 class WrongState(MuxError):
-    """What a model is not in the state for, such as sleep for one that is pinned."""
+    """An operation that the state of a model does not allow, such as sleep of a pinned model."""
 
 
 class TimedOut(MuxError):
-    """A request took longer than it may, and was ended."""
+    """A request that was ended because it exceeded a time limit."""
 
 
 class WorkloadError(MuxError, ValueError):
-    """A trace or workload that cannot be used: what is wrong, where, and what to do."""
+    """A trace or workload that is not valid; the message says where and what to do."""
 
 
 class ProfileError(MuxError, ValueError):
-    """A profile of step times that cannot be used; the message says where it is at fault."""
+    """A profile of step times that is not valid; the message says where."""
 
 
 class PlanError(MuxError, ValueError):
@@ -85,12 +85,12 @@ class PlanError(MuxError, ValueError):
 
 
 class ClusterError(MuxError):
-    """Other processes or machines that are missing, do not fit, or have gone."""
+    """Processes or machines of a cluster that are missing, incompatible or lost."""
 
 
 class BenchError(MuxError, ValueError):
-    """A benchmark that cannot be run as asked: what was asked, what was found, what to do."""
+    """A benchmark that cannot run; the message says why and what to do."""
 
 
 class KeyFileError(MuxError, ValueError):
-    """A file of API keys that is not valid; the message has a line for each fault."""
+    """A file of API keys that is not valid; the message has one line per problem."""

@@ -1,7 +1,7 @@
-"""What an output must look like: a JSON Schema, a regular expression or a grammar.
+"""Structured output: a JSON Schema, a regular expression or a grammar for the output.
 
-A grammar is data; `muxjax.engine.grammar_constraints` compiles it into masks of the tokens that
-are allowed next.
+A grammar is data; `muxjax.engine.grammar_constraints` compiles it into masks of the allowed next
+tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Literal
 from muxjax.errors import InvalidRequest
 
 MAX_GRAMMAR_CHARS = 128 * 1024
-"""Longest text of a grammar."""
+"""Maximum length of a grammar's text, in characters."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The form of an output.
+    """The form that an output must have.
 
     Attributes:
-      kind: of what `text` is.
+      kind: what `text` is.
       text: a JSON Schema as JSON, a regular expression, or a grammar in llguidance's Lark syntax.
 
     Raises:
@@ -53,10 +53,10 @@ class Grammar:
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
-        """Text that a regular expression (Rust's syntax, without look-around) matches wholly."""
+        """Text that a regular expression (Rust's syntax, no look-around) matches as a whole."""
         return Grammar("regex", pattern)
 
     @staticmethod
     def lark(text: str) -> Grammar:
-        """Text of a context-free grammar."""
+        """Text of a context-free grammar in llguidance's Lark syntax."""
         return Grammar("lark", text)

@@ -1,4 +1,4 @@
-"""Progress bars of long work, on standard error and only where that is a terminal."""
+"""Progress bars on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Bars:
-    """Bars over known amounts of work; safe to advance from several threads.
+    """Progress bars over known amounts of work; may be advanced from several threads.
 
     Args:
-      totals: amount of each kind of work by its title.
-      show: False shows nothing, terminal or not.
+      totals: amount of work by title of the bar.
+      show: False shows nothing, even on a terminal.
     """
 
     def __init__(self, totals: Mapping[str, int], *, show: bool) -> None:
@@ -34,7 +34,7 @@ class Bars:
         }
 
     def advance(self, title: str, amount: int, last: str) -> None:
-        """Notes that some work is done; `last` says what."""
+        """Adds `amount` to a bar; `last` is shown beside it, such as the item that was done."""
         self._progress.update(self._tasks[title], advance=amount, last=last)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""How the tokens of a request are chosen and when it ends."""
+"""Sampling parameters: how the tokens of a request are chosen, and when the output ends."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
 
 MAX_LOGPROBS = 20
-"""Most alternatives that `SamplingParams.logprobs` may ask for (OpenAI's limit for chat)."""
+"""Maximum of `SamplingParams.logprobs` (OpenAI's limit for chat)."""
 MAX_STOP_TOKEN_IDS = 8
-"""Most stop token ids a request may hold on the device, the model's own included."""
+"""Maximum number of stop token ids of a request, the model's own included (device state)."""
 MAX_LOGIT_BIAS = 300
-"""Most tokens that `SamplingParams.logit_bias` may name."""
+"""Maximum number of tokens in `SamplingParams.logit_bias`."""
 MAX_STOP_STRINGS = 16
+"""Maximum number of strings in `SamplingParams.stop`."""
 MAX_PRIORITY = 100
+"""`SamplingParams.priority` is from -MAX_PRIORITY to MAX_PRIORITY."""
 MAX_SALT = 256
-"""Most characters of `SamplingParams.cache_salt`."""
+"""Maximum length of `SamplingParams.cache_salt`, in characters."""
 HEAD_START = 1000
-"""Places in the line that one step of priority is worth."""
+"""Queue positions that one step of priority is worth."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +30,33 @@ class SamplingParams:
     """Sampling settings of one request. None of them causes a compilation.
 
     Attributes:
-      max_tokens: the most tokens to make; the model's length limit may end a request earlier.
-      temperature: 0 takes the most likely token (greedy); otherwise logits are divided by it.
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the fewest most likely tokens whose probability reaches this (nucleus).
-      min_p: drop tokens less likely than this times the most likely one.
+      max_tokens: maximum number of tokens to generate; the model's length limit may be lower.
+      temperature: logits are divided by it; 0 selects the most likely token (greedy).
+      top_k: keep the k most likely tokens; 0 and -1 keep all (-1 is stored as 0).
+      top_p: keep the most likely tokens whose probabilities add up to this (nucleus sampling).
+      min_p: drop tokens whose probability is below this times that of the most likely token.
       repetition_penalty: divides positive logits, and multiplies negative ones, of every token
         seen in prompt or output (CTRL, Keskar et al. 2019).
       presence_penalty: subtracted from the logits of tokens already in the output.
       frequency_penalty: subtracted once for each time a token is already in the output.
       seed: the same seed gives the same tokens, whatever the request is batched with. None draws
-        a fresh one.
+        a random seed.
       stop: a string, or strings, that end the output; not included in the text.
-      stop_token_ids: tokens that end the output, besides the model's own.
-      ignore_eos: do not end at the model's own end token.
-      min_tokens: end tokens and stop strings do not end the output before it has this many tokens.
+      stop_token_ids: tokens that end the output, in addition to the model's own.
+      ignore_eos: continue after the model's own end tokens.
+      min_tokens: minimum number of tokens before a stop token or stop string ends the output.
       logit_bias: added to the logits of these tokens, by id, before penalties; from -100 to 100.
-      logprobs: how many alternatives to report for each token (0: only the chosen token's
-        log-probability; None: none). Taken from the raw logits, before temperature and penalties.
-      prompt_logprobs: the same for the tokens of the prompt, but the first, which nothing precedes.
-      grammar: what the output must be; see `muxjax.grammar`.
-      priority: requests of a higher one go first. A head start in the line and no more, so that
-        nobody waits for ever: each step up is worth `HEAD_START` places. None is 0, or what an API
-        key says.
-      cache_salt: a request finds in the prefix cache only what requests of the same salt have left
-        there, a text of 1 to 256 characters; without one, what all those without have.
+      logprobs: number of alternatives to report for each token, from the raw logits, before
+        temperature and penalties. 0: only the chosen token's log-probability. None: nothing.
+      prompt_logprobs: the same for the tokens of the prompt from the second on.
+      grammar: the form that the output must have; see `muxjax.grammar`.
+      priority: a request of higher priority is queued ahead: each step is worth `HEAD_START` queue
+        positions, so that no request waits forever. None is 0, or the priority of the API key.
+      cache_salt: partition of the prefix cache, 1 to 256 characters: a request finds only what
+        requests with the same salt have left there. None is a partition as well.
 
     Raises:
-      InvalidRequest: a value out of its range; `field` names it.
+      InvalidRequest: a value is out of its range; `field` names it.
     """
 
     max_tokens: int = 16
@@ -86,22 +87,23 @@ class SamplingParams:
             if not isinstance(value, (list, tuple)):
                 raise InvalidRequest(f"{name} must be a list, not {value!r}", field=name)
             object.__setattr__(self, name, tuple(value))
-        self._whole("max_tokens", 1, 2**31 - 1)
-        self._whole("min_tokens", 0, 2**31 - 1)
-        self._whole("top_k", 0, 2**31 - 1)
+        self._check_int("max_tokens", 1, 2**31 - 1)
+        self._check_int("min_tokens", 0, 2**31 - 1)
+        self._check_int("top_k", -1, 2**31 - 1)
+        object.__setattr__(self, "top_k", max(0, self.top_k))
         if self.priority is not None:
-            self._whole("priority", -MAX_PRIORITY, MAX_PRIORITY)
-        self._real("temperature", 0.0, 100.0)
-        self._real("top_p", 0.0, 1.0, open_low=True)
-        self._real("min_p", 0.0, 1.0)
-        self._real("repetition_penalty", 0.0, 100.0, open_low=True)
-        self._real("presence_penalty", -2.0, 2.0)
-        self._real("frequency_penalty", -2.0, 2.0)
+            self._check_int("priority", -MAX_PRIORITY, MAX_PRIORITY)
+        self._check_float("temperature", 0.0, 100.0)
+        self._check_float("top_p", 0.0, 1.0, exclusive=True)
+        self._check_float("min_p", 0.0, 1.0)
+        self._check_float("repetition_penalty", 0.0, 100.0, exclusive=True)
+        self._check_float("presence_penalty", -2.0, 2.0)
+        self._check_float("frequency_penalty", -2.0, 2.0)
         if self.seed is not None:
-            self._whole("seed", -(2**63), 2**64 - 1)
+            self._check_int("seed", -(2**63), 2**64 - 1)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                self._whole(name, 0, MAX_LOGPROBS)
+                self._check_int(name, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequest(
                 f"ignore_eos must be true or false, not {self.ignore_eos!r}", field="ignore_eos"
@@ -133,10 +135,11 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
+        """Whether the most likely token is always selected."""
         return self.temperature == 0.0
 
     @property
-    def penalised(self) -> bool:
+    def penalized(self) -> bool:
         """Whether any penalty changes the logits."""
         return (
             self.repetition_penalty != 1.0
@@ -144,20 +147,20 @@ class SamplingParams:
             or self.frequency_penalty != 0.0
         )
 
-    def _whole(self, name: str, low: int, high: int) -> None:
+    def _check_int(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InvalidRequest(
                 f"{name} must be a whole number from {low} to {high}, not {value!r}", field=name
             )
 
-    def _real(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    def _check_float(self, name: str, low: float, high: float, *, exclusive: bool = False) -> None:
         value = getattr(self, name)
         if not _is_number(value) or not low <= value <= high:
             raise InvalidRequest(
                 f"{name} must be a number from {low} to {high}, not {value!r}", field=name
             )
-        if open_low and value == low:
+        if exclusive and value == low:
             raise InvalidRequest(f"{name} must be above {low}", field=name)
 
     def _check_bias(self) -> None:
@@ -197,7 +200,7 @@ class SamplingParams:
             )
         if self.min_tokens:
             raise InvalidRequest(
-                "min_tokens cannot be had with a grammar, which says itself when the output ends",
+                "min_tokens cannot be combined with a grammar, which decides when the output ends",
                 field="min_tokens",
             )
 

@@ -140,7 +140,7 @@ class FleetLike(Protocol):
         """By name."""
         ...
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> StreamLike:
         """Queues a request.
@@ -151,11 +151,15 @@ class FleetLike(Protocol):
         """
         ...
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, block: bool = True) -> Mapping[str, Any]:
         """Counters and gauges.
 
+        Args:
+          block: wait for the engines. False returns even when one hangs; the counters may then
+            disagree with each other.
+
         Raises:
-          EngineDead: the engine has ended.
+          EngineDead: the engine has ended (only if `block`).
         """
         ...
 
@@ -166,10 +170,6 @@ class SupervisedFleet(FleetLike, Protocol):
 
     def health(self) -> list[UnitHealth]:
         """Of each unit; answers when an engine hangs."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """The counters without asking the engine; they may not agree with each other."""
         ...
 
     def restart(self, unit: str, reason: str) -> None:

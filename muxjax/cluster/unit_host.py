@@ -78,7 +78,7 @@ class UnitHost:
             # The output of a grammar ends with a stop token of the model.
             model = self.models[message.model]
             stop_ids = () if message.params.ignore_eos else model.eos_token_ids
-            constraint = self._compiler(model).start(message.params.grammar, stop_ids)
+            constraint = self._compiler(model).compile(message.params.grammar, stop_ids)
             constraint = constraint.replay(message.output)
         return Request(
             id=message.id,

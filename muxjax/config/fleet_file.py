@@ -1,6 +1,6 @@
-"""The fleet file: which models to serve, from one pool, with what expectations. Imports no JAX.
+"""The fleet file: the models to serve, their expected load, and the settings. Imports no JAX.
 
-A fleet file is YAML (docs/fleet-file.md; examples/demo.yaml is a commented one):
+A fleet file is YAML (examples/demo.yaml is a commented one):
 
     models:
       - name: chat
@@ -8,18 +8,15 @@ A fleet file is YAML (docs/fleet-file.md; examples/demo.yaml is a commented one)
     pool:
       memory: 512MB
 
-`load_fleet_config` also takes the same as a dict. Whatever is wrong is raised as one
-`FleetConfigError` with a line for each fault: the file and line where the key stands, the key's
-path as written in the file, what was found and what may stand there. Nothing is coerced and no
-unknown key is passed over.
+`load_fleet_config` also takes the contents as a mapping. An invalid file raises one
+`FleetConfigError` with a line per problem: file and line, path of the key, the value found and the
+values allowed (`validation_messages`). Nothing is coerced, and unknown keys are errors.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,10 +29,11 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from muxjax.config.memory_size import Memory
 from muxjax.config.server import ServerConfig
+from muxjax.config.validation_messages import format_value, validation_messages
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.costs.cluster import parse_cluster
@@ -43,8 +41,8 @@ from muxjax.scheduling.expected_load import ExpectedLoad
 from muxjax.scheduling.specs import DEFAULT_SCALE, LatencySlo
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
-# `pool:` with every line under it commented out is null in YAML.
-_absent_is_empty = BeforeValidator(lambda value: {} if value is None else value)
+# In YAML `pool:` with all lines under it commented out is null.
+_null_is_empty = BeforeValidator(lambda value: {} if value is None else value)
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f]+$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -94,16 +92,17 @@ class SloConfig(_Section):
     """Latency targets of a model, in seconds."""
 
     ttft: Positive | None = Field(
-        default=None, description="To the first token, on average; by default no target."
+        default=None, description="Time to first token, mean, in seconds; by default no target."
     )
     tpot: Positive | None = Field(
         default=None,
-        description="For each token after the first, on average; by default no target.",
+        description="Time per output token after the first, mean, in seconds; by default no "
+        "target.",
     )
     scale: Positive = Field(
         default=DEFAULT_SCALE,
-        description="For what has no target: how many times longer than a request that is alone "
-        "requests may take, under the slo policy.",
+        description="For latencies without a target: the target of the slo policy, as a multiple "
+        "of the latency of a request that runs alone.",
     )
 
     @property
@@ -113,64 +112,66 @@ class SloConfig(_Section):
 
 
 class ModelEntry(_Section):
-    """One model of the fleet, and what is expected of it."""
+    """One model of the fleet and its expected load."""
 
-    name: Name = Field(description="What requests call the model.")
+    name: Name = Field(description="Name of the model in requests.")
     source: Annotated[str, Field(min_length=1)] = Field(
-        description="A GGUF file, a Hugging Face or MuxJAX folder, a Hub id (org/name), demo:NAME, "
-        "or config:FAMILY for random weights. Paths are relative to the fleet file."
+        description="GGUF file, Hugging Face or MuxJAX folder, Hub id (org/name), demo:NAME, or "
+        "config:FAMILY for random weights. Paths are relative to the fleet file."
     )
     config: dict[str, Any] | None = Field(
         default=None,
-        description="The model's shape for a config:FAMILY source, in the keys of Hugging Face's "
+        description="Architecture of a config:FAMILY source, with the keys of Hugging Face's "
         "config.json.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Precision of weights and cache; auto picks the device's fastest.",
+        description="Precision of weights and KV cache; auto is the fastest one of the device.",
     )
     quantization: Literal["none", "int8"] = Field(
         default="none",
-        description="int8: all matrices and the activations that they multiply are rounded to 8 "
-        "bits. Fastest on a CPU from two requests at once, and a quarter of the memory.",
+        description="int8: weight matrices and the activations they multiply are quantized to 8 "
+        "bits. A quarter of the float32 memory; on a CPU the fastest for two or more requests at "
+        "once.",
     )
-    rate: Positive = Field(default=1.0, description="Requests a second that are expected.")
+    rate: Positive = Field(default=1.0, description="Expected requests per second.")
     prompt_tokens: Positive = Field(
-        default=161.0, description="Mean prompt length expected (161: ShareGPT's)."
+        default=161.0, description="Expected mean prompt length, in tokens (161: ShareGPT)."
     )
     output_tokens: Positive = Field(
-        default=338.0, description="Mean output length expected (338: ShareGPT's)."
+        default=338.0, description="Expected mean output length, in tokens (338: ShareGPT)."
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="Most tokens of prompt and output together; by default what the model allows.",
+        description="Maximum number of tokens of prompt and output; by default the model's limit.",
     )
     kv_floor: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="Fraction of the pool that is always this model's; by default computed from "
-        "the rates and lengths.",
+        description="Fraction of the pool that is reserved for this model; by default computed "
+        "from the rates and lengths.",
     )
-    slo: Annotated[SloConfig, _absent_is_empty] = Field(
-        default_factory=SloConfig, description="Latency targets, which planning counts with."
+    slo: Annotated[SloConfig, _null_is_empty] = Field(
+        default_factory=SloConfig, description="Latency targets."
     )
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
-        description="Devices that one copy of the model is cut for; must divide the fleet's "
-        "tensor_parallel, which is the default. With fewer, copies stand side by side.",
+        description="Number of devices that one replica of the model is sharded over; must divide "
+        "the fleet's tensor_parallel, which is the default. With fewer devices there are replicas.",
     )
     profile: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="What a profile of step times calls this model; by default its name.",
+        description="Name of this model in a profile of step times; by default its name.",
     )
-    pinned: bool = Field(default=False, description="The model is never put to sleep.")
+    pinned: bool = Field(default=False, description="Never put the model to sleep.")
     idle_timeout: Positive | None = Field(
         default=None,
-        description="Seconds without a request after which the model sleeps; by default the "
+        description="Idle time in seconds after which the model is put to sleep; by default the "
         "fleet's idle_timeout.",
     )
     sleeping: bool = Field(
         default=False,
-        description="Not loaded at the start: the first request loads the model, and waits for it.",
+        description="Do not load the model at start: the first request loads it, and waits for "
+        "that.",
     )
 
     @model_validator(mode="after")
@@ -184,17 +185,17 @@ class ModelEntry(_Section):
 
     @model_validator(mode="after")
     def _config_and_source_agree(self) -> Self:
-        shaped = self.source.startswith("config:")
-        if shaped and not self.config:
+        random = self.source.startswith("config:")
+        if random and not self.config:
             raise PydanticCustomError(
                 "missing_config",
                 "the source {source} needs a config: mapping",
                 {"source": self.source},
             )
-        if not shaped and self.config is not None:
+        if not random and self.config is not None:
             raise PydanticCustomError(
                 "surplus_config",
-                "config: is only for config:FAMILY sources; {source} brings its own",
+                "config: is only for config:FAMILY sources; {source} has its own",
                 {"source": self.source},
             )
         return self
@@ -205,7 +206,14 @@ class ModelEntry(_Section):
         return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
 
     def check_length(self, max_position: int) -> None:
-        """Raises FleetConfigError if sequences are to be longer than the model's context."""
+        """Checks the length limit against the model's own.
+
+        Args:
+          max_position: context length of the model, in tokens.
+
+        Raises:
+          FleetConfigError: `max_model_len` is longer than the context.
+        """
         if self.max_model_len is not None and self.max_model_len > max_position:
             raise FleetConfigError(
                 f"max_model_len of {self.name} is {self.max_model_len}; the model's own context "
@@ -214,45 +222,47 @@ class ModelEntry(_Section):
 
 
 class PoolConfig(_Section):
-    """The KV pool that all models of the unit share."""
+    """The KV cache pool, shared by all models of a unit."""
 
     memory: Memory | None = Field(
-        default=None, description="Bytes of the pool, e.g. 1GB or 512MiB; by default computed."
+        default=None, description="Size of the pool, such as 1GB or 512MiB; by default computed."
     )
     prefix_cache: bool = Field(
         default=True,
-        description="Keep the keys and values of prompts and answers as long as there is room, so "
-        "that a prompt that begins like an earlier one of its model need not be computed whole.",
+        description="Automatic prefix caching: keep the KV cache of finished requests while there "
+        "is room, and reuse it for prompts with the same beginning.",
     )
 
 
 class EngineConfig(_Section):
-    """Sizes of the compiled steps. Larger ones take longer to compile and more memory."""
+    """Sizes of the compiled steps. Larger sizes take longer to compile and more memory."""
 
     max_seqs: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=16, description="Most sequences of a model that run at once."
+        default=16, description="Maximum number of sequences of a model that run at once."
     )
     prefill_tokens: Annotated[int, Field(ge=16, le=65536)] | None = Field(
         default=None,
-        description="Most prompt tokens in one prefill step; longer prompts are chunked. By "
-        "default 128 on a CPU and 1024 elsewhere.",
+        description="Maximum number of prompt tokens in one prefill step; longer prompts are "
+        "chunked. By default 128 on a CPU and 1024 elsewhere.",
     )
     decode_tokens: Annotated[int, Field(ge=1, le=256)] = Field(
-        default=8, description="Most tokens that a decode step makes for each sequence."
+        default=8,
+        description="Maximum number of tokens that one decode step generates per sequence.",
     )
 
 
 class FleetConfig(_Section):
-    """A whole fleet file."""
+    """The contents of a fleet file."""
 
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1, strict=False)] = Field(
         description="The models to serve."
     )
-    pool: Annotated[PoolConfig, _absent_is_empty] = Field(
-        default_factory=PoolConfig, description="The shared KV pool."
+    pool: Annotated[PoolConfig, _null_is_empty] = Field(
+        default_factory=PoolConfig, description="The shared KV cache pool."
     )
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1, description="Devices that the fleet runs on, its models cut among them."
+        default=1,
+        description="Number of devices that the fleet runs on and its models are sharded over.",
     )
     policy: KnownPolicy = Field(
         default="adbs",
@@ -261,23 +271,23 @@ class FleetConfig(_Section):
     )
     idle_timeout: Positive | None = Field(
         default=None,
-        description="Seconds without a request after which a model that is not pinned sleeps; by "
-        "default none does.",
+        description="Idle time in seconds after which an unpinned model is put to sleep, unless "
+        "the model sets its own idle_timeout; by default never.",
     )
     refuse_late: bool = Field(
         default=False,
-        description="Refuse requests at once that could not be served within their targets.",
+        description="Refuse requests at once that cannot meet their latency targets.",
     )
-    engine: Annotated[EngineConfig, _absent_is_empty] = Field(
+    engine: Annotated[EngineConfig, _null_is_empty] = Field(
         default_factory=EngineConfig, description="Sizes of the compiled steps."
     )
-    server: Annotated[ServerConfig, _absent_is_empty] = Field(
-        default_factory=ServerConfig, description="Limits and time-outs of `muxjax serve`."
+    server: Annotated[ServerConfig, _null_is_empty] = Field(
+        default_factory=ServerConfig, description="Limits and timeouts of `muxjax serve`."
     )
     cluster: Cluster | None = Field(
         default=None,
-        description="What `muxjax plan` places the models on: NODESxDEVICES:DEVICE, as in "
-        "4x8:a100-80gb; several separated by commas.",
+        description="The devices that `muxjax plan` places the models on: NODESxDEVICES:DEVICE, "
+        "such as 4x8:a100-80gb; several are separated by commas.",
     )
 
     @model_validator(mode="after")
@@ -295,7 +305,7 @@ class FleetConfig(_Section):
         if floors > 1.0 + 1e-9:
             raise PydanticCustomError(
                 "floors",
-                "models[*].kv_floor: the floors add up to {total} of the pool; at most 1 is there",
+                "models[*].kv_floor: the floors add up to {total} of the pool; the maximum is 1",
                 {"total": f"{floors:.4g}"},
             )
         return self
@@ -304,32 +314,32 @@ class FleetConfig(_Section):
 def load_fleet_config(
     source: FleetConfig | Mapping[str, Any] | str | os.PathLike[str],
 ) -> FleetConfig:
-    """Reads and checks a fleet file, or the same as a mapping.
+    """Reads and checks a fleet file, or its contents as a mapping.
 
-    Sources that are relative paths are made absolute: from the file's folder, or from the working
-    folder for a mapping.
+    Relative paths of sources become absolute: they start from the folder of the file, or from the
+    working folder for a mapping.
 
     Raises:
-      FleetConfigError: the file cannot be read or is not a valid fleet file.
+      FleetConfigError: the file cannot be read, or is not a valid fleet file.
     """
     if isinstance(source, FleetConfig):
         return source
     if isinstance(source, Mapping):
-        return _checked(source, folder=Path.cwd(), where="", lines={})
+        return _validate(source, folder=Path.cwd(), file="", lines={})
     path = Path(source).expanduser()
     data, lines = read_yaml(path)
     if not isinstance(data, dict):
         raise FleetConfigError(
-            f"{path}: a fleet file is a mapping with `models:`, not {_shown(data)}"
+            f"{path}: a fleet file is a mapping with `models:`, not {format_value(data)}"
         )
-    return _checked(data, folder=path.parent.absolute(), where=str(path), lines=lines)
+    return _validate(data, folder=path.parent.absolute(), file=str(path), lines=lines)
 
 
 def load_model_entry(data: Mapping[str, Any]) -> ModelEntry:
-    """Checks one model's entry; paths are relative to the working folder.
+    """Checks the entry of one model; paths are relative to the working folder.
 
     Raises:
-      FleetConfigError: it is not valid.
+      FleetConfigError: the entry is not valid.
     """
     return load_fleet_config({"models": [dict(data)]}).models[0]
 
@@ -344,31 +354,27 @@ def fleet_json_schema() -> dict[str, Any]:
     }
 
 
-def _checked(
-    data: Mapping[str, Any], *, folder: Path, where: str, lines: Mapping[str, int]
+def _validate(
+    data: Mapping[str, Any], *, folder: Path, file: str, lines: Mapping[str, int]
 ) -> FleetConfig:
     try:
         config = FleetConfig.model_validate(dict(data))
     except ValidationError as error:
-        faults = [
-            _fault(details, where, lines)
-            for details in error.errors(include_url=False)
-            # A list whose entries are at fault is reported as too short as well.
-            if not (details["type"] == "too_short" and details["input"])
-        ]
-        raise FleetConfigError("\n".join(faults)) from error
+        message = validation_messages(error, file, lines, _known_keys)
+        raise FleetConfigError(message) from error
     models = tuple(
-        model.model_copy(update={"source": _resolved(model.source, folder)})
+        model.model_copy(update={"source": _resolve_source(model.source, folder)})
         for model in config.models
     )
     return config.model_copy(update={"models": models})
 
 
-def _resolved(source: str, folder: Path) -> str:
-    """A source with its path made absolute; Hub ids and `scheme:` sources as they are.
+def _resolve_source(source: str, folder: Path) -> str:
+    """A source with its path made absolute; Hub ids and `scheme:` sources are returned unchanged.
 
-    `org/name` is a Hub id unless such a path exists; what starts with a dot, a tilde or a slash or
-    ends like a file is a path either way, so that a missing file is reported with its whole path.
+    `org/name` is a Hub id unless such a path exists. A source that starts with a dot, a tilde or a
+    slash, or has the suffix of a file, is always a path, so that a missing file is reported with
+    its full path.
     """
     if source.startswith(("demo:", "config:")):
         return source
@@ -380,63 +386,8 @@ def _resolved(source: str, folder: Path) -> str:
     return str(absolute) if like_path or absolute.exists() else source
 
 
-def _fault(details: ErrorDetails, where: str, lines: Mapping[str, int]) -> str:
-    """One line about one fault: `fleet.yaml:4: models[0].dtype: ...; got 'fp8'`."""
-    kind, context = details["type"], details.get("ctx", {})
-    # Unions add their branch's name to the location.
-    location = [part for part in details["loc"] if part not in ("int", "float", "str")]
-    key = _key_path(location)
-    numbers = {name: f"{v:g}" if isinstance(v, float) else v for name, v in context.items()}
-    message = _MESSAGES[kind].format_map(numbers) if kind in _MESSAGES else details["msg"]
-    if kind == "extra_forbidden":
-        text = f"{key}: unknown key{_nearest(str(location[-1]), _keys_beside(location))}"
-    elif kind == "missing":
-        text = f"{key}: missing"
-    elif kind == "literal_error":
-        choices = re.sub("'", "", str(context["expected"]))
-        text = f"{key}: unknown value; got {_shown(details['input'])}, choose {choices}"
-    elif kind in ("missing_config", "surplus_config", "cluster", "pinned"):
-        text = f"{key}: {message}"
-    elif kind in ("duplicate_name", "floors"):
-        key, text = message.split(":", 1)[0], message
-    elif kind in ("model_type", "dict_type") and location and location[-1] == "config":
-        text = f"{key}: must be a mapping; got {_shown(details['input'])}"
-    else:
-        text = f"{key}: {message}; got {_shown(details['input'])}"
-    line = _line_of(key, lines)
-    prefix = f"{where}:{line}: " if where and line else f"{where}: " if where else ""
-    return prefix + text
-
-
-_MESSAGES = {
-    "string_type": "must be text (quote it if it looks like something else)",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must not contain spaces or control characters",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "too_short": "must not be empty",
-    "model_type": "must be a mapping",
-    "dict_type": "must be a mapping",
-    "invalid_key": "a key must be text",
-}
-
-
-def _key_path(location: Iterable[int | str]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
-
-
-def _keys_beside(location: list[int | str]) -> list[str]:
-    """The keys that are known where the last part of `location` stands."""
+def _known_keys(location: list[int | str]) -> list[str]:
+    """The keys that are allowed in place of the last one of `location`."""
     if "slo" in location[:-1]:
         return list(SloConfig.model_fields)
     sections: dict[str, type[BaseModel]] = {
@@ -447,30 +398,3 @@ def _keys_beside(location: list[int | str]) -> list[str]:
     }
     section = sections.get(str(location[0]), FleetConfig) if len(location) > 1 else FleetConfig
     return list(section.model_fields)
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-
-
-def _shown(value: object) -> str:
-    """A value as it may stand in a message: short, and in YAML's words."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _line_of(key: str, lines: Mapping[str, int]) -> int | None:
-    """The line of the key, or of the nearest enclosing one that is in the file."""
-    while key and key not in lines:
-        cut = max(key.rfind("."), key.rfind("["))
-        key = key[:cut] if cut > 0 else ""
-    return lines.get(key)

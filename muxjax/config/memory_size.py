@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them: `512MB`, `1.5 GiB`. Imports no JAX."""
+"""Memory sizes in configuration: `512MB`, `1.5 GiB`. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_memory(value: object) -> int:
-    """Bytes in a size such as `1GB`, `512MiB`, `1.5 GB` or a whole number of bytes.
+    """Number of bytes of a size such as `1GB`, `512MiB`, `1.5 GB` or a whole number of bytes.
 
     Raises:
-      ValueError: anything else, and sizes under one byte.
+      ValueError: not a size, or a size below one byte.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value

@@ -1,4 +1,4 @@
-"""MuxServe's `models.yaml`, as a fleet: models with rates, perhaps a cluster and mean lengths.
+"""Converts MuxServe's `models.yaml` to a fleet file: models with rates, cluster, mean lengths.
 
     cluster: {nnodes: 4, ngpus_per_node: 8}
     models:
@@ -6,9 +6,9 @@
     avg_prompt_len: 161
     avg_output_len: 337
 
-(hao-ai-lab/MuxServe, `examples/basic/models.yaml` and `benchmark/chatlmsys/yamls`.) LLaMA models
-are known by the last part of their path, as MuxServe's profile names them; others keep their path
-as the source. The devices are A100s of 80 GB. Imports no JAX.
+Source: hao-ai-lab/MuxServe, `examples/basic/models.yaml` and `benchmark/chatlmsys/yamls`. A LLaMA
+model is recognized by the last part of its path, as in MuxServe's profile; other models keep their
+path as the source. The devices are A100s with 80 GB. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DEVICE = "a100-80gb"
 
 
 def read_muxserve(path: Path) -> dict[str, Any]:
-    """The contents of a fleet file that asks for the same.
+    """Returns the contents of the equivalent fleet file.
 
     Raises:
-      FleetConfigError: it cannot be read, or is not such a file; the message names line and key.
+      FleetConfigError: the file cannot be read or is not valid; the message has line and key.
     """
     data, lines = read_yaml(path)
     return _Reader(str(path), lines).fleet(data)
 
 
 class _Reader:
-    """Reads one file; knows where its keys stand."""
+    """Reads one file; `lines` has the line of each key, for error messages."""
 
     def __init__(self, where: str, lines: Mapping[str, int]) -> None:
         self._where = where
@@ -48,12 +48,12 @@ class _Reader:
         if not data["models"]:
             raise self._fault("models", "must not be empty")
         lengths = {}
-        for theirs, ours in (
+        for muxserve_key, key in (
             ("avg_prompt_len", "prompt_tokens"),
             ("avg_output_len", "output_tokens"),
         ):
-            if data.get(theirs) is not None:
-                lengths[ours] = self._number(data, theirs, theirs)
+            if data.get(muxserve_key) is not None:
+                lengths[key] = self._number(data, muxserve_key, muxserve_key)
         fleet: dict[str, Any] = {
             "models": [
                 self._model(model, f"models[{index}]") | lengths
@@ -85,7 +85,7 @@ class _Reader:
                 raise self._fault(f"{key}.{field}", "must be text")
         if "rate" not in model:
             raise self._fault(
-                f"{key}.rate", f"missing: {model['name']} needs its requests a second"
+                f"{key}.rate", f"missing: {model['name']} needs its requests per second"
             )
         entry: dict[str, Any] = {
             "name": model["name"],
@@ -114,7 +114,7 @@ class _Reader:
     def _count(self, mapping: Mapping[str, Any], name: str, key: str) -> int:
         value = mapping.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self._fault(key, f"must be a whole number, 1 or more; got {value!r}")
+            raise self._fault(key, f"must be a whole number of at least 1; got {value!r}")
         return value
 
     def _fault(self, key: str, message: str) -> FleetConfigError:

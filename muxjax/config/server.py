@@ -1,4 +1,4 @@
-"""The fleet file's `server:` section: how `muxjax serve` treats requests. Imports no JAX."""
+"""The `server:` section of the fleet file: limits of `muxjax serve`. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -13,49 +13,53 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 
 
 class ServerConfig(BaseModel):
-    """Limits and time-outs of the HTTP server. The defaults suit a server of a few users."""
+    """Limits and timeouts of the HTTP server. The defaults suit a server with few users."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     max_body: Memory = Field(
-        default=4 * 2**20, description="Bytes of a request's body; larger ones get 413."
+        default=4 * 2**20, description="Maximum size of a request body; larger ones get 413."
     )
     max_queue: Annotated[int, Field(ge=1)] = Field(
         default=256,
-        description="Most outputs of a model that may wait for their first token; further ones get "
-        "429.",
+        description="Maximum number of outputs of a model that wait for their first token; "
+        "further requests get 429.",
     )
     queue_timeout: Seconds | None = Field(
         default=None,
-        description="Most seconds to the first token; then the request ends with 504. By default "
-        "no limit but request_timeout.",
+        description="Maximum time to first token in seconds; then the request ends with 504. By "
+        "default only request_timeout applies.",
     )
     request_timeout: Seconds = Field(
-        default=600.0, description="Most seconds of a request; then it ends with 504."
+        default=600.0,
+        description="Maximum duration of a request in seconds; then it ends with 504.",
     )
     body_timeout: Seconds = Field(
-        default=30.0, description="Most seconds that a request's body may take to arrive; then 408."
+        default=30.0,
+        description="Maximum time in seconds for a request body to arrive; then 408.",
     )
     drain_timeout: Seconds = Field(
         default=30.0,
-        description="Seconds that running requests have to end after SIGTERM; then they are cut.",
+        description="Time in seconds for running requests to finish after SIGTERM; then they are "
+        "aborted.",
     )
     stall_timeout: Seconds = Field(
         default=60.0,
-        description="Seconds without a step, while there is work, after which a unit counts as "
-        "stalled and is restarted. More than its longest step takes.",
+        description="Time in seconds without a step, while there is work, after which a unit is "
+        "restarted. It must be longer than the longest step.",
     )
     restarts: Annotated[int, Field(ge=0)] = Field(
         default=3,
-        description="Most restarts of a unit in ten minutes; one that ends once more stays ended.",
+        description="Maximum number of restarts of a unit within ten minutes; after that it is "
+        "not restarted.",
     )
     cors_origins: Texts = Field(
         default=(),
-        description="Origins (https://example.com) whose pages may call the server from a browser; "
-        "by default none but the server's own.",
+        description="Origins (https://example.com) whose pages may call the server from a "
+        "browser, in addition to the server's own.",
     )
     allowed_hosts: Texts = Field(
         default=(),
-        description="Host names, besides localhost and addresses, that a server without keys on a "
-        "loopback address answers to; for a proxy in front of it.",
+        description="Host names, in addition to localhost and IP addresses, that a server without "
+        "API keys on a loopback address accepts; for a proxy in front of it.",
     )

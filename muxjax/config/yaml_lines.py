@@ -1,4 +1,4 @@
-"""YAML with the line of every key, and with repeated keys refused. Imports no JAX."""
+"""Reads YAML with the line of every key, and refuses duplicate keys. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import yaml
 
 from muxjax.errors import FleetConfigError
 
-_DEEPEST = 8
-"""Levels whose lines are noted; a fleet file has four, and an alias may lead back to its parent."""
+_MAX_DEPTH = 8
+"""Levels whose lines are recorded: a fleet file has four; an alias may point to its parent."""
 
 
 def read_yaml(path: Path) -> tuple[object, dict[str, int]]:
-    """The document of a file, as `parse_yaml` gives it.
+    """Parses a file; see `parse_yaml`.
 
     Raises:
-      FleetConfigError: it cannot be read, or is not valid YAML in UTF-8.
+      FleetConfigError: the file cannot be read, or is not valid YAML in UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -30,11 +30,11 @@ def read_yaml(path: Path) -> tuple[object, dict[str, int]]:
 
 
 def parse_yaml(text: str, where: str) -> tuple[object, dict[str, int]]:
-    """The document in `text`, and the line of each key path (`models[0].dtype` -> 4).
+    """Returns the document in `text`, and the line of each key path (`models[0].dtype` -> 4).
 
     Raises:
-      FleetConfigError: not valid YAML, or a mapping with the same key twice; the message begins
-        with `where` and the line.
+      FleetConfigError: not valid YAML, or a mapping with a duplicate key; the message begins with
+        `where` and the line.
     """
     try:
         loader = _Loader(text)
@@ -55,7 +55,7 @@ def parse_yaml(text: str, where: str) -> tuple[object, dict[str, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader silently keeps the last of two equal keys; this one refuses them."""
+    """Refuses duplicate keys; PyYAML's safe loader silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[object] = set()
@@ -63,14 +63,14 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is not None and key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice in one mapping", key_node.start_mark
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
                 )
             keys.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _collect_lines(node: yaml.Node, path: str, depth: int, lines: dict[str, int]) -> None:
-    if depth >= _DEEPEST:
+    if depth >= _MAX_DEPTH:
         return
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

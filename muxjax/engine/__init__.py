@@ -1,1 +1,1 @@
-"""The loop of a unit, and the path of a request: router, supervisor, detokenizer, stream."""
+"""The engine of a unit, and the way of a request: input processor, router, engine, stream."""

@@ -1,33 +1,12 @@
-"""From the tokens of a request to the text its caller gets, with stop strings."""
+"""Turns the tokens of a request into text, and finds stop strings in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from muxjax.models.tokenizers.tokenizer import Tokenizer
-from muxjax.scheduling.requests import FinishReason, RequestUpdate
-from muxjax.scheduling.steps import TokenLogprobs
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a request has made since the last one.
-
-    Attributes:
-      text: may lag behind the tokens: half characters, and what may begin a stop string, wait.
-      token_ids: new tokens; a stop token that ended the request is the last, with no text.
-      logprobs: one entry for each of `token_ids`, or None if they were not asked for.
-      finish_reason: 'stop', 'length', 'cancelled' or 'abort' in the last delta, None before.
-      prompt_logprobs: in the first delta, if they were asked for: of the prompt's tokens from the
-        second on.
-    """
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish_reason: FinishReason | None
-    prompt_logprobs: list[TokenLogprobs] | None = None
+from muxjax.outputs import Delta
+from muxjax.scheduling.requests import RequestUpdate
 
 
 class Detokenizer:
@@ -36,20 +15,21 @@ class Detokenizer:
     Args:
       tokenizer: None for a model without one: the text stays empty.
       stop: strings that end the output, and are not part of it.
-      min_tokens: before this many tokens no string ends the output.
+      min_tokens: before the output has this many tokens no stop string ends it.
 
     Attributes:
-      cached_tokens: tokens of the prompt that the prefix cache had; known with the first delta.
+      cached_tokens: tokens of the prompt that were found in the prefix cache; 0 before the first
+        update.
     """
 
     def __init__(
         self, tokenizer: Tokenizer | None, stop: Sequence[str], min_tokens: int = 0
     ) -> None:
-        self._stream = None if tokenizer is None else tokenizer.decode_stream()
+        self._decoder = None if tokenizer is None else tokenizer.decode_stream()
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
         self._held = ""
-        self._made = 0
+        self._num_tokens = 0
         self.cached_tokens = 0
 
     @property
@@ -58,48 +38,60 @@ class Detokenizer:
         return bool(self._stop)
 
     def push(self, update: RequestUpdate) -> Delta:
-        """The delta of an update. If its `finish_reason` is set and the update's is not, a stop
-        string has ended the request, and the tokens after it are left out.
+        """Returns the delta of an update.
+
+        If the delta has a `finish_reason` and the update has none, a stop string has ended the
+        request; the delta then leaves out the tokens after it.
         """
         request = update.request
-        prompt = None
-        if self._made == 0:
+        prompt_logprobs = None
+        if self._num_tokens == 0:
             self.cached_tokens = request.cached_tokens
             if request.params.prompt_logprobs is not None:
-                prompt = request.prompt_logprobs
+                prompt_logprobs = request.prompt_logprobs
         texts: list[str] = []
         for count, token in enumerate(update.tokens, start=1):
-            self._made += 1
-            if self._stream is None or token in request.stop_ids:
+            self._num_tokens += 1
+            if self._decoder is None or token in request.stop_ids:
                 continue
-            text, stopped = self._advance(self._stream.push([token]))
+            text, stop = self._release(self._decoder.push([token]))
             texts.append(text)
-            if stopped:
+            if stop is not None:
                 logprobs = None if update.logprobs is None else update.logprobs[:count]
-                return Delta("".join(texts), update.tokens[:count], logprobs, "stop", prompt)
+                return Delta(
+                    "".join(texts), update.tokens[:count], logprobs, "stop", prompt_logprobs, stop
+                )
         reason = update.finish_reason
-        if reason is not None and self._stream is not None:
-            text, stopped = self._advance(self._stream.flush())
-            texts.append(text)
-            if stopped:
-                reason = "stop"
-            else:
-                texts.append(self._held)
-        return Delta("".join(texts), update.tokens, update.logprobs, reason, prompt)
+        stop_reason: str | int | None = None
+        if reason is not None:
+            if reason == "stop" and update.tokens:
+                last = update.tokens[-1]
+                stop_reason = last if last in request.params.stop_token_ids else None
+            if self._decoder is not None:
+                text, stop = self._release(self._decoder.flush())
+                texts.append(text)
+                if stop is not None:
+                    reason, stop_reason = "stop", stop
+                else:
+                    texts.append(self._held)
+        return Delta(
+            "".join(texts), update.tokens, update.logprobs, reason, prompt_logprobs, stop_reason
+        )
 
-    def _advance(self, text: str) -> tuple[str, bool]:
-        """Adds text; returns what may be given out, and whether a stop string was met."""
-        if not self._stop or self._made < self._min_tokens:
-            return text, False
+    def _release(self, text: str) -> tuple[str, str | None]:
+        """Adds text; returns the text that can be handed out, and the stop string found in it."""
+        if not self._stop or self._num_tokens < self._min_tokens:
+            return text, None
         text = self._held + text
         self._held = ""
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            return text[: min(found)], True
-        # Hold back the longest end that some stop string begins with.
+            at, stop = min(found, key=lambda match: match[0])
+            return text[:at], stop
+        # Hold back the longest end of the text that begins a stop string.
         longest = min(len(text), max(map(len, self._stop)) - 1)
         for size in range(longest, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stop):
                 self._held = text[-size:]
-                return text[:-size], False
-        return text, False
+                return text[:-size], None
+        return text, None

@@ -1,8 +1,8 @@
-"""The loop of a unit: one thread that makes steps, runs them, and hands out what they gave.
+"""The engine of a unit: one thread that schedules steps, submits them, and delivers their results.
 
-It stays one step ahead of the device: step n+1 is submitted before the tokens of step n are read,
-so the device does not wait for the host. All state of the unit is touched by this thread only;
-others leave commands in an inbox.
+It runs one step ahead of the device: step n+1 is submitted before the tokens of step n are read, so
+that the device does not wait for the host. Only this thread touches the scheduler; other threads
+put commands into an inbox.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from muxjax.scheduling.steps import (
 
 log = logging.getLogger(__name__)
 
-_STUCK_SECONDS = 0.05
-"""How long to wait where requests exist and no step can be made: time moves quotas."""
+_RETRY_SECONDS = 0.05
+"""Wait before scheduling again when there are requests but no step is possible."""
 
 Observer = Callable[[Scheduler, Step, StepResult], None]
-"""Is shown each step that has been applied; called in the engine's thread, must not wait."""
+"""Receives each step whose results were applied. Called in the engine's thread; must not block."""
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where the updates of one request go. Called in the engine's thread; must not wait."""
+    """Receives the updates of one request. Called in the engine's thread; must not block."""
 
     def update(self, update: RequestUpdate) -> bool:
-        """Takes new tokens; True ends the request (a stop string was met)."""
+        """Receives new tokens; returns True to end the request (a stop string was found)."""
         ...
 
     def cancelled(self) -> None:
-        """The request was cancelled; nothing follows."""
+        """The request was cancelled; this is the last call."""
         ...
 
     def failed(self, error: BaseException) -> None:
-        """The engine has ended, and the request with it; nothing follows."""
+        """The request has failed, or the engine has ended; this is the last call."""
         ...
 
 
 class Engine:
-    """Runs a unit on an executor until closed.
+    """Runs the steps of a scheduler on an executor until closed.
 
     Args:
-      unit: its requests come from `submit` only.
+      scheduler: used by the engine's thread only; its requests come from `submit` only.
       executor: closed with the engine.
-      poison: test mode: pages that are freed are filled with NaN.
+      poison: test mode: freed pages are filled with NaN.
 
     Raises:
       ValueError: `poison` is set and the executor cannot poison pages.
     """
 
-    def __init__(self, unit: Scheduler, executor: Executor, *, poison: bool = False) -> None:
-        self._unit = unit
+    def __init__(self, scheduler: Scheduler, executor: Executor, *, poison: bool = False) -> None:
+        self._scheduler = scheduler
         self._executor = executor
         self._poisoner: PoisonsPages | None = None
         if poison:
@@ -82,12 +82,13 @@ class Engine:
         self._observer: Observer | None = None
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
-        self._moved = time.monotonic()  # when work came to an idle loop, or a step was made or read
+        # When work came to an idle engine, or a step was submitted or read.
+        self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Queues a request whose fit was checked by the caller.
+        """Queues a request that was checked by the caller (`InputProcessor`).
 
         Raises:
           EngineDead: the engine has ended.
@@ -95,7 +96,7 @@ class Engine:
 
         def add() -> None:
             try:
-                self._unit.add(request)
+                self._scheduler.add(request)
             except (InvalidRequest, Overloaded) as error:
                 self._sinks.pop(request.id, None)
                 sink.failed(error)
@@ -103,7 +104,9 @@ class Engine:
         with self._wake:
             self._check_alive()
             self._note_work()
-            self._sinks[request.id] = sink  # at once, so that an ending engine reaches it
+            self._sinks[request.id] = (
+                sink  # before the command runs: an ending engine must reach it
+            )
             self._inbox.append(add)
             self._wake.notify()
 
@@ -113,7 +116,7 @@ class Engine:
         def drop() -> None:
             sink = self._sinks.pop(request_id, None)
             if sink is not None:
-                self._unit.cancel(request_id)
+                self._scheduler.cancel(request_id)
                 sink.cancelled()
 
         with self._wake:
@@ -122,25 +125,25 @@ class Engine:
                 self._wake.notify()
 
     def withdraw(self, request_ids: Collection[int]) -> list[int]:
-        """Takes requests back: their pages are freed, and their sinks are told nothing more.
+        """Removes requests: their pages are freed, and their sinks are not called any more.
 
         Returns:
-          Those that had not ended.
+          The ids of the requests that had not ended.
 
         Raises:
-          EngineDead: the engine has ended; their sinks are told of it.
+          EngineDead: the engine has ended; the sinks are told so.
         """
 
-        def take(unit: Scheduler) -> list[int]:
-            taken = [each for each in request_ids if self._sinks.pop(each, None) is not None]
-            for each in taken:
-                unit.cancel(each)
-            return taken
+        def remove(scheduler: Scheduler) -> list[int]:
+            running = [id_ for id_ in request_ids if self._sinks.pop(id_, None) is not None]
+            for id_ in running:
+                scheduler.cancel(id_)
+            return running
 
-        return self.call(take)
+        return self.call(remove)
 
     def call(self, function: Callable[[Scheduler], Any]) -> Any:
-        """Runs a function of the unit in the engine's thread, between two steps.
+        """Runs a function on the scheduler in the engine's thread, between two steps.
 
         Raises:
           EngineDead: the engine has ended.
@@ -149,8 +152,8 @@ class Engine:
 
         def run() -> None:
             try:
-                future.set_result(function(self._unit))
-            except Exception as error:  # noqa: BLE001  the caller's function: its error is the caller's
+                future.set_result(function(self._scheduler))
+            except Exception as error:  # noqa: BLE001  raised in the caller's thread
                 future.set_exception(error)
 
         with self._wake:
@@ -165,36 +168,37 @@ class Engine:
             self._calls.discard(future)
 
     def observe(self, observer: Observer | None) -> None:
-        """Shows every step from now on to a function, or to none."""
+        """Passes every step from now on to a function; None stops that."""
         self._observer = observer
 
     def stats(self) -> dict[str, Any]:
-        """The unit's counters and how many steps were run.
+        """The scheduler's counters, and `steps`: the number of steps by phase.
 
         Raises:
           EngineDead: the engine has ended.
         """
-        return self.call(lambda unit: {**unit.stats(), "steps": dict(self._steps)})
+        return self.call(lambda scheduler: {**scheduler.stats(), "steps": dict(self._steps)})
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the loop, other than `close`."""
+        """The error that ended the engine, or None; `close` is not an error."""
         return self._error
 
     @property
     def stalled_seconds(self) -> float:
-        """How long there has been work and no step; 0 for one that is idle. From any thread."""
-        return time.monotonic() - self._moved if self._sinks or self._calls else 0.0
+        """Seconds since the last step while there is work; 0 when idle. From any thread."""
+        return time.monotonic() - self._last_progress if self._sinks or self._calls else 0.0
 
     def abandon(self, reason: str) -> None:
-        """Gives up a loop that has ended or hangs: every request fails now, and nothing that the
-        loop may do later reaches anyone. Its thread is not waited for.
+        """Gives up an engine that has ended or hangs: every request fails now.
+
+        Its thread is not waited for; what it may still deliver is dropped.
         """
         with self._wake:
             self._closing = True
             if self._error is None:
                 self._error = EngineDead(reason)
-            # The loop looks sinks up here, so what it still delivers finds nobody.
+            # The loop looks up its sinks here, so what it still delivers is dropped.
             sinks, self._sinks = self._sinks, {}
             calls = [future for future in self._calls if not future.done()]
             self._wake.notify()
@@ -202,14 +206,14 @@ class Engine:
         for sink in sinks.values():
             sink.failed(error)
         for future in calls:
-            with contextlib.suppress(InvalidStateError):  # the loop was quicker
+            with contextlib.suppress(InvalidStateError):  # the loop has just set it
                 future.set_exception(error)
         self._executor.close()
 
     def _note_work(self) -> None:
-        """The time without a step begins when work comes to an idle loop."""
+        """Starts the stall clock when work comes to an idle engine."""
         if not (self._sinks or self._calls):
-            self._moved = time.monotonic()
+            self._last_progress = time.monotonic()
 
     @property
     def alive(self) -> bool:
@@ -217,7 +221,7 @@ class Engine:
         return self._error is None and not self._closing
 
     def close(self) -> None:
-        """Ends running requests as failed, waits for the device, and closes the executor."""
+        """Fails the running requests, waits for the device, and closes the executor."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -246,7 +250,9 @@ class Engine:
         in_flight: deque[tuple[Step, Handle]] = deque()
         while True:
             with self._wake:
-                while not (self._inbox or self._closing or in_flight or self._unit.num_requests):
+                while not (
+                    self._inbox or self._closing or in_flight or self._scheduler.num_requests
+                ):
                     self._wake.wait()
                 commands = list(self._inbox)
                 self._inbox.clear()
@@ -254,24 +260,24 @@ class Engine:
                     break
             for command in commands:
                 command()
-            step = self._unit.next_step(time.perf_counter())
+            step = self._scheduler.next_step(time.perf_counter())
             if step is not None:
                 if self._poisoner is not None:
-                    self._poisoner.poison(self._unit.take_freed_pages())
+                    self._poisoner.poison(self._scheduler.take_freed_pages())
                 in_flight.append((step, self._executor.submit(step)))
-                self._moved = time.monotonic()
+                self._last_progress = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1
             if in_flight and (step is None or len(in_flight) >= STEPS_AHEAD):
                 done, handle = in_flight.popleft()
                 result = self._executor.result(handle)
-                self._deliver(self._unit.apply(done, result, time.perf_counter()))
-                self._moved = time.monotonic()
+                self._deliver(self._scheduler.apply(done, result, time.perf_counter()))
+                self._last_progress = time.monotonic()
                 if self._observer is not None:
-                    self._observer(self._unit, done, result)
-            elif step is None and self._unit.num_requests:
+                    self._observer(self._scheduler, done, result)
+            elif step is None and self._scheduler.num_requests:
                 with self._wake:
                     if not self._inbox and not self._closing:
-                        self._wake.wait(_STUCK_SECONDS)
+                        self._wake.wait(_RETRY_SECONDS)
         while in_flight:
             self._executor.result(in_flight.popleft()[1])
 
@@ -286,7 +292,7 @@ class Engine:
             if reason is None and not stopped:
                 continue
             if not request.finished:
-                self._unit.finish(request, "stop", time.perf_counter())
+                self._scheduler.finish(request, "stop", time.perf_counter())
             sinks.pop(request.id, None)
 
     def _end(self) -> None:

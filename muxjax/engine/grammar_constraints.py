@@ -1,8 +1,8 @@
-"""Grammars on the host, by llguidance: which tokens may come next.
+"""Grammar constraints by llguidance, on the host: which tokens may come next.
 
-One `ConstraintCompiler` a model holds its vocabulary as a trie, made when the first grammar is
-asked for. Each request then has a `GrammarConstraint`, which reads the request's tokens and
-computes the mask of the next one, in about 50 µs for common grammars.
+The `ConstraintCompiler` of a model holds its vocabulary as a trie, built for the first grammar.
+Each request has a `GrammarConstraint`, which advances by the request's tokens and computes the mask
+of the next one.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from muxjax.executor.step_inputs import mask_words
 from muxjax.grammar import Grammar
 from muxjax.models.tokenizers.tokenizer import Tokenizer
 
-_SPACES = r"[ \n\r\t]{1,20}"
-"""Between the parts of JSON. Bounded, as models that have lost their way make spaces for ever."""
+_WHITESPACE = r"[ \n\r\t]{1,20}"
+"""White space between the parts of JSON; bounded, since models may generate it without end."""
 
 
 class ConstraintCompiler:
-    """Makes the constraints of one model's requests. Safe to use from any thread.
+    """Compiles grammars for the vocabulary of one model. May be called from any thread.
 
     Args:
-      tokenizer: the model's.
-      vocab_size: the model's, which may be padded beyond the tokenizer's.
+      tokenizer: of the model.
+      vocab_size: of the model; may be padded beyond the tokenizer's.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._making = threading.Lock()
+        self._vocabulary_lock = threading.Lock()
 
-    def start(self, grammar: Grammar, ends: Sequence[int]) -> GrammarConstraint:
-        """The constraint of a new output.
+    def compile(self, grammar: Grammar, end_ids: Sequence[int]) -> GrammarConstraint:
+        """Returns the constraint of a new output.
 
         Args:
-          grammar: what the output must be.
-          ends: tokens that end it: allowed where the grammar allows an end, and nowhere else.
+          grammar: the grammar of the output.
+          end_ids: end tokens: allowed exactly where the grammar allows the output to end.
 
         Raises:
-          InvalidRequest: the grammar is not valid, not supported, too complex, or cannot be written
+          InvalidRequest: the grammar is invalid, unsupported, too complex, or cannot be expressed
             in the model's vocabulary.
         """
-        with self._making:
+        with self._vocabulary_lock:
             vocabulary = self._vocabulary
         matcher = llguidance.LLMatcher(
             vocabulary,
@@ -55,10 +55,10 @@ class ConstraintCompiler:
             log_level=0,
             limits=llguidance.LLParserLimits(verbose_errors=False),
         )
-        ending = np.zeros(mask_words(self._vocab_size) * 32, bool)
-        ending[[token for token in ends if token < self._vocab_size]] = True
-        packed = _packed(ending)
-        return GrammarConstraint(matcher, self._usable & ~packed, packed)
+        is_end = np.zeros(mask_words(self._vocab_size) * 32, bool)
+        is_end[[token for token in end_ids if token < self._vocab_size]] = True
+        end_mask = _pack_bits(is_end)
+        return GrammarConstraint(matcher, self._text_mask & ~end_mask, end_mask)
 
     @functools.cached_property
     def _vocabulary(self) -> llguidance.LLTokenizer:
@@ -69,12 +69,12 @@ class ConstraintCompiler:
         )
 
     @functools.cached_property
-    def _usable(self) -> np.ndarray:
-        """A mask of the tokens that have text."""
-        usable = np.zeros(mask_words(self._vocab_size) * 32, bool)
+    def _text_mask(self) -> np.ndarray:
+        """The tokens that have text, uint32 `[W]`, one bit a token."""
+        has_text = np.zeros(mask_words(self._vocab_size) * 32, bool)
         for token, piece in enumerate(self._tokenizer.pieces[: self._vocab_size]):
-            usable[token] = bool(piece) and token not in self._tokenizer.special_ids
-        return _packed(usable)
+            has_text[token] = bool(piece) and token not in self._tokenizer.special_ids
+        return _pack_bits(has_text)
 
 
 class GrammarConstraint:
@@ -82,17 +82,19 @@ class GrammarConstraint:
 
     Args:
       matcher: llguidance's state of the grammar, at its start.
-      usable: a mask of the tokens that may be part of the output.
-      ends: a mask of the tokens that may end the output where the grammar allows it.
+      text_mask: tokens that may be part of the output, uint32 `[W]`, one bit a token.
+      end_mask: tokens that may end the output where the grammar allows it, likewise.
 
     Raises:
       InvalidRequest: the grammar cannot be followed.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, usable: np.ndarray, ends: np.ndarray) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, text_mask: np.ndarray, end_mask: np.ndarray
+    ) -> None:
         self._matcher = matcher
-        self._usable = usable
-        self._ends = ends
+        self._text_mask = text_mask
+        self._end_mask = end_mask
         self._mask = self._next_mask()
 
     @property
@@ -115,18 +117,18 @@ class GrammarConstraint:
         """See `Constraint.replay`."""
         matcher = self._matcher.deep_copy()
         matcher.reset()
-        made = GrammarConstraint(matcher, self._usable, self._ends)
+        constraint = GrammarConstraint(matcher, self._text_mask, self._end_mask)
         for token in tokens:
-            made.advance(token)
-        return made
+            constraint.advance(token)
+        return constraint
 
     def _next_mask(self) -> np.ndarray:
         self._check()
-        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        mask = found[: len(self._usable)] & self._usable
+        allowed = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        mask = allowed[: len(self._text_mask)] & self._text_mask
         self._check()
         if self._matcher.is_accepting():
-            mask |= self._ends
+            mask |= self._end_mask
         if not mask.any():
             raise InvalidRequest(
                 "the model's vocabulary has no token with which the output can follow the grammar",
@@ -143,10 +145,10 @@ class GrammarConstraint:
 
 
 class _Vocabulary:
-    """A tokenizer in the form that llguidance asks for.
+    """A tokenizer with the interface that llguidance expects.
 
-    Its end token is one beyond the vocabulary, as the model's own are added to the masks: there may
-    be several of them, or none.
+    llguidance needs exactly one end token, and a model may have several or none. So the end token
+    here is one beyond the vocabulary, and the masks get the model's own end tokens.
     """
 
     bos_token_id = None
@@ -160,7 +162,7 @@ class _Vocabulary:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of a text that the grammar forces: as the model writes it, if it can write it."""
+        """Token ids of a text that the grammar forces; empty if they would not decode to it."""
         try:
             ids = self._tokenizer.encode(text, add_special=False)
         except InvalidRequest:
@@ -171,10 +173,10 @@ class _Vocabulary:
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own form.
+    """The grammar in llguidance's own format.
 
     Raises:
-      InvalidRequest: it is not in the form that its kind says.
+      InvalidRequest: its text is not of its kind.
     """
     matcher = llguidance.LLMatcher
     if grammar.kind == "regex":
@@ -182,14 +184,14 @@ def _source(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return matcher.grammar_from_lark(grammar.text)
     try:
-        # Overrides, so that a schema cannot turn checks off by `x-guidance`.
+        # Overrides: a schema must not disable checks by its own `x-guidance`.
         return matcher.grammar_from_json_schema(
             grammar.text,
-            overrides={"lenient": False, "coerce_one_of": False, "whitespace_pattern": _SPACES},
+            overrides={"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE},
         )
     except ValueError as error:
         raise InvalidRequest(f"the schema is not valid: {error}", field="grammar") from error
 
 
-def _packed(bits: np.ndarray) -> np.ndarray:
+def _pack_bits(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits, bitorder="little").view(np.uint32)

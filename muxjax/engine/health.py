@@ -1,4 +1,4 @@
-"""Whether units work, and what state models are in. Imports no JAX."""
+"""Health of units, and state of models. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ ModelStatus = Literal["loaded", "loading", "sleeping", "failed"]
 
 @dataclass(frozen=True)
 class UnitHealth:
-    """One unit, as seen from outside its loop, which may hang.
+    """The health of one unit, read without asking its engine, which may hang.
 
     Attributes:
-      unit: its name.
-      models: the models on it.
-      alive: whether its loop runs.
-      stalled_seconds: how long it has had work and made no step; 0 when idle.
-      reason: what its loop ended with, for one that has ended.
-      restarts: how often it was started anew.
-      restarting: whether that is being done now.
+      unit: name of the unit.
+      models: names of the models on it.
+      alive: whether its engine runs.
+      stalled_seconds: seconds since its last step while it has work; 0 when idle.
+      reason: the error that its engine has ended with, or None.
+      restarts: number of restarts so far.
+      restarting: whether it is being restarted.
     """
 
     unit: str
@@ -31,18 +31,18 @@ class UnitHealth:
     restarting: bool = False
 
     def works(self, stall_timeout: float) -> bool:
-        """Whether requests are served: the loop runs, and makes steps when there is work."""
+        """Whether requests are served: the engine runs, and makes steps when there is work."""
         return self.alive and self.stalled_seconds < stall_timeout
 
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """What there is to say of a model.
+    """The state of one model.
 
     Attributes:
-      status: 'loading' also while it wakes.
-      error: why it failed.
-      pinned: whether it never sleeps.
+      status: 'loading' also while the model wakes.
+      error: why it failed, or None.
+      pinned: whether it is never put to sleep.
     """
 
     status: ModelStatus

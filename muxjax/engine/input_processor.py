@@ -1,4 +1,4 @@
-"""From what is asked of a model to a request that its unit can serve."""
+"""Turns a prompt and its parameters into a request that a unit can serve."""
 
 from __future__ import annotations
 
@@ -21,34 +21,32 @@ type Prompt = str | Sequence[int]
 
 
 class InputProcessor:
-    """Checks what is asked for, and numbers it. From any thread."""
+    """Checks and tokenizes prompts, and numbers the requests. May be called from any thread."""
 
     def __init__(self) -> None:
         self._ids = itertools.count()
-        self._vocabularies: dict[str, tuple[Tokenizer, ConstraintCompiler]] = {}
+        self._compilers: dict[str, tuple[Tokenizer, ConstraintCompiler]] = {}
         self._lock = threading.Lock()
 
-    def make(
+    def process(
         self, models: Mapping[str, LoadedModel], name: str, prompt: Prompt, params: SamplingParams
     ) -> tuple[Request, Detokenizer]:
-        """A request and what makes its text.
+        """Returns a request that is ready to be queued, and its detokenizer.
 
         Args:
-          models: that there are.
-          name: of one of them.
-          prompt: a text or token ids.
-          params: settings.
+          models: the models of the fleet by name.
+          name: of the requested model.
+          prompt: text, or token ids.
+          params: sampling parameters; the request's own copy gets a seed and the length limit.
 
         Raises:
           UnknownModel, InvalidRequest: the request cannot be served.
         """
-        model = models.get(name)
-        if model is None:
-            raise UnknownModel(f"no model {name!r}; there are {', '.join(models)}", field="model")
-        tokens = _tokens(model, prompt)
-        if len(tokens) >= model.max_model_len:
+        model = lookup_model(models, name)
+        token_ids = _prompt_token_ids(model, prompt)
+        if len(token_ids) >= model.max_model_len:
             raise InvalidRequest(
-                f"the prompt has {len(tokens)} tokens; {name} takes at most "
+                f"the prompt has {len(token_ids)} tokens; {name} takes at most "
                 f"{model.max_model_len - 1}, which leaves one for the output",
                 field="prompt",
             )
@@ -56,28 +54,28 @@ class InputProcessor:
             raise InvalidRequest(
                 f"{name} has no tokenizer, so stop strings cannot be found", field="stop"
             )
-        own = () if params.ignore_eos else model.eos_token_ids
-        stop_ids = tuple(dict.fromkeys((*own, *params.stop_token_ids)))
+        eos_ids = () if params.ignore_eos else model.eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
         if len(stop_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(
-                f"{len(stop_ids)} stop tokens, {name}'s own {len(own)} included; at most "
+                f"{len(stop_ids)} stop tokens, {name}'s own {len(eos_ids)} included; at most "
                 f"{MAX_STOP_TOKEN_IDS}",
                 field="stop_token_ids",
             )
         if params.seed is None:
-            # Drawn once a request: one that is preempted goes on with the same.
+            # Drawn once, so that a request that is preempted or moved continues with it.
             params = dataclasses.replace(params, seed=secrets.randbits(64))
-        # Replicas may have room for unlike lengths; wherever it goes on, it ends at the same.
-        longest = min(params.max_tokens, model.max_model_len - len(tokens))
-        params = dataclasses.replace(params, max_tokens=longest)
+        # Replicas may have different length limits; the output ends at the same length on each.
+        max_tokens = min(params.max_tokens, model.max_model_len - len(token_ids))
+        params = dataclasses.replace(params, max_tokens=max_tokens)
         _check_bias(model, params)
         constraint = None
         if params.grammar is not None:
-            constraint = self._constraints(model).start(params.grammar, own)
+            constraint = self._compiler(model).compile(params.grammar, eos_ids)
         request = Request(
             id=next(self._ids),
             model=name,
-            prompt=tokens,
+            prompt=token_ids,
             params=params,
             stop_ids=stop_ids,
             arrival=time.perf_counter(),
@@ -85,39 +83,49 @@ class InputProcessor:
         )
         return request, Detokenizer(model.tokenizer, params.stop, params.min_tokens)
 
-    def _constraints(self, model: LoadedModel) -> ConstraintCompiler:
+    def forget(self, name: str) -> None:
+        """Drops the compiled vocabulary of a model that was unloaded."""
+        with self._lock:
+            self._compilers.pop(name, None)
+
+    def _compiler(self, model: LoadedModel) -> ConstraintCompiler:
         if model.tokenizer is None:
             raise InvalidRequest(
                 f"{model.name} has no tokenizer, so its output cannot follow a grammar",
                 field="grammar",
             )
         with self._lock:
-            known = self._vocabularies.get(model.name)
-            if known is None or known[0] is not model.tokenizer:  # another model of this name
-                known = (
-                    model.tokenizer,
-                    ConstraintCompiler(model.tokenizer, model.config.vocab_size),
-                )
-                self._vocabularies[model.name] = known
+            known = self._compilers.get(model.name)
+            if known is None or known[0] is not model.tokenizer:  # a new model of the same name
+                compiler = ConstraintCompiler(model.tokenizer, model.config.vocab_size)
+                known = (model.tokenizer, compiler)
+                self._compilers[model.name] = known
             return known[1]
 
-    def forget(self, name: str) -> None:
-        """Drops what is kept for a model that there is no more."""
-        with self._lock:
-            self._vocabularies.pop(name, None)
+
+def lookup_model(models: Mapping[str, LoadedModel], name: str) -> LoadedModel:
+    """The model of this name.
+
+    Raises:
+      UnknownModel: there is none.
+    """
+    model = models.get(name)
+    if model is None:
+        raise UnknownModel(f"no model {name!r}; there are {', '.join(models)}", field="model")
+    return model
 
 
 def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
-    vocab = model.config.vocab_size
-    unknown = [token for token in params.logit_bias if token >= vocab]
+    vocab_size = model.config.vocab_size
+    unknown = [token for token in params.logit_bias if token >= vocab_size]
     if unknown:
         raise InvalidRequest(
-            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab - 1}",
+            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab_size - 1}",
             field="logit_bias",
         )
 
 
-def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:
+def _prompt_token_ids(model: LoadedModel, prompt: Prompt) -> list[int]:
     """The prompt's token ids, checked."""
     if isinstance(prompt, str):
         if not prompt:
@@ -126,16 +134,16 @@ def _tokens(model: LoadedModel, prompt: Prompt) -> list[int]:
             raise InvalidRequest(
                 f"{model.name} has no tokenizer: give the prompt as token ids", field="prompt"
             )
-        tokens = model.tokenizer.encode(prompt)
+        token_ids = model.tokenizer.encode(prompt)
     else:
-        tokens = list(prompt)
-    if not tokens:
+        token_ids = list(prompt)
+    if not token_ids:
         raise InvalidRequest("the prompt is empty", field="prompt")
-    vocab = model.config.vocab_size
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+    vocab_size = model.config.vocab_size
+    for token in token_ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"{token!r} is not a token id of {model.name}: they are 0 to {vocab - 1}",
+                f"{token!r} is not a token id of {model.name}: they are 0 to {vocab_size - 1}",
                 field="prompt",
             )
-    return tokens
+    return token_ids

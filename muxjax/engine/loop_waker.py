@@ -1,8 +1,8 @@
-"""Wakes the readers of an event loop from another thread.
+"""Wakes tasks of an event loop from another thread, many tasks with one call.
 
-`loop.call_soon_threadsafe` costs some microseconds and a system call. The engine has hundreds of
-streams to wake after a step, most of them with readers in the same loop: one call does for all that
-are woken before the loop gets to it.
+`loop.call_soon_threadsafe` costs microseconds and a system call. After a step the engine wakes
+hundreds of streams, most of them read in the same loop: one call covers all that are woken before
+the loop gets to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LoopWaker:
         self._events: list[asyncio.Event] = []
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> LoopWaker:
+    def for_loop(cls, loop: asyncio.AbstractEventLoop) -> LoopWaker:
         """The waker that all streams of a loop share."""
         with _lock:
             return _wakers.setdefault(loop, cls(loop))
@@ -38,13 +38,13 @@ class LoopWaker:
         loop = self._loop()
         try:
             if loop is not None:
-                loop.call_soon_threadsafe(self._set)
+                loop.call_soon_threadsafe(self._set_events)
         except RuntimeError:
-            # The loop is closed: nobody waits in it any more.
+            # The loop is closed, so no task waits in it.
             with self._lock:
                 self._events.clear()
 
-    def _set(self) -> None:
+    def _set_events(self) -> None:
         with self._lock:
             events, self._events = self._events, []
         for event in events:

@@ -1,71 +1,67 @@
-"""Which unit serves a request, and what becomes of it when that unit dies.
+"""Routes requests to units, and moves them when their unit dies.
 
-A model may be on several units (replicas). A request goes to the unit with the least of what the
-plan expects requests to take, over all that are outstanding there and itself.
+A model may be on several units (replicas). A request goes to the unit with the least expected load:
+the seconds that the plan expects all its outstanding requests to take, this one included.
 
-The router stands between engine and stream. It keeps each request's prompt, settings (the seed
-among them) and the tokens that its stream was given. When a unit's loop ends, its requests go on in
-a replica, or in the unit itself once that has been started anew: as a request that was preempted
-does, by a prefill of prompt and emitted tokens. Sampling depends on the seed and the position only,
-so the stream goes on with the tokens that it would have had.
+The router stands between engine and stream. It keeps each request's prompt, parameters (with the
+seed) and the tokens that its stream was given. When an engine dies, its requests continue on a
+replica, or on the same unit once that is restarted: like a preempted request, by a prefill of the
+prompt and the emitted tokens. Sampling depends on the seed and the position only, so the stream
+continues with the tokens that it would have had. Requests that no living unit can serve wait for a
+restart.
 
-A model may be held: its requests then wait here, in the order in which they came, until it is
-released or refused. That is how a model sleeps, wakes and is replaced without losing a request.
+A model may be held: its requests then wait here, in order of arrival, until it is released or
+refused. So a model sleeps, wakes and is replaced without losing a request.
 
-Each unit is started anew in a thread of its own, since that may take as long as reading its weights
-(when its process or its machine is gone). Requests that no living unit can take wait for it.
+A request fails after `MAX_MOVES` of its units have died, since it may be what kills them.
 
-A request that has been on a unit for `MOST_MOVES` deaths is ended, since it may be what kills them;
-a unit that dies `MOST_DEATHS` times within `DEATHS_SECONDS` is not started again.
+Locks: `_lock` guards the fields below it in `Router.__init__`, and is not held while an engine is
+called. Orphans are handled by the router's own thread.
 """
 
 from __future__ import annotations
 
 import enum
-import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from muxjax.engine.engine import Sink
 from muxjax.engine.routed_request import RoutedRequest
 from muxjax.engine.supervisor import UnitSupervisor
+from muxjax.engine.unit_reviver import UnitReviver
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.routing import least_loaded
 
-log = logging.getLogger(__name__)
-
-MOST_MOVES = 3
-MOST_DEATHS = 5
-DEATHS_SECONDS = 60.0
+MAX_MOVES = 3
+"""Units of a request that may die before the request fails."""
 
 
-class _News(enum.Enum):
-    LOOK = "those that wait should be looked at again"
-    CLOSE = "no more comes"
+class _Event(enum.Enum):
+    RETRY = "try to place the waiting orphans again"
+    CLOSE = "end the router's thread"
 
 
 @dataclass(frozen=True)
 class _Orphan:
-    """A request whose unit has died, and of what."""
+    """A request whose unit has died, and the error of that unit."""
 
-    carried: RoutedRequest
+    routed: RoutedRequest
     error: BaseException
 
 
 class Router:
-    """Sends requests to units and carries them over their deaths.
+    """Routes the requests of a fleet. Its methods may be called from any thread.
 
     Args:
-      units: all of a fleet. Closed by `close`.
+      units: all units of the fleet; closed by `close`.
       clock: seconds, for `idle_seconds`.
 
     Attributes:
-      on_held: told the name of the model whenever a request is held; must not wait.
+      on_held: called with the model's name whenever a request is held; must not block.
     """
 
     def __init__(
@@ -74,199 +70,203 @@ class Router:
         self.on_held: Callable[[str], None] = lambda model: None
         self._units = list(units)
         self._clock = clock
-        self._lock = threading.Lock()
-        self._ended = threading.Condition(self._lock)  # some request left its unit
-        self._held: dict[str, list[RoutedRequest]] = {}  # of models that are held
-        self._refused: dict[str, ModelUnavailable] = {}
-        self._used: dict[str, float] = {}
         self._began = clock()
-        self._carried: dict[int, RoutedRequest] = {}
-        self._waits = {unit.name: 0.0 for unit in units}
-        self._deaths: dict[str, deque[float]] = {unit.name: deque() for unit in units}
-        self._failed: dict[str, BaseException] = {}
+        self._lock = threading.Lock()
+        self._left_unit = threading.Condition(self._lock)  # a request has left its unit
+        self._routed: dict[int, RoutedRequest] = {}
+        self._held: dict[str, list[RoutedRequest]] = {}  # by model, for models that are held
+        self._refused: dict[str, ModelUnavailable] = {}
+        self._last_used: dict[str, float] = {}
+        self._load = {unit.name: 0.0 for unit in units}
         self._closing = False
-        self._revivals: dict[str, threading.Thread] = {}
-        self._waiting: list[_Orphan] = []  # the router's thread alone looks at it
-        self._news: queue.SimpleQueue[_Orphan | _News] = queue.SimpleQueue()
+        self._waiting: list[_Orphan] = []  # used by the router's thread only
+        self._events: queue.SimpleQueue[_Orphan | _Event] = queue.SimpleQueue()
+        self._reviver = UnitReviver(on_settled=lambda: self._events.put(_Event.RETRY))
         self._thread = threading.Thread(target=self._recover, name="muxjax-router", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Queues a request whose fit was checked by the caller.
+        """Queues a request that was checked by the caller.
 
         Raises:
-          EngineDead: the fleet is closed, or all units that have the model have failed for good.
-          ModelUnavailable, UnknownModel: the model is refused, or there is none.
+          EngineDead: the fleet is closed, or all units of the model have failed for good.
+          ModelUnavailable, UnknownModel: the model is refused, or does not exist.
         """
-        carried = RoutedRequest(self, request, sink)
+        routed = RoutedRequest(self, request, sink)
         with self._lock:
             self._check_open(request.model)
-            self._carried[request.id] = carried
+            self._routed[request.id] = routed
         try:
-            self._place(carried)
+            self._place(routed)
         except EngineDead as error:
-            self.orphaned(carried, error)
+            self.orphaned(routed, error)
         except ModelUnavailable:
-            self.forget(carried)
+            self.forget(routed)
             raise
 
     def cancel(self, request_id: int) -> None:
         """Ends a request; does nothing if it has ended."""
         with self._lock:
-            carried = self._carried.get(request_id)
-            if carried is None:
+            routed = self._routed.get(request_id)
+            if routed is None:
                 return
-            carried.dropped = True
-            unit = carried.unit
-            held = self._held.get(carried.request.model, [])
-            waited = carried in held
-            if waited:
-                held.remove(carried)
+            routed.cancel_requested = True
+            unit = routed.unit
+            held = self._held.get(routed.request.model, [])
+            was_held = routed in held
+            if was_held:
+                held.remove(routed)
         if unit is not None:
             unit.engine.cancel(request_id)
-        elif waited:
-            carried.cancelled()
-        self._news.put(_News.LOOK)  # it may wait for a unit
+        elif was_held:
+            routed.cancelled()
+        self._events.put(_Event.RETRY)  # it may be an orphan that waits for a unit
 
-    # Models that are held
+    # Held models
 
     def hold(self, model: str) -> None:
-        """Keeps a model's further requests here; those on a unit go on."""
+        """Holds a model's further requests; those on a unit continue."""
         with self._lock:
             self._held.setdefault(model, [])
             self._refused.pop(model, None)
-        self._news.put(_News.LOOK)  # what waits for a unit waits here now
+        self._events.put(_Event.RETRY)  # orphans of the model are held now
 
     def release(self, model: str) -> None:
-        """Sends a model's held requests to its units, in order, and then whatever comes."""
+        """Sends a model's held requests to its units, in order, and all further ones."""
         while True:
             with self._lock:
-                waiting = sorted(self._held.get(model, []), key=lambda one: one.request.id)
-                self._used[model] = self._clock()
+                waiting = sorted(self._held.get(model, []), key=lambda routed: routed.request.id)
+                self._last_used[model] = self._clock()
                 if not waiting:
                     self._held.pop(model, None)
                     self._refused.pop(model, None)
                     return
-                self._held[model] = []  # what comes now waits behind those
-            for carried in waiting:
+                self._held[model] = []  # requests that arrive now wait behind these
+            for routed in waiting:
                 try:
                     with self._lock:
-                        self._assign(carried)
-                    self._submit(carried)
+                        self._assign(routed)
+                    self._submit(routed)
                 except EngineDead as error:
-                    self.orphaned(carried, error)
+                    self.orphaned(routed, error)
 
     def refuse(self, model: str, error: ModelUnavailable) -> None:
-        """Ends a model's held requests with an error, and refuses all that come, until `hold`."""
+        """Fails a model's held requests, and refuses further ones until `hold`."""
         with self._lock:
             self._refused[model] = error
             waiting = self._held.pop(model, [])
-        for carried in waiting:
-            carried.give_up(error)
+        for routed in waiting:
+            routed.fail(error)
 
     def forget_model(self, model: str) -> None:
-        """Drops what is remembered of a model that no unit has any more."""
+        """Drops the state of a model that is on no unit any more."""
         with self._lock:
             self._refused.pop(model, None)
-            self._used.pop(model, None)
+            self._last_used.pop(model, None)
 
-    def held(self, model: str) -> int:
-        """How many requests of a model are held."""
+    def num_held(self, model: str) -> int:
+        """Number of held requests of a model."""
         with self._lock:
             return len(self._held.get(model, ()))
 
-    def drained(self, model: str, seconds: float) -> bool:
-        """Waits until no unit has requests of a model; False if some still has after so long."""
+    def wait_drained(self, model: str, seconds: float) -> bool:
+        """Waits until no unit has requests of a model; False if some remain after `seconds`."""
         with self._lock:
-            return self._ended.wait_for(lambda: not self._on_units(model), seconds)
+            return self._left_unit.wait_for(lambda: not self._on_units(model), seconds)
 
-    def take_back(self, model: str) -> None:
-        """Takes what the units still have of a model that is held: it waits here, and goes on with
-        what it has emitted when the model is released.
+    def withdraw(self, model: str) -> None:
+        """Takes the running requests of a held model off their units.
+
+        They are held, and continue after their emitted tokens when the model is released.
         """
         with self._lock:
-            running = {carried.request.id: carried for carried in self._on_units(model)}
+            running = {routed.request.id: routed for routed in self._on_units(model)}
             units = [unit for unit in self._units if model in unit.model_names]
         for unit in units:
             try:
-                taken = unit.engine.withdraw(running)
+                withdrawn = unit.engine.withdraw(running)
             except EngineDead:
-                continue  # it gave them back itself
+                continue  # its requests are orphans, and held as such
             with self._lock:
-                for number in taken:
-                    self._leave(running[number])
-                    self._keep(running[number])
+                for request_id in withdrawn:
+                    self._unload(running[request_id])
+                    self._keep(running[request_id])
 
     def idle_seconds(self, model: str) -> float:
-        """For how long a model has had no request; 0 while it has one."""
+        """Seconds since a model had a request; 0 while it has one."""
         with self._lock:
             if self._held.get(model) or self._on_units(model):
                 return 0.0
-            return self._clock() - self._used.get(model, self._began)
+            return self._clock() - self._last_used.get(model, self._began)
 
     def _on_units(self, model: str) -> list[RoutedRequest]:
-        carried = self._carried.values()
-        return [c for c in carried if c.request.model == model and c.unit is not None]
+        return [
+            routed
+            for routed in self._routed.values()
+            if routed.request.model == model and routed.unit is not None
+        ]
 
-    def _keep(self, carried: RoutedRequest) -> None:
-        carried.unit = None
-        self._held[carried.request.model].append(carried)
-        self._ended.notify_all()
+    def _keep(self, routed: RoutedRequest) -> None:
+        routed.unit = None
+        self._held[routed.request.model].append(routed)
+        self._left_unit.notify_all()
+
+    # State
 
     def unit_names(self, model: str) -> list[str]:
-        """The units that have a model."""
+        """Names of the units that have a model."""
         return [unit.name for unit in self._units if model in unit.model_names]
 
-    def waits(self) -> dict[str, float]:
-        """What all that is outstanding on each unit is expected to take, in seconds."""
+    def expected_load(self) -> dict[str, float]:
+        """By unit: the seconds that its outstanding requests are expected to take."""
         with self._lock:
-            return dict(self._waits)
+            return dict(self._load)
 
     def failure(self, unit: str) -> BaseException | None:
-        """What a unit has failed with for good, or None."""
-        return self._failed.get(unit)
+        """The error with which a unit has failed for good, or None."""
+        return self._reviver.failure(unit)
 
     def close(self) -> None:
         """Ends all requests and closes the units. May be called more than once."""
         with self._lock:
             self._closing = True
-        self._news.put(_News.CLOSE)
+        self._events.put(_Event.CLOSE)
         self._thread.join()
         for unit in self._units:
             unit.close()
-        for revival in list(self._revivals.values()):
-            revival.join()
+        self._reviver.join()
         with self._lock:
-            left = list(self._carried.values())
-        for carried in left:
-            carried.give_up(EngineDead("the engine is closed"))
+            remaining = list(self._routed.values())
+        for routed in remaining:
+            routed.fail(EngineDead("the engine is closed"))
 
-    # Called by carried requests, in the engines' threads
+    # Called by routed requests, in the engines' threads
 
-    def forget(self, carried: RoutedRequest) -> None:
-        """Drops a request that has ended."""
+    def forget(self, routed: RoutedRequest) -> None:
+        """See `RequestOwner`."""
         with self._lock:
-            if self._carried.pop(carried.request.id, None) is not None:
-                self._used[carried.request.model] = self._clock()
-                self._leave(carried)
-                self._ended.notify_all()
+            if self._routed.pop(routed.request.id, None) is not None:
+                self._last_used[routed.request.model] = self._clock()
+                self._unload(routed)
+                self._left_unit.notify_all()
 
-    def orphaned(self, carried: RoutedRequest, error: BaseException) -> None:
-        """Takes a request back whose unit has died."""
+    def orphaned(self, routed: RoutedRequest, error: BaseException) -> None:
+        """See `RequestOwner`."""
         with self._lock:
-            self._leave(carried)
+            self._unload(routed)
             closing = self._closing
         if closing:
-            carried.give_up(error)
+            routed.fail(error)
         else:
-            self._news.put(_Orphan(carried, error))
+            self._events.put(_Orphan(routed, error))
 
-    # Placing
+    # Placement on units
 
-    def _leave(self, carried: RoutedRequest) -> None:
-        if carried.unit is not None:
-            self._waits[carried.unit.name] -= carried.seconds
-            carried.seconds = 0.0
+    def _unload(self, routed: RoutedRequest) -> None:
+        """Subtracts a request from the expected load of its unit."""
+        if routed.unit is not None:
+            self._load[routed.unit.name] -= routed.expected_seconds
+            routed.expected_seconds = 0.0
 
     def _check_open(self, model: str) -> None:
         if self._closing:
@@ -276,139 +276,109 @@ class Router:
         units = [unit for unit in self._units if model in unit.model_names]
         if not units:
             raise UnknownModel(f"no model {model!r}: it was unloaded", field="model")
-        failed = [self._failed[u.name] for u in units if u.name in self._failed and not u.alive]
-        if len(failed) == len(units):
-            raise EngineDead(f"the engine has ended: {failed[0]}") from failed[0]
+        failures = [None if unit.alive else self.failure(unit.name) for unit in units]
+        if all(failures):
+            raise EngineDead(f"the engine has ended: {failures[0]}") from failures[0]
 
-    def _place(self, carried: RoutedRequest) -> None:
-        """Hands a request to the living unit that is least laden with it, or holds it.
+    def _place(self, routed: RoutedRequest) -> None:
+        """Submits a request to the least loaded living unit of its model, or holds it.
 
         Raises:
           ModelUnavailable: the model is refused.
-          EngineDead: none is alive, or it died just now.
+          EngineDead: no unit is alive, or the chosen one has just died.
         """
-        model = carried.request.model
+        model = routed.request.model
         with self._lock:
             if model in self._refused:
                 raise self._refused[model]
             held = model in self._held
-            if held and not carried.dropped:
-                self._keep(carried)
+            if held and not routed.cancel_requested:
+                self._keep(routed)
             elif not held:
-                self._assign(carried)
+                self._assign(routed)
         if not held:
-            self._submit(carried)
-        elif carried.dropped:
-            carried.cancelled()
+            self._submit(routed)
+        elif routed.cancel_requested:
+            routed.cancelled()
         else:
             self.on_held(model)
 
-    def _assign(self, carried: RoutedRequest) -> None:
-        """Chooses a unit.
+    def _assign(self, routed: RoutedRequest) -> None:
+        """Chooses the unit of a request.
 
         Raises:
-          EngineDead: none is alive.
+          EngineDead: no unit is alive.
         """
-        request = carried.request
-        tokens = len(request.prompt) + request.params.max_tokens
-        living = [u for u in self._units if request.model in u.model_names and u.alive]
+        request = routed.request
+        num_tokens = len(request.prompt) + request.params.max_tokens
+        living = [unit for unit in self._units if request.model in unit.model_names and unit.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        unit = least_loaded(living, self._waits, request.model, tokens)
-        carried.unit = unit
-        carried.seconds = unit.seconds(request.model, tokens)
-        self._waits[unit.name] += carried.seconds
+        unit = least_loaded(living, self._load, request.model, num_tokens)
+        routed.unit = unit
+        routed.expected_seconds = unit.seconds(request.model, num_tokens)
+        self._load[unit.name] += routed.expected_seconds
 
-    def _submit(self, carried: RoutedRequest) -> None:
-        unit, request = carried.unit, carried.request
-        assert unit is not None, "a unit was chosen"
-        again, carried.placed = carried.placed, True
-        unit.engine.submit(carried.again() if again else request, carried)
-        if carried.dropped:  # cancelled before the unit knew it
+    def _submit(self, routed: RoutedRequest) -> None:
+        unit, request = routed.unit, routed.request
+        assert unit is not None, "set by _assign"
+        if routed.was_placed:
+            request = routed.resubmission()
+        routed.was_placed = True
+        unit.engine.submit(request, routed)
+        if routed.cancel_requested:  # `cancel` may have come before the unit knew the request
             unit.engine.cancel(request.id)
 
-    # Recovery, in a thread of its own
+    # Recovery of orphans, in the router's thread
 
     def _recover(self) -> None:
-        while (news := self._news.get()) is not _News.CLOSE:
-            if isinstance(news, _Orphan):
-                carried = news.carried
-                carried.moves += 1
-                if carried.unit is not None:
-                    self._revive(carried.unit)
-                if carried.moves > MOST_MOVES:
-                    reason = f"given up after {MOST_MOVES} units died: {news.error}"
-                    carried.give_up(EngineDead(reason))
+        while (event := self._events.get()) is not _Event.CLOSE:
+            if isinstance(event, _Orphan):
+                routed = event.routed
+                routed.moves += 1
+                if routed.unit is not None:
+                    self._revive(routed.unit)
+                if routed.moves > MAX_MOVES:
+                    reason = f"given up after {MAX_MOVES} units died: {event.error}"
+                    routed.fail(EngineDead(reason))
                 else:
-                    self._carry_on(news)
+                    self._recover_orphan(event)
             else:
                 waiting, self._waiting = self._waiting, []
                 for orphan in waiting:
-                    self._carry_on(orphan)
+                    self._recover_orphan(orphan)
 
-    def _carry_on(self, orphan: _Orphan) -> None:
-        """Places an orphan where it can go on, or lets it wait for a unit that is started anew."""
-        carried = orphan.carried
-        if carried.dropped:
-            carried.cancelled()
+    def _recover_orphan(self, orphan: _Orphan) -> None:
+        """Places an orphan on a living unit, or keeps it until a unit is restarted."""
+        routed = orphan.routed
+        if routed.cancel_requested:
+            routed.cancelled()
             return
         try:
-            if self._placed(carried):
+            if self._try_place(routed):
                 return
-        except MuxError as fault:  # its output cannot be gone on with
-            carried.give_up(fault)
+        except MuxError as error:  # the model is refused, or the output cannot be continued
+            routed.fail(error)
             return
-        units = [u for u in self._units if carried.request.model in u.model_names]
-        hopes = [self._revive(unit) for unit in units]
-        if any(hopes):
+        units = [unit for unit in self._units if routed.request.model in unit.model_names]
+        may_live = [self._revive(unit) for unit in units]
+        if any(may_live):
             self._waiting.append(orphan)
         else:
-            carried.give_up(orphan.error)
+            routed.fail(orphan.error)
 
-    def _placed(self, carried: RoutedRequest) -> bool:
+    def _try_place(self, routed: RoutedRequest) -> bool:
         try:
-            self._place(carried)
+            self._place(routed)
         except EngineDead:
             with self._lock:
-                self._leave(carried)
+                self._unload(routed)
             return False
         return True
 
     def _revive(self, unit: UnitSupervisor) -> bool:
-        """Begins to start a unit anew if it is dead; whether it lives or may live again."""
-        if unit.name in self._revivals:
-            return True
+        """Restarts a unit if it is dead; returns whether it lives or may live again."""
         if unit.alive:
-            self._news.put(_News.LOOK)
+            self._events.put(_Event.RETRY)
             return True
-        if unit.name in self._failed or self._closing:
-            return False
-        now, deaths = time.monotonic(), self._deaths[unit.name]
-        deaths.append(now)
-        while now - deaths[0] > DEATHS_SECONDS:
-            deaths.popleft()
-        if len(deaths) > MOST_DEATHS:
-            reason = f"unit {unit.name} died {len(deaths)} times in {DEATHS_SECONDS:.0f} seconds"
-            self._failed[unit.name] = EngineDead(reason)
-            log.error("%s: it is not started again", reason)
-            return False
-        revival = threading.Thread(
-            target=self._start_anew, args=(unit,), name=f"muxjax-revive-{unit.name}", daemon=True
-        )
-        self._revivals[unit.name] = revival
-        revival.start()
-        return True
-
-    def _start_anew(self, unit: UnitSupervisor) -> None:
-        began = time.perf_counter()
-        try:
-            unit.revive()
-        except (MuxError, RuntimeError) as error:  # JAX's errors are RuntimeErrors
-            self._failed[unit.name] = error
-            log.exception("unit %s cannot be started again", unit.name)
-        else:
-            seconds = time.perf_counter() - began
-            log.warning("unit %s has been started again in %.2f s", unit.name, seconds)
-        finally:
-            del self._revivals[unit.name]
-            self._news.put(_News.LOOK)
+        return not self._closing and self._reviver.revive(unit)

@@ -1,10 +1,10 @@
-"""Keeps an engine running: the engine of a unit, which may be started anew."""
+"""Runs the engine of a unit, and restarts it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from muxjax.engine.engine import Observer, Sink
 from muxjax.engine.health import UnitHealth
@@ -14,7 +14,7 @@ from muxjax.scheduling.requests import Request
 
 @runtime_checkable
 class UnitEngine(Protocol):
-    """The loop of a unit, here (`engine.Engine`) or in another process (`cluster.RemoteEngine`)."""
+    """The engine of a unit: `engine.Engine`, or `cluster.RemoteEngine` in another process."""
 
     @property
     def alive(self) -> bool:
@@ -28,11 +28,11 @@ class UnitEngine(Protocol):
 
     @property
     def stalled_seconds(self) -> float:
-        """How long there has been work and no step; 0 for one that is idle."""
+        """Seconds since the last step while there is work; 0 when idle."""
         ...
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Queues a request whose fit was checked by the caller.
+        """Queues a request that was checked by the caller.
 
         Raises:
           EngineDead: the engine has ended.
@@ -44,29 +44,27 @@ class UnitEngine(Protocol):
         ...
 
     def observe(self, observer: Observer | None) -> None:
-        """Shows every step from now on to a function, or to none."""
+        """Passes every step from now on to a function; None stops that."""
         ...
 
     def abandon(self, reason: str) -> None:
-        """Gives up a loop that has ended or hangs: every request fails now."""
+        """Gives up an engine that has ended or hangs: every request fails now."""
         ...
 
     def close(self) -> None:
-        """Ends running requests as failed, and waits for the end."""
+        """Fails the running requests, and waits for the engine to end."""
         ...
 
 
-E = TypeVar("E", bound=UnitEngine)
-
-
 class UnitSupervisor[E: UnitEngine]:
-    """A unit as the router sees it.
+    """A unit as the router sees it: its engine, which can be restarted.
 
     Args:
-      name: of the unit, unique in the fleet.
-      models: names of the models on it.
-      start: makes an engine with an empty pool and queue; None for a unit that is only looked at.
-      seconds: of each model: for each token of a request, from first to last, as planned.
+      name: unique in the fleet.
+      models: names of the models on the unit.
+      start: starts an engine with an empty pool and queue; None for a unit that does not run
+        (`warm_up=False`).
+      seconds: by model: expected seconds per token of a request, from its start to its end.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class UnitSupervisor[E: UnitEngine]:
 
     @property
     def engine(self) -> E:
-        """Its loop, which may have ended.
+        """Its engine, which may have ended.
 
         Raises:
           EngineDead: it was never started.
@@ -100,15 +98,15 @@ class UnitSupervisor[E: UnitEngine]:
 
     @property
     def alive(self) -> bool:
-        """Whether its loop takes requests."""
+        """Whether its engine accepts requests."""
         return self._engine is not None and self._engine.alive
 
     def seconds(self, model: str, num_tokens: int) -> float:
-        """How long a request of so many tokens, output included, is expected to take."""
+        """Expected seconds of a request with this many tokens, output included."""
         return self._seconds.get(model, 1.0) * num_tokens
 
     def revive(self) -> None:
-        """Starts the loop anew if it has ended.
+        """Restarts the engine if it has ended.
 
         Raises:
           EngineDead: the unit is closed.
@@ -120,12 +118,12 @@ class UnitSupervisor[E: UnitEngine]:
                 self._begin()
 
     def restart(self, reason: str) -> None:
-        """Starts the loop anew, even if it runs or hangs: that one is left to itself.
+        """Replaces the engine, even one that runs or hangs; a hanging thread is left behind.
 
-        Does nothing if another thread was already doing it.
+        Does nothing if another thread has replaced it meanwhile.
 
         Args:
-          reason: told to whoever waits for it.
+          reason: message of the error that the requests of the old engine get.
 
         Raises:
           EngineDead: the unit is closed.
@@ -138,17 +136,17 @@ class UnitSupervisor[E: UnitEngine]:
                 self._begin()
 
     def observe(self, observer: Observer | None) -> None:
-        """Shows every step from now on to a function, or to none; after a restart as well.
+        """Passes every step from now on to a function, also after a restart; None stops that.
 
         Raises:
-          EngineDead: it was never started.
+          EngineDead: the engine was never started.
         """
         with self._changing:
             self.engine.observe(observer)
             self._observer = observer
 
     def health(self) -> UnitHealth:
-        """Whether it works; asks no engine."""
+        """The unit's health; does not ask the engine, so it answers when the engine hangs."""
         engine = self._engine
         return UnitHealth(
             unit=self.name,
@@ -161,7 +159,7 @@ class UnitSupervisor[E: UnitEngine]:
         )
 
     def close(self) -> None:
-        """Ends running requests and frees the pool. May be called more than once."""
+        """Fails the running requests and frees the pool. May be called more than once."""
         with self._changing:
             self._closed = True
             if self._engine is not None:
@@ -172,7 +170,7 @@ class UnitSupervisor[E: UnitEngine]:
             raise EngineDead(f"unit {self.name} cannot be restarted: it is closed")
 
     def _begin(self) -> None:
-        assert self._start is not None, "asked by _check_open"
+        assert self._start is not None, "ensured by _check_open"
         self._restarting = True
         try:
             self._engine = self._start()

@@ -114,7 +114,7 @@ def _next_token(
     model: str, total: int, length: int, num_output: int, params: SamplingParams, vocab: int
 ) -> int:
     extra = 0 if params.greedy or params.seed is None else params.seed
-    if params.penalised:
+    if params.penalized:
         extra += num_output
     return (31 * total + 7 * length + sum(model.encode()) + extra) % vocab
 

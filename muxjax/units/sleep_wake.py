@@ -69,7 +69,7 @@ class SleepController:
 
     def wake_if_requested(self, model: ManagedModel) -> None:
         """Tells the router's `on_held` if requests wait for a sleeping model."""
-        if model.status == "sleeping" and self._router.held(model.name):
+        if model.status == "sleeping" and self._router.num_held(model.name):
             self._router.on_held(model.name)
 
     def drain(self, model: ManagedModel, *, hold: bool = True) -> None:
@@ -85,12 +85,12 @@ class SleepController:
         name = model.name
         if hold:
             self._router.hold(name)
-        if self._router.drained(name, self.drain_seconds):
+        if self._router.wait_drained(name, self.drain_seconds):
             return
         self._router.hold(name)
         for _ in range(_WITHDRAW_TRIES):
-            self._router.take_back(name)
-            if self._router.drained(name, _WITHDRAW_SECONDS):
+            self._router.withdraw(name)
+            if self._router.wait_drained(name, _WITHDRAW_SECONDS):
                 return
         raise ModelUnavailable(f"a unit does not release the requests of {name}")
 

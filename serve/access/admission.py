@@ -94,7 +94,7 @@ class Admission:
 
         Raises:
           ApiError: 429, 503: it is not let in.
-          MuxError: as the fleet's `open_stream`.
+          MuxError: as the fleet's `stream`.
         """
         with self.lock:
             self.check_open()
@@ -106,7 +106,7 @@ class Admission:
                 )
             queue.waiting += 1
         try:
-            inner = self.fleet.open_stream(model, prompt, params)
+            inner = self.fleet.stream(model, prompt, params)
             try:
                 room = self.fleet.models[model].max_model_len - inner.num_prompt_tokens
                 most = min(params.max_tokens, room)
@@ -145,7 +145,7 @@ class View:
             models if key is None else {name: m for name, m in models.items() if key.sees(name)}
         )
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> TrackedStream:
         """See `FleetLike`; the endpoint has looked the model up in `models`.
@@ -173,6 +173,6 @@ class View:
             found["ttft"] = round(first.ttft, 4)
         return found
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, block: bool = True) -> Mapping[str, Any]:
         """See `FleetLike`."""
-        return self._admission.fleet.stats()
+        return self._admission.fleet.stats(block=block)

@@ -10,6 +10,13 @@ from starlette.responses import JSONResponse, Response
 
 from muxjax.errors import InvalidRequest
 from muxjax.grammar import Grammar
+from muxjax.models.tokenizers.chat_tools import (
+    ToolCallFormat,
+    template_messages,
+    tool_call_format,
+    tool_call_grammar,
+)
+from muxjax.models.tokenizers.tool_call_parser import ParsedPiece, ToolCallParser
 from muxjax.serve.errors import ApiError, in_words_of
 from muxjax.serve.fleet_protocol import DeltaLike, FleetLike, ModelLike, TokenizerLike
 from muxjax.serve.openai.find_model import find_model
@@ -17,8 +24,6 @@ from muxjax.serve.openai.generation import EventStream, GeneratedOutput, cancel_
 from muxjax.serve.openai.messages import ChatMessage, NamedTool, Tool
 from muxjax.serve.openai.requests import ChatRequest, parse_chat
 from muxjax.serve.openai.responses import chat_logprobs, events, head, usage
-from muxjax.serve.openai.tool_call_parser import CallReader, Piece
-from muxjax.serve.openai.tool_calls import CallForm, form_of, grammar_of, messages_for
 
 
 async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Response:
@@ -31,7 +36,7 @@ async def chat(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Resp
     model = find_model(fleet, asked.model)
     tools = usable_tools(asked)
     prompt = await asyncio.to_thread(conversation_ids, model, asked.messages, tools)
-    form = form_of(model.tokenizer.chat_template) if model.tokenizer and tools else None
+    form = tool_call_format(model.tokenizer.chat_template) if model.tokenizer and tools else None
     field = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     limit = getattr(asked, field)
     # Without a limit an answer may go on to the end of the model's context.
@@ -107,27 +112,29 @@ def conversation_ids(
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ApiError(f"{model.name} has no tokenizer: use /v1/completions", param="model")
-    form = form_of(tokenizer.chat_template)
-    shown = [tool.for_template() for tool in tools] if tools and form.native else None
-    text = tokenizer.apply_chat(messages_for(form, messages, tools), more, shown)
+    form = tool_call_format(tokenizer.chat_template)
+    shown = [tool.for_template() for tool in tools]
+    plain = template_messages(form, [message.for_template() for message in messages], shown)
+    text = tokenizer.apply_chat(plain, more, shown if shown and form.native else None)
     return tokenizer.encode(text, add_special=special)
 
 
-def _tools_grammar(form: CallForm, asked: ChatRequest, tools: list[Tool]) -> Grammar:
-    several = asked.parallel_tool_calls is not False
+def _tools_grammar(form: ToolCallFormat, asked: ChatRequest, tools: list[Tool]) -> Grammar:
+    parallel = asked.parallel_tool_calls is not False
+    shown = [tool.for_template() for tool in tools]
     if isinstance(asked.tool_choice, NamedTool):
         name = asked.tool_choice.function.name
-        only = [tool for tool in tools if tool.function.name == name]
-        return grammar_of(form, only, text=False, several=False)
+        named = [tool for tool in shown if tool["function"]["name"] == name]
+        return tool_call_grammar(form, named, text=False, parallel=False)
     if asked.tool_choice == "required":
-        return grammar_of(form, tools, text=False, several=several)
-    if asked.format_grammar is not None and not form.many:
+        return tool_call_grammar(form, shown, text=False, parallel=parallel)
+    if asked.format_grammar is not None and not form.has_delimiters:
         raise ApiError(
             f"response_format with tools needs a tool_choice other than auto for {asked.model}, "
             "whose calls are JSON as well",
             param="response_format",
         )
-    return grammar_of(form, tools, text=asked.format_grammar or True, several=several)
+    return tool_call_grammar(form, shown, text=asked.format_grammar or True, parallel=parallel)
 
 
 class _ChatChoice:
@@ -138,12 +145,12 @@ class _ChatChoice:
         asked: ChatRequest,
         tokenizer: TokenizerLike | None,
         index: int,
-        form: CallForm | None,
+        form: ToolCallFormat | None,
     ) -> None:
         self._asked = asked
         self._tokenizer = tokenizer
         self._index = index
-        self._reader = None if form is None else CallReader(form)
+        self._reader = None if form is None else ToolCallParser(form)
 
     def whole(self, output: GeneratedOutput) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
@@ -213,7 +220,7 @@ class _ChatChoice:
         return reason
 
 
-def _part(piece: Piece) -> dict[str, Any]:
+def _part(piece: ParsedPiece) -> dict[str, Any]:
     """The delta of an event."""
     if piece.call is None:
         return {"content": piece.text}

@@ -132,7 +132,7 @@ class GenerationRequest(Strict):
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=_or(self.temperature, 1.0),
-            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,
+            top_k=0 if self.top_k is None else self.top_k,
             top_p=_or(self.top_p, 1.0),
             min_p=_or(self.min_p, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),

@@ -153,7 +153,7 @@ def _start(
     try:
         for prompt in prompts:
             for choice in params:
-                streams.append(fleet.open_stream(model, prompt, choice))
+                streams.append(fleet.stream(model, prompt, choice))
     except BaseException:
         GenerationCall(streams, len(params)).cancel()
         raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -29,10 +29,10 @@ class StatsCache:
       read: gives them; may block, and raise `EngineDead`.
     """
 
-    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
         self._read = read
-        self._asked: Future[dict[str, Any]] | None = None
-        self._latest: dict[str, Any] = {"models": {}}
+        self._asked: Future[Mapping[str, Any]] | None = None
+        self._latest: Mapping[str, Any] = {"models": {}}
         self._at = 0.0
 
     async def latest(self) -> dict[str, Any]:
@@ -51,15 +51,15 @@ class StatsCache:
         stale = age is None or age > PERIOD + PATIENCE / 2
         return {**self._latest, "stale": stale, "age_seconds": age}
 
-    def _take(self, asked: Future[dict[str, Any]]) -> None:
+    def _take(self, asked: Future[Mapping[str, Any]]) -> None:
         try:
             self._latest = asked.result()
             self._at = time.monotonic()
         except EngineDead:
             pass  # The last counters stay, and grow stale.
 
-    def _start(self) -> Future[dict[str, Any]]:
-        asked: Future[dict[str, Any]] = Future()
+    def _start(self) -> Future[Mapping[str, Any]]:
+        asked: Future[Mapping[str, Any]] = Future()
 
         def ask() -> None:
             try:

@@ -131,7 +131,7 @@ class Watchdog:
 def describe_state(fleet: SupervisedFleet) -> str:
     """Queues, pages and quotas of every model, in a line each."""
     try:
-        state = fleet.state()
+        state = fleet.stats(block=False)
     except Exception as error:  # noqa: BLE001  read while a loop changes it: any part may be amiss
         return f"not readable: {type(error).__name__}"
     lines = []

@@ -193,7 +193,10 @@ def plan_with_deaths() -> None:
     }
     asks = [(name, prompt, kind) for name in KINDS for prompt in PROMPTS[:2] for kind in long]
     with Fleet.load(planned_fleet(), plan=make_plan(), progress=False, poison=True) as loaded:
-        placed = {name: loaded.units_of(name) for name in loaded.models}
+        placed = {
+            name: [unit.unit for unit in loaded.health() if name in unit.models]
+            for name in loaded.models
+        }
         devices = {u.name: [device.id for device in u.spec.devices] for u in loaded.units}
         quotas = {
             name: unit["models"][model]["kv_pages_quota"] / unit["usable_pages"]

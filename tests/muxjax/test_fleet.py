@@ -2,13 +2,19 @@
 
 import asyncio
 import dataclasses
+import gc
+import json
 import threading
+import time
+from collections import Counter
 
 import pytest
 
-import muxjax
-from muxjax import Fleet, SamplingParams
+from muxjax import Fleet, Grammar, SamplingParams
+from muxjax.engine.grammar_constraints import ConstraintCompiler
 from muxjax.errors import EngineDead, FleetConfigError, InvalidRequest, PoolTooSmall, UnknownModel
+from muxjax.models.tokenizers.tokenizer import Tokenizer
+from muxjax.outputs import ModelStats, ProgramStats, UnitStats
 from tests.muxjax.tiny_fleets import entry, fleet
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
@@ -29,6 +35,7 @@ def test_text_and_token_ids_are_prompts(loaded):
     assert len(by_text.token_ids) == 10
     assert by_text.finish_reason == "length"
     assert by_text.num_prompt_tokens == 3
+    assert by_text.prompt_token_ids == by_ids.prompt_token_ids == list(b"abc")
     assert by_text.text == loaded.models["llama"].tokenizer.decode(by_text.token_ids)
 
 
@@ -56,7 +63,7 @@ def test_streams_give_what_generate_gives(loaded):
     assert not any(delta.finish_reason for delta in deltas[:-1])
 
     async def collect():
-        return [delta async for delta in loaded.astream("gemma3", "hello", GREEDY)]
+        return [delta async for delta in loaded.stream("gemma3", "hello", GREEDY)]
 
     assert [t for d in asyncio.run(collect()) for t in d.token_ids] == wanted.token_ids
     assert asyncio.run(loaded.agenerate("gemma3", "hello", GREEDY)) == [wanted]
@@ -84,12 +91,13 @@ def test_stop_tokens_and_strings(loaded):
         "llama", "abc", dataclasses.replace(GREEDY, stop_token_ids=[free.token_ids[at]])
     )[0]
     assert stopped.finish_reason == "stop"
+    assert stopped.stop_reason == free.token_ids[at]
     assert stopped.token_ids == free.token_ids[: at + 1]
     text = free.text
     if text:
         cut = dataclasses.replace(GREEDY, stop=text[len(text) // 2])
         answer = loaded.generate("llama", "abc", cut)[0]
-        assert answer.finish_reason == "stop"
+        assert (answer.finish_reason, answer.stop_reason) == ("stop", cut.stop[0])
         assert answer.text == text[: text.index(text[len(text) // 2])]
 
 
@@ -148,12 +156,104 @@ def test_a_stream_that_is_left_frees_its_pages(loaded):
         stream = loaded.stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200))
         next(stream)
         stream.close()
-    opened = loaded.open_stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200))
+    opened = loaded.stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200))
     opened.cancel()
     opened.cancel()
     assert list(opened)[-1].finish_reason == "cancelled"
     stats = loaded.stats()
     assert stats["models"]["llama"]["kv_pages_used"] == 0
+
+
+def test_each_request_is_prepared_once(loaded, monkeypatch):
+    calls = Counter()
+
+    def counted(name, function):
+        def call(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Tokenizer, "encode", counted("encode", Tokenizer.encode))
+    compiler = ConstraintCompiler
+    monkeypatch.setattr(compiler, "compile", counted("compile", compiler.compile))
+    params = SamplingParams(max_tokens=3, grammar=Grammar.regex("[ab]{1,8}"))
+    loaded.generate("llama", ["one", "two", "three"], params)
+    assert calls == {"encode": 3, "compile": 3}
+
+
+def test_a_stream_that_is_dropped_ends_its_request(loaded):
+    for _ in loaded.stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200)):
+        break
+    gc.collect()
+    deadline = time.monotonic() + 20.0
+    while loaded.stats()["requests"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loaded.stats()["requests"] == 0
+
+
+CHAT = (
+    '{% if tools %}"parameters"{% endif %}'
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+)
+
+
+@pytest.fixture
+def chatty(loaded, monkeypatch):
+    """The fleet, whose llama has a chat template."""
+    model = loaded.models["llama"]
+    tokenizer = dataclasses.replace(model.tokenizer, chat_template=CHAT)
+    chat = {**loaded.models, "llama": dataclasses.replace(model, tokenizer=tokenizer)}
+    monkeypatch.setattr(loaded, "models", chat)
+    return loaded
+
+
+def test_chat_renders_the_model_s_template(chatty):
+    talk = [{"role": "user", "content": "hi"}]
+    wanted = chatty.generate("llama", "u:hi;", GREEDY)
+    assert chatty.chat("llama", talk, GREEDY) == wanted
+    assert chatty.chat("llama", [talk, talk], GREEDY) == wanted * 2
+    assert asyncio.run(chatty.achat("llama", talk, GREEDY)) == wanted
+    deltas = list(chatty.chat_stream("llama", talk, GREEDY))
+    assert [token for delta in deltas for token in delta.token_ids] == wanted[0].token_ids
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        chatty.chat("qwen3", talk, GREEDY)
+
+
+def test_chat_with_tools_returns_calls(chatty):
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "now", "parameters": schema}}]
+    talk = [{"role": "user", "content": "x"}]
+    # A bias towards "{" makes the random model begin a call; the grammar then completes it.
+    params = SamplingParams(temperature=0.0, max_tokens=80, logit_bias={ord("{"): 100.0})
+    (answer,) = chatty.chat("llama", talk, params, tools=tools)
+    assert bytes(answer.prompt_token_ids) == b'"parameters"u:x;'
+    assert (answer.text, answer.finish_reason) == ("", "stop")
+    (call,) = answer.tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("now", {})
+
+
+def test_a_model_s_handle_does_what_the_fleet_does(chatty):
+    model = chatty.model("llama")
+    talk = [{"role": "user", "content": "hi"}]
+    wanted = chatty.generate("llama", "abc", GREEDY)
+    assert model.name == "llama"
+    assert model.generate("abc", GREEDY) == wanted
+    assert asyncio.run(model.agenerate(["abc"], GREEDY)) == wanted
+    assert [t for d in model.stream("abc", GREEDY) for t in d.token_ids] == wanted[0].token_ids
+    assert model.chat(talk, GREEDY) == chatty.chat("llama", talk, GREEDY)
+    with pytest.raises(UnknownModel, match="no model 'nobody'"):
+        chatty.model("nobody")
+
+
+def test_the_types_of_stats_have_all_keys(loaded):
+    stats = loaded.stats()
+    assert set(stats) <= set(UnitStats.__annotations__)
+    assert set(loaded.stats(block=False)) <= set(stats)
+    for model in stats["models"].values():
+        assert set(model) <= set(ModelStats.__annotations__)
+    for program in stats["programs"]:
+        assert set(program) == set(ProgramStats.__annotations__)
 
 
 def test_many_threads_may_ask(loaded):
@@ -183,7 +283,7 @@ def test_without_warm_up_there_is_only_the_plan():
 
 def test_a_closed_fleet_says_so():
     found = Fleet.load(fleet("llama"))
-    stream = found.open_stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200))
+    stream = found.stream("llama", "abc", dataclasses.replace(GREEDY, max_tokens=200))
     found.close()
     found.close()
     with pytest.raises(EngineDead, match="closed"):
@@ -234,18 +334,12 @@ def test_int8_models_run_beside_others(loaded):
         assert found.generate("llama", ["abc"], GREEDY)[0].token_ids == exact
 
 
-def test_the_package_gives_its_names_lazily():
-    assert muxjax.Fleet is Fleet
-    with pytest.raises(AttributeError, match="Flet"):
-        _ = muxjax.Flet
-
-
 def test_a_restarted_unit_gives_the_same_answers_from_a_new_pool():
     with Fleet.load(fleet("llama")) as found:
         wanted = found.generate("llama", "abc", GREEDY)
         long = dataclasses.replace(GREEDY, max_tokens=200)
         (undisturbed,) = found.generate("llama", "hello", long)
-        running = iter(found.stream("llama", "hello", long))
+        running = found.stream("llama", "hello", long)
         tokens = list(next(running).token_ids)
         (before,) = found.health()
         assert before.works(60.0)
@@ -254,7 +348,7 @@ def test_a_restarted_unit_gives_the_same_answers_from_a_new_pool():
         assert tokens == undisturbed.token_ids
         (after,) = found.health()
         assert (after.alive, after.restarts, after.reason) == (True, 1, None)
-        assert found.state()["requests"] == 0
+        assert found.stats(block=False)["requests"] == 0
         assert found.generate("llama", "abc", GREEDY) == wanted
         with pytest.raises(EngineDead, match="does not exist"):
             found.restart("1", "no such unit")
@@ -267,11 +361,11 @@ def test_a_restarted_unit_gives_the_same_answers_from_a_new_pool():
 def test_a_stream_can_be_ended_from_outside():
     with Fleet.load(fleet("llama")) as found:
         long = dataclasses.replace(GREEDY, max_tokens=200)
-        cut = found.open_stream("llama", "hello", long)
+        cut = found.stream("llama", "hello", long)
         cut.end()
         cut.end(ValueError("ends once"))
         assert [delta.finish_reason for delta in cut][-1] == "abort"
-        failed = found.open_stream("llama", "hello", long)
+        failed = found.stream("llama", "hello", long)
         failed.end(TimeoutError("too long"))
         with pytest.raises(TimeoutError, match="too long"):
             list(failed)

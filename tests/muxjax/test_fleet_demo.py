@@ -1,6 +1,6 @@
-"""The demo models, all served at once from one pool, against what `transformers` gives.
+"""The demo models, all served at once from one pool, against the outputs of `transformers`.
 
-These fetch the models from the package index unless they are in the user's cache.
+The models are downloaded unless they are in the user's cache.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ def test_no_step_copies_the_pool(fleet):
 
 
 def test_nothing_compiles_and_the_pool_stays(fleet):
-    """Whatever the mix of lengths, settings and batch sizes."""
+    """Under any mix of lengths, parameters and batch sizes."""
     compiled: list[str] = []
 
     def listen(event: str, duration: float, **kwargs: object) -> None:
@@ -102,7 +102,7 @@ def test_nothing_compiles_and_the_pool_stays(fleet):
             seed=index,
             ignore_eos=True,
         )
-        streams.append(fleet.open_stream(name, prompt, params))
+        streams.append(fleet.stream(name, prompt, params))
     for stream in streams:
         assert list(stream)[-1].finish_reason == "length"
     assert compiled == []
@@ -126,7 +126,7 @@ def test_a_seed_gives_the_same_alone_and_in_any_batch(fleet):
 
 
 def test_a_pool_so_small_that_requests_are_preempted():
-    """Pages of three models' requests are taken and given; emitted tokens stay."""
+    """Three models preempt each other's requests; emitted tokens stay."""
     with Fleet.load(fleet_config("26MB", max_seqs=4, decode_tokens=4)) as small:
         cases = [(name, case) for name in golden.DEMO_NAMES for case in golden.greedy(name)]
         for seed in range(2):

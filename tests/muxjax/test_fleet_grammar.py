@@ -1,4 +1,4 @@
-"""Outputs that follow a grammar, of tiny random models: they would not do so by chance."""
+"""Outputs under a grammar, of tiny random models, which follow it by the mask only."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_greedy_is_the_likeliest_allowed_token(loaded: Fleet) -> None:
 
 
 def test_preemption_changes_nothing() -> None:
-    """Six requests in a pool for two: outputs are what they are alone, greedy and sampled."""
+    """Six requests in a pool for two: greedy and sampled outputs are as isolated ones."""
     config = entry("llama")
     config["max_model_len"] = 96
     small = {**fleet("llama", memory="320KB"), "models": [config]}

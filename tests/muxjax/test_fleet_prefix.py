@@ -1,8 +1,8 @@
 """Answers with the prefix cache on and off: the same, token for token, on trained models.
 
-The requests begin alike, as conversations and system prompts do. They come all at once to a pool so
-small that requests are preempted and cached blocks are evicted all the time; what is freed holds
-NaN, so that a block found after it was given to another shows.
+The requests share beginnings, as conversations and system prompts do. They arrive at once, on a
+pool so small that requests are preempted and cached blocks are evicted all the time. Freed pages
+hold NaN, so that a hit in a block that was reused shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLIENTS = 12
 
 
 def alike_asks(seed: int) -> list[Ask]:
-    """Requests that go on from few beginnings, and ask for everything that can be sampled."""
+    """Requests with few different beginnings and all kinds of sampling parameters."""
     rng = random.Random(seed)
     text = tiny.learned()
     beginnings = [text[: rng.randrange(60, 130)], text[40:150], "thou " * 24]
@@ -106,13 +106,13 @@ def test_a_restart_forgets_what_the_pool_held(small: Fleet) -> None:
     assert again.num_cached_tokens > 0
     small.restart("0", "for the test")
     assert small.stats()["models"]["gemma3"]["kv_pages_cached"] == 0
-    (anew,) = small.generate("gemma3", prompt, greedy)
-    assert anew.num_cached_tokens == 0
-    assert anew.token_ids == again.token_ids == wanted.token_ids
+    (fresh,) = small.generate("gemma3", prompt, greedy)
+    assert fresh.num_cached_tokens == 0
+    assert fresh.token_ids == again.token_ids == wanted.token_ids
 
 
 def test_a_repetition_penalty_and_logprobs_of_the_prompt_see_all_of_it(small: Fleet) -> None:
-    """They find nothing, though everything is there."""
+    """Such requests do not use the prefix cache, though it has their prompt."""
     prompt = tiny.learned()[:100]
     small.generate("llama", prompt, SamplingParams(max_tokens=1))
     for params in (

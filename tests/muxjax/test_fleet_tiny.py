@@ -1,7 +1,7 @@
-"""Three trained models of unlike L, K and H on one small pool, against each of them alone.
+"""Three trained models of different L, K and H on one small pool, against each of them isolated.
 
-Their requests take pages from each other and give them back all the time; freed pages hold NaN. A
-page read by who does not own it, or a token written to the wrong row, changes what is said.
+Pages change owners all the time, and freed pages hold NaN: a page read by a request that does not
+own it, or a token written to the wrong row, changes the output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 192
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, and after how many tokens its client goes away."""
+    """A request, and the number of tokens after which its client cancels it."""
 
     model: str
     prompt: str | list[int]
@@ -63,7 +63,7 @@ def fleet(*models: str, memory: str, policy: str = "adbs", **engine: int) -> dic
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    """Half are greedy; each other setting is set in a third of them or more."""
+    """Half are greedy; every other parameter is set in at least a third of them."""
 
     def sometimes(low: float, high: float, otherwise: float) -> float:
         return rng.uniform(low, high) if rng.random() < 1 / 3 else otherwise
@@ -106,10 +106,10 @@ def random_asks(seed: int) -> list[Ask]:
 
 
 def ask(loaded: Fleet, question: Ask, *, stays: bool = False) -> Answer:
-    """What a client gets, who leaves early unless he `stays`."""
+    """The output that a client gets; with `stays` it does not cancel early."""
     leaves = None if stays else question.leaves_after
     text, tokens, logprobs, reason = "", [], [], None
-    with loaded.open_stream(question.model, question.prompt, question.params) as stream:
+    with loaded.stream(question.model, question.prompt, question.params) as stream:
         if leaves == 0:
             stream.cancel()
         for delta in stream:
@@ -146,10 +146,10 @@ def asks() -> list[Ask]:
 
 @pytest.fixture(scope="module")
 def alone(asks: list[Ask]) -> list[Answer]:
-    """Each request on its own, in a fleet that has only its model and more pages than it needs."""
+    """Each request isolated, in a fleet with only its model and more pages than it needs."""
     answers = {}
     for name in tiny.FAMILIES:
-        # Other buckets than the fleet under test has, so that nothing is the same by accident.
+        # Other buckets than in the fleet under test, so that no result is equal by accident.
         with Fleet.load(fleet(name, memory="16MB", max_seqs=1, prefill_tokens=16)) as loaded:
             for index, question in enumerate(asks):
                 if question.model == name:
@@ -158,7 +158,7 @@ def alone(asks: list[Ask]) -> list[Answer]:
 
 
 def test_the_run_has_everything(asks: list[Ask], alone: list[Answer]) -> None:
-    """What is compared below is worth comparing."""
+    """The requests cover all kinds of ends and models."""
     reasons = [answer.reason for answer in alone]
     assert {"stop", "length"} == set(reasons)
     assert sum(len(answer.tokens) for answer in alone) > 20 * NUM_REQUESTS
@@ -168,7 +168,7 @@ def test_the_run_has_everything(asks: list[Ask], alone: list[Answer]) -> None:
     by_heart = [
         answer
         for question, answer in zip(asks, alone, strict=True)
-        if question.params.greedy and not question.params.penalised
+        if question.params.greedy and not question.params.penalized
         if isinstance(question.prompt, str) and question.prompt in sonnet
     ]
     assert any(len(answer.text) > 20 and answer.text in sonnet for answer in by_heart)

@@ -16,7 +16,7 @@ from muxjax.errors import InvalidRequest
         ("temperature", math.nan),
         ("temperature", math.inf),
         ("temperature", "hot"),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", -0.1),
@@ -48,8 +48,12 @@ def test_lists_and_single_strings_become_tuples():
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 
 
-def test_what_is_greedy_and_what_penalised():
+def test_what_is_greedy_and_what_penalized():
     assert SamplingParams(temperature=0).greedy
     assert not SamplingParams().greedy
-    assert not SamplingParams().penalised
-    assert SamplingParams(presence_penalty=0.1).penalised
+    assert not SamplingParams().penalized
+    assert SamplingParams(presence_penalty=0.1).penalized
+
+
+def test_a_top_k_of_minus_one_is_off():
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0) == SamplingParams()

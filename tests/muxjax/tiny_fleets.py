@@ -1,4 +1,4 @@
-"""Fleets of tiny random models: quick to compile, and unlike each other in L, K and H."""
+"""Fleets of tiny random models: quick to compile, with different L, K and H."""
 
 from __future__ import annotations
 

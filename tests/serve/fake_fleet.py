@@ -126,7 +126,7 @@ class FakeFleet:
         self.changed.append(("reload", *(model.name for model in source.models)))
         return {"added": [], "removed": [], "replaced": [], "changed": ["chat"], "failed": {}}
 
-    def open_stream(
+    def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> FakeStream:
         if self.dead:
@@ -155,12 +155,9 @@ class FakeFleet:
     def __exit__(self, *error: object) -> None:
         self.closed = True
 
-    def stats(self) -> dict[str, Any]:
-        if self.dead:
+    def stats(self, *, block: bool = True) -> dict[str, Any]:
+        if self.dead and block:
             raise EngineDead(self.dead)
-        return self.state()
-
-    def state(self) -> dict[str, Any]:
         running = dict.fromkeys(self.models, 0)
         models = {
             name: {"waiting": 0, "running": count, "kv_pages_used": 4 * count, "output_tokens": 0}

@@ -124,7 +124,7 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         (
             {"min_tokens": 1, "response_format": {"type": "json_object"}},
             "min_tokens",
-            "min_tokens cannot be had",
+            "min_tokens cannot be combined",
         ),
         ({"tools": []}, "tools", "unknown field 'tools'"),
         ({"temperatur": 1}, "temperatur", "unknown field 'temperatur'"),

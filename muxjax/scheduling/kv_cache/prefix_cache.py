@@ -243,4 +243,4 @@ def _reusable_tokens(request: Request) -> int:
     if params.prompt_logprobs is not None or params.repetition_penalty != 1.0:
         return 0
     last = request.num_tokens - 1
-    return min(last, len(request.prompt)) if params.penalised else last
+    return min(last, len(request.prompt)) if params.penalized else last

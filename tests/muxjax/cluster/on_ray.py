@@ -146,7 +146,10 @@ def main() -> None:
             found["process"]["same"] = (after.text, after.tokens) == (quiet.text, quiet.tokens)
 
             gone = [name for name, node in nodes.items() if node == second.node_id]
-            models = {m for m in fleet.models if set(fleet.units_of(m)) <= set(gone)}
+            kept = {
+                name for unit in fleet.health() if unit.unit not in gone for name in unit.models
+            }
+            models = set(fleet.models) - kept
             after, found["node"] = disturbed(
                 fleet, models, lambda: cluster.remove_node(second, allow_graceful=False)
             )

@@ -1,4 +1,4 @@
-"""The fleet file: what it accepts, and what it says about what it does not."""
+"""The fleet file: what it accepts, and the messages for invalid files."""
 
 import json
 from pathlib import Path
@@ -149,7 +149,7 @@ def test_a_bad_model_entry_is_named_by_its_key(change, message):
         ({"models": [CHAT, CHAT]}, "models[1].name: 'chat' is already the name of models[0]"),
         (
             {"models": [{**CHAT, "kv_floor": 0.7}, {**CHAT, "name": "b", "kv_floor": 0.6}]},
-            "models[*].kv_floor: the floors add up to 1.3 of the pool; at most 1 is there",
+            "models[*].kv_floor: the floors add up to 1.3 of the pool; the maximum is 1",
         ),
         ({"models": [CHAT], 1: 2}, "[1]: a key must be text; got 1"),
     ],
@@ -190,7 +190,7 @@ def test_every_fault_has_its_line_in_the_file(tmp_path):
     ("text", "message"),
     [
         ("models: [", ":1: not valid YAML: "),
-        ("policy: adbs\npolicy: fcfs", ":2: not valid YAML: the key 'policy' stands twice"),
+        ("policy: adbs\npolicy: fcfs", ":2: not valid YAML: duplicate key 'policy'"),
         ("", ": a fleet file is a mapping with `models:`, not nothing"),
         ("- 1", ": a fleet file is a mapping with `models:`, not a list of 1"),
         ("[" * 5000, ": not valid YAML: nested too deeply"),

@@ -100,3 +100,13 @@ def test_updates_are_not_changed():
     tokens = list(b"abEND")
     Detokenizer(TOKENIZER, ["END"]).push(update(tokens))
     assert tokens == list(b"abEND")
+
+
+def test_the_stop_reason_is_the_string_or_the_requested_token() -> None:
+    assert run(["d", "b"], "abcd")[0].stop_reason == "b"
+    assert run(["d"], "abc")[0].stop_reason is None
+    for requested, reason in (((88,), 88), ((), None)):
+        params = SamplingParams(stop_token_ids=requested)
+        request = Request(0, "m", [1], params, stop_ids=(88,))
+        delta = Detokenizer(TOKENIZER, []).push(RequestUpdate(request, [97, 88], None, "stop"))
+        assert (delta.finish_reason, delta.stop_reason) == ("stop", reason)

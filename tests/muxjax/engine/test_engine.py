@@ -1,4 +1,4 @@
-"""The engine's loop, on the mock executor."""
+"""The engine, on the mock executor."""
 
 import threading
 
@@ -17,7 +17,7 @@ WAIT = 20.0
 
 
 class Collector:
-    """A sink that keeps what it is told."""
+    """A sink that records the updates."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.tokens: list[int] = []
@@ -153,7 +153,7 @@ def test_errors_of_called_functions_are_the_callers():
 
 
 class Hanging(MockExecutor):
-    """Waits at its second result until it is let go."""
+    """Blocks at its second result until `go_on` is set."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
@@ -197,7 +197,7 @@ def test_a_loop_that_hangs_is_seen_and_given_up():
     assert len(told) == 1
     assert not engine.alive
     assert engine.stalled_seconds == 0.0
-    # What the loop does once it is let go reaches nobody.
+    # Updates of the abandoned loop are dropped.
     before = [list(collector.tokens) for collector in collectors]
     executor.go_on.set()
     engine.close()
@@ -207,7 +207,7 @@ def test_a_loop_that_hangs_is_seen_and_given_up():
 def test_an_idle_time_is_no_stall():
     engine = make_engine()
     ask(engine, request(0, "a", 3, 3))
-    engine._moved -= 1000.0  # as if it had been idle for long
+    engine._last_progress -= 1000.0  # as if it had been idle for long
     assert engine.stalled_seconds == 0.0
     engine.stats()
     ask(engine, request(1, "a", 3, 3))

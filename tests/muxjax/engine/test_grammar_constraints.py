@@ -19,7 +19,7 @@ BYTES = ConstraintCompiler(byte_tokenizer(VOCAB), VOCAB)
 
 
 def start(grammar: Grammar, ends: tuple[int, ...] = (EOS,)) -> GrammarConstraint:
-    return BYTES.start(grammar, ends)
+    return BYTES.compile(grammar, ends)
 
 
 def allowed(constraint: GrammarConstraint) -> set[int]:
@@ -122,12 +122,12 @@ def test_a_vocabulary_that_cannot_write_it() -> None:
     few = ConstraintCompiler(byte_tokenizer(64), 64)  # digits, but no braces
 
     def write() -> None:
-        constraint = few.start(Grammar.json_object(), ())
+        constraint = few.compile(Grammar.json_object(), ())
         constraint.advance(min(allowed(constraint)))
 
     with pytest.raises(InvalidRequest, match="grammar"):
         write()
-    assert few.start(Grammar.json_schema({"type": "integer"}), ()).mask.any()
+    assert few.compile(Grammar.json_schema({"type": "integer"}), ()).mask.any()
 
 
 def test_masks_are_not_changed_by_advancing() -> None:

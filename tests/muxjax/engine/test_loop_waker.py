@@ -9,8 +9,8 @@ from muxjax.engine.loop_waker import LoopWaker
 def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None:
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        waker = LoopWaker.of(loop)
-        assert LoopWaker.of(loop) is waker
+        waker = LoopWaker.for_loop(loop)
+        assert LoopWaker.for_loop(loop) is waker
         events = [asyncio.Event() for _ in range(50)]
         calls = 0
         schedule = loop.call_soon_threadsafe
@@ -33,7 +33,7 @@ def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None
 
 def test_a_closed_loop_is_left_alone() -> None:
     async def main() -> tuple[LoopWaker, asyncio.Event]:
-        return LoopWaker.of(asyncio.get_running_loop()), asyncio.Event()
+        return LoopWaker.for_loop(asyncio.get_running_loop()), asyncio.Event()
 
     waker, event = asyncio.run(main())
     waker.wake(event)

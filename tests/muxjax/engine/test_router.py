@@ -1,4 +1,4 @@
-"""The router over units on mock devices: who gets a request, and what a death does to it."""
+"""The router over units on mock executors: which unit gets a request, and what a death changes."""
 
 import threading
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from muxjax.engine import router as routing
+from muxjax.engine import unit_reviver
 from muxjax.engine.engine import Engine
 from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
@@ -23,7 +24,7 @@ SPECS = {"a": spec("a", 2, 4), "b": spec("b", 3, 6)}
 
 
 class Dying(MockExecutor):
-    """Fails where it is told to, once for each of the steps named."""
+    """Fails once at each of the given step numbers."""
 
     def __init__(self, specs: list, pages: int, deaths: list[int]) -> None:
         super().__init__(specs, pages)
@@ -36,10 +37,10 @@ class Dying(MockExecutor):
         return super().submit(step)
 
 
-def runner(
+def make_supervisor(
     name: str, models: str, *deaths: int, seconds: dict[str, float] | None = None
 ) -> UnitSupervisor:
-    """A unit whose engines die at those of their steps, one after the other."""
+    """A unit whose engines die at these steps, one engine after the other."""
     specs, left = [SPECS[model] for model in models], list(deaths)
 
     def start() -> Engine:
@@ -60,7 +61,7 @@ def ask(router: Router, requests: list[Request]) -> list[Collector]:
 
 @pytest.fixture
 def routed():
-    """Makes routers, and closes them."""
+    """Creates routers, and closes them after the test."""
     made: list[Router] = []
 
     def make(*units: UnitSupervisor) -> Router:
@@ -82,7 +83,7 @@ def requests_of(models: str, count: int, **params: float) -> list[Request]:
 
 @pytest.mark.parametrize("deaths", [(0,), (3,), (2, 4), (1, 0, 5)])
 def test_a_death_loses_no_request_and_changes_no_token(routed: Callable[..., Router], deaths):
-    unit = runner("0", "ab", *deaths)
+    unit = make_supervisor("0", "ab", *deaths)
     requests = requests_of("ab", 10)
     for one, collector in zip(requests, ask(routed(unit), requests), strict=True):
         assert collector.error is None
@@ -92,15 +93,15 @@ def test_a_death_loses_no_request_and_changes_no_token(routed: Callable[..., Rou
 
 
 def test_requests_of_a_dead_unit_go_on_in_its_replica(routed: Callable[..., Router]):
-    dies, lives = runner("dies", "a", 3), runner("lives", "ab")
+    dies, lives = make_supervisor("dies", "a", 3), make_supervisor("lives", "ab")
     requests = requests_of("a", 12)
     for one, collector in zip(requests, ask(routed(dies, lives), requests), strict=True):
         assert collector.tokens == alone(one)
 
 
 def test_the_unit_with_the_least_expected_wait_is_chosen(routed: Callable[..., Router]):
-    slow = runner("slow", "ab", seconds={"a": 3.0, "b": 3.0})
-    quick = runner("quick", "a", seconds={"a": 1.0})
+    slow = make_supervisor("slow", "ab", seconds={"a": 3.0, "b": 3.0})
+    quick = make_supervisor("quick", "a", seconds={"a": 1.0})
     router = routed(slow, quick)
     held = threading.Event()
     for unit in (slow, quick):  # nothing ends while requests are handed out
@@ -108,11 +109,11 @@ def test_the_unit_with_the_least_expected_wait_is_chosen(routed: Callable[..., R
     collectors = [Collector() for _ in range(8)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
-    waits = dict(router.waits())
+    waits = dict(router.expected_load())
     held.set()
     assert all(collector.done.wait(WAIT) for collector in collectors)
     assert waits == {"slow": 2 * 75.0, "quick": 6 * 25.0}
-    assert dict(router.waits()) == {"slow": 0.0, "quick": 0.0}
+    assert dict(router.expected_load()) == {"slow": 0.0, "quick": 0.0}
     assert router.unit_names("a") == ["slow", "quick"]
     assert router.unit_names("b") == ["slow"]
 
@@ -120,8 +121,8 @@ def test_the_unit_with_the_least_expected_wait_is_chosen(routed: Callable[..., R
 def test_a_request_that_was_on_many_dying_units_is_ended(
     routed: Callable[..., Router], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(routing, "MOST_MOVES", 2)
-    router = routed(runner("0", "a", 0, 0, 0))
+    monkeypatch.setattr(routing, "MAX_MOVES", 2)
+    router = routed(make_supervisor("0", "a", 0, 0, 0))
     (first,) = ask(router, [request(1, "a", 5, 6)])
     assert isinstance(first.error, EngineDead)
     assert "given up after 2 units died" in str(first.error)
@@ -132,8 +133,8 @@ def test_a_request_that_was_on_many_dying_units_is_ended(
 def test_a_unit_that_keeps_dying_is_given_up(
     routed: Callable[..., Router], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(routing, "MOST_DEATHS", 1)
-    router = routed(runner("0", "a", 0, 0, 0, 0), runner("1", "b"))
+    monkeypatch.setattr(unit_reviver, "MAX_DEATHS", 1)
+    router = routed(make_supervisor("0", "a", 0, 0, 0, 0), make_supervisor("1", "b"))
     (found,) = ask(router, [request(1, "a", 5, 6)])
     assert isinstance(found.error, EngineDead)
     assert "died 2 times" in str(router.failure("0"))
@@ -144,7 +145,7 @@ def test_a_unit_that_keeps_dying_is_given_up(
 
 
 def test_a_request_that_is_not_wanted_is_not_carried_on(routed: Callable[..., Router]):
-    unit = runner("0", "a", 1)
+    unit = make_supervisor("0", "a", 1)
     router = routed(unit)
     holds, held = threading.Event(), threading.Event()
 
@@ -164,7 +165,7 @@ def test_a_request_that_is_not_wanted_is_not_carried_on(routed: Callable[..., Ro
 
 
 def test_closing_ends_requests(routed: Callable[..., Router]):
-    unit = runner("0", "a")
+    unit = make_supervisor("0", "a")
     router = routed(unit)
     collector = Collector()
     router.submit(request(1, "a", 5, 40), collector)
@@ -177,7 +178,7 @@ def test_closing_ends_requests(routed: Callable[..., Router]):
 
 
 def test_held_requests_wait_and_go_on_in_order(routed: Callable[..., Router]):
-    router, told = routed(runner("0", "ab")), []
+    router, told = routed(make_supervisor("0", "ab")), []
     router.on_held = told.append
     router.hold("a")
     collectors = [Collector() for _ in range(4)]
@@ -186,47 +187,47 @@ def test_held_requests_wait_and_go_on_in_order(routed: Callable[..., Router]):
     (other,) = ask(router, [request(9, "b", 5, 6)])
     assert other.tokens == alone(request(9, "b", 5, 6))
     assert told == ["a"] * 4
-    assert router.held("a") == 4
+    assert router.num_held("a") == 4
     router.cancel(2)
     assert collectors[2].reason == "cancelled"
-    assert router.drained("a", 0.0)
+    assert router.wait_drained("a", 0.0)
     router.release("a")
     for number in (0, 1, 3):
         assert collectors[number].done.wait(WAIT)
         assert collectors[number].tokens == alone(request(number, "a", 5, 6))
-    assert router.held("a") == 0
+    assert router.num_held("a") == 0
 
 
 def test_what_runs_is_taken_back_and_goes_on(routed: Callable[..., Router]):
-    unit = runner("0", "a")
+    unit = make_supervisor("0", "a")
     router = routed(unit)
     collectors = [Collector() for _ in range(6)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 40), collector)
     router.hold("a")
     for _ in range(100):
-        router.take_back("a")
-        if router.drained("a", 0.01):
+        router.withdraw("a")
+        if router.wait_drained("a", 0.01):
             break
     assert unit.engine.call(lambda inner: inner.num_requests) == 0
-    waiting = router.held("a")
+    waiting = router.num_held("a")
     assert waiting == sum(not collector.done.is_set() for collector in collectors)
     assert router.idle_seconds("a") == 0.0 or not waiting
     router.release("a")
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
         assert collector.tokens == alone(request(number, "a", 5, 40))
-    assert dict(router.waits()) == {"0": 0.0}
+    assert dict(router.expected_load()) == {"0": 0.0}
 
 
 def test_a_unit_that_dies_while_its_model_is_held(routed: Callable[..., Router]):
-    unit = runner("0", "a", 1)
+    unit = make_supervisor("0", "a", 1)
     router = routed(unit)
     collectors = [Collector() for _ in range(2)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
     router.hold("a")
-    assert router.drained("a", WAIT)  # those of the dead unit wait here
+    assert router.wait_drained("a", WAIT)  # those of the dead unit wait here
     router.release("a")
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
@@ -234,7 +235,7 @@ def test_a_unit_that_dies_while_its_model_is_held(routed: Callable[..., Router])
 
 
 def test_a_model_that_is_refused(routed: Callable[..., Router]):
-    router = routed(runner("0", "ab"))
+    router = routed(make_supervisor("0", "ab"))
     router.hold("a")
     waiting = Collector()
     router.submit(request(1, "a"), waiting)
@@ -251,13 +252,13 @@ def test_a_model_that_is_refused(routed: Callable[..., Router]):
 
 def test_how_long_a_model_was_idle():
     now = [10.0]
-    router = Router([runner("0", "ab")], clock=lambda: now[0])
+    router = Router([make_supervisor("0", "ab")], clock=lambda: now[0])
     now[0] = 15.0
     assert router.idle_seconds("a") == 5.0
     ask(router, [request(1, "a", 5, 6)])
     now[0] = 18.0
     for _ in range(1000):  # its end is noted after its last token
-        if router.drained("a", 1.0):
+        if router.wait_drained("a", 1.0):
             break
     assert router.idle_seconds("a") == 3.0
     assert router.idle_seconds("b") == 8.0

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
 import pytest
 
-from muxjax.engine.detokenizer import Delta, Detokenizer
+from muxjax.engine.detokenizer import Detokenizer
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead
 from muxjax.models.tokenizers.byte_tokenizer import byte_tokenizer
+from muxjax.outputs import Delta
 from muxjax.scheduling.requests import FinishReason, Request, RequestUpdate
 
 TOKENIZER = byte_tokenizer(260)
@@ -18,7 +20,7 @@ WAIT = 20.0
 
 def make(*stop: str) -> tuple[Stream, list[int]]:
     cancelled: list[int] = []
-    return Stream(7, 3, Detokenizer(TOKENIZER, stop), cancelled.append), cancelled
+    return Stream(7, [1, 2, 3], Detokenizer(TOKENIZER, stop), cancelled.append), cancelled
 
 
 def update(text: str, reason: FinishReason | None = None) -> RequestUpdate:
@@ -42,8 +44,8 @@ def in_thread(stream: Stream) -> tuple[threading.Thread, list[Delta], list[BaseE
 
 def test_a_reader_that_comes_late_gets_everything_in_order() -> None:
     stream, cancelled = make()
-    assert not stream.update(update("ab"))
-    assert not stream.update(update("c", "length"))
+    assert not stream.sink.update(update("ab"))
+    assert not stream.sink.update(update("c", "length"))
     assert [(delta.text, delta.finish_reason) for delta in stream] == [
         ("ab", None),
         ("c", "length"),
@@ -55,16 +57,16 @@ def test_a_reader_that_comes_late_gets_everything_in_order() -> None:
 def test_a_reader_that_waits_is_woken() -> None:
     stream, _ = make()
     thread, found, _ = in_thread(stream)
-    stream.update(update("a"))
-    stream.update(update("b", "length"))
+    stream.sink.update(update("a"))
+    stream.sink.update(update("b", "length"))
     thread.join(WAIT)
     assert [delta.text for delta in found] == ["a", "b"]
 
 
 def test_a_stop_string_is_seen_at_once_and_by_the_engine() -> None:
     stream, _ = make("END")
-    assert not stream.update(update("one EN"))
-    assert stream.update(update("D two"))
+    assert not stream.sink.update(update("one EN"))
+    assert stream.sink.update(update("D two"))
     assert "".join(delta.text for delta in stream) == "one "
 
 
@@ -78,8 +80,8 @@ def test_text_is_left_to_the_reader_unless_a_stop_string_may_end_it() -> None:
 
     for stop in ((), ("END",)):
         made.clear()
-        stream = Stream(0, 1, Noting(TOKENIZER, stop), lambda _: None)
-        stream.update(update("a", "length"))
+        stream = Stream(0, [1], Noting(TOKENIZER, stop), lambda _: None)
+        stream.sink.update(update("a", "length"))
         assert len(made) == len(stop)
         assert [delta.text for delta in stream] == ["a"]
         assert len(made) == 1
@@ -88,15 +90,15 @@ def test_text_is_left_to_the_reader_unless_a_stop_string_may_end_it() -> None:
 def test_cancelled_and_failed_reach_readers() -> None:
     stream, cancelled = make()
     with stream:
-        stream.update(update("a"))
+        stream.sink.update(update("a"))
     assert cancelled == [7]
-    stream.cancelled()
+    stream.sink.cancelled()
     assert [delta.finish_reason for delta in stream] == [None, "cancelled"]
 
     stream, _ = make()
     thread, found, errors = in_thread(stream)
-    stream.update(update("a"))
-    stream.failed(EngineDead("it is gone"))
+    stream.sink.update(update("a"))
+    stream.sink.failed(EngineDead("it is gone"))
     thread.join(WAIT)
     assert [delta.text for delta in found] == ["a"]
     assert [str(error) for error in errors] == ["it is gone"]
@@ -108,7 +110,7 @@ def test_tasks_of_one_loop_are_woken_from_another_thread() -> None:
     def engine() -> None:
         for step in range(5):
             for stream in streams:
-                stream.update(update("x", "length" if step == 4 else None))
+                stream.sink.update(update("x", "length" if step == 4 else None))
             time.sleep(0.001)
 
     async def read(stream: Stream) -> str:
@@ -130,6 +132,57 @@ def test_a_task_gets_the_engine_s_error() -> None:
         async for _ in stream:
             pass
 
-    stream.failed(EngineDead("it is gone"))
+    stream.sink.failed(EngineDead("it is gone"))
     with pytest.raises(EngineDead, match="it is gone"):
         asyncio.run(read())
+
+
+def test_a_stream_ends_after_its_last_delta() -> None:
+    stream, _ = make()
+    stream.sink.update(update("a", "length"))
+    assert next(stream).text == "a"
+    assert list(stream) == []
+
+    async def read() -> list[Delta]:
+        return [delta async for delta in stream]
+
+    assert asyncio.run(read()) == []
+
+
+def test_a_stream_may_be_read_by_a_thread_and_then_by_tasks_of_two_loops() -> None:
+    stream, _ = make()
+    for text in "abc":
+        stream.sink.update(update(text))
+
+    async def read_one() -> str:
+        return (await asyncio.wait_for(anext(stream), WAIT)).text
+
+    assert [next(stream).text, asyncio.run(read_one()), asyncio.run(read_one())] == ["a", "b", "c"]
+    threading.Timer(0.01, stream.sink.update, [update("d", "length")]).start()
+    assert asyncio.run(read_one()) == "d"
+
+
+def test_a_task_that_is_cancelled_while_it_waits_loses_no_delta() -> None:
+    stream, _ = make()
+
+    async def read() -> str:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        stream.sink.update(update("a", "length"))
+        return (await asyncio.wait_for(anext(stream), WAIT)).text
+
+    assert asyncio.run(read()) == "a"
+
+
+@pytest.mark.parametrize("stop", [(), ("END",)])
+def test_a_stream_that_is_dropped_ends_its_request(stop: tuple[str, ...]) -> None:
+    stream, cancelled = make(*stop)
+    sink = stream.sink
+    assert not sink.update(update("a"))
+    for _ in stream:
+        break
+    assert not sink.update(update("b"))
+    del stream
+    gc.collect()
+    assert sink.update(update("c"))
+    assert cancelled == []

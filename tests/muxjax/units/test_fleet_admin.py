@@ -123,7 +123,7 @@ def test_load_and_unload_under_load(loaded: Fleet) -> None:
 
 def test_model_of_the_file_is_loaded_by_name(loaded: Fleet) -> None:
     right = tokens(loaded, "qwen3")
-    stream = loaded.open_stream("qwen3", "hello", LONG)
+    stream = loaded.stream("qwen3", "hello", LONG)
     loaded.admin.unload("qwen3")  # lets it end
     assert len([t for delta in stream for t in delta.token_ids]) == 60
     loaded.admin.load("qwen3")
@@ -136,7 +136,7 @@ def test_unload_ends_requests_after_the_drain_time(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
-    stream = loaded.open_stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
+    stream = loaded.stream("qwen3", "hello", SamplingParams(max_tokens=240, ignore_eos=True))
     loaded.admin.unload("qwen3")
     with pytest.raises(ModelUnavailable, match="qwen3 is being unloaded"):
         list(stream)

@@ -93,7 +93,7 @@ def test_requests_wake_a_sleeping_model_and_keep_their_order(loaded: Fleet) -> N
     prompts = ["a", "bc", "def", "gh", "hello"]
     right = [loaded.generate("llama", prompt, GREEDY)[0] for prompt in prompts]
     loaded.admin.sleep("llama")
-    streams = [loaded.open_stream("llama", prompt, GREEDY) for prompt in prompts]
+    streams = [loaded.stream("llama", prompt, GREEDY) for prompt in prompts]
     for stream, answer in zip(streams, right, strict=True):
         assert [t for delta in stream for t in delta.token_ids] == answer.token_ids
     assert loaded.model_states()["llama"].status == "loaded"
@@ -104,7 +104,7 @@ def test_requests_that_run_too_long_are_withdrawn_and_resumed(
 ) -> None:
     right = loaded.generate("llama", ["one", "two", "three"], LONG)
     monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
-    streams = [loaded.open_stream("llama", prompt, LONG) for prompt in ("one", "two", "three")]
+    streams = [loaded.stream("llama", prompt, LONG) for prompt in ("one", "two", "three")]
     first = next(iter(streams[0]))
     loaded.admin.sleep("llama")  # and they wake it
     for stream, answer in zip(streams, right, strict=True):
@@ -116,7 +116,7 @@ def test_requests_that_run_too_long_are_withdrawn_and_resumed(
 def test_held_request_is_cancelled(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.admin.sleep("llama")
     monkeypatch.setattr(loaded._router, "on_held", lambda model: None)
-    stream = loaded.open_stream("llama", "hello", GREEDY)
+    stream = loaded.stream("llama", "hello", GREEDY)
     stream.cancel()
     assert [delta.finish_reason for delta in stream] == ["cancelled"]
     assert loaded.model_states()["llama"].status == "sleeping"
@@ -155,7 +155,7 @@ def test_idle_models_sleep(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> No
     loaded.generate("qwen3", "x", GREEDY)
     now[0] += 2.0
     assert admin.sleep_idle() == ["llama"]
-    stream = loaded.open_stream("llama", "x", GREEDY)
+    stream = loaded.stream("llama", "x", GREEDY)
     assert len([t for delta in stream for t in delta.token_ids]) == 12
     assert admin.sleep_idle() == []
 
@@ -199,7 +199,7 @@ def test_failed_wake(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("the link is down")
 
         monkeypatch.setattr(ModelPrograms, "restore", broken)
-        stream = one.open_stream("llama", "hello", GREEDY)
+        stream = one.stream("llama", "hello", GREEDY)
         with pytest.raises(ModelUnavailable, match="llama could not be loaded: the link is down"):
             list(stream)
         monkeypatch.undo()
@@ -207,7 +207,7 @@ def test_failed_wake(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (state.status, state.error) == ("failed", "the link is down")
         assert memory() < full  # its weights are freed
         with pytest.raises(ModelUnavailable, match="the link is down"):
-            one.open_stream("llama", "hello", GREEDY)
+            one.stream("llama", "hello", GREEDY)
         for refused in (one.admin.sleep, one.admin.wake):
             with pytest.raises(WrongState, match=r"it is failed \(the link is down\)"):
                 refused("llama")

@@ -48,7 +48,7 @@ def make(fleet: FakeFleet, **config: Any) -> tuple[Admission, Notes]:
 
 
 def open_one(admission: Admission, tokens: int = 5) -> TrackedStream:
-    return admission.view(None, None).open_stream("chat", PROMPT, SamplingParams(max_tokens=tokens))
+    return admission.view(None, None).stream("chat", PROMPT, SamplingParams(max_tokens=tokens))
 
 
 async def reasons(stream: TrackedStream) -> list[str | None]:
@@ -82,7 +82,7 @@ def test_the_queue_is_exact_at_the_edge() -> None:
         assert caught.value.status == 429
         assert int(caught.value.headers["retry-after"]) >= 1
         # Other models have queues of their own.
-        admission.view(None, None).open_stream("ids", PROMPT).cancel()
+        admission.view(None, None).stream("ids", PROMPT).cancel()
         # One that has got its first token waits no more, nor does one that has left.
         reader = aiter(streams[0])
         await anext(reader)

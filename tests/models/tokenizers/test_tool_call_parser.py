@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from muxjax.serve.openai.tool_call_parser import CallReader, Piece
-from muxjax.serve.openai.tool_calls import CallForm
+from muxjax.models.tokenizers.chat_tools import ToolCallFormat
+from muxjax.models.tokenizers.tool_call_parser import ParsedPiece, ToolCallParser
 
-TAGGED = CallForm("<tool_call>\n", "\n</tool_call>", "arguments", True)
-BARE = CallForm("", "", "parameters", True)
+TAGGED = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments", True)
+BARE = ToolCallFormat("", "", "parameters", True)
 ONE = '<tool_call>\n{"name": "f", "arguments": {"a": "}\\"{"}}\n</tool_call>'
 TWO = '<tool_call>\n{"name": "g_2", "arguments": {}}\n</tool_call>'
 BARE_CALL = '{"name": "f", "parameters": {"a": [{}]}}'
 
 
-def read(form: CallForm, text: str, size: int) -> tuple[str, list[tuple[str, str]], list[Piece]]:
-    reader = CallReader(form)
-    pieces: list[Piece] = []
+def read(
+    form: ToolCallFormat, text: str, size: int
+) -> tuple[str, list[tuple[str, str]], list[ParsedPiece]]:
+    reader = ToolCallParser(form)
+    pieces: list[ParsedPiece] = []
     for at in range(0, len(text), size):
         pieces += reader.push(text[at : at + size])
     pieces += reader.flush()
@@ -45,7 +47,7 @@ def read(form: CallForm, text: str, size: int) -> tuple[str, list[tuple[str, str
     ],
 )
 def test_texts_and_calls(
-    form: CallForm, text: str, content: str, calls: list[tuple[str, str]], size: int
+    form: ToolCallFormat, text: str, content: str, calls: list[tuple[str, str]], size: int
 ) -> None:
     found, made, pieces = read(form, text, size)
     assert found == content
@@ -59,7 +61,7 @@ def test_texts_and_calls(
 
 
 def test_calls_have_ids_of_their_own() -> None:
-    reader = CallReader(TAGGED)
+    reader = ToolCallParser(TAGGED)
     reader.push(f"{ONE}\n{TWO}")
     first, second = (call.id for call in reader.calls)
     assert first != second

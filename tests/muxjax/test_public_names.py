@@ -1,0 +1,73 @@
+"""The names that `muxjax` exports."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import muxjax
+
+NAMES = {
+    "Completion",
+    "Delta",
+    "Fleet",
+    "FleetStats",
+    "FunctionCall",
+    "Grammar",
+    "ModelHandle",
+    "ModelHealth",
+    "ModelStats",
+    "SamplingParams",
+    "Stream",
+    "TokenLogprobs",
+    "UnitHealth",
+    "UnitStats",
+    "__version__",
+    "errors",
+}
+FLEET_METHODS = {
+    "achat",
+    "admin",
+    "agenerate",
+    "chat",
+    "chat_stream",
+    "close",
+    "generate",
+    "health",
+    "load",
+    "load_model",
+    "model",
+    "model_states",
+    "record",
+    "reload",
+    "restart",
+    "sleep",
+    "stats",
+    "stream",
+    "unload",
+    "wake",
+}
+HANDLE_METHODS = {"achat", "agenerate", "chat", "chat_stream", "generate", "stream"}
+
+
+def test_the_exported_names_are_these():
+    assert set(muxjax.__all__) == NAMES
+    for name in NAMES:
+        assert getattr(muxjax, name) is not None
+    assert muxjax.errors is importlib.import_module("muxjax.errors")
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="Flet"):
+        _ = muxjax.Flet
+
+
+def test_the_methods_of_a_fleet_and_of_a_model_are_these():
+    assert {name for name in vars(muxjax.Fleet) if not name.startswith("_")} == FLEET_METHODS
+    assert {name for name in vars(muxjax.ModelHandle) if not name.startswith("_")} == HANDLE_METHODS
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, muxjax; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
