@@ -224,7 +224,7 @@ class _Unpoisonable:
 
 
 def test_poison_needs_an_executor_that_can_poison_pages():
-    scheduler = Scheduler(SPECS, 60, make_policy("adbs"))
+    scheduler = Scheduler(SPECS, 60, create_policy("adbs"))
     executor = _Unpoisonable(MockExecutor(SPECS, 60))
     with pytest.raises(ValueError, match="_Unpoisonable cannot poison pages"):
         Engine(scheduler, executor, poison=True)
