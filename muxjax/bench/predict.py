@@ -232,8 +232,8 @@ def run_statistics(runs: list[list[RequestRecord]]) -> dict[str, float]:
     """Mean throughput of runs of one workload, and percentiles over all requests of TTFT and
     latency in seconds.
     """
-    ttft = [record.ttft for records in runs for record in records]
-    latency = [record.latency for records in runs for record in records]
+    ttft = [r.ttft for records in runs for r in records if r.ttft is not None]
+    latency = [r.latency for records in runs for r in records if r.latency is not None]
     return {
         "throughput": mean(throughput(records) for records in runs),
         "ttft_p50": float(np.percentile(ttft, 50)),

@@ -83,8 +83,6 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
     from muxjax.bench import steps
 
     def measure(session: BenchSession, *, into: steps.StepMeasurement, done: Any, **_: Any) -> None:
-        session: BenchSession, *, into: steps.StepMeasurement, done: Any, **more: Any
-    ) -> None:
         into.steps = [
             Timed(kind.model, kind.phase, kind.size, kind.parts, kind.context, kind.last, (0.01,))
             for kind in steps.step_kinds(session, [40])
