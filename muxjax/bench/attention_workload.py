@@ -137,7 +137,8 @@ def seconds(call: Callable[[], Any], *, budget: float = 0.5, least: int = 5) -> 
     """
     for _ in range(3):
         jax.block_until_ready(call())
-    queued, taken = 4, []
+    queued = 4
+    taken: list[float] = []
     began = time.perf_counter()
     while len(taken) < least or (time.perf_counter() - began < budget and len(taken) < 100):
         start = time.perf_counter()

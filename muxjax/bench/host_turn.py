@@ -115,7 +115,9 @@ class FakePrograms:
     def drain(self) -> None:
         """Empties the streams and counts the tokens, as if readers had taken them."""
         for stream in self.streams:
-            self.drained += sum(len(item.tokens) for item in stream._queue)
+            for item in stream._queue:
+                if isinstance(item, RequestUpdate):
+                    self.drained += len(item.tokens)
             stream._queue.clear()
 
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:

@@ -136,7 +136,7 @@ def placements(
         except PlanError:
             pass  # MuxServe's search fails for some loads
     candidates["spatial"] = spatial_units(plan, costs, plan.shapes)
-    forms = {
+    forms: dict[str, Parts] = {
         name: [_forms(part, costs) for part in _parts(units)] for name, units in candidates.items()
     }
     return forms, plan
