@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnitStats,
     )
     from muxjax.sampling_params import SamplingParams
+    from muxjax.scheduling.policies.registry import register_policy
 
 _LAZY = {
     "Completion": "muxjax.outputs",
@@ -44,6 +45,7 @@ _LAZY = {
     "TokenLogprobs": "muxjax.outputs",
     "UnitHealth": "muxjax.engine.health",
     "UnitStats": "muxjax.outputs",
+    "register_policy": "muxjax.scheduling.policies.registry",
 }
 __all__ = [
     "Completion",
@@ -62,6 +64,7 @@ __all__ = [
     "UnitStats",
     "__version__",
     "errors",
+    "register_policy",
 ]
 
 

@@ -227,7 +227,7 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class HttpSamplingOptions:
     """Sampling parameters of every request."""
 
     temperature: Annotated[float | None, _option(SAMPLING, "0 is greedy sampling.")] = None
@@ -364,7 +364,7 @@ def http(
     server: ServerOptions,
     data: DatasetOptions,
     load: LoadOptions,
-    sampling: SamplingOptions,
+    sampling: HttpSamplingOptions,
     metrics: MetricOptions,
     result: ResultOptions,
     url: Annotated[

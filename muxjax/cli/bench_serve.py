@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LengthOptions:
+class ServeLengthOptions:
     """Length and token counts of a workload, for `bench serve`."""
 
     duration: Annotated[
@@ -82,7 +82,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     fleet_file: FleetFile,
     workload: ArrivalOptions,
-    lengths: LengthOptions,
+    lengths: ServeLengthOptions,
     slo: SloOptions,
     policy: Annotated[
         str | None,

@@ -55,7 +55,7 @@ def _options(
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class GenerateOptions:
     """Sampling parameters of `generate`."""
 
     max_tokens: Annotated[
@@ -101,7 +101,7 @@ class SamplingOptions:
 
 def generate(
     fleet_file: FleetFile,
-    sampling: SamplingOptions,
+    sampling: GenerateOptions,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")],
     model: Annotated[
         str | None,

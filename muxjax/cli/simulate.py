@@ -59,7 +59,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class LengthOptions:
+class SimulateLengthOptions:
     """Length and token counts of a workload, for `simulate`."""
 
     seconds: Annotated[
@@ -101,7 +101,7 @@ def register(app: typer.Typer) -> None:
 def simulate(
     plan_options: PlanOptions,
     workload: ArrivalOptions,
-    lengths: LengthOptions,
+    lengths: SimulateLengthOptions,
     slo: SloOptions,
     file: Annotated[
         Path | None,
@@ -195,7 +195,7 @@ def simulate(
 
 
 def _check_limits(
-    workload: ArrivalOptions, lengths: LengthOptions, max_waiting: int | None
+    workload: ArrivalOptions, lengths: SimulateLengthOptions, max_waiting: int | None
 ) -> None:
     if max_waiting is not None and max_waiting < 1:
         raise WorkloadError(f"--max-waiting must be at least 1, not {max_waiting}")
@@ -208,7 +208,7 @@ def _check_limits(
 def _build_workload(
     plan: PlacementPlan,
     workload: ArrivalOptions,
-    lengths: LengthOptions,
+    lengths: SimulateLengthOptions,
     rename: Sequence[str] | None,
     seed: int,
 ) -> tuple[Workload, TraceFile | None]:
@@ -290,7 +290,7 @@ def _systems(policies: str, execution: str) -> list[SystemConfig]:
 
 
 def _synthetic(
-    plan: PlacementPlan, workload: ArrivalOptions, lengths: LengthOptions, seed: int
+    plan: PlacementPlan, workload: ArrivalOptions, lengths: SimulateLengthOptions, seed: int
 ) -> Workload:
     from muxjax.placement.simulator.planned_workload import planned_traffic
     from muxjax.placement.workload.synthetic import SyntheticWorkload

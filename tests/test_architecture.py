@@ -1,0 +1,155 @@
+"""Rules of the source tree: import order, no cycles, small folders, names and docstrings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.source_tree import PACKAGES, ROOT, imports, modules, tree
+
+# From top to bottom. A layer imports from the layers below it only; the other modules at the top of
+# `muxjax` (errors, sampling_params, grammar, ...) are below all.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("muxjax.cli",),
+    ("muxjax.serve",),
+    ("muxjax.cluster",),
+    ("muxjax.bench",),
+    ("muxjax.compile_check",),
+    ("muxjax.fleet", "muxjax.model_handle"),
+    ("muxjax.units",),
+    ("muxjax.engine",),
+    ("muxjax.executor",),
+    ("muxjax.config",),
+    ("muxjax.placement.simulator",),
+    ("muxjax.placement.planner",),
+    ("muxjax.placement.workload", "muxjax.placement.costs"),
+    ("muxjax.outputs", "muxjax.testing"),
+    ("muxjax.scheduling",),
+    ("muxjax.models",),
+    ("muxjax.pallas_kernels",),
+)
+MOST_MODULES = 20
+TIC_WORDS = (
+    r"anew|nobody|whoever|everybody|can be had|takes in|goes by|come and go|so many|of its own"
+)
+
+
+def layer_of(module: str) -> int:
+    """Returns the index of the layer of a module."""
+    for index, packages in enumerate(LAYERS):
+        if any(module == package or module.startswith(f"{package}.") for package in packages):
+            return index
+    return len(LAYERS)
+
+
+def test_imports_go_down_the_layers() -> None:
+    upward = [
+        f"{module} -> {target}"
+        for module, targets in imports().items()
+        for target in targets
+        # The package itself and its `__main__` only hand names on.
+        if module not in ("muxjax", "muxjax.__main__") and layer_of(target) < layer_of(module)
+    ]
+    assert upward == []
+
+
+def test_there_is_no_import_cycle() -> None:
+    # `muxjax/__init__.py` imports the public names when they are first used.
+    graph = {module: targets - {"muxjax"} for module, targets in imports().items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    sizes = Counter(path.parent.relative_to(ROOT) for path in modules().values())
+    assert {str(folder): n for folder, n in sizes.items() if n - 1 > MOST_MODULES} == {}
+    assert len(list((ROOT / "benchmarks").glob("*.py"))) <= MOST_MODULES
+
+
+def test_a_class_name_means_one_thing() -> None:
+    where = defaultdict(list)
+    scripts = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    for path in [*modules().values(), *scripts]:
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef):
+                where[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
+def test_names_of_signatures_are_imported_at_run_time() -> None:
+    """The run-time type checker of the tests needs every name of a signature."""
+    hidden = []
+    for name, path in modules().items():
+        for node in tree(path).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                names = {a.asname or a.name for i in node.body for a in getattr(i, "names", [])}
+                used = {
+                    part.id
+                    for function in ast.walk(tree(path))
+                    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+                    for annotation in [
+                        function.returns,
+                        *(
+                            a.annotation
+                            for a in [
+                                *function.args.args,
+                                *function.args.kwonlyargs,
+                                *function.args.posonlyargs,
+                            ]
+                        ),
+                    ]
+                    if annotation is not None
+                    for part in ast.walk(annotation)
+                    if isinstance(part, ast.Name)
+                }
+                hidden += [f"{name}: {each}" for each in sorted(names & used)]
+    assert hidden == []
+
+
+def test_public_functions_and_classes_have_docstrings() -> None:
+    bare = [
+        f"{name}.{node.name}"
+        for name, path in modules().items()
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
+    assert bare == []
+
+
+def pages() -> list[Path]:
+    """Every page that a person reads."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_are_in_plain_english(page: Path) -> None:
+    found = re.findall(rf"\b({TIC_WORDS})\b", page.read_text("utf-8"), re.IGNORECASE)
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_sources_are_in_plain_english(folder: str) -> None:
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".js", ".html", ".cc", ".h"):
+            words = re.findall(rf"\b({TIC_WORDS})\b", path.read_text("utf-8"), re.IGNORECASE)
+            if words:
+                found[str(path.relative_to(ROOT))] = words
+    assert found == {}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_named_on_pages_exist(page: Path) -> None:
+    """Paths in backquotes that begin with a folder of the checkout."""
+    tops = "|".join([*PACKAGES, "tests", "benchmarks", "examples", "scripts", "docs"])
+    named = re.findall(rf"`((?:{tops})/[\w./-]*\w)`", page.read_text("utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
