@@ -25,6 +25,7 @@ NAMES = {
     "UnitStats",
     "__version__",
     "errors",
+    "register_policy",
 }
 FLEET_METHODS = {
     "achat",
@@ -36,17 +37,12 @@ FLEET_METHODS = {
     "generate",
     "health",
     "load",
-    "load_model",
     "model",
     "model_states",
     "record",
-    "reload",
     "restart",
-    "sleep",
     "stats",
     "stream",
-    "unload",
-    "wake",
 }
 HANDLE_METHODS = {"achat", "agenerate", "chat", "chat_stream", "generate", "stream"}
 

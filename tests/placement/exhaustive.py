@@ -68,7 +68,8 @@ def _unit(
         point = find_operating_point(curves, memory, "time_sliced")
         if point is not None:
             served = sum(
-                load.rate * fraction for load, fraction in zip(loads, point.served, strict=True)
+                load.expected.rate * fraction
+                for load, fraction in zip(loads, point.served, strict=True)
             )
             best = served if best is None else max(best, served)
     return best

@@ -64,7 +64,7 @@ def test_a_unit_expects_the_rates_that_it_is_told(session: BenchSession) -> None
     shares = {}
     for rate in (1.0, 9.0):
         unit = session.new_scheduler("static", rates={"llama": rate, "qwen3": 1.0})
-        assert unit.models["llama"].spec.rate == rate
+        assert unit.models["llama"].spec.load.rate == rate
         shares[rate] = unit.fair_share.shares["llama", "decode"]
     assert shares[9.0] > 1.2 * shares[1.0]
     assert session.new_scheduler("static").models["llama"].spec == session.specs["llama"]

@@ -193,11 +193,11 @@ def edited(change: dict[str, Any]) -> str:
         (edited({"name": "llm-2"}), "already the name"),
         ("models: []", "models: must not be empty"),
         ("rates: 3", "a list of models is needed"),
-        ("models: [{name: a, model: llama-7b}]", "missing: a needs its requests a second"),
+        ("models: [{name: a, model: llama-7b}]", "missing: a needs its requests per second"),
         ("cluster: 4\nmodels: [{name: a, model: llama-7b, rate: 1}]", "cluster: must be a mapping"),
         (
             "cluster: {nnodes: 0, ngpus_per_node: 1}\nmodels: [{name: a, model: x, rate: 1}]",
-            "cluster.nnodes: must be a whole number, 1 or more; got 0",
+            "cluster.nnodes: must be a whole number of at least 1; got 0",
         ),
     ],
 )

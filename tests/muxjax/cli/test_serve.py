@@ -44,4 +44,4 @@ def test_key_makes_an_entry_for_the_key_file(
     assert found is not None
     assert found.name == "alice"
     assert run(monkeypatch, "key", "no spaces") == 2
-    assert "is no name for a key" in capsys.readouterr().err
+    assert "is not a valid key name" in capsys.readouterr().err

@@ -210,7 +210,7 @@ def test_shares_follow_demand_with_newer_estimates() -> None:
     def demand(model: ModelSpec, estimates) -> Demand:
         asked.append(model.name)
         seconds = estimates.decode(model.name, 1)
-        return Demand(kv=model.rate, prefill_seconds=0.0, decode_seconds=seconds)
+        return Demand(kv=model.load.rate, prefill_seconds=0.0, decode_seconds=seconds)
 
     specs = [spec("a", rate=3.0), spec("b", rate=1.0)]
     unit = Scheduler(specs, 2 + 2 * 40, create_policy("adbs"), demand=demand)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from muxjax.config.fleet_file import SloConfig
 from muxjax.engine.health import UnitHealth
+from muxjax.scheduling.specs import LatencySlo
 from muxjax.serve.access.tracked_stream import StreamSummary
 from muxjax.serve.ops.metrics import PrometheusMetrics
 
@@ -29,7 +29,7 @@ def finish(metrics: PrometheusMetrics, reason: str, seconds: float) -> None:
 
 
 def test_every_metric_of_a_model_exists_from_the_start() -> None:
-    found = values(PrometheusMetrics(["chat"], {"chat": SloConfig(ttft=1.0)}))
+    found = values(PrometheusMetrics(["chat"], {"chat": LatencySlo(ttft=1.0)}))
     assert found['vllm:generation_tokens_total{model_name="chat"}'] == 0
     assert found['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 0
     assert found['muxjax:slo_hits_total{model_name="chat",target="ttft"}'] == 0
@@ -49,7 +49,7 @@ def test_streams_are_counted() -> None:
 
 
 def test_finished_requests_are_compared_with_the_targets() -> None:
-    metrics = PrometheusMetrics(["chat"], {"chat": SloConfig(ttft=1.0, tpot=0.1)})
+    metrics = PrometheusMetrics(["chat"], {"chat": LatencySlo(ttft=1.0, tpot=0.1)})
     finish(metrics, "stop", 1.0)
     finish(metrics, "length", 4.0)
     finish(metrics, "cancelled", 9.0)
@@ -57,7 +57,7 @@ def test_finished_requests_are_compared_with_the_targets() -> None:
         "ttft": {"seconds": 1.0, "hits": 1, "misses": 1},
         "tpot": {"seconds": 0.1, "hits": 0, "misses": 2},
     }
-    metrics.set_targets({"other": SloConfig(ttft=1.0)})
+    metrics.set_targets({"other": LatencySlo(ttft=1.0)})
     assert metrics.slo_counts("chat") == {}
 
 

@@ -75,12 +75,6 @@ def test_without_goodput_and_with_nothing_finished() -> None:
     assert found["interrupted"] == 2
 
 
-def test_jain_index() -> None:
-    assert jain_index([3.0, 3.0]) == pytest.approx(1)
-    assert jain_index([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
-    assert jain_index([]) is None
-
-
 def test_invalid_measures() -> None:
     with pytest.raises(BenchError, match="no metric 'tps'"):
         Measures(metrics=("tps",))
