@@ -97,7 +97,7 @@ class AccessOptions:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The API keys (see docs/serving.md). Alternatively, set MUXJAX_API_KEY.",
+            help="The API keys (see docs/guides/serving.md). Alternatively, set MUXJAX_API_KEY.",
             rich_help_panel=ACCESS,
         ),
     ] = None

@@ -6,7 +6,7 @@ guessed, so a slow password hash would add nothing. A received secret is hashed 
 every digest in constant time. The response time therefore reveals neither how much of a secret is
 right nor which keys exist.
 
-The key file is YAML (docs/serving.md):
+The key file is YAML (docs/guides/serving.md):
 
     keys:
       - name: alice

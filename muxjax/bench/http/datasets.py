@@ -6,7 +6,7 @@
 | `sharegpt` | first turns of `--dataset-path` | lengths of the responses in the file |
 | `custom` | `{"prompt": ..., "output_tokens": ...}` lines of `--dataset-path` | `output_tokens` of the line, or `--custom-output-len` |
 | `burstgpt` | random, with the lengths of BurstGPT's CSV at `--dataset-path` | lengths in the file |
-| `trace` | random, with the lengths, times and models of a trace (docs/simulation.md) | lengths in the file |
+| `trace` | random, with the lengths, times and models of a trace (docs/guides/simulation.md) | lengths in the file |
 
 Gaps between arrivals follow a gamma distribution with mean 1 / `--request-rate` (`--burstiness` is its
 shape; 1 is a Poisson process), scaled, as in vLLM, so that the last request is due at
