@@ -1,4 +1,4 @@
-"""Steps of any size and context, on their own: what is timed one by one (`bench.steps`)."""
+"""Builds isolated steps of any size and context, which `bench.steps` times one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOREVER = 1 << 20
 
 
 class StepBatches:
-    """Makes steps of one model, on pages that nobody else uses."""
+    """Builds steps of one model on pages that no scheduler uses."""
 
     def __init__(self, session: BenchSession, name: str) -> None:
         self._executor = session.executor
@@ -24,11 +24,11 @@ class StepBatches:
         self._blocks = (session.num_pages - session.dummy_pages) // layers
 
     def run(self, step: Step, behind: Step | None = None) -> float:
-        """Seconds that the step took, as the executor counts them.
+        """Runs a step and returns its duration in seconds, as the executor measures it.
 
         Args:
-          step: what is timed.
-          behind: is submitted before it, and both are on the device at once.
+          step: the step to time.
+          behind: a step that is submitted first, so that the device has both in its queue.
         """
         before = None if behind is None else self._executor.submit(behind)
         handle = self._executor.submit(step)
@@ -37,7 +37,7 @@ class StepBatches:
         return self._executor.result(handle).seconds
 
     def prefill(self, size: int, chunks: int, context: int, last: bool) -> Prefill:
-        """A prefill that fills its bucket, each chunk ending at the context."""
+        """Builds a prefill that fills its bucket; each chunk ends at position `context`."""
         tokens = [size // chunks + (index < size % chunks) for index in range(chunks)]
         return Prefill(
             self._name,
@@ -48,7 +48,7 @@ class StepBatches:
         )
 
     def arm(self, sequences: int, context: int) -> list[Prefill]:
-        """Prefills after which so many slots are ready to decode at a context."""
+        """Builds prefills after which `sequences` slots are ready to decode at a context."""
         most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
         return [
             Prefill(

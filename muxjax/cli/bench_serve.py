@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,17 +22,7 @@ from muxjax.cli.options import (
     parse_numbers,
     register_command,
 )
-from muxjax.cli.trace import recorded_timeline
 from muxjax.errors import BenchError
-
-if TYPE_CHECKING:
-    from muxjax.bench.compare import PolicyRun
-    from muxjax.bench.isolated import IsolatedLatency
-    from muxjax.bench.session import BenchSession
-    from muxjax.bench.workloads import WorkloadOptions
-    from muxjax.placement.simulator.metrics import AttainmentCriterion
-    from muxjax.placement.workload.trace import TraceRequest
-    from muxjax.scheduling.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -133,9 +119,11 @@ def serve(
     )
     scale = DEFAULT_SCALE if slo.is_default else slo.scale
 
+    from muxjax.bench.serve_run import build_report, run_policies
     from muxjax.bench.session import BenchSession
     from muxjax.bench.workloads import KINDS, build_workload, fleet_rates
     from muxjax.placement.simulator.metrics import AttainmentCriterion
+    from muxjax.scheduling.timeline import recorded_timeline
 
     with BenchSession.load(config) as session:
         limits = {name: model.max_model_len for name, model in session.models.items()}
@@ -147,10 +135,10 @@ def serve(
             for name in session.models
         }
         with recorded_timeline(trace) as timeline:
-            runs, isolated = _run(
+            runs, isolated = run_policies(
                 session, source, rates, policies, targets, rounds, seed, output, timeline
             )
-    report = _report(fleet_file, policies, rounds, options, targets, source, isolated, runs)
+    report = build_report(fleet_file, policies, rounds, options, targets, source, isolated, runs)
     if output is not None:
         from muxjax.bench.report.saved import save
 
@@ -161,94 +149,6 @@ def serve(
         from muxjax.bench.report.tables import show_serve
 
         show_serve(report)
-
-
-def _run(
-    session: BenchSession,
-    workload: Sequence[TraceRequest],
-    rates: Mapping[str, float] | None,
-    policies: Sequence[str],
-    targets: Mapping[str, AttainmentCriterion],
-    rounds: int,
-    seed: int,
-    output: Path | None,
-    timeline: Timeline | None,
-) -> tuple[list[PolicyRun], IsolatedLatency]:
-    """Measures isolated latencies, then runs all policies, with a progress bar for each."""
-    from muxjax.bench.compare import OnRecord, compare
-    from muxjax.bench.isolated import measure_isolated
-    from muxjax.progress import Bars
-
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    with Bars({"isolated requests": 1}, show=True) as bars:
-        isolated = measure_isolated(session, workload)
-        bars.advance("isolated requests", 1, "")
-
-    @contextmanager
-    def records(policy: str, number: int) -> Iterator[OnRecord | None]:
-        if output is None:
-            yield None
-            return
-        from muxjax.bench.report.saved import record_file
-
-        with record_file(output / f"requests-{policy}-r{number + 1}.csv") as write:
-            yield write
-
-    totals = {policy: rounds * len(workload) for policy in policies}
-    with Bars(totals, show=True) as bars:
-        runs = compare(
-            session,
-            workload,
-            policies,
-            targets,
-            isolated,
-            rates=rates,
-            rounds=rounds,
-            seed=seed,
-            on_record=records,
-            progress=lambda policy, number, ended: bars.advance(
-                policy, ended, f"round {number + 1}"
-            ),
-            timeline=timeline,
-        )
-    if runs and runs[-1].replay.interrupted:
-        last = runs[-1]
-        print(
-            f"muxjax: interrupted in round {last.round + 1} of {last.policy}, with "
-            f"{last.replay.interrupted} requests unfinished; medians are of complete runs",
-            file=sys.stderr,
-        )
-    return runs, isolated
-
-
-def _report(
-    fleet_file: Path,
-    policies: Sequence[str],
-    rounds: int,
-    options: WorkloadOptions,
-    targets: Mapping[str, AttainmentCriterion],
-    workload: Sequence[TraceRequest],
-    isolated: IsolatedLatency,
-    runs: Sequence[PolicyRun],
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from muxjax.bench.compare import medians
-    from muxjax.bench.machine import describe_machine
-
-    return {
-        "kind": "serve",
-        **describe_machine(),
-        "fleet": str(fleet_file),
-        "policies": list(policies),
-        "rounds": rounds,
-        "workload": {**asdict(options), "offered": len(workload)},
-        "targets": {name: target.to_json() for name, target in targets.items()},
-        "isolated": isolated.rows,
-        "medians": medians(runs, policies),
-        "runs": [{"policy": run.policy, "round": run.round + 1, **run.metrics} for run in runs],
-    }
 
 
 def _parse_policies(text: str | None, default: str) -> list[str]:

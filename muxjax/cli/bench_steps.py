@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from muxjax.cli.options import OUTPUT_PANEL, AsJson, FleetFile, register_command
 from muxjax.errors import BenchError
-
-if TYPE_CHECKING:
-    from muxjax.bench.session import BenchSession
-    from muxjax.bench.steps import Kind, StepMeasurement
 
 
 def register(app: typer.Typer) -> None:
@@ -57,10 +52,11 @@ def steps(
     from muxjax.bench.machine import describe_machine
     from muxjax.bench.session import BenchSession
     from muxjax.bench.steps import step_rows
+    from muxjax.bench.steps_run import build_session_profile, measure_steps
 
     with BenchSession.load(config) as session:
-        measured = _measure(session, repeats, context)
-        profile = _build_profile(session, measured)
+        measured = measure_steps(session, repeats, context)
+        profile = build_session_profile(session, measured)
     if output is not None:
         from muxjax.bench.profile_file import write_profile
 
@@ -75,48 +71,7 @@ def steps(
         print(f"written to {output}")
 
 
-def _measure(session: BenchSession, repeats: int, contexts: list[int] | None) -> StepMeasurement:
-    """Measures the steps; after Ctrl-C, the result has the finished rounds."""
-    from muxjax.bench.step_recorder import measure_in_service
-    from muxjax.bench.steps import StepMeasurement, step_kinds
-    from muxjax.progress import Bars
-
-    kinds = step_kinds(session, contexts)
-    measured = StepMeasurement()
-    try:
-        with Bars({"measuring": len(kinds) * (repeats + 1)}, show=True) as bars:
-
-            def done(kind: Kind) -> None:
-                bars.advance("measuring", 1, f"{kind.model} {kind.phase} {kind.size}")
-
-            measure_in_service(
-                session, repeats=repeats, contexts=contexts, done=done, into=measured
-            )
-    except KeyboardInterrupt:
-        if not measured.steps:
-            raise
-        rounds = len(measured.steps[0].seconds)
-        print(
-            f"muxjax: interrupted after {rounds} of {repeats} rounds; in-service factors are "
-            f"missing",
-            file=sys.stderr,
-        )
-    return measured
-
-
-def _build_profile(session: BenchSession, measured: StepMeasurement) -> dict[str, Any]:
-    """The profile, under the model names that the planner uses."""
-    from muxjax.bench.profile_file import build_profile
-
-    kinds = {entry.name: entry.profile or entry.name for entry in session.config.models}
-    return build_profile(
-        {kind: measured.times(name) for name, kind in kinds.items()},
-        {kind: session.specs[name].limits for name, kind in kinds.items()},
-        {kind: session.models[name].max_model_len for name, kind in kinds.items()},
-    )
-
-
-def _show(rows: list[dict[str, Any]], measured: StepMeasurement) -> None:
+def _show(rows: list[dict[str, Any]], in_service: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 

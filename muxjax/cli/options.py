@@ -1,7 +1,7 @@
 """Options that several commands share, and commands whose parameters are groups of options.
 
 A group of options is a frozen dataclass whose fields are annotated with `typer.Option`. A command
-takes groups as parameters; `register_command` presents each field to Typer as an option of its own
+takes groups as parameters; `register_command` presents each field to Typer as a separate option
 and builds the dataclasses before the command runs. The parameters of a command are listed in its
 help in this order, under the heading of their `rich_help_panel`.
 """

@@ -7,18 +7,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from muxjax.cli.options import OUTPUT_PANEL, AsJson, register_command
 from muxjax.errors import FleetConfigError, PlanError
-
-if TYPE_CHECKING:
-    from muxjax.config.fleet_file import FleetConfig
-    from muxjax.placement.planner.plan import PlacementPlan
-    from muxjax.placement.planner.planner import PlannerOptions
-    from muxjax.units.plan_inputs import PlanInputs
 
 PLAN_PANEL = "Placement"
 Fleet = Annotated[Path | None, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
@@ -116,6 +110,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan which models share which devices, and estimate the throughput and latency."""
+    from muxjax.cli.plan_run import read_fleet, search_plan
     from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import plan_inputs
 
@@ -149,65 +144,6 @@ def plan(
         console.print(f"written to {output}", highlight=False)
 
 
-def search_plan(
-    inputs: PlanInputs, options: PlannerOptions, *, began: float | None = None
-) -> PlacementPlan:
-    """Searches for a plan, with a progress bar on standard error.
-
-    Args:
-      inputs: models, cluster and costs.
-      options: options of the search.
-      began: start of the work on `time.perf_counter`'s clock; the plan records the duration.
-
-    Raises:
-      PlanError: no placement fits.
-    """
-    from muxjax.placement.planner.planner import plan_placement
-    from muxjax.progress import Bars
-
-    with Bars({"planning": 1000}, show=True) as bars:
-        shown = 0
-
-        def report(done: float, value: float) -> None:
-            nonlocal shown
-            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
-            shown = round(1000 * done)
-
-        return plan_placement(
-            inputs.loads,
-            inputs.cluster,
-            inputs.costs,
-            options,
-            profile=inputs.profile,
-            began=began,
-            report=report,
-        )
-
-
-def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:
-    """Reads a fleet file or MuxServe's models.yaml.
-
-    Raises:
-      FleetConfigError: neither or both are given, or the file is invalid.
-    """
-    from muxjax.config.fleet_file import load_fleet_config
-
-    if (fleet_file is None) == (muxserve is None):
-        raise FleetConfigError("give either a fleet file or --muxserve FILE")
-    if fleet_file is not None:
-        return load_fleet_config(fleet_file)
-
-    from muxjax.config.muxserve_yaml import read_muxserve
-
-    assert muxserve is not None
-    try:
-        return load_fleet_config(read_muxserve(muxserve))
-    except FleetConfigError as error:
-        text = str(error)
-        known = text.startswith(str(muxserve))
-        raise FleetConfigError(text if known else f"{muxserve}: {text}") from error
-
-
 def import_muxserve(
     models_file: Annotated[Path, typer.Argument(metavar="MODELS", help="MuxServe's models.yaml.")],
     output: Annotated[
@@ -218,6 +154,7 @@ def import_muxserve(
     """Convert MuxServe's models.yaml to a fleet file."""
     import yaml
 
+    from muxjax.cli.plan_run import read_fleet
     from muxjax.config.muxserve_yaml import read_muxserve
 
     fleet = read_muxserve(models_file)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from muxjax.cli.options import FleetFile, Trace, register_command
-from muxjax.cli.trace import recorded_timeline
-
-if TYPE_CHECKING:
-    from muxjax.cluster.host_list import Hosts
-    from muxjax.config.fleet_file import FleetConfig
-    from muxjax.fleet import Fleet
-
+from muxjax.cluster.host_list import Hosts
 
 CLUSTER, ACCESS, LOGS = "Units and hosts", "Access", "Logs and traces"
 
@@ -152,6 +145,8 @@ def serve(
         follow(hosts)
         return
 
+    from muxjax.cluster.load_fleet import load_fleet
+    from muxjax.scheduling.timeline import recorded_timeline
     from muxjax.serve import logs
     from muxjax.serve.access.keys import load_keys
     from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
@@ -176,7 +171,8 @@ def serve(
         check_exposure(bound, settings, insecure=access.insecure)
         logs.configure(log_format)
 
-        with recorded_timeline(trace) as timeline, _load_fleet(config, cluster, hosts) as fleet:
+        fleet_context = load_fleet(config, plan=cluster.plan, ray_address=cluster.ray, hosts=hosts)
+        with recorded_timeline(trace) as timeline, fleet_context as fleet:
             if timeline is not None:
                 fleet.record(timeline)
             serve_fleet(
@@ -196,8 +192,6 @@ def _check_options(
     Returns:
       The processes of a mesh that spans several; None for one process.
     """
-    from muxjax.cluster.host_list import Hosts
-
     if (access.tls_cert is None) != (access.tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key must be given together")
     if cluster.ray is not None and trace is not None:
@@ -209,22 +203,6 @@ def _check_options(
     if cluster.plan is not None or cluster.ray is not None:
         raise typer.BadParameter("--coordinator serves one unit; omit --plan and --ray")
     return Hosts(cluster.coordinator, cluster.process, cluster.processes)
-
-
-def _load_fleet(
-    config: FleetConfig, cluster: ClusterOptions, hosts: Hosts | None
-) -> AbstractContextManager[Fleet]:
-    if hosts is not None:
-        from muxjax.cluster.leader import leading
-
-        return leading(config, hosts)
-    if cluster.ray is not None:
-        from muxjax.cluster.ray_fleet import ray_fleet
-
-        return ray_fleet(config, plan=cluster.plan, address=cluster.ray)
-    from muxjax.fleet import Fleet
-
-    return Fleet.load(config, plan=cluster.plan)
 
 
 def key(

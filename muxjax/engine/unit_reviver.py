@@ -1,4 +1,4 @@
-"""Restarts units whose engine has died, each in a thread of its own.
+"""Restarts units whose engine has died, each in a separate thread.
 
 A restart may take as long as reading the unit's weights, when its process or machine is gone. A
 unit that dies `MAX_DEATHS` times within `DEATH_WINDOW_SECONDS` is not restarted again.

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from muxjax.errors import BenchError
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Prefill, Step, StepResult
 
@@ -174,3 +177,27 @@ class Timeline:
 
 def _metadata(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+@contextmanager
+def recorded_timeline(path: Path | None) -> Iterator[Timeline | None]:
+    """Yields a timeline and writes it at the end, even after an error; yields None without a path.
+
+    Raises:
+      BenchError: the file cannot be written; its folder is checked before the run.
+    """
+    if path is None:
+        yield None
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise BenchError(f"--trace {path}: must be a file in a folder that exists")
+    timeline = Timeline()
+    try:
+        yield timeline
+    finally:
+        try:
+            timeline.write(path)
+        except OSError as error:
+            raise BenchError(f"{path}: cannot be written: {error.strerror or error}") from error
+        dropped = f"; {timeline.dropped} earlier steps were dropped" if timeline.dropped else ""
+        sys.stderr.write(f"muxjax: trace of {len(timeline)} steps in {path}{dropped}\n")

@@ -1,7 +1,7 @@
 """Greedy construction of a placement that a search starts from.
 
 Models are placed in order of their device time, each on the existing or new unit where the
-objective grows most. The gain of a unit is the difference of its own scores; no other unit changes.
+objective grows most. The gain of a unit is the difference of its scores; no other unit changes.
 """
 
 from __future__ import annotations

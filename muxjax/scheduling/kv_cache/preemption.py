@@ -9,7 +9,7 @@ model may preempt depends on what it would lease afterwards:
   request to be admitted only after it has been blocked for some steps (`blocked_requests.py`).
 - The first request of a model that holds nothing, if the quota cannot hold it: requests of models
   above their floor, after as many steps.
-- Any other running sequence: only younger requests, of its own model and of models above their
+- Any other running sequence: only younger requests, of the same model and of models above their
   quota. If the sequence is the oldest request of the unit that holds pages, also of models above
   their floor.
 
@@ -18,7 +18,7 @@ or for the oldest request. Every model can therefore continue with one request, 
 
 Why every admitted request ends: the oldest request of the unit that holds pages (the *anchor*) is
 preempted last, and may itself take everything that other models hold above their floors. The floors
-leave room for its full length (`floors.py`): once the younger requests of its own model are
+leave room for its full length (`floors.py`): once the younger requests of the same model are
 preempted, its slabs hold only its blocks. It therefore runs to its end, and another request becomes
 the oldest. Blocks of another replica are of no use to it, but slabs are, and those become free when
 the requests of all replicas are preempted. Only a model below its floor may preempt the anchor, as
@@ -101,7 +101,7 @@ class _PreemptionPlan:
         """Adds victims until the model can lease its slabs; False if the rules do not allow it."""
         if self._find_victims(spare_anchor=True):
             return True
-        # The blocks of the anchor may be spread over so many slabs that no floor can be met beside
+        # The blocks of the anchor may be spread over too many slabs for any floor to be met beside
         # it. It may be preempted once its prefill has generated a token, so that it makes progress;
         # its blocks are packed when it is admitted again.
         anchor = self._anchor

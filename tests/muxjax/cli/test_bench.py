@@ -79,8 +79,7 @@ def test_steps_give_a_profile_to_plan_and_simulate_with(run: Cli) -> None:
 def test_an_interrupt_keeps_the_rounds_that_are_finished(
     run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from muxjax.bench import step_recorder as in_service
-    from muxjax.bench import steps
+    from muxjax.bench import steps, steps_run
 
     def measure(session: BenchSession, *, into: steps.StepMeasurement, done: Any, **_: Any) -> None:
         into.steps = [
@@ -89,7 +88,7 @@ def test_an_interrupt_keeps_the_rounds_that_are_finished(
         ]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_service, "measure_in_service", measure)
+    monkeypatch.setattr(steps_run, "measure_in_service", measure)
     status, out, err = run("bench", "steps", run.fleet, "--context", 40, "--json")
     assert status == 0
     assert "interrupted after 1 of 5 rounds" in err

@@ -1,0 +1,65 @@
+"""Reads fleets and searches for plans, for `muxjax plan` and `muxjax simulate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config
+from muxjax.config.muxserve_yaml import read_muxserve
+from muxjax.errors import FleetConfigError
+from muxjax.placement.planner.plan import PlacementPlan
+from muxjax.placement.planner.planner import PlannerOptions, plan_placement
+from muxjax.progress import Bars
+from muxjax.units.plan_inputs import PlanInputs
+
+
+def search_plan(
+    inputs: PlanInputs, options: PlannerOptions, *, began: float | None = None
+) -> PlacementPlan:
+    """Searches for a plan, with a progress bar on standard error.
+
+    Args:
+      inputs: models, cluster and costs.
+      options: options of the search.
+      began: start of the work on `time.perf_counter`'s clock; the plan records the duration.
+
+    Raises:
+      PlanError: no placement fits.
+    """
+    with Bars({"planning": 1000}, show=True) as bars:
+        shown = 0
+
+        def report(done: float, value: float) -> None:
+            nonlocal shown
+            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
+            shown = round(1000 * done)
+
+        return plan_placement(
+            inputs.loads,
+            inputs.cluster,
+            inputs.costs,
+            options,
+            profile=inputs.profile,
+            began=began,
+            report=report,
+        )
+
+
+def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:
+    """Reads a fleet file or MuxServe's models.yaml.
+
+    Raises:
+      FleetConfigError: neither or both are given, or the file is invalid.
+    """
+    if (fleet_file is None) == (muxserve is None):
+        raise FleetConfigError("give either a fleet file or --muxserve FILE")
+    if fleet_file is not None:
+        return load_fleet_config(fleet_file)
+
+    assert muxserve is not None
+    try:
+        return load_fleet_config(read_muxserve(muxserve))
+    except FleetConfigError as error:
+        text = str(error)
+        known = text.startswith(str(muxserve))
+        raise FleetConfigError(text if known else f"{muxserve}: {text}") from error
