@@ -124,7 +124,7 @@ class ModelStats(TypedDict, total=False):
     kv_pages_given_back: int
     kv_pages_taken_back: int
     kv_quota_use: float
-    kv_normalised_use: float | None
+    kv_normalized_use: float | None
     prefill_seconds: float
     decode_seconds: float
     prefill_share: float

@@ -79,7 +79,7 @@ def _decode_seconds(steps: StepTimes, limits: BucketLimits, batch: int, length: 
 
 
 def _prefill_seconds(steps: StepTimes, limits: BucketLimits, batch: int, length: int) -> float:
-    """Seconds to prefill `batch` prompts, packed into steps; a prompt is split if a step is full."""
+    """Seconds to prefill `batch` prompts in full steps; a prompt is split if a step is full."""
     seconds = 0.0
     chunks: list[tuple[int, int, bool]] = []
     room = limits.max_prefill_tokens

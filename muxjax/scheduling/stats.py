@@ -21,7 +21,7 @@ def pool_stats(
     - `free_pages`: pages of slabs that hold nothing.
     - `cached_pages`: pages of slabs with cached blocks and none in use. Leased, free and cached
       pages add up to `usable_pages`.
-    - `kv_fairness`: Jain's index of `kv_normalised_use` over the models that have requests.
+    - `kv_fairness`: Jain's index of `kv_normalized_use` over the models that have requests.
     """
     busy = [state.spec.name for state in models if state.has_prefill or state.has_decode]
     uses = [quotas.normalized_use(name) for name in busy]
@@ -50,14 +50,14 @@ def model_stats(
     - `kv_pages_leased`, `kv_pages_quota`, `kv_pages_floor`: in pages of whole slabs.
     - `kv_pages_borrowed`: leased pages beyond the quota.
     - `kv_quota_use`: highest use since quotas last moved, as a part of the quota.
-    - `kv_normalised_use`: the model's part of all leased pages over its part of the expected
+    - `kv_normalized_use`: the model's part of all leased pages over its part of the expected
       demand; None for a model that has pages and no expected demand.
     - `kv_pages_given_back`, `kv_pages_taken_back`: pages that other models got from it, and it got
       from them, by preemption.
     - `prefill_share`, `decode_share`: shares of the device time.
     """
     name, pages = state.spec.name, allocator.slab_pages
-    normalised = quotas.normalized_use(name)
+    normalized = quotas.normalized_use(name)
     return {
         "waiting": len(state.waiting) + len(state.deferred),
         "running": len(state.prefilling) + len(state.running),
@@ -76,7 +76,7 @@ def model_stats(
         "kv_pages_given_back": quotas.pages_lost[name],
         "kv_pages_taken_back": quotas.pages_gained[name],
         "kv_quota_use": quotas.peak_use(name),
-        "kv_normalised_use": normalised if math.isfinite(normalised) else None,
+        "kv_normalized_use": normalized if math.isfinite(normalized) else None,
         "prefill_seconds": fair_share.used[name, "prefill"],
         "decode_seconds": fair_share.used[name, "decode"],
         "prefill_share": fair_share.shares[name, "prefill"],

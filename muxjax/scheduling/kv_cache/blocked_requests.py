@@ -9,9 +9,9 @@ queue with three classes:
 
 The order within a class is that of arrival. While a request is in the queue, no request behind it
 may keep leasing the slabs that become free: admitting one must leave its model within its quota, or
-within its floor if the request ahead needs more than the quota of the model it belongs to. Running requests
-end, so the first request in the queue is admitted at last. A model that the policy has stopped
-scheduling is skipped.
+within its floor if the request ahead needs more than the quota of the model it belongs to. Running
+requests end, so the first request in the queue is admitted at last. A model that the policy has
+stopped scheduling is skipped.
 """
 
 from __future__ import annotations
