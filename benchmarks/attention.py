@@ -1,8 +1,8 @@
-"""Paged attention: how near to the device's limits, and beside what others offer.
+"""Paged attention relative to the limits of the device, and to other implementations.
 
-Decode is bound by memory: the figure is the fraction of the bandwidth of a plain copy, measured in
-the same run. Prefill is bound by arithmetic: the fraction of the rate of a large matrix product.
-Before anything is timed its output is compared with the `xla` implementation's.
+Decode is limited by memory: the result is a fraction of the bandwidth of a plain copy, measured in
+the same run. Prefill is limited by arithmetic: a fraction of the rate of a large matrix product.
+Before a kernel is timed, its output is compared with that of the `xla` implementation.
 
     python benchmarks/attention.py                  # a table; under ten minutes on an H200
     python benchmarks/attention.py --json > benchmarks/results/attention-h200.json
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Before JAX starts: room for torch beside it.
+# Before JAX starts: leaves memory for torch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -55,7 +55,7 @@ Timed = Callable[[], float]
 
 
 def ours(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
-    """An implementation of `paged_attention`: how to time it, and its output for layer 1."""
+    """Returns a call of an implementation of `paged_attention`, and its output for layer 1."""
     q, *rest = workload.arrays()
     attend = workload.attend(implementation)
     layers = bench.all_layers(lambda q, layer, *rest: attend(q, *rest, jnp.int32(layer)))
@@ -64,7 +64,7 @@ def ours(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed
 
 
 def shipped_paged(workload: AttentionWorkload) -> Timed:
-    """JAX's own `paged_attention` for GPUs: pages by head, an array for each layer."""
+    """JAX's `paged_attention` for GPUs: head-major pages, one array for each layer."""
     from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
     q, _, _, lens, _ = workload.arrays()
@@ -137,7 +137,7 @@ def _random(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
 
 
 def contenders(workload: AttentionWorkload) -> Iterator[tuple[str, Callable[[], Timed]]]:
-    """What is timed beside ours, by name."""
+    """Returns the other implementations by name."""
     if jax.default_backend() == "gpu":
         if workload.decode:
             yield "jax paged", lambda: shipped_paged(workload)
@@ -149,7 +149,7 @@ def contenders(workload: AttentionWorkload) -> Iterator[tuple[str, Callable[[], 
 def measure(
     workload: AttentionWorkload, bandwidth: float, rate: float, peers: bool
 ) -> dict[str, Any]:
-    """One workload's line of the table."""
+    """Measures one workload; returns a row of the table."""
     timed, found = ours(workload, None)
     _, wanted = ours(workload, "xla")
     error = bench.relative_error(found, wanted)
@@ -181,7 +181,7 @@ def measure(
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
-    """For people."""
+    """Prints the rows as a table."""
     names = sorted({name for line in lines for name in line["peers"]})
     columns = ["N, K, H", "", "sequences", "MB", "us", "of copy", "of matmul", *names]
     found = Table(*columns, title="one layer; peers: how many times our time they take")
@@ -201,10 +201,12 @@ def table(lines: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures the workloads and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kind", choices=("decode", "prefill"), help="only these")
-    parser.add_argument("--no-peers", action="store_true", help="only ours")
+    parser.add_argument("--kind", choices=("decode", "prefill"), help="only these workloads")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="only the implementations of this project"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args()
     if jax.default_backend() == "cpu":

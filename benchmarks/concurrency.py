@@ -1,12 +1,12 @@
-"""Requests at the same time, prompts included, and the time to a first token.
+"""Throughput of concurrent requests, prompts included, and time to first token.
 
     python benchmarks/concurrency.py
     python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --precision int8
 
-All requests are submitted at once; `output tokens/s` is what they made, divided by the time from
-submission to the last token. `roofline` is the rate that the rates allows, measured in the same
-run: reading the weights once for each decode step at the bandwidth of a plain sum, and the products
-of the prompts' tokens at the rate of one large product of the same precision.
+All requests are submitted at once. `output tokens/s` is the number of generated tokens divided by
+the time from submission to the last token. `roofline` is the highest possible rate by the rates
+measured in the same run: each decode step reads the weights once at the bandwidth of a plain sum,
+and the prompts cost their matrix products at the rate of one large product of the same precision.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_TOKEN_PROMPT = 20
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all precisions and prints the result."""
     parser = argparse.ArgumentParser(description="Measure requests at the same time.")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
     parser.add_argument(
@@ -42,8 +42,8 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
-    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median is shown")
+    parser.add_argument("--output", type=int, default=64, help="output tokens of each request")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs; medians are shown")
     parser.add_argument("--policy", default="adbs", help="as in a fleet file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(precision: str, rates: DeviceRates, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table."""
+    """Measures one precision; returns a row of the table."""
     loaded = load(
         arguments.model,
         precision,
@@ -101,7 +101,7 @@ def measure(precision: str, rates: DeviceRates, arguments: argparse.Namespace) -
 
 
 def roofline_seconds(loaded: Loaded, rates: DeviceRates, arguments: argparse.Namespace) -> float:
-    """The least time that the rates could take."""
+    """Minimum time of the requests at the measured rates, in seconds."""
     # The first token of each request comes from its prefill.
     decode = (arguments.output - 1) * step_bytes(loaded.model) / rates.bandwidth
     tokens = arguments.requests * arguments.prompt

@@ -1,13 +1,13 @@
-"""Decode speed against what the memory allows, per precision and batch.
+"""Decode speed relative to the memory bandwidth, by precision and batch size.
 
     python benchmarks/decode.py
     python benchmarks/decode.py --model demo:gemma3-270m --precision int8 --batch 1 --batch 8
 
-A decode step reads every weight once, so at small batches `bytes of weights / read bandwidth` is
-the least time that it can take. `engine` is what requests get through `Fleet`, `bare` the compiled
-step called in a loop with no scheduler around it. The bandwidth is that of a sum over 512 MiB,
-measured between the other measurements. `ratio` compares with the time for the weights alone: the
-keys and values that attention reads as well are few here.
+A decode step reads every weight once, so at small batches `bytes of weights / read bandwidth` is a
+lower bound of its time. `engine` is the rate of requests through `Fleet`, `bare` that of the
+compiled step in a loop without a scheduler. The bandwidth is that of a sum over 512 MiB, measured
+between the other measurements. `ratio` is relative to the lower bound by the weights alone: these
+contexts are short, so attention reads few keys and values.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ PROMPT = 16
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all precisions and prints the result."""
     parser = argparse.ArgumentParser(description="Measure decode speed.")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
     parser.add_argument(
         "--precision", action="append", choices=list(PRECISIONS), help="default: all"
     )
     parser.add_argument("--batch", action="append", type=int, help="default: 1, 2, 4, 8, 16")
-    parser.add_argument("--tokens", type=int, default=64, help="made by each request; 24 at least")
-    parser.add_argument("--runs", type=int, default=3, help="of which the median is shown")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="output tokens of each request, at least 24"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="number of runs; medians are shown")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     batches = arguments.batch or [1, 2, 4, 8, 16]
@@ -82,13 +84,13 @@ def main() -> None:
 
 
 def engine_rate(loaded: Loaded, fleet: Fleet, batch: int, tokens: int, seed: int) -> float:
-    """Tokens a second of requests through the whole engine, while all of them decode."""
+    """Tokens per second of requests through the engine while all of them decode."""
     prompts = random_prompts(loaded.model, batch, PROMPT, seed)
     return run_requests(fleet, prompts, tokens).steady_rate
 
 
 def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) -> float:
-    """Tokens a second of the compiled decode step, called one after another."""
+    """Tokens per second of the compiled decode step in a loop."""
     name, layers = loaded.model.name, loaded.model.config.num_layers
     per_block = loaded.model.layout.tokens_per_page
     per_step = loaded.plan.model_specs[name].functions.max_decode_tokens
@@ -124,7 +126,7 @@ def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) ->
 
 
 def report(model: str, rows: list[dict[str, Any]], rates: DeviceRates, *, as_json: bool) -> None:
-    """Prints what was found."""
+    """Prints the result."""
     bandwidth = rates.bandwidth / 1e9
     notes = {"JAX": jax.__version__, "read bandwidth in GB/s": bandwidth}
     if as_json:

@@ -1,16 +1,16 @@
-"""What the host does between two steps, and how it grows.
+"""Host time between two steps, and how it scales.
 
-    python benchmarks/host.py [--json] [--quick]
+    python benchmarks/host.py [--json] [--turns 600]
 
 1. `next_step` of every policy, with 512 running and 10,000 waiting requests in 16 models: waiting
-   evenly or all for one model, with pages enough or with as few as hold the running ones. As
-   requests end, others take their places, so that prefills are among the steps.
-2. A whole turn of the engine at batch 256: `next_step`, `submit`, `result`, `apply` and the
-   streams. The executor is the real one; the device is not: its programs return at once with tokens
-   that were made before, so that all that is left is the host's work.
+   evenly or all for one model, with enough pages or with as few as the running ones need. Requests
+   that end are replaced, so that prefills are among the steps.
+2. All host work of a step at batch 256: `next_step`, `submit`, `result`, `apply` and the streams.
+   The executor is real, the device is not: its programs return prepared tokens at once, so that
+   only host work remains.
 
-Each is compared with a limit, 100 and 500 microseconds, by its median; p99 is shown. `of limit`
-above 1 is beyond it. Nothing here needs weights.
+The medians are compared with limits of 100 and 500 microseconds; p99 is shown. A value of `of
+limit` above 1 exceeds the limit. No weights are needed.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ LAYERS = 4
 
 @dataclass(frozen=True)
 class HostLoad:
-    """What a unit has to do.
+    """The load of a unit.
 
     Attributes:
-      policy: its name.
-      running: sequences with pages, over all models: all slots.
-      waiting: requests in line.
-      models: how many.
+      policy: name of the policy.
+      running: running sequences of all models; they fill all slots.
+      waiting: waiting requests.
+      models: number of models.
       spread: whether requests wait 'evenly' or for 'one' model.
       pages: 'enough', or 'short': for about half of what may run.
       cache: whether there is a prefix cache. No two prompts begin alike, so it is all cost: hashes
@@ -63,7 +63,7 @@ class HostLoad:
 
 
 def specs_for(load: HostLoad) -> list[ModelSpec]:
-    """Models with as many slots together as are to run."""
+    """Builds models that have one slot for each running sequence."""
     slots = load.running // load.models
     if load.pages == "short":
         slots *= 2
@@ -74,13 +74,13 @@ def specs_for(load: HostLoad) -> list[ModelSpec]:
 
 
 def pages_for(load: HostLoad) -> int:
-    """Pages of the pool."""
+    """Number of pages of the pool."""
     tokens = 2 * MOST_TOKENS if load.pages == "enough" else MOST_TOKENS // 2
     return LAYERS * (1 + load.running * -(-tokens // TOKENS_PER_PAGE))
 
 
 def fake_result(step: Step) -> StepResult:
-    """Tokens for everybody, none of which ends anything."""
+    """Returns tokens for every sequence; none is a stop token."""
     if isinstance(step, Prefill):
         tokens = [[1] if chunk.last else [] for chunk in step.chunks]
     else:
@@ -90,7 +90,7 @@ def fake_result(step: Step) -> StepResult:
 
 
 def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, int]]:
-    """`next_step` and `apply` of a unit that stays as full as it is."""
+    """Times `next_step` of a unit whose load stays constant."""
     specs = specs_for(load)
     policy = create_policy(load.policy)
     unit = Scheduler(specs, pages_for(load), policy, prefix_cache=bool(load.cache))
@@ -99,7 +99,7 @@ def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, 
         unit.add(feed.request(names[index % len(names)], fresh=False))
     now, pending = 0.0, None
     made, applied = Times(), Times()
-    # Until all run: those in line come after them.
+    # The waiting requests are added when all slots are filled.
     for _ in range(4 * load.running):
         pending, now, ended = _turn(unit, pending, now)
         for model in ended:
@@ -132,7 +132,7 @@ def _turn(
     made: Times | None = None,
     applied: Times | None = None,
 ) -> tuple[Step | None, float, list[str]]:
-    """One turn; also says of which models requests have ended."""
+    """Runs one step; returns the models whose requests have ended."""
     ended: list[str] = []
     began = time.perf_counter()
     step = unit.next_step(now)
@@ -159,7 +159,7 @@ GROWTH: dict[str, list[int]] = {
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Keeps Python's garbage collector out of `next_step`; a whole turn is timed with it."""
+    """Disables Python's garbage collector for the block; complete steps are timed with it."""
     gc.collect()
     gc.disable()
     try:
@@ -169,7 +169,7 @@ def no_collector() -> Iterator[None]:
 
 
 def next_step_row(load: HostLoad, turns: int) -> dict[str, Any]:
-    """One row of the first tables."""
+    """Measures one load; returns a row of the first tables."""
     with no_collector():
         made, applied, sizes = time_next_step(load, turns)
     return {
@@ -181,10 +181,10 @@ def next_step_row(load: HostLoad, turns: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the cases and prints them."""
+    """Runs the cases and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--turns", type=int, default=600, help="steps of each case")
+    parser.add_argument("--turns", type=int, default=600, help="number of steps of each case")
     args = parser.parse_args()
     cases = [
         HostLoad(policy=policy, spread=spread, pages=pages)

@@ -1,11 +1,12 @@
-"""Whether the time that a wrong API key takes says anything about the right ones.
+"""Whether the time to check a wrong API key reveals anything about valid keys.
 
     python benchmarks/key_timing.py [--samples 20000] [--json]
 
-Looks up keys among 50, in turns: the right one, wrong ones that share 0, 8, 16 and all but one of
-its characters, and one of another length. If the time depended on how much is right, an attacker
-could find a key piece by piece. Shown are medians, and the difference of each from the right key's
-in standard errors of the median (by bootstrap); `--limit` of them are taken for noise.
+Looks up keys among 50, in alternation: a valid key, wrong keys that share 0, 8, 16 and all but one
+of its characters, and one of a different length. If the time depended on the number of correct
+characters, an attacker could find a key one character at a time. Shown are medians, and the
+difference of each from the valid key's in standard errors of the median (by bootstrap). Differences
+below `--limit` standard errors count as noise.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ BATCH = 20
 
 
 def main() -> None:
-    """Measures and prints; status 1 if a difference shows."""
+    """Measures and prints the result; exits with status 1 if a difference is significant."""
     parser = argparse.ArgumentParser(description="Time look-ups of right and wrong API keys.")
-    parser.add_argument("--samples", type=int, default=20_000, help="timings of each kind")
-    parser.add_argument("--limit", type=float, default=4.0, help="standard errors that are noise")
+    parser.add_argument(
+        "--samples", type=int, default=20_000, help="measurements of each kind of key"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=4.0,
+        help="differences below this number of standard errors count as noise",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
 
@@ -69,7 +77,7 @@ def main() -> None:
                 "ratio": median(found) / base,
             }
         )
-    # A shorter text is hashed sooner, which tells its own length only.
+    # A shorter text is hashed faster, which reveals only the length of the guess.
     apart = [
         row
         for row in rows
@@ -96,7 +104,7 @@ def main() -> None:
 
 
 def _error(values: list[float]) -> float:
-    """The standard error of the median, by bootstrap."""
+    """Standard error of the median, by bootstrap."""
     drawn = [median(random.choices(values, k=len(values))) for _ in range(30)]
     return pstdev(drawn)
 

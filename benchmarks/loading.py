@@ -1,15 +1,15 @@
-"""Loading weights onto several devices: seconds from safetensors and from Orbax, and host memory.
-
-A model of random weights is written in both forms and loaded onto `--devices` devices that one CPU
-shows itself as, cut for all of them, as bfloat16, several times in turn. The ratio is that of the
-medians. The safetensors are bfloat16 too, or `--stored float32`, and the Orbax folder is what
-`muxjax convert --dtype bfloat16` makes of them.
-
-Host memory is what the process holds beyond what it held before (Linux's RssAnon, every
-millisecond) less the arrays that are on the devices by then, against the bytes of a device's part;
-the limit is 1.3 of it. Files that are mapped are the page cache's, and not counted.
+"""Loading weights onto several devices: time from safetensors and from Orbax, and host memory.
 
     python benchmarks/loading.py [--devices 4] [--runs 5] [--layers 16] [--stored float32]
+
+A model with random weights is written in both formats and loaded as bfloat16 onto `--devices`
+virtual CPU devices, sharded over all of them, several times in alternation. The ratio is that of
+the medians. The safetensors are bfloat16, or `--stored float32`; the Orbax folder is the output of
+`muxjax convert --dtype bfloat16` for them.
+
+Host memory is the increase of the process's anonymous memory (Linux's RssAnon, sampled every
+millisecond) minus the arrays that are on the devices at that time, relative to the bytes of one
+device's shard. The limit is 1.3. Mapped files belong to the page cache and are not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ M_MMAP_THRESHOLD = -3
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures both formats and prints the result."""
     parser = argparse.ArgumentParser(description="Measure loading.")
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write(folder: Path, layers: int, stored: str) -> None:
-    """Writes the model in both forms."""
+    """Writes the model in both formats."""
     import jax
 
     from muxjax.models.checkpoints.convert import convert
@@ -88,7 +88,7 @@ def write(folder: Path, layers: int, stored: str) -> None:
 
 
 def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
-    """Loads the model, and says what it took."""
+    """Loads the model and returns its time and host memory."""
     seconds: dict[str, list[float]] = {"safetensors": [], "orbax": []}
     for form in seconds:  # what is slow the first time
         device_bytes, _ = load(folder / form, devices)
@@ -118,7 +118,7 @@ def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
 
 
 def host_peak(work: Callable[[], object]) -> int:
-    """Bytes of the host's memory that some work holds at most, without arrays on the devices."""
+    """Peak host memory of some work in bytes, without arrays on the devices."""
     import jax
 
     def on_devices() -> int:
@@ -147,7 +147,7 @@ def host_peak(work: Callable[[], object]) -> int:
 
 
 def anonymous_bytes() -> int:
-    """What the process has in memory that is not of a file."""
+    """Anonymous memory of the process, in bytes."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -155,7 +155,7 @@ def anonymous_bytes() -> int:
 
 
 def load(folder: Path, devices: int) -> tuple[int, object]:
-    """Loads a model as a fleet would, not compiled; returns one device's bytes, the weights."""
+    """Loads a model without compiling it; returns bytes per device and the weights."""
     import jax
     from flax import nnx
 

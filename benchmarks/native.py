@@ -1,10 +1,11 @@
-"""The CPU's own products against XLA's, in one run: milliseconds, GB/s of weights, and the ratio.
+"""The native CPU matrix products relative to XLA's: milliseconds, GB/s of weights, and the ratio.
 
     python benchmarks/native.py
     python benchmarks/native.py --matrix 8192x2048 --rows 1 16 --json
 
-Each program multiplies with enough matrices of the same shape that they come from memory. Rounds
-go through both in turn, so that a change of the machine's speed meets both alike.
+Each program multiplies with several matrices of the same shape, enough that they are read from
+memory and not from the cache. Rounds alternate between both, so that a change of the machine's
+speed affects both.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Form = tuple[jax.Array, ...]
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all products and prints the result."""
     parser = argparse.ArgumentParser(description="Compare products with XLA's.")
     parser.add_argument("--matrix", default="3072x576", help="outputs x inputs")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 128, 512])
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def compare(precision: str, outputs: int, inputs: int, size: int, rounds: int) -> dict[str, Any]:
-    """One kind of product in both ways."""
+    """Measures one kind of product with both implementations."""
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((outputs, inputs)) / inputs**0.5).astype(np.float32)
     x = jnp.asarray(rng.standard_normal((size, inputs)), jnp.float32)

@@ -1,17 +1,17 @@
-"""MuxJAX against other servers of the same machine: two models at once, one asked far more.
+"""MuxJAX and other servers on the same machine, with two models of different popularity.
 
     python benchmarks/peers.py --ours int8=fleet.yaml --peer vllm=http://127.0.0.1:8001,http://127.0.0.1:8002
     python benchmarks/peers.py --ours-url float32=http://127.0.0.1:8000 --peer llama=http://127.0.0.1:8003
 
-A server is whatever speaks OpenAI's `/v1/completions` and takes token ids. A peer that serves one
-model a process has an address for each model, in the order of `--model`; with one address it serves
-all. Servers of `--ours FLEET` are started here (`muxjax serve`) and stopped again.
+A server is anything with OpenAI's `/v1/completions` that accepts token ids. A peer that serves one
+model per process has one address for each model, in the order of `--model`; with one address it
+serves all. Servers of `--ours FLEET` are started here (`muxjax serve`) and stopped at the end.
 
-In a round all requests go to one server at once, and the next server has its turn when all are
-answered; the rounds go through the servers again and again, so that a change of the machine's speed
-meets all alike. Shown are medians over the rounds of the output tokens a second of all models
-together, and the ratio to the best peer. Every answer must have all its tokens, or nothing is
-compared. README.md says how to start vLLM's CPU build and llama.cpp.
+In a round all requests are sent to one server at once. When all are answered, the next server gets
+them. Rounds alternate between the servers, so that a change of the machine's speed affects all.
+Shown are medians over the rounds of output tokens per second of all models together, and the ratio
+to the best peer. Every answer must have all its tokens, otherwise the script fails. README.md says
+how to start vLLM's CPU build and llama.cpp.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Servers = Mapping[str, Server]
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all servers and prints the result."""
     arguments = _arguments()
     counts = [int(count) for count in arguments.requests.split(",")]
     models = arguments.model or ["chat", "base"]
@@ -76,16 +76,24 @@ def _arguments() -> argparse.Namespace:
         "--ours", action="append", default=[], metavar="NAME=FLEET", help="a fleet file to serve"
     )
     parser.add_argument(
-        "--ours-url", action="append", default=[], metavar="NAME=URL", help="served already"
+        "--ours-url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="an address that is already served",
     )
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=URL[,URL...]", help="another server"
     )
-    parser.add_argument("--model", action="append", help="as servers call it; default: chat, base")
-    parser.add_argument("--requests", default="13,3", help="for each model")
+    parser.add_argument(
+        "--model", action="append", help="model name on the servers; default: chat, base"
+    )
+    parser.add_argument("--requests", default="13,3", help="number of requests for each model")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
-    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
-    parser.add_argument("--rounds", type=int, default=5, help="that are counted; one goes before")
+    parser.add_argument("--output", type=int, default=64, help="output tokens of each request")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measured rounds, after one warm-up round"
+    )
     parser.add_argument("--patience", type=float, default=600, help="seconds for a server to start")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
@@ -112,7 +120,7 @@ def _servers(name: str, urls: str, models: list[str]) -> Servers:
 
 @contextmanager
 def our_server(fleet: str, patience: float) -> Iterator[str]:
-    """`muxjax serve` on a free port of this machine; gives its address once it is ready."""
+    """Runs `muxjax serve` on a free local port; yields its address when it is ready."""
     command = [sys.executable, "-m", "muxjax", "serve", fleet, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -144,10 +152,10 @@ def _address(process: subprocess.Popen[str], patience: float) -> str:
 def measure(
     everyone: Mapping[str, Servers], counts: Mapping[str, int], arguments: argparse.Namespace
 ) -> dict[str, list[LoadResult]]:
-    """The rounds of each server.
+    """Runs all rounds; returns them by server.
 
     Raises:
-      BenchError: an answer failed or is short.
+      BenchError: an answer failed or is too short.
     """
     rounds: dict[str, list[LoadResult]] = {name: [] for name in everyone}
     for turn in range(arguments.rounds + 1):
@@ -162,7 +170,7 @@ def measure(
 
 
 def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) -> list[RequestInput]:
-    """A round's requests, all due at once; prompts of random ids, new in every round."""
+    """Builds the requests of a round, all due at once, with new random prompts."""
     ids = random.Random(seed)
     return [
         RequestInput(
@@ -174,10 +182,10 @@ def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) ->
 
 
 def check(name: str, load: LoadResult) -> None:
-    """Refuses what would make a rate mean nothing.
+    """Checks that all answers are complete, since rates are not comparable otherwise.
 
     Raises:
-      BenchError: an answer failed, or has not all its tokens.
+      BenchError: an answer failed or lacks tokens.
     """
     if load.interrupted:
         raise BenchError("interrupted")
@@ -192,14 +200,14 @@ def check(name: str, load: LoadResult) -> None:
 
 
 def rate(load: LoadResult, model: str | None = None) -> float:
-    """Output tokens a second, from the first request to the last answer (of one model)."""
+    """Output tokens per second from the first request to the last answer; of one model if given."""
     chosen = [o for o in load.results if model is None or o.request.model == model]
     end = max(result.end or 0.0 for result in chosen)
     return sum(result.output_tokens for result in chosen) / end
 
 
 def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[dict[str, Any]]:
-    """A row for each server; `ratio` to the peer with the best median."""
+    """Returns a row for each server; `ratio` is relative to the peer with the best median."""
     medians = {name: median(map(rate, loads)) for name, loads in rounds.items()}
     best = max((medians[name] for name in peers), default=None)
     rows = []
@@ -222,7 +230,7 @@ def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[di
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
-    """Prints the rows for people."""
+    """Prints the rows as a table."""
     table = Table(title=title)
     columns = ("server", "tokens/s", "lowest", "highest", "each model", "TTFT s", "to best peer")
     for column in columns:

@@ -1,13 +1,13 @@
-"""What a precision costs: perplexity on a bundled text.
+"""The cost of a precision: perplexity on a bundled text.
 
     python benchmarks/perplexity.py
     python benchmarks/perplexity.py --model demo:gemma3-270m --precision int8 --json
 
-The text (data/README.md) is cut into pieces that the model sees whole, each after the begin token
-where the model has one. The steps' own products are used, with attention inside the piece, and with
-keys and values rounded to bfloat16, as a pool holds them, for all precisions but float32. `loss` is
-how far the perplexity is above that of float32, `+-` its standard error over the text's tokens,
-which are the same for both.
+The text (data/README.md) is split into pieces that fit the model's context, each after the begin
+token if the model has one. The matrix products are those of the compiled steps; attention is within
+a piece. For all precisions but float32, keys and values are rounded to bfloat16, as in the pool.
+`loss` is the increase of perplexity relative to float32, `+-` its standard error over the tokens of
+the text.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PIECE = 256
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all precisions and prints the result."""
     parser = argparse.ArgumentParser(description="Measure perplexity by precision.")
     parser.add_argument("--model", action="append", help="a source; default: both demo models")
     parser.add_argument(
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
-    """Whole pieces of the text, `[pieces, PIECE]`, each led by the begin token."""
+    """Splits the text into full pieces `[pieces, PIECE]`, each after the begin token."""
     first = [] if bos is None else [bos]
     length = PIECE - len(first)
     count = len(ids) // length
@@ -88,7 +88,7 @@ def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HalfPool(DenseAttend):
-    """Attention over keys and values as a pool of bfloat16 holds them."""
+    """Attention over keys and values rounded to bfloat16, as in a bfloat16 pool."""
 
     def __call__(
         self,
@@ -105,7 +105,7 @@ class HalfPool(DenseAttend):
 
 
 def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) -> np.ndarray:
-    """Minus the log-probability of each token but the first of each piece."""
+    """Returns the negative log-probability of each token but the first of each piece."""
     weights: dict[str, Any] = {}
     for name, array in checkpoint.weights():
         kept = put_on_device(
@@ -130,7 +130,7 @@ def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) ->
 def row(
     model: str, precision: str, checkpoint: Checkpoint, losses: np.ndarray, exact: np.ndarray
 ) -> dict[str, Any]:
-    """One row of the table."""
+    """Builds a row of the table."""
     kind = PRECISIONS[precision]
     more = losses - exact
     return {

@@ -1,15 +1,15 @@
-"""Planning: quality against MuxServe's optimiser and the bound, and time against size.
+"""Planning: quality relative to MuxServe's optimizer and to the bound, and time by size.
 
     python benchmarks/placement.py [--json] [--plot FILE.svg]
 
 1. The three ChatLMSYS fleets (16 models, 32 A100s; `../shared/data`, or `MUXJAX_SHARED_DATA`), with
-   the lengths that MuxServe's optimiser plans with: scores by MuxServe's estimator and by ours, of
-   its plan and of ours, and the time.
-2. Fleets by a power law on 1 to 128 nodes of 8 H100s: time, memory, gap to the bound.
+   the lengths that MuxServe's optimizer plans with: scores of its plan and of ours, by its
+   estimator and by ours, and planning time. The limit is a tenth of the time of MuxServe's
+   optimizer.
+2. Fleets with popularity by a power law on 1 to 128 nodes of 8 H100s: time, memory, gap to the
+   bound.
 
-MuxServe's own optimiser took 8.8, 7.1 and 3.9 s on two quiet cores; the limit is a tenth. What is
-compared is the processor's time: planning has one thread, so that on a quiet machine it is the same
-as the time by the clock, which is printed too.
+The time compared is processor time; planning has one thread. Wall time is printed as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SHAPES = {
 
 
 def chatlmsys(data: Path, case: str) -> dict[str, Any]:
-    """One of the three fleets, planned by MuxServe's search and by ours."""
+    """Plans one of the three fleets with MuxServe's search and with ours."""
     upstream, seconds = CASES[case]
     models = yaml.safe_load((data / "chatlmsys" / f"{case}.yaml").read_text())["models"]
     loads = [
@@ -93,7 +93,7 @@ def chatlmsys(data: Path, case: str) -> dict[str, Any]:
 
 
 def scaled(nodes: int, models: int) -> dict[str, Any]:
-    """A fleet by a power law, about as much load as the nodes serve."""
+    """Plans a fleet with power-law popularity whose load is about the capacity of the nodes."""
     rand = random.Random(0)
     rates = [rand.paretovariate(1.1) for _ in range(models)]
     scale = 12 * nodes * 8 / sum(rates)
@@ -120,7 +120,7 @@ def scaled(nodes: int, models: int) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time against size, both logarithmic, as an SVG drawing."""
+    """Plots time by size, both logarithmic, as SVG."""
     from math import log10
 
     left, bottom, width, height = 60, 260, 400, 220
@@ -166,10 +166,10 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Runs everything."""
+    """Runs both parts and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", type=Path, help="draw time against size (SVG)")
+    parser.add_argument("--plot", type=Path, help="plot time by size (SVG)")
     options = parser.parse_args()
     default = Path("..", "shared", "data")
     data = Path(os.environ.get("MUXJAX_SHARED_DATA") or default)

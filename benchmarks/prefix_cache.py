@@ -1,12 +1,11 @@
-"""What the prefix cache saves: time to the first token of prompts that begin alike.
+"""What the prefix cache saves: time to first token of prompts with a common prefix.
 
     python benchmarks/prefix_cache.py [--json] [--model demo:smollm2-135m] [--tokens 512]
 
-Prompts are a beginning that all share, as a system prompt is, and a few tokens of their own. A
-request with the cache empty is followed by one that finds the beginning there, over and over, with
-a new beginning each time, so that a change of the machine's speed meets both alike. The ratio of
-the medians is shown, for one request at a time and for as many as are given at once, beside what
-the shared part of the prompt would predict if nothing but prefill took time.
+Prompts have a shared prefix, such as a system prompt, and a few different tokens. Each round sends
+a request with a new prefix (cold) and then one with the same prefix (warm), so that a change of the
+machine's speed affects both. Shown is the ratio of the medians, for single and for concurrent
+requests, and the ratio that the shared tokens would give if only prefill took time.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PARAMS = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
 
 
 async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, int]:
-    """Mean seconds to the first token of prompts that come at once; tokens that were found."""
+    """Returns the mean TTFT of concurrent prompts in seconds, and the tokens found in the cache."""
 
     async def one(prompt: list[int]) -> tuple[float, int]:
         began = time.perf_counter()
@@ -46,7 +45,7 @@ async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, i
 def measure(
     fleet: Fleet, rng: np.random.Generator, shared: int, at_once: int, rounds: int
 ) -> dict[str, Any]:
-    """One row: requests whose first `shared` tokens are alike, cold, then warm, round by round."""
+    """Measures prompts with `shared` common tokens, cold and warm in each round; returns a row."""
     vocab = fleet.models["model"].config.vocab_size
 
     def prompts(beginning: list[int], count: int) -> list[list[int]]:
@@ -55,7 +54,7 @@ def measure(
 
     cold, warm, hits = [], [], []
     for _ in range(rounds):
-        # All cold ones begin unlike each other; the warm ones like the first of them.
+        # Every cold prompt has a different prefix; the warm ones have the prefix of the first.
         beginnings = rng.integers(vocab, size=(at_once, shared)).tolist()
         asked = [prompts(beginning, 1)[0] for beginning in beginnings]
         seconds, cached = asyncio.run(first_tokens(fleet, asked))
@@ -82,7 +81,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source")
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512], help="shared tokens")
-    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4], help="requests at once")
+    parser.add_argument(
+        "--at-once", type=int, nargs="+", default=[1, 4], help="concurrent requests"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     longest = max(args.tokens) + OWN_TOKENS + MAX_TOKENS

@@ -1,27 +1,27 @@
-"""MuxServe's own runs, simulated: are the ratios between its systems what was recorded?
+"""MuxServe's recorded runs, simulated: are the ratios between its systems reproduced?
 
     python benchmarks/recorded.py DIR [--profile FILE] [--json]
 
-`DIR` holds `recorded.json` and a fleet `CASE.yaml` for each of its cases (as in
-`../shared/data/chatlmsys`). For each case the three systems that were run are simulated on the
-recorded meshes and shares of the multiprocessors, with the measured A100 profile:
+`DIR` holds `recorded.json` and a fleet `CASE.yaml` for each case (as in
+`../shared/data/chatlmsys`). For each case the three systems are simulated on the recorded meshes
+and compute shares, with the measured A100 profile:
 
-- muxserve: Algorithm 3, programs side by side, pool divided by quotas;
-- spatial: each model alone on its mesh, prefill and decode by turns;
+- muxserve: Algorithm 3, concurrent programs, pool divided by quotas;
+- spatial: each model alone on its mesh, prefill and decode alternating;
 - temporal: MuxServe's meshes, one program at a time, first come first served, pool not divided.
 
-The trace itself is not public. Its shape is taken from the case: as many requests of each model as
-were recorded, spread evenly at random over `requests / rate` seconds, with log-normal lengths whose
-mean is what each model's recorded tokens/s over requests/s says, split into prompt and output as
-the fleet's averages are. What is random is averaged over seeds.
+The trace is not public. Its properties are taken from the case: the recorded number of requests of
+each model, uniformly random over `requests / rate` seconds, with log-normal lengths. The mean
+length is recorded tokens/s over requests/s, split into prompt and output like the averages of the
+fleet. Results are averaged over seeds.
 
-What is not in the case are facts about MuxServe's set-up, from its repository
-(hao-ai-lab/MuxServe): steps of up to 2,048 prompt tokens and of one decode token, 256 sequences of
-a model unless quotas say otherwise, and the memory of the pool (`PROCESSES`, `SPATIAL_POOL`). No
-number here was chosen by looking at the recorded throughputs.
+Settings that are not in the case are MuxServe's, from its repository (hao-ai-lab/MuxServe): steps
+of up to 2,048 prompt tokens and of one decode token, 256 sequences of a model unless quotas say
+otherwise, and the memory of the pool (`PROCESSES`, `SPATIAL_POOL`). No setting was fitted to the
+recorded throughputs.
 
 Then the fairness experiment (Duan et al., ICML 2024, section 4.4, figure 9b): LLaMA 65B with long
-requests beside LLaMA 30B with short ones, lengths 4:1, rates 1:8, on four devices; `adbs` against
+requests and LLaMA 30B with short ones, lengths 4:1, rates 1:8, on four devices; `adbs` relative to
 `round_robin` and `fcfs`.
 """
 
@@ -91,7 +91,7 @@ class Case:
 
     Attributes:
       name: in recorded.json.
-      recorded: each system's recorded run.
+      recorded: the recorded run of each system.
       kinds, rates: of each model.
       prompts, outputs: mean tokens of each model.
     """
@@ -104,7 +104,7 @@ class Case:
     outputs: Mapping[str, float]
 
     def requests(self, system: SystemName, seed: int) -> list[TraceRequest]:
-        """The trace: the same for each system, which all recorded as many requests."""
+        """The trace; all systems get the same, since all recorded the same number of requests."""
         found: list[TraceRequest] = []
         for index, name in enumerate(self.kinds):
             count = self.recorded[system]["models"][name]["requests"]
@@ -176,7 +176,7 @@ def planned_units(case: Case, system: SystemName, costs: ProfileTable) -> Iterat
 def unit(
     name: str, size: int, weights: float, pool: float, models: Sequence[PlannedModel]
 ) -> PlannedUnit:
-    """A unit of one node's first devices: where it is does not matter to the simulator."""
+    """A unit on the first devices of a node; the simulator does not depend on the position."""
     return PlannedUnit(
         name=name,
         node=0,
@@ -196,7 +196,7 @@ def simulate(
     requests: Sequence[TraceRequest] | SyntheticWorkload,
     costs: ProfileTable,
 ) -> dict[str, Any]:
-    """The metrics of one run."""
+    """Returns the metrics of one run."""
     shapes = {kind: costs.shape(kind) for kind in costs.models}
     made = [
         build_simulated_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units
@@ -209,7 +209,7 @@ def simulate(
 
 
 def compare(case: Case, costs: ProfileTable, bars: Bars) -> dict[str, Any]:
-    """Recorded and simulated throughputs of a case, and their ratios."""
+    """Returns recorded and simulated throughputs of a case, and their ratios."""
     simulated: dict[str, dict[str, float]] = {}
     for name, system in SYSTEMS.items():
         runs = []
@@ -257,7 +257,7 @@ FAIR_DEVICES = 4
 
 
 def fairness(costs: ProfileTable, execution: Execution, bars: Bars) -> dict[str, Any]:
-    """The ratios of `adbs` to the others, for each split of requests and on average."""
+    """Returns the ratios of `adbs` to the others, for each split of requests and on average."""
     policies: tuple[PolicyName, ...] = ("adbs", "round_robin", "fcfs")
     found: dict[str, Any] = {"splits": {}}
     for part in PROMPT_PARTS:
@@ -321,7 +321,7 @@ def _fair_unit(part: float, costs: ProfileTable) -> PlannedUnit:
 
 
 def main() -> None:
-    """Prints the comparison."""
+    """Runs all cases and prints the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dir", type=Path, help="recorded.json and CASE.yaml files")
     parser.add_argument(

@@ -1,19 +1,19 @@
-"""What the HTTP server costs for each token, and the rate at which it is full.
+"""Cost of the HTTP server per token, and the rate at which it saturates.
 
     python benchmarks/server_load.py
     python benchmarks/server_load.py --streams 200 --tokens 100 --rates 2500,5000 --json
 
-Everything is real but the device: an executor that takes a given time for a step and gives the same
-token always. 200 streams are asked for at once. Beside it, in the same run and turn by turn, a bare
-FastAPI application that sends as many events of the same size, each after an `asyncio.sleep`, and
-does nothing else: what any server on FastAPI and uvicorn pays at least.
+Everything is real but the device: an executor takes a given time for a step and always returns the
+same token. 200 streams are requested at once. In the same run, in alternation, a bare FastAPI
+application sends as many events of the same size, each after an `asyncio.sleep`: the minimum cost
+of any server on FastAPI and uvicorn.
 
-- At a given rate (`--rates`, tokens a second of all streams) one event is one token; shown are what
-  was reached and the processor time of the server and of the client for each token.
-- `full` is without any waiting: the rate at which the server itself is the limit. Tokens come one
-  an event, and eight at once (`decode_tokens: 8`), as the engine makes them.
+- At a given rate (`--rates`, tokens per second of all streams) an event is one token. Shown are the
+  rate reached, and the processor time of the server and of the client per token.
+- `full` has no waiting: the rate at which the server is the limit, with one token per event and
+  with eight (`decode_tokens: 8`), as the engine generates them.
 
-Server and client share the machine, so what the client takes is shown beside.
+Server and client share the machine, so the client's time is shown as well.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LIMIT = 5000.0
 
 @dataclass(frozen=True)
 class ServerMeasurement:
-    """One run: `kind` of server, what was asked, and what came of it."""
+    """One run: the kind of server, the load, and the result."""
 
     kind: str
     rate: float | None
@@ -59,17 +59,17 @@ class ServerMeasurement:
 
     @property
     def reached(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
     @property
     def server_us(self) -> float:
-        """Microseconds of processor time of the server for each token."""
+        """Processor time of the server per token, in microseconds."""
         return 1e6 * self.server_seconds / self.tokens
 
     @property
     def client_us(self) -> float:
-        """The same of the client."""
+        """Processor time of the client per token, in microseconds."""
         return 1e6 * self.client_seconds / self.tokens
 
 
@@ -77,14 +77,14 @@ class ServerMeasurement:
 
 
 class PacedExecutor:
-    """Takes `seconds` for a decode step, and gives the token 97 always."""
+    """Takes `seconds` for a decode step and always returns token 97."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._busy_until = 0.0
 
     def submit(self, step: Any) -> Any:
-        """Queues a step behind the one before."""
+        """Queues a step behind the previous one."""
         from muxjax.scheduling.steps import Decode, StepResult
 
         if isinstance(step, Decode):
@@ -109,7 +109,7 @@ class PacedExecutor:
         """Does nothing: no state is kept for a model."""
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing: there is nothing to free."""
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def real_app(streams: int, tokens: int, step: float, burst: int) -> Iterator[Any
 
 
 def bare_app(tokens: int, step: float, burst: int) -> Any:
-    """An application that sends events and does nothing else."""
+    """An application that only sends events."""
     app = FastAPI()
     event = {
         "id": "cmpl-" + "0" * 32,
@@ -174,7 +174,7 @@ def bare_app(tokens: int, step: float, burst: int) -> Any:
 
 
 def serve(kind: str, streams: int, tokens: int, step: float, burst: int) -> None:
-    """The server's process: prints its port, and serves until it is ended."""
+    """Runs the server process: prints its port and serves until it is terminated."""
     import uvicorn
 
     from muxjax.serve.server import bind
@@ -193,7 +193,7 @@ def serve(kind: str, streams: int, tokens: int, step: float, burst: int) -> None
 
 
 class Reader(asyncio.Protocol):
-    """Sends one request and counts the events of its answer; does as little as it can."""
+    """Sends one request and counts the events of the response, with as little work as possible."""
 
     def __init__(self, request: bytes, ended: asyncio.Event) -> None:
         self._request = request
@@ -206,7 +206,7 @@ class Reader(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        # An event may be cut by the end of what came; its first bytes are seen with the next.
+        # An event may be split between two reads; its first bytes are counted with the second.
         data = self._tail + data
         self.events += data.count(b"data: {")
         self._tail = data[-6:]
@@ -219,7 +219,7 @@ class Reader(asyncio.Protocol):
 
 
 async def ask(port: int, streams: int, tokens: int) -> tuple[float, int]:
-    """Seconds until all streams have ended, and how many events there were."""
+    """Returns the seconds until all streams have ended, and the number of events."""
     body = json.dumps(
         {
             "model": "mock",
@@ -253,7 +253,7 @@ async def ask(port: int, streams: int, tokens: int) -> tuple[float, int]:
 def measure(
     kind: str, streams: int, tokens: int, rate: float | None, burst: int, timeout: float
 ) -> ServerMeasurement:
-    """Starts a server, asks it once to warm it up and once to measure."""
+    """Starts a server and runs the load twice: to warm up, and to measure."""
     import uvloop
 
     step = 0.0 if rate is None else streams / rate
@@ -278,7 +278,7 @@ def measure(
 
 
 def wait_for(port: int) -> None:
-    """Until the server answers."""
+    """Waits until the server answers."""
     import socket
 
     for _ in range(600):
@@ -294,12 +294,12 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all loads and prints the result."""
     parser = argparse.ArgumentParser(description="Measure the server without a device.")
     parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=100, help="of each stream")
-    parser.add_argument("--rates", default="2500,5000", help="tokens a second, all together")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are shown")
+    parser.add_argument("--tokens", type=int, default=100, help="output tokens of each stream")
+    parser.add_argument("--rates", default="2500,5000", help="tokens per second of all streams")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; medians are shown")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--serve", choices=("muxjax", "bare"), help=argparse.SUPPRESS)

@@ -1,14 +1,14 @@
-"""The simulator's own speed and memory.
+"""Speed and memory of the simulator.
 
     python benchmarks/simulator.py [--requests N] [--json]
 
-- A run of 4,089 requests to 17 models on 32 devices, ShareGPT's lengths: seconds against the limit
-  of 10, for one program at a time and for programs side by side (a decode step makes one token
-  there, so it has eight times the steps).
-- The same fleet with more requests: time for each generated token, which should not grow.
-- A trace of many requests of few tokens: how much memory a tenth of it takes, and all of it.
+- A run of 4,089 requests to 17 models on 32 devices, with ShareGPT's lengths: seconds, relative to
+  a limit of 10, for time-sliced and for concurrent execution. In concurrent execution a decode step
+  generates one token, so that there are eight times the steps.
+- The same fleet with more requests: time per generated token, which should be constant.
+- A long trace of short requests: peak memory for a tenth of it and for all of it.
 
-No device is used and nothing is read: costs are the roofline's. Times are of the processor.
+No device is used and no file is read: step times are the roofline's. Times are processor times.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MB = 1e6
 
 
 def fleet_plan(execution: Execution) -> PlacementPlan:
-    """17 models of MuxServe's sizes on 32 devices, popularity by a power law."""
+    """Plans 17 models of MuxServe's sizes on 32 devices, with power-law popularity."""
     cluster = parse_cluster("4x8:a100-80gb")
     rates = power_law_rates(len(KINDS), 0.9, total=TOTAL_RATE)
     loads = [
@@ -64,14 +64,14 @@ def fleet_plan(execution: Execution) -> PlacementPlan:
 def timed(
     setup: SimulationSetup, system: SystemConfig, workload: SyntheticWorkload
 ) -> tuple[float, dict[str, Any]]:
-    """Processor seconds of a run, and its metrics."""
+    """Returns the processor time of a run in seconds, and its metrics."""
     began = time.process_time()
     result = run_simulation(setup, system, workload)
     return time.process_time() - began, result
 
 
 def set_up(plan: PlacementPlan) -> SimulationSetup:
-    """A plan with its costs, and eight times the latency alone as the target."""
+    """Returns the setup of a plan, with eight times the isolated latency as the target."""
     costs = plan_costs(plan)
     return SimulationSetup(
         plan,
@@ -81,7 +81,7 @@ def set_up(plan: PlacementPlan) -> SimulationSetup:
 
 
 def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
-    """The run of 4,089 requests, and longer ones."""
+    """Measures the run of 4,089 requests, and longer ones."""
     setup = set_up(fleet_plan(execution))
     system = SystemConfig("adbs", execution)
     runs = []
@@ -108,7 +108,7 @@ def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
 
 
 def memory(requests: int, bars: Bars) -> dict[str, Any]:
-    """Peak memory of Python's objects for a tenth of a long trace, and for all of it."""
+    """Measures peak memory of Python objects for a tenth of a long trace and for all of it."""
     cluster = parse_cluster("1x1:h200")
     loads = [ModelLoad(name, "llama-7b", ExpectedLoad(40.0, 16.0, 8.0)) for name in ("a", "b")]
     plan = plan_placement(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
@@ -134,9 +134,11 @@ def memory(requests: int, bars: Bars) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs all parts and prints the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=100_000, help="of the long trace")
+    parser.add_argument(
+        "--requests", type=int, default=100_000, help="number of requests of the long trace"
+    )
     parser.add_argument("--json", action="store_true", help="only JSON")
     arguments = parser.parse_args()
     executions: tuple[Execution, ...] = ("time_sliced", "concurrent")

@@ -1,11 +1,11 @@
-"""Finds the fastest block sizes of the attention kernels on this device, and fills their table.
+"""Finds the fastest block sizes of the attention kernels on this device, for their table.
 
-    python benchmarks/tune_attention.py             # print what was found
-    python benchmarks/tune_attention.py --write     # and write it to mosaic_gpu_tuned.py (GPU)
+    python benchmarks/tune_attention.py             # print the result
+    python benchmarks/tune_attention.py --write     # write it to pallas_kernels/gpu/tuned.py (GPU)
 
-All geometries take about half an hour, most of it compiling; `--kind` and `--geometry` take part
-of them. Sizes that are no faster than the default's by 2 % are left to the default. On a TPU the
-lines are for `TUNED` in `mosaic_tpu_blocks.py`.
+All geometries take about half an hour, mostly compilation; `--kind` and `--geometry` select some.
+Sizes that are less than 2 % faster than the default are not listed. On a TPU the lines are for
+`TUNED` in `pallas_kernels/tpu/blocks.py`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _TABLE = Path(mosaic_gpu_tuned.__file__)
 
 
 def geometry(text: str) -> AttentionGeometry:
-    """Of `N,K,H`."""
+    """Parses `N,K,H`."""
     return AttentionGeometry(*(int(part) for part in text.split(",")))
 
 
 def workload(geometry: AttentionGeometry, decode: bool) -> AttentionWorkload:
-    """What sizes are tuned for: the issue's target sizes."""
+    """Returns the workload that sizes are tuned for."""
     return AttentionWorkload(geometry, 32 if decode else 4, 2048, decode)
 
 
 def gpu_candidates(work: AttentionWorkload) -> Iterator[tuple[int, int, int, int]]:
-    """Warpgroups, tokens, stages and waves that fit shared memory."""
+    """Returns combinations of warpgroups, tokens, stages and waves that fit shared memory."""
     warpgroups = (1,) if work.decode else (1, 2)
     waves = (1, 2, 3, 4, 6) if work.decode else (3,)
     for sizes in itertools.product(warpgroups, (32, 64, 128), (1, 2, 3, 4, 6), waves):
@@ -60,7 +60,7 @@ def gpu_candidates(work: AttentionWorkload) -> Iterator[tuple[int, int, int, int
 
 
 def taken(work: AttentionWorkload, arrays: tuple[jax.Array, ...]) -> float:
-    """Seconds of one layer with the sizes that the table now gives."""
+    """Seconds of one layer with the current sizes of the table."""
     q, *rest = arrays
     attend = work.attend(None)
     layers = bench.all_layers(lambda q, layer, *rest: attend(q, *rest, jnp.int32(layer)))
@@ -74,7 +74,7 @@ def tune(
     candidates: list[Any],
     console: Console,
 ) -> Any | None:
-    """The candidate that is faster than the default, or None."""
+    """Returns the fastest candidate if it is faster than the default, else None."""
     arrays = work.arrays()
     table.pop(key, None)
     default = taken(work, arrays)
@@ -99,7 +99,7 @@ def tune(
 
 
 def tune_gpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
-    """Lines for `mosaic_gpu_tuned.TUNED`."""
+    """Returns lines for `TUNED` in gpu/tuned.py."""
     kind = jax.devices()[0].device_kind
     found = {}
     for work in works:
@@ -111,7 +111,7 @@ def tune_gpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]
 
 
 def tune_tpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
-    """Lines for `mosaic_tpu_blocks.TUNED`."""
+    """Returns lines for `TUNED` in tpu/blocks.py."""
     from muxjax.pallas_kernels.tpu import blocks
 
     kind = jax.devices()[0].device_kind
@@ -127,7 +127,7 @@ def tune_tpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]
 
 
 def write(found: dict[Any, Any]) -> None:
-    """Adds what was found to the table, in place of what it had for the same."""
+    """Adds the result to the table and replaces entries for the same key."""
     rows = mosaic_gpu_tuned.TUNED | found
     lines = [f'    ("{k}", {n}, {h}, {d}): {v},' for (k, n, h, d), v in rows.items()]
     body = "\n".join(["= {", *lines, "}"]) if lines else "= {}"
@@ -136,10 +136,10 @@ def write(found: dict[Any, Any]) -> None:
 
 
 def main() -> None:
-    """Measures, prints, and writes if asked to."""
+    """Measures, prints, and writes the table if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kind", choices=("decode", "prefill"), help="only these")
-    parser.add_argument("--geometry", metavar="N,K,H", type=geometry, help="only this one")
+    parser.add_argument("--kind", choices=("decode", "prefill"), help="only this kind of step")
+    parser.add_argument("--geometry", metavar="N,K,H", type=geometry, help="only this geometry")
     parser.add_argument("--write", action="store_true", help="write the table (GPU only)")
     options = parser.parse_args()
     backend = jax.default_backend()

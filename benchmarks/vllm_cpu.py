@@ -1,12 +1,12 @@
-"""vLLM's CPU build with the requests of concurrency.py: what MuxJAX is compared with.
+"""vLLM's CPU build with the requests of concurrency.py, as a reference for MuxJAX.
 
-Runs in vLLM's own environment (README.md says how to make one), without MuxJAX:
+Runs in a separate environment with vLLM (README.md says how to create it), without MuxJAX:
 
     python benchmarks/vllm_cpu.py
     python benchmarks/vllm_cpu.py --dtype bfloat16 --threads 0 --json
 
-The model has SmolLM2-135M's shape and random weights: what they are makes no difference to the time
-of a step. Each type runs in a process of its own, a first round warms up.
+The model has SmolLM2-135M's shape and random weights, which do not affect the time of a step. Each
+type runs in a separate process, after a warm-up round.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ SHAPE = {
 
 
 def main() -> None:
-    """Measures each type in turn, and prints."""
+    """Measures each type and prints the result."""
     parser = argparse.ArgumentParser(description="Measure vLLM's CPU build.")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: both")
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
-    parser.add_argument("--output", type=int, default=64, help="tokens that each request makes")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median is shown")
-    parser.add_argument("--threads", help="cores to use, as VLLM_CPU_OMP_THREADS_BIND has them")
+    parser.add_argument("--output", type=int, default=64, help="output tokens of each request")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs; medians are shown")
+    parser.add_argument("--threads", help="cores to use, in the form of VLLM_CPU_OMP_THREADS_BIND")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """One row of the table, from a process of its own."""
+    """Measures one type in a separate process; returns a row of the table."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     if arguments.threads:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = arguments.threads
@@ -90,12 +90,12 @@ def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def write_model(folder: Path) -> None:
-    """A folder that `load_format="dummy"` makes a random model of."""
+    """Writes a folder from which `load_format="dummy"` builds a random model."""
     (folder / "config.json").write_text(json.dumps(SHAPE), "utf-8")
 
 
 def measure(folder: str, dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """Runs the requests again and again."""
+    """Runs the requests several times."""
     import vllm  # only the process that measures needs it
 
     llm = vllm.LLM(

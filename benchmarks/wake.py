@@ -1,18 +1,18 @@
-"""How long a model takes to wake from sleep, against loading it; and what many sleeps leave behind.
+"""Time to wake a model from sleep, relative to loading it; and memory after many sleeps.
 
     python benchmarks/wake.py [--source demo:smollm2-135m] [--cycles 100] [--json]
 
-Loads a fleet of the model and of a small one beside it, and then measures, in the same process:
+Loads a fleet of the model and a small second one, and measures in the same process:
 
-- load: the model is unloaded and loaded again: weights read, programs from JAX's cache;
+- load: the model is unloaded and loaded: weights are read, programs come from JAX's cache;
 - wake: it sleeps and is woken;
-- first token: of a request that comes while it sleeps, and of one that finds it awake.
+- first token: of a request that arrives while it sleeps, and of one while it is awake.
 
-On a CPU the device's memory is the host's, so weights stay where they are. `moved` has the times
-with weights that are copied to another memory space of the host and back, as they are where a
-device has memory of its own (at the speed of this machine's memory instead of the device's link).
-Weights are compared after every tenth cycle, byte for byte; `memory` is that of the process, with
-its slope over the cycles, the first tenth left out.
+On a CPU the device's memory is the host's, so weights stay in place. `moved` is the time with
+weights that are copied to another memory space of the host and back, as on a device with separate
+memory (at the speed of this machine's memory instead of the device's link). Weights are compared
+byte for byte after every tenth cycle. `memory` is that of the process, with its slope over the
+cycles, without the first tenth.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ ONE = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all cases and prints the result."""
     parser = argparse.ArgumentParser(description="Time waking a model against loading it.")
     parser.add_argument("--source", default="demo:smollm2-135m")
     parser.add_argument("--cycles", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5, help="of what a median is shown")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="number of measurements; medians are shown"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     file = {
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def measure(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
-    """All of it, in seconds and bytes."""
+    """Measures all cases, in seconds and bytes."""
     fleet.generate(MODEL, "Once", ONE)
     loads = []
     for _ in range(max(1, repeats // 2)):
@@ -117,7 +119,7 @@ def _sleeping(fleet: Fleet, repeats: int, cycles: int) -> dict[str, Any]:
 
 
 def digest(fleet: Fleet) -> str:
-    """Of the bytes of all weights."""
+    """Digest of the bytes of all weights."""
     found = hashlib.blake2b()
     for leaf in fleet.units[0].programs[MODEL].parameters:
         found.update(np.asarray(leaf))
@@ -125,14 +127,14 @@ def digest(fleet: Fleet) -> str:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """That something takes."""
+    """Seconds that a call takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def show(found: dict[str, Any]) -> None:
-    """As tables."""
+    """Prints the result as tables."""
     console = Console()
     console.print(
         f"{found['device']}, {found['weights'] / 1e6:.0f} MB of weights: loaded in "
