@@ -1,4 +1,4 @@
-"""LangChain against a running server. Any library that takes OpenAI's base URL works like this.
+"""LangChain with a running server. Libraries with a base URL for OpenAI's API work like this.
 
 make serve                                   # in another terminal
 pip install langchain-openai
@@ -23,7 +23,7 @@ class River(BaseModel):
 
 
 def main() -> None:
-    """A plain answer, a stream, and an answer as an object."""
+    """Requests an answer, a stream, and an answer as an object."""
     model = ChatOpenAI(
         base_url=f"{URL}/v1", api_key="none", model="chat", temperature=0, max_tokens=80
     )

@@ -1,4 +1,4 @@
-"""OpenAI's Python client against a running server: streaming, JSON of a schema, and tools.
+"""OpenAI's Python client with a running server: streaming, JSON Schema and tools.
 
 make serve                                   # in another terminal
 pip install openai
@@ -18,7 +18,7 @@ MODEL = "chat"
 
 
 def stream() -> None:
-    """An answer as it is made."""
+    """Streams an answer."""
     events = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "Why is the sky blue?"}],
@@ -32,7 +32,7 @@ def stream() -> None:
 
 
 def of_a_schema() -> None:
-    """An answer that is JSON and fits a schema."""
+    """Requests an answer that is JSON and conforms to a schema."""
     schema = {
         "type": "object",
         "properties": {
@@ -57,7 +57,7 @@ def of_a_schema() -> None:
 
 
 def with_a_tool() -> None:
-    """A call of a function, its result, and the answer to that."""
+    """Has the model call a function and answer with the result."""
     tool = {
         "type": "function",
         "function": {

@@ -1,11 +1,11 @@
-"""Trains three tiny decoders of unlike shapes on some sonnets and saves them, ready to be served.
+"""Trains three tiny decoders of different shapes on sonnets and saves them for serving.
 
     python examples/train_tiny.py
     muxjax generate examples/tiny/fleet.yaml --model llama --prompt "Shall I compare thee"
 
 A Llama, a Qwen 3 and a Gemma 3 with different numbers of layers, KV heads and head sizes read text
-as bytes, and are trained until they know the text by heart: what they then say is the text, so that
-a cache page that is not theirs shows at once. Each is saved twice, as an Orbax checkpoint and as a
+as bytes, and are trained until they have memorized the text: their output is then the text, so that
+a wrong cache page is visible at once. Each is saved twice, as an Orbax checkpoint and as a
 Hugging Face folder with safetensors, beside a fleet file that serves all three.
 """
 
@@ -70,13 +70,13 @@ SHAPES: dict[Family, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Settings of the training.
 
     Attributes:
-      steps: optimiser steps.
-      batch, length: pieces of the text in a step, and tokens in a piece.
-      rate: the highest learning rate, reached in a tenth of the steps; then it falls as a cosine.
-      text_bytes: how much of the text is used.
+      steps: optimizer steps.
+      batch, length: sequences per step, and tokens per sequence.
+      rate: peak learning rate, reached after a tenth of the steps and followed by cosine decay.
+      text_bytes: number of bytes of the text that are used.
     """
 
     steps: int = 750
@@ -113,7 +113,7 @@ def next_byte_loss(decoder: Decoder, pieces: Int[Array, "B length"]) -> Float[Ar
 def train_step(
     decoder: Decoder, optimizer: nnx.Optimizer, pieces: Int[Array, "B length"]
 ) -> Float[Array, ""]:
-    """One step of the optimiser, which changes the decoder in place; returns the loss before it."""
+    """One step of the optimizer, which changes the decoder in place; returns the loss before it."""
     loss, gradients = nnx.value_and_grad(next_byte_loss)(decoder, pieces)
     optimizer.update(decoder, gradients)
     return loss

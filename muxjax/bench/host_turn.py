@@ -1,4 +1,4 @@
-"""A whole turn of the engine around a device that takes no time, for `host.py`."""
+"""Host work of a complete engine step, around a device that takes no time, for `host.py`."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class Times:
     taken: list[float] = field(default_factory=list)
 
     def row(self, limit: float) -> dict[str, float]:
-        """Microseconds, and the median as a part of the limit."""
+        """Returns microseconds, and the median as a fraction of the limit."""
         median, p99 = np.percentile(self.taken, [50, 99])
         return {"median_us": median * 1e6, "p99_us": p99 * 1e6, "of_limit": median / limit}
 
 
 class Feed:
-    """Requests of unlike lengths, as many as are asked for."""
+    """Generates requests of different lengths."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed)
         self._made = 0
 
     def request(self, model: str, *, fresh: bool = True) -> Request:
-        """One request; with `fresh=False` somewhere in the middle of its output."""
+        """Builds a request; with `fresh=False` one in the middle of its output."""
         prompt = int(self._random.integers(PROMPT // 2, PROMPT * 3 // 2))
         output = int(self._random.integers(OUTPUT // 2, OUTPUT * 3 // 2))
         if not fresh:
@@ -65,11 +65,11 @@ class Feed:
 
 
 class FakePrograms:
-    """Stands for a model's compiled programs: gives back what was made before.
+    """Replaces the compiled programs of a model and returns prepared results.
 
-    Every token is `1`; the arrays are JAX's, so that reading them costs what it costs. `seconds`
-    collects how long the stand-in itself took, and `counts` is told what the sequences of the next
-    decode have left.
+    Every token is `1`. The arrays are JAX arrays, so that reading them has its real cost. `seconds`
+    is the time of this object itself; `counts` are the remaining tokens of the sequences of the
+    next decode.
     """
 
     def __init__(self, spec: ModelSpec, batch: int) -> None:
@@ -92,14 +92,14 @@ class FakePrograms:
         self._logprobs = Logprobs.zeros(1, 1)
 
     def prefill(self, size: int) -> Callable[..., Any]:
-        """A step that samples a token for every row."""
+        """Returns a prefill program that samples a token for every row."""
         del size
         return lambda parameters, kv, state, tokens, packed, *more: self._run(
             kv, state, np.ones((1, len(packed)), np.int32)
         )
 
     def decode(self, size: int) -> Callable[..., Any]:
-        """A step that makes `counts` tokens."""
+        """Returns a decode program that generates `counts` tokens."""
 
         def run(parameters: Any, kv: Any, state: Any, *inputs: Any) -> Any:
             del parameters, inputs
@@ -130,7 +130,7 @@ class FakePrograms:
 
 @dataclass
 class Clock:
-    """Seconds of the parts of each turn, by name; the stand-in's own time is taken off."""
+    """Seconds of the parts of each step by name, without the time of `FakePrograms`."""
 
     programs: FakePrograms
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Clock:
     _fake: float = 0.0
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its calls timed."""
+        """Returns the function with its calls timed."""
         taken = self.parts.setdefault(name, [])
 
         def run(*args: Any) -> Any:
@@ -151,7 +151,7 @@ class Clock:
         return run
 
     def turn(self) -> None:
-        """A decode has been submitted: the turn from the last one is over."""
+        """Ends the current step, since a decode has been submitted."""
         now = time.perf_counter()
         if self._began:
             self.turns.append(now - self._began - (self.programs.seconds - self._fake))
@@ -159,7 +159,7 @@ class Clock:
 
 
 class TimedExecutor(JaxExecutor):
-    """The real executor, noting when decodes were submitted."""
+    """The real executor; records when decodes are submitted."""
 
     def __init__(self, clock: Clock, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -168,7 +168,7 @@ class TimedExecutor(JaxExecutor):
         self._result = clock.timed("result", super().result)
 
     def submit(self, step: Step) -> Any:
-        """Notes a turn."""
+        """See `Executor.submit`; records the step."""
         if isinstance(step, Decode):
             self._clock.programs.counts = DecodeBatch.from_sequences(step.sequences).num_tokens
         handle = self._submit(step)
@@ -182,7 +182,7 @@ class TimedExecutor(JaxExecutor):
 
 
 class TimedUnit(Scheduler):
-    """The real unit, timed."""
+    """The real scheduler, timed."""
 
     clock: Clock
 
@@ -196,7 +196,7 @@ class TimedUnit(Scheduler):
 
 
 def time_readers(batch: int, burst: int) -> float:
-    """Seconds that the readers of a batch take for what a turn brings: text, in their threads."""
+    """Seconds that the readers of a batch need for the output of a step, in their threads."""
     tokenizer = byte_tokenizer(260)
     request = Request(0, "model", [1] * 16)
     streams = [
@@ -215,12 +215,12 @@ def time_readers(batch: int, burst: int) -> float:
 
 
 def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
-    """Host work between two decode steps of a full batch, its parts, and what readers do.
+    """Times the host work between two decode steps of a full batch, its parts, and the readers.
 
     Args:
-      batch: sequences of one model that decode together, to the end at the same time.
-      burst: tokens that a decode makes for each.
-      limit: seconds of a turn.
+      batch: sequences of one model that decode together and end at the same time.
+      burst: tokens that a decode generates for each sequence.
+      limit: limit of a step, in seconds.
     """
     limits = BucketLimits(max_seqs=batch, max_prefill_tokens=2048, max_decode_tokens=burst)
     length = 16 + TURNS * burst + 1
@@ -252,7 +252,7 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
     programs.drain()
     assert programs.drained == batch * params.max_tokens, "a request ended early"
 
-    # The first turns are those of prefills, in the last ones requests end.
+    # The first steps are prefills, and in the last steps requests end.
     turns = clock.turns[TURNS // 4 : TURNS * 3 // 4]
     parts = {name: float(np.median(taken)) * 1e6 for name, taken in clock.parts.items()}
     times = Times(turns).row(limit)

@@ -26,15 +26,15 @@ DEFAULT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class WorkloadOptions:
-    """A workload as the command line asks for it; None is the fleet's own, or the default.
+    """Options of a workload; None means the fleet file's value, or the default.
 
     Attributes:
-      kind: one of `KINDS`, or a trace's file.
-      seconds: its length.
-      requests: most requests.
-      alpha: the total rate is dealt by this power law, to the models in order of their rates.
-      rate: requests a second of all models.
-      cv: of the gaps between a model's requests; `gamma` has 4 by default.
+      kind: one of `KINDS`, or the path of a trace.
+      seconds: length of the workload.
+      requests: maximum number of requests.
+      alpha: exponent of the power law that divides the total rate, the most popular model first.
+      rate: requests per second of all models.
+      cv: coefficient of variation of the gaps between requests; `gamma` has 4 by default.
       on_off: mean seconds with requests and without, for `bursts`.
       change_points: seconds at which models swap rates, for `drift`; each quarter by default.
       prompt_tokens, output_tokens: means, for all models.
@@ -62,16 +62,16 @@ def build_workload(
     asked: WorkloadOptions,
     renamed: Mapping[str, str] | None = None,
 ) -> list[TraceRequest]:
-    """All requests, in order of arrival.
+    """Builds all requests, in order of arrival.
 
     Args:
-      config: the fleet.
-      limits: the most tokens of a sequence, of each model.
+      config: the fleet file.
+      limits: maximum sequence length of each model.
       asked: the workload.
-      renamed: models of the fleet for names that only a trace knows.
+      renamed: model of the fleet for each model name of a trace.
 
     Raises:
-      WorkloadError: what cannot be made, or does not go together.
+      WorkloadError: an invalid option, or options that exclude each other.
     """
     if asked.requests is not None and asked.requests < 1:
         raise WorkloadError(f"--requests must be at least 1, not {asked.requests}")
@@ -89,7 +89,7 @@ def build_workload(
 
 
 def fleet_rates(config: FleetConfig, asked: WorkloadOptions) -> dict[str, float]:
-    """Requests a second of each model.
+    """Requests per second of each model.
 
     Raises:
       WorkloadError: a negative rate or `alpha`.
@@ -138,7 +138,7 @@ def _synthetic(
 
 
 def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float | None) -> LogNormal:
-    """Log-normal lengths; prompt and output share the longest request as they share the mean."""
+    """Log-normal lengths; prompt and output divide the maximum length in proportion to the means."""
     if prompt < 1 or output < 1:
         raise WorkloadError(f"{name}: mean lengths must be at least 1 token, not {prompt}/{output}")
     part = prompt / (prompt + output)

@@ -1,4 +1,4 @@
-"""What `muxjax models` says about a loaded fleet."""
+"""The output of `muxjax models`: a loaded fleet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TEXT = ("name", "family", "dtype", "origin")
 
 
 def describe_models(fleet: Any) -> list[dict[str, Any]]:
-    """A row for each model, with the keys of `_COLUMNS`."""
+    """Returns a row for each model, with the keys of `_COLUMNS`."""
     quotas = fleet.stats()["models"]
     rows = []
     for name, model in fleet.models.items():
@@ -55,7 +55,7 @@ def describe_models(fleet: Any) -> list[dict[str, Any]]:
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The rows for people: large numbers shortened."""
+    """Builds the table of the rows, with large numbers shortened."""
     table = Table(box=None, pad_edge=False)
     for key, heading in _COLUMNS.items():
         left = key in _TEXT

@@ -1,4 +1,4 @@
-"""What `muxjax plan` prints for people: who is where, with what, and how full the devices are."""
+"""The output of `muxjax plan`: models by unit, shares, and the memory of the devices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.text import Text
 
 from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUnit
 
-_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+_COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BAR = 40
 _MOST_UNITS = 64
 
 
 def show_plan(plan: PlacementPlan, console: Console) -> None:
-    """Prints the table, the picture and the sums."""
+    """Prints the table, the memory picture and the totals."""
     console.print(Group(_table(plan), Text(), _picture(plan), Text(), _sums(plan)))
 
 
@@ -27,7 +27,7 @@ def _table(plan: PlacementPlan) -> Table:
     table.add_column("unit")
     table.add_column("use", justify="right")
     table.add_column("model", overflow="fold")
-    for heading in ("tp x copies", "rate/s", "served/s", "prefill", "decode", "batch"):
+    for heading in ("tp x replicas", "rate/s", "served/s", "prefill", "decode", "batch"):
         table.add_column(heading, justify="right")
     for heading in ("KV quota", "TTFT", "TPOT"):
         table.add_column(heading, justify="right")
@@ -62,7 +62,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _picture(plan: PlacementPlan) -> RenderableType:
-    """A line for each unit: its devices, and a bar of the memory of each of them."""
+    """One line for each unit: its devices, and a bar of the memory of each device."""
     memory = {device.name: device.memory for device in plan.devices}
     lines: list[RenderableType] = [
         Text("memory of each device: letters are weights, ░ KV pool, · reserved")
@@ -89,18 +89,18 @@ def _line(head: str, unit: PlannedUnit, memory: float, plan: PlacementPlan) -> T
     drawn = 0
     end = 0.0
     for index, (model, size) in enumerate(zip(unit.models, weights, strict=True)):
-        letter, colour = _LETTERS[index % len(_LETTERS)], _COLOURS[index % len(_COLOURS)]
+        letter, color = _LETTERS[index % len(_LETTERS)], _COLORS[index % len(_COLORS)]
         end += size * scale
         upto = max(drawn + 1, round(_BAR * end / memory))
-        line.append(letter * (upto - drawn), style=colour)
+        line.append(letter * (upto - drawn), style=color)
         drawn = upto
-        names.append((f"{letter} {model.name}", colour))
+        names.append((f"{letter} {model.name}", color))
     pool = max(0, round(_BAR * (end + unit.kv_bytes) / memory) - drawn)
     line.append("░" * pool)
     line.append("·" * max(0, _BAR - drawn - pool))
     line.append(f"| {memory / 1e9:.0f} GB ")
-    for name, colour in names:
-        line.append(f" {name}", style=colour)
+    for name, color in names:
+        line.append(f" {name}", style=color)
     return line
 
 

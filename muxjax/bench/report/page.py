@@ -1,4 +1,4 @@
-"""A folder of results as one HTML page with tables and pictures, and the pictures as PNG files."""
+"""Renders a folder of results as one HTML page with tables and plots, and as PNG files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Written:
 
     Attributes:
       page: the HTML file.
-      pictures: PNG files; none without matplotlib.
-      drawn: whether pictures could be drawn at all.
+      pictures: PNG files; empty without matplotlib.
+      drawn: whether matplotlib is installed.
     """
 
     page: Path
@@ -42,20 +42,20 @@ class Written:
 
 
 def build_grids(saved: Sequence[Saved]) -> Iterator[Grid]:
-    """All tables.
+    """Builds all tables.
 
     Raises:
-      BenchError: a file that lacks what it should have.
+      BenchError: a file lacks required fields.
     """
     for found in saved:
         yield from _grids(found)
 
 
 def write_report(saved: Sequence[Saved], folder: Path) -> Written:
-    """Writes `report.html`, which needs no other file, and a PNG for each result.
+    """Writes a self-contained `report.html`, and a PNG for each result.
 
     Raises:
-      BenchError: a result that lacks what it should have, or a file that cannot be written.
+      BenchError: a result lacks required fields, or a file cannot be written.
     """
     parts: list[str] = []
     pictures: list[Path] = []
@@ -100,7 +100,7 @@ def _grids(found: Saved) -> list[Grid]:
 
 
 def _picture(found: Saved) -> bytes | bool | None:
-    """A PNG; None where there is nothing to draw; False where nothing can be drawn."""
+    """Returns a PNG; None if there is nothing to plot; False without matplotlib."""
     from muxjax.bench.report.plots import plot
 
     try:
@@ -115,7 +115,7 @@ def _picture(found: Saved) -> bytes | bool | None:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """The name, or with a number if there was one of that name."""
+    """Returns the name, with a number if the name is taken."""
     found, count = name, 1
     while found in taken:
         count += 1

@@ -1,4 +1,4 @@
-"""Pictures of results. Needs matplotlib: `muxjax[plot]`."""
+"""Plots of results. Needs matplotlib: `muxjax[plot]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def plot(kind: str, report: Mapping[str, Any]) -> Figure | None:
-    """A picture of a report; None where there is nothing to draw.
+    """Plots a report; returns None if there is nothing to plot.
 
     Raises:
       ImportError: matplotlib is not installed.

@@ -1,10 +1,10 @@
-"""Files of results: written by `bench`, found again by `bench report`.
+"""Result files: written by `bench` and `simulate`, read by `bench report`.
 
-| file | holds |
+| file | contents |
 |---|---|
 | `serve.json` | a run of `bench serve` |
 | `requests-POLICY-rROUND.csv` | a row for each of its requests, written as they end |
-| any `.json` with `"kind": "http"`, or with vLLM's keys | runs over HTTP, one in a line |
+| any `.json` with `"kind": "http"`, or with vLLM's keys | runs over HTTP, one per line |
 | any `.json` with `"kind": "steps"` | a run of `bench steps --json` |
 | `simulation.json` | a run of `muxjax simulate --output` |
 """
@@ -28,10 +28,10 @@ _RECORD = tuple(field.name for field in fields(RequestRecord))
 
 
 def save(report: Mapping[str, Any], path: Path) -> None:
-    """Writes a report, in place of one that is there.
+    """Writes a report; replaces an existing one.
 
     Raises:
-      BenchError: it cannot be written.
+      BenchError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -44,7 +44,7 @@ def save(report: Mapping[str, Any], path: Path) -> None:
 
 @contextmanager
 def record_file(path: Path) -> Iterator[OnRecord]:
-    """A file that takes records one by one."""
+    """Opens a CSV file; yields a function that writes one record."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow((*_RECORD, "met_target"))
@@ -57,12 +57,12 @@ def record_file(path: Path) -> Iterator[OnRecord]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A report that was found.
+    """A report and its file.
 
     Attributes:
-      path: its file.
+      path: the file.
       kind: serve, http, steps, or simulation.
-      report: its contents.
+      report: the contents.
     """
 
     path: Path
@@ -71,10 +71,10 @@ class Saved:
 
 
 def find(folder: Path) -> list[Saved]:
-    """All reports in a folder and those below it, by name.
+    """Finds all reports in a folder and its subfolders, sorted by name.
 
     Raises:
-      BenchError: no such folder, or none in it.
+      BenchError: the folder does not exist or has no report.
     """
     if not folder.is_dir():
         raise BenchError(f"{folder}: no such folder")
@@ -108,7 +108,7 @@ def _reports(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _kind(report: object) -> str | None:
-    """What a file's contents are; None for what is no result."""
+    """Returns the kind of a report, or None for other contents."""
     if not isinstance(report, dict):
         return None
     if report.get("kind") in ("serve", "http", "steps"):

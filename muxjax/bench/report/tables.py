@@ -15,9 +15,9 @@ class Grid:
     """A table of text cells.
 
     Attributes:
-      title, note: above and below it.
-      columns: headings; the first `left` of them are texts, the others numbers.
-      rows: as many texts each.
+      title, note: texts above and below the table.
+      columns: headings; the first `left` columns are texts, the others numbers.
+      rows: one text for each column.
       left: see `columns`.
     """
 

@@ -1,7 +1,7 @@
 """Draws a Chrome trace as an SVG: a row for each track, a box for each step, lines for the pool.
 
-Written out directly, so that no plotting library is needed; colours are for models, as for prefills
-dark and for decodes light.
+The SVG is written directly, so that no plotting library is needed. Each model has a color, dark for
+prefills and light for decodes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from xml.sax.saxutils import escape
 
 from muxjax.errors import BenchError
 
-_COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7722", "#66589a", "#2a8f9d")
+_COLORS = ("#4477aa", "#cc6677", "#228833", "#aa7722", "#66589a", "#2a8f9d")
 _LEFT, _WIDTH, _ROW, _CHART = 130, 820, 18, 70
 
 
 def trace_picture(
     path: Path, *, start: float = 0.0, seconds: float | None = None, title: str = ""
 ) -> str:
-    """The picture of a part of a trace.
+    """Draws a part of a trace.
 
     Args:
-      path: the trace (JSON), of one unit or more; the first is drawn.
-      start: seconds into the trace.
-      seconds: how much of it; by default to its end.
-      title: above the picture.
+      path: the trace (JSON); of several units the first is drawn.
+      start: start of the part, in seconds.
+      seconds: length of the part; by default to the end of the trace.
+      title: heading of the picture.
 
     Raises:
-      BenchError: a file that is no trace, or nothing happens in that part of it.
+      BenchError: the file is not a trace, or the part has no step.
     """
     try:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
@@ -88,7 +88,7 @@ def _svg(
     for row, tid in enumerate(used):
         y = top + _ROW * row
         model, phase = tracks[tid].rsplit(" ", 1)
-        colour = _COLOURS[models.index(model) % len(_COLOURS)]
+        color = _COLORS[models.index(model) % len(_COLORS)]
         opacity = 1.0 if phase == "prefill" else 0.55
         parts.append(
             f'<text x="{_LEFT - 6}" y="{y + 13}" text-anchor="end">{escape(tracks[tid])}</text>'
@@ -99,7 +99,7 @@ def _svg(
             left, right = x(step["ts"]), x(step["ts"] + step["dur"])
             parts.append(
                 f'<rect x="{left:.1f}" y="{y + 2}" width="{max(0.4, right - left - 0.2):.1f}" '
-                f'height="{_ROW - 4}" fill="{colour}" opacity="{opacity}"/>'
+                f'height="{_ROW - 4}" fill="{color}" opacity="{opacity}"/>'
             )
     for index, (name, lines) in enumerate(charts):
         y = bottom + (_CHART + 10) * index + 8
@@ -112,9 +112,7 @@ def _svg(
             f'stroke="#bbb"/>'
         )
         for model, line in lines.items():
-            parts.append(
-                _stairs(line, x, y, highest, _COLOURS[models.index(model) % len(_COLOURS)])
-            )
+            parts.append(_stairs(line, x, y, highest, _COLORS[models.index(model) % len(_COLORS)]))
     for tick in range(6):
         time = first + (last - first) * tick / 5
         parts.append(
@@ -143,7 +141,7 @@ def _values(
     return lines
 
 
-def _stairs(line: Sequence[tuple[float, int]], x: Any, y: float, highest: int, colour: str) -> str:
+def _stairs(line: Sequence[tuple[float, int]], x: Any, y: float, highest: int, color: str) -> str:
     path = []
     height = None
     for time, value in line:
@@ -151,4 +149,4 @@ def _stairs(line: Sequence[tuple[float, int]], x: Any, y: float, highest: int, c
         path.append(f"{x(time):.1f},{next_height if height is None else height:.1f}")
         path.append(f"{x(time):.1f},{next_height:.1f}")
         height = next_height
-    return f'<polyline points="{" ".join(path)}" fill="none" stroke="{colour}" stroke-width="1.3"/>'
+    return f'<polyline points="{" ".join(path)}" fill="none" stroke="{color}" stroke-width="1.3"/>'
