@@ -138,7 +138,7 @@ def _synthetic(
 
 
 def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float | None) -> LogNormal:
-    """Log-normal lengths; prompt and output divide the maximum length in proportion to the means."""
+    """Log-normal lengths; prompt and output divide the limit in proportion to their means."""
     if prompt < 1 or output < 1:
         raise WorkloadError(f"{name}: mean lengths must be at least 1 token, not {prompt}/{output}")
     part = prompt / (prompt + output)
