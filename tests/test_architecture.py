@@ -156,3 +156,18 @@ def test_paths_named_on_pages_exist(page: Path) -> None:
     tops = "|".join([*PACKAGES, "tests", "benchmarks", "examples", "scripts", "docs"])
     named = re.findall(rf"`((?:{tops})/[\w./-]*\w)`", page.read_text("utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_test_files_do_not_import_each_other() -> None:
+    """Helpers that test files share are in modules beside them, such as `harness.py`."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                found += [
+                    f"{path.relative_to(ROOT)}: {module}{alias.name}"
+                    for alias in node.names
+                    if re.match(r"tests\.(.*\.)?test_", f"{module}{alias.name}")
+                ]
+    assert found == []

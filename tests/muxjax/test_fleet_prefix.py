@@ -16,7 +16,7 @@ import pytest
 
 from muxjax import Fleet, SamplingParams
 from tests import tiny
-from tests.muxjax.test_fleet_tiny import LONGEST, Answer, Ask, ask, fleet, random_params
+from tests.muxjax.trained_fleets import LONGEST, Answer, Ask, ask, fleet, random_params
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ from muxjax.pallas_kernels import (
 from muxjax.pallas_kernels.api import AttentionRequest, Implementation, choose_implementation
 from muxjax.pallas_kernels.target import KernelTarget
 from tests.pallas_kernels.cases import GEOMETRIES, AttentionCase, build_case, compute_dense
-from tests.pallas_kernels.interpreting import interpretable, interpreted, size_case
+from tests.pallas_kernels.harness import run
+from tests.pallas_kernels.interpreting import interpretable, size_case
 
 NAMES = [
     pytest.param(
@@ -37,22 +38,6 @@ CASES = [
     *((geometry, *OPTIONS[i % len(OPTIONS)]) for i, geometry in enumerate(GEOMETRIES)),
     *(((9, 3, 64), *options) for options in OPTIONS),
 ]
-
-
-def run(
-    case: AttentionCase, name: str, *, dtype=jnp.float32, decode=False, window=None, softcap=None
-):
-    """The output of the named implementation, compiled or interpreted, in float32."""
-    options = AttentionOptions(case.layout.head_dim**-0.5, window, softcap)
-    metadata = replace(case.metadata, decode=decode)
-
-    def attend(q, kv, metadata, layer):
-        return paged_attention(q, kv, metadata, options, layer, implementation=name)
-
-    q, kv = jnp.asarray(case.q, dtype), jnp.asarray(case.kv, dtype)
-    with interpreted(name):
-        out = jax.jit(attend)(q, kv, metadata, case.layer)
-        return np.asarray(out, np.float32)
 
 
 def check(case: AttentionCase, out: np.ndarray, window, softcap, limit: float):

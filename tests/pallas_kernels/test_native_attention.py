@@ -10,7 +10,7 @@ import pytest
 from muxjax.pallas_kernels import AttentionOptions
 from muxjax.pallas_kernels.cpu import native
 from tests.pallas_kernels.cases import build_case, compute_dense
-from tests.pallas_kernels.test_attention import run
+from tests.pallas_kernels.harness import run
 
 pytestmark = pytest.mark.skipif(
     native.unavailable_reason() is not None,

@@ -6,123 +6,16 @@ import json
 import re
 import subprocess
 import sys
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from muxjax.cli import main as cli
 from muxjax.errors import CheckpointError
-from muxjax.models.checkpoints.hf_config import from_family
-from muxjax.models.nn.config import ModelConfig
-from muxjax.pallas_kernels.layout import KVLayout
-from tests.serve.fake_fleet import TEMPLATE, fake_tokenizer
+from tests.muxjax.cli.harness import run
+
+pytestmark = pytest.mark.usefixtures("fake_fleet")
 
 ROOT = Path(__file__).parents[3]
-SHAPE = {
-    "vocab_size": 100,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
-
-
-@dataclass
-class Answer:
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    num_prompt_tokens: int = 0
-
-
-@dataclass
-class LoadedFake:
-    config: ModelConfig
-    tokenizer: Any
-    layout: KVLayout
-    param_bytes: int = 1_234_567
-    precision: str = "float32"
-    max_model_len: int = 512
-    origin: str = "/somewhere/model.gguf"
-
-
-class CliFleet:
-    """Echoes the prompt; records how it was loaded and asked."""
-
-    calls: list[tuple[Any, ...]] = []  # noqa: RUF012 (the tests' own record)
-    fault: Exception | None = None
-
-    def __init__(self, names: list[str]) -> None:
-        layout = KVLayout(rows=16, num_kv_heads=2, head_dim=16)
-        tokenizer = fake_tokenizer(TEMPLATE)
-        config = from_family("llama", SHAPE)
-        self.models = {name: LoadedFake(config, tokenizer, layout) for name in names}
-
-    @classmethod
-    def load(cls, config: Any, **options: Any) -> CliFleet:
-        if cls.fault:
-            raise cls.fault
-        names = [entry.name for entry in config.models]
-        cls.calls.append(("load", names, options))
-        return cls(names)
-
-    def __enter__(self) -> CliFleet:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.calls.append(("close",))
-
-    def generate(self, model: str, prompts: list[Any], params: Any) -> list[Answer]:
-        self.calls.append(("generate", model, prompts, params))
-        return [Answer("né", [1, 2], "stop", 7) for _ in prompts]
-
-    def stream(self, model: str, prompt: Any, params: Any) -> Iterator[Answer]:
-        self.calls.append(("stream", model, prompt, params))
-        for part in ("Once ", "upon"):
-            yield Answer(part, [1], None)
-
-    def stats(self) -> dict[str, Any]:
-        return {"models": {name: {"kv_pages_quota": 40} for name in self.models}}
-
-
-@pytest.fixture(autouse=True)
-def fake_fleet(monkeypatch: pytest.MonkeyPatch) -> type[CliFleet]:
-    module = types.ModuleType("muxjax.fleet")
-    module.Fleet = CliFleet  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "muxjax.fleet", module)
-    monkeypatch.setattr(CliFleet, "calls", [])
-    monkeypatch.setattr(CliFleet, "fault", None)
-    return CliFleet
-
-
-@pytest.fixture
-def one(tmp_path: Path) -> str:
-    path = tmp_path / "one.yaml"
-    path.write_text("models: [{name: chat, source: org/chat}]")
-    return str(path)
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> str:
-    path = tmp_path / "two.yaml"
-    path.write_text("models: [{name: chat, source: org/a}, {name: base, source: org/b}]")
-    return str(path)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `muxjax ARGUMENTS`."""
-    monkeypatch.setattr(sys, "argv", ["muxjax", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    code = ended.value.code
-    assert code is None or isinstance(code, int)
-    return code or 0
 
 
 def test_generate_streams_the_text(monkeypatch, capsys, one, fake_fleet):

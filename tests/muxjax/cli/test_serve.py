@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from muxjax.serve.access.keys import load_keys
-from tests.muxjax.cli.test_main import CliFleet, fake_fleet, one, run  # noqa: F401  fixtures
+from tests.muxjax.cli.harness import CliFleet, run
+
+pytestmark = pytest.mark.usefixtures("fake_fleet")
 
 
 def test_serve_tells_mistakes_before_it_loads(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    one: str,  # noqa: F811
+    one: str,
 ) -> None:
     none = str(tmp_path / "none")
     for arguments, message in (

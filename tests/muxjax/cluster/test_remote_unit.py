@@ -18,8 +18,8 @@ from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
 from muxjax.scheduling.policies.registry import create_policy
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.units.served_unit import ServedUnit
-from tests.muxjax.engine.test_engine import WAIT, Collector
-from tests.muxjax.engine.test_router import PAGES, SPECS, Dying, alone, ask, requests_of
+from tests.muxjax.engine.harness import WAIT, Collector
+from tests.muxjax.engine.router_harness import PAGES, SPECS, Dying, alone, ask, requests_of
 from tests.muxjax.scheduling.harness import request
 
 

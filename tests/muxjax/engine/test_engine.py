@@ -7,42 +7,12 @@ import pytest
 from muxjax.engine.engine import Engine
 from muxjax.errors import EngineDead, InvalidRequest
 from muxjax.scheduling.policies.registry import create_policy
-from muxjax.scheduling.requests import Request, RequestUpdate
+from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 from muxjax.testing.mock_executor import MockExecutor
-from tests.muxjax.scheduling.harness import request, solo_tokens, spec
-
-WAIT = 20.0
-
-
-class Collector:
-    """A sink that records the updates."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.tokens: list[int] = []
-        self.error: BaseException | None = None
-        self.reason: str | None = None
-        self.done = threading.Event()
-        self._stop_after = stop_after
-
-    def update(self, update: RequestUpdate) -> bool:
-        self.tokens += update.tokens
-        self.reason = update.finish_reason
-        stop = self._stop_after is not None and len(self.tokens) >= self._stop_after
-        if stop:
-            self.reason = "stop"
-        if self.reason is not None:
-            self.done.set()
-        return stop
-
-    def cancelled(self) -> None:
-        self.reason = "cancelled"
-        self.done.set()
-
-    def failed(self, error: BaseException) -> None:
-        self.error = error
-        self.done.set()
+from tests.muxjax.engine.harness import SPECS, WAIT, Collector, make_engine
+from tests.muxjax.scheduling.harness import request, solo_tokens
 
 
 class Breaking(MockExecutor):
@@ -52,14 +22,6 @@ class Breaking(MockExecutor):
         if self.steps == 2:
             raise RuntimeError("the device is gone")
         return super().submit(step)
-
-
-SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
-
-
-def make_engine(executor: type[MockExecutor] = MockExecutor, pages: int = 60) -> Engine:
-    unit = Scheduler(SPECS, pages, create_policy("adbs"), record_freed=True)
-    return Engine(unit, executor(SPECS, pages), poison=True)
 
 
 def ask(engine: Engine, *requests: Request) -> list[Collector]:

@@ -10,7 +10,7 @@ from muxjax.engine import unit_reviver
 from muxjax.engine.engine import Engine
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.engine.unit_reviver import UnitReviver
-from tests.muxjax.engine.test_engine import WAIT, make_engine
+from tests.muxjax.engine.harness import WAIT, make_engine
 
 
 class Unit(UnitSupervisor[Engine]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import threading
 from collections.abc import Iterator
@@ -21,27 +20,17 @@ from muxjax.errors import (
     WrongState,
 )
 from muxjax.units import fleet_admin
-from tests.muxjax.tiny_fleets import entry, fleet
+from tests.muxjax.tiny_fleets import entry
+from tests.muxjax.units.harness import EXTRA, FILE, changed
 
 A_STEP = 10_000
 """Bytes, more than what the last step gave; the weights of a model are more."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
-EXTRA = {**entry("qwen3"), "name": "extra", "rate": 2.0}
-FILE = fleet("llama", "qwen3", max_seqs=2, prefill_tokens=16)
 
 
 def other_weights(made: dict[str, Any]) -> dict[str, Any]:
     return {**made, "config": {**made["config"], "seed": 7}}
-
-
-def changed(**models: dict[str, Any] | None) -> dict[str, Any]:
-    """The file with other models: None removes one."""
-    file = copy.deepcopy(FILE)
-    entries = {model["name"]: model for model in file["models"]}
-    entries.update({name: made for name, made in models.items() if made})
-    file["models"] = [made for name, made in entries.items() if models.get(name, made)]
-    return file
 
 
 @pytest.fixture(scope="module")

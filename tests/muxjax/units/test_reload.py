@@ -11,7 +11,7 @@ from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError
 from muxjax.units.reload import diff_fleet
 from tests.muxjax.tiny_fleets import entry
-from tests.muxjax.units.test_fleet_admin import EXTRA, FILE, changed
+from tests.muxjax.units.harness import EXTRA, FILE, changed
 
 
 def test_changes_by_kind() -> None:

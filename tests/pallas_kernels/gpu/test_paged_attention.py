@@ -16,7 +16,7 @@ from muxjax.pallas_kernels.gpu.tiles import SHARED_MEMORY, choose_splits, choose
 from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import KernelTarget
 from tests.pallas_kernels.cases import GEOMETRIES, AttentionCase, build_case, compute_dense
-from tests.pallas_kernels.test_attention import run as run_implementation
+from tests.pallas_kernels.harness import run as run_implementation
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 

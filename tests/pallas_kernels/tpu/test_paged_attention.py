@@ -19,7 +19,7 @@ from muxjax.pallas_kernels.tpu.blocks import decode_sizes, prefill_sizes
 from muxjax.pallas_kernels.tpu.pages import PageBlock, PageCopies
 from tests.pallas_kernels import interpreting
 from tests.pallas_kernels.cases import GEOMETRIES, build_case
-from tests.pallas_kernels.test_attention import run
+from tests.pallas_kernels.harness import run
 
 
 @pytest.mark.parametrize("decode", [True, False])

@@ -10,7 +10,7 @@ from muxjax.errors import PlanError
 from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import load_plan
 from muxjax.scheduling.expected_load import ExpectedLoad
-from tests.placement.planner.test_planner import plan_of
+from tests.placement.planner.harness import plan_of
 
 
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:

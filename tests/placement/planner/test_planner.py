@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,13 @@ import yaml
 from muxjax.errors import PlanError
 from muxjax.placement.costs.cluster import parse_cluster
 from muxjax.placement.costs.profile_table import ProfileTable
-from muxjax.placement.costs.roofline import Roofline
 from muxjax.placement.planner.load import ModelLoad
-from muxjax.placement.planner.plan import PlacementPlan
 from muxjax.placement.planner.planner import PlannerOptions, plan_placement
 from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.data import a100_profile, shared_data
-from tests.placement.fleets import SHAPES
+from tests.placement.planner.harness import plan_of
 
 ROOT = Path(__file__).parents[3]
-
-
-def plan_of(loads: Sequence[ModelLoad], cluster: str, **options: object) -> PlacementPlan:
-    parsed = parse_cluster(cluster)
-    costs = [Roofline(SHAPES, group.device) for group in parsed.groups]
-    return plan_placement(loads, parsed, costs, PlannerOptions(**options))  # type: ignore[arg-type]
 
 
 def chatlmsys(case: str) -> list[ModelLoad]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -14,16 +13,7 @@ from muxjax.placement.planner.upstream_estimator import (
 )
 from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.data import a100_profile
-
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-def flat_profile(prefill: float = 10.0, decoding: float = 20.0) -> dict[str, Any]:
-    """The same times at every batch and length."""
-    cell = {"prefill": prefill, "decoding": decoding}
-    cells = {str(b): {str(n): dict(cell) for n in (128, 256, 512)} for b in BATCHES}
-    shares = {"30": cells, "100": cells}
-    return {"llama-7b": {"1": shares, "2": shares}, "llama-13b": {"1": shares}}
+from tests.placement.planner.harness import flat_profile
 
 
 def estimator(*rates: float, devices: int = 4, **times: float) -> UpstreamEstimator:

@@ -15,7 +15,7 @@ from muxjax.placement.planner.upstream_search import (
 )
 from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.data import a100_profile, shared_data
-from tests.placement.planner.test_upstream_estimator import flat_profile
+from tests.placement.planner.harness import flat_profile
 
 
 @pytest.mark.parametrize("case", ["condense500", "condense1200", "condense1600"])

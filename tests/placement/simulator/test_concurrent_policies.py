@@ -8,8 +8,9 @@ from muxjax.placement.simulator.compute_shares import ComputeShares
 from muxjax.placement.simulator.concurrent import create_concurrent_policy
 from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.steps import Prefill, Step, StepResult
+from muxjax.scheduling.steps import Step
 from tests.muxjax.scheduling.harness import request, spec
+from tests.placement.simulator.harness import finish, kind, started
 
 
 def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int = 200) -> Scheduler:
@@ -25,30 +26,6 @@ def unit(policy: str, prefill: float = 0.8, decode: float = 0.4, num_pages: int 
         kv_quotas=OpenPool,
         concurrent=True,
     )
-
-
-def kind(step: Step | None) -> tuple[str, str] | None:
-    if step is None:
-        return None
-    return step.model, "prefill" if isinstance(step, Prefill) else "decode"
-
-
-def started(of: Scheduler, now: float = 0.0) -> list[Step]:
-    """All steps that can start now."""
-    steps = []
-    while (step := of.next_step(now)) is not None:
-        steps.append(step)
-        assert len(steps) < 20
-    return steps
-
-
-def finish(of: Scheduler, step: Step, now: float = 0.0) -> None:
-    if isinstance(step, Prefill):
-        tokens = [[0] if chunk.last else [] for chunk in step.chunks]
-    else:
-        tokens = [[0] * sequence.num_tokens for sequence in step.sequences]
-    of.apply(step, StepResult(tokens, [None] * len(tokens), now, 0.01), now)
-    of.check_invariants()
 
 
 @pytest.mark.parametrize("policy", ["adbs", "round_robin"])

@@ -7,7 +7,7 @@ from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
 from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.scheduling.harness import request, spec
-from tests.placement.simulator.test_concurrent_policies import finish, kind, started
+from tests.placement.simulator.harness import finish, kind, started
 
 SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("b", "decode"): 0.4}
 

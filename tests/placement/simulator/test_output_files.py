@@ -13,7 +13,7 @@ from muxjax.placement.simulator.output_files import (
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_units import SystemConfig
 from muxjax.placement.simulator.simulation import run_simulation
-from tests.placement.simulator.test_simulation import SETUP, workload
+from tests.placement.simulator.harness import SETUP, workload
 
 
 def rows(path: Path) -> list[dict[str, str]]:

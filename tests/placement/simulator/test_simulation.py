@@ -7,7 +7,6 @@ import pytest
 
 from muxjax._version import __version__
 from muxjax.errors import PlanError, WorkloadError
-from muxjax.placement.simulator.metrics import AttainmentCriterion
 from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_units import SystemConfig
 from muxjax.placement.simulator.simulation import (
@@ -18,19 +17,8 @@ from muxjax.placement.simulator.simulation import (
 )
 from muxjax.placement.workload.synthetic import SyntheticWorkload, Traffic
 from muxjax.placement.workload.trace import TraceRequest, Workload
-from tests.placement.simple_costs import SimpleCosts, plan, planned, unit
-
-SETUP = SimulationSetup(
-    plan(unit(planned("a"), planned("b"))),
-    {"toy": SimpleCosts()},
-    {name: AttainmentCriterion.from_targets(scale=3.0, kind="small") for name in ("a", "b")},
-    seed=5,
-    workload={"workload": "test"},
-)
-
-
-def workload(count: int = 40) -> Workload:
-    return [TraceRequest(index / 10, "ab"[index % 2], 20, 10) for index in range(count)]
+from tests.placement.simple_costs import plan
+from tests.placement.simulator.harness import SETUP, workload
 
 
 def test_a_run_says_what_it_was() -> None:

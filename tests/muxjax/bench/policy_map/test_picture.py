@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from muxjax.bench.policy_map.picture import draw_map
-from tests.muxjax.bench.policy_map.test_summary import a_cell
+from tests.muxjax.bench.policy_map.harness import a_cell
 
 SVG = "{http://www.w3.org/2000/svg}"
 
