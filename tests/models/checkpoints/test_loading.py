@@ -13,8 +13,8 @@ from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.hf import save_hf
 from muxjax.models.checkpoints.loading import open_checkpoint
 from tests import golden
-from tests.models.checkpoints.test_llama2c import write_model
 from tests.models.gguf_files import write_gguf
+from tests.models.llama2c_files import write_model
 
 SMALL = {
     "vocab_size": 300,

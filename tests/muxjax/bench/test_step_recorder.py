@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
+
 import pytest
 
 from muxjax.bench import step_recorder as in_service
+from muxjax.bench.replay import Replay
+from muxjax.bench.session import BenchSession
 from muxjax.bench.step_recorder import ExecutedStep, StepRecorder
+from muxjax.bench.steps import Bucket, StepMeasurement, Timed
 from muxjax.errors import BenchError
 from muxjax.placement.costs.step_times import DecodeTimes, PrefillTimes, StepTimes
 from muxjax.scheduling.policies.registry import create_policy
@@ -65,11 +72,51 @@ def test_a_few_steps_that_were_held_up_do_not_count() -> None:
         in_service.slowness(steps[:9], TIMES)
 
 
-def test_each_bucket_has_a_factor_of_its_own() -> None:
-    ran = [decoded(0.0018) for _ in range(10)] + [
-        ExecutedStep("m", [(9, 9, True)], 0, 0, 0, 0.01, False)
-    ]
-    assert in_service._factor(("m", "decode", 8), ran, TIMES) == pytest.approx(0.9)
-    assert in_service._factor(("m", "decode", 16), ran, TIMES) == pytest.approx(0.9)  # not seen
-    with pytest.raises(BenchError, match="only 1 steps"):
-        in_service._factor(("m", "prefill", 64), ran, TIMES)
+class MeasuredSteps(StepMeasurement):
+    """A measurement with the step times `TIMES`."""
+
+    def times(self, model: str) -> StepTimes:
+        return TIMES[model]
+
+
+def in_buckets(*buckets: Bucket) -> MeasuredSteps:
+    return MeasuredSteps([Timed(*bucket, 1, 1, True, (0.002,)) for bucket in buckets])
+
+
+@pytest.fixture
+def ten_decodes(monkeypatch: pytest.MonkeyPatch) -> BenchSession:
+    """A session whose mixed runs are a prefill and ten decodes, at 0.9 of their expected time."""
+    session = Mock(spec=BenchSession)
+    session.models = {"m": SimpleNamespace(config=SimpleNamespace(vocab_size=9), max_model_len=64)}
+    session.engine = MagicMock()
+    engine = session.engine.return_value.__enter__.return_value
+    unit = Scheduler(
+        [ModelSpec("m", 1, 16, 256, BucketLimits(8, 64, 8, 8))], 100, create_policy("adbs")
+    )
+
+    def run_steps(*arguments: object) -> Replay:
+        (observe,), _ = engine.observe.call_args
+        observe(unit, prefill(0, 9), StepResult([[0]], [None], 0.0, 0.009))
+        for index in range(10):
+            started = 0.009 + index * 0.0036
+            result = StepResult([[0, 0]], [None], started, 0.0036)
+            observe(unit, decode(2, 1 + index), result)
+        return Replay([], 1.0)
+
+    def measure(*arguments: object, after_round: Callable[[], None], **more: object) -> None:
+        after_round()
+
+    monkeypatch.setattr(in_service, "replay", run_steps)
+    monkeypatch.setattr(in_service, "measure", measure)
+    return session
+
+
+def test_each_bucket_has_a_factor_of_its_own(ten_decodes: BenchSession) -> None:
+    seen, unseen = ("m", "decode", 8), ("m", "decode", 16)
+    found = in_service.measure_in_service(ten_decodes, into=in_buckets(seen, unseen))
+    assert found.in_service == pytest.approx({seen: 0.9, unseen: 0.9})
+
+
+def test_a_phase_with_few_steps_has_no_factor(ten_decodes: BenchSession) -> None:
+    with pytest.raises(BenchError, match="only 0 steps"):  # a step that waited does not count
+        in_service.measure_in_service(ten_decodes, into=in_buckets(("m", "prefill", 64)))
