@@ -25,7 +25,7 @@ NAMES = [
         implementation.name,
         marks=pytest.mark.skipif(
             not interpretable(implementation.name),
-            reason="needs a CPU and a compiler for the kernels",
+            reason="the machine or JAX cannot run this implementation",
         ),
     )
     for implementation in IMPLEMENTATIONS

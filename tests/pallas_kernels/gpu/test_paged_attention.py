@@ -17,8 +17,10 @@ from muxjax.pallas_kernels.metadata import AttentionRequest
 from muxjax.pallas_kernels.target import KernelTarget
 from tests.pallas_kernels.cases import GEOMETRIES, AttentionCase, build_case, compute_dense
 from tests.pallas_kernels.harness import run as run_implementation
+from tests.pallas_kernels.interpreting import GPU_INTERPRETER
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+runs_kernels = pytest.mark.skipif(not GPU_INTERPRETER, reason="needs JAX 0.12 or a GPU")
 
 
 def run(case: AttentionCase, *, dtype=jnp.float32, decode=False, window=None) -> np.ndarray:
@@ -40,6 +42,7 @@ def layout(num_kv: int, head_dim: int, tokens: int, left_over: int = 0) -> KVLay
 
 
 # Pages of 8 and 24 tokens are fetched directly, pages of 5 are staged.
+@runs_kernels
 @pytest.mark.parametrize("tokens", [8, 24, 5])
 @pytest.mark.parametrize("decode", [True, False])
 def test_pages_of_any_number_of_tokens(tokens, decode):
@@ -51,6 +54,7 @@ def test_pages_of_any_number_of_tokens(tokens, decode):
     assert error(case, out, window=50) < 2e-2
 
 
+@runs_kernels
 def test_pages_that_are_not_a_multiple_of_tokens():
     case = build_case((3, 1, 64), [70], [1], layout=layout(1, 64, 16))
     odd = build_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, left_over=1))
@@ -59,11 +63,13 @@ def test_pages_that_are_not_a_multiple_of_tokens():
         assert error(pages, run(pages, decode=True)) < 2e-5
 
 
+@runs_kernels
 def test_float16():
     case = build_case((4, 2, 64), [70], [1], layout=layout(2, 64, 16))
     assert error(case, run(case, dtype=jnp.float16, decode=True)) < 1e-2
 
 
+@runs_kernels
 def test_a_block_of_queries_writes_only_its_rows():
     # Blocks of queries end in the middle of a tile; each writes its own rows only.
     case = build_case((1, 1, 64), [130, 1, 7], [130, 1, 7], padding=3, layout=layout(1, 64, 16))
@@ -85,6 +91,7 @@ def test_query_blocks():
     ]
 
 
+@runs_kernels
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU would hang")
 @pytest.mark.parametrize("barrier", ["ready", "staged"])
 def test_a_missing_wait_is_caught(barrier, monkeypatch):
