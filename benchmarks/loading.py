@@ -139,7 +139,9 @@ def host_peak(work: Callable[[], object]) -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        _kept = work()  # until nobody watches: the arrays go before their memory does
+        _kept = (
+            work()
+        )  # kept until the watcher stops: arrays are deleted before their memory is freed
     finally:
         done.set()
         watcher.join()

@@ -36,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 VOCAB = 256
 """Bytes."""
 
-# Unlike in L, K, H and in R, the pool rows that a token takes in a layer: 1, 2 and 3.
+# The models differ in L, K and H, and in R (pool rows per token and layer: 1, 2 and 3).
 SHAPES: dict[Family, dict[str, Any]] = {
     "llama": {
         "num_hidden_layers": 4,
@@ -149,13 +149,13 @@ def train(
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99)),
         wrt=nnx.Param,
     )
-    # Pieces begin where lines do, as prompts will.
+    # Sequences start at the beginning of a line, as prompts do.
     lines = np.flatnonzero(np.append(ord("\n"), tokens[:-1]) == ord("\n"))
     random = np.random.default_rng(seed)
     offsets = np.arange(recipe.length + 1)
     for _ in range(recipe.steps):
         starts = random.choice(lines, recipe.batch)
-        # Past the end the text begins anew, so that no line is seen less often than others.
+        # The text wraps around, so that every line is seen equally often.
         pieces = tokens[(starts[:, None] + offsets) % len(tokens)]
         stepped(float(train_step(decoder, optimizer, pieces)))
     return decoder
