@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--keys", default="", help="only paths that match this regular expression")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("arguments", nargs="*", help="for the script, after --")
-    options = parser.parse_args()
+    own, _, arguments = " ".join(sys.argv[1:]).partition(" -- ")
+    options = parser.parse_args(own.split())
     checkouts = {"baseline": options.baseline.resolve(), "this": HERE}
     numbers: dict[str, dict[str, list[float]]] = {name: {} for name in checkouts}
     for index in range(options.rounds):
         order = list(checkouts.items())
         for name, folder in order if index % 2 == 0 else reversed(order):
-            output = run_script(folder, options.script, options.arguments, options.timeout)
+            output = run_script(folder, options.script, arguments.split(), options.timeout)
             for path, number in flatten(output):
                 numbers[name].setdefault(path, []).append(number)
     rows = [

@@ -28,6 +28,7 @@ import numpy as np
 from muxjax.bench.host_turn import MOST_TOKENS, Feed, Times, time_turns
 from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
+from muxjax.scheduling.policies.registry import create_policy, policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, ModelSpec
 from muxjax.scheduling.steps import DecodeBatch, Prefill, Step, StepResult

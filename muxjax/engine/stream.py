@@ -202,11 +202,14 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
           error: raised to the reader after the deltas queued so far; without one, the last delta
             has the finish reason 'abort'.
         """
-        self.cancel()
+        has_ended = self.sink.ended
+        # Before the request is canceled: the engine's answer to that would come first otherwise.
         if error is None:
             self.sink.put(Delta("", [], None, "abort"))
         else:
             self.sink.failed(error)
+        if not has_ended:
+            self._cancel(self.request_id)
 
     def __enter__(self) -> Self:
         return self

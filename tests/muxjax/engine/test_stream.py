@@ -186,3 +186,11 @@ def test_a_stream_that_is_dropped_ends_its_request(stop: tuple[str, ...]) -> Non
     gc.collect()
     assert sink.update(update("c"))
     assert cancelled == []
+
+
+def test_the_error_of_an_ended_stream_is_not_lost_to_the_cancellation() -> None:
+    """The engine may answer the cancellation before `end` returns."""
+    stream = Stream(7, [1], Detokenizer(TOKENIZER, ()), lambda _: stream.sink.cancelled())
+    stream.end(TimeoutError("too long"))
+    with pytest.raises(TimeoutError, match="too long"):
+        list(stream)
