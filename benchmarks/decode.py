@@ -57,17 +57,17 @@ def main() -> None:
     found = []
     for precision in arguments.precision or PRECISIONS:
         loaded = load(arguments.model, precision, max_seqs=max(batches))
-        rates: dict[tuple[str, int], list[float]] = {}
+        token_rates: dict[tuple[str, int], list[float]] = {}
         with loaded.executor() as executor, loaded.fleet() as fleet:
             for run in range(arguments.runs):
                 for batch in batches:
                     rates.measure()
                     rate = bare_rate(loaded, executor, batch, arguments.tokens)
-                    rates.setdefault(("bare", batch), []).append(rate)
+                    token_rates.setdefault(("bare", batch), []).append(rate)
                     rate = engine_rate(loaded, fleet, batch, arguments.tokens, seed=run)
-                    rates.setdefault(("engine", batch), []).append(rate)
+                    token_rates.setdefault(("engine", batch), []).append(rate)
             rates.measure()
-        for (kind, batch), values in rates.items():
+        for (kind, batch), values in token_rates.items():
             found.append(
                 {
                     "precision": precision,
