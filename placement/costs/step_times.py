@@ -11,7 +11,7 @@ context of the batch:
     decode = base[bucket] + rounds x token[bucket](longest context)
 
 `muxjax bench steps` measures the times under load, while the engine alternates between the steps of
-all models, and writes them into a profile under `_steps`.
+all models. It writes them into a profile under `_steps`.
 """
 
 from __future__ import annotations

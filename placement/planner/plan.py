@@ -161,7 +161,7 @@ class PlacementPlan(_PlanSection):
       config_hash: of the fleet, cluster, costs and options.
       seed: of the search.
       execution: how the units' programs share the devices.
-      objective: what was maximized.
+      objective: the maximized quantity; see `scorer.Objective`.
       cluster, devices: the nodes, and the data of their devices.
       shapes: sizes of each kind of model.
       profile: path of the profile that the costs are from; None: the roofline.
@@ -171,8 +171,8 @@ class PlacementPlan(_PlanSection):
         measure).
       rate: offered requests per second.
       slo_attainment: fraction of the requests whose model is served in full within its targets.
-      score: value of the objective, plus a bonus for unused capacity of at most 0.01 % of the load
-        that decides between plans that serve the same load.
+      score: value of the objective, plus a bonus for unused capacity: at most 0.01 % of the load. It
+        decides between plans that serve the same load.
       bound: upper bound of the score of any plan.
       gap: `1 - score / bound`.
       upstream_score: by MuxServe's own estimator, if the costs are from its profile.

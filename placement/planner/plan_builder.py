@@ -47,7 +47,7 @@ class PlannerOptions:
 
     Attributes:
       execution: how units share their devices.
-      objective: what to maximize.
+      objective: the quantity to maximize; see `scorer.Objective`.
       effort: multiplies the number of search steps.
       seed: of the search.
       as_upstream: place models as MuxServe's own search does.

@@ -1,10 +1,10 @@
 """MuxServe's own search as released ("upstream"): Algorithm 1 with its bugs, for comparisons.
 
 A reimplementation of `PlacementOptimizer` of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py`
-(2024); see `upstream_estimator.py`. For each combination of node splits, models are placed in order
-of rate times a scale of their size, each on the mesh where the score grows most. The previous score
-of a mesh is looked up by its position in a list that is sorted after every model; often it is the
-score of another mesh. The number of combinations explodes with the number of nodes.
+(2024); see `upstream_estimator.py`. It tries all combinations of node splits. Models are placed in
+order of rate times a scale of their size, each on the mesh where the score grows most. The previous
+score of a mesh is looked up by its position in a list that is sorted after every model; often it is
+the score of another mesh. The number of combinations explodes with the number of nodes.
 """
 
 from __future__ import annotations

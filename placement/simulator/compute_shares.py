@@ -1,9 +1,9 @@
 """Compute shares of concurrent programs of several models.
 
-MuxServe assigns each model's prefill and decode a share of the streaming multiprocessors, and
-starts a program when its share is free (Duan et al., ICML 2024, sections 3.3 and 3.4). In the
-engine all steps update one KV pool array, so XLA runs them one after the other. The simulator
-predicts the benefit of concurrent execution.
+MuxServe assigns each model's prefill and decode a share of the streaming multiprocessors. A program
+starts when its share is free (Duan et al., ICML 2024, sections 3.3 and 3.4). In the engine all
+steps update one KV pool array, so XLA runs them one after the other. The simulator predicts the
+benefit of concurrent execution.
 """
 
 from __future__ import annotations
