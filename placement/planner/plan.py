@@ -171,8 +171,8 @@ class PlacementPlan(_PlanSection):
         measure).
       rate: offered requests per second.
       slo_attainment: fraction of the requests whose model is served in full within its targets.
-      score: value of the objective, plus a bonus for unused capacity: at most 0.01 % of the load. It
-        decides between plans that serve the same load.
+      score: value of the objective, plus a bonus for unused capacity of at most 0.01 % of the load.
+        The bonus decides between plans that serve the same load.
       bound: upper bound of the score of any plan.
       gap: `1 - score / bound`.
       upstream_score: by MuxServe's own estimator, if the costs are from its profile.
