@@ -21,7 +21,7 @@ class NodeGroup:
       device: the kind of the devices.
 
     Raises:
-      PlanError: no node or no device.
+      PlanError: the group has no node or no device.
     """
 
     nodes: int
@@ -35,7 +35,7 @@ class NodeGroup:
             )
 
     def mesh_sizes(self) -> tuple[int, ...]:
-        """Possible sizes of a mesh within a node: powers of two, ascending."""
+        """Possible mesh sizes within a node: powers of two, ascending."""
         return tuple(2**k for k in range(self.devices.bit_length()))
 
 
@@ -51,7 +51,7 @@ class Cluster:
 
     @property
     def num_devices(self) -> int:
-        """Devices of all nodes."""
+        """Number of devices of all nodes."""
         return sum(group.nodes * group.devices for group in self.groups)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ def parse_cluster(text: str) -> Cluster:
     """Parses `NODESxDEVICES:DEVICE`, several groups separated by commas.
 
     Raises:
-      PlanError: another format, an unknown device, or an empty cluster.
+      PlanError: an invalid format, an unknown device, or an empty cluster.
     """
     groups = []
     for part in text.split(","):

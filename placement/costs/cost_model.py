@@ -1,7 +1,7 @@
 """The interface of cost models: durations of steps and memory of models.
 
-Implementations: a measured table (`profile_table.py`) and a roofline (`roofline.py`). The planner
-and the simulator use either.
+A measured table (`profile_table.py`) and a roofline (`roofline.py`) implement it. The planner and
+the simulator accept either.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class CostModel(Protocol):
     """Costs of models, by name. All methods are pure.
 
     Common arguments:
-      model: a known name; an unknown one is a `KeyError`.
-      tp: devices that the model is sharded over.
+      model: name of a model; an unknown name raises `KeyError`.
+      tp: number of devices that the model is sharded over.
       share: fraction of the devices' compute, above 0 and at most 1 (MuxServe's share of the
         streaming multiprocessors). In time-sliced execution it is 1.
     """
@@ -33,7 +33,7 @@ class CostModel(Protocol):
     def decode_seconds(
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
-        """Seconds of one token for each of `batch` sequences that hold `context` tokens."""
+        """Seconds of one decode step of `batch` sequences with contexts of `context` tokens."""
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
         """Weight bytes on each device."""
@@ -48,7 +48,7 @@ class PlanningCosts(CostModel, Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The known names."""
+        """Names of all models with costs."""
 
     def shape(self, model: str) -> ModelShape:
         """The sizes of a model."""

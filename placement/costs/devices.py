@@ -26,8 +26,8 @@ class Device:
       bandwidth: bytes per second from its memory.
       memory: bytes of its memory.
       link_bandwidth: bytes per second to the other devices of its node, sum of both directions.
-      launch_seconds: time to start one kernel. An assumption.
-      source: source of the other values.
+      launch_seconds: time to start one kernel (an assumption).
+      source: publication of the other values.
 
     Raises:
       PlanError: a value that is not positive and finite.
@@ -74,7 +74,7 @@ DEVICES: Mapping[str, Device] = {
         _tpu("tpu7x", 2307, 7380, 192, 1200, "tpu7x"),
     )
 }
-"""Presets by name. The data of v5p, v6e and tpu7x are from one table, on the page of TPU7x."""
+"""Presets by name. One table, on the page of TPU7x, gives the data of v5p, v6e and tpu7x."""
 
 _CORE_FLOPS = 60e9
 """Operations per second and core; measured, see docs/measurements/placement-notes.md."""
@@ -85,8 +85,8 @@ _CPU_BANDWIDTH = 31e9
 def local_cpu() -> Device:
     """The local machine as one device.
 
-    The memory is read from the system. The rates are those of two cores of an AMD EPYC (Zen 4) and
-    a rough guess for other machines.
+    The memory is read from the system. The rates were measured on two cores of an AMD EPYC (Zen 4)
+    and are a rough estimate for other machines.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = os.cpu_count() or 1

@@ -1,11 +1,13 @@
-"""The sizes of a model that planning needs, and the bytes of weights and KV that follow from them.
+"""Sizes of a model, and the bytes of its weights and KV cache.
 
-Weights: the matrices of the layers (`weight_bits` per weight, so that quantized checkpoints count
-with their real size), the embedding and, unless it is tied, the output head (`embed_bits`: most
-quantized checkpoints keep them in 16 bits), and norms and biases in float32 on every device.
+The weights are:
+- the matrices of the layers, with `weight_bits` bits per weight, quantized or not;
+- the embedding and, unless it is tied, the output head, with `embed_bits` bits per weight (16 in
+  most quantized checkpoints);
+- norms and biases, in float32 on every device.
 
 KV: `2 L K H` numbers per token, independent of the number of query heads. Tensor parallelism shards
-the heads; with more devices than KV heads each device holds one KV head.
+the heads; with more devices than KV heads each device has one KV head.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class ModelShape:
       max_position: the model's context length, in tokens.
 
     Raises:
-      ValueError: a size that is not positive, or heads that cannot share the KV heads.
+      ValueError: a size that is not positive, or `num_heads` that is not a multiple of
+        `num_kv_heads`.
     """
 
     num_layers: int
@@ -71,7 +74,7 @@ class ModelShape:
 
     @property
     def num_params(self) -> int:
-        """Number of all weights, each counted once."""
+        """Number of all weights. Tied embeddings count once."""
         tables = self.head_params * (1 if self.tie_embeddings else 2)
         return self.layer_params + tables + self.small_params
 

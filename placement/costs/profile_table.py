@@ -5,15 +5,15 @@ in milliseconds, -1 for cells that were not run. A prefill step has `batch x len
 decode step generates one token for each of `batch` sequences that hold `length` tokens.
 
 Between measured points the time is interpolated linearly in the batch, the length and the compute
-share. Outside of them:
-- Below the smallest batch or length, the time is that of the smallest: a step takes at least its
-  launch overhead.
-- Above the largest, and in cells that were not run, the time is extrapolated along the last two
-  points, in the batch first, and never below the last point.
+share. Elsewhere:
+- Below the smallest batch or length, the time is constant, because a step takes at least its launch
+  overhead.
+- Above the largest, and for cells that were not run, the time is extrapolated along the last two
+  points, first in the batch. It never falls below the last point.
 - Below the smallest share, the time is inversely proportional to the share.
 
-A profile of `muxjax bench steps` also has the measured times of the engine's own steps under
-`_steps` (`step_times.py`), which simulations use instead of the table.
+A profile of `muxjax bench steps` also has measured times of the engine's compiled steps under
+`_steps` (`step_times.py`). Simulations use them instead of the table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from muxjax.placement.costs.step_times import StepTimes
 Phase = Literal["prefill", "decoding"]
 _PHASES: tuple[Phase, ...] = ("prefill", "decoding")
 STEPS = "_steps"
-"""The key of the engine's own steps, beside the models."""
+"""The key of the engine's step times. All other keys of a profile are models."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Surface:
 
     def seconds(self, batch: float, length: float) -> float:
         """Seconds at any point, interpolated or extrapolated."""
-        row, up = _locate(self.batches, batch)
-        column, right = _locate(self.lengths, length)
-        low, high = self.rows[row], self.rows[row + 1] if up else self.rows[row]
-        near = low[column] + up * (high[column] - low[column])
-        if not right:
-            return near
-        far = low[column + 1] + up * (high[column + 1] - low[column + 1])
-        return near + right * (far - near)
+        row, y = _locate(self.batches, batch)
+        column, x = _locate(self.lengths, length)
+        low, high = self.rows[row], self.rows[row + 1] if y else self.rows[row]
+        left = low[column] + y * (high[column] - low[column])
+        if not x:
+            return left
+        right = low[column + 1] + y * (high[column + 1] - low[column + 1])
+        return left + x * (right - left)
 
 
 def _locate(grid: tuple[float, ...], value: float) -> tuple[int, float]:
-    """The index of the grid interval, and the position within it: above 1 beyond the last point."""
+    """Index of the grid interval of a value, and the position in it (above 1 beyond the grid)."""
     if value <= grid[0] or len(grid) == 1:
         return 0, 0.0
     index = min(bisect_right(grid, value), len(grid) - 1) - 1
@@ -76,16 +76,16 @@ class ProfileTable:
 
     Args:
       profile: the file's path, or its contents.
-      shapes: shapes of the profile's models, for their bytes; those of LLaMA are built in. Models
-        of the profile without a shape are validated and then ignored.
+      shapes: shapes of the profile's models, to compute their bytes; LLaMA shapes are built in.
+        Models of the profile without a shape are validated and then ignored.
 
     Attributes:
       raw: the models' tables as in the file, for MuxServe's own estimator.
-      step_times: times of the engine's own steps, by model, if they were measured.
+      step_times: measured times of the engine's compiled steps by model; may be empty.
 
     Raises:
       ProfileError: a file that cannot be read, a value that is not a time (NaN, zero, ...), or an
-        empty table. The message says where.
+        empty table. The message names the cell.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ProfileTable:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names in the profile."""
+        """Names of the profile's models with a known shape."""
         return tuple(self._shapes)
 
     def shape(self, model: str) -> ModelShape:
@@ -164,7 +164,7 @@ class ProfileTable:
         return self._shapes[model].kv_bytes_per_token(tp)
 
     def _interpolate_share(self, model: str, tp: int, phase: Phase, share: float) -> Surface:
-        """The surface at any share, on the union of the grids of the neighboring shares."""
+        """Interpolates the surface at any share, on the union of the neighbors' grids."""
         if not 0 < share <= 1:
             raise ValueError(f"a compute share must be above 0 and at most 1, not {share}")
         measured = self._surfaces[model, tp, phase]
@@ -232,15 +232,15 @@ def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: st
     for b, row in table.items():
         for n, cell in row.items():
             value = cell.get(phase, -1) if isinstance(cell, Mapping) else None
-            here = f"{where}, batch {b:g}, length {n:g}, {phase}"
+            cell_name = f"{where}, batch {b:g}, length {n:g}, {phase}"
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ProfileError(f"profile of {here}: must be a number of milliseconds")
+                raise ProfileError(f"profile of {cell_name}: must be a number of milliseconds")
             if value == -1:
                 continue
             if not (math.isfinite(value) and value > 0):
                 raise ProfileError(
-                    f"profile of {here}: {value} is not a time; measure it again, or write -1 for "
-                    "a cell that was not run"
+                    f"profile of {cell_name}: {value} is not a time; measure it again, or write "
+                    "-1 for a cell that was not run"
                 )
             known[b, n] = value / 1000
     batches = [b for b in table if any((b, n) in known for n in lengths)]
@@ -249,8 +249,8 @@ def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: st
         raise ProfileError(f"profile of {where}: no {phase} step was measured")
     columns: list[list[float]] = []
     for n in lengths:
-        below = columns[-1] if columns else [1.0] * len(batches)
-        columns.append(_fill_gaps(batches, [known.get((b, n)) for b in batches], below))
+        shorter = columns[-1] if columns else [1.0] * len(batches)
+        columns.append(_fill_gaps(batches, [known.get((b, n)) for b in batches], shorter))
     rows = zip(*columns, strict=True)
     return Surface(tuple(batches), tuple(lengths), tuple(tuple(row) for row in rows))
 
@@ -258,9 +258,9 @@ def _surface(table: Mapping[float, Mapping[float, Any]], phase: Phase, where: st
 def _fill_gaps(
     grid: Sequence[float], values: Sequence[float | None], similar: Sequence[float]
 ) -> list[float]:
-    """Fills gaps by the line through the known neighbors or the two nearest points below.
+    """Fills gaps linearly from the known neighbors, or from the two nearest points below.
 
-    With fewer known points, in proportion to the values of a similar column.
+    With fewer known points, the values of a similar column are scaled.
     """
     filled: list[float] = []
     points = [(b, value) for b, value in zip(grid, values, strict=True) if value is not None]
@@ -268,15 +268,15 @@ def _fill_gaps(
         if value is not None:
             filled.append(value)
             continue
-        around = [point for point in points if point[0] < b][-2:]
+        below = [point for point in points if point[0] < b][-2:]
         above = next((point for point in points if point[0] > b), None)
-        if around and above:
-            (b0, t0), (b1, t1) = around[-1], above
-        elif len(around) == 2:
-            (b0, t0), (b1, t1) = around
+        if below and above:
+            (b0, t0), (b1, t1) = below[-1], above
+        elif len(below) == 2:
+            (b0, t0), (b1, t1) = below
             t1 = max(t0, t1)
         else:
-            nearest = around[-1] if around else points[0]
+            nearest = below[-1] if below else points[0]
             scale = nearest[1] / similar[grid.index(nearest[0])]
             filled.append(scale * similar[index])
             continue

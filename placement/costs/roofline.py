@@ -1,14 +1,14 @@
 """Calculated costs: the roofline of a step's arithmetic and memory traffic.
 
-A step takes the maximum of its operations over the peak rate and its bytes over the bandwidth (the
-roofline: Williams, Waterman and Patterson, CACM 2009), each at the fraction of the peak that real
-programs reach. Two all-reduces of the activations per layer, if the model is sharded, and the
-launch of its kernels are added. A compute share lowers both rates, the bandwidth less: a few
-multiprocessors can use more than their share of it.
+A step takes its operations divided by the peak rate, or its bytes divided by the bandwidth,
+whichever is longer (the roofline: Williams, Waterman and Patterson, CACM 2009). Both rates are
+reduced to the fraction that real programs reach. Kernel launches are added and, if the model is
+sharded, two all-reduces of the activations per layer. A compute share lowers both rates, the
+bandwidth less: a few multiprocessors can use more than their share of it.
 
 - Prefill: `2 x weights` operations per token (the head only for the last token of each prompt), and
-  attention of each token to the tokens before it.
-- Decode: the weights once per step, and the keys and values of each sequence.
+  attention of each token to all previous tokens.
+- Decode: reads the weights once per step, and the keys and values of each sequence.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ COMPUTE_EFFICIENCY = 0.6
 MEMORY_EFFICIENCY = 0.8
 """Fraction of the bandwidth that decoding reaches; docs/measurements/placement-notes.md."""
 KERNELS_PER_LAYER = 8
+"""Kernel launches per layer and step; an assumption."""
 BANDWIDTH_SHARE_POWER = 0.5
 """Exponent of the compute share in the bandwidth; docs/measurements/placement-notes.md."""
 _MAX_TP = 8
 
 
 class _Sizes(NamedTuple):
-    """Derived sizes of a model at one `tp`, cached because a simulation needs them every step."""
+    """Derived sizes of a model at one `tp`, cached because a simulation uses them every step."""
 
     layer_params: int
     head_params: int
@@ -42,7 +43,7 @@ class Roofline:
     """A cost model from model shapes and device data.
 
     Args:
-      shapes: by model name.
+      shapes: model shapes by model name.
       device: the device that all models run on.
     """
 
@@ -53,7 +54,7 @@ class Roofline:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names of the shapes."""
+        """Names of all models with costs."""
         return tuple(self._shapes)
 
     def shape(self, model: str) -> ModelShape:
@@ -67,7 +68,7 @@ class Roofline:
         return tuple(tp for tp in powers if shape.supports_tp(tp))
 
     def shares(self, model: str, tp: int) -> tuple[float, ...]:
-        """Multiples of a tenth."""
+        """Multiples of 0.1, up to 1."""
         return tuple(k / 10 for k in range(1, 11))
 
     def prefill_seconds(
@@ -81,7 +82,8 @@ class Roofline:
         prompts = num_tokens / length
         heads = shape.num_heads * shape.head_dim
         operations = 2 * (sizes.layer_params * num_tokens + sizes.head_params * prompts)
-        operations += 2 * shape.num_layers * heads * length * num_tokens  # half of length, Q and V
+        # Two products (QK and PV) of 2 operations each, over half of the length on average.
+        operations += 2 * shape.num_layers * heads * length * num_tokens
         moved = sizes.weight_bytes + num_tokens * sizes.token_bytes
         return self._seconds(shape, operations / tp, moved, num_tokens, tp, share)
 
@@ -135,11 +137,11 @@ class Roofline:
         compute = operations / (device.flops * COMPUTE_EFFICIENCY * share)
         bandwidth = device.bandwidth * MEMORY_EFFICIENCY * share**BANDWIDTH_SHARE_POWER
         launches = shape.num_layers * KERNELS_PER_LAYER * device.launch_seconds
-        reduced = 0.0
+        all_reduces = 0.0
         if tp > 1:
             # Two all-reduces of 16-bit activations per layer. A ring sends and receives
-            # 2 (tp - 1) / tp of the activations, each direction at half of the link bandwidth.
+            # 2 (tp - 1) / tp of the activations; each direction has half of the link bandwidth.
             activations = tokens * shape.hidden_size * 2.0
             ring = 2 * (tp - 1) / tp * activations / (device.link_bandwidth / 2)
-            reduced = shape.num_layers * 2 * (ring + (tp - 1) * device.launch_seconds)
-        return max(compute, moved / bandwidth) + reduced + launches
+            all_reduces = shape.num_layers * 2 * (ring + (tp - 1) * device.launch_seconds)
+        return max(compute, moved / bandwidth) + all_reduces + launches

@@ -1,7 +1,7 @@
 """Measured times of the engine's compiled steps, by bucket, chunk and context.
 
 A compiled prefill takes the time of its token bucket, padding included. Each chunk of a prompt adds
-attention over its context, and sampling after the last chunk of a prompt adds the output head:
+attention over its context. Sampling after the last chunk of a prompt adds the output head:
 
     prefill = base[bucket] + sum over chunks of chunk[bucket](context) + sample, if any is last
 
@@ -10,8 +10,8 @@ context of the batch:
 
     decode = base[bucket] + rounds x token[bucket](longest context)
 
-The times are those under load, when steps of all models alternate. `muxjax bench steps` measures
-them on the engine and stores them in a profile under `_steps`.
+`muxjax bench steps` measures the times under load, while the engine alternates between the steps of
+all models. It writes them into a profile under `_steps`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class PrefillTimes:
     """Times of one token bucket, in seconds.
 
     Attributes:
-      base: the bucket without any chunk.
+      base: a step, without its chunks.
       chunk: one chunk, by the context at its end.
-      sample: sampling after last chunks, for any number of them.
+      sample: sampling after the last chunks of any number of prompts.
     """
 
     base: float
@@ -81,7 +81,8 @@ class StepTimes:
         """Seconds of a prefill step.
 
         Args:
-          chunks: tokens, context at the end, and whether it is its prompt's last, of each chunk.
+          chunks: for each chunk its tokens, the context at its end, and whether it is the last
+            chunk of its prompt.
         """
         total = sum(tokens for tokens, _, _ in chunks)
         times = self.prefill[find_bucket(self.prefill, total)]
@@ -109,7 +110,7 @@ class StepTimes:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The entry in a profile, in milliseconds."""
+        """Converts to the entry of a profile, in milliseconds."""
 
         def curve(points: Curve) -> list[list[float]]:
             return [[context, 1e3 * seconds] for context, seconds in points]
@@ -138,10 +139,10 @@ class StepTimes:
 
         Args:
           data: the entry of a profile.
-          where: the model, for messages.
+          where: name of the model, for error messages.
 
         Raises:
-          ProfileError: another format.
+          ProfileError: the entry has another format.
         """
 
         def curve(points: Any) -> Curve:
@@ -182,8 +183,8 @@ def _scaled(curve: Curve, factor: float) -> Curve:
 def interpolate(curve: Curve, context: float) -> float:
     """Seconds at any context, linear between points.
 
-    Below the first point the time is constant. Beyond the last one it continues along the last two
-    points, and never falls.
+    Below the first point the time is constant. Beyond the last point it continues along the last
+    two points, but never falls.
     """
     if context <= curve[0][0] or len(curve) == 1:
         return curve[0][1]
@@ -196,7 +197,7 @@ def interpolate(curve: Curve, context: float) -> float:
 
 
 def find_bucket(buckets: Mapping[int, Any], size: int) -> int:
-    """The smallest of ascending buckets that holds `size`.
+    """Finds the smallest bucket of at least `size`; the buckets ascend.
 
     Raises:
       ValueError: the largest bucket is too small.

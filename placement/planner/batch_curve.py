@@ -1,7 +1,7 @@
 """Step times of one model on a mesh as a function of its batch size.
 
 The curves are sampled at powers of two and interpolated linearly. Below a batch of 1 the time is
-that of 1; above the largest sample it grows in proportion to the batch.
+constant; above the largest sample it is proportional to the batch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from muxjax.placement.costs.cost_model import CostModel
 from muxjax.placement.planner.load import ModelLoad
 
 POOL_SHARE = 0.9
-"""Fraction of the memory beside the weights that the KV pool uses, as in the engine."""
+"""Fraction of the memory without the weights that the KV pool uses, as in the engine."""
 PREFILL_TOKENS = 2048
 """Maximum tokens of a prefill step, as in the engine on accelerators."""
 LARGEST_BATCH = 1024
-"""Sequences; the largest sampled batch."""
+"""Largest sampled batch, in sequences."""
 BATCHES = tuple(float(2**k) for k in range(LARGEST_BATCH.bit_length()))
 """Batch sizes at which curves are sampled."""
 
@@ -37,8 +37,8 @@ class BatchCurve:
       weight_bytes: weight bytes on each device.
       prefill: seconds to prefill the whole batch, at each of `BATCHES`.
       decode: seconds of all decode steps of a request, at each of `BATCHES`.
-      mesh_time: seconds of exclusive use of the mesh that the whole batch takes from first prefill
-        to last token (time-sliced execution), at each of `BATCHES`.
+      mesh_time: mesh seconds of the whole batch, from the first prefill to the last token
+        (time-sliced execution), at each of `BATCHES`.
     """
 
     tp: int
@@ -56,7 +56,7 @@ class BatchCurve:
 def build_batch_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) -> BatchCurve:
     """Builds the curve of a model on a mesh of `size` devices with all of their compute.
 
-    A batch above the model's `max_batch` runs in rounds, so its time grows in proportion.
+    A batch above the model's `max_batch` runs in rounds; its time is proportional to the batch.
     """
     kind, expected = load.kind, load.expected
     prompt = expected.prompt_tokens
@@ -89,7 +89,7 @@ def build_batch_curve(load: ModelLoad, costs: CostModel, *, size: int, tp: int) 
 def with_compute_share(
     curve: BatchCurve, load: ModelLoad, costs: CostModel, share: float
 ) -> BatchCurve:
-    """A copy whose decode steps run on a fraction `share` of the compute (concurrent execution)."""
+    """A copy with decode steps on a fraction `share` of the compute (concurrent execution)."""
     return replace(curve, decode=_decode_times(load, costs, curve.tp, share))
 
 
@@ -108,7 +108,7 @@ def _decode_times(load: ModelLoad, costs: CostModel, tp: int, share: float) -> t
 
 
 def interpolate(values: Sequence[float], batch: float) -> float:
-    """The value at any batch size of a curve sampled at `BATCHES`."""
+    """The value at any batch size, of a curve sampled at `BATCHES`."""
     if batch <= 1.0:
         return values[0]
     if batch >= LARGEST_BATCH:
@@ -119,12 +119,12 @@ def interpolate(values: Sequence[float], batch: float) -> float:
 
 
 def interpolate_from_zero(values: Sequence[float], batch: float) -> float:
-    """As `interpolate`, but proportional below 1: a batch that exists part of the time."""
+    """As `interpolate`, but proportional below 1: a batch below 1 runs part of the time."""
     return batch * values[0] if batch < 1.0 else interpolate(values, batch)
 
 
 def prefill_seconds(curve: BatchCurve, batch: float) -> float:
-    """Seconds of prefill per request, when the whole batch is prefilled at once."""
+    """Seconds of prefill per request if the whole batch is prefilled at once."""
     return interpolate_from_zero(curve.prefill, batch) / batch if batch > 0 else curve.prefill[0]
 
 
@@ -139,5 +139,5 @@ def decode_seconds(curve: BatchCurve, batch: float) -> float:
 
 
 def pool_bytes(curves: Sequence[BatchCurve], memory: float) -> float:
-    """Bytes of the KV pool on each device of `memory` bytes; negative if the weights do not fit."""
+    """Bytes of the KV pool on a device of `memory` bytes; negative if the weights do not fit."""
     return POOL_SHARE * (memory - sum([curve.weight_bytes for curve in curves]))

@@ -1,12 +1,12 @@
 """Upper bound of the objective over all placements, from the minimum resources of each request.
 
-The offered load is one bound. The others are fractional knapsacks, one per resource of the whole
-cluster. Every model is assumed to run isolated at its best configuration with all the memory of its
-devices, and requests are chosen in order of value per resource.
+The offered load is one bound. The others are fractional knapsacks, one for each resource of the
+cluster. They assume that every model runs isolated in its best configuration with all the memory of
+its devices. Requests are served in descending order of value per resource.
 
 - Time-sliced: device seconds. A request on `tp` devices takes at least `tp min_b h(b)`.
 - Concurrent: device seconds of prefill, because prefills of a unit run one after the other; and KV
-  bytes times seconds, because a request holds its KV for at least the decode steps of its output.
+  bytes times seconds, because a request occupies its KV at least during its decode steps.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def upper_bound(scorer: Scorer) -> float:
 
 
 def _isolated_curves(scorer: Scorer, model: int) -> list[tuple[BatchCurve, float]]:
-    """Curves of a model isolated on a mesh, for each kind of node and `tp` that it fits, with the
-    memory of a device in bytes.
-    """
+    """Batch curves of an isolated model, and bytes of device memory, for each feasible mesh."""
     options = []
     for group, nodes in enumerate(scorer.cluster.groups):
         load = scorer.loads[model]

@@ -1,7 +1,8 @@
-"""Greedy construction of a placement that a search starts from.
+"""Greedy construction of a placement as the start of a search.
 
-Models are placed in order of their device time, each on the existing or new unit where the
-objective grows most. The gain of a unit is the difference of its scores; no other unit changes.
+Models are placed in descending order of their device time, each on the existing or new unit that
+increases the objective most. The gain of a unit is the difference of its scores; no other unit
+changes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from muxjax.placement.planner.rebuild import Rebuilder, add_item
 from muxjax.placement.planner.scorer import CandidateUnit, Item, Scorer
 
 MAX_JOINED = 12
-"""Existing units that a model may join which are scored; the least utilized ones."""
+"""Maximum number of existing units that are scored for a model, the least utilized first."""
 _REBUILDS = 100
 """Attempts to make room for a model before construction fails."""
 
@@ -32,7 +33,7 @@ class GreedyConstructor:
         self._rebuilder = rebuilder
 
     def construct(self, preferred: int) -> Placement | None:
-        """Builds a placement with meshes of `preferred` devices where these fit, else smaller ones.
+        """Builds a placement with meshes of `preferred` devices, or smaller if these do not fit.
 
         Returns:
           The placement, or None if a model could not be placed.
@@ -52,7 +53,7 @@ class GreedyConstructor:
     def _split_into_replicas(self, model: int, preferred: int) -> list[Item]:
         """Splits a model that needs more than one mesh into equal replicas.
 
-        There are at most as many as meshes fit into the model's fair share of the devices.
+        The model's fair share of the devices limits their number.
         """
         demands = self._rebuilder.demands
         best, size = 0.0, 1
@@ -69,7 +70,7 @@ class GreedyConstructor:
         return [(model, 1.0 / count)] * count
 
     def _make_room(self, placement: Placement, item: Item) -> bool:
-        """Rebuilds some units together with an item that fits on no unit."""
+        """Rebuilds some units to place an item that fits on no unit."""
         for _ in range(_REBUILDS if placement.units else 0):
             chosen = self._rebuilder.choose_units(placement)
             old = [placement.remove(index) for index in sorted(chosen, reverse=True)]
@@ -81,11 +82,11 @@ class GreedyConstructor:
         return False
 
     def _place(self, placement: Placement, item: Item, preferred: int) -> bool:
-        """Puts an item on the existing or new unit where the value grows most."""
+        """Places an item on the existing or new unit where the value grows most."""
         options = self._existing_units(placement, item)
         options += self._new_units(placement, item, preferred)
         if not options:
-            options = self._existing_units(placement, item, every=True)
+            options = self._existing_units(placement, item, limit=None)
         if not options:
             return False
         _, index, unit = max(options, key=lambda option: option[0])
@@ -95,13 +96,13 @@ class GreedyConstructor:
         return True
 
     def _existing_units(
-        self, placement: Placement, item: Item, *, every: bool = False
+        self, placement: Placement, item: Item, *, limit: int | None = MAX_JOINED
     ) -> list[tuple[float, int | None, CandidateUnit]]:
         """Gain, index and new unit of each existing unit that an item can join."""
         units = placement.units
         indices: Iterable[int] = range(len(units))
-        if not every and len(units) > MAX_JOINED:
-            indices = sorted(indices, key=lambda i: self._utilization(units[i]))[:MAX_JOINED]
+        if limit is not None and len(units) > limit:
+            indices = sorted(indices, key=lambda i: self._utilization(units[i]))[:limit]
         options: list[tuple[float, int | None, CandidateUnit]] = []
         for index in indices:
             group, size, items, _ = units[index]
@@ -117,7 +118,7 @@ class GreedyConstructor:
     def _new_units(
         self, placement: Placement, item: Item, preferred: int
     ) -> list[tuple[float, int | None, CandidateUnit]]:
-        """Gain and unit of a new mesh for an item, for each group of nodes with room."""
+        """Gain and unit of a new mesh for an item, for each group of nodes with free devices."""
         options: list[tuple[float, int | None, CandidateUnit]] = []
         for group, smallest in self._rebuilder.smallest_mesh[item[0]].items():
             budget = placement.budgets[group]

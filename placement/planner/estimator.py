@@ -6,21 +6,22 @@ Two execution modes (`Execution`):
 one after the other, decode steps run concurrently, each with its share of the compute. With `b`
 sequences a model serves `x = b / (P + o t(b))` requests per second. `P` is the time of the prefills
 of all models' batches and `o t(b)` the time of its `o` output tokens. The batches are the fixed
-point. If the compute shares of the decode steps add up to more than 1, all are slowed in
-proportion.
+point of these equations. If the compute shares of the decode steps add up to more than 1, all are
+slowed in proportion.
 
 `time_sliced` is MuxJAX's: one program at a time. With `b` sequences decoding together, a request
 takes `h(b) = p(b) + o t(b) / b` seconds of the mesh: its prefill and its part of each decode step.
-All models decode equally often, so `b` is proportional to `rate x o`, and with more memory a
-request takes less time. The unit serves the fraction `1 / sum(rate h)` of the load.
+All models decode equally often, so `b` is proportional to `rate x o`. More memory permits larger
+batches, which take less time per request. The unit serves the fraction `1 / sum(rate h)` of the
+load.
 
 In both modes:
-- A model may have a smaller `tp` than the mesh has devices; the other devices hold further
-  replicas, among which its load is divided.
-- A sequence holds KV for its prompt and output in full. Each model has KV for at least one request.
-- Load beyond the capacity is refused as the scheduler's KV quotas would have it. Concurrent: each
-  model gets KV for what it needs, up to a quota proportional to its rate and bytes, plus what other
-  models leave. Time-sliced: every model is served the same fraction of its rate.
+- If the `tp` of a model is smaller than the mesh, the mesh has several replicas, which share the
+  load of the model.
+- A sequence occupies KV for its full prompt and output. Each model has KV for at least one request.
+- Load beyond the capacity is refused, as by the scheduler's KV quotas. Concurrent: a model gets the
+  KV that it needs, up to a quota proportional to its rate and bytes, plus unused quota of other
+  models. Time-sliced: every model is served the same fraction of its rate.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from muxjax.placement.planner.batch_curve import (
 from muxjax.placement.planner.plan import Execution
 
 PAGED = 0.97
-"""Fraction of the pool that a request of full length can use; the rest is the dummy block and
-partly filled slabs."""
+"""Fraction of the pool that requests can use. The remainder is the dummy block and the free blocks
+of partly used slabs."""
 _ROUNDS = 30
 """Maximum iterations of the fixed point."""
 _TOLERANCE = 1e-4
 """Relative change at which the fixed point has converged."""
 _SMALLER_BATCHES = (0.7, 0.5, 0.35, 0.25, 0.12)
-"""Fractions of the longest decode cycle that are also tried when load is refused."""
+"""Fractions of the longest decode cycle that are also tried if load is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,9 @@ class OperatingPoint:
     """The steady state of a unit.
 
     Attributes:
-      served: fraction of its rate that each model is served.
+      served: served fraction of each model's rate.
       batches: sequences per replica that decode together, for each model.
-      utilization: of the resource that limits the unit; 1 if load is refused.
+      utilization: utilization of the resource that limits the unit; 1 if load is refused.
       seconds: concurrent: total time of the prefills of all batches. Time-sliced: time between two
         decode steps of a model.
     """
@@ -73,15 +74,15 @@ def find_operating_point(
     """Computes the steady state of a unit.
 
     Args:
-      curves: its models.
+      curves: one curve for each model of the unit.
       memory: bytes of a device.
       execution: how the models share the mesh.
-      slowdown: concurrent: factor by which decode steps are slowed, the sum of the compute shares
-        if that is above 1.
+      slowdown: factor on the time of decode steps (concurrent execution only): the sum of the
+        compute shares if it is above 1.
 
     Returns:
-      The steady state, or None if the models do not fit: weights and one mean request of each
-      model, and the longest request of one model beside a mean request of each other.
+      The steady state, or None if the models do not fit. The memory must fit the weights and one
+      mean request of each model, or the longest request in place of one of these.
     """
     pool = pool_bytes(curves, memory)
     mean = sum([curve.sequence_bytes for curve in curves])
@@ -101,7 +102,7 @@ def _time_sliced(curves: Sequence[BatchCurve], pool: float) -> OperatingPoint:
     longest = _longest_cycle(curves, weights, pool)
     demand, seconds = mesh_demand(curves, weights, longest), longest
     if demand > 1.0:
-        # Large batches may cost more than in proportion; then smaller batches serve more.
+        # If time grows faster than the batch, smaller batches serve more.
         for fraction in _SMALLER_BATCHES:
             smaller = mesh_demand(curves, weights, fraction * longest)
             if smaller < demand:
@@ -112,17 +113,17 @@ def _time_sliced(curves: Sequence[BatchCurve], pool: float) -> OperatingPoint:
 
 
 def decode_weights(curves: Sequence[BatchCurve]) -> list[float]:
-    """Output tokens per second of each model's replica: time-sliced batches are proportional."""
+    """Output tokens per second of a replica of each model; time-sliced batches are proportional."""
     return [curve.rate * curve.output_tokens for curve in curves]
 
 
 def mesh_demand(curves: Sequence[BatchCurve], weights: Sequence[float], seconds: float) -> float:
-    """Mesh seconds per second that the whole load takes, `sum(rate h)`.
+    """Mesh seconds per second of the full load, `sum(rate h)`.
 
     Args:
       curves: the models of a time-sliced unit.
       weights: `decode_weights`.
-      seconds: time between two decode steps of a model, which decides the batches.
+      seconds: time between two decode steps of a model, which determines the batches.
     """
     total = 0.0
     for curve, weight in zip(curves, weights, strict=True):
@@ -140,13 +141,13 @@ def _longest_cycle(curves: Sequence[BatchCurve], weights: Sequence[float], pool:
     """The time between decode steps at which the batches, each at least 1, fill the pool."""
     pairs = [(weight, curve.sequence_bytes) for weight, curve in zip(weights, curves, strict=True)]
     growing = [pair for pair in pairs if pair[0] > 0]
-    room = pool - sum([size for weight, size in pairs if weight <= 0])
+    free = pool - sum([size for weight, size in pairs if weight <= 0])
     while growing:
-        seconds = room / sum([weight * size for weight, size in growing])
+        seconds = free / sum([weight * size for weight, size in growing])
         small = [pair for pair in growing if pair[0] * seconds < 1.0]
         if not small:
             return seconds
-        room -= sum([size for _, size in small])
+        free -= sum([size for _, size in small])
         growing = [pair for pair in growing if pair[0] * seconds >= 1.0]
     return 1.0 / max([weight for weight, _ in pairs]) if any(weights) else 0.0
 
@@ -167,7 +168,7 @@ def _concurrent(curves: Sequence[BatchCurve], pool: float, slowdown: float) -> O
         change = total - prefill
         if abs(change) <= _TOLERANCE * total:
             break
-        # The steps form a nearly geometric series: continue at its limit.
+        # The changes form a nearly geometric series: extrapolate to its limit.
         ratio = change / before if before else 0.0
         if 0 < ratio < 0.95:
             prefill, before = total + change * ratio / (1 - ratio), 0.0
@@ -185,7 +186,7 @@ def _concurrent(curves: Sequence[BatchCurve], pool: float, slowdown: float) -> O
 
 
 def _smallest_batch(curve: BatchCurve, slowdown: float, prefill: float) -> float:
-    """The smallest batch that serves the rate, or else the batch with the highest throughput."""
+    """The smallest batch that serves the rate, else the batch with the highest throughput."""
     rate, decode = curve.rate, curve.decode
     first = rate * (prefill + slowdown * decode[0])
     if first <= 1.0:
@@ -209,19 +210,19 @@ def _batches_within_quotas(
 ) -> list[float]:
     """Batches that fill the pool: each model's wanted batch, or its quota if that is smaller.
 
-    Quotas are proportional to rate times bytes of a request. What a model leaves of its quota goes
-    to the others. The minimum is one request.
+    Quotas are proportional to rate times bytes of a request, and at least one request. Unused quota
+    is divided among the other models.
     """
     batches = [min(1.0, batch) for batch in wanted]
-    open_ = [index for index, batch in enumerate(wanted) if batch > 1.0]
-    room = pool - sum([curve.sequence_bytes for curve in curves])
-    room += sum([curves[index].sequence_bytes for index in open_])
-    while open_:
-        scale = room / sum([curves[i].sequence_bytes * curves[i].rate for i in open_])
-        low = [i for i in open_ if scale * curves[i].rate < 1.0]
-        done = low or [i for i in open_ if wanted[i] <= scale * curves[i].rate]
-        for i in done or open_:
+    undecided = [index for index, batch in enumerate(wanted) if batch > 1.0]
+    free = pool - sum([curve.sequence_bytes for curve in curves])
+    free += sum([curves[index].sequence_bytes for index in undecided])
+    while undecided:
+        scale = free / sum([curves[i].sequence_bytes * curves[i].rate for i in undecided])
+        low = [i for i in undecided if scale * curves[i].rate < 1.0]
+        done = low or [i for i in undecided if wanted[i] <= scale * curves[i].rate]
+        for i in done or undecided:
             batches[i] = 1.0 if low else min(wanted[i], scale * curves[i].rate)
-            room -= curves[i].sequence_bytes * batches[i]
-        open_ = [i for i in open_ if i not in done] if done else []
+            free -= curves[i].sequence_bytes * batches[i]
+        undecided = [i for i in undecided if i not in done] if done else []
     return batches

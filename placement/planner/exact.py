@@ -1,9 +1,9 @@
 """Exact placement of a small fleet: an integer program over all possible units.
 
-One variable per candidate unit: a kind of node, a mesh size and a set of models (in full, or in
-small fleets also halves, which are replicas). Each model is placed once, and meshes fit on the
-nodes. Solved with HiGHS (Huangfu and Hall, Math. Prog. Comp. 2018) through SciPy. The number of
-units grows as `2^models`, so this is for small fleets only; `search.py` handles larger ones.
+Each candidate unit is a variable: a kind of node, a mesh size and a set of models. In very small
+fleets a unit may also have half of a model, which is a replica. Constraints: each model is placed
+once, and the meshes fit on the nodes. SciPy solves the program with HiGHS (Huangfu and Hall, Math.
+Prog. Comp. 2018). The number of units grows as `2^models`; `search.py` places larger fleets.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from muxjax.placement.planner.placements import MeshBudget
 from muxjax.placement.planner.scorer import CandidateUnit, Items, Scorer
 
 MAX_UNITS = 1000
-"""Candidate units above which the fleet is too large."""
+"""Maximum number of candidate units."""
 _MAX_UNITS_WITH_HALVES = 250
 _MAX_MODELS = 16
 
 
 def solve(scorer: Scorer) -> list[CandidateUnit] | None:
-    """The optimal units, or None for a fleet that is too large or cannot be placed."""
+    """Finds the optimal units; None for a fleet that is too large or cannot be placed."""
     models = len(scorer.loads)
     sizes = sum(len(group.mesh_sizes()) for group in scorer.cluster.groups)
     if models > _MAX_MODELS or 2**models * sizes > MAX_UNITS:
@@ -62,7 +62,7 @@ def _solve_integer_program(
                 )
             )
             capacities.append(nodes.nodes * (nodes.devices // size))
-    answer = milp(
+    solution = milp(
         -np.array(values),
         integrality=np.ones(len(units)),
         bounds=Bounds(0, 2),
@@ -72,7 +72,7 @@ def _solve_integer_program(
         ],
         options={"mip_rel_gap": 1e-9},
     )
-    if answer.x is None:
+    if solution.x is None:
         return None
-    counts = np.rint(answer.x).astype(int)
+    counts = np.rint(solution.x).astype(int)
     return [unit for unit, count in zip(units, counts, strict=True) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Error messages for fleets that do not fit, with what would make them fit."""
+"""Error messages for fleets that do not fit, with possible remedies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _does_not_fit(scorer: Scorer, model: int) -> str:
 
 
 def fleet_does_not_fit(scorer: Scorer) -> str:
-    """The message for models that fit one by one but not together."""
+    """The message for models that fit individually but not together."""
     needed = 0.0
     for load in scorer.loads:
         costs, tokens = scorer.costs[0], load.expected.request_tokens

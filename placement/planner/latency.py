@@ -28,9 +28,9 @@ def expected_latencies(
 ) -> list[ExpectedLatency | None]:
     """Mean latencies of each model; None for a model that is not served in full (its queue grows).
 
-    A prompt waits for the remainder of the running step and for the prompts before it, as in a
-    queue with non-preemptive priority for prefills (Cobham, 1954). Decode steps delay prompts in
-    time-sliced execution only.
+    A prompt waits for the remainder of the running step and for all earlier prompts: a queue with
+    non-preemptive priority for prefills (Cobham, 1954). Decode steps delay prompts in time-sliced
+    execution only.
     """
     singles = [curve.prefill[0] for curve in curves]
     prefill_use = sum([c.rate * s for c, s in zip(curves, singles, strict=True)])
@@ -62,10 +62,10 @@ def expected_latencies(
 
 
 def min_latency_point(curves: Sequence[BatchCurve], point: OperatingPoint) -> OperatingPoint:
-    """Finds the shortest time between decode steps that serves the whole load (time-sliced).
+    """Finds the shortest time between decode steps that serves the full load (time-sliced).
 
-    `find_operating_point` assumes full batches, which have the highest throughput. When the load
-    leaves slack, steps start as soon as they can, with smaller batches.
+    `find_operating_point` assumes full batches, which have the highest throughput. With slack,
+    steps start earlier, with smaller batches.
     """
     if min(point.served) < 1.0:
         return point

@@ -12,17 +12,17 @@ from muxjax.scheduling.specs import LatencySlo
 
 @dataclass(frozen=True)
 class ModelLoad:
-    """One model of the fleet as the planner sees it.
+    """Expected load, latency targets and limits of one model of the fleet.
 
     Attributes:
       name: unique in the fleet.
       kind: the model's name in the cost model.
       expected: rate and mean lengths of its requests.
-      slo: latency targets; only explicit `ttft` and `tpot` count in planning.
+      slo: latency targets; the planner uses only explicit `ttft` and `tpot`.
       kv_floor: guaranteed fraction of its unit's KV pool, 0 to 1; None: computed.
       max_batch: maximum number of concurrent sequences of a replica; None: limited by memory only.
-      longest: tokens of the longest request. The KV pool must hold it beside one mean request of
-        each other model, as the engine requires. None: no longer than the mean request.
+      longest: tokens of the longest request; None: as long as the mean request. As in the engine,
+        the KV pool must fit it together with one mean request of each other model.
 
     Raises:
       PlanError: an output length, floor, batch or length outside its range.

@@ -1,8 +1,7 @@
 """A placement under construction: candidate units and the meshes that still fit on the nodes.
 
-A placement is a multiset of units. The node of a mesh does not matter as long as all meshes can be
-packed: mesh sizes are powers of two, so they can be packed exactly if, for every size, the meshes
-of that size or larger fit (`MeshBudget`).
+A placement is a multiset of units. Meshes are not assigned to nodes; `MeshBudget` only ensures that
+they can be packed.
 """
 
 from __future__ import annotations
@@ -14,10 +13,14 @@ from muxjax.placement.planner.scorer import CandidateUnit, Scorer
 
 
 class MeshBudget:
-    """Counts meshes on a group of equal nodes and tells whether more fit.
+    """Counts meshes on a group of equal nodes and checks whether more fit.
 
-    Sizes divide each other, so any set of meshes can be packed as long as, for each size, the
-    meshes of that size or larger fit (Coffman, Garey and Johnson, J. Complexity 1987).
+    Mesh sizes are powers of two. Meshes can be packed exactly if, for each size, all meshes of at
+    least that size fit (Coffman, Garey and Johnson, J. Complexity 1987).
+
+    Attributes:
+      sizes: possible mesh sizes, ascending.
+      counts: number of meshes by size.
     """
 
     def __init__(self, group: NodeGroup) -> None:
@@ -44,9 +47,9 @@ class Placement:
     """A mutable set of units with its value.
 
     Attributes:
-      units: in no particular order.
+      units: the units, unordered.
       value: sum of the values of all units.
-      budgets: one per group of nodes.
+      budgets: a mesh budget for each group of nodes.
     """
 
     def __init__(self, scorer: Scorer, units: Iterable[CandidateUnit] = ()) -> None:
@@ -64,7 +67,7 @@ class Placement:
         self.value += self.unit_value(unit)
 
     def remove(self, index: int) -> CandidateUnit:
-        """Removes and returns a unit; the last unit takes its index."""
+        """Removes and returns a unit. The last unit moves to its index."""
         unit = self.units[index]
         self.units[index] = self.units[-1]
         self.units.pop()
@@ -77,5 +80,5 @@ class Placement:
         return self._scorer.feasible_score(unit).value
 
     def upstream_value(self) -> float:
-        """The sum of the units' values by MuxServe's estimator."""
+        """Sum of the units' values by MuxServe's estimator."""
         return sum([self._scorer.upstream_value(*unit) for unit in self.units])

@@ -1,9 +1,10 @@
 """The placement plan: units, their devices, models and quotas. A versioned JSON file.
 
-The file holds all that the engine and the simulator need: the units with their devices; the `tp`
-size, replicas, compute and time shares, KV quota and batch of each model; the expected throughput
-and latencies; and the source of the costs (model shapes and device data, or the path of a profile).
-It can be used without the files that it was made from.
+The file has all inputs of the engine and the simulator:
+- the units and their devices;
+- the `tp` size, replicas, compute and time shares, KV quota and batch of each model;
+- the expected throughput and latencies;
+- the source of the costs: model shapes and device data, or the path of a profile.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class PlannedModel(_PlanSection):
       tp: devices that one replica is sharded over.
       replicas: replicas on the mesh of the unit, `devices / tp`.
       prefill_share, decode_share: fraction of the compute (concurrent; 1 if time-sliced).
-      prefill_time, decode_time: expected fraction of the device time of its steps.
+      prefill_time, decode_time: expected fraction of the device time that its steps use.
       kv_floor, kv_quota: guaranteed and initial fraction of the unit's KV pool.
       longest: tokens of the longest request, if the fleet file has a `max_model_len`.
       max_batch: maximum number of concurrent sequences within its quota, over all replicas.
@@ -85,8 +86,8 @@ class PlannedModel(_PlanSection):
     def token_seconds(self) -> float:
         """Planned seconds per token of a request, prompt and output; 1 without a planned batch.
 
-        From first to last token, by Little's law, so that it is also comparable for replicas that
-        are not served in full.
+        The time from the first to the last token, by Little's law. It is also defined for replicas
+        that are not served in full.
         """
         tokens = self.throughput * self.expected_load.request_tokens
         return self.batch / tokens if self.batch and tokens else 1.0
@@ -160,7 +161,7 @@ class PlacementPlan(_PlanSection):
       config_hash: of the fleet, cluster, costs and options.
       seed: of the search.
       execution: how the units' programs share the devices.
-      objective: what was maximized.
+      objective: the maximized quantity; see `scorer.Objective`.
       cluster, devices: the nodes, and the data of their devices.
       shapes: sizes of each kind of model.
       profile: path of the profile that the costs are from; None: the roofline.
@@ -170,9 +171,9 @@ class PlacementPlan(_PlanSection):
         measure).
       rate: offered requests per second.
       slo_attainment: fraction of the requests whose model is served in full within its targets.
-      score: value of the objective, plus up to 0.01 % of the load for unused capacity, so that of
-        two plans that serve the same the one with more room has the higher score.
-      bound: a score that no plan can exceed.
+      score: value of the objective, plus a bonus for unused capacity of at most 0.01 % of the load.
+        The bonus decides between plans that serve the same load.
+      bound: upper bound of the score of any plan.
       gap: `1 - score / bound`.
       upstream_score: by MuxServe's own estimator, if the costs are from its profile.
       seconds: duration of the planning.
@@ -210,12 +211,12 @@ class PlacementPlan(_PlanSection):
             names.add(unit.name)
             if unit.node >= len(nodes) or max(unit.devices, default=-1) >= nodes[unit.node].devices:
                 raise ValueError(f"unit {unit.name} is on devices that the cluster does not have")
-            places = {(unit.node, device) for device in unit.devices}
-            if not places or len(places) < unit.size or places & used:
+            devices = {(unit.node, device) for device in unit.devices}
+            if not devices or len(devices) < unit.size or devices & used:
                 raise ValueError(
                     f"unit {unit.name} has no devices, or devices that another unit uses"
                 )
-            used |= places
+            used |= devices
             for model in unit.models:
                 if model.kind not in self.shapes:
                     raise ValueError(f"the shape of {model.kind} ({model.name}) is missing")
@@ -239,7 +240,7 @@ def load_plan(path: Path) -> PlacementPlan:
     """Reads a plan file.
 
     Raises:
-      PlanError: the file cannot be read or is not a valid plan; one line per fault.
+      PlanError: the file cannot be read or is not a valid plan; one line per error.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -255,8 +256,8 @@ def load_plan(path: Path) -> PlacementPlan:
     try:
         return PlacementPlan.model_validate(data)
     except ValidationError as error:
-        faults = [
+        messages = [
             f"{path}: {'.'.join(map(str, details['loc'])) or 'plan'}: {details['msg']}"
             for details in error.errors(include_url=False)
         ]
-        raise PlanError("\n".join(faults)) from error
+        raise PlanError("\n".join(messages)) from error

@@ -38,7 +38,7 @@ from muxjax.placement.planner.scorer import (
 )
 
 _FLOORS = 0.25
-"""Fraction of the pool that is guaranteed, all models together, as in the engine."""
+"""Sum of the computed KV floors of all models, as a fraction of the pool, as in the engine."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PlannerOptions:
 
     Attributes:
       execution: how units share their devices.
-      objective: what to maximize.
+      objective: the quantity to maximize; see `scorer.Objective`.
       effort: multiplies the number of search steps.
       seed: of the search.
       as_upstream: place models as MuxServe's own search does.
@@ -67,13 +67,13 @@ def build_plan(
     profile: str | None,
     started: float,
 ) -> PlacementPlan:
-    """Assigns units to nodes, computes their quotas and summarizes the plan.
+    """Builds the plan of a placement: assigns units to nodes and computes quotas and totals.
 
     Args:
       scorer: scores of the units.
       units: the placement.
       options: recorded in the plan.
-      profile: path of the profile that the costs are from.
+      profile: path of the profile behind the costs.
       started: `time.perf_counter()` at the start of planning.
     """
     cluster, loads = scorer.cluster, scorer.loads
@@ -139,7 +139,7 @@ def _within_slo(model: PlannedModel, load: ModelLoad) -> bool:
 def _assign_to_nodes(
     cluster: Cluster, units: Sequence[CandidateUnit]
 ) -> list[tuple[CandidateUnit, int, int]]:
-    """Each unit with its node and its first device there, the largest units first."""
+    """Assigns each unit a node and its first device there, the largest units first."""
     free: list[list[int]] = []
     offsets = []
     for group in cluster.groups:
@@ -147,13 +147,13 @@ def _assign_to_nodes(
         free.append([group.devices] * group.nodes)
     placed = []
     for unit in sorted(units, key=lambda u: (-u.size, u.group, u.items)):
-        kind, size = unit.group, unit.size
-        # Sizes are powers of two in descending order, so meshes stay aligned and the first node
-        # with enough free devices is always right (see `placements.MeshBudget`).
-        node = next(n for n, left in enumerate(free[kind]) if left >= size)
-        first = cluster.groups[kind].devices - free[kind][node]
-        free[kind][node] -= size
-        placed.append((unit, offsets[kind] + node, first))
+        index, size = unit.group, unit.size
+        # Sizes are powers of two in descending order, so meshes stay aligned and first fit is
+        # optimal (see `placements.MeshBudget`).
+        node = next(n for n, left in enumerate(free[index]) if left >= size)
+        first = cluster.groups[index].devices - free[index][node]
+        free[index][node] -= size
+        placed.append((unit, offsets[index] + node, first))
     return placed
 
 
@@ -220,12 +220,12 @@ def _planned_unit(
 def _time_fractions(
     curve: BatchCurve, batch: float, served: float, execution: Execution, slowdown: float
 ) -> tuple[float, float]:
-    """Fractions of the time in which a model's prefills and its decode steps run."""
+    """Fractions of the time that a model's prefills and decode steps take."""
     rate = curve.rate * served
     decode = decode_seconds(curve, batch)
     if execution == "time_sliced":
-        # With MuxServe's shares the decode curve may be that of a compute share, while time-sliced
-        # steps have all of the compute.
+        # Candidate units of MuxServe's search have decode curves for a compute share, but
+        # time-sliced steps use all of the compute.
         total = mesh_seconds(curve, batch)
         decode = min(decode, total)
         prefill = total - decode
@@ -240,9 +240,9 @@ def _kv_floors_and_quotas(
 ) -> tuple[list[float], list[float]]:
     """KV floors and initial quotas, as fractions of the pool.
 
-    Quotas are proportional to `rate x tokens x bytes per token` (MuxServe, section 3.3), and not
-    below the floor. A floor that is not given is an equal part of a quarter of the pool, or the
-    size of one request if that is smaller.
+    Quotas are proportional to `rate x tokens x bytes per token` (MuxServe, section 3.3), and at
+    least the floor. A computed floor is an equal part of a quarter of the pool, or the size of one
+    request if that is smaller.
     """
     floors = []
     for (model, _), curve in zip(items, curves, strict=True):

@@ -34,11 +34,11 @@ STEPS_PER_MODEL = 25
 MIN_STEPS, MAX_STEPS = 400, 2000
 """Improvement steps: `STEPS_PER_MODEL` for each model, within these limits."""
 STEPS_WITH_UPSTREAM_FLOOR = 150
-"""Improvement steps that start from MuxServe's placement; its estimator makes each one slower."""
+"""Improvement steps from MuxServe's placement. Its estimator makes each step slower."""
 _MAX_UPSTREAM_COMBINATIONS = 5000
-"""Combinations of node splits up to which MuxServe's own search provides a start."""
+"""Maximum combinations of node splits for which MuxServe's own search provides a start."""
 _EXACT_ONLY = 5
-"""Number of models up to which the exact solution is the only start."""
+"""Maximum number of models for which the exact solution is the only start."""
 
 
 def plan_placement(
@@ -56,15 +56,15 @@ def plan_placement(
     Args:
       loads: the models and their expected loads.
       cluster: the devices.
-      costs: a cost model per group of nodes of the cluster.
+      costs: one cost model for each group of nodes of the cluster.
       options: objective, execution and effort.
-      profile: path of the profile that the costs are from, for the plan file.
+      profile: path of the profile behind the costs; written into the plan.
       began: `time.perf_counter()` at the start of the work; now by default.
       report: called with the progress of the search, 0 to 1, and the best value so far.
 
     Raises:
-      PlanError: a model that fits nowhere, or models that do not fit together; with
-        `as_upstream`, a fleet or cluster that MuxServe's search does not support.
+      PlanError: a model that fits on no mesh, models that do not fit together, or a model without
+        costs. With `as_upstream`, a fleet or cluster that MuxServe's search does not support.
     """
     began = time.perf_counter() if began is None else began
     options = options or PlannerOptions()
@@ -82,7 +82,7 @@ def plan_placement(
 def _upstream_estimator(
     loads: Sequence[ModelLoad], cluster: Cluster, costs: Sequence[PlanningCosts]
 ) -> UpstreamEstimator | None:
-    """MuxServe's estimator, if the costs are from its profile and it knows all models."""
+    """MuxServe's estimator, if all costs are from its profile and it supports all models."""
     table = costs[0]
     if not isinstance(table, ProfileTable) or any(cost is not table for cost in costs):
         return None
@@ -120,7 +120,7 @@ def _search_units(
         try:
             start = _place_as_upstream(scorer, upstream)
         except PlanError:
-            start = []  # MuxServe's search found no placement, so it provides no start
+            start = []  # MuxServe's search found no placement
         if start and all(scorer.score(*unit) for unit in start):
             starts.append(start)
             floor = Placement(scorer, start).upstream_value()

@@ -1,8 +1,8 @@
-"""Rebuilds part of a placement: dissolved units are replaced by new units for the same models.
+"""Rebuilds part of a placement: replaces dissolved units by new units for the same models.
 
-The devices of the old units are partitioned at random into new meshes, and the models are placed
-again where the value grows most. One operation thus covers moves, swaps, splits, merges, growth and
-shrinking. A model that one unit cannot serve may be split into replicas that share its rate.
+The devices of the old units are partitioned at random into new meshes. Each model is then placed
+where the value grows most. One operation covers moves, swaps, splits, merges, growth and shrinking.
+A model that one unit cannot serve may be split into replicas that share its rate.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from muxjax.placement.planner.placements import Placement
 from muxjax.placement.planner.scorer import CandidateUnit, Item, Items, Scorer
 
 _MAX_DISSOLVED = 3
-"""Units that are dissolved at once."""
+"""Maximum number of units dissolved at once."""
 _HALVINGS = 2
-"""Times that a model is halved in one rebuild, so into four replicas at most."""
+"""Maximum halvings of a model in one rebuild (four replicas)."""
 _SMALLEST_PART = 1 / 256
-"""Fraction of a model's rate below which it is not halved any more."""
+"""Smallest part of a model, as a fraction of its rate; parts up to this size are not halved."""
 _UNDERSERVED_FIRST = 0.9
-"""Probability that a unit that refuses load is chosen first."""
+"""Probability that the first unit chosen is one that refuses load."""
 _NO_MESH = 1 << 30
 MIN_GAIN = 1e-9
-"""Value differences up to this count as equal."""
+"""Smaller differences of values count as equal."""
 
 
 class Rebuilder:
@@ -34,8 +34,8 @@ class Rebuilder:
       rng: source of all random choices.
 
     Attributes:
-      demands: approximate device seconds per second of each model at a good batch.
-      smallest_mesh: for each model, the smallest mesh size that it fits on, by group of nodes.
+      demands: device seconds per second of each model at a batch of 64 (an approximation).
+      smallest_mesh: smallest feasible mesh size of each model, by group of nodes.
     """
 
     def __init__(self, scorer: Scorer, rng: random.Random) -> None:
@@ -65,7 +65,7 @@ class Rebuilder:
         return smallest
 
     def choose_units(self, placement: Placement) -> list[int]:
-        """Indices of units to dissolve: mostly one that refuses load, and random others."""
+        """Chooses the indices of units to dissolve: mostly one that refuses load, others random."""
         units, rng = placement.units, self._rng
         count = min(len(units), rng.randint(1, _MAX_DISSOLVED))
         refused = [self._refused_value(unit) for unit in units]
@@ -92,12 +92,12 @@ class Rebuilder:
     def rebuild(
         self, placement: Placement, old: Sequence[CandidateUnit], extra: Item | None = None
     ) -> list[CandidateUnit] | None:
-        """Builds units that replace `old`, which were removed from the placement.
+        """Builds the replacements of removed units.
 
         Args:
           placement: the placement without the old units; not changed.
           old: the removed units.
-          extra: a further item to place.
+          extra: an additional item to place.
 
         Returns:
           The new units, or None if the models could not be placed.
@@ -125,7 +125,7 @@ class Rebuilder:
     def _partition_devices(
         self, placement: Placement, old: Sequence[CandidateUnit], models: Sequence[int]
     ) -> list[CandidateUnit] | None:
-        """Empty units of random sizes on the devices of the old units, and perhaps on free ones."""
+        """Empty units of random sizes on the devices of the old units and some free devices."""
         rng = self._rng
         blocks: list[CandidateUnit] = []
         for group in self._groups:
@@ -155,7 +155,7 @@ class Rebuilder:
     def _insert(
         self, blocks: list[CandidateUnit], item: Item, random_placement: float, halvings: int
     ) -> bool:
-        """Puts an item into the best block; in halves if one block cannot serve it in full."""
+        """Adds an item to the best block, or in halves if one block cannot serve it in full."""
         best = self._best_block(blocks, item, random_placement)
         if best is None:
             return False
@@ -178,7 +178,9 @@ class Rebuilder:
     def _best_block(
         self, blocks: Sequence[CandidateUnit], item: Item, random_placement: float
     ) -> tuple[float, int, CandidateUnit, float] | None:
-        """Finds the block where an item adds most value; with a probability a random feasible one.
+        """Finds the block where an item adds most value.
+
+        With probability `random_placement` a random feasible block is chosen instead.
 
         Returns:
           The gain, the block's index, the unit with the item, and the served fraction of the item.
@@ -200,13 +202,13 @@ class Rebuilder:
             rank = self._rng.random() if at_random else gain
             if best is None or rank > highest:
                 highest = rank
-                place = [model for model, _ in unit.items].index(item[0])
-                best = (gain, index, unit, score.point.served[place])
+                position = [model for model, _ in unit.items].index(item[0])
+                best = (gain, index, unit, score.point.served[position])
         return best
 
 
 def add_item(items: Items, item: Item) -> Items:
-    """Items with one more; parts of the same model are merged."""
+    """Adds an item to sorted items, merging parts of the same model."""
     model, part = item
     for other, other_part in items:
         if other == model:

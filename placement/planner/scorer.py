@@ -1,14 +1,14 @@
-"""Memoized values of candidate units: how much each contributes to the planner's objective.
+"""Memoized scores of candidate units: the contribution of each to the planner's objective.
 
-A candidate unit is a kind of node, a number of devices, and items: models, in full or in part (a
-replica serves a part of its model's rate). Its value is its contribution to the objective:
+A candidate unit is a kind of node, a number of devices, and items. An item is a model in full or in
+part; a replica serves a part of its model's rate. The objectives:
 
 - `throughput`: requests per second that are served;
 - `weighted`: the same, each model weighted by its fraction of the total rate (MuxServe's measure);
 - `slo`: requests per second of models that are served in full within their latency targets.
 
-A small bonus for unused capacity is added (`SLACK_VALUE` of the unit's load at most), so that of
-plans that serve the same the one with more room wins.
+A bonus for unused capacity, at most `SLACK_VALUE` of the unit's load, decides between plans that
+serve the same load.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ type Item = tuple[int, float]
 type Items = tuple[Item, ...]
 
 SLACK_VALUE = 1e-4
-"""Value of a completely unused unit, as a fraction of its load."""
+"""Slack bonus of a completely unused unit, as a fraction of its load."""
 LATE_VALUE = 1e-2
-"""Value of a request served late under `slo`; above 0 so that the search has a gradient."""
+"""Value of a request served late under `slo`; above 0, to give the search a gradient."""
 _MAX_TP_COMBINATIONS = 4
-"""Combinations of `tp` up to which all are tried; beyond, one model after the other."""
+"""Maximum combinations of `tp` sizes for an exhaustive test; above it, models vary in turn."""
 _LOW_UTILIZATION = 0.5
-"""Utilization of a unit below which other `tp` sizes are not tried."""
+"""Units below this utilization are scored with their largest `tp` sizes only."""
 
 
 class CandidateUnit(NamedTuple):
@@ -53,8 +53,8 @@ class CandidateUnit(NamedTuple):
     Attributes:
       group: index of the kind of node in the cluster.
       size: devices of the mesh.
-      items: models on it, sorted, no model twice.
-      as_upstream: `tp` sizes and compute shares are those of MuxServe's own search.
+      items: models on it, sorted, without duplicates.
+      as_upstream: use the `tp` sizes and compute shares of MuxServe's own search.
     """
 
     group: int
@@ -65,11 +65,11 @@ class CandidateUnit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UnitScore:
-    """The value of a candidate unit and the configuration that reaches it.
+    """The value of a candidate unit, and the best configuration.
 
     Attributes:
-      value: of the objective, slack bonus included.
-      tp_sizes: of each item.
+      value: contribution to the objective, slack bonus included.
+      tp_sizes: `tp` size of each item.
       shares: fraction of the compute for decoding, of each item.
       point: the steady state.
     """
@@ -86,9 +86,9 @@ class Scorer:
     Args:
       loads: the fleet.
       cluster: the devices.
-      costs: a cost model per group of nodes.
+      costs: one cost model for each group of nodes.
       execution: how units share their devices.
-      objective: what is maximized.
+      objective: the maximized quantity.
       upstream: MuxServe's estimator, if its scores are needed.
       thorough: try all combinations of `tp` sizes in every unit.
     """
@@ -133,7 +133,7 @@ class Scorer:
         return score
 
     def feasible_score(self, unit: CandidateUnit) -> UnitScore:
-        """The score of a unit that is known to be feasible."""
+        """The score of a feasible unit."""
         score = self._scores.get(unit) or self.score(*unit)
         assert score is not None
         return score
@@ -185,7 +185,7 @@ class Scorer:
     def min_share(self, group: int, size: int, tp: int, item: Item) -> float:
         """The smallest compute share that serves an isolated item in full, or else the largest.
 
-        MuxServe's Algorithm 2. 1 in time-sliced execution.
+        Always 1 in time-sliced execution. Source: MuxServe, Algorithm 2.
         """
         if self.execution == "time_sliced":
             return 1.0
@@ -200,7 +200,7 @@ class Scorer:
             point = find_operating_point(curves, memory, self.execution)
             return point is not None and point.served[0] >= 1.0
 
-        # Bisection: throughput does not fall with more compute.
+        # Bisection is valid because throughput does not fall with more compute.
         shares = self.costs[group].shares(self.loads[item[0]].kind, tp)
         low, high = -1, len(shares) - 1
         if is_served(shares[high]):
@@ -228,7 +228,7 @@ class Scorer:
             return None
         best = self._score_with_tp(group, size, items, [o[0] for o in options])
         if best is None:
-            return None  # the largest `tp` sizes need the least memory
+            return None  # The largest `tp` sizes need the least memory.
         if best.point.utilization < _LOW_UTILIZATION and not self._thorough:
             return best
         combinations = math.prod([len(o) for o in options])
@@ -239,7 +239,7 @@ class Scorer:
                     best = score
         else:
             for index, choices in enumerate(options):
-                for tp in choices[1:]:  # descend as long as the value grows
+                for tp in choices[1:]:  # Descend while the value grows.
                     tp_sizes = (*best.tp_sizes[:index], tp, *best.tp_sizes[index + 1 :])
                     score = self._score_with_tp(group, size, items, tp_sizes)
                     if score is None or score.value <= best.value:
@@ -264,7 +264,7 @@ class Scorer:
     ) -> UnitScore | None:
         """The score with given `tp` sizes and the minimum compute shares.
 
-        If load is refused and compute is left, a second try distributes all of the compute.
+        If load is refused while compute is free, shares of all the compute are also tried.
         """
         shares = tuple(
             [
@@ -324,12 +324,12 @@ class Scorer:
 
 
 def decode_slowdown(shares: Sequence[float], execution: Execution) -> float:
-    """The factor by which concurrent decode steps are slowed if their shares add up to over 1."""
+    """Slowdown factor of concurrent decode steps: the sum of their shares if it is above 1."""
     return max(1.0, sum(shares)) if execution == "concurrent" else 1.0
 
 
 def scale_to_full_compute(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares that add up to 1 in tenths: the remainder is distributed in proportion."""
+    """Raises shares to a sum of 1, in tenths and in proportion; returns larger sums unchanged."""
     total = sum(shares)
     if total >= 1.0 - 1e-9:
         return tuple(shares)

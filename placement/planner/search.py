@@ -1,9 +1,10 @@
 """The default search: greedy construction, then ruin and recreate.
 
-Construction (`construction.py`) builds one placement per preferred mesh size; the best of these and
-of the given ones is improved. Improvement (Schrimpf et al., J. Comput. Phys. 2000) dissolves some
-units, those that refuse load first, and rebuilds them (`rebuild.py`). A result that is worse is
-discarded. Nothing is enumerated over nodes, so a step does not take longer with more of them.
+Construction (`construction.py`) builds one placement for each preferred mesh size. The search
+improves the best of the constructed and given placements. An improvement step (Schrimpf et al., J.
+Comput. Phys. 2000) dissolves some units, preferably those that refuse load, and rebuilds them
+(`rebuild.py`). Worse results are discarded. No step enumerates the nodes, so the duration of a step
+does not depend on their number.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from muxjax.placement.planner.rebuild import MIN_GAIN, Rebuilder
 from muxjax.placement.planner.scorer import CandidateUnit, Scorer
 
 _MIN_STEPS = 40
-"""Steps that run even if all load is served, for more slack."""
+"""Minimum number of steps, to increase the slack even if all load is served."""
 _REPORT_INTERVAL = 32
-"""Steps between two progress reports."""
+"""Steps between progress reports."""
 
 
 class Search:
@@ -28,7 +29,7 @@ class Search:
     Args:
       scorer: scores of units.
       seed: of the random choices.
-      floor: the minimum of `Placement.upstream_value` that a result must keep, where reachable.
+      floor: minimum `Placement.upstream_value` of a result, if it can be reached.
       report: called with the progress, 0 to 1, and the best value so far.
     """
 
@@ -47,15 +48,15 @@ class Search:
         self._constructor = GreedyConstructor(scorer, self._rebuilder)
 
     def run(self, starts: Iterable[Sequence[CandidateUnit]], steps: int) -> Placement | None:
-        """Searches the best placement.
+        """Searches for the best placement.
 
         Args:
-          starts: placements to start from, beside the constructed ones. With a floor these are the
-            only ones, because constructed placements hardly reach it.
+          starts: placements to start from. Constructed placements are added, except with a floor,
+            which they rarely reach.
           steps: maximum number of improvement steps.
 
         Returns:
-          The best placement, or None if there is none to start from.
+          The best placement, or None without any start.
         """
         candidates = [Placement(self._scorer, units) for units in starts]
         sizes = sorted({size for g in self._scorer.cluster.groups for size in g.mesh_sizes()})
@@ -105,10 +106,10 @@ class Search:
         old_value: float,
         old_upstream: float,
     ) -> list[CandidateUnit] | None:
-        """The new units if they are at least as good as the old ones, else None.
+        """Returns the new units if they are at least as good as the old units, else None.
 
-        Equal values are accepted so that the search does not get stuck on a plateau. With a floor,
-        the new units are also tried with MuxServe's `tp` sizes and compute shares.
+        Equal values are accepted, so the search can cross a plateau. With a floor, the new units
+        are also tried with MuxServe's `tp` sizes and compute shares.
         """
         gain = sum([placement.unit_value(unit) for unit in new]) - old_value
         if not self._floor:

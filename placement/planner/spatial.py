@@ -1,7 +1,7 @@
 """Spatial partitioning: each model on separate devices, the baseline without multiplexing.
 
-A model gets the fewest devices that hold its weights and a request of full length. Remaining
-devices then double one mesh at a time, that of the model with the highest demand per mesh. Meshes
+A model gets the fewest devices that fit its weights and a request of full length. Then the mesh of
+the model with the highest demand is doubled repeatedly, until no more devices can be used. Meshes
 are powers of two within one node.
 """
 
@@ -16,7 +16,7 @@ from muxjax.placement.planner.batch_curve import POOL_SHARE
 from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUnit
 
 _BATCH = 32
-"""Sequences; the batch at which the models' demands of device time are compared."""
+"""Batch, in sequences, at which the models' demands of device time are compared."""
 
 
 def spatial_units(
@@ -25,7 +25,7 @@ def spatial_units(
     """Places each model of a plan on separate devices of the plan's cluster.
 
     Raises:
-      PlanError: a model fits on no mesh, or the models need more devices than there are.
+      PlanError: a model fits on no mesh, or the cluster has too few devices.
     """
     nodes = [group for group in plan.cluster for _ in range(group.nodes)]
     memory = {device.name: device.memory for device in plan.devices}
@@ -49,7 +49,7 @@ def spatial_units(
     if sum(sizes.values()) > available:
         raise PlanError(
             f"spatial partitioning needs {sum(sizes.values())} devices for {len(models)} models, "
-            f"and there are {available}: {_describe(sizes)}"
+            f"but the cluster has {available}: {_describe(sizes)}"
         )
     capacities = [node.devices for node in nodes]
     if _pack(sizes, capacities) is None:
@@ -71,13 +71,13 @@ def spatial_units(
     for model in models:
         node, first = places[model.name]
         units.append(
-            _unit(model, sizes[model.name], node, first, nodes[node].device, memory, costs)
+            _planned_unit(model, sizes[model.name], node, first, nodes[node].device, memory, costs)
         )
     return tuple(units)
 
 
 def _merge_replicas(plan: PlacementPlan) -> list[PlannedModel]:
-    """Each model of the plan once, with the sum of its rates over all units."""
+    """The models of a plan without duplicates, each with the sum of its rates over all units."""
     models: dict[str, PlannedModel] = {}
     for unit in plan.units:
         for model in unit.models:
@@ -93,7 +93,7 @@ def _mesh_sizes(
     memory: float,
     max_devices: int,
 ) -> list[int]:
-    """Mesh sizes that hold weights, one request of full length and the dummy block, ascending."""
+    """Mesh sizes that fit weights, one request of full length and the dummy block, ascending."""
     tokens = 2 * shapes[model.kind].max_position
     return [
         tp
@@ -105,7 +105,7 @@ def _mesh_sizes(
 
 
 def _demand(model: PlannedModel, costs: PlanningCosts, size: int) -> float:
-    """Mesh seconds per second that the model's load takes on `size` devices."""
+    """Mesh seconds per second of the model's load on `size` devices."""
     prompt, output = max(1.0, model.prompt_tokens), model.output_tokens
     prefill = costs.prefill_seconds(model.kind, prompt, prompt, tp=size)
     decode = costs.decode_seconds(model.kind, _BATCH, prompt + output / 2, tp=size)
@@ -127,7 +127,7 @@ def _pack(sizes: Mapping[str, int], capacities: list[int]) -> dict[str, tuple[in
     return places
 
 
-def _unit(
+def _planned_unit(
     model: PlannedModel,
     size: int,
     node: int,

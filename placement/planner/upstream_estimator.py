@@ -2,10 +2,10 @@
 
 A reimplementation of the formulas of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py` (2024).
 Properties that the paper does not mention, or describes differently:
-- A batch between two profiled ones costs as much as the next larger one.
-- The time of a decode step is a mean over lengths of running means over lengths, plus an overhead
-  that grows with the batch. Prefill uses the first profiled length above the mean prompt.
-- The size of a model is read from its name and the KV bytes of a token from its hidden size. Every
+- A batch between two profiled batches costs as much as the larger one.
+- A decode step takes a mean of running means over the profiled lengths, plus an overhead
+  proportional to the batch. Prefill uses the first profiled length above the mean prompt.
+- The name of a model gives its size, and the hidden size gives the KV bytes of a token. Every
   device has 80 GB, every prompt 161 tokens and every output 337.
 - KV is divided in proportion to rate times bytes per token. A unit scores 0 if all batches are at
   their limit before the first iteration. Throughput beyond the rate counts.
@@ -66,15 +66,15 @@ class UpstreamModel:
 
 
 def upstream_model(load: ModelLoad) -> UpstreamModel:
-    """Builds upstream's view of a model.
+    """Derives the sizes that upstream assumes for a model.
 
     Raises:
       PlanError: a kind that upstream has no sizes for.
     """
     if load.kind not in LLAMA_SHAPES:
         raise PlanError(
-            f"{load.name}: the upstream-compatible estimator knows {', '.join(LLAMA_SHAPES)}, not "
-            f"{load.kind}"
+            f"{load.name}: the upstream-compatible estimator supports {', '.join(LLAMA_SHAPES)}, "
+            f"not {load.kind}"
         )
     billions = int(load.kind.rsplit("-", 1)[1][:-1])
     shape = LLAMA_SHAPES[load.kind]
@@ -90,10 +90,10 @@ def upstream_model(load: ModelLoad) -> UpstreamModel:
 
 
 def supports_profile(profile: Mapping[str, Any], kinds: Iterable[str]) -> bool:
-    """Whether upstream can read a profile of these kinds of models.
+    """Whether upstream supports a profile of these kinds of models.
 
-    They must be LLaMA models, the keys integers, and every number of devices must have prefill
-    times with all of the compute.
+    All kinds must be LLaMA models, all keys integers, and every number of devices must have times
+    at 100 % of the compute.
     """
     return all(
         kind in LLAMA_SHAPES
@@ -111,8 +111,8 @@ class UpstreamEstimator:
     Args:
       profile: the contents of MuxServe's profile.
       models: the fleet.
-      devices: of the whole cluster. An isolated model may use the fraction of the memory that the
-        weights of the fleet take, which is how upstream leaves room for others.
+      devices: number of devices of the cluster. To reserve memory for other models, upstream
+        limits an isolated model to the fraction of the memory that the fleet's weights use.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class UpstreamEstimator:
         self._candidates: dict[tuple[str, int], Candidate | None] = {}
 
     def candidate(self, name: str, size: int) -> Candidate | None:
-        """Algorithm 2 for one model and mesh size; None if the size was not profiled."""
+        """Runs Algorithm 2 for a model and mesh size; None for a size that was not profiled."""
         key = (name, size)
         if key not in self._candidates:
             self._candidates[key] = self._find_candidate(self.models[name], size)
@@ -140,18 +140,20 @@ class UpstreamEstimator:
         for percent in sorted(map(int, self._profile[m.kind][str(size)])):
             if percent > _LARGEST_DECODE_PERCENT:
                 continue
-            met, throughput, batch = self._isolated(m, size, percent, self._isolated_gb * size)
-            if met:
+            is_met, throughput, batch = self._estimate_isolated(
+                m, size, percent, self._isolated_gb * size
+            )
+            if is_met:
                 return Candidate(percent, batch, throughput)
             if throughput > (best.throughput if best else 0):
                 best = Candidate(percent, batch, throughput)
         return best
 
     def add_replica(self, name: str, part: float) -> str:
-        """Registers a replica with a part of a model's rate, which upstream sees as another model.
+        """Registers a replica with a part of a model's rate as a separate model of upstream.
 
         Returns:
-          The replica's name; the model's own for all of its rate.
+          The replica's name, or the model's name if `part` is 1.
         """
         if part == 1.0:
             return name
@@ -171,8 +173,8 @@ class UpstreamEstimator:
           placed: name and percent of compute for decoding of each model.
 
         Returns:
-          The mean of the throughputs weighted by rates, 0 without throughput; and the throughputs
-          in the order of `placed`, in requests per second, of the last iteration.
+          The mean of the throughputs weighted by rates, 0 without throughput. Then the throughputs
+          of the last iteration, in requests per second, in the order of `placed`.
         """
         key = (size, placed)
         score = self._units.get(key)
@@ -193,7 +195,7 @@ class UpstreamEstimator:
         prefills, decodes = [], []
         for m, (_, percent) in zip(models, placed, strict=True):
             part = m.rate * m.kv_gb_per_token / base * pool
-            batches.append(self._isolated(m, size, percent, part)[2])
+            batches.append(self._estimate_isolated(m, size, percent, part)[2])
             prefills.append(self._curve(m.kind, size, 100, "prefill"))
             decodes.append(self._curve(m.kind, size, percent, "decoding"))
             limits.append(min(part // m.sequence_gb, decodes[-1][0][-1]))
@@ -227,10 +229,10 @@ class UpstreamEstimator:
             decode[worst] = latency * OUTPUT_TOKENS
         return best / sum(rates), throughputs
 
-    def _isolated(
+    def _estimate_isolated(
         self, m: UpstreamModel, size: int, percent: int, gigabytes: float
     ) -> tuple[bool, float, int]:
-        """Whether an isolated model meets its rate, its throughput, and the batch for it."""
+        """Whether an isolated model meets its rate, and its throughput and batch."""
         prefill = self._curve(m.kind, size, 100, "prefill")
         decode = self._curve(m.kind, size, percent, "decoding")
         overhead = _OVERHEADS.get(m.kind, _OVERHEAD)
@@ -251,7 +253,7 @@ class UpstreamEstimator:
     def _curve(
         self, kind: str, size: int, percent: int, phase: str
     ) -> tuple[list[int], list[float]]:
-        """Profiled batches, and the seconds of a step for each."""
+        """Profiled batches, and the seconds of a step of each batch."""
         key = (kind, size, percent, phase)
         curve = self._curves.get(key)
         if curve is None:
@@ -266,7 +268,7 @@ class UpstreamEstimator:
         for batch, cells in self._profile[kind][str(size)][str(percent)].items():
             times: list[float] = []
             running: list[float] = []
-            for length, cell in cells.items():  # in the order of the file, as upstream
+            for length, cell in cells.items():  # in file order, as in upstream
                 if cell[phase] > 0:
                     running.append(cell[phase])
                     decoding = phase == "decoding"
@@ -284,6 +286,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _at_next_batch(batches: list[int], seconds: list[float], batch: float) -> float:
-    """The time at the next profiled batch. Beyond the last one its time, where upstream fails."""
+    """Seconds at the next profiled batch. Beyond the last batch, where upstream fails, its time."""
     index = bisect_left(batches, batch)
     return seconds[index] if index < len(seconds) else seconds[-1]

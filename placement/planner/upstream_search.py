@@ -1,10 +1,10 @@
-"""MuxServe's own search as released ("upstream"): Algorithm 1 with its faults, for comparisons.
+"""MuxServe's own search as released ("upstream"): Algorithm 1 with its bugs, for comparisons.
 
 A reimplementation of `PlacementOptimizer` of hao-ai-lab/MuxServe, `muxserve/muxsched/placement.py`
-(2024); see `upstream_estimator.py`. For each combination of a list of node splits, models are
-placed in order of rate times a scale of their size, each on the mesh where the score grows most.
-The score before is looked up by the mesh's position in a list that is sorted again after every
-model, so it is often the score of another mesh. The number of combinations explodes with the nodes.
+(2024); see `upstream_estimator.py`. It tries all combinations of node splits. Models are placed in
+order of rate times a scale of their size, each on the mesh where the score grows most. The previous
+score of a mesh is looked up by its position in a list that is sorted after every model; often it is
+the score of another mesh. The number of combinations explodes with the number of nodes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NODE_SPLITS: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((2,), (1, 1)),
     1: ((1,),),
 }  # fmt: skip
-"""Upstream's splits of a node into meshes, by devices of the node, in its order. The list is not
-complete."""
+"""Upstream's splits of a node into meshes, by devices of the node, in upstream's order. The list is
+not complete."""
 
 MAX_COMBINATIONS = 200_000
 _RESERVED = 0.4
@@ -62,7 +62,7 @@ class UpstreamMesh:
         self.free_gb = _USABLE * (1 - _RESERVED) * DEVICE_GB * self.size
 
     def fits(self, model: UpstreamModel, percent: int) -> bool:
-        """Whether the weights fit, and the compute with some overload."""
+        """Whether the weights fit, and the compute share with an overload of at most 20 %."""
         enough = self.free_percent + _OVERLOAD_PERCENT >= percent
         return self.free_gb >= model.weight_gb and enough
 
@@ -79,7 +79,7 @@ class UpstreamPlacement:
 
     Attributes:
       score: throughput weighted by rates.
-      meshes: size, and name and percent of compute of each model, the largest mesh first.
+      meshes: size, then name and percent of compute of each model; the largest mesh first.
     """
 
     score: float
@@ -94,7 +94,7 @@ def count_combinations(nodes: int, devices: int) -> int:
 def search_as_upstream(
     estimator: UpstreamEstimator, nodes: int, devices: int
 ) -> UpstreamPlacement | None:
-    """The best placement over all combinations of node splits, or None if there is none.
+    """Finds the best placement over all combinations of node splits; None if nothing fits.
 
     Args:
       estimator: the fleet.
@@ -102,7 +102,7 @@ def search_as_upstream(
       devices: devices of each node.
 
     Raises:
-      PlanError: nodes that upstream has no splits for, or too many combinations.
+      PlanError: a number of devices without splits, or too many combinations.
     """
     if devices not in NODE_SPLITS:
         raise PlanError(

@@ -1,4 +1,4 @@
-"""Registers the policies for programs that run concurrently; `temporal` and `mutex` have none."""
+"""Registers the concurrent variants of policies; `temporal` and `mutex` have none."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from muxjax.scheduling.policies.registry import (
 
 
 def create_concurrent_policy(name: str, compute: ComputeShares) -> Policy:
-    """Creates the policy of this name for programs that run concurrently.
+    """Creates the concurrent variant of a policy.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the policy has no concurrent variant.
     """
     variant = get_policy(name).concurrent
     if variant is None:
         known = [other for other in policy_names() if get_policy(other).concurrent is not None]
         raise ValueError(
-            f"the policy {name!r} has no concurrent variant; these have: {', '.join(known)}"
+            f"the policy {name!r} has no concurrent variant; available: {', '.join(known)}"
         )
     return variant.factory(compute)
 

@@ -1,13 +1,13 @@
 """Policies for prefills and decodes of several models that run concurrently, as in MuxServe.
 
 One prefill runs at a time. Decodes of other models, and of other sequences of the same model, run
-beside it within their shares of the chip (`ComputeShares`). A sequence is in one step at a time, so
-that steps may end in any order.
+concurrently within their shares of the chip (`ComputeShares`). A sequence is in one step at a time,
+so steps may end in any order.
 
 - `adbs`: MuxServe's Algorithm 3 (Duan et al., ICML 2024, section 3.4).
-- `round_robin`: the same order, on a pool that is not divided.
-- `fcfs`: one queue for all models; a model that waits for the chip is not overtaken.
-- `static`: each model on its own part of the chip.
+- `round_robin`: the order of `adbs` without KV quotas.
+- `fcfs`: one queue for all models; no model overtakes the first one.
+- `static`: a separate part of the chip for each model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from muxjax.scheduling.steps import Prefill, Step
 class ConcurrentAdaptiveBatch(Policy):
     """`adbs`: prefills first, models in turn; then decodes, models in turn.
 
-    While a prefill waits only for compute that decodes use, no decode is started, so that the chip
-    drains for it. A prefill that was refused pages delays no decode until a request has ended.
+    While a prefill waits only for compute that decodes use, no decode is started, to free the chip.
+    A prefill blocked for lack of pages does not delay decodes; it is retried after a request ends.
 
     Args:
       compute: shares of the chip.
@@ -70,7 +70,7 @@ class ConcurrentAdaptiveBatch(Policy):
         self._last["prefill" if isinstance(step, Prefill) else "decode"] = step.model
 
     def _change_queues(self, view: SchedulerView, now: float) -> Iterable[Defer | Recall]:
-        """Requests to defer or recall before models are selected."""
+        """Requests to defer or recall before the models are selected."""
         del view, now
         return ()
 
@@ -84,7 +84,7 @@ class ConcurrentAdaptiveBatch(Policy):
         return [m for m in self._in_turn(view, "decode") if view.models[m].has_decode]
 
     def _in_turn(self, view: SchedulerView, phase: Phase) -> list[str]:
-        """All models, the one after the last scheduled first."""
+        """All models in turn, from the successor of the last scheduled model."""
         models = list(view.models)
         last = self._last.get(phase)
         first = 0 if last is None else models.index(last) + 1
@@ -98,15 +98,15 @@ class ConcurrentAdaptiveBatch(Policy):
 
 
 class ConcurrentRoundRobin(ConcurrentAdaptiveBatch):
-    """`round_robin`: the order of `adbs`; the difference is how the pool is divided."""
+    """`round_robin`: the order of `adbs`, with a pool without quotas."""
 
     name = "round_robin"
 
 
 class ConcurrentStatic(ConcurrentAdaptiveBatch):
-    """`static`: each model on its own part of the chip, independent of the others.
+    """`static`: a separate part of the chip for each model.
 
-    Within a part one program runs at a time, prefills first.
+    One program of a model runs at a time, prefills first.
     """
 
     name = "static"
@@ -120,7 +120,7 @@ class ConcurrentStatic(ConcurrentAdaptiveBatch):
 
     @staticmethod
     def _without_steps(view: SchedulerView, models: list[str]) -> list[str]:
-        """The models that have no step in flight."""
+        """The models without a step in flight."""
         busy = {model for model, _ in view.in_flight_keys()}
         return [model for model in models if model not in busy]
 
@@ -128,8 +128,8 @@ class ConcurrentStatic(ConcurrentAdaptiveBatch):
 class ConcurrentFcfs(Policy):
     """`fcfs`: one queue for all models.
 
-    The first request over all models is prefilled first, and the model with the oldest request
-    decodes first. Others run beside them only if these need not wait for that.
+    The oldest waiting request of all models is prefilled first, and the model with the oldest
+    running request decodes first. Other steps run concurrently only if they do not delay these.
 
     Args:
       compute: shares of the chip.
@@ -165,7 +165,7 @@ class ConcurrentFcfs(Policy):
 
 
 def _oldest_settled(view: SchedulerView) -> Iterator[tuple[int, str]]:
-    """For each model the order of its oldest running request that is in no step in flight."""
+    """Order and model of each model's oldest running request without a step in flight."""
     for name, state in view.models.items():
         for request in state.running.values():
             if view.is_settled(request):

@@ -1,4 +1,4 @@
-"""`slo` for programs that run concurrently."""
+"""The `slo` policy for concurrent execution."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from muxjax.scheduling.steps import Prefill, Step
 
 
 class ConcurrentSlo(ConcurrentStatic):
-    """`slo`: each model on its own part of the chip, and on shares that idle models lend.
+    """`slo`: a separate part of the chip for each model, and shares that idle models lend.
 
-    A prefill that uses the whole chip, as in `adbs`, stops all decodes, and programs on the rest of
-    the chip are slow: tight targets allow neither. On its own part, a model's decodes are delayed
-    by its own prefills only, and its prompts wait for each other to save prefill steps
-    (`slo_tracker.py`). Models are independent, so there is no order among them; pages are lent as
-    with the other policies.
+    A prefill on the full chip, as in `adbs`, stops all decodes, and programs on the rest of a
+    shared chip are slow. Both violate tight targets. With separate parts, prefills delay only
+    decodes of the same model. Prompts wait for each other to save prefill steps
+    (`slo_tracker.py`). Models are independent and are not ordered; pages are lent as in the other
+    policies.
 
     Args:
       compute: shares of the chip.
@@ -33,8 +33,8 @@ class ConcurrentSlo(ConcurrentStatic):
         super().__init__(compute)
         self._trackers: dict[str, SloTracker] = {}
         self._deferral: dict[str, DeferralQueue] = {}
-        self._utilization = SloUtilization()  # stays 0: no model slows another's decodes
-        self._models_version = -1  # version that the trackers were created for
+        self._utilization = SloUtilization()  # always 0: no model delays decodes of another
+        self._models_version = -1  # version of the models that the trackers belong to
 
     def propose(self, view: SchedulerView, now: float) -> Iterator[Proposal]:
         if self._models_version != view.models_version:
@@ -44,7 +44,7 @@ class ConcurrentSlo(ConcurrentStatic):
         return super().propose(view, now)
 
     def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
-        """Lends idle shares to the step, and notes decodes for the targets."""
+        """Lends idle shares to the step, and records decodes in the model's tracker."""
         phase: Phase = "prefill" if isinstance(step, Prefill) else "decode"
         active: list[StepKey] = [
             (model, phase)
@@ -60,7 +60,7 @@ class ConcurrentSlo(ConcurrentStatic):
             yield from self._deferral[model].propose(view, self._utilization, now)
 
     def _select_prefills(self, view: SchedulerView, now: float) -> list[str]:
-        """Models whose part of the chip is free and whose prompts are due."""
+        """Models with a free part of the chip and prompts that are due."""
         due = []
         for model in super()._select_prefills(view, now):
             tracker, state = self._trackers[model], view.models[model]
@@ -72,7 +72,7 @@ class ConcurrentSlo(ConcurrentStatic):
         return due
 
     def _select_decodes(self, view: SchedulerView) -> list[str]:
-        """Models with sequences to decode whose part of the chip is free."""
+        """Models with a free part of the chip and sequences to decode."""
         for model, state in view.models.items():
             if not state.running:
                 self._trackers[model].note_idle()

@@ -11,8 +11,8 @@
 
 `max_rate_at_99` is computed over several runs: see `simulation.sweep_rates`.
 
-Latencies are stored as a histogram with bins 0.1 % wide, so that memory does not grow with the
-number of requests.
+Latencies are stored as a histogram with bins of 0.1 %; memory does not grow with the number of
+requests.
 """  # noqa: E501  a table
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LatencyHistogram:
         self._bins: dict[int, int] = {}
 
     def add(self, seconds: float) -> None:
-        """Counts a time, 0 or more."""
+        """Adds a time of 0 or more."""
         self.count += 1
         self._sum += seconds
         index = round(math.log(seconds / _SHORTEST) / _BIN_WIDTH) if seconds > _SHORTEST else -1
@@ -56,12 +56,12 @@ class LatencyHistogram:
         return self._sum / self.count if self.count else None
 
     def quantile(self, fraction: float) -> float | None:
-        """The smallest time that this fraction of all times does not exceed; None if empty."""
+        """A quantile in seconds, for example the median for 0.5; None if empty."""
         target = fraction * self.count
-        seen = 0
+        cumulative = 0
         for index in sorted(self._bins):
-            seen += self._bins[index]
-            if seen >= target - 1e-9:
+            cumulative += self._bins[index]
+            if cumulative >= target - 1e-9:
                 return 0.0 if index < 0 else _SHORTEST * math.exp(index * _BIN_WIDTH)
         return None
 
@@ -79,7 +79,7 @@ class AttainmentCriterion:
 
     Attributes:
       slo: explicit `ttft` and `tpot` targets are always checked.
-      end_to_end: additionally limit the latency of the whole request to `slo.scale` times its
+      end_to_end: whether the latency of a request is also limited, to `slo.scale` times its
         isolated latency.
       kind: the model's name in the cost model, for isolated latencies.
       tp: devices that the model is sharded over in isolation.
@@ -105,7 +105,7 @@ class AttainmentCriterion:
         Args:
           ttft: seconds to the first token.
           tpot: seconds per output token after it.
-          scale: maximum latency of the whole request, as a multiple of its isolated latency.
+          scale: maximum end-to-end latency, as a multiple of the isolated latency.
           kind: the model's name in the cost model.
           tp: devices that the model is sharded over in isolation.
 
@@ -119,7 +119,7 @@ class AttainmentCriterion:
         return cls(slo, scale is not None, kind, tp)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as in the report of a simulation; None for what is not checked."""
+        """Plain data, as in the report of a simulation; None for unchecked targets."""
         return {
             "ttft": self.slo.ttft,
             "tpot": self.slo.tpot,
@@ -140,7 +140,7 @@ class AttainmentCriterion:
         )
 
     def scheduler_slo(self, load: ExpectedLoad, costs: CostModel) -> LatencySlo:
-        """The SLO for the scheduler, with the isolated latency of a mean request of `load`."""
+        """The scheduler's SLO, with the isolated latency of a mean request of `load`."""
         if not self.end_to_end:
             return self.slo
         prompt = max(1.0, load.prompt_tokens)
@@ -151,7 +151,7 @@ class AttainmentCriterion:
         )
 
     def isolated_latency(self, record: RequestRecord, costs: CostModel) -> float:
-        """Seconds from arrival to the last token of the request with no other load."""
+        """Seconds from arrival to the last token of the request without other load."""
         prompt, output = record.prompt_tokens, record.made_tokens
         prefill = costs.prefill_seconds(self.kind, prompt, prompt, tp=self.tp)
         context = prompt + output / 2
@@ -229,8 +229,8 @@ class SimulationMetrics:
     """Aggregates the records of one run.
 
     Args:
-      criteria: of each model, by name.
-      costs: for criteria that are multiples of the isolated latency.
+      criteria: attainment criterion of each model.
+      costs: costs for criteria that are multiples of the isolated latency.
     """
 
     def __init__(self, criteria: Mapping[str, AttainmentCriterion], costs: CostModel) -> None:
@@ -240,7 +240,7 @@ class SimulationMetrics:
         self._models = {name: _RequestCounts() for name in criteria}
 
     def add(self, record: RequestRecord) -> bool:
-        """Counts a record.
+        """Adds a record.
 
         Returns:
           Whether the request met its criterion.
@@ -256,7 +256,7 @@ class SimulationMetrics:
         return self._all.met / self._all.requests if self._all.requests else 1.0
 
     def summary(self) -> dict[str, Any]:
-        """All keys of the module's table for the whole run, and per model under `models`."""
+        """The metrics of the module's table for all models, and for each under `models`."""
         throughputs = {
             name: counts.finished / counts.last_end if counts.last_end else 0.0
             for name, counts in self._models.items()

@@ -48,17 +48,17 @@ def write_json(report: Mapping[str, Any], path: Path) -> None:
 def write_tables(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Writes `summary.csv` and `models.csv`."""
     runs = [run for policy in policies for run in policy["runs"]]
-    _write_rows([_flat(run) for run in runs], folder / "summary.csv")
+    _write_rows([_flatten_run(run) for run in runs], folder / "summary.csv")
     rows = []
     for run in runs:
         head = {key: run[key] for key in _RUN}
         for name, model in run["models"].items():
-            rows.append({**head, "model": name, **_flat(model)})
+            rows.append({**head, "model": name, **_flatten_run(model)})
     _write_rows(rows, folder / "models.csv")
 
 
 def write_plots(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draws throughput and attainment by offered rate, as in MuxServe's figures.
+    """Plots throughput and attainment by offered rate, as in MuxServe's figures.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -91,8 +91,8 @@ def write_plots(policies: Sequence[Mapping[str, Any]], folder: Path) -> None:
         figure.savefig(folder / f"simulation.{suffix}", dpi=150)
 
 
-def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run as a row: one column per latency quantile, without models and units."""
+def _flatten_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a run to a row: one column per latency quantile, without models and units."""
     row = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
     for latency in _LATENCIES:
         for name, value in run[latency].items():

@@ -1,4 +1,4 @@
-"""Cost models and attainment criteria from the contents of a plan file."""
+"""Builds cost models and attainment criteria from a plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from muxjax.placement.simulator.metrics import AttainmentCriterion
 from muxjax.scheduling.specs import LatencySlo
 
 _MAX_WEIGHT_FRACTION = 0.9
-"""Fraction of device memory that the weights of an isolated model may fill."""
+"""Maximum fraction of device memory for the weights of an isolated model."""
 
 
 def plan_costs(plan: PlacementPlan) -> dict[str, PlanningCosts]:
-    """Builds a cost model per kind of device: the plan's profile, or the roofline without one.
+    """Builds a cost model for each kind of device: the plan's profile, else a roofline.
 
     Raises:
-      ProfileError: the profile does not exist any more, or is not valid.
+      ProfileError: the profile does not exist or is invalid.
     """
     if plan.profile is not None:
         table = ProfileTable(plan.profile, plan.shapes)
@@ -41,10 +41,10 @@ def plan_criteria(
 
     Args:
       plan: the plan.
-      costs: cost model per kind of device.
-      default: the criterion of models without an SLO in `slos`. Its isolated latency is that on the
-        fewest devices that hold the model.
-      slos: SLOs of individual models, of which the explicit targets are checked.
+      costs: cost model for each kind of device.
+      default: the criterion of models without an SLO in `slos`. The isolated latency assumes the
+        fewest devices that fit the model.
+      slos: SLOs of individual models; only explicit targets are checked.
     """
     memory = min(device.memory for device in plan.devices)
     first = next(iter(costs.values()))

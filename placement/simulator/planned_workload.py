@@ -1,4 +1,4 @@
-"""The workload that a plan expects: the rates and lengths of its models."""
+"""The expected workload of a plan: rates and lengths of its models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muxjax.placement.workload.synthetic import Traffic
 
 
 def planned_rates(plan: PlacementPlan) -> dict[str, float]:
-    """Requests per second of each model, summed over its units."""
+    """Requests per second of each model, on all of its units."""
     rates: dict[str, float] = {}
     for unit in plan.units:
         for model in unit.models:
@@ -31,14 +31,14 @@ def planned_traffic(
 
     Args:
       plan: the plan.
-      alpha: distribute the total rate by this power law, in the order of the planned rates; None:
-        the planned rates.
-      rate: the total rate in requests per second; None: the planned one.
+      alpha: exponent of a power law that distributes the total rate, in the order of the planned
+        rates; None: the planned rates.
+      rate: the total rate in requests per second; None: the planned total rate.
       pairs: prompt and output lengths to draw from; None: log-normal lengths with the planned
         means.
 
     Raises:
-      WorkloadError: a negative rate or `alpha`, or lengths too close to a model's limit.
+      WorkloadError: a negative rate or `alpha`, or mean lengths too close to a model's limit.
     """
     rates = planned_rates(plan)
     total = sum(rates.values())
@@ -56,9 +56,9 @@ def planned_traffic(
 
 
 def _lengths(plan: PlacementPlan, model: PlannedModel) -> Lengths:
-    """Log-normal lengths whose limits add up to the model's longest request.
+    """Log-normal lengths with limits that add up to the model's longest request.
 
-    Prompt and output have the same proportion of the longest request as of the mean request.
+    Prompt and output have the same proportions in the longest request as in the mean request.
     """
     longest = longest_request(model, plan.shapes[model.kind])
     prompt, output = max(1.0, model.prompt_tokens), max(1.0, model.output_tokens)

@@ -13,17 +13,17 @@ class RequestRecord:
     """The outcome of one request. All times are seconds since the start of the workload.
 
     Attributes:
-      id: its position in the workload.
+      id: position in the workload.
       model: the requested model.
-      unit: the unit that ran it; empty if it was rejected.
-      status: finished; rejected at arrival; or failed, which is admitted but not finished.
-      reason: why it did not finish; empty if it did.
+      unit: the unit that ran the request; empty if the request was rejected.
+      status: finished; rejected at arrival; or failed, which means admitted but not finished.
+      reason: why the request did not finish; empty if it finished.
       arrival: time of arrival.
       prompt_tokens, output_tokens: requested lengths.
       made_tokens: generated output tokens; fewer than requested if the model's length limit ended
         the request.
-      first_token, end: time of the first and of the last token; None without one.
-      preemptions: how often it was preempted.
+      first_token, end: time of the first and of the last token; None without tokens.
+      preemptions: number of preemptions.
     """
 
     id: int

@@ -1,9 +1,9 @@
-"""An executor on a simulated clock: steps take the time of a cost model and return dummy tokens.
+"""An executor on a simulated clock. A cost model gives step durations; tokens are dummies.
 
-`time_sliced`: one program at a time has the mesh, in the order of submission. `concurrent`:
-programs run concurrently, each on its share of the compute, as MuxServe's processes do. If together
-they need more than all of the compute or of the memory bandwidth, all slow down by the same factor.
-The bandwidth matters because a program with a small compute share may use most of it.
+`time_sliced`: one program runs at a time, in the order of submission. `concurrent`: programs run
+concurrently, each on its share of the compute, like MuxServe's processes. If their total demand for
+compute or memory bandwidth exceeds the device's, all slow down by the same factor. The bandwidth
+matters because a program with a small compute share may use most of it.
 
 Every request runs to its full length: no token is a stop token.
 """
@@ -22,7 +22,7 @@ from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.steps import Decode, DecodeBatch, Prefill, Step, StepResult
 
 TOKEN = 0
-"""Every generated token."""
+"""The value of every generated token."""
 
 _MAX_STEP_TOKENS = 64
 _TOKENS = [[TOKEN] * count for count in range(_MAX_STEP_TOKENS + 1)]
@@ -31,15 +31,15 @@ _TOKENS = [[TOKEN] * count for count in range(_MAX_STEP_TOKENS + 1)]
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """The properties of a model on a mesh that its step times depend on.
+    """The properties of a model on a mesh that determine its step times.
 
     Attributes:
       kind: the model's name in the cost model.
       tp: devices that a replica is sharded over.
       replicas: replicas that share the batch.
       prefill_share, decode_share: fractions of the compute; 1 if time-sliced.
-      max_seqs: device slots.
-      times: measured times of the engine's own steps, which replace the cost model's in time-sliced
+      max_seqs: number of device slots.
+      times: measured times of the engine's steps, used instead of the cost model in time-sliced
         execution on one device; None: not measured.
     """
 
@@ -58,12 +58,12 @@ class SimulatedJob:
 
     Attributes:
       step: the step.
-      tokens: its results.
-      started: simulated time at which the device started it.
+      tokens: generated tokens of each sequence.
+      started: simulated start time.
       seconds: duration without other programs.
-      left: seconds of that duration that remain (concurrent execution).
+      left: remaining part of `seconds` (concurrent execution).
       share: fraction of the compute.
-      traffic: fraction of the mesh's memory bandwidth that it uses without other programs.
+      traffic: fraction of the mesh's memory bandwidth in use without other programs.
     """
 
     step: Step
@@ -84,7 +84,7 @@ class SimulatedExecutor:
       busy_seconds: total duration of the finished steps.
 
     Args:
-      models: by name.
+      models: models by name.
       costs: durations of steps.
       execution: time-sliced or concurrent execution.
       bandwidth: bytes per second of one device's memory, which concurrent programs share; None: no
@@ -106,7 +106,7 @@ class SimulatedExecutor:
         self._costs = costs
         self.concurrent = execution == "concurrent"
         self._bandwidth = bandwidth
-        self._held = {name: [0] * model.max_seqs for name, model in models.items()}
+        self._contexts = {name: [0] * model.max_seqs for name, model in models.items()}
         self._jobs: list[SimulatedJob] = []
         self._slowdown = 1.0
         self._updated = 0.0  # time at which `left` of all jobs was last updated
@@ -114,7 +114,7 @@ class SimulatedExecutor:
         self.busy_seconds = 0.0
 
     def submit(self, step: Step) -> SimulatedJob:
-        """Queues a step. It starts at once if concurrent, else after the steps before it."""
+        """Queues a step. It starts at once if concurrent, else after all earlier steps."""
         if isinstance(step, Prefill):
             job = self._prefill_job(step)
         else:
@@ -167,11 +167,11 @@ class SimulatedExecutor:
     def add_model(self, name: str, model: SimulatedModel) -> None:
         """See `Executor.add_model`."""
         self._models[name] = model
-        self._held[name] = [0] * model.max_seqs
+        self._contexts[name] = [0] * model.max_seqs
 
     def remove_model(self, name: str) -> None:
         """See `Executor.remove_model`."""
-        del self._models[name], self._held[name]
+        del self._models[name], self._contexts[name]
 
     def close(self) -> None:
         """Discards the steps in flight."""
@@ -181,56 +181,57 @@ class SimulatedExecutor:
 
     def _prefill_job(self, step: Prefill) -> SimulatedJob:
         model = self._models[step.model]
-        held = self._held[step.model]
+        contexts = self._contexts[step.model]
         total = squares = 0
         tokens: list[list[int]] = []
         for chunk in step.chunks:
             count, end = len(chunk.tokens), chunk.end
             total += count
-            # A token attends to the tokens before it: `count x (start + end) / 2` pairs.
+            # Each token attends to all previous tokens: `count x (start + end) / 2` pairs.
             squares += count * (chunk.start + end)
             if chunk.sampling is None:
                 tokens.append(_TOKENS[0])
             else:
-                held[chunk.slot] = end
+                contexts[chunk.slot] = end
                 tokens.append(_TOKENS[1])
         if model.times is not None:
             chunks = [(len(c.tokens), c.end, c.sampling is not None) for c in step.chunks]
             return self._build_job(step, tokens, model.times.prefill_seconds(chunks), 1.0, 0.0)
         length = squares / total
-        each = total / model.replicas
+        replica_tokens = total / model.replicas
         costs, tp = self._costs, model.tp
         share = self._share((step.model, "prefill"), model.prefill_share)
-        seconds = costs.prefill_seconds(model.kind, each, length, tp=tp, share=share)
+        seconds = costs.prefill_seconds(model.kind, replica_tokens, length, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp)
-        moved += each * costs.kv_bytes_per_token(model.kind, tp=tp)
+        moved += replica_tokens * costs.kv_bytes_per_token(model.kind, tp=tp)
         return self._build_job(step, tokens, seconds, share, moved)
 
     def _decode_job(self, step: Decode) -> SimulatedJob:
         model = self._models[step.model]
-        held = self._held[step.model]
+        contexts = self._contexts[step.model]
         context = generated = longest = 0
         tokens: list[list[int]] = []
         for slot, count in _slots_and_counts(step):
-            before = held[slot]
+            before = contexts[slot]
             context += before * count + count * (count + 1) // 2
             generated += count
-            held[slot] = before + count
+            contexts[slot] = before + count
             longest = max(longest, before + count)
             tokens.append(_TOKENS[count])
         rounds = step.num_tokens
         if model.times is not None:
-            halfway = longest - rounds / 2
-            seconds = model.times.decode_seconds(len(step.sequences), rounds, halfway)
+            mean_longest = longest - rounds / 2
+            seconds = model.times.decode_seconds(len(step.sequences), rounds, mean_longest)
             return self._build_job(step, tokens, seconds, 1.0, 0.0)
         # The mean number of unfinished sequences over the rounds.
         batch = max(1.0, generated / rounds / model.replicas)
         costs, tp = self._costs, model.tp
         share = self._share((step.model, "decode"), model.decode_share)
-        each = costs.decode_seconds(model.kind, batch, context / generated, tp=tp, share=share)
+        mean_context = context / generated
+        round_seconds = costs.decode_seconds(model.kind, batch, mean_context, tp=tp, share=share)
         moved = costs.weight_bytes(model.kind, tp=tp) * rounds
         moved += context / model.replicas * costs.kv_bytes_per_token(model.kind, tp=tp)
-        return self._build_job(step, tokens, rounds * each, share, moved)
+        return self._build_job(step, tokens, rounds * round_seconds, share, moved)
 
     def _share(self, key: StepKey, default: float) -> float:
         return default if self._compute is None else self._compute.allocated(key)
@@ -259,8 +260,8 @@ class SimulatedExecutor:
 
 
 def _slots_and_counts(step: Decode) -> Iterable[tuple[int, int]]:
-    """The slot of each sequence, and the number of tokens that it generates."""
+    """Slot and number of generated tokens of each sequence."""
     sequences = step.sequences
-    if isinstance(sequences, DecodeBatch):  # the scheduler's arrays, without an object per sequence
+    if isinstance(sequences, DecodeBatch):  # Arrays avoid an object for each sequence.
         return zip(sequences.slots.tolist(), sequences.num_tokens.tolist(), strict=True)
     return [(sequence.slot, sequence.num_tokens) for sequence in sequences]

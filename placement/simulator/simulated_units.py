@@ -1,8 +1,8 @@
 """Builds simulated units from a plan, for a policy.
 
-A unit's pool is divided as in the engine: a page holds a whole number of tokens of every model, and
-a block of a model with `L` layers has `L` pages. Replicas of a model on one mesh share its batch
-evenly. A token's KV is on the devices of its replica only, so each device holds the fraction
+The pool of a unit is divided as in the engine: a page has an integer number of tokens of every
+model, and a block of a model with `L` layers has `L` pages. Replicas of a model on one mesh share
+the batch evenly. The KV of a token is only on the devices of one replica, so each device stores
 `1 / replicas` of it on average.
 """
 
@@ -36,30 +36,29 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import BucketLimits, Demand, ModelSpec
 
 type PolicyName = str
-"""One of `simulated_policy_names`. A policy without a concurrent variant runs one program at a time
-whatever the execution."""
+"""One of `simulated_policy_names`. A policy without a concurrent variant is always time-sliced."""
 
 PAGE_TOKENS = 16
-"""Tokens per page of the widest model of a unit; pages of narrower models hold more."""
+"""Tokens per page of the widest model of a unit; pages of narrower models have more tokens."""
 MAX_BLOCKS = 2**16
-"""Maximum number of blocks in a pool. Small models on large devices would have millions, which
-take long to set up; their pages are larger instead."""
+"""Maximum number of blocks in a pool. Millions of blocks, of small models on large devices, would
+take long to set up, so their pages are larger."""
 EVEN_COMPUTE = 0.2
 """Fraction of the compute that policies with exclusive shares divide evenly, independent of
 demand."""
 MAX_REQUEST_TOKENS = 8192
-"""Tokens of the longest request if the fleet file has no limit and the model's context is longer,
-as in the engine."""
+"""Maximum tokens of a request if the fleet file sets no limit, as in the engine. A shorter context
+length of the model limits it further."""
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """The largest steps of every model.
+    """Limits of the steps of every model.
 
     Attributes:
-      prefill_tokens: tokens of a prefill step.
-      prefill_seqs: prompts of a prefill step.
-      decode_tokens: tokens per sequence of a decode step.
+      prefill_tokens: maximum tokens of a prefill step.
+      prefill_seqs: maximum prompts of a prefill step.
+      decode_tokens: maximum tokens per sequence of a decode step.
     """
 
     prefill_tokens: int = 2048
@@ -69,14 +68,14 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """The configuration of simulated units that is not part of the plan.
+    """Configuration of simulated units beyond the plan.
 
     Attributes:
       policy: the scheduling policy.
       execution: time-sliced or concurrent execution.
-      steps: sizes of the steps. In concurrent execution a decode step generates one token per
-        sequence, as in MuxServe, so that a free compute share is used at once.
-      blocks: maximum number of blocks in a pool; fewer have larger pages and are set up faster.
+      steps: limits of the steps. In concurrent execution a decode step generates one token per
+        sequence, as in MuxServe, to use free compute shares at once.
+      blocks: maximum number of blocks in a pool. Fewer blocks have larger pages and a faster setup.
     """
 
     policy: PolicyName = "adbs"
@@ -91,7 +90,7 @@ class SystemConfig:
 
     @property
     def entry(self) -> PolicyEntry:
-        """The policy in the registry: that of `spatial` is `adbs`, with one model on each unit."""
+        """The registered policy. `spatial` uses `adbs` with one model on each unit."""
         return get_policy("adbs" if self.policy == "spatial" else self.policy)
 
 
@@ -108,16 +107,16 @@ def build_simulated_unit(
 
     Args:
       planned: the unit.
-      system: policy, execution and sizes.
-      costs: durations of its steps.
-      shapes: of each kind of model.
+      system: policy, execution and step limits.
+      costs: durations of steps.
+      shapes: shape of each kind of model.
       bandwidth: bytes per second of one device's memory, for concurrent execution.
       criteria: attainment criteria by model, which define the SLOs of the scheduler; None: the
         scheduler's defaults.
 
     Raises:
-      PlanError: the pool does not hold a request of full length; the message names the model and
-        what would make it fit.
+      PlanError: the pool does not fit a request of full length; the message names the model and
+        possible remedies.
     """
     execution = system.effective_execution
     steps = system.steps
@@ -143,7 +142,7 @@ def build_simulated_unit(
 
     def demand(spec: ModelSpec, current: StepEstimates) -> Demand:
         expected = expected_demand(spec, current)
-        # Planned quotas include the floors, which the rates alone do not.
+        # Unlike the expected demand, planned quotas include the floors.
         return replace(expected, kv=quotas[spec.name]) if all(quotas.values()) else expected
 
     try:
@@ -158,15 +157,15 @@ def build_simulated_unit(
         )
     except PoolTooSmall as error:
         raise PlanError(
-            f"unit {planned.name} ({planned.size} x {planned.device}): {error}; or place fewer "
-            f"models on it, or on more devices: {planned.kv_bytes / 1e9:.3g} GB of each are left "
-            f"for keys and values"
+            f"unit {planned.name} ({planned.size} x {planned.device}, with a KV pool of "
+            f"{planned.kv_bytes / 1e9:.3g} GB each): {error}; or place fewer models on it, or use "
+            f"more devices"
         ) from error
     return UnitSimulation(planned.name, scheduler, executor, planned.token_seconds)
 
 
 def simulated_policy_names() -> tuple[str, ...]:
-    """The registered policies, and `spatial`: each model on its own devices."""
+    """Names of the registered policies, and `spatial`: separate devices for each model."""
     return (*policy_names(), "spatial")
 
 
@@ -189,7 +188,7 @@ def _compute_shares(planned: PlannedUnit) -> ComputeShares:
 
 
 def _partition_compute(planned: PlannedUnit) -> PlannedUnit:
-    """The unit with exclusive compute shares, proportional to the models' demand of compute.
+    """A copy of the unit with exclusive compute shares by demand, and an even minimum.
 
     The demand is the time of a model's steps times their planned compute share.
     """
@@ -213,7 +212,7 @@ def _model_specs(
     steps: StepSizes,
     max_blocks: int,
 ) -> tuple[float, list[ModelSpec]]:
-    """Bytes of a page on a device, and the scheduler's specs of the models."""
+    """Bytes of a page on a device, and the scheduler's model specs."""
     token_bytes = {
         model.name: costs.kv_bytes_per_token(model.kind, tp=model.tp)
         / model.replicas
@@ -250,22 +249,22 @@ def _model_specs(
 
 
 def _measured_times(model: PlannedModel, costs: CostModel) -> StepTimes | None:
-    """The measured times of the engine's own steps, which exist for one device only."""
+    """Measured times of the engine's steps, which are available for one device only."""
     if model.tp == model.replicas == 1 and isinstance(costs, ProfileTable):
         return costs.step_times.get(model.kind)
     return None
 
 
 def _simulated_model(model: PlannedModel, execution: Execution, costs: CostModel) -> SimulatedModel:
-    sliced = execution == "time_sliced"
+    time_sliced = execution == "time_sliced"
     return SimulatedModel(
         model.kind,
         model.tp,
         model.replicas,
-        1.0 if sliced else model.prefill_share,
-        1.0 if sliced else model.decode_share,
+        1.0 if time_sliced else model.prefill_share,
+        1.0 if time_sliced else model.decode_share,
         model.max_batch,
-        _measured_times(model, costs) if sliced else None,
+        _measured_times(model, costs) if time_sliced else None,
     )
 
 

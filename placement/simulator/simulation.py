@@ -1,7 +1,7 @@
-"""Simulations of a plan: one run, and sweeps of several policies over several rates.
+"""Simulations of a plan: single runs, and sweeps of several policies over several rates.
 
-Results are plain data and deterministic for a plan, workload and seed on every machine. They do not
-contain wall-clock times.
+Results are plain data without wall-clock times. A plan, workload and seed determine them, on every
+machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from muxjax.scheduling.timeline import Timeline
 
 TARGET_ATTAINMENT = 0.99
 REFINEMENTS = 4
-"""Bisections between two rates of a sweep for the highest rate with the target attainment."""
+"""Bisections between two rates of a sweep to find the highest rate with the target attainment."""
 
 Progress = Callable[[float], None]
 """Called regularly with the simulated seconds of the latest arrival."""
@@ -41,11 +41,11 @@ _PROGRESS_INTERVAL = 64
 
 @dataclass(frozen=True)
 class SimulationSetup:
-    """The inputs that all runs of a simulation share.
+    """The common inputs of all runs of a simulation.
 
     Attributes:
       plan: units and cluster.
-      costs: cost model per kind of device.
+      costs: cost model for each kind of device.
       criteria: attainment criterion of each model.
       max_waiting: maximum number of waiting requests of a model on a unit; further requests are
         rejected. None: no limit.
@@ -62,7 +62,7 @@ class SimulationSetup:
 
     @property
     def shapes(self) -> Mapping[str, ModelShape]:
-        """Shapes of each kind of model."""
+        """Shape of each kind of model."""
         return self.plan.shapes
 
     def config_hash(self, system: SystemConfig) -> str:
@@ -97,15 +97,15 @@ def run_simulation(
       workload: the requests.
       on_record: called with the outcome of each request.
       progress: called with the simulated time.
-      timeline: records every step; rows are named after the title and the unit.
-      title: of the run, for the timeline.
+      timeline: records every step; the title and the unit name its rows.
+      title: title of the run in the timeline.
 
     Returns:
       The metrics (see `metrics.py`), the steps and utilization of each unit, and `seed`,
       `config_hash` and `version`.
 
     Raises:
-      PlanError: the plan cannot be run, for example because a pool is too small.
+      PlanError: the plan cannot be simulated, for example because a pool is too small.
       WorkloadError: the workload is out of order, or has a model that is not in the plan.
     """
     units = [
@@ -121,7 +121,7 @@ def run_simulation(
         if unit.models
     ]
     if not units:
-        raise PlanError("the plan has no unit with a model on it: nothing to simulate")
+        raise PlanError("nothing to simulate: the plan has no unit with a model")
     if timeline is not None:
         for unit in units:
             unit.observer = timeline.observer(" ".join(part for part in (title, unit.name) if part))
@@ -167,14 +167,14 @@ def sweep_rates(
     Args:
       setup: plan, costs and criteria.
       systems: configurations to compare.
-      workload: at scale 1; see `synthetic.scale_rate` for others.
-      scales: of the rate, ascending.
+      workload: the workload at scale 1; `synthetic.scale_rate` scales it.
+      scales: multiples of the rate, ascending.
       run: runs one simulation of a system at a scale, usually with `run_simulation`.
 
     Returns:
       For each system its `runs` in order of rate, and `max_rate_at_99`: the highest simulated rate
-      (requests/s of all models) with at least 99 % attainment, refined by `REFINEMENTS` bisections
-      if a higher rate of the sweep misses it. None if no rate of the sweep reaches it.
+      (requests/s of all models) with at least 99 % attainment, or None. If a higher rate of the
+      sweep misses the target, `REFINEMENTS` bisections refine `max_rate_at_99`.
     """
     results = []
     for system in systems:
@@ -221,7 +221,7 @@ def sweep_rates(
 
 
 def validate_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The distinct scales in ascending order.
+    """Returns the distinct scales in ascending order.
 
     Raises:
       WorkloadError: no scale, or a scale that is not above 0.
@@ -248,7 +248,7 @@ def _bandwidth(plan: PlacementPlan, unit: PlannedUnit) -> float | None:
 
 
 def _report_progress(workload: Workload, progress: Progress | None) -> Iterator[TraceRequest]:
-    """Yields the requests and reports the time of their arrival."""
+    """Yields the requests and reports their arrival times."""
     for index, request in enumerate(workload):
         if progress is not None and index % _PROGRESS_INTERVAL == 0:
             progress(request.arrival)

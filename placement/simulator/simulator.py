@@ -1,12 +1,12 @@
 """Runs workloads through the production scheduler on a simulated clock.
 
-Each unit has the real `Scheduler`, with its policy, allocator and quotas, and a
-`SimulatedExecutor`; the loop around them is the engine's. Units interact only through routing: a
-request goes to the unit that holds its model, chosen by the rule of the engine's router
-(`scheduling/routing.py`) if there are several. The clocks of units are therefore advanced
-independently, each up to the arrival of the unit's next request.
+Each unit combines the real `Scheduler`, with its policy, allocator and quotas, with a
+`SimulatedExecutor`. Steps are submitted and applied as in the engine's loop. If a model is on
+several units, requests are routed by the rule of the engine's router (`scheduling/routing.py`).
+Units interact only through routing. The clock of each unit is therefore advanced independently, up
+to the arrival of its next request.
 
-There is no randomness here, so the seed of the workload determines the result.
+The simulator is deterministic: the workload and its seed determine the result.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 
 STALL_SECONDS = 0.05
-"""Seconds until the loop tries again when no step can be scheduled: quotas change over time."""
+"""Seconds until the next attempt if no step can be scheduled: quotas change over time."""
 _MAX_STALLS = 10_000
 
 OnRecord = Callable[[RequestRecord], None]
 Observer = Callable[[Scheduler, Step, StepResult], None]
-"""Called with each applied step, as by the engine."""
+"""Called with each applied step, as in the engine."""
 
 
 class SimulationStalled(MuxError):
-    """Requests wait, nothing is in flight, and no step can be scheduled: a bug of the scheduler."""
+    """Requests wait, but no step is in flight or can be scheduled: a bug of the scheduler."""
 
 
 class UnitSimulation:
     """One unit on a simulated clock.
 
     Args:
-      name: of the unit.
-      scheduler: its scheduler.
-      executor: its mesh.
+      name: name of the unit.
+      scheduler: scheduler of the unit.
+      executor: executes the steps on the simulated clock.
       token_seconds: planned seconds per token of a request, for each model
         (`PlannedModel.token_seconds`).
 
@@ -84,15 +84,15 @@ class UnitSimulation:
         if self._concurrent or not self._in_flight:
             self._submit_steps()
 
-    def advance(self, until: float, ended: Callable[[UnitSimulation, Request], None]) -> None:
-        """Advances the clock and applies the steps that end before.
+    def advance(self, until: float, on_finish: Callable[[UnitSimulation, Request], None]) -> None:
+        """Advances the clock and applies all steps that end by then.
 
         Args:
           until: simulated seconds.
-          ended: called with each finished request.
+          on_finish: called with each finished request.
 
         Raises:
-          SimulationStalled: requests wait and no step can be scheduled for a long time.
+          SimulationStalled: requests wait, but no step can be scheduled for a long time.
         """
         executor = self.executor
         while True:
@@ -100,7 +100,7 @@ class UnitSimulation:
             if following is None:
                 if not self.scheduler.num_requests:
                     break
-                # Only the clock can change something: quotas adapt over time.
+                # Only time can unblock the requests: quotas adapt over time.
                 wake = executor.now + STALL_SECONDS
                 if wake > until:
                     break
@@ -118,7 +118,7 @@ class UnitSimulation:
             self._in_flight.remove(job)
             for update in self.scheduler.apply(job.step, result, executor.now):
                 if update.finish_reason is not None:
-                    ended(self, update.request)
+                    on_finish(self, update.request)
             if self.observer is not None:
                 self.observer(self.scheduler, job.step, result)
             self._submit_steps()
@@ -126,7 +126,7 @@ class UnitSimulation:
             executor.now = until
 
     def _submit_steps(self) -> None:
-        """Submits steps as the engine's loop would: up to `STEPS_AHEAD`, or all if concurrent."""
+        """Submits steps as in the engine's loop: up to `STEPS_AHEAD`, or all if concurrent."""
         while self._concurrent or len(self._in_flight) < STEPS_AHEAD:
             step: Step | None = self.scheduler.next_step(self.executor.now)
             if step is None:
@@ -160,44 +160,45 @@ class Simulation:
     def __init__(self, units: Sequence[UnitSimulation], *, max_waiting: int | None = None) -> None:
         self.units = list(units)
         self._max_waiting = max_waiting
-        self._holders: dict[str, list[UnitSimulation]] = {}
+        self._units_by_model: dict[str, list[UnitSimulation]] = {}
         for unit in self.units:
             for name in unit.scheduler.models:
-                self._holders.setdefault(name, []).append(unit)
+                self._units_by_model.setdefault(name, []).append(unit)
 
     def run(self, workload: Iterable[TraceRequest], on_record: OnRecord) -> float:
         """Runs a workload to its end.
 
         Args:
           workload: requests in order of arrival, consumed one at a time.
-          on_record: called with the record of each request when it has ended. Units are simulated
+          on_record: called with the record of each request at its end. Units are simulated
             independently, so records are not in order of time.
 
         Returns:
           The simulated seconds until the end of the last request.
 
         Raises:
-          WorkloadError: a model that is on no unit.
+          WorkloadError: a request for a model that is on no unit.
         """
         outputs: dict[int, int] = {}
-        waits = dict.fromkeys([unit.name for unit in self.units], 0.0)
+        queued_seconds = dict.fromkeys([unit.name for unit in self.units], 0.0)
 
-        def ended(unit: UnitSimulation, request: Request) -> None:
+        def on_finish(unit: UnitSimulation, request: Request) -> None:
             output_tokens = outputs.pop(request.id)
-            waits[unit.name] -= unit.seconds(request.model, len(request.prompt) + output_tokens)
+            tokens = len(request.prompt) + output_tokens
+            queued_seconds[unit.name] -= unit.seconds(request.model, tokens)
             on_record(_finished_record(unit.name, request, output_tokens))
 
         for number, traced in enumerate(workload):
-            holders = self._holders.get(traced.model)
-            if holders is None:
+            units = self._units_by_model.get(traced.model)
+            if units is None:
                 raise WorkloadError(
-                    f"request {number} is for {traced.model}, which is on no unit; there are "
-                    f"{', '.join(self._holders)}"
+                    f"request {number} is for {traced.model}, which is on no unit; the units have "
+                    f"{', '.join(self._units_by_model)}"
                 )
-            for unit in holders:
-                unit.advance(traced.arrival, ended)
+            for unit in units:
+                unit.advance(traced.arrival, on_finish)
             tokens = traced.prompt_tokens + traced.output_tokens
-            unit = least_loaded(holders, waits, traced.model, tokens)
+            unit = least_loaded(units, queued_seconds, traced.model, tokens)
             request = Request(
                 number,
                 traced.model,
@@ -205,7 +206,7 @@ class Simulation:
                 _params(traced.output_tokens),
                 arrival=traced.arrival,
             )
-            reason = self._refusal(unit, traced.model)
+            reason = self._rejection_reason(unit, traced.model)
             if reason is None:
                 outputs[number] = traced.output_tokens
                 try:
@@ -214,14 +215,14 @@ class Simulation:
                     del outputs[number]
                     reason = str(error)
                 else:
-                    waits[unit.name] += unit.seconds(traced.model, tokens)
+                    queued_seconds[unit.name] += unit.seconds(traced.model, tokens)
             if reason is not None:
                 on_record(_rejected_record(number, traced, reason))
         for unit in self.units:
-            unit.advance(float("inf"), ended)
+            unit.advance(float("inf"), on_finish)
         return max(unit.executor.now for unit in self.units)
 
-    def _refusal(self, unit: UnitSimulation, model: str) -> str | None:
+    def _rejection_reason(self, unit: UnitSimulation, model: str) -> str | None:
         if self._max_waiting is None:
             return None
         waiting = len(unit.scheduler.models[model].waiting)

@@ -1,9 +1,9 @@
 """Arrival times of requests: renewal processes with a rate that may change over time.
 
-Gaps with a mean of 1 are drawn from an exponential (Poisson arrivals) or gamma distribution with
-any coefficient of variation, and advance along the integral of the rate: at twice the rate the same
-gap takes half the time. With a constant rate these are Poisson and gamma arrivals; rates that
-change in steps give bursts and drifting popularity.
+Gaps with a mean of 1 are drawn from an exponential distribution (Poisson arrivals), or from a gamma
+distribution with any coefficient of variation. Each gap is a distance along the integral of the
+rate: at twice the rate, a gap takes half the time. Rates that change in steps produce bursts and
+drifting popularity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from muxjax.errors import WorkloadError
 
 type RateSteps = Iterable[tuple[float, float]]
-"""Pairs of a time (seconds, ascending, the first 0) and the rate from then on."""
+"""Pairs of a start time (seconds, ascending, the first 0) and the rate from that time."""
 
 _GAPS_PER_DRAW = 256
 
@@ -27,8 +27,8 @@ def power_law_rates(
 ) -> list[float]:
     """Rates proportional to `rank ** -alpha`, as in MuxServe's experiments, descending.
 
-    With `alpha` 0.9 a fifth of the models receive half of the requests, with 2.1 nine tenths (Duan
-    et al., ICML 2024, section 4.1).
+    With `alpha` 0.9, 20 % of the models receive 50 % of the requests; with 2.1, 90 % (Duan et al.,
+    ICML 2024, section 4.1).
 
     Args:
       count: number of models.
@@ -45,7 +45,7 @@ def power_law_rates(
     if not (math.isfinite(alpha) and alpha >= 0):
         raise WorkloadError(f"alpha must be 0 or more, not {alpha}")
     if (total is None) == (highest is None):
-        raise WorkloadError("give either the total rate or the highest rate")
+        raise WorkloadError("specify either the total rate or the highest rate")
     weights = [rank**-alpha for rank in range(1, count + 1)]
     if total is not None:
         scale = validate_rate(total, "the total rate") / sum(weights)
@@ -56,11 +56,11 @@ def power_law_rates(
 
 
 def validate_rate(rate: float, subject: str) -> float:
-    """Returns the rate unchanged.
+    """Validates a rate and returns it unchanged.
 
     Args:
       rate: requests per second.
-      subject: what the rate is of, for the message.
+      subject: start of the error message, for example "the total rate".
 
     Raises:
       WorkloadError: a negative or non-finite rate.
@@ -71,7 +71,7 @@ def validate_rate(rate: float, subject: str) -> float:
 
 
 def renewal_arrivals(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0) -> Iterator[float]:
-    """Generates arrival times in seconds, infinitely many unless the rate stays 0.
+    """Generates arrival times in seconds, without end unless the last rate is 0.
 
     Args:
       rng: source of the gaps.
@@ -89,16 +89,16 @@ def renewal_arrivals(rng: np.random.Generator, rate: RateSteps, cv: float = 1.0)
     validate_rate(current, "the rate")
     following = next(steps, None)
     for gap in _gaps(rng, cv):
-        left = gap
+        remaining = gap
         while True:
             end = math.inf if following is None else following[0]
-            room = current * (end - now) if current else 0.0
-            if left <= room:
-                now += left / current
+            step_length = current * (end - now) if current else 0.0
+            if remaining <= step_length:
+                now += remaining / current
                 break
             if following is None:
                 return  # the rate stays 0
-            left -= room
+            remaining -= step_length
             now, current = following
             validate_rate(current, "the rate")
             following = next(steps, None)
@@ -119,7 +119,7 @@ def _gaps(rng: np.random.Generator, cv: float) -> Iterator[float]:
 def on_off_rate(
     rng: np.random.Generator, rate: float, on_seconds: float, off_seconds: float
 ) -> Iterator[tuple[float, float]]:
-    """Generates the rate steps of bursts: on and off phases of exponentially distributed length.
+    """Generates the rate steps of bursts: on and off phases with exponentially distributed lengths.
 
     Args:
       rng: source of the phase lengths.
@@ -130,9 +130,9 @@ def on_off_rate(
     Raises:
       WorkloadError: a phase length that is not above 0.
     """
-    for what, seconds in (("on", on_seconds), ("off", off_seconds)):
+    for phase, seconds in (("on", on_seconds), ("off", off_seconds)):
         if not (math.isfinite(seconds) and seconds > 0):
-            raise WorkloadError(f"the {what} phase must last more than 0 s, not {seconds}")
+            raise WorkloadError(f"the {phase} phase must last more than 0 s, not {seconds}")
     busy = on_seconds / (on_seconds + off_seconds)
     if rate == 0:
         yield 0.0, 0.0
@@ -148,7 +148,7 @@ def on_off_rate(
 def drifting_rates(
     rates: Sequence[float], change_points: Sequence[float], rng: np.random.Generator
 ) -> list[list[tuple[float, float]]]:
-    """Drifting popularity: at each change point the rates are permuted among the models.
+    """Permutes the rates among the models at each change point (drifting popularity).
 
     Args:
       rates: requests per second of each model at the start.
@@ -159,7 +159,7 @@ def drifting_rates(
       The rate steps of each model.
 
     Raises:
-      WorkloadError: change points that do not ascend from above 0.
+      WorkloadError: change points that do not ascend, or are not above 0.
     """
     if any(b <= a for a, b in itertools.pairwise([0.0, *change_points])):
         raise WorkloadError(f"change points must ascend from above 0 s: {list(change_points)}")

@@ -35,10 +35,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json_object(line: str, where: str) -> dict[str, Any]:
-    """Parses a line of a JSONL file, which must be an object.
+    """Parses a line of a JSONL file.
 
     Raises:
-      WorkloadError: anything else, with the position `where`.
+      WorkloadError: the line is not a JSON object; the message names the position `where`.
     """
     try:
         row = json.loads(line)
@@ -64,7 +64,7 @@ def number_field(row: dict[str, Any], key: str, where: str) -> float:
 
 
 def integer_field(row: dict[str, Any], key: str, where: str) -> int:
-    """The value of a field as an integer; `2.0` is one.
+    """The value of a field as an integer; `2.0` is valid.
 
     Raises:
       WorkloadError: a missing field, or a value that is not an integer.

@@ -14,8 +14,8 @@ from muxjax.scheduling.expected_load import MEAN_OUTPUT_TOKENS, MEAN_PROMPT_TOKE
 
 PROMPT_SIGMA = 1.1
 OUTPUT_SIGMA = 0.9
-"""Standard deviations of the logarithms, for the skewed lengths of chats: the median prompt is 0.55
-of the mean, the median output 0.67."""
+"""Standard deviations of the logarithms, for the skewed lengths of chats: the median is 0.55 of the
+mean for prompts and 0.67 for outputs."""
 
 _PAIRS_PER_DRAW = 256
 
@@ -32,11 +32,11 @@ class Lengths(Protocol):
 class LogNormal:
     """Independent log-normal prompts and outputs, truncated at a limit.
 
-    Values above a limit are drawn again. The distribution is shifted so that the mean of the
-    truncated distribution is the requested mean.
+    Values above a limit are drawn again. The location of the distribution is chosen to give the
+    truncated distribution the requested mean.
 
     Attributes:
-      prompt_tokens, output_tokens: means.
+      prompt_tokens, output_tokens: means in tokens.
       prompt_sigma, output_sigma: standard deviations of the logarithms; 0 makes all lengths equal.
       max_prompt, max_output: limits in tokens.
 
@@ -52,7 +52,7 @@ class LogNormal:
     max_output: int = 1_000_000
 
     def __post_init__(self) -> None:
-        # Raises here instead of when the first request is drawn.
+        # Validates here instead of at the first draw.
         self._locations()
 
     def draw(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
@@ -74,7 +74,7 @@ class Uniform:
     """Uniform lengths from 0.5 to 1.5 times their means, as in MuxServe's fairness experiment.
 
     Attributes:
-      prompt_tokens, output_tokens: means.
+      prompt_tokens, output_tokens: means in tokens.
     """
 
     prompt_tokens: float
@@ -90,7 +90,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Pairs of a data set, drawn with replacement."""
+    """Pairs of prompt and output tokens from a data set, drawn with replacement."""
 
     pairs: Sequence[tuple[int, int]]
 
@@ -109,7 +109,7 @@ def _draw(rng: np.random.Generator, location: float, sigma: float, limit: int) -
 
 
 def _location(part: str, mean: float, sigma: float, limit: int) -> float:
-    """The mean of the logarithms for which values up to `limit` have this mean."""
+    """The mean of the logarithms for which the distribution truncated at `limit` has this mean."""
     if not (math.isfinite(sigma) and sigma >= 0):
         raise WorkloadError(f"the sigma of {part} lengths must be 0 or more, not {sigma}")
     if not (math.isfinite(mean) and mean >= 1):
@@ -137,10 +137,10 @@ def _location(part: str, mean: float, sigma: float, limit: int) -> float:
 
 def _truncated_mean(location: float, sigma: float, limit: int) -> float:
     edge = (math.log(limit + 0.5) - location) / sigma
-    inside = _normal_cdf(edge)
-    if inside <= 0:
+    accepted = _normal_cdf(edge)
+    if accepted <= 0:
         return float(limit)
-    return math.exp(location + sigma**2 / 2) * _normal_cdf(edge - sigma) / inside
+    return math.exp(location + sigma**2 / 2) * _normal_cdf(edge - sigma) / accepted
 
 
 def _normal_cdf(value: float) -> float:

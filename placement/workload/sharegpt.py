@@ -1,4 +1,4 @@
-"""Prompt and output lengths of ShareGPT's conversations."""
+"""Reads the prompt and output lengths of ShareGPT's conversations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from muxjax.errors import WorkloadError
 from muxjax.placement.workload.file_fields import read_json
 
 SHAREGPT_LIMITS = (4, 1024, 2048)
-"""Tokens: minimum of prompt and of output, maximum of the prompt, maximum of both together.
-
-MuxServe and vLLM's benchmarks drop conversations outside of these limits."""
+"""Limits in tokens, as in the benchmarks of MuxServe and vLLM: minimum of prompt and output,
+maximum of the prompt, maximum of their sum."""
 
 
 def approximate_tokens(text: str) -> int:
-    """Estimates the tokens of a text without a tokenizer: four bytes per token, as in English."""
+    """Estimates the number of tokens of a text: four bytes per token, as in English."""
     return -(-len(text.encode()) // 4)
 
 
@@ -24,14 +23,14 @@ def sharegpt_lengths(
 ) -> list[tuple[int, int]]:
     """Reads the lengths of the first prompt and answer of each conversation.
 
-    Conversations outside of `SHAREGPT_LIMITS` are dropped, as in MuxServe's and vLLM's benchmarks.
+    Conversations outside of `SHAREGPT_LIMITS` are dropped.
 
     Args:
-      path: a JSON list of `{"conversations": [{"from": ..., "value": text}, ...]}`.
-      count_tokens: the number of tokens of a text.
+      path: a JSON file, a list of `{"conversations": [{"from": ..., "value": text}, ...]}`.
+      count_tokens: returns the number of tokens of a text.
 
     Raises:
-      WorkloadError: another format, or no conversation within the limits.
+      WorkloadError: the file has another format, or no conversation is within the limits.
     """
     data = read_json(path)
     if not isinstance(data, list):

@@ -1,4 +1,4 @@
-"""Synthetic workloads: rates, arrivals and lengths of several models, from a seed.
+"""Synthetic workloads of several models, generated from rates, distributions and a seed.
 
 Each model has separate random streams for arrivals and lengths, so the requests of a model do not
 depend on other models or their rates.
@@ -54,10 +54,10 @@ class ArrivalProcess:
     Attributes:
       cv: coefficient of variation of the gaps: 1 is Poisson, higher is burstier, 0 is periodic.
       on_off: mean seconds of phases with and without requests; None: no phases.
-      change_points: seconds at which the rates are permuted among the models.
+      change_points: times in seconds at which the rates are permuted among the models.
 
     Raises:
-      WorkloadError: on/off phases together with change points.
+      WorkloadError: both on/off phases and change points.
     """
 
     cv: float = 1.0
@@ -78,10 +78,10 @@ class SyntheticWorkload:
       seconds: length of the workload; None: limited by `count`.
       count: number of requests; None: limited by `seconds`.
       arrivals: arrival process of every model.
-      seed: equal seeds give equal requests.
+      seed: seed of the requests; equal seeds generate equal requests.
 
     Raises:
-      WorkloadError: neither `seconds` nor `count`, or no rate above 0.
+      WorkloadError: neither `seconds` nor `count` is set, or no rate is above 0.
     """
 
     loads: Sequence[Traffic]
@@ -103,7 +103,7 @@ class SyntheticWorkload:
 
     def _requests(self, index: int) -> Iterator[TraceRequest]:
         load = self.loads[index]
-        # Two streams, so that lengths do not depend on how many gaps were drawn.
+        # With two streams, lengths do not depend on the number of drawn gaps.
         gaps, lengths = (np.random.default_rng([self.seed, index, kind]) for kind in (0, 1))
         times = renewal_arrivals(gaps, self._rate(index, gaps), self.arrivals.cv)
         for arrival, (prompt, output) in zip(times, load.lengths.draw(lengths), strict=False):
@@ -143,18 +143,18 @@ def scale_rate(workload: Workload, factor: float) -> Workload:
 class AssignedWorkload:
     """A trace whose requests are assigned to the models of a fleet.
 
-    A request with the name of a fleet's model keeps it. A request without a model gets one at
-    random, in proportion to the weights. Production traces often have no models, or few.
+    Requests for a model of the fleet keep it. Requests without a model, as in most production
+    traces, are assigned one at random, in proportion to the weights.
 
     Attributes:
       workload: the trace.
       weights: relative request rate of each model of the fleet.
       renamed: fleet models by their names in the trace.
-      seed: of the random assignment.
+      seed: seed of the random assignment.
 
     Raises:
-      WorkloadError: a target of `renamed` that is not in the fleet; while iterating, a name that is
-        neither in the fleet nor in `renamed`.
+      WorkloadError: a target of `renamed` is not in the fleet. While iterating: a name is neither
+        in the fleet nor in `renamed`.
     """
 
     workload: Workload
@@ -185,7 +185,7 @@ class AssignedWorkload:
                 name = names[drawn.pop()]
             elif name not in self.weights:
                 raise WorkloadError(
-                    f"the trace has requests for {name}, which is not in the fleet; it has "
-                    f"{', '.join(names)}: map it to one of them (--map {name}=MODEL)"
+                    f"the trace has requests for {name}, which is not in the fleet; map it to one "
+                    f"of {', '.join(names)} (--map {name}=MODEL)"
                 )
             yield request if name == request.model else replace(request, model=name)

@@ -1,6 +1,6 @@
-"""Workloads: sequences of requests with arrival time, model and lengths.
+"""Workloads: sequences of requests with arrival times, models and lengths.
 
-A workload is an iterable of `TraceRequest`s in order of arrival that can be iterated repeatedly.
+A workload is an iterable of `TraceRequest`s in order of arrival and can be iterated repeatedly.
 Generators and readers yield one request at a time, so memory does not grow with the workload.
 """
 
@@ -46,11 +46,11 @@ def validate_requests(
     """Yields the requests after validating their order and lengths.
 
     Args:
-      requests: each with its position in the file, for messages (`trace.jsonl:17`).
+      requests: pairs of a position in the file, for messages (`trace.jsonl:17`), and a request.
 
     Raises:
-      WorkloadError: an arrival that is negative, not finite or before the previous one, or a prompt
-        or output without tokens.
+      WorkloadError: an arrival that is negative, not finite or earlier than the previous one, or a
+        prompt or output without tokens.
     """
     last = 0.0
     for where, request in requests:
@@ -74,7 +74,7 @@ def validate_requests(
 
 @dataclass(frozen=True)
 class ScaledWorkload:
-    """A workload at `factor` times its rate: the same requests with shorter gaps.
+    """A workload at `factor` times its rate: the same requests with gaps divided by `factor`.
 
     Raises:
       WorkloadError: a factor that is not above 0.
@@ -94,7 +94,7 @@ class ScaledWorkload:
 
 @dataclass(frozen=True)
 class TruncatedWorkload:
-    """The first requests of a workload: at most `count`, and those within `seconds`."""
+    """The first requests of a workload: at most `count`, up to `seconds`. None: no limit."""
 
     workload: Workload
     count: int | None = None
@@ -107,7 +107,7 @@ class TruncatedWorkload:
 def truncate(
     requests: Iterable[TraceRequest], count: int | None, seconds: float | None
 ) -> Iterator[TraceRequest]:
-    """Yields the first requests: at most `count`, and those within `seconds`. None: no limit."""
+    """Yields the first requests: at most `count`, up to `seconds`. None: no limit."""
     for index, request in enumerate(requests):
         if count is not None and index >= count:
             return

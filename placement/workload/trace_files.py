@@ -7,9 +7,9 @@
 | BurstGPT (HPMLL/BurstGPT) | CSV: `Timestamp` (s), `Model`, `Request tokens`, `Response tokens` | seconds | yes |
 | MuxServe's workload | JSON: `arrivals` (s), `requests` with `model_name` and `data: [prompt, tokens in, tokens out]` | from 0 | yes |
 
-If times do not start at 0, they are shifted so that the first request is at 0. Failed requests of
-Azure and BurstGPT, which have no input or output tokens, are skipped and counted. Rows are read one
-by one, except in MuxServe's JSON, which is one document.
+Times of Azure and BurstGPT are shifted to start at 0. Their failed requests, which have no input or
+output tokens, are skipped and counted. Rows are read one by one, except in MuxServe's JSON, which
+is one document.
 
 ShareGPT's JSON has conversations without times: `sharegpt_lengths` (`sharegpt.py`) reads pairs for
 `lengths.Sampled`.
@@ -43,15 +43,15 @@ _BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
 
 @dataclass
 class TraceFile:
-    """A workload that is read from a trace file.
+    """A workload in a trace file.
 
     Attributes:
       path: the file.
-      format: its format; see `trace_format`.
-      left_out: failed requests that the last iteration skipped.
+      format: format of the file; see `trace_format`.
+      left_out: number of failed requests that the last iteration skipped.
 
     Raises:
-      WorkloadError: while iterating: a missing or invalid value, with its position.
+      WorkloadError: while iterating: a missing or invalid value; the message names its position.
     """
 
     path: Path
@@ -105,7 +105,7 @@ class TraceFile:
             first = first or time
             try:
                 arrival = (time - first).total_seconds()
-            except TypeError as error:  # some with a time zone, some without
+            except TypeError as error:  # only some times have a time zone
                 raise WorkloadError(f"{where}: TIMESTAMP differs in its time zone") from error
             yield from self._skip_failed(
                 where,
@@ -183,7 +183,7 @@ class TraceFile:
 
 
 def open_trace(path: Path) -> TraceFile:
-    """Opens a trace and detects its format from the name and the first line.
+    """Opens a trace of any supported format.
 
     Raises:
       WorkloadError: the file cannot be read, or its format is unknown.
@@ -192,7 +192,7 @@ def open_trace(path: Path) -> TraceFile:
 
 
 def trace_format(path: Path) -> Format:
-    """Detects the format of a trace file.
+    """Detects the format of a trace file from its name and first line.
 
     Raises:
       WorkloadError: the file cannot be read, or its format is unknown.
@@ -215,7 +215,7 @@ def trace_format(path: Path) -> Format:
     if suffix == ".json":
         if head.lstrip().startswith("["):
             raise WorkloadError(
-                f"{path}: a ShareGPT file has lengths and no times; use it for the lengths of a "
+                f"{path}: a ShareGPT file has lengths but no times; use it for the lengths of a "
                 f"synthetic workload (--lengths)"
             )
         return "muxserve"

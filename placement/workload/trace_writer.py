@@ -12,13 +12,13 @@ from muxjax.placement.workload.trace import TraceRequest
 
 
 def write_trace(requests: Iterable[TraceRequest], path: Path) -> int:
-    """Writes a trace: `.jsonl` in Mooncake's format plus the model, `.json` in MuxServe's format.
+    """Writes a trace: `.jsonl` in Mooncake's format with models, `.json` in MuxServe's format.
 
     Returns:
       The number of requests.
 
     Raises:
-      WorkloadError: another suffix.
+      WorkloadError: the suffix is neither of these.
     """
     if path.suffix == ".jsonl":
         return _write_mooncake(requests, path)

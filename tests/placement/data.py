@@ -1,4 +1,4 @@
-"""Where the shared data is, and skipping where it is not."""
+"""Paths of the shared data; tests are skipped without it."""
 
 from __future__ import annotations
 

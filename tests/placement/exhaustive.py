@@ -1,7 +1,7 @@
-"""The best placement of a tiny fleet by trying everything, to hold the planner against.
+"""The best placement of a tiny fleet by exhaustive search, as a reference for the planner.
 
-Shares the estimator with the planner and nothing else: all partitions of the models, all mesh sizes
-for the parts, packed on the nodes by trying all ways, and all degrees of tensor parallelism.
+Tries all partitions of the models, all mesh sizes, all ways to pack the meshes on the nodes, and
+all `tp` sizes. Only the estimator is shared with the planner.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from tests.placement.fleets import SHAPES, tiny_fleet
 def best_throughput(
     loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
 ) -> float | None:
-    """Requests a second of the best placement where time is sliced; None where nothing fits."""
+    """Requests per second of the best time-sliced placement; None if nothing fits."""
     (group,) = cluster.groups
     sizes = [size for size in (1, 2, 4, 8) if size <= group.devices]
-    worth: dict[tuple[tuple[int, ...], int], float | None] = {}
+    unit_values: dict[tuple[tuple[int, ...], int], float | None] = {}
 
-    def unit(part: tuple[int, ...], size: int) -> float | None:
-        if (part, size) not in worth:
-            worth[part, size] = _unit(
+    def unit_value(part: tuple[int, ...], size: int) -> float | None:
+        if (part, size) not in unit_values:
+            unit_values[part, size] = _best_unit_throughput(
                 [loads[model] for model in part], size, group.device.memory, costs
             )
-        return worth[part, size]
+        return unit_values[part, size]
 
     best: float | None = None
     for parts in partitions(list(range(len(loads)))):
         for chosen in itertools.product(sizes, repeat=len(parts)):
-            values = [unit(tuple(part), size) for part, size in zip(parts, chosen, strict=True)]
+            values = [
+                unit_value(tuple(part), size) for part, size in zip(parts, chosen, strict=True)
+            ]
             if any(value is None for value in values):
                 continue
             total = sum(value for value in values if value is not None)
@@ -53,17 +55,17 @@ def best_throughput(
     return best
 
 
-def _unit(
+def _best_unit_throughput(
     loads: Sequence[ModelLoad], size: int, memory: float, costs: PlanningCosts
 ) -> float | None:
     options = [
         [tp for tp in costs.tp_sizes(load.kind) if tp <= size and size % tp == 0] for load in loads
     ]
     best: float | None = None
-    for degrees in itertools.product(*options):
+    for tp_sizes in itertools.product(*options):
         curves = [
             build_batch_curve(load, costs, size=size, tp=tp)
-            for load, tp in zip(loads, degrees, strict=True)
+            for load, tp in zip(loads, tp_sizes, strict=True)
         ]
         point = find_operating_point(curves, memory, "time_sliced")
         if point is not None:
@@ -76,7 +78,7 @@ def _unit(
 
 
 def partitions(items: list[int]) -> Iterator[list[list[int]]]:
-    """All ways to cut a list into unordered parts."""
+    """Generates all partitions of a list into unordered parts."""
     if not items:
         yield []
         return
@@ -88,7 +90,7 @@ def partitions(items: list[int]) -> Iterator[list[list[int]]]:
 
 
 def packs(sizes: Sequence[int], nodes: list[int]) -> bool:
-    """Whether meshes of these sizes fit on nodes with so many free devices."""
+    """Whether meshes of these sizes fit on nodes with these numbers of free devices."""
     if not sizes:
         return True
     return any(
@@ -99,7 +101,7 @@ def packs(sizes: Sequence[int], nodes: list[int]) -> bool:
 
 
 def compare(cases: int) -> dict[str, float]:
-    """Gaps of the planner to the best, over random tiny fleets, and of the search alone."""
+    """Measures the gaps of the planner, and of its search, to the optimum of random tiny fleets."""
     gaps: list[float] = []
     search_gaps: list[float] = []
     seed = 0
@@ -118,10 +120,10 @@ def compare(cases: int) -> dict[str, float]:
         if len(gaps) % 5 == 0:
             scorer = Scorer(loads, cluster, [costs], "time_sliced")
             exact = solve(scorer)
-            found = Search(scorer).run([], 400)
-            assert found is not None
+            placement = Search(scorer).run([], 400)
+            assert placement is not None
             if exact is not None:
-                search_gaps.append(max(0.0, 1 - found.value / Placement(scorer, exact).value))
+                search_gaps.append(max(0.0, 1 - placement.value / Placement(scorer, exact).value))
     return {
         "cases": len(gaps),
         "mean_gap": sum(gaps) / len(gaps),

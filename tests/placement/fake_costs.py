@@ -1,4 +1,4 @@
-"""Costs that can be worked out on paper."""
+"""Linear costs, for expected values computed by hand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ SHAPE = ModelShape(1, 8, 8, 8, 8, 8, 8)
 
 @dataclass
 class FakeCosts:
-    """A prefill token takes `prefill` seconds; a decode step `decode`, and `more` a sequence.
+    """Costs that are inversely proportional to `tp` and compute share.
 
-    Weights and KV of a token take so many bytes in all. A share of compute slows in proportion.
+    Attributes:
+      prefill: seconds per prefill token.
+      decode: seconds of a decode step, without its sequences.
+      per_sequence: seconds of each sequence of a decode step.
+      weights, kv: bytes of all weights, and of the KV of a token.
+      degrees: possible `tp` sizes.
+      kinds: names of the models.
     """
 
     prefill: float = 0.001
     decode: float = 0.01
-    more: float = 0.0
+    per_sequence: float = 0.0
     weights: float = 100.0
     kv: float = 1.0
     degrees: tuple[int, ...] = (1, 2, 4)
@@ -50,7 +56,7 @@ class FakeCosts:
     def decode_seconds(
         self, model: str, batch: float, context: float, *, tp: int = 1, share: float = 1.0
     ) -> float:
-        return (self.decode + self.more * max(1.0, batch)) / tp / share
+        return (self.decode + self.per_sequence * max(1.0, batch)) / tp / share
 
     def weight_bytes(self, model: str, *, tp: int = 1) -> float:
         return self.weights / tp

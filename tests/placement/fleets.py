@@ -16,13 +16,13 @@ SHAPES: dict[str, ModelShape] = {
     "llama3-1b": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, True, small_params=33 * 2048),
     "mha-3b": ModelShape(32, 2560, 6912, 32, 32, 80, 50304, small_params=65 * 2560),
 }
-"""Of several sizes, with and without grouped queries and tied embeddings."""
+"""Models of several sizes, with and without grouped queries and tied embeddings."""
 
 TINY_CLUSTERS = ("1x1", "1x2", "1x4", "2x1", "2x2", "3x1", "4x1", "1x3")
 
 
 def tiny_fleet(seed: int) -> tuple[list[ModelLoad], Cluster]:
-    """Up to five models and four devices; from little load to several times too much."""
+    """Up to five models and four devices, from low load to heavy overload."""
     rand = random.Random(seed)
     text = f"{rand.choice(TINY_CLUSTERS)}:{rand.choice(('a100-80gb', 'h100', 'h200'))}"
     cluster = parse_cluster(text)
@@ -43,7 +43,7 @@ def tiny_fleet(seed: int) -> tuple[list[ModelLoad], Cluster]:
 
 
 def large_fleet(nodes: int, models: int, seed: int = 0) -> tuple[list[ModelLoad], Cluster]:
-    """Rates by a power law, about as much as nodes of 8 H100s serve."""
+    """Models with power-law rates that add up to about the capacity of nodes of 8 H100s."""
     rand = random.Random(seed)
     rates = [rand.paretovariate(1.1) for _ in range(models)]
     scale = 12 * nodes * 8 / sum(rates)

@@ -1,4 +1,4 @@
-"""A cost model that can be worked out on paper, and plans for it."""
+"""A linear cost model, for expected values computed by hand, and plans for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = ModelShape(2, 64, 128, 4, 4, 16, 1000, max_position=512)
 
 
 class SimpleCosts:
-    """1 ms a prompt token and 10 ms a decode step, on one device with all of its compute."""
+    """1 ms per prompt token and 10 ms per decode step, on one device with all of its compute."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -49,8 +49,8 @@ class SimpleCosts:
         return SHAPE.kv_bytes_per_token(tp)
 
 
-def planned(name: str, kind: str = "small", rate: float = 1.0, **more: float) -> PlannedModel:
-    settings = {"prompt_tokens": 20.0, "output_tokens": 10.0, "max_batch": 16, **more}
+def planned(name: str, kind: str = "small", rate: float = 1.0, **fields: float) -> PlannedModel:
+    settings = {"prompt_tokens": 20.0, "output_tokens": 10.0, "max_batch": 16, **fields}
     return PlannedModel(name=name, kind=kind, rate=rate, **settings)
 
 
@@ -74,10 +74,10 @@ def plan(
 ) -> PlacementPlan:
     placed = []
     first = 0
-    for one in units:
-        places = tuple(range(first, first + one.size))
-        placed.append(one.model_copy(update={"devices": places}))
-        first += one.size
+    for planned_unit in units:
+        indices = tuple(range(first, first + planned_unit.size))
+        placed.append(planned_unit.model_copy(update={"devices": indices}))
+        first += planned_unit.size
     device = PlannedDevice(
         name="toy",
         flops=1e12,

@@ -9,18 +9,18 @@ from muxjax.placement.costs.cluster import Cluster, parse_cluster
 from muxjax.placement.costs.devices import DEVICES, find_device
 
 
-def test_presets_name_their_source() -> None:
+def test_presets_have_a_source() -> None:
     assert set(DEVICES) >= {"a100-80gb", "h100", "h200", "v5e", "v5p", "v6e", "tpu7x"}
     assert all(device.source for device in DEVICES.values())
     assert DEVICES["a100-80gb"].bandwidth == 2039e9
     assert DEVICES["v5e"].memory == 16 * 2**30
 
 
-def test_this_machine() -> None:
+def test_the_local_machine_has_memory() -> None:
     assert find_device("cpu").memory > 1e9
 
 
-def test_clusters() -> None:
+def test_a_cluster_is_parsed() -> None:
     cluster = parse_cluster("4x8:a100-80gb, 2x4:v5e")
     assert str(cluster) == "4x8:a100-80gb,2x4:v5e"
     assert cluster.num_devices == 40
@@ -38,12 +38,12 @@ def test_clusters() -> None:
         ("1x1:abacus", "unknown device 'abacus'"),
     ],
 )
-def test_faults(text: str, message: str) -> None:
+def test_an_invalid_cluster_raises(text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         parse_cluster(text)
 
 
-def test_impossible_figures() -> None:
+def test_invalid_devices_and_clusters_raise() -> None:
     with pytest.raises(PlanError, match="h100: bandwidth must be above 0, not nan"):
         replace(DEVICES["h100"], bandwidth=float("nan"))
     with pytest.raises(PlanError, match="launch_seconds"):

@@ -30,7 +30,7 @@ def profile(**changes: Any) -> dict[str, Any]:
     return {"llama-7b": {"1": {"50": cells(2.0), "100": cells(**changes)}}}
 
 
-def test_is_a_cost_model() -> None:
+def test_a_table_implements_the_protocol_of_cost_models() -> None:
     table = ProfileTable(profile())
     assert isinstance(table, CostModel)
     assert (table.models, table.tp_sizes("llama-7b")) == (("llama-7b",), (1,))
@@ -45,14 +45,14 @@ def test_measured_points_are_exact() -> None:
     assert table.decode_seconds("llama-7b", 8, 400, share=0.5) == pytest.approx(0.044)
 
 
-def test_linear_in_between() -> None:
+def test_times_are_linear_between_points() -> None:
     table = ProfileTable(profile())
     assert table.prefill_seconds("llama-7b", 3 * 150, 150) == pytest.approx(0.045)
     assert table.decode_seconds("llama-7b", 3, 300) == pytest.approx(0.016)
     assert table.decode_seconds("llama-7b", 3, 300, share=0.75) == pytest.approx(0.024)
 
 
-def test_small_steps_cost_what_the_smallest_measured_one_costs() -> None:
+def test_times_are_constant_below_the_smallest_point() -> None:
     table = ProfileTable(profile())
     assert table.prefill_seconds("llama-7b", 7, 7) == pytest.approx(0.010)
     assert table.prefill_seconds("llama-7b", 50, 300) == pytest.approx(0.010)  # a chunk
@@ -60,20 +60,20 @@ def test_small_steps_cost_what_the_smallest_measured_one_costs() -> None:
     assert table.decode_seconds("llama-7b", 0.2, 10) == pytest.approx(0.012)
 
 
-def test_large_steps_go_on_along_the_last_line() -> None:
+def test_times_are_extrapolated_linearly_above_the_largest_point() -> None:
     table = ProfileTable(profile())
     assert table.prefill_seconds("llama-7b", 32 * 800, 800) == pytest.approx(2.56)
     assert table.decode_seconds("llama-7b", 100, 800) == pytest.approx(0.118)
 
 
-def test_small_shares_are_slower_in_proportion() -> None:
+def test_time_is_inversely_proportional_below_the_smallest_share() -> None:
     table = ProfileTable(profile())
     assert table.decode_seconds("llama-7b", 8, 400, share=0.25) == pytest.approx(0.088)
     with pytest.raises(ValueError, match="not 0"):
         table.decode_seconds("llama-7b", 8, 400, share=0)
 
 
-def test_holes_are_filled_along_the_batch() -> None:
+def test_gaps_are_filled_along_the_batch() -> None:
     table = ProfileTable(profile(missing=((4, 400), (8, 400), (8, 200), (2, 100))))
     assert table.decode_seconds("llama-7b", 8, 400) == pytest.approx(0.022)
     assert table.decode_seconds("llama-7b", 8, 200) == pytest.approx(0.020)
@@ -81,7 +81,7 @@ def test_holes_are_filled_along_the_batch() -> None:
     assert table.prefill_seconds("llama-7b", 1600, 200) == pytest.approx(0.160)
 
 
-def test_a_length_with_one_point_grows_as_the_shorter_one_does() -> None:
+def test_a_length_with_one_point_scales_the_next_shorter_length() -> None:
     table = ProfileTable(profile(missing=((2, 400), (4, 400), (8, 400))))
     assert table.prefill_seconds("llama-7b", 3200, 400) == pytest.approx(0.320)
 
@@ -101,18 +101,18 @@ def test_a_length_with_one_point_grows_as_the_shorter_one_does() -> None:
         (("2",), {}, "an object with numbers as keys"),
     ],
 )
-def test_faults_say_where(path: tuple[str, ...], value: object, message: str) -> None:
+def test_errors_name_the_cell(path: tuple[str, ...], value: object, message: str) -> None:
     data = copy.deepcopy(profile())
-    place = data["llama-7b"]["1"]["100"]
+    table = data["llama-7b"]["1"]["100"]
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        table = table[key]
+    table[path[-1]] = value
     with pytest.raises(ProfileError, match=message) as caught:
         ProfileTable(data)
     assert "llama-7b, 1 devices" in str(caught.value)
 
 
-def test_files_that_are_no_profiles(tmp_path: Path) -> None:
+def test_an_invalid_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="No such file"):
         ProfileTable(tmp_path / "none.json")
     path = tmp_path / "profile.json"
@@ -126,7 +126,7 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
             ProfileTable(path)
 
 
-def test_models_of_unknown_shape_are_left_out_but_checked(tmp_path: Path) -> None:
+def test_models_without_a_shape_are_validated_and_ignored(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({**profile(), "unheard-of": profile()["llama-7b"]}))
     assert ProfileTable(path).models == ("llama-7b",)
@@ -137,11 +137,11 @@ def test_models_of_unknown_shape_are_left_out_but_checked(tmp_path: Path) -> Non
         ProfileTable(path)
 
 
-def test_muxserves_own_profile() -> None:
+def test_muxserves_profile_is_supported() -> None:
     table = ProfileTable(a100_profile())
     assert table.tp_sizes("llama-65b") == (4, 8)
     assert table.decode_seconds("llama-7b", 64, 256) == pytest.approx(0.019548)
-    # Not run for want of memory: goes on from 128 and 256 at this length.
+    # This cell was not run for lack of memory, so the time is extrapolated.
     assert table.decode_seconds("llama-7b", 256, 512) > 0.055
     assert table.decode_seconds("llama-7b", 96, 256, share=0.95) < table.decode_seconds(
         "llama-7b", 96, 256, share=0.3

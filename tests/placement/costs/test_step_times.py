@@ -1,4 +1,4 @@
-"""Measured steps as a cost model: buckets, contexts, and their file."""
+"""Measured step times: buckets, contexts, and the format in a profile."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ def test_a_prefill_is_padded_to_its_bucket() -> None:
         TIMES.prefill_seconds([(65, 65, True)])
 
 
-def test_a_decode_is_padded_and_walks_the_longest_context() -> None:
+def test_a_decode_depends_on_its_bucket_and_the_longest_context() -> None:
     assert TIMES.decode_seconds(1, 4, 500) == pytest.approx(0.041)
     assert TIMES.decode_seconds(2, 1, 60) == pytest.approx(0.026)
 
 
-def test_a_slower_machine() -> None:
+def test_scaling_multiplies_all_times() -> None:
     slow = TIMES.scaled(2.0)
     chunks = [(3, 3, True)]
     assert slow.prefill_seconds(chunks) == pytest.approx(2 * TIMES.prefill_seconds(chunks))
     assert slow.decode_seconds(2, 4, 60) == pytest.approx(2 * TIMES.decode_seconds(2, 4, 60))
 
 
-def test_between_and_beyond_points() -> None:
+def test_interpolation_between_and_beyond_points() -> None:
     curve = ((10.0, 2.0), (20.0, 3.0))
     assert [interpolate(curve, x) for x in (1, 10, 15, 20, 30)] == [2.0, 2.0, 2.5, 3.0, 4.0]
     falling = ((10.0, 3.0), (20.0, 2.0))
     assert interpolate(falling, 40) == pytest.approx(2.0)  # never below the last point
 
 
-def test_a_profile_keeps_them() -> None:
+def test_a_profile_stores_step_times() -> None:
     cells = {"1": {"16": {"prefill": 5, "decoding": 1}}}
     table = ProfileTable(
         {"m": {"1": {"100": cells}}, "_steps": {"m": TIMES.to_json()}},
     )
-    kept = table.step_times["m"]
-    assert kept.prefill_seconds([(20, 90, True)]) == pytest.approx(
+    loaded = table.step_times["m"]
+    assert loaded.prefill_seconds([(20, 90, True)]) == pytest.approx(
         TIMES.prefill_seconds([(20, 90, True)])
     )
-    assert kept.decode_seconds(2, 3, 60) == pytest.approx(TIMES.decode_seconds(2, 3, 60))
+    assert loaded.decode_seconds(2, 3, 60) == pytest.approx(TIMES.decode_seconds(2, 3, 60))
     assert "_steps" not in table.raw
     assert ProfileTable({"m": {"1": {"100": cells}}}).step_times == {}
 
@@ -85,13 +85,13 @@ def test_a_profile_keeps_them() -> None:
         },
     ],
 )
-def test_a_profile_that_is_at_fault(broken: Any) -> None:
+def test_invalid_step_times_raise(broken: Any) -> None:
     cells = {"1": {"16": {"prefill": 5, "decoding": 1}}}
     with pytest.raises(ProfileError, match=r"_steps|bench steps"):
         ProfileTable({"m": {"1": {"100": cells}}, "_steps": broken})
 
 
-def test_the_simulated_executor_takes_them() -> None:
+def test_the_simulated_executor_uses_step_times() -> None:
     models = {"m": SimulatedModel("m", max_seqs=4, times=TIMES)}
     executor = SimulatedExecutor(models, SimpleCosts(), "time_sliced")
     chunk = PrefillChunk(0, 2, (1,) * 12, 0, 12, [0], 1, SamplingParams(), 9)
@@ -103,7 +103,7 @@ def test_the_simulated_executor_takes_them() -> None:
     assert [len(tokens) for tokens in result.tokens] == [4]
 
 
-def test_a_step_always_takes_time() -> None:
+def test_a_step_has_a_minimum_duration() -> None:
     times = StepTimes(
         {16: PrefillTimes(0.0, ((16, 0.0),), 0.0)}, {1: DecodeTimes(0.0, ((1, 0.0),))}
     )
@@ -111,8 +111,7 @@ def test_a_step_always_takes_time() -> None:
     assert times.decode_seconds(1, 2, 5) > 0
 
 
-def test_steps_of_another_form_are_refused() -> None:
-    """Those with an engine's part of their own, say, which would otherwise be left out."""
-    found = {**TIMES.to_json(), "engine": {"prefill": {"stretch": 1.1, "host_ms": 2.0}}}
+def test_unknown_keys_raise() -> None:
+    entry = {**TIMES.to_json(), "engine": {"prefill": {"stretch": 1.1, "host_ms": 2.0}}}
     with pytest.raises(ProfileError, match=r"unknown keys engine.*measure them again"):
-        StepTimes.from_json(found, "chat")
+        StepTimes.from_json(entry, "chat")

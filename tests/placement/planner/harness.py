@@ -22,7 +22,7 @@ def plan_of(loads: Sequence[ModelLoad], cluster: str, **options: object) -> Plac
 
 
 def flat_profile(prefill: float = 10.0, decoding: float = 20.0) -> dict[str, Any]:
-    """The same times at every batch and length."""
+    """A profile with equal times for all batches and lengths."""
     cell = {"prefill": prefill, "decoding": decoding}
     cells = {str(b): {str(n): dict(cell) for n in (128, 256, 512)} for b in BATCHES}
     shares = {"30": cells, "100": cells}

@@ -13,7 +13,7 @@ from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.fake_costs import FakeCosts, curve
 
 
-def test_a_curve_on_paper() -> None:
+def test_a_curve_has_the_times_and_sizes_of_a_replica() -> None:
     c = curve(size=4, tp=2)
     assert (c.tp, c.replicas, c.rate) == (2, 2, 0.5)
     assert c.weight_bytes == 50
@@ -22,11 +22,11 @@ def test_a_curve_on_paper() -> None:
     assert prefill_seconds(c, 2) == pytest.approx(0.1 / 2)
     assert decode_seconds(c, 2) == pytest.approx(50 * 0.01 / 2 / 2)
     assert mesh_seconds(c, 2) == pytest.approx(0.05 + 0.125)
-    # Fewer than one at a time cost what one costs.
+    # A batch below 1 takes the time of 1.
     assert mesh_seconds(c, 0.1) == pytest.approx(0.05 + 0.25)
 
 
-def test_more_than_may_run_at_once_takes_rounds() -> None:
+def test_a_batch_above_the_limit_runs_in_rounds() -> None:
     limited = build_batch_curve(
         ModelLoad("a", "m", ExpectedLoad(1.0, 100.0, 50.0), max_batch=4), FakeCosts(), size=1, tp=1
     )

@@ -21,21 +21,23 @@ from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.fake_costs import MEMORY, FakeCosts, curve, load
 
 
-def test_what_does_not_fit_is_none() -> None:
+def test_models_that_do_not_fit_have_no_operating_point() -> None:
     c = curve(weights=MEMORY)
     assert pool_bytes([c], MEMORY) == 0
     for execution in ("concurrent", "time_sliced"):
         assert find_operating_point([c], MEMORY, execution) is None
-        # Weights fit, but not one request of each: 0.9 (10,000 - 9,800) < 2 x 150.
+        # The weights fit, but not one request of each model: 0.9 (10,000 - 9,800) < 2 x 150.
         half = curve(weights=4900.0)
         assert find_operating_point([half, half], MEMORY, execution) is None
         assert find_operating_point([half], MEMORY, execution) is not None
 
 
-def test_the_longest_request_of_one_fits_beside_a_mean_one_of_each_other() -> None:
-    # A mean request holds 150 bytes. The pool needs 1,000 and 150, and a little for its pages.
+def test_the_pool_fits_the_longest_request_and_a_mean_request_of_each_other_model() -> None:
+    # A mean request uses 150 bytes. The pool needs 1,000 + 150 bytes, divided by `PAGED`.
     long = ModelLoad("a", "m", ExpectedLoad(1.0, 100.0, 50.0), longest=1000)
-    curves = [build_batch_curve(one, FakeCosts(), size=1, tp=1) for one in (long, load())]
+    curves = [
+        build_batch_curve(model_load, FakeCosts(), size=1, tp=1) for model_load in (long, load())
+    ]
     weights = sum(c.weight_bytes for c in curves)
     for needed, fits in ((1150 / PAGED + 1, True), (1150, False)):
         memory = weights + needed / POOL_SHARE
@@ -43,27 +45,28 @@ def test_the_longest_request_of_one_fits_beside_a_mean_one_of_each_other() -> No
         assert find_operating_point([curve(), curve()], memory, "time_sliced") is not None
 
 
-def test_time_sliced_serves_what_the_time_allows() -> None:
-    # One at a time would take 0.1 + 0.5 s a request. The pool of 8,910 bytes holds 59.4 requests.
+def test_time_sliced_units_serve_up_to_their_mesh_time() -> None:
+    # An isolated request takes 0.1 + 0.5 s. The pool of 8,910 bytes fits 59.4 requests.
     c = curve(rate=5.0)
     point = find_operating_point([c], MEMORY, "time_sliced")
     assert point is not None
     assert point.served == (1.0,)
     assert point.batches[0] == pytest.approx(POOL_SHARE * (MEMORY - 100) / 150)
-    # At twice the rate time runs out: each takes 0.1 s for its prompt, and its part of the decode.
+    # At four times the rate the mesh is overloaded: a request takes its prefill of 0.1 s and its
+    # part of the decode steps.
     busy = find_operating_point([curve(rate=20.0)], MEMORY, "time_sliced")
     assert busy is not None
     assert busy.utilization == 1.0
     assert busy.served[0] == pytest.approx(1 / (20 * mesh_seconds(c, 59.4)), rel=1e-6)
 
 
-def test_time_sliced_models_are_served_the_same_part() -> None:
+def test_time_sliced_models_are_served_equal_fractions() -> None:
     point = find_operating_point([curve(rate=10.0), curve(rate=30.0)], MEMORY, "time_sliced")
     assert point is not None
     assert point.served[0] == point.served[1] < 1
 
 
-def test_concurrent_is_the_fixed_point_of_equation_3() -> None:
+def test_concurrent_batches_are_the_fixed_point_of_equation_3() -> None:
     curves = [curve(rate=2.0), curve(rate=3.0)]
     point = find_operating_point(curves, MEMORY, "concurrent")
     assert point is not None
@@ -76,35 +79,35 @@ def test_concurrent_is_the_fixed_point_of_equation_3() -> None:
     assert total == pytest.approx(point.seconds, rel=1e-3)
 
 
-def test_concurrent_decodes_do_not_wait_for_each_other() -> None:
-    # Decode alone takes 0.9 of the time of each: in turn they cannot be served, at once they can.
-    curves = [curve(rate=3.0, prefill=1e-6, more=0.006)] * 2
-    together = find_operating_point(curves, MEMORY, "concurrent")
-    in_turn = find_operating_point(curves, MEMORY, "time_sliced")
-    assert together is not None
-    assert in_turn is not None
-    assert together.served == (1.0, 1.0)
-    assert in_turn.served[0] < 1
+def test_concurrent_decodes_do_not_delay_each_other() -> None:
+    # Decode steps of each model take 90 % of the time: too much if time-sliced.
+    curves = [curve(rate=3.0, prefill=1e-6, per_sequence=0.006)] * 2
+    concurrent = find_operating_point(curves, MEMORY, "concurrent")
+    time_sliced = find_operating_point(curves, MEMORY, "time_sliced")
+    assert concurrent is not None
+    assert time_sliced is not None
+    assert concurrent.served == (1.0, 1.0)
+    assert time_sliced.served[0] < 1
 
 
-def test_a_model_that_needs_little_is_not_held_up_by_one_that_needs_too_much() -> None:
+def test_an_overloaded_model_does_not_limit_other_models() -> None:
     greedy, modest = curve(rate=1000.0, prefill=1e-6), curve(rate=1.0, prefill=1e-6)
     point = find_operating_point([greedy, modest], MEMORY, "concurrent")
     assert point is not None
     assert point.served[0] < 1
     assert point.served[1] == 1.0
-    # And all of the pool is used, one request at least for each.
+    # All of the pool is used, with at least one request of each model.
     assert sum(max(1.0, batch) for batch in point.batches) * 150 == pytest.approx(
         pool_bytes([greedy, modest], MEMORY)
     )
 
 
-def test_slowed_decodes_serve_less() -> None:
-    one = find_operating_point([curve(rate=200.0)], MEMORY, "concurrent")
+def test_slower_decodes_lower_the_throughput() -> None:
+    normal = find_operating_point([curve(rate=200.0)], MEMORY, "concurrent")
     slow = find_operating_point([curve(rate=200.0)], MEMORY, "concurrent", 1.5)
-    assert one is not None
+    assert normal is not None
     assert slow is not None
-    assert slow.served[0] < one.served[0]
+    assert slow.served[0] < normal.served[0]
 
 
 def test_a_model_without_load_is_served_in_full() -> None:
@@ -113,8 +116,8 @@ def test_a_model_without_load_is_served_in_full() -> None:
         assert point is not None
         assert point.served == (1.0, 1.0)
         assert point.batches[0] == 0
-        waits = expected_latencies([curve(rate=0.0), curve(rate=1.0)], point, execution)
-        assert all(wait is not None and math.isfinite(wait.tpot) for wait in waits)
+        latencies = expected_latencies([curve(rate=0.0), curve(rate=1.0)], point, execution)
+        assert all(latency is not None and math.isfinite(latency.tpot) for latency in latencies)
 
 
 fleets = st.lists(
@@ -128,10 +131,10 @@ fleets = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(fleets, st.sampled_from(("concurrent", "time_sliced")), st.floats(1e-5, 0.01))
-def test_settling_keeps_to_pool_and_load(
-    fleet: list[tuple[float, float, float, int]], execution: str, more: float
+def test_the_operating_point_respects_pool_and_load(
+    fleet: list[tuple[float, float, float, int]], execution: str, per_sequence: float
 ) -> None:
-    costs = FakeCosts(more=more)
+    costs = FakeCosts(per_sequence=per_sequence)
     curves = [
         build_batch_curve(
             ModelLoad("a", "m", ExpectedLoad(rate, prompt, output)), costs, size=4, tp=tp

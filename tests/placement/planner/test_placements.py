@@ -20,7 +20,7 @@ from tests.placement.fleets import SHAPES
     st.integers(1, 8),
     st.lists(st.sampled_from((1, 2, 4, 8)), min_size=1, max_size=6),
 )
-def test_meshes_fit_exactly_when_they_can_be_packed(
+def test_meshes_fit_exactly_if_they_can_be_packed(
     nodes: int, devices: int, sizes: list[int]
 ) -> None:
     budget = MeshBudget(parse_cluster(f"{nodes}x{devices}:h100").groups[0])
@@ -33,7 +33,7 @@ def test_meshes_fit_exactly_when_they_can_be_packed(
     assert fits == packs(sorted(sizes, reverse=True), [devices] * nodes)
 
 
-def test_a_placement_keeps_the_sum_of_its_units() -> None:
+def test_the_value_is_the_sum_over_the_units() -> None:
     cluster = parse_cluster("1x2:h100")
     loads = [ModelLoad(name, "llama3-8b", ExpectedLoad(1.0)) for name in "ab"]
     scorer = Scorer(loads, cluster, [Roofline(SHAPES, cluster.groups[0].device)], "time_sliced")

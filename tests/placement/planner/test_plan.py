@@ -13,14 +13,14 @@ from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.planner.harness import plan_of
 
 
-def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def save_plan(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     path = tmp_path / "plan.json"
     plan_of([ModelLoad("a", "llama3-8b", ExpectedLoad(2.0))], "1x2:h100").save(path)
     return path, json.loads(path.read_text())
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    path, data = saved(tmp_path)
+def test_a_saved_plan_can_be_loaded(tmp_path: Path) -> None:
+    path, data = save_plan(tmp_path)
     plan = load_plan(path)
     assert plan.to_json() == data
     assert plan.version == 1
@@ -38,16 +38,16 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"shapes": {}}, "the shape of llama3-8b"),
     ],
 )
-def test_faults(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path, data = saved(tmp_path)
+def test_an_invalid_plan_raises(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path, data = save_plan(tmp_path)
     path.write_text(json.dumps(data | change))
     with pytest.raises(PlanError, match=message) as caught:
         load_plan(path)
     assert str(path) in str(caught.value)
 
 
-def test_units_that_overlap_or_leave_the_cluster(tmp_path: Path) -> None:
-    path, data = saved(tmp_path)
+def test_units_with_shared_or_missing_devices_raise(tmp_path: Path) -> None:
+    path, data = save_plan(tmp_path)
     unit = data["units"][0]
     path.write_text(json.dumps(data | {"units": [unit, unit | {"name": "other"}]}))
     with pytest.raises(PlanError, match="another unit uses"):
@@ -57,7 +57,7 @@ def test_units_that_overlap_or_leave_the_cluster(tmp_path: Path) -> None:
         load_plan(path)
 
 
-def test_files_that_are_no_plans(tmp_path: Path) -> None:
+def test_an_unreadable_file_raises(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="No such file"):
         load_plan(tmp_path / "none.json")
     path = tmp_path / "plan.json"

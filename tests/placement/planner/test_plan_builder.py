@@ -1,4 +1,4 @@
-"""What a plan says of its units: devices, quotas, fractions of time, and attainment."""
+"""The units of a plan: devices, quotas, fractions of time, and attainment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.placement.planner.harness import plan_of
 KIND = next(iter(SHAPES))
 
 
-def test_units_have_different_devices_of_their_node() -> None:
+def test_units_have_separate_devices() -> None:
     loads = [ModelLoad(name, KIND, ExpectedLoad(2.0)) for name in ("a", "b", "c")]
     plan = plan_of(loads, "1x4:a100-80gb")
     devices = [(unit.node, device) for unit in plan.units for device in unit.devices]
@@ -21,7 +21,7 @@ def test_units_have_different_devices_of_their_node() -> None:
     assert all(0 <= device < 4 for _, device in devices)
 
 
-def test_quotas_follow_rates_and_floors_are_within_them() -> None:
+def test_quotas_are_proportional_to_rates_and_at_least_the_floors() -> None:
     loads = [
         ModelLoad("popular", KIND, ExpectedLoad(9.0)),
         ModelLoad("rare", KIND, ExpectedLoad(1.0)),
@@ -34,7 +34,7 @@ def test_quotas_follow_rates_and_floors_are_within_them() -> None:
         assert 0 < model.kv_floor <= model.kv_quota
 
 
-def test_busy_fractions_do_not_exceed_the_time() -> None:
+def test_time_fractions_add_up_to_at_most_1() -> None:
     (unit,) = plan_of(
         [ModelLoad("a", KIND, ExpectedLoad(2.0)), ModelLoad("b", KIND, ExpectedLoad(2.0))],
         "1x1:h100",
@@ -42,7 +42,7 @@ def test_busy_fractions_do_not_exceed_the_time() -> None:
     assert sum(model.prefill_time + model.decode_time for model in unit.models) <= 1 + 1e-6
 
 
-def test_attainment_counts_requests_of_models_within_their_targets() -> None:
+def test_attainment_counts_models_within_their_targets() -> None:
     loads = [
         ModelLoad("late", KIND, ExpectedLoad(1.0), slo=LatencySlo(ttft=1e-9)),
         ModelLoad("in-time", KIND, ExpectedLoad(3.0), slo=LatencySlo(ttft=60.0)),

@@ -21,16 +21,16 @@ def scorer(*loads: ModelLoad, objective: str = "throughput", cluster: str = "1x4
     return Scorer(loads, parsed, costs, "time_sliced", objective)
 
 
-def test_a_unit_that_serves_everything_is_worth_its_rate() -> None:
+def test_the_value_of_a_unit_that_serves_its_load_is_the_rate() -> None:
     scores = scorer(ModelLoad("a", KIND, ExpectedLoad(1.0)))
     score = scores.score(0, 1, ((0, 1.0),))
     assert score is not None
     assert score.point.served == (1.0,)
-    # The rate, and at most a ten-thousandth of it for unused capacity.
+    # The rate, and a slack bonus of at most 0.01 % of the rate.
     assert 1.0 < score.value <= 1.0001
 
 
-def test_half_of_a_model_is_worth_half() -> None:
+def test_the_value_of_half_of_a_model_is_half() -> None:
     scores = scorer(ModelLoad("a", KIND, ExpectedLoad(1.0)))
     half = scores.score(0, 1, ((0, 0.5),))
     assert half is not None
@@ -42,7 +42,7 @@ def test_scores_are_cached() -> None:
     assert scores.score(0, 1, ((0, 1.0),)) is scores.score(0, 1, ((0, 1.0),))
 
 
-def test_weights_that_exceed_the_memory_have_no_score() -> None:
+def test_a_unit_that_does_not_fit_has_no_score() -> None:
     loads = [ModelLoad(str(number), KIND, ExpectedLoad(1.0)) for number in range(60)]
     assert scorer(*loads).score(0, 1, tuple((number, 1.0) for number in range(60))) is None
 
@@ -65,6 +65,6 @@ def test_tp_sizes_divide_the_mesh_and_fit_it() -> None:
     assert set(sizes) <= {1, 2}
 
 
-def test_unused_compute_is_shared_in_tenths() -> None:
+def test_unused_compute_is_distributed_in_tenths() -> None:
     assert sum(scale_to_full_compute((0.2, 0.3))) == pytest.approx(1.0)
     assert scale_to_full_compute((0.6, 0.6)) == (0.6, 0.6)

@@ -10,32 +10,32 @@ from tests.placement.simple_costs import SHAPE, SimpleCosts, plan, planned, unit
 SHAPES = {"small": SHAPE, "large": SHAPE}
 
 
-def spread(found: PlacementPlan) -> dict[str, tuple[int, ...]]:
-    return {u.models[0].name: u.devices for u in spatial_units(found, SimpleCosts(), SHAPES)}
+def devices_by_model(original: PlacementPlan) -> dict[str, tuple[int, ...]]:
+    return {u.models[0].name: u.devices for u in spatial_units(original, SimpleCosts(), SHAPES)}
 
 
-def test_everyone_has_devices_of_its_own_and_the_neediest_more() -> None:
-    found = spread(plan(unit(planned("a", rate=9.0), planned("b")), devices=4))
-    assert len(found["a"]) == 2
-    assert not set(found["a"]) & set(found["b"])
+def test_models_have_separate_devices_and_the_busiest_model_the_most() -> None:
+    devices = devices_by_model(plan(unit(planned("a", rate=9.0), planned("b")), devices=4))
+    assert len(devices["a"]) == 2
+    assert not set(devices["a"]) & set(devices["b"])
 
 
-def test_a_large_model_gets_the_devices_that_it_needs() -> None:
-    found = spread(plan(unit(planned("a"), planned("b", "large")), devices=3))
-    assert (len(found["a"]), len(found["b"])) == (1, 2)
+def test_a_large_model_has_its_minimum_number_of_devices() -> None:
+    devices = devices_by_model(plan(unit(planned("a"), planned("b", "large")), devices=3))
+    assert (len(devices["a"]), len(devices["b"])) == (1, 2)
 
 
-def test_replicas_become_one() -> None:
-    both = plan(unit(planned("a", rate=2.0)), unit(planned("a", rate=3.0), name="unit-1"))
-    (only,) = spatial_units(both, SimpleCosts(), SHAPES)
-    assert only.models[0].rate == 5.0
+def test_replicas_are_merged() -> None:
+    replicas = plan(unit(planned("a", rate=2.0)), unit(planned("a", rate=3.0), name="unit-1"))
+    (merged,) = spatial_units(replicas, SimpleCosts(), SHAPES)
+    assert merged.models[0].rate == 5.0
 
 
-def test_too_few_devices_and_too_small_ones_are_refused() -> None:
+def test_too_few_or_too_small_devices_raise() -> None:
     three = plan(unit(planned("a"), planned("b"), planned("c")), devices=2)
-    with pytest.raises(PlanError, match="needs 3 devices for 3 models, and there are 2"):
-        spread(three)
+    with pytest.raises(PlanError, match="needs 3 devices for 3 models, but the cluster has 2"):
+        devices_by_model(three)
     with pytest.raises(PlanError, match=r"b .* fits no mesh of up to 1 devices"):
-        spread(plan(unit(planned("b", "large")), devices=1))
+        devices_by_model(plan(unit(planned("b", "large")), devices=1))
     with pytest.raises(PlanError, match="fits no mesh"):
-        spread(plan(unit(planned("a")), memory=0.2e6))
+        devices_by_model(plan(unit(planned("a")), memory=0.2e6))

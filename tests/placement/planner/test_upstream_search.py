@@ -19,7 +19,7 @@ from tests.placement.planner.harness import flat_profile
 
 
 @pytest.mark.parametrize("case", ["condense500", "condense1200", "condense1600"])
-def test_finds_what_upstream_found(case: str) -> None:
+def test_the_placement_equals_upstreams(case: str) -> None:
     folder = shared_data() / "chatlmsys"
     recorded = json.loads((folder / "recorded.json").read_text())[case]["upstream_optimizer"]
     models = yaml.safe_load((folder / f"{case}.yaml").read_text())["models"]
@@ -27,18 +27,21 @@ def test_finds_what_upstream_found(case: str) -> None:
         upstream_model(ModelLoad(m["name"], m["model"], ExpectedLoad(m["rate"]))) for m in models
     ]
     estimator = UpstreamEstimator(json.loads(a100_profile().read_text()), members, 32)
-    found = search_as_upstream(estimator, 4, 8)
-    assert found is not None
-    assert round(found.score, 4) == recorded["score"]
-    assert score_placement(estimator, found.meshes) == found.score
-    theirs = sorted(
+    placement = search_as_upstream(estimator, 4, 8)
+    assert placement is not None
+    assert round(placement.score, 4) == recorded["score"]
+    assert score_placement(estimator, placement.meshes) == placement.score
+    expected = sorted(
         (int(name.removeprefix("mesh").split("idx")[0]), sorted(placed))
         for name, placed in recorded["meshes"].items()
     )
-    assert sorted((size, sorted(n for n, _ in placed)) for size, placed in found.meshes) == theirs
+    assert (
+        sorted((size, sorted(n for n, _ in placed)) for size, placed in placement.meshes)
+        == expected
+    )
 
 
-def test_the_combinations_explode() -> None:
+def test_too_many_combinations_raise() -> None:
     assert count_combinations(4, 8) == 715
     assert count_combinations(16, 8) > 2_000_000
     members = [upstream_model(ModelLoad("a", "llama-7b", ExpectedLoad(1.0)))]
@@ -49,7 +52,7 @@ def test_the_combinations_explode() -> None:
         search_as_upstream(estimator, 1, 3)
 
 
-def test_nothing_is_found_where_a_group_has_more_meshes_than_models() -> None:
+def test_splits_with_more_meshes_than_models_are_skipped() -> None:
     members = [upstream_model(ModelLoad("a", "llama-7b", ExpectedLoad(1.0)))]
     estimator = UpstreamEstimator(flat_profile(), members, 2)
     assert search_as_upstream(estimator, 2, 1) is None

@@ -1,4 +1,4 @@
-"""Steps applied by hand, and a small simulation."""
+"""Applies steps without a clock, and defines a small simulation."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SETUP = SimulationSetup(
 )
 
 
-def kind(step: Step | None) -> tuple[str, str] | None:
+def step_key(step: Step | None) -> tuple[str, str] | None:
     if step is None:
         return None
     return step.model, "prefill" if isinstance(step, Prefill) else "decode"
 
 
-def started(of: Scheduler, now: float = 0.0) -> list[Step]:
-    """All steps that can start now."""
+def schedule_steps(scheduler: Scheduler, now: float = 0.0) -> list[Step]:
+    """Schedules all steps that can start now."""
     steps = []
-    while (step := of.next_step(now)) is not None:
+    while (step := scheduler.next_step(now)) is not None:
         steps.append(step)
         assert len(steps) < 20
     return steps
 
 
-def finish(of: Scheduler, step: Step, now: float = 0.0) -> None:
+def finish_step(scheduler: Scheduler, step: Step, now: float = 0.0) -> None:
     if isinstance(step, Prefill):
         tokens = [[0] if chunk.last else [] for chunk in step.chunks]
     else:
         tokens = [[0] * sequence.num_tokens for sequence in step.sequences]
-    of.apply(step, StepResult(tokens, [None] * len(tokens), now, 0.01), now)
-    of.check_invariants()
+    scheduler.apply(step, StepResult(tokens, [None] * len(tokens), now, 0.01), now)
+    scheduler.check_invariants()
 
 
 def workload(count: int = 40) -> Workload:

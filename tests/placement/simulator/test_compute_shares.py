@@ -19,12 +19,12 @@ def test_programs_fit_until_the_overlap_is_used_up() -> None:
     assert SHARES["b", "decode"] == 0.5
 
 
-def test_a_program_runs_once_at_a_time() -> None:
+def test_a_key_does_not_fit_twice() -> None:
     assert not SHARES.fits(("a", "decode"), [("a", "decode")])
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-def test_a_share_is_a_part_of_the_chip(share: float) -> None:
+def test_a_share_outside_its_range_raises(share: float) -> None:
     with pytest.raises(ValueError, match="the decode share must be"):
         ComputeShares({("a", "decode"): share})
 
@@ -40,9 +40,9 @@ def test_idle_shares_are_lent_to_active_keys() -> None:
     assert shares.allocated(a) == pytest.approx(0.5 / 0.8)
     shares.lend(b, [a], [a, b])
     assert shares.allocated(b) == pytest.approx(0.3 / 0.8)
-    # The owner gets its own share beside the borrowers.
+    # The owner gets its share back, although the borrowers still run.
     shares.lend(c, [a, b], [a, b, c])
     assert shares.allocated(c) == 0.2
     shares.lend(a, [b, c], [a, b, c])
     assert shares.allocated(a) == 0.5
-    assert shares[a] == 0.5  # `fits` uses the own shares
+    assert shares[a] == 0.5  # `fits` ignores lent shares

@@ -7,50 +7,53 @@ from muxjax.placement.simulator.concurrent_slo import ConcurrentSlo
 from muxjax.scheduling.kv_cache.pool_division import OpenPool
 from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.scheduling.harness import request, spec
-from tests.placement.simulator.harness import finish, kind, started
+from tests.placement.simulator.harness import finish_step, schedule_steps, step_key
 
 SHARES = {("a", "prefill"): 0.6, ("a", "decode"): 0.6, ("b", "prefill"): 0.4, ("b", "decode"): 0.4}
 
 
-def test_a_model_that_is_added_later_is_tracked() -> None:
+def test_a_model_added_later_gets_a_tracker() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, concurrent=True)
-    found.add(request(0, "a", max_tokens=20))
-    (prefill,) = started(found)
-    found.add_model(spec("b"))
-    found.add(request(1, "b", max_tokens=20))
-    (beside,) = started(found)
-    assert kind(beside) == ("b", "prefill")
-    finish(found, prefill)
-    finish(found, beside)
-    assert [kind(step) for step in started(found)] == [("a", "decode"), ("b", "decode")]
+    scheduler = Scheduler([spec("a")], 200, policy, kv_quotas=OpenPool, concurrent=True)
+    scheduler.add(request(0, "a", max_tokens=20))
+    (prefill,) = schedule_steps(scheduler)
+    scheduler.add_model(spec("b"))
+    scheduler.add(request(1, "b", max_tokens=20))
+    (second,) = schedule_steps(scheduler)
+    assert step_key(second) == ("b", "prefill")
+    finish_step(scheduler, prefill)
+    finish_step(scheduler, second)
+    assert [step_key(step) for step in schedule_steps(scheduler)] == [
+        ("a", "decode"),
+        ("b", "decode"),
+    ]
 
 
-def test_prompts_wait_for_decodes_of_their_own_model_only() -> None:
+def test_prompts_wait_only_for_decodes_of_the_same_model() -> None:
     policy = ConcurrentSlo(ComputeShares(SHARES))
-    found = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, concurrent=True)
-    found.add(request(0, "a", max_tokens=20))
-    (prefill,) = started(found)
-    finish(found, prefill)
-    found.add(request(1, "b", max_tokens=20))
-    steps = started(found)
-    assert [kind(step) for step in steps] == [("b", "prefill"), ("a", "decode")]
-    assert started(found) == []  # nothing of a model beside its own step
+    scheduler = Scheduler([spec("a"), spec("b")], 200, policy, kv_quotas=OpenPool, concurrent=True)
+    scheduler.add(request(0, "a", max_tokens=20))
+    (prefill,) = schedule_steps(scheduler)
+    finish_step(scheduler, prefill)
+    scheduler.add(request(1, "b", max_tokens=20))
+    steps = schedule_steps(scheduler)
+    assert [step_key(step) for step in steps] == [("b", "prefill"), ("a", "decode")]
+    assert schedule_steps(scheduler) == []  # a model runs one step at a time
 
 
-def test_a_model_without_others_gets_the_chip_until_its_step_ends() -> None:
+def test_a_single_active_model_borrows_the_full_chip_for_one_step() -> None:
     compute = ComputeShares(SHARES)
-    found = Scheduler(
+    scheduler = Scheduler(
         [spec("a"), spec("b")], 200, ConcurrentSlo(compute), kv_quotas=OpenPool, concurrent=True
     )
-    found.add(request(0, "a", max_tokens=20))
-    (first,) = started(found)
+    scheduler.add(request(0, "a", max_tokens=20))
+    (first,) = schedule_steps(scheduler)
     assert compute.allocated(("a", "prefill")) == 1.0
-    found.add(request(1, "b", max_tokens=20))
-    (beside,) = started(found)  # at once, though its part is lent
+    scheduler.add(request(1, "b", max_tokens=20))
+    (second,) = schedule_steps(scheduler)  # at once, although its share is lent
     assert compute.allocated(("b", "prefill")) == 0.4
-    finish(found, first)
-    (decode,) = started(found)
-    assert kind(decode) == ("a", "decode")
-    assert compute.allocated(("a", "decode")) == 0.6  # and no more than its own beside b
-    finish(found, beside)
+    finish_step(scheduler, first)
+    (decode,) = schedule_steps(scheduler)
+    assert step_key(decode) == ("a", "decode")
+    assert compute.allocated(("a", "decode")) == 0.6  # nothing is lent while b is active
+    finish_step(scheduler, second)

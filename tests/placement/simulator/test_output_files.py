@@ -21,17 +21,21 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_records_are_written_as_they_come(tmp_path: Path) -> None:
-    with record_file(tmp_path, "adbs", 1.5) as take:
-        take(RequestRecord(0, "a", "u", "finished", 0.0, 5, 6, 6, 0.1, 0.25), True)
-        take(RequestRecord(1, "a", "", "rejected", 0.5, 5, 6, reason="full"), False)
-    found = rows(tmp_path / "requests-adbs-x1.5.csv")
-    assert [row["status"] for row in found] == ["finished", "rejected"]
-    assert [row["met_target"] for row in found] == ["1", "0"]
-    assert (found[0]["first_token"], found[1]["end"], found[1]["reason"]) == ("0.1", "", "full")
+def test_records_are_appended_in_order(tmp_path: Path) -> None:
+    with record_file(tmp_path, "adbs", 1.5) as write:
+        write(RequestRecord(0, "a", "u", "finished", 0.0, 5, 6, 6, 0.1, 0.25), True)
+        write(RequestRecord(1, "a", "", "rejected", 0.5, 5, 6, reason="full"), False)
+    records = rows(tmp_path / "requests-adbs-x1.5.csv")
+    assert [row["status"] for row in records] == ["finished", "rejected"]
+    assert [row["met_target"] for row in records] == ["1", "0"]
+    assert (records[0]["first_token"], records[1]["end"], records[1]["reason"]) == (
+        "0.1",
+        "",
+        "full",
+    )
 
 
-def test_tables_json_and_plots(tmp_path: Path) -> None:
+def test_tables_json_and_plots_are_written(tmp_path: Path) -> None:
     runs = [
         {"rate_scale": scale, **run_simulation(SETUP, SystemConfig(), workload())}
         for scale in (1.0, 2.0)

@@ -12,24 +12,24 @@ from tests.placement.data import a100_profile
 from tests.placement.simple_costs import plan, planned, unit
 
 
-def test_costs_come_from_the_roofline_or_the_profile() -> None:
-    found = plan(unit(planned("a")))
-    costs = plan_costs(found)
+def test_costs_are_a_roofline_or_the_profile_of_the_plan() -> None:
+    original = plan(unit(planned("a")))
+    costs = plan_costs(original)
     assert isinstance(costs["toy"], Roofline)
     assert costs["toy"].decode_seconds("small", 1, 10) > 0
     with pytest.raises(ProfileError, match="nowhere"):
-        plan_costs(found.model_copy(update={"profile": "nowhere.json"}))
-    measured = found.model_copy(update={"profile": str(a100_profile())})
+        plan_costs(original.model_copy(update={"profile": "nowhere.json"}))
+    measured = original.model_copy(update={"profile": str(a100_profile())})
     assert isinstance(plan_costs(measured)["toy"], ProfileTable)
 
 
-def test_targets_are_the_models_own_or_what_was_asked() -> None:
-    found = plan(unit(planned("a"), planned("b")))
-    costs = plan_costs(found)
-    targets = plan_criteria(
-        found, costs, AttainmentCriterion.from_targets(scale=8.0), {"b": LatencySlo(ttft=0.5)}
+def test_criteria_are_the_slos_of_the_models_or_the_default() -> None:
+    original = plan(unit(planned("a"), planned("b")))
+    costs = plan_costs(original)
+    criteria = plan_criteria(
+        original, costs, AttainmentCriterion.from_targets(scale=8.0), {"b": LatencySlo(ttft=0.5)}
     )
-    assert targets["a"] == AttainmentCriterion.from_targets(scale=8.0, kind="small", tp=1)
-    assert targets["b"] == AttainmentCriterion.from_targets(ttft=0.5, kind="small", tp=1)
+    assert criteria["a"] == AttainmentCriterion.from_targets(scale=8.0, kind="small", tp=1)
+    assert criteria["b"] == AttainmentCriterion.from_targets(ttft=0.5, kind="small", tp=1)
     with pytest.raises(PlanError, match="target for tpot must be above 0"):
-        plan_criteria(found, costs, AttainmentCriterion.from_targets(tpot=0.0))
+        plan_criteria(original, costs, AttainmentCriterion.from_targets(tpot=0.0))

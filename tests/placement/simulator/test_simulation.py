@@ -21,30 +21,30 @@ from tests.placement.simple_costs import plan
 from tests.placement.simulator.harness import SETUP, workload
 
 
-def test_a_run_says_what_it_was() -> None:
+def test_a_result_identifies_its_inputs() -> None:
     records: list[tuple[RequestRecord, bool]] = []
-    seen: list[float] = []
-    found = run_simulation(
+    arrivals: list[float] = []
+    result = run_simulation(
         SETUP,
         SystemConfig(),
         workload(),
         on_record=lambda record, met: records.append((record, met)),
-        progress=seen.append,
+        progress=arrivals.append,
     )
-    assert found["seed"] == 5
-    assert found["version"] == __version__
-    assert found["config_hash"] == SETUP.config_hash(SystemConfig())
-    assert (found["policy"], found["execution"]) == ("adbs", "time_sliced")
-    assert found["finished"] == len(records) == 40
-    assert sum(met for _, met in records) / 40 == found["slo_attainment"]
-    assert seen == [0.0]
-    (one,) = found["units"]
-    assert one["models"] == ["a", "b"]
-    assert 0 < one["busy"] <= 1
-    assert json.loads(json.dumps(found)) == found
+    assert result["seed"] == 5
+    assert result["version"] == __version__
+    assert result["config_hash"] == SETUP.config_hash(SystemConfig())
+    assert (result["policy"], result["execution"]) == ("adbs", "time_sliced")
+    assert result["finished"] == len(records) == 40
+    assert sum(met for _, met in records) / 40 == result["slo_attainment"]
+    assert arrivals == [0.0]
+    (unit,) = result["units"]
+    assert unit["models"] == ["a", "b"]
+    assert 0 < unit["busy"] <= 1
+    assert json.loads(json.dumps(result)) == result
 
 
-def test_the_hash_follows_what_a_run_depends_on() -> None:
+def test_the_hash_depends_on_all_inputs() -> None:
     hashes = {
         SETUP.config_hash(SystemConfig()),
         SETUP.config_hash(SystemConfig("fcfs")),
@@ -60,14 +60,14 @@ def test_the_hash_follows_what_a_run_depends_on() -> None:
 
 
 @pytest.mark.parametrize("policy", ["spatial", "temporal"])
-def test_baselines(policy: Any) -> None:
-    found = run_simulation(SETUP, SystemConfig(policy, "concurrent"), workload())
-    assert found["finished"] == 40
-    assert len(found["units"]) == (2 if policy == "spatial" else 1)
-    assert found["execution"] == ("concurrent" if policy == "spatial" else "time_sliced")
+def test_baselines_finish_all_requests(policy: Any) -> None:
+    result = run_simulation(SETUP, SystemConfig(policy, "concurrent"), workload())
+    assert result["finished"] == 40
+    assert len(result["units"]) == (2 if policy == "spatial" else 1)
+    assert result["execution"] == ("concurrent" if policy == "spatial" else "time_sliced")
 
 
-def swept(scales: tuple[float, ...]) -> list[dict[str, Any]]:
+def run_sweep(scales: tuple[float, ...]) -> list[dict[str, Any]]:
     def run(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
         return run_simulation(SETUP, system, scaled)
 
@@ -76,12 +76,12 @@ def swept(scales: tuple[float, ...]) -> list[dict[str, Any]]:
     return sweep_rates(SETUP, [SystemConfig(), SystemConfig("fcfs")], requests, scales, run=run)
 
 
-def test_a_sweep_narrows_down_the_highest_rate() -> None:
-    found = swept((0.1, 100.0))
-    assert [policy["policy"] for policy in found] == ["adbs", "fcfs"]
-    for policy in found:
+def test_a_sweep_refines_the_highest_rate() -> None:
+    policies = run_sweep((0.1, 100.0))
+    assert [policy["policy"] for policy in policies] == ["adbs", "fcfs"]
+    for policy in policies:
         assert len(policy["runs"]) == 6
-        rates = [result["offered_rate"] for result in policy["runs"]]
+        rates = [run["offered_rate"] for run in policy["runs"]]
         assert rates == sorted(rates)
         passing = [r["offered_rate"] for r in policy["runs"] if r["slo_attainment"] >= 0.99]
         assert policy["max_rate_at_99"] == max(passing)
@@ -89,14 +89,14 @@ def test_a_sweep_narrows_down_the_highest_rate() -> None:
         assert {"seed", "config_hash", "version"} <= policy.keys()
 
 
-def test_a_sweep_that_never_or_always_passes_is_not_narrowed_down() -> None:
-    always, never = swept((0.05, 0.1))[0], swept((100.0,))[0]
+def test_a_sweep_without_both_outcomes_is_not_refined() -> None:
+    always, never = run_sweep((0.05, 0.1))[0], run_sweep((100.0,))[0]
     assert len(always["runs"]) == 2
     assert always["max_rate_at_99"] == always["runs"][-1]["offered_rate"]
     assert never["max_rate_at_99"] is None
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_scales_and_an_empty_plan_raise() -> None:
     assert validate_scales([2.0, 1.0, 2.0]) == (1.0, 2.0)
     with pytest.raises(WorkloadError, match="rate scale must be above 0"):
         validate_scales([1.0, -1.0])

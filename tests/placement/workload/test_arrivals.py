@@ -25,13 +25,13 @@ def gaps(cv: float, rate: float = 2.0, count: int = 20_000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cv", [0.0, 0.5, 1.0, 4.0])
-def test_gaps_have_the_mean_and_the_variation_that_were_asked_for(cv: float) -> None:
-    found = gaps(cv)
-    assert found.mean() == pytest.approx(0.5, rel=0.1)
-    assert found.std() / found.mean() == pytest.approx(cv, rel=0.1, abs=1e-9)
+def test_gaps_have_the_requested_mean_and_variation(cv: float) -> None:
+    drawn = gaps(cv)
+    assert drawn.mean() == pytest.approx(0.5, rel=0.1)
+    assert drawn.std() / drawn.mean() == pytest.approx(cv, rel=0.1, abs=1e-9)
 
 
-def test_a_rate_that_changes_is_followed() -> None:
+def test_arrivals_follow_a_changing_rate() -> None:
     times = list(renewal_arrivals(rng(), [(0.0, 10.0), (100.0, 0.0), (150.0, 40.0), (250.0, 0.0)]))
     counts = np.histogram(times, [0, 100, 150, 250])[0]
     assert counts[0] == pytest.approx(1000, rel=0.15)
@@ -39,12 +39,12 @@ def test_a_rate_that_changes_is_followed() -> None:
     assert counts[2] == pytest.approx(4000, rel=0.1)
 
 
-def test_a_rate_of_zero_brings_nothing() -> None:
+def test_a_rate_of_zero_has_no_arrivals() -> None:
     assert list(renewal_arrivals(rng(), [(0.0, 0.0)])) == []
     assert list(renewal_arrivals(rng(), on_off_rate(rng(), 0.0, 1.0, 1.0))) == []
 
 
-def test_bursts_keep_the_mean_rate_and_have_pauses() -> None:
+def test_on_off_phases_keep_the_mean_rate() -> None:
     phases = list(islice(on_off_rate(rng(), 2.0, 5.0, 15.0), 2000))
     assert {rate for _, rate in phases} == {0.0, 8.0}
     end = phases[-1][0]
@@ -52,7 +52,7 @@ def test_bursts_keep_the_mean_rate_and_have_pauses() -> None:
     assert busy / end == pytest.approx(0.25, rel=0.1)
 
 
-def test_popularity_is_dealt_anew_at_change_points() -> None:
+def test_change_points_permute_the_rates() -> None:
     steps = drifting_rates([8.0, 4.0, 2.0, 1.0], [10.0, 20.0], rng(1))
     assert [time for time, _ in steps[0]] == [0.0, 10.0, 20.0]
     for index in range(3):
@@ -60,7 +60,7 @@ def test_popularity_is_dealt_anew_at_change_points() -> None:
     assert len({tuple(model[index][1] for model in steps) for index in range(3)}) > 1
 
 
-def test_power_law_rates_are_as_skewed_as_the_paper_says() -> None:
+def test_power_law_rates_have_the_skew_of_the_paper() -> None:
     def top_fifth(alpha: float) -> float:
         rates = power_law_rates(20, alpha, total=1.0)
         return sum(rates[:4])
@@ -73,10 +73,10 @@ def test_power_law_rates_are_as_skewed_as_the_paper_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("call", "message"),
     [
         (lambda: power_law_rates(2, -1.0, total=1.0), "alpha must be 0 or more"),
-        (lambda: power_law_rates(2, 1.0), "either the total rate or the highest"),
+        (lambda: power_law_rates(2, 1.0), "specify either the total rate or the highest"),
         (lambda: power_law_rates(2, 1.0, total=math.nan), "the total rate must be"),
         (lambda: power_law_rates(0, 1.0, total=1.0), "at least"),
         (lambda: next(renewal_arrivals(rng(), [(0.0, -1.0)])), "rate must be 0 or more"),
@@ -85,6 +85,6 @@ def test_power_law_rates_are_as_skewed_as_the_paper_says() -> None:
         (lambda: drifting_rates([1.0], [5.0, 5.0], rng()), "must ascend"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: object, says: str) -> None:
-    with pytest.raises(WorkloadError, match=says):
-        make()  # type: ignore[operator]
+def test_invalid_arguments_raise(call: object, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        call()  # type: ignore[operator]

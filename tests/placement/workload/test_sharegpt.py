@@ -13,7 +13,7 @@ def conversation(*turns: str) -> dict[str, object]:
     return {"id": "x", "conversations": [{"from": "human", "value": turn} for turn in turns]}
 
 
-def test_sharegpt_takes_the_first_two_turns_within_the_limits(tmp_path: Path) -> None:
+def test_lengths_are_of_the_first_two_turns_within_the_limits(tmp_path: Path) -> None:
     data = [
         conversation("a" * 40, "b" * 80, "c" * 400),
         conversation("only one turn of some length"),
@@ -35,7 +35,7 @@ def test_sharegpt_takes_the_first_two_turns_within_the_limits(tmp_path: Path) ->
         ([conversation("a", "b")], "no conversation of 4 to 2048 tokens"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, data: object, message: str) -> None:
+def test_invalid_files_raise(tmp_path: Path, data: object, message: str) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(WorkloadError, match=message):

@@ -17,7 +17,7 @@ from muxjax.placement.workload.trace import TraceRequest
 TWO = (Traffic("a", 5.0), Traffic("b", 1.0))
 
 
-def test_rates_are_met_and_arrivals_are_in_order() -> None:
+def test_requests_have_the_rates_and_are_in_order() -> None:
     requests = list(SyntheticWorkload(TWO, seconds=1000))
     counts = Counter(request.model for request in requests)
     assert counts["a"] == pytest.approx(5000, rel=0.05)
@@ -27,17 +27,17 @@ def test_rates_are_met_and_arrivals_are_in_order() -> None:
     assert arrivals[-1] <= 1000
 
 
-def test_the_seed_decides_everything() -> None:
+def test_the_seed_determines_the_requests() -> None:
     workload = SyntheticWorkload(TWO, count=200, seed=3)
     assert list(workload) == list(workload)
     assert list(workload) != list(SyntheticWorkload(TWO, count=200, seed=4))
     assert len(list(workload)) == 200
 
 
-def test_another_model_changes_nothing_for_the_first() -> None:
-    alone = list(SyntheticWorkload(TWO[:1], seconds=50))
+def test_requests_of_a_model_do_not_depend_on_other_models() -> None:
+    isolated = list(SyntheticWorkload(TWO[:1], seconds=50))
     both = list(SyntheticWorkload(TWO, seconds=50))
-    assert [request for request in both if request.model == "a"] == alone
+    assert [request for request in both if request.model == "a"] == isolated
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_another_model_changes_nothing_for_the_first() -> None:
         ArrivalProcess(change_points=(900.0,)),
     ],
 )
-def test_other_arrivals_keep_the_rate(arrivals: ArrivalProcess) -> None:
+def test_arrival_processes_keep_the_mean_rate(arrivals: ArrivalProcess) -> None:
     requests = list(SyntheticWorkload(TWO, seconds=1800, arrivals=arrivals))
     assert len(requests) == pytest.approx(6 * 1800, rel=0.15)
 
 
-def test_another_rate_keeps_the_length_of_what_is_synthetic() -> None:
+def test_scaling_adds_requests_or_shortens_gaps() -> None:
     faster = list(scale_rate(SyntheticWorkload(TWO, seconds=500), 2.0))
     assert len(faster) == pytest.approx(2 * 6 * 500, rel=0.1)
     assert faster[-1].arrival == pytest.approx(500, rel=0.02)
@@ -63,25 +63,25 @@ def test_another_rate_keeps_the_length_of_what_is_synthetic() -> None:
         scale_rate(SyntheticWorkload(TWO, seconds=1), -1.0)
 
 
-def test_drift_swaps_the_models() -> None:
-    found = []
+def test_a_change_point_may_swap_the_rates() -> None:
+    swapped = []
     for seed in range(8):
         workload = SyntheticWorkload(
             TWO, seconds=200, arrivals=ArrivalProcess(change_points=(100.0,)), seed=seed
         )
         late = Counter(request.model for request in workload if request.arrival > 100)
-        found.append(late["b"] > late["a"])
-    assert any(found)
-    assert not all(found)
+        swapped.append(late["b"] > late["a"])
+    assert any(swapped)
+    assert not all(swapped)
 
 
-def test_a_trace_without_models_is_dealt_out_by_weight() -> None:
+def test_requests_without_a_model_are_assigned_by_weight() -> None:
     trace = [TraceRequest(float(index), "", 1, 1) for index in range(4000)]
-    found = Counter(request.model for request in AssignedWorkload(trace, {"a": 3.0, "b": 1.0}))
-    assert found["a"] / found["b"] == pytest.approx(3, rel=0.15)
+    counts = Counter(request.model for request in AssignedWorkload(trace, {"a": 3.0, "b": 1.0}))
+    assert counts["a"] / counts["b"] == pytest.approx(3, rel=0.15)
 
 
-def test_names_of_a_trace_are_kept_mapped_or_refused() -> None:
+def test_models_of_a_trace_are_kept_mapped_or_raise() -> None:
     trace = [TraceRequest(0.0, "a", 1, 1), TraceRequest(1.0, "GPT-4", 1, 1)]
     mapped = AssignedWorkload(trace, {"a": 1.0, "b": 1.0}, {"GPT-4": "b"})
     assert [request.model for request in mapped] == ["a", "b"]
@@ -91,7 +91,7 @@ def test_names_of_a_trace_are_kept_mapped_or_refused() -> None:
         AssignedWorkload(trace, {"a": 1.0}, {"GPT-4": "b"})
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(WorkloadError, match="bad: the rate must be 0 or more"):
         Traffic("bad", -1.0)
     with pytest.raises(WorkloadError, match="duration or a number"):

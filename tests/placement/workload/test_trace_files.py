@@ -10,7 +10,7 @@ from muxjax.placement.workload.trace import TraceRequest
 from muxjax.placement.workload.trace_files import open_trace, trace_format
 
 
-def written(folder: Path, name: str, text: str) -> Path:
+def write_file(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
@@ -34,24 +34,24 @@ Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
 """
 
 
-def test_mooncake(tmp_path: Path) -> None:
-    found = list(open_trace(written(tmp_path, "t.jsonl", MOONCAKE)))
-    assert found == [
+def test_mooncake_format(tmp_path: Path) -> None:
+    requests = list(open_trace(write_file(tmp_path, "t.jsonl", MOONCAKE)))
+    assert requests == [
         TraceRequest(0.0, "", 6755, 500, (0, 1, 2)),
         TraceRequest(27.482, "", 7322, 490, (0, 14)),
     ]
 
 
-def test_azure_begins_at_zero_and_counts_failures(tmp_path: Path) -> None:
-    trace = open_trace(written(tmp_path, "t.csv", AZURE))
-    found = list(trace)
-    assert [request.arrival for request in found] == pytest.approx([0.0, 0.052])
-    assert [(r.prompt_tokens, r.output_tokens) for r in found] == [(4808, 10), (3180, 8)]
+def test_azure_format_starts_at_zero_and_counts_failures(tmp_path: Path) -> None:
+    trace = open_trace(write_file(tmp_path, "t.csv", AZURE))
+    requests = list(trace)
+    assert [request.arrival for request in requests] == pytest.approx([0.0, 0.052])
+    assert [(r.prompt_tokens, r.output_tokens) for r in requests] == [(4808, 10), (3180, 8)]
     assert trace.left_out == 1
 
 
-def test_burstgpt(tmp_path: Path) -> None:
-    trace = open_trace(written(tmp_path, "t.csv", BURSTGPT))
+def test_burstgpt_format_skips_and_counts_failures(tmp_path: Path) -> None:
+    trace = open_trace(write_file(tmp_path, "t.csv", BURSTGPT))
     assert list(trace) == [
         TraceRequest(0.0, "ChatGPT", 472, 18),
         TraceRequest(40.0, "GPT-4", 1087, 230),
@@ -60,25 +60,25 @@ def test_burstgpt(tmp_path: Path) -> None:
     assert list(trace) == list(trace)
 
 
-def test_muxserve(tmp_path: Path) -> None:
+def test_muxserve_format(tmp_path: Path) -> None:
     requests = [
         {"model_name": "llm-0", "data": ["text", 12, 34], "slo": None, "idx": 0},
         {"model_name": "llm-1", "data": [[1, 2], 2, 5], "slo": None, "idx": 1},
     ]
     text = json.dumps({"info": {}, "arrivals": [0.5, 1.5], "requests": requests})
-    assert list(open_trace(written(tmp_path, "t.json", text))) == [
+    assert list(open_trace(write_file(tmp_path, "t.json", text))) == [
         TraceRequest(0.5, "llm-0", 12, 34),
         TraceRequest(1.5, "llm-1", 2, 5),
     ]
 
 
-def test_a_sharegpt_file_is_no_trace(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match="has lengths and no times"):
-        trace_format(written(tmp_path, "s.json", "[]"))
+def test_a_sharegpt_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="has lengths but no times"):
+        trace_format(write_file(tmp_path, "s.json", "[]"))
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "message"),
     [
         ("t.jsonl", '{"timestamp": 5, "input_length": 1}', "t.jsonl:1: output_length is missing"),
         ("t.jsonl", "nonsense", "t.jsonl:1: not JSON"),
@@ -115,13 +115,13 @@ def test_a_sharegpt_file_is_no_trace(tmp_path: Path) -> None:
         ("t.txt", "x", "a trace must be .jsonl"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_place(
-    tmp_path: Path, name: str, text: str, says: str
+def test_an_invalid_file_raises_with_its_position(
+    tmp_path: Path, name: str, text: str, message: str
 ) -> None:
-    with pytest.raises(WorkloadError, match=says):
-        list(open_trace(written(tmp_path, name, text)))
+    with pytest.raises(WorkloadError, match=message):
+        list(open_trace(write_file(tmp_path, name, text)))
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="No such file"):
         open_trace(tmp_path / "none.csv")
