@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from muxjax.errors import KeyFileError
-from muxjax.serve.access import keys as keys_module
 from muxjax.serve.access.keys import ALL_RIGHTS, Key, Keys, digest_of, load_keys, new_secret
 
 MODELS = ("chat", "base")
@@ -46,7 +45,7 @@ def test_every_lookup_compares_all_keys(monkeypatch: pytest.MonkeyPatch) -> None
         return compare_digest(left, right)
 
     keys = Keys([key("a", "first secret here"), key("b", "second secret here")])
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", count)
+    monkeypatch.setattr(hmac, "compare_digest", count)
     for secret in ("first secret here", "second secret here", "f", "x" * 10_000):
         compared.clear()
         keys.find(secret)
