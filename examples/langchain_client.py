@@ -1,4 +1,4 @@
-"""LangChain with a running server. Libraries with a base URL for OpenAI's API work like this.
+"""LangChain with a running server. Any library that accepts an OpenAI base URL works the same way.
 
 make serve                                   # in another terminal
 pip install langchain-openai
@@ -19,7 +19,7 @@ class River(BaseModel):
     """A river."""
 
     name: str = Field(max_length=30)
-    kilometres: int = Field(ge=1, le=7000)
+    kilometers: int = Field(ge=1, le=7000)
 
 
 def main() -> None:

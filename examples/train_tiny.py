@@ -3,10 +3,10 @@
     python examples/train_tiny.py
     muxjax generate examples/tiny/fleet.yaml --model llama --prompt "Shall I compare thee"
 
-A Llama, a Qwen 3 and a Gemma 3 with different numbers of layers, KV heads and head sizes read text
-as bytes, and are trained until they have memorized the text: their output is then the text, so that
-a wrong cache page is visible at once. Each is saved twice, as an Orbax checkpoint and as a
-Hugging Face folder with safetensors, beside a fleet file that serves all three.
+The models are a Llama, a Qwen 3 and a Gemma 3 with different numbers of layers, KV heads and head
+sizes. They read text as bytes and are trained until they have memorized it. Their output is then
+the text, so a wrong cache page is visible at once. Each model is saved as an Orbax checkpoint and
+as a Hugging Face folder with safetensors. A fleet file serves all three.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from muxjax.progress import Bars
 
 HERE = Path(__file__).resolve().parent
 VOCAB = 256
-"""Bytes."""
+"""Vocabulary size: one token per byte."""
 
 # The models differ in L, K and H, and in R (pool rows per token and layer: 1, 2 and 3).
 SHAPES: dict[Family, dict[str, Any]] = {
@@ -74,7 +74,8 @@ class Recipe:
 
     Attributes:
       steps: optimizer steps.
-      batch, length: sequences per step, and tokens per sequence.
+      batch: sequences per step.
+      length: tokens per sequence.
       rate: peak learning rate, reached after a tenth of the steps and followed by cosine decay.
       text_bytes: number of bytes of the text that are used.
     """
@@ -87,11 +88,11 @@ class Recipe:
 
 
 QUICK = Recipe(steps=250, text_bytes=634)
-"""The first sonnet only, in less than half the time: enough for tests."""
+"""Trains on the first sonnet only, for tests."""
 
 
 def tiny_config(family: Family) -> ModelConfig:
-    """The config of one of the three models."""
+    """Returns the config of one of the three models."""
     common = {
         "vocab_size": VOCAB,
         "max_position_embeddings": 512,
@@ -103,7 +104,7 @@ def tiny_config(family: Family) -> ModelConfig:
 
 
 def next_byte_loss(decoder: Decoder, pieces: Int[Array, "B length"]) -> Float[Array, ""]:
-    """Mean cross-entropy, in nats, of each byte after the first, given those before it."""
+    """Returns the mean cross-entropy, in nats, of predicting each byte from the bytes before it."""
     logits = decoder.dense_logits(pieces[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, pieces[:, 1:])
     return losses.mean()
@@ -113,7 +114,7 @@ def next_byte_loss(decoder: Decoder, pieces: Int[Array, "B length"]) -> Float[Ar
 def train_step(
     decoder: Decoder, optimizer: nnx.Optimizer, pieces: Int[Array, "B length"]
 ) -> Float[Array, ""]:
-    """One step of the optimizer, which changes the decoder in place; returns the loss before it."""
+    """Updates the decoder in place by one optimizer step; returns the loss before the step."""
     loss, gradients = nnx.value_and_grad(next_byte_loss)(decoder, pieces)
     optimizer.update(decoder, gradients)
     return loss
@@ -124,16 +125,16 @@ def train(
     text: bytes,
     recipe: Recipe,
     seed: int,
-    stepped: Callable[[float], None],
+    on_step: Callable[[float], None],
 ) -> Decoder:
-    """Trains a decoder from nothing. The same seed gives the same decoder.
+    """Trains a decoder from random weights. The same seed gives the same decoder.
 
     Args:
-      config: its shape.
-      text: what it learns by heart.
-      recipe: how long, and how fast.
-      seed: of its first weights and of the order of the pieces.
-      stepped: told the loss after each step.
+      config: shape of the decoder.
+      text: the training text.
+      recipe: settings of the training.
+      seed: seed of the initial weights and of the order of the training sequences.
+      on_step: called with the loss after each step.
     """
     tokens = np.frombuffer(text, np.uint8)[: recipe.text_bytes].astype(np.int32)
     decoder = Decoder.init(config, nnx.Rngs(seed))
@@ -157,7 +158,7 @@ def train(
         starts = random.choice(lines, recipe.batch)
         # The text wraps around, so that every line is seen equally often.
         pieces = tokens[(starts[:, None] + offsets) % len(tokens)]
-        stepped(float(train_step(decoder, optimizer, pieces)))
+        on_step(float(train_step(decoder, optimizer, pieces)))
     return decoder
 
 
@@ -171,7 +172,7 @@ def save(decoder: Decoder, folder: Path) -> None:
 def write_fleet_file(folder: Path) -> Path:
     """Writes the fleet file of the three models."""
     lines = [
-        "# Written by examples/train_tiny.py. Each model is also there as `safetensors`.",
+        "# Written by examples/train_tiny.py. Each model is also saved as safetensors.",
         "models:",
     ]
     for family in SHAPES:
@@ -183,7 +184,7 @@ def write_fleet_file(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Trains and saves all three."""
+    """Trains and saves the three models."""
     parser = argparse.ArgumentParser(description="Train three tiny models and save them.")
     parser.add_argument("--output", type=Path, default=HERE / "tiny", help="folder to write")
     parser.add_argument("--text", type=Path, default=HERE / "data" / "sonnets.txt")
@@ -195,24 +196,24 @@ def main() -> None:
     if len(text) <= recipe.length:
         parser.error(f"{arguments.text} must have more than {recipe.length} bytes")
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     summary = []
     with Bars(dict.fromkeys(SHAPES, recipe.steps), show=True) as bars:
         for family in SHAPES:
             losses: list[float] = []
 
-            def stepped(loss: float, family: Family = family, losses: list[float] = losses) -> None:
+            def on_step(loss: float, family: Family = family, losses: list[float] = losses) -> None:
                 losses.append(loss)
                 bars.advance(family, 1, f"loss {loss:.2f}")
 
-            decoder = train(tiny_config(family), text, recipe, arguments.seed, stepped)
+            decoder = train(tiny_config(family), text, recipe, arguments.seed, on_step)
             save(decoder, arguments.output / family)
             size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder)))
             loss = float(np.mean(losses[-10:]))
             summary.append(f"{family}: {size:,} parameters, loss {losses[0]:.2f} -> {loss:.2f}")
     fleet_file = write_fleet_file(arguments.output)
     print("\n".join(summary))
-    print(f"{fleet_file} written after {time.perf_counter() - began:.0f} s")
+    print(f"{fleet_file} written after {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

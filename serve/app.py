@@ -185,7 +185,7 @@ def _add_admin_routes(app: FastAPI, control: ModelControl) -> None:
 
 
 def _fleet_view(request: Request) -> FleetView:
-    """The fleet as the caller may use it."""
+    """The fleet, restricted to the models that the caller may use."""
     view = request.state.view
     assert isinstance(view, FleetView)
     return view

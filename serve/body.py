@@ -43,14 +43,14 @@ def receive_within(receive: Receive, seconds: float) -> Receive:
 async def read_json(request: Request, limit: int) -> dict[str, Any]:
     """Reads the JSON object in the body of a request.
 
-    A body with a `Content-Length` above `limit` bytes is refused without reading it; one without
+    A body with a `Content-Length` above `limit` bytes is refused before it is read. A body without
     that header is refused as soon as it exceeds the limit.
 
     Raises:
       ApiError: 413 for a body above `limit`, 400 for one that is not a JSON object in UTF-8.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length) > limit:
         raise _too_large(limit)
     body = bytearray()
     async for part in request.stream():
@@ -104,7 +104,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _is_deeper_than(data: object, levels: int) -> bool:
-    """Whether containers are nested more than `levels` deep; iterative, one level at a time."""
+    """Whether containers are nested more than `levels` deep, without recursion."""
     level: list[object] = [data]
     for _ in range(levels):
         level = [

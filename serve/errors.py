@@ -1,4 +1,4 @@
-"""Error responses in the form of OpenAI's API.
+"""Error responses in the format of OpenAI's API.
 
 The body is `{"error": {"message", "type", "param", "code"}}`.
 """
@@ -76,7 +76,7 @@ class ApiError(Exception):
 
 
 def api_error(error: MuxError) -> ApiError:
-    """Maps an error of the engine to an error response."""
+    """Maps an engine error to an error response."""
     if isinstance(error, UnknownModel):
         return ApiError(str(error), status=404, param="model", code="model_not_found")
     if isinstance(error, InvalidRequest):
@@ -96,7 +96,7 @@ def api_error(error: MuxError) -> ApiError:
 
 
 def error_response(error: ApiError) -> Response:
-    """Builds the response of an error."""
+    """Builds the HTTP response for an error."""
     headers = dict(error.headers)
     if error.status in (408, 413):
         # The rest of the body may still arrive, so the connection cannot be reused.
@@ -105,11 +105,11 @@ def error_response(error: ApiError) -> Response:
 
 
 def rename_field(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
-    """Replaces the engine's name of the field at fault by the name that the endpoint uses.
+    """Replaces the engine's field name in an error with the name that the endpoint uses.
 
     Args:
       error: an error of the engine.
-      names: the endpoint's names by the engine's, where they differ.
+      names: endpoint field names by engine field name, where they differ.
     """
     engine_name = error.field or ""
     field = names.get(engine_name, engine_name)
@@ -120,7 +120,7 @@ def rename_field(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequ
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Makes every error of `app` a response in OpenAI's form."""
+    """Installs handlers that convert every error of `app` to OpenAI's error format."""
 
     async def on_api_error(request: Request, error: ApiError) -> Response:
         return error_response(error)
@@ -138,7 +138,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_internal_error(request: Request, error: Exception) -> Response:
         # The server logs the traceback, which the client must not see.
-        response = ApiError("internal error; see the log of the server", status=500)
+        response = ApiError("internal error; see the server log", status=500)
         return JSONResponse(response.body, status_code=500)
 
     handlers: dict[type[Exception], Any] = {

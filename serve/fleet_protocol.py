@@ -60,7 +60,7 @@ class StreamLike(Protocol):
         """Ends the request for its reader at once, even if the engine hangs.
 
         Args:
-          error: raised to the reader; if None, the reader gets a last delta with the finish reason
+          error: raised to the reader; if None, the reader gets a final delta with the finish reason
             'abort'.
         """
         ...
@@ -95,7 +95,7 @@ class FleetAdminLike(Protocol):
     """
 
     def load(self, entry: Mapping[str, Any] | str, unit: str | None = None) -> None:
-        """Loads a model, given an entry as in the fleet file or the name of one in that file."""
+        """Loads a model from an entry in fleet file format, or by its name in the fleet file."""
         ...
 
     def unload(self, model: str) -> None:
@@ -136,7 +136,11 @@ class ManagedFleet(FleetLike, Protocol):
         ...
 
     def restart(self, unit: str, reason: str) -> None:
-        """Restarts a unit and ends its requests with `EngineDead`.
+        """Restarts a unit. Its requests continue on a replica or on the unit.
+
+        Args:
+          unit: name of the unit.
+          reason: message of the error that ends requests which cannot continue.
 
         Raises:
           EngineDead: the unit cannot be restarted.

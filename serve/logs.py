@@ -1,8 +1,8 @@
 """Structured logs: one line of JSON or text per event, with the request id.
 
 Logs never contain prompts or outputs. An event has only the fields that are passed to `event`,
-which are names and numbers. While a request is served, the message of an exception is left out of
-its traceback, because it may quote the request; its type and the lines of code remain.
+which are names and numbers. During a request, a logged traceback contains the exception type and
+the lines of code, but not the exception message, which may quote the request.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 request_id: ContextVar[str | None] = ContextVar("muxjax_request_id", default=None)
-"""Id of the request that is served in this context; None outside of one."""
+"""Id of the request that this context serves; None outside a request."""
 
 _log = logging.getLogger("muxjax.serve")
 
 
 def event(name: str, level: int = logging.INFO, **fields: str | float | bool | None) -> None:
-    """Logs an event with its fields, none of which may hold a prompt or an output."""
+    """Logs an event with its fields, which must not contain a prompt or an output."""
     _log.log(level, name, extra={"fields": fields})
 
 

@@ -1,8 +1,8 @@
 """Adds routes to the application and completes its OpenAPI document.
 
-Handlers read and validate bodies themselves, because size, depth and unknown fields have their own
-error responses. They build responses as plain dicts. FastAPI gets the models of both only for the
-document.
+Handlers read and validate bodies themselves, to return specific errors for size, depth and unknown
+fields. They build responses as plain dicts. FastAPI gets the request and response models only for
+the document.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def add_route(
       method: HTTP method.
       path: path with FastAPI's parameters.
       handler: the endpoint.
-      summary: one line for the document.
+      summary: one-line description of the operation.
       response: model of the response with status 200.
       errors: error statuses of the endpoint.
       body: model of the request body, if there is one.
@@ -81,7 +81,7 @@ def add_route(
 
 
 def complete_document(app: FastAPI) -> None:
-    """Adds the models of bodies and events, and removes FastAPI's own validation errors."""
+    """Adds the schemas of bodies and events, and removes FastAPI's validation errors."""
     _, definitions = models_json_schema(
         [
             *((body, "validation") for body in _REQUESTS),
@@ -115,7 +115,7 @@ def _describe_events(event: type[BaseModel]) -> dict[str, Any]:
         "properties": {"data": {"anyOf": [*json_data, {"const": "[DONE]"}]}},
     }
     return {
-        "description": "The response; with `stream: true` server-sent events with its parts",
+        "description": "The response; with `stream: true`, server-sent events",
         "content": {"text/event-stream": {"schema": schema}},
     }
 

@@ -27,8 +27,8 @@ def parse_body[Body: StrictModel](
     Args:
       model: the model of the body.
       data: the JSON object.
-      explain: builds the error response of a body that does not fit the model.
-      ignored: fields that are accepted with null or with one of these values, and dropped.
+      explain: builds the error response for a body that does not match the model.
+      ignored: fields that are accepted and dropped if they are null or have one of these values.
 
     Raises:
       ApiError: 400, naming the field at fault.
@@ -39,7 +39,7 @@ def parse_body[Body: StrictModel](
             known[name] = value
         elif ignored is None or name not in ignored:
             raise ApiError(f"unknown field {name!r}", param=name, code="unknown_field")
-        elif value is not None and not any(_is_same(value, idle) for idle in ignored[name]):
+        elif value is not None and not any(_is_same(value, allowed) for allowed in ignored[name]):
             raise ApiError(
                 f"{name} is not supported by this server", param=name, code="unsupported_field"
             )
@@ -50,5 +50,5 @@ def parse_body[Body: StrictModel](
 
 
 def _is_same(value: object, other: object) -> bool:
-    """Equal and of one type: `true` is not 1."""
+    """Whether two values have the same type and are equal: `true` is not 1."""
     return type(value) is type(other) and value == other

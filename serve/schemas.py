@@ -1,6 +1,6 @@
-"""Response models of the OpenAPI document that all endpoints share: errors.
+"""Error response models for the OpenAPI document, shared by all endpoints.
 
-Responses are built as plain dicts, because validating each of them would cost time. Tests check
+Responses are built as plain dicts, because validating each response would cost time. Tests check
 them against these models.
 """
 

@@ -60,7 +60,7 @@ class Tls:
     key: Path
 
     def check(self) -> None:
-        """Loads both files, so that an error shows before the models are loaded.
+        """Loads both files, to report an error before the models are loaded.
 
         Raises:
           TlsError: a file cannot be used.
@@ -76,14 +76,14 @@ class Tls:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Binds a socket without listening, so that a port in use shows before the models are loaded.
+    """Binds a socket without listening, to report a port in use before the models are loaded.
 
     Args:
       host: address or host name.
       port: 0 for any free port.
 
     Raises:
-      AddressInUse: the address is in use or not one of this machine.
+      AddressInUse: the address is in use or does not belong to this machine.
     """
     try:
         candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -114,10 +114,10 @@ def check_exposure(bound: socket.socket, settings: ServerSettings, *, insecure: 
     Args:
       bound: the socket of the server.
       settings: the server's settings.
-      insecure: whether the user has permitted it.
+      insecure: whether the user passed `--insecure`.
 
     Raises:
-      InsecureServer: not a loopback address, no API keys, and not permitted.
+      InsecureServer: not a loopback address, no API keys and no `--insecure`.
     """
     if settings.local_only or len(settings.keys) or insecure:
         return

@@ -1,4 +1,4 @@
-"""Settings of a server besides its fleet."""
+"""Server settings: limits, API keys, latency targets and tracing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ServerSettings:
       server: limits and timeouts.
       keys: API keys; with none, every call is permitted.
       slo: latency targets by model.
-      local_only: whether the server listens on a loopback address; without keys it then answers
-        only to local host names.
+      local_only: whether the server listens on a loopback address. Such a server without keys
+        answers only to local host names.
       tracing: exports a span for each call; None for no tracing.
       fleet_file: the file that a reload applies; None if the fleet did not come from a file.
     """
@@ -44,7 +44,7 @@ class ServerSettings:
         tracing: Tracing | None = None,
         fleet_file: Path | None = None,
     ) -> ServerSettings:
-        """Builds the settings of a fleet file."""
+        """Builds the settings from a fleet file."""
         return cls(config.server, keys, slo_by_model(config), local_only, tracing, fleet_file)
 
 

@@ -34,7 +34,7 @@ class Tracing:
 
     @classmethod
     def to_endpoint(cls, endpoint: str) -> Tracing:
-        """Builds tracing to an OTLP collector over HTTP (`http://localhost:4318/v1/traces`).
+        """Returns tracing that exports to an OTLP collector over HTTP (`http://localhost:4318/v1/traces`).
 
         Raises:
           TracingUnavailable: the extra is not installed.

@@ -1,15 +1,15 @@
 """Admission of requests to the fleet.
 
 Each HTTP call gets a `FleetView`: the fleet restricted to the models of its API key. Every stream
-that is opened through a view is admitted, limited and measured here, whichever endpoint opens it.
+that an endpoint opens through a view is admitted, limited and measured here.
 
-- The queue of a model is its streams that wait for their first token. When `max_queue` of them
-  wait, another one is refused with 429 and a `Retry-After` header.
+- A model's queue consists of the streams that wait for their first token. If `max_queue` streams
+  wait, a new stream is refused with 429 and a `Retry-After` header.
 - A stream that exceeds a time limit ends with `TimedOut`, even if the engine hangs.
 - While the server drains, new streams are refused with 503. `abort_all` ends the running ones.
 
 Streams are read on the server's event loop. They may be opened in another thread, because
-compiling a grammar would block the loop; what they share is therefore guarded by a lock.
+compiling a grammar would block the loop. A lock therefore guards shared state.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Admission:
             )
 
     def abort_all(self) -> None:
-        """Ends all streams now, each with a last delta whose finish reason is 'abort'."""
+        """Ends all streams now; each gets a final delta with the finish reason 'abort'."""
         for stream in self.streams:
             stream.end()
 
@@ -136,7 +136,7 @@ class Admission:
 
 
 class FleetView:
-    """The fleet as one caller may use it: a `FleetLike` for the endpoints.
+    """The fleet restricted to one caller's models: a `FleetLike` for the endpoints.
 
     Attributes:
       models: the models that the caller's key permits, by name.
@@ -164,7 +164,7 @@ class FleetView:
     def stream(
         self, model: str, prompt: str | list[int], params: SamplingParams | None = None
     ) -> TrackedStream:
-        """Opens a stream; the endpoint has looked the model up in `models`.
+        """Opens a stream. `model` must be in `models`.
 
         Raises:
           ApiError: the request is not admitted.

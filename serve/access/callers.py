@@ -17,7 +17,7 @@ _ADMIN_PREFIXES = ("/models/", "/fleet/")
 
 @dataclass(frozen=True)
 class Caller:
-    """The authenticated caller. Without configured API keys, `key` is None and all is permitted.
+    """The authenticated caller. Without configured API keys, `key` is None and nothing is refused.
 
     Attributes:
       key: the API key.
@@ -46,7 +46,7 @@ ANONYMOUS = Caller(None, None)
 
 
 class Authenticator:
-    """Finds the caller of a request by its `Authorization` header.
+    """Identifies the caller of a request by the `Authorization` header.
 
     Args:
       keys: the server's API keys; with none, every caller is anonymous.
@@ -65,7 +65,7 @@ class Authenticator:
         if not len(self._keys):
             return ANONYMOUS
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        # Looked up even if it is missing, so that all refusals take the same time.
+        # A missing key is looked up too, so that all refusals take the same time.
         key = self._keys.find(secret.strip())
         if scheme.lower() != "bearer" or key is None:
             raise ApiError(
@@ -80,7 +80,7 @@ class Authenticator:
 
 
 def is_public(path: str) -> bool:
-    """Whether a path needs no API key: its answer reveals nothing about models or users."""
+    """Whether a path needs no API key: the response reveals nothing about models or users."""
     return path in _PUBLIC or path.startswith(_PUBLIC_PREFIXES)
 
 

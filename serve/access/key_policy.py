@@ -18,11 +18,11 @@ from muxjax.serve.errors import ApiError
 def apply_key_policy(key: Key | None, params: SamplingParams) -> SamplingParams:
     """Returns the parameters with the priority and the cache salt that the key prescribes.
 
-    A request gets the priority of its key, or the lower one that it asks for. Without a key the
+    A request has the priority of its key by default and may set a lower one. Without a key the
     parameters are unchanged.
 
     Raises:
-      ApiError: 400, the request asks for a higher priority and the key lacks the right `admin`.
+      ApiError: 400, the request sets a higher priority and the key lacks the right `admin`.
     """
     if key is None:
         return params
@@ -37,7 +37,7 @@ def apply_key_policy(key: Key | None, params: SamplingParams) -> SamplingParams:
 
 
 def _cache_salt(key: Key, request_salt: str | None) -> str:
-    """Digest that differs between keys (or cache groups) and between salts of requests."""
+    """Returns a digest of the key (or its cache group) and the salt of the request."""
     name = f"key {key.name}" if key.cache_group is None else f"group {key.cache_group}"
     digest = hashlib.blake2b(name.encode(), digest_size=32)
     digest.update(b"\0" + (request_salt or "").encode("utf-8", "surrogatepass"))

@@ -4,7 +4,7 @@ A key is a secret that a client sends as `Authorization: Bearer SECRET`. The ser
 SHA-256 digest. That is sufficient for random secrets: `new_secret` has 256 bits, which cannot be
 guessed, so a slow password hash would add nothing. A received secret is hashed and compared with
 every digest in constant time. The response time therefore reveals neither how much of a secret is
-right nor which keys exist.
+correct nor which keys exist.
 
 The key file is YAML (docs/guides/serving.md):
 
@@ -53,7 +53,7 @@ class Key(BaseModel):
         description="The secret's SHA-256 digest, in lower-case hexadecimal."
     )
     models: Annotated[Names, Field(min_length=1)] | None = Field(
-        default=None, description="Models that it may list and use; by default all."
+        default=None, description="Models that the holder may list and use; by default all."
     )
     requests_per_minute: Count | None = Field(
         default=None, description="Maximum number of calls in any minute."
@@ -66,14 +66,14 @@ class Key(BaseModel):
         default=None, description="Maximum number of concurrent calls."
     )
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = Field(
-        default=0, description="Default and maximum priority of its requests."
+        default=0, description="Default and maximum priority of the key's requests."
     )
     cache_group: KeyName | None = Field(
         default=None,
-        description="Keys of one group share prefix cache entries; by default no key shares any.",
+        description="Keys of one group share prefix cache entries; by default nothing is shared.",
     )
     rights: Annotated[tuple[Right, ...], Field(strict=False, min_length=1)] = Field(
-        default=("generate",), description="Groups of endpoints that it may call."
+        default=("generate",), description="Groups of endpoints that the holder may call."
     )
 
     def permits(self, model: str) -> bool:
@@ -106,7 +106,7 @@ class Keys:
         presented = digest_of(secret)
         match = 0
         for number, digest in enumerate(self._digests, start=1):
-            # Arithmetic instead of a branch, which takes longer when it is taken.
+            # Arithmetic instead of a branch, so that a match takes no extra time.
             match += number * hmac.compare_digest(digest, presented)
         return self._by_number[match]
 
@@ -153,31 +153,31 @@ def load_keys(
     keys = [*_load_environment(environment.get(ENVIRONMENT, ""))]
     if path is not None:
         keys += _load_file(path)
-    known = list(models)
-    faults = []
+    model_names = list(models)
+    errors = []
     names: set[str] = set()
     digests: dict[str, str] = {}
     for key in keys:
         where = f"{path}: key {key.name}" if path else f"key {key.name}"
         if key.name in names:
-            faults.append(f"{where}: duplicate name")
+            errors.append(f"{where}: duplicate name")
         elif key.sha256 in digests:
-            faults.append(f"{where}: same secret as key {digests[key.sha256]}")
+            errors.append(f"{where}: same secret as key {digests[key.sha256]}")
         names.add(key.name)
         digests[key.sha256] = key.name
-        faults += [
-            f"{where}: models: no model {model!r} in the fleet; it has {', '.join(known)}"
+        errors += [
+            f"{where}: models: no model {model!r} in the fleet; it has {', '.join(model_names)}"
             for model in key.models or ()
-            if model not in known
+            if model not in model_names
         ]
-    if faults:
-        raise KeyFileError("\n".join(faults))
+    if errors:
+        raise KeyFileError("\n".join(errors))
     return Keys(keys)
 
 
 def _load_environment(value: str) -> list[Key]:
-    given = [secret.strip() for secret in value.split(",") if secret.strip()]
-    for secret in given:
+    values = [secret.strip() for secret in value.split(",") if secret.strip()]
+    for secret in values:
         if len(secret) < _MIN_SECRET_LENGTH:
             raise KeyFileError(
                 f"{ENVIRONMENT}: a secret of {len(secret)} characters can be guessed; it needs at "
@@ -185,7 +185,7 @@ def _load_environment(value: str) -> list[Key]:
             )
     return [
         Key(name=f"environment-{index}", sha256=digest_of(secret).hex(), rights=ALL_RIGHTS)
-        for index, secret in enumerate(given, start=1)
+        for index, secret in enumerate(values, start=1)
     ]
 
 
@@ -204,12 +204,12 @@ def _load_file(path: Path) -> tuple[Key, ...]:
     try:
         return _KeyFile.model_validate(data).keys
     except ValidationError as error:
-        faults = []
+        errors = []
         for detail in error.errors(include_url=False, include_input=False):
             field = "".join(
                 f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]
             ).removeprefix(".")
             line = f":{lines[field]}" if field in lines else ""
-            # The value is left out: it may be a secret in the wrong place.
-            faults.append(f"{path}{line}: {field}: {detail['msg']}")
-        raise KeyFileError("\n".join(faults)) from error
+            # Without the value, which may be a secret in the wrong place.
+            errors.append(f"{path}{line}: {field}: {detail['msg']}")
+        raise KeyFileError("\n".join(errors)) from error

@@ -1,9 +1,9 @@
 """Rate limits of one API key: requests and tokens per minute, and concurrent calls.
 
-A window slides: an admitted request counts for sixty seconds, so no minute, wherever it begins,
-holds more than the limit. Tokens are reserved before they are generated (the prompt and the maximum
-output), because a limit that is checked afterwards has already been exceeded. The unused part is
-given back when the output ends.
+Windows slide: an admitted request counts for 60 seconds, so no interval of 60 seconds exceeds the
+limit. The tokens of the prompt and of the maximum output are reserved before generation, because a
+later check could only find that the limit was exceeded. Unused tokens are refunded when the output
+ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Reservation:
     """Reserved units of a window.
 
     Attributes:
-      time: when they were reserved, on the window's clock.
-      units: how many count; fewer after some are given back.
+      time: time of the reservation in seconds, on the window's clock.
+      units: number of reserved units, without refunded ones.
     """
 
     time: float
@@ -35,7 +35,7 @@ class Reservation:
 
 
 class SlidingWindow:
-    """At most `limit` units in any `WINDOW` seconds.
+    """Admits at most `limit` units in any `WINDOW` seconds.
 
     Args:
       limit: maximum number of units.
@@ -64,8 +64,8 @@ class SlidingWindow:
                 return reservation.time + WINDOW - now
         return math.inf
 
-    def give_back(self, reservation: Reservation, units: int) -> None:
-        """Returns unused units of a reservation, unless it has expired."""
+    def refund(self, reservation: Reservation, units: int) -> None:
+        """Refunds unused units of a reservation, unless it has expired."""
         units = min(units, reservation.units)
         if self._clock() - reservation.time < WINDOW:
             self._total -= units
@@ -76,7 +76,7 @@ class KeyLimits:
     """Usage of one key, checked against its limits.
 
     Attributes:
-      running: number of calls that run.
+      running: number of calls in progress.
     """
 
     def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
@@ -113,7 +113,7 @@ class KeyLimits:
         self.running -= 1
 
     def reserve(self, tokens: int) -> Reservation | None:
-        """Reserves the tokens of a prompt and of its maximum output; None without a limit.
+        """Reserves tokens for a prompt and its maximum output; returns None without a limit.
 
         Raises:
           ApiError: 429, too few tokens are left in this minute; 400, the limit is below `tokens`.
@@ -134,14 +134,14 @@ class KeyLimits:
             f"this key is limited to {self._tokens.limit} tokens per minute", reserved
         )
 
-    def give_back(self, reservation: Reservation | None, tokens: int) -> None:
-        """Returns reserved tokens that were not used."""
+    def refund(self, reservation: Reservation | None, tokens: int) -> None:
+        """Refunds reserved tokens that were not used."""
         if self._tokens is not None and reservation is not None:
-            self._tokens.give_back(reservation, tokens)
+            self._tokens.refund(reservation, tokens)
 
 
 def rate_limited(message: str, seconds: float) -> ApiError:
-    """Builds a 429 error with a `Retry-After` header, rounded up to whole seconds."""
+    """Builds a 429 error with `Retry-After`; `seconds` is rounded up to whole seconds."""
     wait = max(1, math.ceil(seconds))
     return ApiError(
         f"{message}; retry in {wait} s",

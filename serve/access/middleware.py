@@ -1,9 +1,9 @@
 """ASGI middleware in front of all endpoints: request id, access checks, key limits, log and trace.
 
-The checks run in this order and before any of the body is read:
+The checks run in this order, before the body is read:
 
 1. The call gets its `x-request-id`: the client's, if it is printable ASCII.
-2. While the server drains, everything but health and metrics gets 503.
+2. While the server drains, all paths except health and metrics get 503.
 3. The `Host` and `Origin` headers are checked (`origins.py`).
 4. The caller is authenticated and must have the right that the path requires (`callers.py`).
 5. A call with the right `generate` counts against the limits of its key.
@@ -42,7 +42,7 @@ _TRACE_ATTRIBUTES = {
     "output_tokens": "gen_ai.usage.completion_tokens",
     "ttft": "gen_ai.latency.time_to_first_token",
 }
-"""Span attributes of the measurements; the names are vLLM's."""
+"""Names of span attributes by measurement, as in vLLM."""
 
 
 @runtime_checkable
@@ -60,10 +60,10 @@ class CallObserver(Protocol):
 
 @dataclass
 class RequestMiddleware:
-    """The middleware.
+    """ASGI middleware that checks access, and logs and traces every call.
 
     Attributes:
-      app: the ASGI application behind it.
+      app: the wrapped ASGI application.
       admission: builds the fleet view of each call.
       keys: API keys; with none, every call is permitted.
       config: limits and timeouts.
@@ -148,7 +148,7 @@ class _HttpCall:
         self._started = time.monotonic()
 
     async def send(self, message: Message) -> None:
-        """ASGI `send` that notes the status and adds headers."""
+        """Records the status, adds headers and forwards the message to ASGI `send`."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -190,6 +190,6 @@ class _HttpCall:
 
 
 def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    usable = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
-    return given if usable else f"req-{uuid.uuid4().hex}"
+    client_id = headers.get("x-request-id", "")
+    valid = 0 < len(client_id) <= 128 and client_id.isascii() and client_id.isprintable()
+    return client_id if valid else f"req-{uuid.uuid4().hex}"

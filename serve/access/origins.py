@@ -1,9 +1,9 @@
 """Protection against web pages of other origins: CORS and DNS rebinding.
 
-A web page could otherwise use a server on its reader's own machine. A page of another origin is
-refused unless `cors_origins` lists it. A page may also reach the server under a host name of its
-own that resolves to this machine (DNS rebinding); a server without API keys on a loopback address
-therefore answers only to `localhost`, to IP addresses and to `allowed_hosts`.
+Without it, any web page could call a server on the machine of its visitor. A page of another origin
+is refused unless `cors_origins` lists the origin. A page may also use a host name that resolves to
+this machine (DNS rebinding). A server on a loopback address without API keys therefore answers only
+to `localhost`, IP addresses and `allowed_hosts`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_origin(headers: Headers, config: ServerConfig) -> None:
 
 
 def _split_address(address: str) -> tuple[str, str]:
-    """Host name, and host name with port, of an address; '?' for one that is malformed."""
+    """Returns the host name of an address without and with its port; '?' if malformed."""
     try:
         parts = urlsplit(address)
         return (parts.hostname or "").lower(), parts.netloc

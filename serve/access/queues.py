@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 
-_RECENT = 32
-"""Number of first tokens from which the throughput of a queue is estimated."""
+_MAX_DEPARTURES = 32
+"""Number of latest departures from which the expected wait is estimated."""
 _MAX_WAIT = 60.0
 """Upper bound of the expected wait, in seconds."""
 
@@ -16,10 +16,10 @@ class ModelQueue:
 
     def __init__(self) -> None:
         self.waiting = 0
-        self._departures: deque[float] = deque(maxlen=_RECENT)
+        self._departures: deque[float] = deque(maxlen=_MAX_DEPARTURES)
 
     def leave(self, served: bool) -> None:
-        """Removes one stream; `served` if it got its first token."""
+        """Removes one stream; `served` says whether it got its first token."""
         self.waiting -= 1
         if served:
             self._departures.append(time.monotonic())

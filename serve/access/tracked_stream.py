@@ -1,4 +1,4 @@
-"""A stream of the fleet with its queue ticket, its timeouts and its measurements."""
+"""Streams of the fleet with a queue ticket, timeouts and measurements."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StreamObserver(Protocol):
         ...
 
     def on_tokens(self, model: str, seconds: float, tokens: int) -> None:
-        """`tokens` more tokens arrived together, `seconds` after those before."""
+        """`tokens` more tokens arrived together, `seconds` after the previous ones."""
         ...
 
     def on_stream_end(self, summary: StreamSummary) -> None:
@@ -65,7 +65,7 @@ class StreamObserver(Protocol):
 
 
 class OpenStreams:
-    """The streams that have not ended, and what they share.
+    """The streams that have not ended, with their shared settings, observers and lock.
 
     Attributes:
       config: timeouts.
@@ -104,8 +104,8 @@ class QueueTicket:
     Attributes:
       queue: the queue of the model.
       limits: limits of the API key, if there are any.
-      reserved: tokens reserved with them.
-      max_output_tokens: the part of the reservation that is for output.
+      reserved: the token reservation in these limits.
+      max_output_tokens: number of output tokens in the reservation.
     """
 
     queue: ModelQueue
@@ -114,31 +114,31 @@ class QueueTicket:
     max_output_tokens: int
 
     def release(self, output_tokens: int, served: bool) -> None:
-        """Leaves the queue and returns the unused reservation.
+        """Leaves the queue and refunds the unused tokens.
 
         Args:
           output_tokens: number of generated tokens.
-          served: whether the stream has left the queue already, with its first token.
+          served: whether the stream got its first token, and therefore left the queue already.
         """
         if not served:
             self.queue.leave(served=False)
         if self.limits is not None:
             unused = max(0, self.max_output_tokens - output_tokens)
-            self.limits.give_back(self.reserved, unused)
+            self.limits.refund(self.reserved, unused)
 
 
 class TrackedStream:
     """A stream of the fleet with a queue ticket, timeouts and measurements.
 
-    It is released exactly once: at its last delta, at an error of the engine, at a timeout, or when
-    it is cancelled.
+    The ticket is released exactly once: at the last delta, an engine error, a timeout or a
+    cancellation.
 
     Args:
       inner: the stream of the fleet.
       model: name of its model.
       max_tokens: the requested maximum of output tokens.
-      ticket: released at the end.
-      open_streams: the set that it belongs to until its end.
+      ticket: the queue ticket to release.
+      open_streams: contains the stream until it ends.
       loop: the server's event loop, on which the timeouts run.
     """
 
@@ -183,7 +183,7 @@ class TrackedStream:
         self._release("cancelled")
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends the stream for its reader, with an error or with the finish reason 'abort'."""
+        """Ends the stream for its reader with an error or the finish reason 'abort'."""
         self._inner.end(error)
 
     def __aiter__(self) -> Self:
@@ -244,7 +244,7 @@ class TrackedStream:
             ]
 
     def _release(self, reason: str) -> None:
-        """Releases the ticket, stops the timers and tells the observers; once."""
+        """Releases the ticket, stops the timers and notifies the observers. Idempotent."""
         with self._open_streams.lock:
             if self._ended:
                 return

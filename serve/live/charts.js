@@ -16,14 +16,14 @@ export function drawBar(element, parts) {
     piece.style.background = color(index);
     piece.title = title;
   });
-  element.setAttribute("aria-label", parts.map((part) => part.title).join(", ") || "nothing");
+  element.setAttribute("aria-label", parts.map((part) => part.title).join(", ") || "no models");
 }
 
 /** A chart in a `figure`: stacked areas or lines. */
 export class Chart {
   constructor(figure, { stacked, top, format }) {
     this.stacked = stacked;
-    this.top = top; // maximum of the y axis; null: the largest value
+    this.top = top; // maximum of the y axis; null for the largest value
     this.format = format;
     this.svg = document.createElementNS(SPACE, "svg");
     this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);

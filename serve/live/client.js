@@ -3,50 +3,46 @@
 const KEY = "muxjax-key";
 let pendingDialog = null; // one dialog at a time
 
-export function hasKey() {
-  return sessionStorage.getItem(KEY) !== null;
-}
-
 export function forgetKey() {
   sessionStorage.removeItem(KEY);
 }
 
-/** Asks for a key, with one dialog for all waiting calls. Resolves to whether a key was given. */
-export function askKey(why) {
+/** Prompts for a key, with one dialog for all waiting calls. Resolves to true if a key was entered. */
+export function promptForKey(message) {
   pendingDialog ??= new Promise((resolve) => {
     const dialog = document.getElementById("ask-key");
     const input = document.getElementById("key-text");
-    document.getElementById("ask-why").textContent = why;
+    document.getElementById("ask-why").textContent = message;
     input.value = "";
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "use" && input.value.trim() !== "";
-      if (given) sessionStorage.setItem(KEY, input.value.trim());
+      const entered = dialog.returnValue === "use" && input.value.trim() !== "";
+      if (entered) sessionStorage.setItem(KEY, input.value.trim());
       pendingDialog = null;
-      resolve(given);
+      resolve(entered);
     }, { once: true });
     dialog.showModal();
   });
   return pendingDialog;
 }
 
-/** `fetch` with the API key; asks for a key if the server requires one. */
+/** Calls `fetch` with the API key; prompts for a key if the server requires one. */
 export async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
-    const answer = await fetch(path, { ...options, headers });
-    if (answer.status !== 401) return answer;
+    const response = await fetch(path, { ...options, headers });
+    if (response.status !== 401) return response;
     document.getElementById("key").hidden = false;
-    const why = key ? "The server rejected this key. Enter another one." : "The key is kept in this tab only.";
+    const message = key ? "The server rejected this key. Enter another one." : "The key is kept in this tab only.";
     forgetKey();
-    if (!(await askKey(why))) throw Object.assign(new Error("an API key is required"), { name: "NoKey" });
+    if (!(await promptForKey(message))) throw Object.assign(new Error("an API key is required"), { name: "NoKey" });
   }
 }
 
 /** Yields the parsed data of each server-sent event of a response, up to `[DONE]`. */
-export async function* events(answer) {
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {

@@ -1,8 +1,8 @@
-// The live page: shows /stats/stream. It uses no library and loads nothing from other servers.
+// The live page: shows the data of /stats/stream, without libraries or files from other servers.
 
 import { Chart, color, drawBar } from "/page/charts.js";
-import { askKey, call, events, forgetKey } from "/page/client.js";
-import { offerModels, setUp } from "/page/playground.js";
+import { call, events, forgetKey, promptForKey } from "/page/client.js";
+import { setUp, updateMenus } from "/page/playground.js";
 
 const SECONDS = 120;
 const $ = (id) => document.getElementById(id);
@@ -16,45 +16,46 @@ const charts = {
   rate: new Chart($("rate-chart"), { stacked: false, top: null, format: short }),
   queue: new Chart($("queue-chart"), { stacked: false, top: null, format: short }),
 };
-const history = []; // last two minutes: { at, pool, time, rate, queue }, each by model name
-let before = null;
+const history = []; // samples of the last two minutes: the time, and four values by model name
+let previous = null; // stats of the previous sample
 let paused = false;
 
-function measure(now) {
-  const gap = before ? now.time - before.time : 0;
-  const at = { at: now.time, pool: {}, time: {}, rate: {}, queue: {} };
-  for (const model of now.models) {
-    const past = before?.models.find((other) => other.name === model.name);
+/** Builds a sample; rates are computed from the change since the previous stats. */
+function measure(stats) {
+  const elapsed = previous ? stats.time - previous.time : 0;
+  const sample = { at: stats.time, pool: {}, time: {}, rate: {}, queue: {} };
+  for (const model of stats.models) {
+    const past = previous?.models.find((other) => other.name === model.name);
     // The counters of a restarted unit begin at zero.
-    const grown = (...keys) => {
-      const sum = (from) => keys.reduce((total, key) => total + (from?.[key] ?? 0), 0);
-      return gap > 0 && past ? Math.max(0, sum(model) - sum(past)) / gap : 0;
+    const rate = (...keys) => {
+      const sum = (counters) => keys.reduce((total, key) => total + (counters?.[key] ?? 0), 0);
+      return elapsed > 0 && past ? Math.max(0, sum(model) - sum(past)) / elapsed : 0;
     };
-    at.pool[model.name] = now.pool.pages ? (model.kv_pages_used ?? 0) / now.pool.pages : 0;
-    at.time[model.name] = grown("prefill_seconds", "decode_seconds");
-    at.rate[model.name] = grown("output_tokens");
-    at.queue[model.name] = model.queue;
+    sample.pool[model.name] = stats.pool.pages ? (model.kv_pages_used ?? 0) / stats.pool.pages : 0;
+    sample.time[model.name] = rate("prefill_seconds", "decode_seconds");
+    sample.rate[model.name] = rate("output_tokens");
+    sample.queue[model.name] = model.queue;
   }
-  const busy = Object.values(at.time).reduce((sum, part) => sum + part, 0);
-  if (busy > 1) for (const name in at.time) at.time[name] /= busy; // a step counts when it ends, so more than 1 is possible
-  return at;
+  // A step counts when it ends, so the sum may exceed 1.
+  const busy = Object.values(sample.time).reduce((sum, part) => sum + part, 0);
+  if (busy > 1) for (const name in sample.time) sample.time[name] /= busy;
+  return sample;
 }
 
-function take(now) {
-  const at = measure(now);
-  before = now;
-  history.push(at);
-  while (history.length && now.time - history[0].at > SECONDS) history.shift();
-  showState(now);
-  offerModels(now.models);
-  if (!paused) show(now);
+function update(stats) {
+  history.push(measure(stats));
+  previous = stats;
+  while (history.length && stats.time - history[0].at > SECONDS) history.shift();
+  showState(stats);
+  updateMenus(stats.models);
+  if (!paused) show(stats);
 }
 
-function showState(now) {
-  const broken = now.units.some((unit) => !unit.works);
-  const [state, words] = now.stopping ? ["stopping", "stopping"]
+function showState(stats) {
+  const broken = stats.units.some((unit) => !unit.works);
+  const [state, words] = stats.stopping ? ["stopping", "stopping"]
     : broken ? ["failed", "a unit is down"]
-    : now.stale ? ["stale", "engine not responding"]
+    : stats.stale ? ["stale", "engine not responding"]
     : ["live", "live"];
   setStatus(state, words);
 }
@@ -62,16 +63,15 @@ function showState(now) {
 function setStatus(state, words) {
   const element = $("status");
   if (element.dataset.state !== state) element.dataset.state = state;
-  const shown = element.querySelector(".words");
-  if (shown.textContent !== words) shown.textContent = words;
+  set(element.querySelector(".words"), words);
 }
 
-function show(now) {
+function show(stats) {
   const last = smooth();
-  const names = now.models.map((model) => model.name);
+  const names = stats.models.map((model) => model.name);
   const total = (kind) => names.reduce((sum, name) => sum + (last[kind][name] ?? 0), 0);
-  $("policy").textContent = now.policy ?? "–";
-  $("pool-size").textContent = bytes(now.pool.bytes);
+  $("policy").textContent = stats.policy ?? "–";
+  $("pool-size").textContent = bytes(stats.pool.bytes);
   $("total-rate").textContent = short(total("rate"));
   $("pool-now").textContent = percent(total("pool"));
   $("time-now").textContent = `${percent(total("time"))} busy`;
@@ -83,26 +83,26 @@ function show(now) {
       return { index, part, title: `${name} ${percent(part)}` };
     }));
   }
-  const ages = history.map((at) => now.time - at.at);
+  const ages = history.map((sample) => stats.time - sample.at);
   for (const [kind, chart] of Object.entries(charts)) {
-    chart.draw(names.map((name) => history.map((at) => at[kind][name] ?? 0)), ages, SECONDS);
+    chart.draw(names.map((name) => history.map((sample) => sample[kind][name] ?? 0)), ages, SECONDS);
   }
-  showTable(now, last);
+  showTable(stats, last);
 }
 
-/** The newest values; rates are means over three seconds, because steps come in bursts. */
+/** Returns the newest sample; rates are means over three seconds, because steps come in bursts. */
 function smooth() {
   const newest = history.at(-1);
-  const recent = history.filter((at) => newest.at - at.at < 3);
+  const recent = history.filter((sample) => newest.at - sample.at < 3);
   const mean = (kind) => Object.fromEntries(Object.keys(newest[kind]).map((name) =>
-    [name, recent.reduce((sum, at) => sum + (at[kind][name] ?? 0), 0) / recent.length]));
+    [name, recent.reduce((sum, sample) => sum + (sample[kind][name] ?? 0), 0) / recent.length]));
   return { ...newest, rate: mean("rate"), time: mean("time") };
 }
 
-function showTable(now, last) {
+function showTable(stats, last) {
   const body = $("models").tBodies[0];
   const rows = new Map([...body.rows].map((row) => [row.dataset.model, row]));
-  now.models.forEach((model, index) => {
+  stats.models.forEach((model, index) => {
     const row = rows.get(model.name) ?? newRow(body, model.name, index);
     rows.delete(model.name);
     const cells = row.cells;
@@ -113,9 +113,9 @@ function showTable(now, last) {
     set(cells[3], String(model.running ?? 0));
     set(cells[4], String(Math.max(model.queue, model.waiting ?? 0)));
     set(cells[5], short(last.rate[model.name] ?? 0));
-    latency(cells[6], model.latency.ttft, model.slo.ttft);
-    latency(cells[7], model.latency.tpot, model.slo.tpot);
-    pages(cells[8], model, index);
+    showLatency(cells[6], model.latency.ttft, model.slo.ttft);
+    showLatency(cells[7], model.latency.tpot, model.slo.tpot);
+    showPages(cells[8], model, index);
   });
   for (const row of rows.values()) row.remove();
 }
@@ -142,12 +142,12 @@ function newRow(body, name, index) {
   return row;
 }
 
-function latency(cell, found, target) {
-  const words = found ? `${seconds(found.p50)} · ${seconds(found.p95)}` : "–";
+function showLatency(cell, percentiles, target) {
+  const words = percentiles ? `${seconds(percentiles.p50)} · ${seconds(percentiles.p95)}` : "–";
   if (!target) return set(cell, words);
-  const asked = target.hits + target.misses;
-  const met = asked ? `, ${percent(target.hits / asked)} met` : "";
-  const over = asked && target.hits / asked < 0.9 ? " over" : "";
+  const requests = target.hits + target.misses;
+  const met = requests ? `, ${percent(target.hits / requests)} met` : "";
+  const over = requests && target.hits / requests < 0.9 ? " over" : "";
   const note = `target ${seconds(target.seconds)}${met}`;
   if (cell.dataset.shown === words + note) return;
   cell.dataset.shown = words + note;
@@ -157,12 +157,12 @@ function latency(cell, found, target) {
   cell.replaceChildren(words, small);
 }
 
-function pages(cell, model, index) {
+function showPages(cell, model, index) {
   const [words, meter] = cell.firstChild.children;
   const used = model.kv_pages_used ?? 0;
   const quota = model.kv_pages_quota ?? 0;
-  const more = ["borrowed", "cached"].map((what) => [model[`kv_pages_${what}`], what]).filter(([count]) => count);
-  set(words, [`${used} of ${quota}`, ...more.map((pair) => pair.join(" "))].join(", "));
+  const extras = ["borrowed", "cached"].map((kind) => [model[`kv_pages_${kind}`], kind]).filter(([count]) => count);
+  set(words, [`${used} of ${quota}`, ...extras.map((pair) => pair.join(" "))].join(", "));
   meter.firstChild.style.width = `${quota ? Math.min(100, (100 * used) / quota) : 0}%`;
   meter.firstChild.style.background = color(index);
 }
@@ -180,9 +180,9 @@ function bytes(count) {
 async function follow() {
   for (;;) {
     try {
-      const answer = await call("/stats/stream");
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
-      for await (const now of events(answer)) take(now);
+      const response = await call("/stats/stream");
+      if (!response.ok) throw new Error(`status ${response.status}`);
+      for await (const stats of events(response)) update(stats);
       setStatus("lost", "server has shut down");
     } catch (error) {
       if (error.name === "NoKey") {
@@ -200,8 +200,8 @@ function setTheme(theme) {
   localStorage.setItem("muxjax-theme", theme);
 }
 
-const wanted = localStorage.getItem("muxjax-theme");
-document.documentElement.dataset.theme = wanted ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+const savedTheme = localStorage.getItem("muxjax-theme");
+document.documentElement.dataset.theme = savedTheme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 $("pause").addEventListener("click", () => {
   paused = !paused;
@@ -210,7 +210,7 @@ $("pause").addEventListener("click", () => {
 });
 $("key").addEventListener("click", () => {
   forgetKey();
-  askKey("Enter the new key.").then((given) => given && location.reload());
+  promptForKey("Enter the new key.").then((entered) => entered && location.reload());
 });
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, textarea, select, dialog") || event.ctrlKey || event.metaKey || event.altKey) return;

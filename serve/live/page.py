@@ -25,7 +25,7 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Adds routes for the page and its files, which are read once."""
+    """Adds routes for the page and its files. The files are read once, at startup."""
     for path in sorted(FOLDER.iterdir()):
         if path.suffix not in _TYPES:
             continue

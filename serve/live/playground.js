@@ -3,12 +3,12 @@
 import { call, events } from "/page/client.js";
 
 const $ = (id) => document.getElementById(id);
-let known = new Map();
+let modelsByName = new Map();
 let running = null; // aborts both requests
 
 /** Lists the models in both menus and keeps the selection. */
-export function offerModels(models) {
-  known = new Map(models.map((model) => [model.name, model]));
+export function updateMenus(models) {
+  modelsByName = new Map(models.map((model) => [model.name, model]));
   const names = models.filter((model) => model.text).map((model) => model.name);
   ["a", "b"].forEach((side, position) => {
     const select = $(`model-${side}`);
@@ -38,15 +38,15 @@ async function send() {
   const control = new AbortController();
   running = control;
   $("stop").disabled = false;
-  await Promise.all([answer("a", control), answer("b", control)]);
+  await Promise.all([generate("a", control), generate("b", control)]);
   if (running === control) {
     running = null;
     $("stop").disabled = true;
   }
 }
 
-async function answer(side, control) {
-  const model = known.get($(`model-${side}`).value);
+async function generate(side, control) {
+  const model = modelsByName.get($(`model-${side}`).value);
   const out = $(`text-${side}`);
   const speed = $(`speed-${side}`);
   out.textContent = "";
@@ -63,25 +63,25 @@ async function answer(side, control) {
     stream_options: { include_usage: true },
     ...(model.chat ? { messages: [{ role: "user", content: prompt }] } : { prompt }),
   };
-  const began = performance.now();
+  const started = performance.now();
   let first = null;
   let reason = null;
   try {
-    const found = await call(model.chat ? "/v1/chat/completions" : "/v1/completions", {
+    const response = await call(model.chat ? "/v1/chat/completions" : "/v1/completions", {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(body),
       signal: control.signal,
     });
-    if (!found.ok) throw new Error((await found.json()).error.message);
-    for await (const event of events(found)) {
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       const [choice] = event.choices;
       const text = choice?.delta?.content ?? choice?.text ?? "";
-      if (text && first === null) first = performance.now() - began;
+      if (text && first === null) first = performance.now() - started;
       if (text) out.append(text);
       reason = choice?.finish_reason ?? reason;
-      if (event.usage) speed.textContent = summary(event.usage.completion_tokens, first, performance.now() - began, reason);
+      if (event.usage) speed.textContent = summary(event.usage.completion_tokens, first, performance.now() - started, reason);
       out.scrollTop = out.scrollHeight;
     }
   } catch (error) {
@@ -96,8 +96,8 @@ async function answer(side, control) {
   }
 }
 
-function summary(tokens, first, whole, reason) {
+function summary(tokens, first, total, reason) {
   if (first === null) return `${tokens} tokens`;
-  const rate = tokens > 1 ? ` · ${((1000 * (tokens - 1)) / Math.max(1, whole - first)).toFixed(1)} tokens/s` : "";
+  const rate = tokens > 1 ? ` · ${((1000 * (tokens - 1)) / Math.max(1, total - first)).toFixed(1)} tokens/s` : "";
   return `first token after ${Math.round(first)} ms · ${tokens} tokens${rate}${reason === "abort" ? " · aborted" : ""}`;
 }

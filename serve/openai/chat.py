@@ -109,8 +109,8 @@ def encode_conversation(
       model: provides the chat template and the tokenizer.
       messages: the conversation.
       tools: tools that are described to the model.
-      add_generation_prompt: whether the prompt ends with the opening of the assistant's message.
-      add_special: whether the tokenizer adds special tokens to those of the template.
+      add_generation_prompt: whether the prompt ends with the start of the assistant's message.
+      add_special: whether the tokenizer adds special tokens besides the template's.
 
     Raises:
       ApiError, InvalidRequest: the model has no chat template, or it rejects the conversation.

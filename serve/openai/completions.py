@@ -25,7 +25,7 @@ from muxjax.serve.openai.responses import response_header, usage_counts
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default."""
 _FIELD_NAMES = {"grammar": "response_format"}
-"""The endpoint's names of fields by the engine's."""
+"""Endpoint field names by engine field name."""
 
 
 async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> Response:
@@ -40,8 +40,8 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
         raise ApiError(f"{model.name} has no tokenizer, so it cannot echo text", param="echo")
     prompts = await asyncio.to_thread(_encode_prompts, model.tokenizer, body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    # `echo` with max_tokens 0 scores the prompt. The engine generates at least one token, which is
-    # dropped here.
+    # `echo` with max_tokens 0 scores the prompt. The engine generates at least one token; it is
+    # dropped.
     prompt_only = bool(body.echo) and max_tokens == 0
     try:
         params = [
@@ -89,7 +89,7 @@ async def complete(fleet: FleetLike, request: Request, data: dict[str, Any]) -> 
 
 
 def _encode_prompts(tokenizer: Tokenizer | None, body: CompletionRequest) -> list[list[int]]:
-    """Returns the token ids of each prompt; prompts of token ids are used as they are."""
+    """Returns the token ids of each prompt; encodes prompts that are text."""
     prompts = []
     for prompt in body.prompts:
         if isinstance(prompt, str) and tokenizer is None:
@@ -101,7 +101,7 @@ def _encode_prompts(tokenizer: Tokenizer | None, body: CompletionRequest) -> lis
 
 
 class _CompletionChoice:
-    """Formats one output. With `echo` the prompt is its first part."""
+    """Formats one output. With `echo`, it begins with the prompt."""
 
     def __init__(
         self,

@@ -16,9 +16,8 @@ from muxjax.serve.errors import api_error
 from muxjax.serve.openai.generation import GenerationCall, cancel_on_disconnect
 from muxjax.serve.openai.responses import usage_counts
 
-ChoicesOfDelta = Callable[[int, Delta], list[dict[str, Any]]]
-"""Formats a delta of the output with this index: one event per choice; no event for an empty list.
-"""
+DeltaFormatter = Callable[[int, Delta], list[dict[str, Any]]]
+"""Formats a delta of the output with the given index. Each returned choice becomes one event."""
 
 # `json.dumps` would build an encoder for every event.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -27,16 +26,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 class EventStream(Response):
     """Server-sent events: choices as they are generated, usage if requested, then `[DONE]`.
 
-    An error of the engine is the last event, since the status has already been sent. However the
-    response ends, even before its first event, the call is cancelled.
+    An engine error is the last event, because the status has already been sent. The call is
+    cancelled whenever the response ends, even before its first event.
 
     Args:
       call: the streams.
-      header: fields that every event begins with.
-      choices_of: formats a delta.
+      header: the first fields of every event.
+      format_delta: formats a delta.
       first_choices: choices that are sent before any delta.
       include_usage: whether a last event without choices has the token counts.
-      uncounted: generated tokens of each output that usage does not count.
+      uncounted: generated tokens per output to leave out of the usage.
     """
 
     media_type = "text/event-stream"
@@ -45,7 +44,7 @@ class EventStream(Response):
         self,
         call: GenerationCall,
         header: dict[str, Any],
-        choices_of: ChoicesOfDelta,
+        format_delta: DeltaFormatter,
         *,
         first_choices: Sequence[dict[str, Any]] = (),
         include_usage: bool,
@@ -57,7 +56,7 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._call = call
         self._header = {**header, "usage": None} if include_usage else header
-        self._choices_of = choices_of
+        self._format_delta = format_delta
         self._first_choices = first_choices
         self._include_usage = include_usage
         self._uncounted = uncounted
@@ -82,7 +81,7 @@ class EventStream(Response):
         async def send_delta(index: int, delta: Delta) -> None:
             nonlocal generated
             generated += len(delta.token_ids)
-            for choice in self._choices_of(index, delta):
+            for choice in self._format_delta(index, delta):
                 await send_text(f"{prefix}{_encode(choice)}]}}\n\n")
 
         await send(

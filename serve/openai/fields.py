@@ -18,14 +18,14 @@ MAX_CHOICES = 128
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
 
-def between(low: float | None, high: float | None, **more: Any) -> Any:
+def between(low: float | None, high: float | None, **options: Any) -> Any:
     """Builds a field with a range in the OpenAPI document; the engine checks the range."""
     extra: dict[str, Any] = {}
     if low is not None:
         extra["minimum"] = low
     if high is not None:
         extra["maximum"] = high
-    return Field(default=None, json_schema_extra=extra, **more)
+    return Field(default=None, json_schema_extra=extra, **options)
 
 
 class StreamOptions(StrictModel):
@@ -68,7 +68,7 @@ ResponseFormat = Annotated[
 
 
 class GenerationRequest(StrictModel):
-    """The fields of both endpoints. A field that is null counts as absent."""
+    """Fields of both generation endpoints. A null field counts as absent."""
 
     model: str
     frequency_penalty: float | None = between(-2, 2)
@@ -98,7 +98,7 @@ class GenerationRequest(StrictModel):
     cache_salt: str | None = Field(
         default=None,
         json_schema_extra={"minLength": 1, "maxLength": MAX_SALT},
-        description="Extension: cached prefixes are shared only with requests of the same salt.",
+        description="Extension: cached prefixes are shared only between requests of the same salt.",
     )
     stop_token_ids: list[int] | None = Field(default=None, description="Extension.")
     top_k: int | None = between(-1, 2**31 - 1, description="Extension; 0 and -1 mean off.")
@@ -119,7 +119,7 @@ class GenerationRequest(StrictModel):
           logprobs: alternatives per output token; None for no log-probabilities.
           choice: index of the output, from 0 to `n` - 1; it is added to the seed.
           prompt_logprobs: alternatives per prompt token; None for no log-probabilities.
-          grammar: the grammar of `tools`; by default that of `response_format`.
+          grammar: the grammar of `tools`; by default the grammar of `response_format`.
 
         Raises:
           InvalidRequest, ApiError: a value is out of range.
@@ -170,7 +170,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts: one text or one list of token ids each."""
+        """The prompts, each as text or as token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):

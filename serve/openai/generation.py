@@ -1,7 +1,7 @@
 """Generation for one HTTP call: opens its streams, reads them, and cancels them at the end.
 
-Whatever ends a call early (the client disconnects, one stream fails, the server shuts down),
-`GenerationCall.cancel` is called, so that no request outlives its reader.
+`GenerationCall.cancel` runs however a call ends, also if the client disconnects, a stream fails or
+the server shuts down. No request therefore outlives its reader.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from muxjax.scheduling.steps import TokenLogprobs
 from muxjax.serve.fleet_protocol import FleetLike, StreamLike
 
 _EXPECTED_REASONS = (None, "stop", "length", "abort")
-"""Finish reasons of a delta that is no error. A server that shuts down ends streams with 'abort';
-the output so far belongs to the client.
+"""Finish reasons that are not errors. At shutdown the server ends streams with 'abort'; a streaming
+client keeps the output so far.
 """
 
 
@@ -50,7 +50,7 @@ class GenerationCall:
     """The streams of one call.
 
     Attributes:
-      streams: `num_choices` for each prompt, in the order of the response.
+      streams: `num_choices` streams for each prompt, in the order of the response.
       num_choices: outputs per prompt.
     """
 
@@ -75,14 +75,14 @@ class GenerationCall:
     async def read(self, handle: Callable[[int, Delta], Awaitable[None]]) -> None:
         """Passes every delta of every stream to `handle`, until all streams have ended.
 
-        Streams are read concurrently, so `handle` may run for several of them at a time. Deltas of
+        Streams are read concurrently, so `handle` may run for several streams at a time. Deltas of
         one stream arrive in order.
 
         Args:
-          handle: takes the index of a stream and its next delta.
+          handle: receives the index of a stream and its next delta.
 
         Raises:
-          MuxError: the error of the first stream that failed; the others are read no further.
+          MuxError: the error of the first stream that failed; reading of the others stops.
         """
         if len(self.streams) == 1:
             await _read_stream(0, self.streams[0], handle)
@@ -123,7 +123,7 @@ async def _read_stream(
 async def start_generation(
     fleet: FleetLike, model: str, prompts: Sequence[list[int]], params: list[SamplingParams]
 ) -> GenerationCall:
-    """Queues every prompt once for each of `params`, or none of them.
+    """Queues every prompt once per entry of `params`. If one request is invalid, cancels the rest.
 
     Raises:
       InvalidRequest: the model cannot serve a prompt or its parameters.
@@ -131,7 +131,7 @@ async def start_generation(
     """
     if all(choice.grammar is None for choice in params):
         return _open_streams(fleet, model, prompts, params)
-    # Compiling a grammar may take long, so it leaves the event loop that serves other streams.
+    # Compiling a grammar may take long and would block the event loop.
     opening = asyncio.create_task(asyncio.to_thread(_open_streams, fleet, model, prompts, params))
     try:
         return await asyncio.shield(opening)
@@ -161,7 +161,7 @@ def _open_streams(
 
 
 async def cancel_on_disconnect[T](receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of `work`, which is cancelled if the client disconnects.
+    """Returns the result of `work`; cancels it if the client disconnects.
 
     Args:
       receive: the ASGI `receive` of the call, whose body has been read.

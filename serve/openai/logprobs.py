@@ -1,4 +1,4 @@
-"""Log-probabilities in the forms of OpenAI's two endpoints."""
+"""Log-probabilities in the formats of OpenAI's two endpoints."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """Formats log-probabilities for completions: four lists of equal length.
 
-    As in OpenAI's API, the chosen token is among the alternatives even if it is not one of the most
-    likely. Of two tokens with the same text the more likely one is shown.
+    As in OpenAI's API, the alternatives include the chosen token even if it is not one of the most
+    likely. If two tokens have the same text, only the more likely token is shown.
 
     Args:
       tokenizer: provides the texts of tokens.
@@ -84,7 +84,7 @@ class TextOffsets:
     """Tracks where the tokens of one output begin in its text, in characters.
 
     Args:
-      tokenizer: None for a model without one, whose text is empty.
+      tokenizer: None for a model without a tokenizer, whose text is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
@@ -94,7 +94,7 @@ class TextOffsets:
     def advance(self, tokens: Sequence[int]) -> list[int]:
         """Returns the offsets of the next tokens.
 
-        All tokens of a character that spans several have the offset of the character.
+        If a character spans several tokens, all of them have its offset.
         """
         offsets = []
         for token in tokens:

@@ -50,7 +50,7 @@ class ChatMessage(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_null_fields(cls, message: Any) -> Any:
-        """Drops unknown fields that are null: clients send back responses, with `refusal: null`."""
+        """Drops unknown null fields, because clients send back responses with `refusal: null`."""
         if not isinstance(message, dict):
             return message
         return {

@@ -1,9 +1,9 @@
 """Request bodies of the generation and tokenization endpoints.
 
-There are three kinds of fields. The pydantic models list the supported ones: OpenAI's, and vLLM's
-names for extensions. Fields that clients send out of habit (`IGNORED`) are accepted only with a
-value that requests nothing. All others are refused by name. Nothing is coerced: `"5"` and `true`
-are not numbers.
+There are three kinds of fields. The pydantic models list the supported fields: OpenAI's, and
+extensions under vLLM's names. Fields that many clients send (`IGNORED`) are accepted only with a
+value that has no effect. Any other field is refused with an error that names it. Values are not
+coerced: `"5"` and `true` are not numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IGNORED: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
-"""Ignored fields of both endpoints, with the values besides null that request nothing."""
+"""Ignored fields of both endpoints, with the values besides null that have no effect."""
 IGNORED_IN_COMPLETIONS: Mapping[str, tuple[object, ...]] = {
     **IGNORED,
     "best_of": (1,),

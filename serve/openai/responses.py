@@ -13,7 +13,7 @@ SYSTEM_FINGERPRINT = f"muxjax-{__version__}"
 
 
 def response_header(id_prefix: str, object_type: str, model: str) -> dict[str, Any]:
-    """Returns the fields that a response, or every event of a streamed one, begins with."""
+    """Returns the first fields of a response or of every event of a streamed response."""
     return {
         "id": f"{id_prefix}-{uuid.uuid4().hex}",
         "object": object_type,

@@ -10,7 +10,7 @@ from muxjax.serve.schemas import ResponseModel
 
 
 class PromptTokensDetails(ResponseModel):
-    """How many prompt tokens were found in the prefix cache."""
+    """Number of prompt tokens found in the prefix cache."""
 
     cached_tokens: int
 
@@ -34,7 +34,7 @@ class _ResponseHeader(ResponseModel):
 
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-"""OpenAI's finish reasons; the last one is never used."""
+"""OpenAI's finish reasons; `content_filter` is never used."""
 
 
 class CompletionLogprobs(ResponseModel):
@@ -78,7 +78,7 @@ class ChosenLogprob(TokenLogprob):
 
 
 class ChatLogprobs(ResponseModel):
-    """One entry per token."""
+    """Log-probabilities with one entry per token."""
 
     content: list[ChosenLogprob] | None
     refusal: None

@@ -53,7 +53,7 @@ _NESTED = ("messages", "response_format", "stream_options", "tools")
 
 
 def explain(error: ValidationError, data: Mapping[str, Any]) -> ApiError:
-    """Builds the error response of a body that does not fit its model, for its first error.
+    """Builds the error response for the first validation error of a body.
 
     Args:
       error: pydantic's error.
@@ -109,7 +109,7 @@ def _expected_value(first: Any) -> str:
         "model_type": "an object",
         "model_attributes_type": "an object",
     }
-    return expected.get(error_type, f"different: {first['msg']}")
+    return expected.get(error_type, f"valid: {first['msg']}")
 
 
 def _field_path(location: Sequence[str | int]) -> str:
@@ -124,5 +124,5 @@ def _field_path(location: Sequence[str | int]) -> str:
 
 
 def _is_branch(location: Sequence[str | int], position: int) -> bool:
-    """Whether this part names the branch of a union: directly under one of the union fields."""
+    """Whether this part is the name of a union branch, directly under a union field."""
     return location[position - 1] in ("response_format", "content")

@@ -40,7 +40,7 @@ class PrometheusMetrics:
     It observes streams (`StreamObserver`) and calls (`CallObserver`).
 
     Args:
-      models: names of the models, whose metrics exist from the start.
+      models: names of the models. Their metrics exist from the start, with the value zero.
       slo: latency targets by model; a model without targets has no SLO counters.
     """
 
@@ -181,7 +181,7 @@ class PrometheusMetrics:
             self._refused.labels(str(status)).inc()
 
     def slo_counts(self, model: str) -> dict[str, dict[str, float]]:
-        """Returns the target in seconds, hits and misses of each latency target of a model."""
+        """Returns `seconds`, `hits` and `misses` of each latency target of a model."""
         return {
             target: {
                 "seconds": limit,

@@ -1,7 +1,6 @@
 """Admin endpoints: `/models/load|unload|sleep|wake` and `/fleet/reload`.
 
-The changes may take long, so each runs in its own thread. A client that disconnects does not cancel
-a change.
+A change may take long, so it runs in a separate thread. It continues if the client disconnects.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class ModelControl:
         self._on_reload = on_reload
 
     async def load(self, request: Request) -> Response:
-        """Loads a model of the fleet file, or one that the request describes."""
+        """Loads a model from the fleet file or from the entry in the request."""
         body = parse_load(await read_json(request, self._max_body))
         key = request.state.caller.key
         if key is not None and not key.permits(body.model):
@@ -137,7 +136,7 @@ class ModelControl:
     async def _run_in_thread[T](self, action: Callable[[], T]) -> T:
         """Runs an action in a daemon thread, which does not keep the process alive.
 
-        Cancellation ends the wait, not the action.
+        Cancelling the call does not cancel the action.
         """
         done: Future[T] = Future()
 

@@ -29,8 +29,8 @@ class LoadRequest(StrictModel):
     model: str
     entry: dict[str, Any] | None = Field(
         default=None,
-        description="The model's entry as in a fleet file, without its name. Not needed for a "
-        "model of the server's fleet file.",
+        description="The model's entry as in a fleet file, without its name. Not needed for "
+        "models in the server's fleet file.",
     )
     unit: str | None = Field(
         default=None,

@@ -14,7 +14,7 @@ _MAX_SAMPLES = 500
 """Maximum number of samples per model and kind of latency."""
 
 Samples = deque[tuple[float, float]]
-"""Pairs of the time of a sample and its value, both in seconds."""
+"""Pairs of sample time and value, both in seconds."""
 
 
 class RollingLatency:
@@ -40,7 +40,7 @@ class RollingLatency:
             self._add(summary.model, "tpot", summary.tpot)
 
     def percentiles(self, model: str) -> dict[str, dict[str, float] | None]:
-        """Returns median and 95th percentile of `ttft` and `tpot` in seconds; None without any."""
+        """Returns median and 95th percentile of `ttft` and `tpot` in seconds, if sampled."""
         return {kind: self._summarize(model, kind) for kind in ("ttft", "tpot")}
 
     def _add(self, model: str, kind: str, seconds: float) -> None:
@@ -50,7 +50,7 @@ class RollingLatency:
     def _summarize(self, model: str, kind: str) -> dict[str, float] | None:
         since = self._clock() - WINDOW
         samples = self._samples.get((model, kind), ())
-        values = sorted(value for taken_at, value in samples if taken_at >= since)
+        values = sorted(value for sampled_at, value in samples if sampled_at >= since)
         if not values:
             return None
         return {

@@ -33,7 +33,7 @@ class ModelList(ResponseModel):
 
 
 class HealthResponse(ResponseModel):
-    """Response of `/health` and of the paths under it, whatever the status."""
+    """Response of `/health` and the paths under it, with any HTTP status."""
 
     status: str
     reason: str | None = None
@@ -59,7 +59,7 @@ class FleetChange(ResponseModel):
 
 
 class StatsResponse(ResponseModel):
-    """Response of `/stats`: what the live page shows. `models` has all counters of each model."""
+    """Response of `/stats`: the data of the live page, with all counters of each model."""
 
     time: float
     stopping: bool

@@ -1,8 +1,8 @@
 """Cached counters of the fleet, for `/metrics` and the live page.
 
-Reading the counters interrupts the engine between two steps. One thread reads them at most every
-`REFRESH_SECONDS`, whatever the number of clients. If an engine hangs, clients get the last counters
-with `stale` set, and no further thread waits for that engine.
+Reading the counters interrupts the engine between two steps. They are therefore read at most once
+per `REFRESH_SECONDS`, by one thread for all clients. If an engine hangs, clients get the last
+counters with `stale` set, and no second thread waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from muxjax.errors import EngineDead
 
 REFRESH_SECONDS = 0.25
-"""Age in seconds from which the counters are read again."""
+"""Age in seconds at which the counters are read again."""
 READ_TIMEOUT = 1.0
 """Maximum wait for an engine, in seconds."""
 
@@ -26,7 +26,7 @@ class StatsCache:
     """The latest counters of a fleet.
 
     Args:
-      read_stats: reads them; may block and may raise `EngineDead`.
+      read_stats: reads the counters; may block and may raise `EngineDead`.
     """
 
     def __init__(self, read_stats: Callable[[], Mapping[str, Any]]) -> None:
@@ -42,7 +42,7 @@ class StatsCache:
                 self._pending = self._start_reading()
             pending = self._pending
             waiting = asyncio.wrap_future(pending)
-            # Retrieves an error that comes after the timeout, which asyncio would log otherwise.
+            # Retrieves an error after the timeout; asyncio would log it otherwise.
             waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.wait({waiting}, timeout=READ_TIMEOUT)
             if pending.done() and pending is self._pending:
@@ -68,6 +68,6 @@ class StatsCache:
             except Exception as error:  # noqa: BLE001  raised by `_store`
                 pending.set_exception(error)
 
-        # A daemon thread, because one that waits for a hanging engine must not keep the process.
+        # A daemon thread, because a hanging engine must not keep the process alive.
         threading.Thread(target=read, name="muxjax-stats", daemon=True).start()
         return pending

@@ -30,10 +30,10 @@ class Status:
 
     Args:
       fleet: the fleet to report on.
-      admission: has the queues, and knows whether the server drains.
+      admission: provides queue lengths and whether the server drains.
       metrics: Prometheus metrics.
       latency: latency percentiles for the live page.
-      watchdog: knows which units are lost.
+      watchdog: provides which units are lost.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Status:
         return JSONResponse(self._card(find_model(request.state.view, name)))
 
     def _card(self, model: ModelLike) -> dict[str, Any]:
-        """Describes a model with OpenAI's fields and those that vLLM and MuxJAX add."""
+        """Describes a model with OpenAI's fields and the additional ones of vLLM and MuxJAX."""
         unit = self._unit_of(model.name)
         return {
             "id": model.name,
@@ -128,7 +128,7 @@ class Status:
     # Counters
 
     async def metrics(self) -> Response:
-        """Metrics in the text format of Prometheus."""
+        """Returns the metrics in the text format of Prometheus."""
         stats = await self._stats.latest()
         names = list(self._fleet.models)
         text = self._metrics.render(
@@ -140,11 +140,11 @@ class Status:
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def stats(self, request: Request) -> Response:
-        """The data of the live page, once."""
+        """Returns the data of the live page once."""
         return JSONResponse(await self._page_data(request.state.caller))
 
     async def stream(self, request: Request) -> Response:
-        """The data of the live page as server-sent events, until the server drains."""
+        """Streams the data of the live page as server-sent events until the server drains."""
         caller: Caller = request.state.caller
 
         async def updates() -> AsyncIterator[str]:
@@ -158,7 +158,7 @@ class Status:
         )
 
     async def _page_data(self, caller: Caller) -> dict[str, Any]:
-        """Data that a caller may see. Other callers' models appear only as used pool pages."""
+        """Returns what the caller may see. Other callers' models appear only as used pool pages."""
         stats = await self._stats.latest()
         units = self._fleet.health()
         key = caller.key

@@ -35,7 +35,7 @@ _PHASES = ("prefill", "decode")
 
 
 class UnitCollector(Collector):
-    """Collects the metrics of one moment.
+    """Collects the metrics of one scrape.
 
     Args:
       stats: counters of the fleet.

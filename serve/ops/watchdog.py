@@ -1,9 +1,9 @@
 """Watchdog: restarts units that have ended or hang.
 
 A unit hangs if it has work and has executed no step for `stall_timeout` seconds. Before a restart
-the watchdog logs the counters of all models and the stacks of all threads. Stacks are lines of code
-without the values of variables, so they contain no prompt. The requests of the unit end with an
-error that names the reason.
+the watchdog logs the counters of all models and the stacks of all threads. Stacks contain lines of
+code but no values of variables, and therefore no prompts. The unit's requests continue on a replica
+or on the restarted unit.
 
 A unit that ends more than `restarts` times in ten minutes stays down. `/health` then reports it, so
 that the supervisor of the process can act.
@@ -25,15 +25,15 @@ from muxjax.serve import logs
 from muxjax.serve.fleet_protocol import ManagedFleet
 
 _PERIOD = 600.0
-"""Seconds for which a restart counts."""
+"""Seconds for which a restart counts toward the limit."""
 
 
 class Watchdog:
-    """Checks the units of a fleet periodically, in its own thread, until it is closed.
+    """Checks the units of a fleet periodically, in a thread, until it is closed.
 
     Args:
       fleet: the fleet to watch.
-      stall_timeout: seconds without a step, with work to do, after which a unit hangs.
+      stall_timeout: seconds without a step after which a unit with work counts as hanging.
       restarts: maximum number of restarts of a unit in ten minutes.
       interval: seconds between checks; by default a quarter of `stall_timeout`, at most one.
       clock: current time in seconds.

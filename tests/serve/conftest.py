@@ -36,11 +36,11 @@ def running_server(
         assert not thread.is_alive()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until `true()` holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "timed out"
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Waits until `condition()` is true; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 

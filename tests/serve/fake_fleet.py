@@ -1,7 +1,7 @@
 """A fake of `muxjax.fleet.Fleet` with known outputs.
 
-A token is a byte; 256 begins a prompt and 257 ends an output. The output repeats the bytes of the
-prompt (`ab` -> `ababab...`) up to `max_tokens`, or it is `text`.
+Tokens are bytes; 256 begins a prompt and 257 ends an output. The output is `text` if set, otherwise
+the bytes of the prompt, repeated up to `max_tokens` (`ab` -> `ababab...`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEMPLATE = (
 
 
 def fake_tokenizer(chat_template: str | None) -> Tokenizer:
-    """A tokenizer of bytes whose encoding adds a begin token."""
+    """Returns a byte tokenizer whose encoding adds a begin token."""
 
     def encode(text: str, add_special: bool) -> list[int]:
         return [BOS] * add_special + list(text.encode())
@@ -85,10 +85,10 @@ class FakeFleet:
         awake = ModelHealth("loaded", None, False)
         return {name: self.states.get(name, awake) for name in self.models}
 
-    def _change(self, what: str, model: str, status: ModelStatus) -> None:
+    def _change(self, action: str, model: str, status: ModelStatus) -> None:
         if self.fault is not None:
             raise self.fault
-        self.changed.append((what, model))
+        self.changed.append((action, model))
         if model not in self.models:
             raise UnknownModel(f"no model {model!r}", field="model")
         self.states[model] = ModelHealth(status, None, False)
@@ -105,7 +105,7 @@ class FakeFleet:
     def unload(self, model: str) -> None:
         self._change("unload", model, "loaded")
         if model == "ids":
-            self.models = {name: one for name, one in self.models.items() if name != model}
+            self.models = {name: entry for name, entry in self.models.items() if name != model}
 
     def sleep(self, model: str) -> None:
         self._change("sleep", model, "sleeping")
@@ -213,9 +213,9 @@ class FakeStream:
     def _output(self) -> tuple[list[int], FinishReason]:
         if self._fleet.text is not None:
             return [*self._fleet.text.encode(), EOS], "stop"
-        own = [token for token in self._prompt if token < BOS] or [ord("?")]
-        room = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
-        return [own[index % len(own)] for index in range(room)], "length"
+        content = [token for token in self._prompt if token < BOS] or [ord("?")]
+        length = min(self._params.max_tokens, self._model.max_model_len - len(self._prompt))
+        return [content[index % len(content)] for index in range(length)], "length"
 
     async def _deltas(self) -> AsyncIterator[Delta]:
         tokens, reason = self._output()
@@ -237,15 +237,16 @@ class FakeStream:
             prompt = None
             if count == 1 and self._params.prompt_logprobs is not None:
                 prompt = [
-                    self._of(token, self._params.prompt_logprobs) for token in self._prompt[1:]
+                    self._token_logprobs(token, self._params.prompt_logprobs)
+                    for token in self._prompt[1:]
                 ]
             end = reason if last else None
             yield Delta(text, [token], self._logprobs(token), end, prompt)
 
     def _logprobs(self, token: int) -> list[TokenLogprobs] | None:
-        asked = self._params.logprobs
-        return None if asked is None else [self._of(token, asked)]
+        alternatives = self._params.logprobs
+        return None if alternatives is None else [self._token_logprobs(token, alternatives)]
 
-    def _of(self, token: int, asked: int) -> TokenLogprobs:
+    def _token_logprobs(self, token: int, alternatives: int) -> TokenLogprobs:
         top: Sequence[tuple[int, float]] = [(token, -0.5), (token ^ 1, -1.5), (0, float("-inf"))]
-        return TokenLogprobs(-0.5, list(top[:asked]))
+        return TokenLogprobs(-0.5, list(top[:alternatives]))

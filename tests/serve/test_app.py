@@ -25,7 +25,7 @@ def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-def calling(arguments: str) -> dict[str, Any]:
+def tool_call(arguments: str) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
@@ -35,8 +35,8 @@ def http(server: str) -> Iterator[httpx2.Client]:
         yield client
 
 
-def refusal(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    """The error of a response, which must have OpenAI's form."""
+def error_of(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
+    """Returns the error of a response, checked for OpenAI's format."""
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
     error = answer.json()["error"]
@@ -130,10 +130,10 @@ def refusal(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
         ({"temperatur": 1}, "temperatur", "unknown field 'temperatur'"),
     ],
 )
-def test_bad_completions(
+def test_invalid_completion_fields_are_refused(
     http: httpx2.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
 ) -> None:
-    error = refusal(http.post("/v1/completions", json={**COMPLETION, **change}))
+    error = error_of(http.post("/v1/completions", json={**COMPLETION, **change}))
     assert error["param"] == param
     assert message in error["message"]
     assert not fleet.requests
@@ -169,7 +169,7 @@ def test_bad_completions(
             "only for the role assistant",
         ),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [calling("{")]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [tool_call("{")]}]},
             "messages[0].tool_calls[0].function.arguments",
             "must be a string with a JSON object",
         ),
@@ -251,17 +251,17 @@ def test_bad_completions(
         ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "the prompt has"),
     ],
 )
-def test_bad_chats(
+def test_invalid_chat_fields_are_refused(
     http: httpx2.Client, fleet: FakeFleet, change: dict[str, Any], param: str, message: str
 ) -> None:
-    error = refusal(http.post("/v1/chat/completions", json={**CHAT, **change}))
+    error = error_of(http.post("/v1/chat/completions", json={**CHAT, **change}))
     assert error["param"] == param
     assert message in error["message"]
     assert not fleet.active
 
 
 def test_ignored_fields_are_accepted(http: httpx2.Client) -> None:
-    idle = {
+    ignored = {
         "logit_bias": None,
         "metadata": {},
         "service_tier": "auto",
@@ -278,16 +278,16 @@ def test_ignored_fields_are_accepted(http: httpx2.Client) -> None:
         "parallel_tool_calls": True,
         "functions": None,
     }
-    answer = http.post("/v1/completions", json={**COMPLETION, **idle, **nulls, **completion})
+    answer = http.post("/v1/completions", json={**COMPLETION, **ignored, **nulls, **completion})
     assert answer.status_code == 200, answer.text
-    answer = http.post("/v1/chat/completions", json={**CHAT, **idle, **nulls, **chat})
+    answer = http.post("/v1/chat/completions", json={**CHAT, **ignored, **nulls, **chat})
     assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("missing", ["model", "prompt"])
-def test_missing_fields(http: httpx2.Client, missing: str) -> None:
+def test_a_missing_field_is_named(http: httpx2.Client, missing: str) -> None:
     body = {name: value for name, value in COMPLETION.items() if name != missing}
-    error = refusal(http.post("/v1/completions", json=body))
+    error = error_of(http.post("/v1/completions", json=body))
     assert error["message"] == f"{missing} is missing"
 
 
@@ -312,31 +312,31 @@ def test_missing_fields(http: httpx2.Client, missing: str) -> None:
         (b"\xef\xbb\xbf{}", "not valid JSON"),
     ],
 )
-def test_bad_bodies(http: httpx2.Client, body: bytes, message: str) -> None:
+def test_invalid_bodies_are_refused(http: httpx2.Client, body: bytes, message: str) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
-        assert message in refusal(http.post(path, content=body))["message"]
+        assert message in error_of(http.post(path, content=body))["message"]
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
 def test_a_number_that_overflows_is_refused(http: httpx2.Client) -> None:
     body = b'{"model": "chat", "prompt": "x", "temperature": 1e999}'
-    assert refusal(http.post("/v1/completions", content=body))["param"] == "temperature"
+    assert error_of(http.post("/v1/completions", content=body))["param"] == "temperature"
 
 
-def test_unknown_model_and_paths(http: httpx2.Client) -> None:
-    error = refusal(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
+def test_unknown_models_and_paths_are_refused(http: httpx2.Client) -> None:
+    error = error_of(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404)
     assert (
         error["message"]
         == "model 'gpt' is not served here; available models: chat, plain/base, ids"
     )
-    assert refusal(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
-    assert "POST /v1/embeddings" in refusal(http.post("/v1/embeddings", json={}), 404)["message"]
-    refusal(http.get("/v1/completions"), 405)
+    assert error_of(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
+    assert "POST /v1/embeddings" in error_of(http.post("/v1/embeddings", json={}), 404)["message"]
+    error_of(http.get("/v1/completions"), 405)
 
 
-def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx2.Client) -> None:
+def test_a_large_body_is_refused_before_it_is_read(server: str, http: httpx2.Client) -> None:
     large = {"model": "chat", "prompt": "x" * 10_000_000}
-    error = refusal(http.post("/v1/completions", json=large), 413)
+    error = error_of(http.post("/v1/completions", json=large), 413)
     assert error["code"] == "request_too_large"
     # Only the header is sent: the response does not wait for the body.
     with connected(server) as client:
@@ -346,12 +346,12 @@ def test_a_large_body_is_refused_without_reading_it(server: str, http: httpx2.Cl
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
     # Without a Content-Length, reading ends at the limit.
     parts = (b" " * 65536 for _ in range(200))
-    refusal(http.post("/v1/completions", content=parts), 413)
+    error_of(http.post("/v1/completions", content=parts), 413)
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
 def test_a_body_below_the_limit_is_read(http: httpx2.Client) -> None:
-    error = refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
+    error = error_of(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
     assert "the prompt has 4000001 tokens" in error["message"]
 
 
@@ -388,15 +388,15 @@ def test_a_disconnect_cancels_the_requests(
     assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
 
 
-def test_a_disconnect_while_sending_the_body(server: str, fleet: FakeFleet) -> None:
+def test_a_disconnect_while_sending_the_body_queues_nothing(server: str, fleet: FakeFleet) -> None:
     with connected(server) as client:
         client.sendall(post_bytes("/v1/completions", COMPLETION)[:-5])
     assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
     assert len(fleet.requests) == 1
 
 
-def test_one_invalid_prompt_queues_none(http: httpx2.Client, fleet: FakeFleet) -> None:
-    refusal(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
+def test_one_invalid_prompt_cancels_the_call(http: httpx2.Client, fleet: FakeFleet) -> None:
+    error_of(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
     assert len(fleet.requests) == 1
     assert not fleet.active
 
@@ -404,24 +404,28 @@ def test_one_invalid_prompt_queues_none(http: httpx2.Client, fleet: FakeFleet) -
 def test_an_overloaded_fleet_refuses_with_503(http: httpx2.Client, fleet: FakeFleet) -> None:
     fleet.refusal = Overloaded("chat has 90 requests before this one", retry_after=1.2)
     answer = http.post("/v1/completions", json=COMPLETION)
-    assert refusal(answer, 503)["code"] == "overloaded"
+    assert error_of(answer, 503)["code"] == "overloaded"
     assert answer.headers["retry-after"] == "2"
 
 
-def test_a_priority_is_passed_on_and_checked(http: httpx2.Client, fleet: FakeFleet) -> None:
+def test_priority_is_validated_and_reaches_the_engine(
+    http: httpx2.Client, fleet: FakeFleet
+) -> None:
     assert http.post("/v1/completions", json={**COMPLETION, "priority": 3}).status_code == 200
     assert fleet.requests[-1][2].priority == 3
-    error = refusal(http.post("/v1/completions", json={**COMPLETION, "priority": 1000}))
+    error = error_of(http.post("/v1/completions", json={**COMPLETION, "priority": 1000}))
     assert error["param"] == "priority"
 
 
-def test_a_cache_salt_is_passed_on_and_checked(http: httpx2.Client, fleet: FakeFleet) -> None:
+def test_cache_salt_is_validated_and_reaches_the_engine(
+    http: httpx2.Client, fleet: FakeFleet
+) -> None:
     for path, body in (("completions", COMPLETION), ("chat/completions", CHAT)):
         answer = http.post(f"/v1/{path}", json={**body, "cache_salt": "mine"})
         assert answer.status_code == 200
         assert fleet.requests[-1][2].cache_salt == "mine"
         for wrong in ("", "x" * 257, 3):
-            error = refusal(http.post(f"/v1/{path}", json={**body, "cache_salt": wrong}))
+            error = error_of(http.post(f"/v1/{path}", json={**body, "cache_salt": wrong}))
             assert error["param"] == "cache_salt"
     assert http.post("/v1/completions", json=COMPLETION).status_code == 200
     assert fleet.requests[-1][2].cache_salt is None
@@ -445,24 +449,24 @@ def test_usage_counts_cached_tokens(http: httpx2.Client, stream: bool) -> None:
     }
 
 
-def test_health(http: httpx2.Client, fleet: FakeFleet) -> None:
+def test_health_reports_a_dead_engine(http: httpx2.Client, fleet: FakeFleet) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     fleet.dead = "the engine's loop has ended: out of memory"
     answer = http.get("/health")
     assert answer.status_code == 503
     assert answer.json() == {"status": "dead", "reason": fleet.dead}
-    error = refusal(http.post("/v1/completions", json=COMPLETION), 503)
+    error = error_of(http.post("/v1/completions", json=COMPLETION), 503)
     assert error["code"] == "engine_dead"
-    refusal(http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 503)
+    error_of(http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 503)
 
 
-def test_request_ids(http: httpx2.Client) -> None:
+def test_valid_request_ids_are_kept(http: httpx2.Client) -> None:
     ids = {http.get("/health").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
-    own = http.get("/health", headers={"x-request-id": "mine-1"})
-    assert own.headers["x-request-id"] == "mine-1"
-    odd = http.get("/health", headers={"x-request-id": "x" * 500})
-    assert odd.headers["x-request-id"].startswith("req-")
+    answer = http.get("/health", headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    answer = http.get("/health", headers={"x-request-id": "x" * 500})
+    assert answer.headers["x-request-id"].startswith("req-")
 
 
 def test_event_stream_format(http: httpx2.Client) -> None:
@@ -483,21 +487,21 @@ def test_event_stream_format(http: httpx2.Client) -> None:
         ("/v1/chat/completions", {**CHAT, "tools": [tool("f")]}, "ChatCompletionChunk"),
     ],
 )
-def test_events_are_as_documented(
+def test_events_match_the_openapi_document(
     http: httpx2.Client, fleet: FakeFleet, path: str, body: dict[str, Any], name: str
 ) -> None:
     fleet.models = {"chat": FakeModel("chat", fake_tokenizer(TEMPLATE), 4096)}
     fleet.text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     document = http.get("/openapi.json").json()
     schema = {**document, "$ref": f"#/components/schemas/{name}"}
-    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    lines = [line for line in http.post(path, json=asked).text.split("\n\n") if line]
+    request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    lines = [line for line in http.post(path, json=request).text.split("\n\n") if line]
     assert lines.pop() == "data: [DONE]"
     for line in lines:
         jsonschema.validate(json.loads(line.removeprefix("data: ")), schema)
 
 
-def test_the_openapi_document_resolves(http: httpx2.Client) -> None:
+def test_openapi_document_has_every_route_and_schema(http: httpx2.Client) -> None:
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/health",

@@ -1,8 +1,8 @@
-"""Fuzzing: responses to generated requests must be as the OpenAPI document describes.
+"""Fuzzing: responses to generated requests must match the OpenAPI document.
 
 Schemathesis generates valid and invalid requests from the document and checks status, content type
-and body of each response. The suite sends some hundreds; `pytest -m fuzz -s` sends more than 5,000
-and prints how many got which status.
+and body of each response. By default a few hundred requests are sent; `pytest -m fuzz -s` sends
+more than 5,000 and prints the number of responses by status.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from muxjax.serve.app import create_app
 from tests.serve.fake_fleet import EOS, FakeFleet
 
 load_all_checks()
-# Fields that exclude each other, and what a model can take, are beyond a schema: a request that
-# fits the document may be refused.
+# A schema cannot express mutually exclusive fields or the limits of a model, so a request that
+# matches the document may still be refused.
 EXCLUDED = [CHECKS.get_one("positive_data_acceptance")]
 SENT: Counter[tuple[str, int]] = Counter()
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakeFleet()))
 
 
-def mended(body: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, without what a schema cannot rule out."""
-    known = "chat" if "messages" in body else ("chat", "plain/base")[len(str(body)) % 2]
-    body["model"] = known
+def make_acceptable(body: dict[str, Any]) -> dict[str, Any]:
+    """Removes or replaces values that the schema permits but the server refuses."""
+    model = "chat" if "messages" in body else ("chat", "plain/base")[len(str(body)) % 2]
+    body["model"] = model
     for name in ("stop_token_ids", "tokens"):
         if isinstance(body.get(name), list):
             body[name] = [token % EOS for token in body[name]][:6]
@@ -54,23 +54,23 @@ def mended(body: dict[str, Any]) -> dict[str, Any]:
         body["max_tokens"] = 1
     body["n"] = None if body.get("n") is None else body["n"] % 3 + 1
     if "prompt" in body and "tokens" not in body:
-        body["prompt"] = _prompt(body["prompt"])
+        body["prompt"] = _acceptable_prompt(body["prompt"])
     if isinstance(body.get("messages"), list):
-        _mend_chat(body)
+        _make_chat_acceptable(body)
     if "n" in body and body["n"] is None:
         del body["n"]
     return body
 
 
-def _prompt(prompt: Any) -> Any:
+def _acceptable_prompt(prompt: Any) -> Any:
     if isinstance(prompt, int):
         return prompt % EOS
     if isinstance(prompt, list):
-        return [_prompt(part) for part in prompt][:4] or "a"
+        return [_acceptable_prompt(part) for part in prompt][:4] or "a"
     return prompt[:50] or "a" if isinstance(prompt, str) else prompt
 
 
-def _mend_chat(body: dict[str, Any]) -> None:
+def _make_chat_acceptable(body: dict[str, Any]) -> None:
     if body.get("top_logprobs") is not None:
         body["logprobs"] = True
     if body.get("max_tokens") is not None:
@@ -90,24 +90,24 @@ def _mend_chat(body: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def counted() -> Iterator[None]:
-    """Says at the end what this process sent, and that none of its paths was only refused.
+def report_counts() -> Iterator[None]:
+    """Prints the number of requests, and checks that each tested path accepted at least one.
 
-    The tests of this file may be dealt out to several processes, each path's to one of them.
+    With several test processes, each path is tested in one of them.
     """
     yield
     posts = {f"{path} {status}": count for (path, status), count in SENT.items() if "POST" in path}
     print(f"\n{sum(SENT.values())} requests, {dict(sorted(posts.items()))}")
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
-        sent = sum(count for (at, _), count in SENT.items() if at == f"POST {path}")
+        sent = sum(count for (route, _), count in SENT.items() if route == f"POST {path}")
         assert sent == 0 or SENT[f"POST {path}", 200] > 0, path
 
 
 def send(case: schemathesis.Case) -> None:
-    # Most requests that fit the document are mended so that a model could take them as well.
-    fits = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
-    if fits and isinstance(case.body, dict) and len(str(case.body)) % 8:
-        case.body = mended(dict(case.body))
+    # Most requests that match the document are changed so that a model accepts them.
+    is_valid = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if is_valid and isinstance(case.body, dict) and len(str(case.body)) % 8:
+        case.body = make_acceptable(dict(case.body))
     answer = case.call_and_validate(excluded_checks=EXCLUDED)
     SENT[f"{case.method} {case.path}", answer.status_code] += 1
 
@@ -123,12 +123,12 @@ def settings(examples: int) -> Any:
 
 @SCHEMA.parametrize()
 @settings(12)
-def test_responses_are_as_documented(case: schemathesis.Case) -> None:
+def test_responses_match_the_openapi_document(case: schemathesis.Case) -> None:
     send(case)
 
 
 @pytest.mark.fuzz
 @SCHEMA.parametrize()
 @settings(1000)
-def test_thousands_of_responses_are_as_documented(case: schemathesis.Case) -> None:
+def test_thousands_of_responses_match_the_openapi_document(case: schemathesis.Case) -> None:
     send(case)

@@ -1,4 +1,4 @@
-"""The packages of the server import one another in one direction only, and without cycles."""
+"""Imports between the packages of the server: one direction, no cycles."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LAYERS = (
     {"find_model", "body", "request_model"},
     {"errors", "fleet_protocol", "logs", "schemas", "tracing"},
 )
-"""From top to bottom. A package imports only packages of lower layers."""
+"""Layers from top to bottom. A package imports only from lower layers."""
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of the server, each with those that it imports."""
+    """Returns the modules that each module of the server imports."""
     paths = {".".join(p.relative_to(FOLDER).with_suffix("").parts): p for p in FOLDER.rglob("*.py")}
     graph = {}
     for module, path in paths.items():
@@ -37,11 +37,11 @@ def imports() -> dict[str, set[str]]:
     return graph
 
 
-def test_there_are_no_cycles() -> None:
+def test_imports_have_no_cycles() -> None:
     TopologicalSorter(imports()).prepare()
 
 
-def test_layers() -> None:
+def test_packages_import_only_lower_layers() -> None:
     layer = {package: number for number, packages in enumerate(LAYERS) for package in packages}
     for module, targets in imports().items():
         package = module.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Formats of log lines, and what they must not contain."""
+"""Formats of log lines, and text that they must not contain."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from muxjax.serve.logs import JsonFormatter, TextFormatter
 
 
 def record(message: str = "request", **fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("muxjax.serve", logging.WARNING, "f.py", 1, message, (), None)
-    made.fields = fields
-    return made
+    log_record = logging.LogRecord("muxjax.serve", logging.WARNING, "f.py", 1, message, (), None)
+    log_record.fields = fields
+    return log_record
 
 
 def failure(quote: str) -> logging.LogRecord:
-    made = record("failed")
+    log_record = record("failed")
     try:
         raise ValueError(f"cannot use {quote}")
     except ValueError as error:
-        made.exc_info = (type(error), error, error.__traceback__)
-    return made
+        log_record.exc_info = (type(error), error, error.__traceback__)
+    return log_record
 
 
 def test_json_format() -> None:
@@ -39,15 +39,15 @@ def test_text_format() -> None:
 def test_exceptions_do_not_quote_requests() -> None:
     token = logs.request_id.set("req-1")
     try:
-        found = json.loads(JsonFormatter().format(failure("a private prompt")))
+        line = json.loads(JsonFormatter().format(failure("a private prompt")))
         text = TextFormatter().format(failure("a private prompt"))
     finally:
         logs.request_id.reset(token)
-    assert found["request_id"] == "req-1"
-    assert "builtins.ValueError" in found["exception"]
-    assert "test_logs.py" in found["exception"]
-    assert "private" not in found["exception"] + text
-    # Outside of a request the message is kept.
+    assert line["request_id"] == "req-1"
+    assert "builtins.ValueError" in line["exception"]
+    assert "test_logs.py" in line["exception"]
+    assert "private" not in line["exception"] + text
+    # Outside a request, the message is kept.
     assert "a disk" in JsonFormatter().format(failure("a disk"))
 
 

@@ -45,7 +45,7 @@ def test_completion(client: openai.OpenAI, fleet: FakeFleet) -> None:
     assert not fleet.active
 
 
-def test_completion_defaults_are_openais(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_completion_defaults_match_openai(client: openai.OpenAI, fleet: FakeFleet) -> None:
     client.completions.create(model="chat", prompt="ab")
     params = fleet.requests[0][2]
     assert (params.max_tokens, params.temperature, params.top_p) == (16, 1.0, 1.0)
@@ -81,7 +81,9 @@ def test_every_sampling_field_reaches_the_engine(client: openai.OpenAI, fleet: F
 
 
 @pytest.mark.parametrize("top_k", [-1, 0])
-def test_top_k_off(client: openai.OpenAI, fleet: FakeFleet, top_k: int) -> None:
+def test_top_k_zero_and_minus_one_mean_off(
+    client: openai.OpenAI, fleet: FakeFleet, top_k: int
+) -> None:
     client.completions.create(model="chat", prompt="ab", extra_body={"top_k": top_k})
     assert fleet.requests[0][2].top_k == 0
 
@@ -95,11 +97,11 @@ def test_several_prompts_and_outputs(client: openai.OpenAI, fleet: FakeFleet) ->
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 12)
 
 
-def test_token_ids_as_prompts(client: openai.OpenAI, fleet: FakeFleet) -> None:
-    one = client.completions.create(model="ids", prompt=[97, 98], max_tokens=2)
-    assert one.choices[0].text == ""  # this model has no tokenizer
-    two = client.completions.create(model="chat", prompt=[[97], [98, 99]], max_tokens=2)
-    assert [choice.text for choice in two.choices] == ["aa", "bc"]
+def test_prompts_of_token_ids(client: openai.OpenAI, fleet: FakeFleet) -> None:
+    by_ids = client.completions.create(model="ids", prompt=[97, 98], max_tokens=2)
+    assert by_ids.choices[0].text == ""  # this model has no tokenizer
+    batch = client.completions.create(model="chat", prompt=[[97], [98, 99]], max_tokens=2)
+    assert [choice.text for choice in batch.choices] == ["aa", "bc"]
     assert [prompt for _, prompt, _ in fleet.requests] == [[97, 98], [97], [98, 99]]
 
 
@@ -252,7 +254,7 @@ def test_chat_stream_logprobs(client: openai.OpenAI) -> None:
     assert all(entry.top_logprobs == [] for entry in entries)
 
 
-def test_errors_raise_the_clients_exceptions(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_errors_raise_the_exceptions_of_the_client(client: openai.OpenAI, fleet: FakeFleet) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="other", prompt="a")
     assert missing.value.code == "model_not_found"
@@ -268,7 +270,7 @@ def test_errors_raise_the_clients_exceptions(client: openai.OpenAI, fleet: FakeF
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_an_engine_that_ends_during_generation(
+def test_an_engine_failure_during_generation_raises(
     client: openai.OpenAI, fleet: FakeFleet, n: int
 ) -> None:
     fleet.die_after = 2
@@ -282,10 +284,10 @@ def test_an_engine_that_ends_during_generation(
     wait_until(lambda: not fleet.active)
 
 
-def test_concurrent_requests(server: str, fleet: FakeFleet) -> None:
+def test_concurrent_requests_get_their_own_outputs(server: str, fleet: FakeFleet) -> None:
     fleet.delay = 0.002
 
-    async def one(client: openai.AsyncOpenAI, index: int) -> str:
+    async def complete(client: openai.AsyncOpenAI, index: int) -> str:
         model = ("chat", "plain/base")[index % 2]
         prompt = f"<{index}>"
         if index % 3:
@@ -296,10 +298,10 @@ def test_concurrent_requests(server: str, fleet: FakeFleet) -> None:
         )
         return "".join([chunk.choices[0].text async for chunk in stream])
 
-    async def many() -> list[str]:
+    async def complete_all() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as client:
-            return await asyncio.gather(*(one(client, index) for index in range(40)))
+            return await asyncio.gather(*(complete(client, index) for index in range(40)))
 
-    for index, text in enumerate(asyncio.run(many())):
+    for index, text in enumerate(asyncio.run(complete_all())):
         assert text == (f"<{index}>" * 30)[:30]
     wait_until(lambda: not fleet.active)

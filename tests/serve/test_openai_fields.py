@@ -1,4 +1,4 @@
-"""OpenAI's client and the fields for echo, biases and formats; tokenization endpoints."""
+"""Echo, logit bias and response format with OpenAI's client; tokenization endpoints."""
 
 from __future__ import annotations
 
@@ -54,28 +54,28 @@ def test_echo_with_logprobs(client: openai.OpenAI, fleet: FakeFleet) -> None:
     answer = client.completions.create(
         model="chat", prompt="éb", echo=True, max_tokens=2, logprobs=1
     )
-    found = answer.choices[0].logprobs
-    assert found
+    logprobs = answer.choices[0].logprobs
+    assert logprobs
     assert fleet.requests[0][2].prompt_logprobs == 1
     assert answer.choices[0].text == "ébé"
-    assert found.tokens == ["<bos>", "�", "�", "b", "�", "�"]
-    assert found.text_offset == [0, 0, 0, 1, 2, 2]
-    assert found.token_logprobs == [None, -0.5, -0.5, -0.5, -0.5, -0.5]
-    assert found.top_logprobs
-    assert found.top_logprobs[0] is None
-    assert found.top_logprobs[3] == {"b": -0.5}
+    assert logprobs.tokens == ["<bos>", "�", "�", "b", "�", "�"]
+    assert logprobs.text_offset == [0, 0, 0, 1, 2, 2]
+    assert logprobs.token_logprobs == [None, -0.5, -0.5, -0.5, -0.5, -0.5]
+    assert logprobs.top_logprobs
+    assert logprobs.top_logprobs[0] is None
+    assert logprobs.top_logprobs[3] == {"b": -0.5}
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_echo_without_output_scores_the_prompt(client: openai.OpenAI, stream: bool) -> None:
-    asked: dict[str, Any] = {"model": "chat", "prompt": "abc", "echo": True, "max_tokens": 0}
+    fields: dict[str, Any] = {"model": "chat", "prompt": "abc", "echo": True, "max_tokens": 0}
     if stream:
         options = {"stream_options": {"include_usage": True}}
-        events = list(client.completions.create(**asked, logprobs=0, stream=True, **options))
+        events = list(client.completions.create(**fields, logprobs=0, stream=True, **options))
         assert len(events) == 2
         choice, usage = events[0].choices[0], events[1].usage
     else:
-        answer = client.completions.create(**asked, logprobs=0)
+        answer = client.completions.create(**fields, logprobs=0)
         choice, usage = answer.choices[0], answer.usage
     assert (choice.text, choice.finish_reason) == ("abc", "length")
     assert choice.logprobs
@@ -96,7 +96,7 @@ def test_echo_streams_the_prompt_first(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("response_format", "grammar"),
     [
         ({"type": "text"}, None),
         ({"type": "json_object"}, Grammar.json_object()),
@@ -106,16 +106,18 @@ def test_echo_streams_the_prompt_first(client: openai.OpenAI) -> None:
         ),
     ],
 )
-def test_response_formats(
-    client: openai.OpenAI, fleet: FakeFleet, given: Any, wanted: Grammar | None
+def test_response_format_becomes_a_grammar(
+    client: openai.OpenAI, fleet: FakeFleet, response_format: Any, grammar: Grammar | None
 ) -> None:
     fleet.text = '{"a": 1}'
     answer = client.chat.completions.create(
-        model="chat", messages=[{"role": "user", "content": "x"}], response_format=given
+        model="chat", messages=[{"role": "user", "content": "x"}], response_format=response_format
     )
     assert answer.choices[0].message.content == '{"a": 1}'
-    client.completions.create(model="chat", prompt="x", extra_body={"response_format": given})
-    assert [params.grammar for _, _, params in fleet.requests] == [wanted, wanted]
+    client.completions.create(
+        model="chat", prompt="x", extra_body={"response_format": response_format}
+    )
+    assert [params.grammar for _, _, params in fleet.requests] == [grammar, grammar]
 
 
 def test_tokenize(http: httpx2.Client) -> None:
@@ -161,7 +163,7 @@ def test_detokenize(http: httpx2.Client) -> None:
         ("/detokenize", {}, "tokens"),
     ],
 )
-def test_invalid_tokenize_requests(
+def test_invalid_tokenize_requests_are_refused(
     http: httpx2.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     answer = http.post(path, json={"model": "chat", **body})

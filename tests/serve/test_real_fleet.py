@@ -21,8 +21,8 @@ GOOD = {"model": "llama", "prompt": "hello", "max_tokens": 8, "temperature": 0, 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    with Fleet.load(tiny_fleet()) as found:
-        yield found
+    with Fleet.load(tiny_fleet()) as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def url(loaded: Fleet) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def answer(url: str) -> dict[str, Any]:
-    """The response to a valid request, before any invalid one."""
+    """The response to a valid request, sent before any invalid request."""
     return complete(url)
 
 
 @pytest.fixture(autouse=True)
 def still_serves(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[None]:
-    """After every test: no request and no page in use, and the same response as at first."""
+    """Checks after every test that no request or page is in use and the response is the same."""
     yield
     wait_until(lambda: idle(loaded), seconds=20)
     assert complete(url) == answer
@@ -47,9 +47,9 @@ def still_serves(url: str, loaded: Fleet, answer: dict[str, Any]) -> Iterator[No
 
 
 def complete(url: str) -> dict[str, Any]:
-    found = httpx2.post(f"{url}/v1/completions", json=GOOD, timeout=30)
-    assert found.status_code == 200, found.text
-    return found.json()["choices"][0]
+    response = httpx2.post(f"{url}/v1/completions", json=GOOD, timeout=30)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
 
 
 def idle(fleet: Fleet) -> bool:
@@ -73,10 +73,12 @@ def idle(fleet: Fleet) -> bool:
         ({"frobnicate": 1}, 400, "frobnicate"),
     ],
 )
-def test_bad_fields(url: str, change: dict[str, Any], status: int, message: str) -> None:
-    found = httpx2.post(f"{url}/v1/completions", json={**GOOD, **change})
-    assert found.status_code == status, found.text
-    assert message in found.json()["error"]["message"]
+def test_invalid_fields_are_refused(
+    url: str, change: dict[str, Any], status: int, message: str
+) -> None:
+    response = httpx2.post(f"{url}/v1/completions", json={**GOOD, **change})
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_bad_fields(url: str, change: dict[str, Any], status: int, message: str)
         (b" " * 10_000_000, 413),
     ],
 )
-def test_bad_bodies(url: str, body: bytes, status: int) -> None:
+def test_invalid_bodies_are_refused(url: str, body: bytes, status: int) -> None:
     assert httpx2.post(f"{url}/v1/completions", content=body).status_code == status
 
 

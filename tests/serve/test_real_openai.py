@@ -1,4 +1,4 @@
-"""OpenAI's client with a real engine: properties of any output, from a tiny random model."""
+"""OpenAI's client with a real engine and a tiny random model."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SCHEMA = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 1, "m
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    with Fleet.load(tiny_fleet("llama")) as found:
-        # A byte vocabulary has no template of its own; this one says little, as the model is small.
-        object.__setattr__(found.models["llama"].tokenizer, "chat_template", TEMPLATE)
-        yield found
+    with Fleet.load(tiny_fleet("llama")) as fleet:
+        # A byte vocabulary has no chat template; this one is short, for a small model.
+        object.__setattr__(fleet.models["llama"].tokenizer, "chat_template", TEMPLATE)
+        yield fleet
 
 
 @pytest.fixture(scope="module")
@@ -50,39 +50,39 @@ def client(loaded: Fleet) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def ask(client: openai.OpenAI, **more: Any) -> Any:
-    asked: dict[str, Any] = {"max_completion_tokens": 100, "seed": 3, **more}
+def ask(client: openai.OpenAI, **change: Any) -> Any:
+    fields: dict[str, Any] = {"max_completion_tokens": 100, "seed": 3, **change}
     messages: Any = [{"role": "user", "content": "hi"}]
-    return client.chat.completions.create(model="llama", messages=messages, **asked)
+    return client.chat.completions.create(model="llama", messages=messages, **fields)
 
 
 @pytest.mark.parametrize("temperature", [0, 1.3])
 def test_outputs_conform_to_their_schema(client: openai.OpenAI, temperature: float) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}}
+    form = {"type": "json_schema", "json_schema": {"name": "colors", "schema": SCHEMA}}
     answer = ask(client, response_format=form, n=3, temperature=temperature)
     for choice in answer.choices:
         assert choice.finish_reason == "stop"
         jsonschema.validate(json.loads(choice.message.content), SCHEMA)
-    again = "".join(
+    streamed = "".join(
         event.choices[0].delta.content or ""
         for event in ask(client, response_format=form, temperature=temperature, stream=True)
     )
-    assert again == answer.choices[0].message.content
+    assert streamed == answer.choices[0].message.content
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_tool_calls_are_well_formed(client: openai.OpenAI, choice: Any, stream: bool) -> None:
-    asked = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
+    options = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
     if stream:
         parts = [
             part
-            for event in ask(client, **asked, stream=True)
+            for event in ask(client, **options, stream=True)
             for part in event.choices[0].delta.tool_calls or ()
         ]
         name, arguments = parts[0].function.name, "".join(p.function.arguments for p in parts)
     else:
-        (call,) = ask(client, **asked).choices[0].message.tool_calls
+        (call,) = ask(client, **options).choices[0].message.tool_calls
         name, arguments = call.function.name, call.function.arguments
     assert name == "add"
     jsonschema.validate(json.loads(arguments), TOOL["function"]["parameters"])
@@ -91,17 +91,21 @@ def test_tool_calls_are_well_formed(client: openai.OpenAI, choice: Any, stream: 
 def test_logit_bias_and_prompt_logprobs(client: openai.OpenAI) -> None:
     forced = ask(client, logit_bias={"65": 100}, temperature=0, max_completion_tokens=4)
     assert forced.choices[0].message.content == "AAAA"
-    asked: dict[str, Any] = {"model": "llama", "prompt": "hello", "logprobs": 2}
-    scored = client.completions.create(**asked, echo=True, max_tokens=0).choices[0]
-    made = client.completions.create(**asked, echo=True, max_tokens=2, temperature=0).choices[0]
+    fields: dict[str, Any] = {"model": "llama", "prompt": "hello", "logprobs": 2}
+    scored = client.completions.create(**fields, echo=True, max_tokens=0).choices[0]
+    generated = client.completions.create(**fields, echo=True, max_tokens=2, temperature=0).choices[
+        0
+    ]
     assert scored.logprobs
-    assert made.logprobs
+    assert generated.logprobs
     assert scored.logprobs.token_logprobs
-    assert made.logprobs.token_logprobs
+    assert generated.logprobs.token_logprobs
     assert scored.text == "hello"
     assert scored.logprobs.token_logprobs[0] is None
-    assert scored.logprobs.token_logprobs[1:] == made.logprobs.token_logprobs[1:5]
-    assert made.logprobs.token_logprobs[5] == max((made.logprobs.top_logprobs or [])[5].values())
+    assert scored.logprobs.token_logprobs[1:] == generated.logprobs.token_logprobs[1:5]
+    assert generated.logprobs.token_logprobs[5] == max(
+        (generated.logprobs.top_logprobs or [])[5].values()
+    )
 
 
 def test_errors_name_the_field(client: openai.OpenAI) -> None:

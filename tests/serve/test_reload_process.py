@@ -1,4 +1,4 @@
-"""SIGHUP applies the fleet file of a real server while it serves."""
+"""SIGHUP applies the fleet file to a running server."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def body(model: str, max_tokens: int) -> dict[str, Any]:
 
 
 def greedy(url: str, model: str, max_tokens: int = 100) -> str:
-    asked = {**body(model, max_tokens), "temperature": 0}
-    answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
+    request = {**body(model, max_tokens), "temperature": 0}
+    answer = httpx2.post(f"{url}/v1/completions", json=request, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["text"]
 
@@ -67,32 +67,32 @@ def server(file: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def test_sighup_applies_the_file_without_losing_requests(
+def test_sighup_applies_the_fleet_file_and_keeps_requests(
     server: tuple[subprocess.Popen[str], str], file: Path
 ) -> None:
     process, url = server
-    right = {model: greedy(url, model) for model in ("llama", "qwen3")}
-    wrong: list[str] = []
+    expected = {model: greedy(url, model) for model in ("llama", "qwen3")}
+    errors: list[str] = []
     done = threading.Event()
 
     def ask(model: str) -> None:
         while not done.is_set():
             try:
-                if greedy(url, model) != right[model]:
-                    wrong.append(model)
+                if greedy(url, model) != expected[model]:
+                    errors.append(model)
             except (AssertionError, httpx2.HTTPError) as error:
-                wrong.append(str(error))
+                errors.append(str(error))
 
-    asking = [threading.Thread(target=ask, args=(model,)) for model in right]
-    for thread in asking:
+    threads = [threading.Thread(target=ask, args=(model,)) for model in expected]
+    for thread in threads:
         thread.start()
     file.write_text(json.dumps({**FILE, "models": [*FILE["models"], EXTRA]}))
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: statuses(url).get("extra") == "loaded", 60)
-    assert greedy(url, "extra") == right["llama"]
+    assert greedy(url, "extra") == expected["llama"]
     assert httpx2.post(f"{url}/models/sleep", json={"model": "extra"}, timeout=60).is_success
     assert statuses(url)["extra"] == "sleeping"
-    assert greedy(url, "extra") == right["llama"]  # wakes it
+    assert greedy(url, "extra") == expected["llama"]  # wakes it
     file.write_text(json.dumps(FILE))
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: "extra" not in statuses(url), 60)
@@ -101,9 +101,9 @@ def test_sighup_applies_the_file_without_losing_requests(
     assert process.stderr
     wait_until(lambda: "fleet_not_reloaded" in process.stderr.readline(), 60)
     done.set()
-    for thread in asking:
+    for thread in threads:
         thread.join(60)
-    assert wrong == []
+    assert errors == []
     assert statuses(url) == {"llama": "loaded", "qwen3": "loaded"}
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)

@@ -54,13 +54,13 @@ def serving(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_shuts_the_server_down(number: signal.Signals) -> None:
+def test_a_signal_stops_the_server(number: signal.Signals) -> None:
     with serving(0.0) as (process, url):
         answer = httpx2.post(f"{url}/v1/completions", json={"model": "chat", "prompt": "a"})
         assert answer.status_code == 200
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=20)
-        assert rest.endswith("closed\n")
+        output, _ = process.communicate(timeout=20)
+        assert output.endswith("closed\n")
         assert process.returncode == 0
 
 
@@ -74,12 +74,12 @@ def test_shutdown_finishes_running_streams() -> None:
         assert next(lines).startswith("data: {")
         process.send_signal(signal.SIGTERM)
         assert [line for line in lines if line][-1] == "data: [DONE]"
-        rest, _ = process.communicate(timeout=20)
-        assert rest.endswith("closed\n")
+        output, _ = process.communicate(timeout=20)
+        assert output.endswith("closed\n")
         assert process.returncode == 0
 
 
-def test_address_in_use() -> None:
+def test_binding_an_address_in_use_is_refused() -> None:
     with bind("127.0.0.1", 0) as bound:
         bound.listen()
         port = bound.getsockname()[1]
@@ -89,7 +89,7 @@ def test_address_in_use() -> None:
         bind("nowhere.invalid", 0)
 
 
-def test_url_of_all_interfaces() -> None:
+def test_url_of_all_interfaces_is_local() -> None:
     with bind("0.0.0.0", 0) as bound:
         assert url_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
 
@@ -123,17 +123,17 @@ def test_draining_refuses_new_requests_and_aborts_late_ones() -> None:
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"
         assert 5 < len(events) < 100
-        rest, _ = process.communicate(timeout=20)
-        assert rest.endswith("closed\n")
+        output, _ = process.communicate(timeout=20)
+        assert output.endswith("closed\n")
         assert process.returncode == 0
 
 
 def test_an_aborted_response_is_a_retryable_error() -> None:
     body = {"model": "chat", "prompt": "ab", "max_tokens": 200}
-    found: list[httpx2.Response] = []
+    answers: list[httpx2.Response] = []
 
     def ask(url: str) -> None:
-        found.append(httpx2.post(f"{url}/v1/completions", json=body, timeout=20))
+        answers.append(httpx2.post(f"{url}/v1/completions", json=body, timeout=20))
 
     with serving(0.02, drain_timeout=0.3) as (process, url):
         asking = threading.Thread(target=ask, args=(url,))
@@ -141,7 +141,7 @@ def test_an_aborted_response_is_a_retryable_error() -> None:
         wait_until(lambda: 'muxjax:queue{model_name="chat"} 0.0' in metrics(url) and busy(url))
         process.send_signal(signal.SIGTERM)
         asking.join(20)
-        (answer,) = found
+        (answer,) = answers
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         process.communicate(timeout=20)
 
@@ -171,25 +171,25 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
         assert process.returncode == 0
 
 
-def test_other_machines_need_a_key() -> None:
-    one = Keys([Key(name="a", sha256=digest_of("a secret").hex())])
+def test_serving_other_machines_requires_keys() -> None:
+    keys = Keys([Key(name="a", sha256=digest_of("a secret").hex())])
     with bind("127.0.0.1", 0) as bound:
         assert is_local(bound)
         check_exposure(bound, ServerSettings(local_only=True), insecure=False)
     with bind("0.0.0.0", 0) as bound:
         assert not is_local(bound)
-        check_exposure(bound, ServerSettings(keys=one), insecure=False)
+        check_exposure(bound, ServerSettings(keys=keys), insecure=False)
         check_exposure(bound, ServerSettings(), insecure=True)
         with pytest.raises(InsecureServer, match=r"no API key is set.*MUXJAX_API_KEY.*--insecure"):
             check_exposure(bound, ServerSettings(), insecure=False)
 
 
-def test_https(tmp_path: Path) -> None:
+def test_https_with_a_certificate(tmp_path: Path) -> None:
     authority = trustme.CA()
-    own = authority.issue_cert("127.0.0.1")
+    server_cert = authority.issue_cert("127.0.0.1")
     certificate, key, trusted = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
-    own.private_key_pem.write_to_path(key)
-    for blob in own.cert_chain_pems:
+    server_cert.private_key_pem.write_to_path(key)
+    for blob in server_cert.cert_chain_pems:
         blob.write_to_path(certificate, append=True)
     authority.cert_pem.write_to_path(trusted)
     context = ssl.create_default_context(cafile=trusted)

@@ -1,8 +1,8 @@
-"""Soak test (marker `soak`): many clients for minutes. Some disconnect, some send invalid requests,
-and one of three models sleeps and wakes all the time.
+"""Soak test (marker `soak`): many concurrent clients for `SOAK_SECONDS` seconds.
 
-`SOAK_SECONDS` says for how long. Greedy answers are compared with those that the same requests got
-alone, before; at the end no page, file descriptor or task is left over. How memory grew is printed.
+Some clients disconnect, some send invalid requests, and one of three models repeatedly sleeps and
+wakes. Greedy outputs must equal the outputs of the same requests sent one at a time. At the end no
+page, file descriptor or task may be in use. The growth of memory is printed.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ INVALID_BODIES: tuple[Any, ...] = (
 )
 
 SLEEPER = "qwen3"
-Asked = tuple[str, str, int]
+RequestKey = tuple[str, str, int]
+"""Model, prompt and number of output tokens."""
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    # The pool is too small for all requests, so that some are preempted.
-    with Fleet.load(tiny_fleet(memory="1MB")) as found:
-        yield found
+    # The pool is too small for all requests, so some are preempted.
+    with Fleet.load(tiny_fleet(memory="1MB")) as fleet:
+        yield fleet
 
 
-def body_of(asked: Asked, stream: bool) -> dict[str, Any]:
-    model, prompt, tokens = asked
+def request_body(key: RequestKey, stream: bool) -> dict[str, Any]:
+    model, prompt, tokens = key
     return {
         "model": model,
         "prompt": prompt,
@@ -66,15 +67,17 @@ def body_of(asked: Asked, stream: bool) -> dict[str, Any]:
 
 
 class Client:
-    """One client: sends requests, disconnects or sends invalid bodies, at random.
+    """Sends requests, disconnects or sends invalid bodies at random.
 
-    Without TLS (`verify`), whose contexts would take more memory than what is looked for.
+    `verify` is off, because TLS contexts would use more memory than the leaks to detect.
     """
 
-    def __init__(self, url: str, number: int, right: dict[Asked, str], counts: Counter) -> None:
+    def __init__(
+        self, url: str, number: int, expected: dict[RequestKey, str], counts: Counter
+    ) -> None:
         self._url = url
         self._random = random.Random(number)
-        self._right = right
+        self._expected = expected
         self._counts = counts
 
     async def run(self, until: float) -> None:
@@ -83,25 +86,25 @@ class Client:
             base_url=self._url, timeout=120, limits=limits, verify=False
         ) as http:
             while time.monotonic() < until:
-                kind = self._random.choices(
-                    ("whole", "stream", "disconnect", "send_invalid"), (4, 4, 2, 2)
+                (kind,) = self._random.choices(
+                    ("complete", "stream", "disconnect", "send_invalid"), (4, 4, 2, 2)
                 )
-                await getattr(self, kind[0])(http)
-                self._counts[kind[0]] += 1
+                await getattr(self, kind)(http)
+                self._counts[kind] += 1
 
-    def _choose(self) -> Asked:
-        return self._random.choice(list(self._right))
+    def _choose(self) -> RequestKey:
+        return self._random.choice(list(self._expected))
 
-    async def whole(self, http: httpx2.AsyncClient) -> None:
-        asked = self._choose()
-        answer = await http.post("/v1/completions", json=body_of(asked, False))
+    async def complete(self, http: httpx2.AsyncClient) -> None:
+        key = self._choose()
+        answer = await http.post("/v1/completions", json=request_body(key, False))
         assert answer.status_code == 200, answer.text
-        self._compare(asked, answer.json()["choices"][0]["text"])
+        self._compare(key, answer.json()["choices"][0]["text"])
 
     async def stream(self, http: httpx2.AsyncClient) -> None:
-        asked = self._choose()
+        key = self._choose()
         text = ""
-        async with http.stream("POST", "/v1/completions", json=body_of(asked, True)) as answer:
+        async with http.stream("POST", "/v1/completions", json=request_body(key, True)) as answer:
             assert answer.status_code == 200
             last = ""
             async for line in answer.aiter_lines():
@@ -109,36 +112,36 @@ class Client:
                 if line.startswith("data: {"):
                     text += json.loads(line[6:])["choices"][0]["text"]
         assert last == "data: [DONE]"
-        self._compare(asked, text)
+        self._compare(key, text)
 
     async def disconnect(self, _: httpx2.AsyncClient) -> None:
-        asked = self._choose()
+        key = self._choose()
         streaming = self._random.random() < 0.5
-        # Connections of its own: httpx2 may lose the place in its pool of a call that is cancelled
-        # while it connects, and then waits for that place for ever.
+        # A separate client: if a call is cancelled while it connects, httpx2 may not free its slot
+        # in the connection pool, and later calls would wait forever.
         async with httpx2.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
-            body = body_of(asked, streaming)
-            doing = asyncio.ensure_future(http.post("/v1/completions", json=body))
+            body = request_body(key, streaming)
+            call = asyncio.ensure_future(http.post("/v1/completions", json=body))
             await asyncio.sleep(self._random.random() * 0.2)
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
 
     async def send_invalid(self, http: httpx2.AsyncClient) -> None:
         answer = await http.post("/v1/completions", content=self._random.choice(INVALID_BODIES))
         assert answer.status_code in (400, 404), answer.text
 
-    async def nap(self, until: float) -> None:
-        """Puts a model to sleep as soon as it is awake; its requests wake it."""
+    async def sleep_model(self, until: float) -> None:
+        """Puts a model to sleep repeatedly; requests wake it."""
         async with httpx2.AsyncClient(base_url=self._url, timeout=120, verify=False) as http:
             while time.monotonic() < until:
                 answer = await http.post("/models/sleep", json={"model": SLEEPER})
                 assert answer.status_code == 200, answer.text
-                self._counts["naps"] += 1
+                self._counts["sleeps"] += 1
                 await asyncio.sleep(0.2 + self._random.random())
 
-    def _compare(self, asked: Asked, text: str) -> None:
+    def _compare(self, key: RequestKey, text: str) -> None:
         self._counts["answers"] += 1
-        if text != self._right[asked]:
+        if text != self._expected[key]:
             self._counts["wrong"] += 1
 
 
@@ -147,21 +150,21 @@ def test_soak(loaded: Fleet) -> None:
     config = ServerConfig(max_queue=1000)
     process = psutil.Process()
     with running_server(loaded, ServerSettings(config)) as url, httpx2.Client(base_url=url) as http:
-        right: dict[Asked, str] = {}
+        expected: dict[RequestKey, str] = {}
         for model in loaded.models:
             for prompt in PROMPTS:
                 for tokens in LENGTHS:
-                    asked = (model, prompt, tokens)
-                    found = http.post("/v1/completions", json=body_of(asked, False), timeout=60)
-                    right[asked] = found.json()["choices"][0]["text"]
-        asyncio.run(_hammer(url, 0, right, Counter(), seconds=min(10.0, SECONDS / 5)))
+                    key = (model, prompt, tokens)
+                    answer = http.post("/v1/completions", json=request_body(key, False), timeout=60)
+                    expected[key] = answer.json()["choices"][0]["text"]
+        asyncio.run(_send_load(url, 0, expected, Counter(), seconds=min(10.0, SECONDS / 5)))
         settle(loaded, http)
         files, threads, tasks = process.num_fds(), process.num_threads(), open_tasks()
         memory = [(time.monotonic(), process.memory_info().rss)]
         counts: Counter = Counter()
         rounds = 6
         for turn in range(1, rounds + 1):
-            asyncio.run(_hammer(url, turn, right, counts, seconds=SECONDS / rounds))
+            asyncio.run(_send_load(url, turn, expected, counts, seconds=SECONDS / rounds))
             loaded.admin.wake(SLEEPER)
             settle(loaded, http)
             memory.append((time.monotonic(), process.memory_info().rss))
@@ -173,20 +176,20 @@ def test_soak(loaded: Fleet) -> None:
         )
         assert counts["wrong"] == 0
         assert counts["answers"] > 0
-        assert counts["naps"] > 0
+        assert counts["sleeps"] > 0
         wait_until(lambda: process.num_fds() <= files, 20)
         wait_until(lambda: open_tasks() <= tasks, 20)
         assert process.num_threads() <= threads + 2
         metrics = http.get("/metrics").text
-        assert "muxjax:open_calls 1.0\n" in metrics  # this one
+        assert "muxjax:open_calls 1.0\n" in metrics  # this call
         assert 'muxjax:unit_restarts_total{unit="0"} 0.0' in metrics
         loaded.units[0].engine.call(lambda unit: unit.check_invariants())
 
 
 def open_tasks() -> int:
-    """Of all event loops of this process, the server's among them."""
-    found = (one for one in gc.get_objects() if isinstance(one, asyncio.Task))
-    return sum(not task.done() for task in found)
+    """Returns the number of unfinished tasks in all event loops of this process."""
+    tasks = (item for item in gc.get_objects() if isinstance(item, asyncio.Task))
+    return sum(not task.done() for task in tasks)
 
 
 def settle(fleet: Fleet, http: httpx2.Client) -> None:
@@ -200,10 +203,10 @@ def settle(fleet: Fleet, http: httpx2.Client) -> None:
     wait_until(idle, 60)
 
 
-async def _hammer(
-    url: str, turn: int, right: dict[Asked, str], counts: Counter, *, seconds: float
+async def _send_load(
+    url: str, turn: int, expected: dict[RequestKey, str], counts: Counter, *, seconds: float
 ) -> None:
     until = time.monotonic() + seconds
-    clients = [Client(url, 1000 * turn + number, right, counts) for number in range(CLIENTS)]
-    sleeper = Client(url, -turn, right, counts)
-    await asyncio.gather(*(client.run(until) for client in clients), sleeper.nap(until))
+    clients = [Client(url, 1000 * turn + number, expected, counts) for number in range(CLIENTS)]
+    sleeper = Client(url, -turn, expected, counts)
+    await asyncio.gather(*(client.run(until) for client in clients), sleeper.sleep_model(until))

@@ -1,4 +1,4 @@
-"""Traces of calls."""
+"""Spans of calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serve.fake_fleet import FakeFleet
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_each_call_is_a_span_of_the_clients_trace() -> None:
+def test_each_call_is_a_span_of_the_client_trace() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(exporter)
     with running_server(FakeFleet(), ServerSettings(tracing=tracing)) as url:
@@ -30,9 +30,9 @@ def test_each_call_is_a_span_of_the_clients_trace() -> None:
     assert good.name == "POST /v1/completions"
     assert good.parent is not None
     assert f"{good.parent.span_id:016x}" == PARENT.split("-")[2]
-    found = dict(good.attributes or {})
-    assert found.pop("gen_ai.latency.time_to_first_token") >= 0  # type: ignore[operator]
-    assert found == {
+    attributes = dict(good.attributes or {})
+    assert attributes.pop("gen_ai.latency.time_to_first_token") >= 0  # type: ignore[operator]
+    assert attributes == {
         "gen_ai.request.id": "mine",
         "gen_ai.request.model": "chat",
         "gen_ai.usage.prompt_tokens": 3,
@@ -43,14 +43,14 @@ def test_each_call_is_a_span_of_the_clients_trace() -> None:
     assert (bad.attributes or {})["http.response.status_code"] == 400
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+def test_the_error_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module = builtins.__import__
 
-    def without(name: str, *more: Any) -> Any:
+    def import_without_otel(name: str, *arguments: Any) -> Any:
         if name.startswith("opentelemetry"):
             raise ImportError(f"No module named {name!r}")
-        return real(name, *more)
+        return import_module(name, *arguments)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_otel)
     with pytest.raises(TracingUnavailable, match=r"muxjax\[otel\]"):
         Tracing.to_endpoint("http://127.0.0.1:4318/v1/traces")

@@ -19,8 +19,8 @@ from tests.serve.fake_fleet import FakeFleet
 PROMPT = list(b"ab")
 
 
-class Notes:
-    """An observer that records what it receives."""
+class Recorder:
+    """An observer that records the events it receives."""
 
     def __init__(self) -> None:
         self.firsts: list[tuple[str, int, int]] = []
@@ -42,31 +42,31 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
 
 
-def make(fleet: FakeFleet, **config: Any) -> tuple[Admission, Notes]:
-    notes = Notes()
-    return Admission(fleet, ServerConfig(**config), (notes,)), notes
+def build(fleet: FakeFleet, **config: Any) -> tuple[Admission, Recorder]:
+    recorder = Recorder()
+    return Admission(fleet, ServerConfig(**config), (recorder,)), recorder
 
 
-def open_one(admission: Admission, tokens: int = 5) -> TrackedStream:
+def open_stream(admission: Admission, tokens: int = 5) -> TrackedStream:
     return admission.fleet_view(None, None).stream(
         "chat", PROMPT, SamplingParams(max_tokens=tokens)
     )
 
 
-async def reasons(stream: TrackedStream) -> list[str | None]:
+async def finish_reasons(stream: TrackedStream) -> list[str | None]:
     return [delta.finish_reason async for delta in stream]
 
 
-def test_observers_receive_a_stream() -> None:
+def test_observers_receive_the_events_of_a_stream() -> None:
     async def test() -> None:
-        admission, notes = make(FakeFleet())
-        stream = open_one(admission)
+        admission, recorder = build(FakeFleet())
+        stream = open_stream(admission)
         assert admission.waiting("chat") == 1
-        assert (await reasons(stream))[-1] == "length"
+        assert (await finish_reasons(stream))[-1] == "length"
         stream.cancel()
-        assert notes.firsts == [("chat", 2, 1)]
-        assert notes.tokens == 5
-        (ending,) = notes.endings
+        assert recorder.firsts == [("chat", 2, 1)]
+        assert recorder.tokens == 5
+        (ending,) = recorder.endings
         assert (ending.reason, ending.prompt_tokens, ending.output_tokens) == ("length", 2, 5)
         assert ending.tpot is not None
         assert admission.waiting("chat") == 0
@@ -75,12 +75,12 @@ def test_observers_receive_a_stream() -> None:
     run(test)
 
 
-def test_max_queue() -> None:
+def test_a_full_queue_refuses_requests() -> None:
     async def test() -> None:
-        admission, _ = make(FakeFleet(delay=0.01), max_queue=3)
-        streams = [open_one(admission) for _ in range(3)]
+        admission, _ = build(FakeFleet(delay=0.01), max_queue=3)
+        streams = [open_stream(admission) for _ in range(3)]
         with pytest.raises(ApiError) as caught:
-            open_one(admission)
+            open_stream(admission)
         assert caught.value.status == 429
         assert int(caught.value.headers["retry-after"]) >= 1
         # Each model has its own queue.
@@ -88,11 +88,11 @@ def test_max_queue() -> None:
         # A stream leaves the queue with its first token or when it is cancelled.
         reader = aiter(streams[0])
         await anext(reader)
-        streams += [open_one(admission)]
+        streams += [open_stream(admission)]
         streams[1].cancel()
-        streams += [open_one(admission)]
+        streams += [open_stream(admission)]
         with pytest.raises(ApiError):
-            open_one(admission)
+            open_stream(admission)
         for stream in streams:
             stream.cancel()
         assert admission.waiting("chat") == 0
@@ -100,38 +100,38 @@ def test_max_queue() -> None:
     run(test)
 
 
-def test_time_limits() -> None:
+def test_time_limits_end_streams() -> None:
     async def test() -> None:
         fleet = FakeFleet(delay=0.05)
-        admission, notes = make(fleet, request_timeout=0.12)
+        admission, recorder = build(fleet, request_timeout=0.12)
         with pytest.raises(TimedOut, match=r"the request exceeded its time limit of 0\.12 s"):
-            await reasons(open_one(admission, 100))
-        assert notes.endings[-1].reason == "timeout"
+            await finish_reasons(open_stream(admission, 100))
+        assert recorder.endings[-1].reason == "timeout"
         assert not fleet.active
-        slow, _ = make(FakeFleet(delay=5.0), queue_timeout=0.02)
+        slow, _ = build(FakeFleet(delay=5.0), queue_timeout=0.02)
         with pytest.raises(TimedOut, match="the first token"):
-            await reasons(open_one(slow))
-        quick, notes = make(FakeFleet(delay=0.01), queue_timeout=0.05)
-        assert len(await reasons(open_one(quick, 10))) == 10
+            await finish_reasons(open_stream(slow))
+        quick, recorder = build(FakeFleet(delay=0.01), queue_timeout=0.05)
+        assert len(await finish_reasons(open_stream(quick, 10))) == 10
 
     run(test)
 
 
-def test_draining_and_aborting() -> None:
+def test_draining_refuses_requests_and_abort_ends_streams() -> None:
     async def test() -> None:
         fleet = FakeFleet(delay=0.01)
-        admission, notes = make(fleet)
-        stream = open_one(admission, 200)
+        admission, recorder = build(fleet)
+        stream = open_stream(admission, 200)
         reader = aiter(stream)
         await anext(reader)
         admission.draining = True
         with pytest.raises(ApiError) as caught:
-            open_one(admission)
+            open_stream(admission)
         assert (caught.value.status, caught.value.headers["retry-after"]) == (503, "10")
         await anext(reader)
         admission.abort_all()
         assert [delta.finish_reason async for delta in reader][-1] == "abort"
-        assert notes.endings[-1].reason == "abort"
+        assert recorder.endings[-1].reason == "abort"
         assert not admission.streams
 
     run(test)
@@ -139,9 +139,9 @@ def test_draining_and_aborting() -> None:
 
 def test_engine_errors_are_observed() -> None:
     async def test() -> None:
-        admission, notes = make(FakeFleet(die_after=2))
+        admission, recorder = build(FakeFleet(die_after=2))
         with pytest.raises(EngineDead):
-            await reasons(open_one(admission))
-        assert notes.endings[-1].reason == "error"
+            await finish_reasons(open_stream(admission))
+        assert recorder.endings[-1].reason == "error"
 
     run(test)

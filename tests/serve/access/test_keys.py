@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from muxjax.errors import KeyFileError
-from muxjax.serve.access import keys as module
 from muxjax.serve.access.keys import ALL_RIGHTS, Key, Keys, digest_of, load_keys, new_secret
 
 MODELS = ("chat", "base")
@@ -20,40 +19,40 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def key(name: str, secret: str, **more: object) -> Key:
-    return Key.model_validate({"name": name, "sha256": digest_of(secret).hex(), **more})
+def key(name: str, secret: str, **fields: object) -> Key:
+    return Key.model_validate({"name": name, "sha256": digest_of(secret).hex(), **fields})
 
 
-def test_secrets_find_their_keys() -> None:
-    made = [new_secret() for _ in range(3)]
-    assert len(set(made)) == 3
-    found = Keys(key(f"k{index}", secret) for index, secret in enumerate(made))
-    for index, secret in enumerate(made):
-        held = found.find(secret)
-        assert held is not None
-        assert held.name == f"k{index}"
-    for wrong in ("", "mux-", made[0][:-1], made[0] + "x", "\ud800"):
-        assert found.find(wrong) is None
+def test_a_secret_identifies_its_key() -> None:
+    secrets = [new_secret() for _ in range(3)]
+    assert len(set(secrets)) == 3
+    keys = Keys(key(f"k{index}", secret) for index, secret in enumerate(secrets))
+    for index, secret in enumerate(secrets):
+        match = keys.find(secret)
+        assert match is not None
+        assert match.name == f"k{index}"
+    for wrong in ("", "mux-", secrets[0][:-1], secrets[0] + "x", "\ud800"):
+        assert keys.find(wrong) is None
 
 
 def test_every_lookup_compares_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of comparisons and of compared bytes does not depend on the secret."""
     compared: list[tuple[int, int]] = []
-    real = hmac.compare_digest
+    compare_digest = hmac.compare_digest
 
     def count(left: bytes, right: bytes) -> bool:
         compared.append((len(left), len(right)))
-        return real(left, right)
+        return compare_digest(left, right)
 
-    found = Keys([key("a", "first secret here"), key("b", "second secret here")])
-    monkeypatch.setattr(module.hmac, "compare_digest", count)
+    keys = Keys([key("a", "first secret here"), key("b", "second secret here")])
+    monkeypatch.setattr(hmac, "compare_digest", count)
     for secret in ("first secret here", "second secret here", "f", "x" * 10_000):
         compared.clear()
-        found.find(secret)
+        keys.find(secret)
         assert compared == [(32, 32)] * 2
 
 
-def test_a_key_file(tmp_path: Path) -> None:
+def test_keys_are_loaded_from_a_file(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         f"""
@@ -69,9 +68,9 @@ keys:
     rights: [metrics]
 """,
     )
-    found = load_keys(path, MODELS, {})
-    assert len(found) == 2
-    alice = found.find("a secret of Alice")
+    keys = load_keys(path, MODELS, {})
+    assert len(keys) == 2
+    alice = keys.find("a secret of Alice")
     assert alice is not None
     assert (alice.models, alice.concurrency) == (("chat",), 2)
     assert alice.rights == ("generate",)
@@ -79,12 +78,12 @@ keys:
     assert not alice.permits("base")
 
 
-def test_the_environment(tmp_path: Path) -> None:
-    found = load_keys(None, MODELS, {"MUXJAX_API_KEY": "sixteen letters!, another long secret"})
-    assert [one.name for one in found] == ["environment-1", "environment-2"]
-    one = found.find("another long secret")
-    assert one is not None
-    assert one.rights == ALL_RIGHTS
+def test_keys_are_loaded_from_the_environment(tmp_path: Path) -> None:
+    keys = load_keys(None, MODELS, {"MUXJAX_API_KEY": "sixteen letters!, another long secret"})
+    assert [key.name for key in keys] == ["environment-1", "environment-2"]
+    match = keys.find("another long secret")
+    assert match is not None
+    assert match.rights == ALL_RIGHTS
     assert len(load_keys(None, MODELS, {})) == 0
     with pytest.raises(KeyFileError, match="a secret of 5 characters can be guessed"):
         load_keys(None, MODELS, {"MUXJAX_API_KEY": "short"})
@@ -113,7 +112,7 @@ DIGEST = digest_of("x").hex()
         ("keys: [", "not valid YAML"),
     ],
 )
-def test_invalid_key_files(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_key_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(KeyFileError, match=message) as caught:
         load_keys(path, MODELS, {})
@@ -127,6 +126,6 @@ def test_errors_do_not_show_secrets(tmp_path: Path) -> None:
     assert "my-own-secret" not in str(caught.value)
 
 
-def test_missing_key_file(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="No such file"):
         load_keys(tmp_path / "none.yaml", MODELS, {})

@@ -1,4 +1,4 @@
-"""API keys, limits, origins and logs over HTTP."""
+"""API keys, key limits, origin checks and logs over HTTP."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def url() -> Iterator[str]:
         yield address
 
 
-def of(name: str) -> dict[str, str]:
+def auth(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {SECRETS[name]}"}
 
 
 def ask(url: str, name: str, **change: Any) -> httpx2.Response:
-    return httpx2.post(f"{url}/v1/completions", json={**BODY, **change}, headers=of(name))
+    return httpx2.post(f"{url}/v1/completions", json={**BODY, **change}, headers=auth(name))
 
 
 @pytest.mark.parametrize(
@@ -100,41 +100,41 @@ def test_public_paths_do_not_mention_models(url: str) -> None:
     assert httpx2.get(f"{url}/health/chat").status_code == 401
 
 
-def test_a_key_sees_only_its_models(url: str) -> None:
-    listed = httpx2.get(f"{url}/v1/models", headers=of("all")).json()["data"]
+def test_a_key_lists_only_permitted_models(url: str) -> None:
+    listed = httpx2.get(f"{url}/v1/models", headers=auth("all")).json()["data"]
     assert {model["id"] for model in listed} == {"chat", "plain/base", "ids"}
-    listed = httpx2.get(f"{url}/v1/models", headers=of("one")).json()["data"]
+    listed = httpx2.get(f"{url}/v1/models", headers=auth("one")).json()["data"]
     assert [model["id"] for model in listed] == ["chat"]
     assert ask(url, "one").status_code == 200
     paths = ("/v1/models/plain/base", "/health/plain/base", "/v1/models/none", "/health/none")
-    answers = [httpx2.get(f"{url}{path}", headers=of("one")) for path in paths]
+    answers = [httpx2.get(f"{url}{path}", headers=auth("one")) for path in paths]
     answers += [ask(url, "one", model="plain/base"), ask(url, "one", model="none")]
     for answer in answers:
         assert answer.status_code == 404
     # The errors for a hidden and for an unknown model are the same.
     hidden, none = (answers[-2].text, answers[-1].text)
     assert hidden.replace("plain/base", "none") == none
-    stats = httpx2.get(f"{url}/stats", headers=of("one"))
+    stats = httpx2.get(f"{url}/stats", headers=auth("one"))
     assert [model["name"] for model in stats.json()["models"]] == ["chat"]
     assert "plain/base" not in stats.text
-    with httpx2.stream("GET", f"{url}/stats/stream", headers=of("one")) as stream:
+    with httpx2.stream("GET", f"{url}/stats/stream", headers=auth("one")) as stream:
         lines = stream.iter_lines()
         line = next(lines)
         assert "chat" in line
         assert "plain/base" not in line
 
 
-def test_rights(url: str) -> None:
-    assert httpx2.get(f"{url}/metrics", headers=of("watcher")).status_code == 200
-    assert httpx2.get(f"{url}/metrics", headers=of("all")).status_code == 403
+def test_paths_require_rights(url: str) -> None:
+    assert httpx2.get(f"{url}/metrics", headers=auth("watcher")).status_code == 200
+    assert httpx2.get(f"{url}/metrics", headers=auth("all")).status_code == 403
     assert ask(url, "watcher").status_code == 403
     assert ask(url, "admin").status_code == 403
     load = f"{url}/models/load"
-    assert httpx2.post(load, headers=of("all"), json={}).status_code == 403
-    assert httpx2.post(load, headers=of("admin"), json={}).status_code == 400
+    assert httpx2.post(load, headers=auth("all"), json={}).status_code == 403
+    assert httpx2.post(load, headers=auth("admin"), json={}).status_code == 400
 
 
-def test_requests_per_minute(url: str) -> None:
+def test_requests_per_minute_are_limited(url: str) -> None:
     for _ in range(3):
         assert ask(url, "slow").status_code == 200
     refused = ask(url, "slow")
@@ -142,16 +142,16 @@ def test_requests_per_minute(url: str) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     # GET requests do not count, and other keys have their own limits.
-    assert httpx2.get(f"{url}/v1/models", headers=of("slow")).status_code == 200
+    assert httpx2.get(f"{url}/v1/models", headers=auth("slow")).status_code == 200
     assert ask(url, "all").status_code == 200
 
 
-def test_tokens_per_minute(url: str) -> None:
+def test_tokens_per_minute_are_limited(url: str) -> None:
     # The prompt "ab" has three tokens.
     assert ask(url, "tokens", max_tokens=28).status_code == 400
     assert ask(url, "tokens", max_tokens=12).status_code == 200  # 15
     assert ask(url, "tokens", max_tokens=13).status_code == 429
-    FLEET.text = "c"  # ends after two tokens; the rest of the reservation is given back
+    FLEET.text = "c"  # ends after two tokens; the rest of the reservation is refunded
     try:
         assert ask(url, "tokens", max_tokens=12).json()["usage"]["total_tokens"] == 5
     finally:
@@ -161,12 +161,14 @@ def test_tokens_per_minute(url: str) -> None:
     assert ask(url, "tokens", max_tokens=1).status_code == 429
 
 
-def test_concurrent_calls(url: str) -> None:
+def test_concurrent_calls_are_limited(url: str) -> None:
     FLEET.delay = 0.05
     try:
         body = {**BODY, "stream": True, "max_tokens": 100}
-        with httpx2.stream("POST", f"{url}/v1/completions", json=body, headers=of("once")) as one:
-            lines = one.iter_lines()
+        with httpx2.stream(
+            "POST", f"{url}/v1/completions", json=body, headers=auth("once")
+        ) as stream:
+            lines = stream.iter_lines()
             next(lines)
             assert ask(url, "once").status_code == 429
     finally:
@@ -175,21 +177,21 @@ def test_concurrent_calls(url: str) -> None:
 
 
 def test_other_origins_are_refused(url: str) -> None:
-    own = {"Origin": url, **of("all")}
-    assert httpx2.post(f"{url}/v1/completions", json=BODY, headers=own).status_code == 200
+    same_origin = {"Origin": url, **auth("all")}
+    assert httpx2.post(f"{url}/v1/completions", json=BODY, headers=same_origin).status_code == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
-        headers = {"Origin": origin, **of("all")}
+        headers = {"Origin": origin, **auth("all")}
         answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=headers)
         assert answer.status_code == 403
         assert answer.json()["error"]["code"] == "origin_not_allowed"
         assert "access-control-allow-origin" not in answer.headers
-    friend = {"Origin": "https://friend.example", **of("all")}
+    friend = {"Origin": "https://friend.example", **auth("all")}
     answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=friend)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
-    asked = {**friend, "Access-Control-Request-Method": "POST"}
-    del asked["Authorization"]
-    assert httpx2.options(f"{url}/v1/completions", headers=asked).status_code == 200
+    preflight = {**friend, "Access-Control-Request-Method": "POST"}
+    del preflight["Authorization"]
+    assert httpx2.options(f"{url}/v1/completions", headers=preflight).status_code == 200
 
 
 def test_a_local_server_refuses_foreign_host_names() -> None:
@@ -203,12 +205,12 @@ def test_a_local_server_refuses_foreign_host_names() -> None:
             assert answer.status_code == 403, host
         assert "allowed_hosts" in answer.json()["error"]["message"]
         # Cross-origin requests are refused by default.
-        asked = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
-        answer = httpx2.options(f"{address}/v1/completions", headers=asked)
+        preflight = {"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
+        answer = httpx2.options(f"{address}/v1/completions", headers=preflight)
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_body_timeout(url: str) -> None:
+def test_a_slow_body_gets_408(url: str) -> None:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
@@ -218,7 +220,7 @@ def test_body_timeout(url: str) -> None:
         assert b"connection: close" in answer.lower()
 
 
-def test_logs_have_no_prompts_and_secrets(
+def test_logs_have_no_prompts_or_secrets(
     url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from muxjax.serve.logs import JsonFormatter
@@ -237,12 +239,13 @@ def test_logs_have_no_prompts_and_secrets(
     ]
     for body in bodies:
         for path in ("/v1/completions", "/v1/chat/completions"):
-            httpx2.post(f"{url}{path}", json=body, headers=of("all"))
-    httpx2.post(f"{url}/v1/completions", content=word, headers=of("all"))
-    httpx2.get(f"{url}/v1/models?q={word}", headers=of("all"))
+            httpx2.post(f"{url}{path}", json=body, headers=auth("all"))
+    httpx2.post(f"{url}/v1/completions", content=word, headers=auth("all"))
+    httpx2.get(f"{url}/v1/models?q={word}", headers=auth("all"))
     httpx2.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {word}"})
-    own = [record for record in caplog.records if not record.name.startswith("http")]  # the client
-    written = [JsonFormatter().format(record) for record in own]
+    # Without the records of the HTTP client.
+    records = [record for record in caplog.records if not record.name.startswith("http")]
+    written = [JsonFormatter().format(record) for record in records]
     printed = capfd.readouterr()
     assert any('"event": "request"' in line and "/v1/completions" in line for line in written)
     for text in (*written, printed.out, printed.err):
@@ -261,7 +264,7 @@ def test_calls_are_logged_with_their_request_ids(
     handler.emit = lambda record: lines.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logging.getLogger("muxjax.serve").addHandler(handler)
     try:
-        headers = {"X-Request-Id": "mine-1", **of("all")}
+        headers = {"X-Request-Id": "mine-1", **auth("all")}
         answer = httpx2.post(f"{url}/v1/completions", json=BODY, headers=headers)
         assert answer.headers["x-request-id"] == "mine-1"
         wait_until(lambda: bool(lines))
@@ -295,16 +298,16 @@ def test_priority_is_limited_by_the_key(url: str) -> None:
 
 
 def test_only_cache_groups_share_prefixes(url: str) -> None:
-    own, salted = (
+    unsalted, salted = (
         sampling_params(url, "all").cache_salt,
         sampling_params(url, "all", cache_salt="x").cache_salt,
     )
-    assert own == sampling_params(url, "all").cache_salt
+    assert unsalted == sampling_params(url, "all").cache_salt
     others = [sampling_params(url, name).cache_salt for name in ("one", "once", "team-1")]
-    assert len({own, salted, *others}) == 5
+    assert len({unsalted, salted, *others}) == 5
     assert sampling_params(url, "team-2").cache_salt == others[2]
-    # The digest of another key is no way to its prefixes.
-    assert sampling_params(url, "one", cache_salt=own).cache_salt != own
+    # The salt digest of another key does not give access to its prefixes.
+    assert sampling_params(url, "one", cache_salt=unsalted).cache_salt != unsalted
     assert (
         sampling_params(url, "team-2", cache_salt="x").cache_salt
         == sampling_params(url, "team-1", cache_salt="x").cache_salt

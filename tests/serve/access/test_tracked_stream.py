@@ -1,4 +1,4 @@
-"""A tracked stream is released exactly once, whatever ends it."""
+"""A tracked stream is released exactly once, for any reason it ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Summaries:
 
 
 class Tracked:
-    """A tracked stream of four tokens with all that it holds."""
+    """A tracked stream of four tokens with its queue, limits and observer."""
 
     def __init__(self, fleet: FakeFleet, **config: Any) -> None:
         self.observer = Summaries()
@@ -63,7 +63,7 @@ class Tracked:
         assert [end.reason for end in self.observer.ends] == [reason]
         assert self.queue.waiting == 0
         assert len(self.streams) == 0
-        self.limits.reserve(100 - used_tokens)  # the rest of the minute
+        self.limits.reserve(100 - used_tokens)  # all other tokens are available
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -74,7 +74,7 @@ async def read_all(stream: TrackedStream) -> int:
     return sum([len(delta.token_ids) async for delta in stream])
 
 
-def test_read_to_the_end() -> None:
+def test_a_stream_read_to_the_end_is_released() -> None:
     async def test() -> None:
         tracked = Tracked(FakeFleet())
         assert len(tracked.streams) == 1
@@ -86,7 +86,7 @@ def test_read_to_the_end() -> None:
     run(test)
 
 
-def test_cancelled_before_and_after_the_first_token() -> None:
+def test_a_cancelled_stream_is_released() -> None:
     async def test() -> None:
         tracked = Tracked(FakeFleet())
         tracked.stream.cancel()
@@ -101,7 +101,7 @@ def test_cancelled_before_and_after_the_first_token() -> None:
     run(test)
 
 
-def test_a_reader_that_is_cancelled_leaves_the_release_to_cancel() -> None:
+def test_cancelling_the_reader_does_not_release_the_stream() -> None:
     async def test() -> None:
         tracked = Tracked(FakeFleet(delay=5.0))
         reading = asyncio.create_task(read_all(tracked.stream))
@@ -116,7 +116,7 @@ def test_a_reader_that_is_cancelled_leaves_the_release_to_cancel() -> None:
     run(test)
 
 
-def test_errors() -> None:
+def test_a_failed_stream_is_released() -> None:
     async def test() -> None:
         tracked = Tracked(FakeFleet(die_after=1))
         with pytest.raises(EngineDead):
@@ -132,7 +132,7 @@ def test_errors() -> None:
     run(test)
 
 
-def test_aborted() -> None:
+def test_an_aborted_stream_is_released() -> None:
     async def test() -> None:
         tracked = Tracked(FakeFleet(delay=0.05))
         tracked.stream.end()

@@ -1,4 +1,4 @@
-"""The live page: its files, and tests in headless Chromium (marker `browser`)."""
+"""The live page: files over HTTP, and the page in headless Chromium (marker `browser`)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.serve.conftest import running_server, wait_until
 from tests.serve.fake_fleet import FakeFleet
 
 
-def test_every_file_is_served_and_loads_nothing_from_other_servers(server: str) -> None:
+def test_every_file_is_served_and_nothing_comes_from_other_servers(server: str) -> None:
     page = httpx2.get(f"{server}/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    wanted = {"/page/icon.svg", "/page/live.css", "/page/live.js"}
-    assert wanted <= set(re.findall(r'(?:href|src)="([^"#]+)"', page.text))
+    expected = {"/page/icon.svg", "/page/live.css", "/page/live.js"}
+    assert expected <= set(re.findall(r'(?:href|src)="([^"#]+)"', page.text))
     for path in FOLDER.iterdir():
         if path.suffix in (".py", ""):
             continue
         name = "" if path.name == "index.html" else f"page/{path.name}"
-        found = httpx2.get(f"{server}/{name}")
-        assert found.status_code == 200
-        assert found.content == path.read_bytes()
+        answer = httpx2.get(f"{server}/{name}")
+        assert answer.status_code == 200
+        assert answer.content == path.read_bytes()
         text = path.read_text()
         for imported in re.findall(r'from "([^"]+)"', text):
             assert httpx2.get(f"{server}{imported}").status_code == 200
@@ -51,17 +51,17 @@ def test_every_file_is_served_and_loads_nothing_from_other_servers(server: str) 
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert found, "no chromium on the path; apt-get install chromium, or set CHROMIUM"
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    assert chromium, "no chromium on the path; apt-get install chromium, or set CHROMIUM"
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield launched
         launched.close()
 
 
 @contextlib.contextmanager
 def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
-    """Opens the page in a new window; errors on its console fail the test."""
+    """Opens the page in a new window. An error on the console fails the test."""
     window = browser.new_context(**context)
     page = window.new_page()
     faults: list[str] = []
@@ -75,21 +75,21 @@ def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
     try:
         yield page
     finally:
-        # The stream ends with the window, and a refused prompt is meant.
-        meant = ("/stats/stream", "completions", "the server responded with a status of 400")
-        faults[:] = [fault for fault in faults if not any(one in fault for one in meant)]
+        # Closing the window ends the stream, and one test sends an invalid request.
+        expected = ("/stats/stream", "completions", "the server responded with a status of 400")
+        faults[:] = [fault for fault in faults if not any(part in fault for part in expected)]
         window.close()
     assert not faults
 
 
 def length(page: Any, side: str) -> int:
-    """Number of characters of an output."""
+    """Returns the number of characters of an output."""
     return len(page.locator(f"#text-{side}").text_content())
 
 
 @contextlib.contextmanager
 def load(url: str, *models: str) -> Iterator[None]:
-    """Sends requests to the models all the time."""
+    """Sends requests to the models until the context ends."""
     stop = threading.Event()
 
     def ask(model: str) -> None:
@@ -124,15 +124,15 @@ def test_the_page_shows_models_under_load(browser: Any) -> None:
         expect(rows.nth(0)).to_contain_text("llama")
         expect(rows.nth(0)).to_contain_text("loaded")
         expect(page.locator("#total-rate")).to_have_text("0.0")
-        still = page.locator("#rate-chart path").nth(0).get_attribute("d")
+        idle_path = page.locator("#rate-chart path").nth(0).get_attribute("d")
         with load(url, "llama", "qwen3"):
             expect(page.locator("#total-rate")).not_to_have_text("0.0", timeout=20_000)
-            # A share, the bar and the pages of a model that is asked; none of one that is not.
+            # A loaded model has a latency, a bar and a chart; an idle model has none.
             expect(rows.nth(0)).to_contain_text(re.compile(r"\d ms"), timeout=20_000)
             bars = "#pool-bar i"
             wait_until(lambda: page.locator(bars).nth(0).bounding_box()["width"] > 1, 20)
             expect(page.locator("#time-now")).not_to_have_text("0 % busy", timeout=20_000)
-            assert page.locator("#rate-chart path").nth(0).get_attribute("d") != still
+            assert page.locator("#rate-chart path").nth(0).get_attribute("d") != idle_path
             assert page.locator(bars).nth(2).bounding_box()["width"] == 0
         expect(page.locator("#total-rate")).to_have_text("0.0", timeout=20_000)
         label = page.locator("#pool-chart svg").get_attribute("aria-label")
@@ -152,13 +152,13 @@ def test_the_playground_streams_from_two_models(browser: Any) -> None:
         page.fill("#max-tokens", "100")
         page.focus("#prompt")
         page.keyboard.press("Control+Enter")
-        # It comes while it is made, in both at once.
+        # Both outputs grow while they are generated.
         wait_until(lambda: all(3 < length(page, side) < 90 for side in "ab"), 20)
         expect(page.locator("#stop")).to_be_enabled()
         expect(page.locator("#text-b")).to_have_text("abc" * 33 + "a", timeout=20_000)
         expect(page.locator("#speed-b")).to_contain_text("100 tokens")
         expect(page.locator("#stop")).to_be_disabled(timeout=20_000)
-        # The first is a chat: its prompt is the template's.
+        # The first model is a chat model, so the template is part of its prompt.
         assert page.locator("#text-a").text_content().startswith("<user>abc")
         page.click("#send")
         wait_until(lambda: length(page, "a") > 3, 20)
@@ -176,9 +176,9 @@ def test_the_playground_streams_from_two_models(browser: Any) -> None:
 def test_keys_themes_and_the_keyboard(browser: Any) -> None:
     from playwright.sync_api import expect
 
-    one = Key(name="a", sha256=digest_of("the only secret").hex(), models=("chat",))
+    key = Key(name="a", sha256=digest_of("the only secret").hex(), models=("chat",))
     with (
-        running_server(FakeFleet(), ServerSettings(keys=Keys([one]))) as url,
+        running_server(FakeFleet(), ServerSettings(keys=Keys([key]))) as url,
         contextlib.ExitStack() as stack,
     ):
         window = browser.new_context(color_scheme="dark")
@@ -186,14 +186,14 @@ def test_keys_themes_and_the_keyboard(browser: Any) -> None:
         page = window.new_page()
         page.goto(url)
         expect(page.locator("#ask-key")).to_be_visible()
-        page.fill("#key-text", "a wrong one")
+        page.fill("#key-text", "a wrong secret")
         page.keyboard.press("Enter")
         expect(page.locator("#ask-why")).to_contain_text("rejected")
         page.fill("#key-text", "the only secret")
         page.keyboard.press("Enter")
         expect(page.locator("#status .words")).to_have_text("live", timeout=20_000)
         expect(page.locator("#models tbody tr")).to_have_count(1)
-        # Dark, as the reader's system is; another theme by a key.
+        # The theme of the system by default; the T key switches it.
         html = page.locator("html")
         expect(html).to_have_attribute("data-theme", "dark")
         page.locator("body").press("t")
@@ -203,8 +203,8 @@ def test_keys_themes_and_the_keyboard(browser: Any) -> None:
         expect(page.locator("#status .words")).to_have_text("live", timeout=20_000)
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
-        names = page.evaluate(
+        unnamed = page.evaluate(
             "[...document.querySelectorAll('button, input, select, textarea')]"
-            ".filter((one) => !(one.labels?.length || one.textContent.trim() || one.title)).length"
+            ".filter((e) => !(e.labels?.length || e.textContent.trim() || e.title)).length"
         )
-        assert names == 0
+        assert unnamed == 0

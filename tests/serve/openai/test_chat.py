@@ -32,7 +32,7 @@ def ask(fleet: FakeFleet, **change: Any) -> dict[str, Any]:
     return choice
 
 
-def test_without_a_limit_the_output_may_fill_the_context() -> None:
+def test_max_tokens_defaults_to_the_rest_of_the_context() -> None:
     fleet = FakeFleet(text="hello")
     choice = ask(fleet)
     assert choice["message"] == {"role": "assistant", "content": "hello", "refusal": None}
@@ -43,7 +43,7 @@ def test_without_a_limit_the_output_may_fill_the_context() -> None:
     assert not fleet.active
 
 
-def test_errors_name_the_fields_of_the_endpoint() -> None:
+def test_errors_name_the_endpoint_fields() -> None:
     with pytest.raises(InvalidRequest) as caught:
         ask(FakeFleet(), messages=[{"role": "user", "content": "x" * 300}])
     assert caught.value.field == "messages"
@@ -51,7 +51,7 @@ def test_errors_name_the_fields_of_the_endpoint() -> None:
         ask(FakeFleet(), model="ids")
 
 
-def test_a_chosen_tool_call_has_its_own_finish_reason() -> None:
+def test_finish_reason_of_tool_calls() -> None:
     fleet = FakeFleet(text=CALL)
     fleet.models = {"chat": FakeModel("chat", fake_tokenizer(TEMPLATE), 4096)}
     choice = ask(fleet, tools=[TOOL])

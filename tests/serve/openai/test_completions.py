@@ -30,23 +30,23 @@ def ask(fleet: FakeFleet, **change: Any) -> dict[str, Any]:
     return json.loads(asyncio.run(call()).body)
 
 
-def test_a_response() -> None:
+def test_response_with_several_outputs() -> None:
     fleet = FakeFleet()
-    found = ask(fleet, n=2)
-    assert [choice["text"] for choice in found["choices"]] == ["aba", "aba"]
-    assert found["usage"]["total_tokens"] == 9
+    response = ask(fleet, n=2)
+    assert [choice["text"] for choice in response["choices"]] == ["aba", "aba"]
+    assert response["usage"]["total_tokens"] == 9
     assert not fleet.active
 
 
 def test_echo_with_no_tokens_scores_the_prompt() -> None:
-    found = ask(FakeFleet(), echo=True, max_tokens=0, logprobs=0)
-    (choice,) = found["choices"]
+    response = ask(FakeFleet(), echo=True, max_tokens=0, logprobs=0)
+    (choice,) = response["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("ab", "length")
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5]
-    assert found["usage"]["completion_tokens"] == 0
+    assert response["usage"]["completion_tokens"] == 0
 
 
-def test_refusals() -> None:
+def test_invalid_requests_are_refused() -> None:
     fleet = FakeFleet()
     with pytest.raises(ApiError, match="cannot echo"):
         ask(fleet, model="ids", prompt=[1], echo=True)
@@ -57,7 +57,7 @@ def test_refusals() -> None:
     assert not fleet.active
 
 
-def test_a_stream_is_cancelled_before_its_first_event() -> None:
+def test_a_disconnect_before_the_first_event_cancels_the_call() -> None:
     fleet = FakeFleet(delay=1.0)
 
     async def test() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from muxjax.outputs import Delta
 from muxjax.sampling_params import SamplingParams
-from muxjax.serve.openai.event_stream import ChoicesOfDelta, EventStream
+from muxjax.serve.openai.event_stream import DeltaFormatter, EventStream
 from muxjax.serve.openai.generation import start_generation
 from tests.serve.fake_fleet import FakeFleet
 
@@ -25,13 +25,13 @@ async def respond(
     fleet: FakeFleet,
     *,
     disconnect_after: float | None = None,
-    choices_of: ChoicesOfDelta = format_delta,
+    formatter: DeltaFormatter = format_delta,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Runs the response of one call and returns the ASGI messages that it sends."""
     call = await start_generation(fleet, "chat", [list(b"ab")], [SamplingParams(max_tokens=3)])
     options = {"include_usage": False, **options}
-    response = EventStream(call, HEADER, choices_of, **options)
+    response = EventStream(call, HEADER, formatter, **options)
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -51,7 +51,7 @@ def lines(messages: list[dict[str, Any]]) -> list[str]:
     return [event.removeprefix("data: ") for event in body.split("\n\n")[:-1]]
 
 
-def test_one_event_per_choice() -> None:
+def test_each_choice_is_one_event() -> None:
     messages = asyncio.run(respond(FakeFleet(), first_choices=[{"index": 0, "role": "é"}]))
     headers = dict(messages[0]["headers"])
     assert headers[b"content-type"].startswith(b"text/event-stream")
@@ -67,12 +67,12 @@ def test_usage_is_the_last_event() -> None:
     messages = asyncio.run(respond(FakeFleet(), include_usage=True, uncounted=1))
     *events, usage, done = lines(messages)
     assert all(json.loads(event)["usage"] is None for event in events)
-    found = json.loads(usage)
-    assert (found["choices"], found["usage"]["completion_tokens"]) == ([], 2)
+    event = json.loads(usage)
+    assert (event["choices"], event["usage"]["completion_tokens"]) == ([], 2)
     assert done == "[DONE]"
 
 
-def test_an_error_of_the_engine_is_the_last_event() -> None:
+def test_an_engine_error_is_the_last_event() -> None:
     *events, last = lines(asyncio.run(respond(FakeFleet(die_after=1))))
     assert len(events) == 1
     assert json.loads(last)["error"]["code"] == "engine_dead"
@@ -85,12 +85,12 @@ def test_a_disconnect_cancels_the_call() -> None:
     assert not fleet.active
 
 
-def test_an_error_of_the_formatter_cancels_the_call() -> None:
+def test_a_formatter_error_cancels_the_call() -> None:
     fleet = FakeFleet(delay=0.01)
 
     def fail(index: int, delta: Delta) -> list[dict[str, Any]]:
         raise ValueError("cannot format")
 
     with pytest.raises(ValueError, match="cannot format"):
-        asyncio.run(respond(fleet, choices_of=fail))
+        asyncio.run(respond(fleet, formatter=fail))
     assert not fleet.active

@@ -1,4 +1,4 @@
-"""Reading the streams of a call, and cancelling them on every path."""
+"""Reading and cancelling the streams of a call."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_deltas_of_one_stream_are_in_order(n: int) -> None:
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
-def test_an_engine_error_reaches_the_reader_as_it_is(prompts: list[list[int]]) -> None:
+def test_an_engine_error_is_raised_to_the_reader(prompts: list[list[int]]) -> None:
     async def test() -> None:
         fleet = FakeFleet(die_after=2)
         call = await start_generation(fleet, "chat", prompts, [SamplingParams(max_tokens=5)])
@@ -72,7 +72,7 @@ def test_an_engine_error_reaches_the_reader_as_it_is(prompts: list[list[int]]) -
     asyncio.run(test())
 
 
-def test_an_error_of_the_handler_stops_all_streams() -> None:
+def test_a_handler_error_is_raised_and_stops_reading() -> None:
     async def test() -> None:
         async def fail(index: int, delta: Delta) -> None:
             raise ValueError("cannot format")
@@ -84,7 +84,7 @@ def test_an_error_of_the_handler_stops_all_streams() -> None:
     asyncio.run(test())
 
 
-def test_an_aborted_output_is_an_error_unless_it_is_streamed() -> None:
+def test_collecting_an_aborted_output_raises() -> None:
     async def test() -> None:
         call = await start(FakeFleet(delay=0.05))
         for stream in call.streams:
@@ -95,7 +95,7 @@ def test_an_aborted_output_is_an_error_unless_it_is_streamed() -> None:
     asyncio.run(test())
 
 
-def test_one_invalid_prompt_queues_none() -> None:
+def test_one_invalid_prompt_cancels_the_call() -> None:
     async def test() -> None:
         fleet = FakeFleet()
         prompts = [*PROMPTS, [1000]]
@@ -107,7 +107,7 @@ def test_one_invalid_prompt_queues_none() -> None:
     asyncio.run(test())
 
 
-def test_a_call_cancelled_while_a_grammar_compiles_is_cancelled_later() -> None:
+def test_a_call_cancelled_during_grammar_compilation_ends_its_streams() -> None:
     async def test() -> None:
         fleet = FakeFleet()
         starting = asyncio.create_task(start(fleet, grammar=Grammar.json_object()))

@@ -1,4 +1,4 @@
-"""Log-probabilities in the forms of both endpoints."""
+"""Log-probabilities in the formats of both endpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENIZER = fake_tokenizer(None)
 LOGPROBS = TokenLogprobs(-0.5, [(98, -0.25), (99, -math.inf)])
 
 
-def test_chat() -> None:
+def test_chat_logprobs_have_one_entry_per_token() -> None:
     (entry,) = chat_logprobs(TOKENIZER, [97], [LOGPROBS])["content"]
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("a", -0.5, [97])
     assert [(other["token"], other["logprob"]) for other in entry["top_logprobs"]] == [
@@ -28,11 +28,11 @@ def test_chat() -> None:
     assert (entry["token"], entry["bytes"]) == ("token_id:97", None)
 
 
-def test_completions_have_the_chosen_token_among_the_alternatives() -> None:
-    found = completion_logprobs(
+def test_completion_alternatives_include_the_chosen_token() -> None:
+    logprobs = completion_logprobs(
         TOKENIZER, [96, 97], [None, LOGPROBS], alternatives=2, offsets=[0, 1]
     )
-    assert found == {
+    assert logprobs == {
         "tokens": ["`", "a"],
         "token_logprobs": [None, -0.5],
         "top_logprobs": [None, {"b": -0.25, "c": -9999.0, "a": -0.5}],

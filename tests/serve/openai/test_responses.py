@@ -10,7 +10,7 @@ from muxjax.serve.openai.responses import SYSTEM_FINGERPRINT, response_header, u
 from tests.serve.fake_fleet import FakeFleet
 
 
-def test_every_response_has_its_own_id() -> None:
+def test_response_ids_are_unique() -> None:
     first, second = (response_header("cmpl", "text_completion", "chat") for _ in range(2))
     assert first["id"].startswith("cmpl-")
     assert first["id"] != second["id"]

@@ -1,4 +1,4 @@
-"""Tool calls in OpenAI's client."""
+"""Tool calls with OpenAI's client."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def client(server: str, fleet: FakeFleet) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def ask(client: openai.OpenAI, **more: Any) -> Any:
+def ask(client: openai.OpenAI, **change: Any) -> Any:
     messages: Any = [{"role": "user", "content": "x"}]
     tools: Any = [WEATHER, TIME]
-    asked: dict[str, Any] = {"messages": messages, "tools": tools, **more}
-    return client.chat.completions.create(model="chat", **asked)
+    fields: dict[str, Any] = {"messages": messages, "tools": tools, **change}
+    return client.chat.completions.create(model="chat", **fields)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
         ({"type": "function", "function": {"name": "weather"}}, "stop"),
     ],
 )
-def test_tool_calls(client: openai.OpenAI, fleet: FakeFleet, choice: Any, reason: str) -> None:
+def test_tool_calls_are_parsed(
+    client: openai.OpenAI, fleet: FakeFleet, choice: Any, reason: str
+) -> None:
     fleet.text = CALL
     answer = ask(client, tool_choice=choice).choices[0]
     assert answer.finish_reason == reason
@@ -69,7 +71,7 @@ def test_tool_calls(client: openai.OpenAI, fleet: FakeFleet, choice: Any, reason
     assert b"<tools>" in bytes(token for token in fleet.requests[0][1] if token < 256)
 
 
-def test_tool_calls_in_a_stream(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_streamed_tool_calls_are_parsed(client: openai.OpenAI, fleet: FakeFleet) -> None:
     fleet.text = f"Let me see. {CALL}\n{OTHER}"
     content, reason = "", None
     calls: dict[int, dict[str, str]] = {}
@@ -100,7 +102,7 @@ def test_text_output_and_tool_choice_none(client: openai.OpenAI, fleet: FakeFlee
     assert b"tools" not in bytes(fleet.requests[1][1])
 
 
-def test_tool_results_in_the_conversation(client: openai.OpenAI, fleet: FakeFleet) -> None:
+def test_tool_results_are_part_of_the_prompt(client: openai.OpenAI, fleet: FakeFleet) -> None:
     fleet.text = CALL
     message = ask(client).choices[0].message
     fleet.text = "Sunny."
@@ -122,9 +124,9 @@ def test_response_format_with_bare_tool_calls_is_refused(
 ) -> None:
     fleet.models = {"chat": FakeModel("chat", fake_tokenizer(BARE), 4096)}
     fleet.text = BARE_CALL
-    wanted = {"type": "json_object"}
+    json_format = {"type": "json_object"}
     with pytest.raises(openai.BadRequestError, match="needs a tool_choice") as caught:
-        ask(client, response_format=wanted)
+        ask(client, response_format=json_format)
     assert caught.value.param == "response_format"
-    answer = ask(client, response_format=wanted, tool_choice="required").choices[0]
+    answer = ask(client, response_format=json_format, tool_choice="required").choices[0]
     assert answer.message.tool_calls[0].function.name == "weather"

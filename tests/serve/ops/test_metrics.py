@@ -1,4 +1,4 @@
-"""Prometheus metrics, given the events of streams and calls."""
+"""Prometheus metrics for given events of streams and calls."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def finish(metrics: PrometheusMetrics, reason: str, seconds: float) -> None:
 
 
 def test_every_metric_of_a_model_exists_from_the_start() -> None:
-    found = values(PrometheusMetrics(["chat"], {"chat": LatencySlo(ttft=1.0)}))
-    assert found['vllm:generation_tokens_total{model_name="chat"}'] == 0
-    assert found['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 0
-    assert found['muxjax:slo_hits_total{model_name="chat",target="ttft"}'] == 0
+    samples = values(PrometheusMetrics(["chat"], {"chat": LatencySlo(ttft=1.0)}))
+    assert samples['vllm:generation_tokens_total{model_name="chat"}'] == 0
+    assert samples['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 0
+    assert samples['muxjax:slo_hits_total{model_name="chat",target="ttft"}'] == 0
 
 
 def test_streams_are_counted() -> None:
     metrics = PrometheusMetrics(["chat"], {})
     finish(metrics, "stop", 1.0)
     finish(metrics, "timeout", 9.0)
-    found = values(metrics)
-    assert found['vllm:prompt_tokens_total{model_name="chat"}'] == 6
-    assert found['vllm:generation_tokens_total{model_name="chat"}'] == 6
-    assert found['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 1
-    assert found['muxjax:request_failure_total{model_name="chat",reason="timeout"}'] == 1
-    assert found['vllm:e2e_request_latency_seconds_sum{model_name="chat"}'] == 1.0
-    assert found['vllm:inter_token_latency_seconds_sum{model_name="chat"}'] == 0.1
+    samples = values(metrics)
+    assert samples['vllm:prompt_tokens_total{model_name="chat"}'] == 6
+    assert samples['vllm:generation_tokens_total{model_name="chat"}'] == 6
+    assert samples['vllm:request_success_total{finished_reason="stop",model_name="chat"}'] == 1
+    assert samples['muxjax:request_failure_total{model_name="chat",reason="timeout"}'] == 1
+    assert samples['vllm:e2e_request_latency_seconds_sum{model_name="chat"}'] == 1.0
+    assert samples['vllm:inter_token_latency_seconds_sum{model_name="chat"}'] == 0.1
 
 
 def test_finished_requests_are_compared_with_the_targets() -> None:
@@ -61,26 +61,26 @@ def test_finished_requests_are_compared_with_the_targets() -> None:
     assert metrics.slo_counts("chat") == {}
 
 
-def test_calls() -> None:
+def test_open_and_refused_calls_are_counted() -> None:
     metrics = PrometheusMetrics([], {})
     for status in (200, 429):
         metrics.on_call_start()
         metrics.on_call_end(status)
     metrics.on_call_start()
-    found = values(metrics)
-    assert found["muxjax:open_calls"] == 1
-    assert found['muxjax:refused_requests_total{status="429"}'] == 1
-    assert 'muxjax:refused_requests_total{status="200"}' not in found
+    samples = values(metrics)
+    assert samples["muxjax:open_calls"] == 1
+    assert samples['muxjax:refused_requests_total{status="429"}'] == 1
+    assert 'muxjax:refused_requests_total{status="200"}' not in samples
 
 
-def test_units() -> None:
-    found = values(PrometheusMetrics(["chat"], {}))
-    assert found['vllm:num_requests_running{model_name="chat"}'] == 2
-    assert found['vllm:kv_cache_usage_perc{model_name="chat"}'] == 0.25
-    assert found['vllm:num_preemptions_total{model_name="chat"}'] == 3
-    assert found['muxjax:device_seconds_total{model_name="chat",phase="decode"}'] == 1
-    assert found['muxjax:queue{model_name="chat"}'] == 4
-    assert found['muxjax:model_state{model_name="chat",state="sleeping"}'] == 1
-    assert found['muxjax:model_state{model_name="chat",state="loaded"}'] == 0
-    assert found['muxjax:unit_restarts_total{unit="0"}'] == 2
-    assert found['muxjax:unit_stalled_seconds{unit="0"}'] == 1.5
+def test_unit_metrics_are_read_from_stats_and_health() -> None:
+    samples = values(PrometheusMetrics(["chat"], {}))
+    assert samples['vllm:num_requests_running{model_name="chat"}'] == 2
+    assert samples['vllm:kv_cache_usage_perc{model_name="chat"}'] == 0.25
+    assert samples['vllm:num_preemptions_total{model_name="chat"}'] == 3
+    assert samples['muxjax:device_seconds_total{model_name="chat",phase="decode"}'] == 1
+    assert samples['muxjax:queue{model_name="chat"}'] == 4
+    assert samples['muxjax:model_state{model_name="chat",state="sleeping"}'] == 1
+    assert samples['muxjax:model_state{model_name="chat",state="loaded"}'] == 0
+    assert samples['muxjax:unit_restarts_total{unit="0"}'] == 2
+    assert samples['muxjax:unit_stalled_seconds{unit="0"}'] == 1.5

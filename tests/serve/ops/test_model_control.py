@@ -48,7 +48,7 @@ def http(file: Path) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture(autouse=True)
-def as_new(file: Path) -> None:
+def reset(file: Path) -> None:
     FLEET.__init__()  # type: ignore[misc]
     file.write_text(FILE)
 
@@ -62,9 +62,9 @@ def error(answer: httpx2.Response, status: int) -> dict[str, Any]:
     return answer.json()["error"]
 
 
-def test_a_model_is_put_to_sleep_and_woken(http: httpx2.Client) -> None:
-    for what, status in (("sleep", "sleeping"), ("wake", "loaded"), ("load", "loaded")):
-        done = http.post(f"/models/{what}", json={"model": "chat"})
+def test_sleep_and_wake_change_the_model_status(http: httpx2.Client) -> None:
+    for action, status in (("sleep", "sleeping"), ("wake", "loaded"), ("load", "loaded")):
+        done = http.post(f"/models/{action}", json={"model": "chat"})
         assert done.status_code == 200
         assert (done.json()["model"], done.json()["status"]) == ("chat", status)
         assert http.get("/v1/models/chat").json()["status"] == status
@@ -81,9 +81,9 @@ def test_an_unloaded_model_is_unknown(http: httpx2.Client) -> None:
     assert error(http.post("/models/wake", json={"model": "ids"}), 404)["param"] == "model"
 
 
-def test_refused_changes(http: httpx2.Client) -> None:
-    for what in ("unload", "sleep", "wake", "load"):
-        path = f"/models/{what}"
+def test_invalid_changes_are_refused(http: httpx2.Client) -> None:
+    for action in ("unload", "sleep", "wake", "load"):
+        path = f"/models/{action}"
         assert error(http.post(path, json={"model": "none"}), 404)["code"] == "model_not_found"
         assert error(http.post(path, json={}), 400)["param"] == "model"
         assert error(http.post(path, json={"model": "chat", "x": 1}), 400)["param"] == "x"
@@ -104,9 +104,9 @@ def test_refused_changes(http: httpx2.Client) -> None:
 
 def test_a_key_changes_only_permitted_models(http: httpx2.Client) -> None:
     assert http.post("/models/sleep", json={"model": "chat"}, headers=key("some")).is_success
-    for what in ("sleep", "load"):
+    for action in ("sleep", "load"):
         hidden, none = (
-            error(http.post(f"/models/{what}", json={"model": model}, headers=key("some")), 404)
+            error(http.post(f"/models/{action}", json={"model": model}, headers=key("some")), 404)
             for model in ("ids", "none")
         )
         assert hidden["message"].replace("ids", "none") == none["message"]
@@ -137,6 +137,6 @@ def test_reload_applies_the_fleet_file(http: httpx2.Client, file: Path) -> None:
     assert len(FLEET.changed) == 1
 
 
-def test_reload_without_a_fleet_file() -> None:
+def test_reload_without_a_fleet_file_is_refused() -> None:
     with running_server(FLEET) as url:
         assert error(httpx2.post(f"{url}/fleet/reload"), 409)["code"] == "wrong_state"

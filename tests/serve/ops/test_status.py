@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,17 +31,17 @@ def http() -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture(autouse=True)
-def as_new() -> None:
+def reset() -> None:
     FLEET.__init__()  # type: ignore[misc]
 
 
 def sample(text: str, name: str) -> float:
-    """The value of one metric, by its name with labels."""
+    """Returns the value of one metric, given its name with labels."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[-1])
 
 
-def test_a_healthy_server(http: httpx2.Client) -> None:
+def test_a_healthy_server_is_ready(http: httpx2.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/health/ready").json() == {"status": "ready"}
     assert http.get("/health/plain/base").json() == {"status": "loaded", "unit": "0"}
@@ -56,7 +57,7 @@ def test_a_hanging_unit_is_not_ready(http: httpx2.Client) -> None:
         assert "has executed no step for 61.0 s" in answer.json()["reason"]
 
 
-def test_an_ended_unit_is_not_ready(http: httpx2.Client) -> None:
+def test_a_dead_unit_is_not_ready(http: httpx2.Client) -> None:
     FLEET.dead = "out of memory"
     for path in ("/health/ready", "/health/chat"):
         assert "has ended: out of memory" in http.get(path).json()["reason"]
@@ -64,7 +65,7 @@ def test_an_ended_unit_is_not_ready(http: httpx2.Client) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-def test_model_status(http: httpx2.Client) -> None:
+def test_models_are_listed_with_their_status(http: httpx2.Client) -> None:
     (chat, _, _) = http.get("/v1/models").json()["data"]
     assert chat["id"] == "chat"
     assert (chat["status"], chat["unit"], chat["max_model_len"]) == ("loaded", "0", 256)
@@ -76,7 +77,7 @@ def test_metrics_count_requests(http: httpx2.Client) -> None:
     assert http.post("/v1/completions", json={**BODY, "temperature": -1}).status_code == 400
     after = http.get("/metrics")
     assert after.headers["content-type"].startswith("text/plain; version=0.0.4")
-    grown = {
+    increases = {
         'vllm:prompt_tokens_total{model_name="chat"}': 3,
         'vllm:generation_tokens_total{model_name="chat"}': 6,
         'vllm:request_success_total{finished_reason="length",model_name="chat"}': 1,
@@ -88,32 +89,32 @@ def test_metrics_count_requests(http: httpx2.Client) -> None:
         'muxjax:slo_misses_total{model_name="chat",target="tpot"}': 1,
         'muxjax:slo_misses_total{model_name="chat",target="ttft"}': 0,
     }
-    for name, growth in grown.items():
-        assert sample(after.text, name) - sample(before, name) == growth, name
+    for name, increase in increases.items():
+        assert sample(after.text, name) - sample(before, name) == increase, name
     assert sample(after.text, 'muxjax:refused_requests_total{status="400"}') >= 1
     assert sample(after.text, 'muxjax:model_state{model_name="ids",state="loaded"}') == 1
     assert sample(after.text, 'vllm:num_requests_running{model_name="ids"}') == 0
 
 
-def test_stats_once_and_as_a_stream(http: httpx2.Client) -> None:
-    once = http.get("/stats").json()
-    assert [model["name"] for model in once["models"]] == ["chat", "plain/base", "ids"]
-    assert [model["chat"] for model in once["models"]] == [True, False, False]
-    assert once["pool"]["pages"] == 100
+def test_stats_as_one_response_and_as_a_stream(http: httpx2.Client) -> None:
+    stats = http.get("/stats").json()
+    assert [model["name"] for model in stats["models"]] == ["chat", "plain/base", "ids"]
+    assert [model["chat"] for model in stats["models"]] == [True, False, False]
+    assert stats["pool"]["pages"] == 100
     with http.stream("GET", "/stats/stream") as stream:
         lines = (line for line in stream.iter_lines() if line)
-        found = [json.loads(next(lines).removeprefix("data: ")) for _ in range(2)]
-    assert found[1]["time"] > found[0]["time"]
+        updates = [json.loads(next(lines).removeprefix("data: ")) for _ in range(2)]
+    assert updates[1]["time"] > updates[0]["time"]
 
 
 def test_the_dashboard_queries_existing_metrics(http: httpx2.Client) -> None:
     http.post("/v1/completions", json=BODY)
     text = http.get("/metrics").text
     dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text())
-    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
-    assert len(asked) > 8
-    import re
-
-    for expression in asked:
+    expressions = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    assert len(expressions) > 8
+    for expression in expressions:
         for name in re.findall(r"(?:vllm|muxjax):\w+", expression):
             assert f"\n{name}" in f"\n{text}", name

@@ -1,4 +1,4 @@
-"""The watchdog, check by check, and with a real engine that hangs."""
+"""The watchdog with a fake fleet, and with a real engine that hangs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from tests.serve.fake_fleet import FakeFleet
 
 @pytest.fixture
 def lines() -> Iterator[list[dict[str, Any]]]:
-    found: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     handler = logging.Handler()
-    handler.emit = lambda record: found.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
+    handler.emit = lambda record: events.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
     logger = logging.getLogger("muxjax.serve")
     logger.addHandler(handler)
-    yield found
+    yield events
     logger.removeHandler(handler)
 
 
-def watch(fleet: FakeFleet, now: list[float], **more: float) -> Watchdog:
-    return Watchdog(fleet, stall_timeout=5.0, restarts=2, clock=lambda: now[0], **more)
+def watch(fleet: FakeFleet, now: list[float], **options: float) -> Watchdog:
+    return Watchdog(fleet, stall_timeout=5.0, restarts=2, clock=lambda: now[0], **options)
 
 
 def test_a_working_unit_is_not_restarted(lines: list[dict[str, Any]]) -> None:
@@ -52,7 +52,7 @@ def test_a_hanging_unit_is_logged_and_restarted(lines: list[dict[str, Any]]) -> 
     failed, restarted = lines
     assert (failed["event"], failed["unit"], failed["alive"]) == ("unit_failed", "0", True)
     assert "chat: waiting=0" in failed["state"]
-    assert "MainThread" not in failed["stacks"]  # its own
+    assert "MainThread" not in failed["stacks"]  # the thread that runs the check
     assert restarted["event"] == "unit_restarted"
 
 
@@ -79,7 +79,7 @@ def test_a_unit_is_lost_after_too_many_restarts(lines: list[dict[str, Any]]) -> 
     assert fleet.restarts == 3
 
 
-def test_a_unit_that_cannot_be_restarted(lines: list[dict[str, Any]]) -> None:
+def test_a_unit_that_cannot_be_restarted_is_lost(lines: list[dict[str, Any]]) -> None:
     watchdog = watch(FakeFleet(dead="gone"), [0.0])
     watchdog.check_units()
     assert watchdog.is_lost("0")
@@ -89,8 +89,8 @@ def test_a_unit_that_cannot_be_restarted(lines: list[dict[str, Any]]) -> None:
 def test_the_thread_restarts_units() -> None:
     fleet = FakeFleet(restartable=True, dead="gone")
     restarted = threading.Event()
-    real = fleet.restart
-    fleet.restart = lambda unit, reason: (real(unit, reason), restarted.set())  # type: ignore[assignment,func-returns-value]
+    restart = fleet.restart
+    fleet.restart = lambda unit, reason: (restart(unit, reason), restarted.set())  # type: ignore[assignment,func-returns-value]
     watchdog = watch(fleet, [0.0], interval=0.01)
     watchdog.start()
     assert restarted.wait(10)
@@ -98,35 +98,35 @@ def test_the_thread_restarts_units() -> None:
 
 
 def test_stacks_have_no_values_of_variables() -> None:
-    held, go_on = threading.Event(), threading.Event()
+    started, resume = threading.Event(), threading.Event()
 
     def hang(prompt: str) -> None:
-        held.set()
-        assert go_on.wait(20), prompt
+        started.set()
+        assert resume.wait(20), prompt
 
     thread = threading.Thread(target=hang, args=("a private prompt",), name="hanging")
     thread.start()
-    assert held.wait(10)
-    found = describe_stacks()
-    go_on.set()
+    assert started.wait(10)
+    stacks = describe_stacks()
+    resume.set()
     thread.join(10)
-    assert "hanging:" in found
-    assert "go_on.wait(20)" in found
-    assert "private" not in found
+    assert "hanging:" in stacks
+    assert "resume.wait(20)" in stacks
+    assert "private" not in stacks
 
 
 def test_a_hanging_engine_is_restarted_and_keeps_its_requests(
     monkeypatch: pytest.MonkeyPatch, lines: list[dict[str, Any]]
 ) -> None:
     """While the engine hangs, health reports it; after the restart its requests continue."""
-    hang, go_on = threading.Event(), threading.Event()
-    real = JaxExecutor.result
+    hang, resume = threading.Event(), threading.Event()
+    executor_result = JaxExecutor.result
 
     def result(self: JaxExecutor, handle: Any) -> StepResult:
         if hang.is_set():
             hang.clear()
-            assert go_on.wait(60)
-        return real(self, handle)
+            assert resume.wait(60)
+        return executor_result(self, handle)
 
     monkeypatch.setattr(JaxExecutor, "result", result)
     config = ServerConfig(stall_timeout=1.5)
@@ -136,7 +136,7 @@ def test_a_hanging_engine_is_restarted_and_keeps_its_requests(
         running_server(fleet, ServerSettings(config)) as url,
         httpx2.Client(base_url=url, timeout=30) as client,
     ):
-        wanted = client.post("/v1/completions", json=body).json()["choices"]
+        expected = client.post("/v1/completions", json=body).json()["choices"]
         assert client.get("/health/ready").status_code == 200
         hang.set()
         with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
@@ -144,12 +144,12 @@ def test_a_hanging_engine_is_restarted_and_keeps_its_requests(
         assert events[-1] == "data: [DONE]"
         parts = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
         text = "".join(part["choices"][0]["text"] for part in parts)
-        assert text == wanted[0]["text"]
+        assert text == expected[0]["text"]
         wait_until(lambda: any(line["event"] == "unit_restarted" for line in lines))
         failed = next(line for line in lines if line["event"] == "unit_failed")
         assert "muxjax-engine" in failed["stacks"]
         assert "hello" not in json.dumps(failed)
-        assert client.post("/v1/completions", json=body).json()["choices"] == wanted
+        assert client.post("/v1/completions", json=body).json()["choices"] == expected
         assert client.get("/health/llama").json() == {"status": "loaded", "unit": "0"}
         assert 'muxjax:unit_restarts_total{unit="0"} 1.0' in client.get("/metrics").text
-        go_on.set()
+        resume.set()
