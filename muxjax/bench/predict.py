@@ -1,9 +1,9 @@
 """Compares the simulator with the real engine on the same workloads.
 
-The steps of a fleet are measured (as by `muxjax bench steps`), then workloads that the profile was
-not made from are replayed on the real engine, each followed by its simulation on that profile. A
-ratio of simulated to real of 1 is a perfect prediction. The limits are throughput within 10 %, and
-the median and 99th percentile of the time to first token within 25 % (`TOLERANCES`).
+The steps of a fleet are measured, as by `muxjax bench steps`. Other workloads are then replayed on
+the real engine, and each is simulated with the measured step times. A simulated-to-real ratio of 1
+is a perfect prediction. Throughput must be within 10 %, and the median and 99th percentile of the
+time to first token within 25 % (`TOLERANCES`).
 
 - Each workload is replayed several times, each time with its own arrivals and lengths, and
   simulated with the same ones; percentiles are over the requests of all replays.
@@ -66,7 +66,7 @@ class PredictionOptions:
       policy: the scheduling policy.
       workloads: names from `WORKLOADS`.
       seconds: length of each workload.
-      rounds: how often to measure a profile and run all workloads.
+      rounds: number of times to measure a profile and run all workloads.
       replays: replays of each workload in a round.
       repeats: measurements of each kind of step.
       fixed_speed: do not measure the machine's speed around each replay.
@@ -135,7 +135,7 @@ class PredictionBench:
           workload_options: fields of `WorkloadOptions`, and `load`, the fraction of the saturating
             rate at the current speed.
           seed: seed of the requests.
-          before: the slowdown, just measured.
+          before: the slowdown that was measured last.
         """
         fields = dict(workload_options)
         rate = fields.pop("load") * self._saturating_rate(before)
@@ -251,8 +251,8 @@ def throughput(records: list[RequestRecord]) -> float:
 def _ratios(
     simulated: list[list[RequestRecord]], real: list[list[RequestRecord]]
 ) -> dict[str, float]:
-    predicted, found = run_statistics(simulated), run_statistics(real)
-    return {key: predicted[key] / found[key] for key in found}
+    predicted, measured = run_statistics(simulated), run_statistics(real)
+    return {key: predicted[key] / measured[key] for key in measured}
 
 
 def median_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
