@@ -1,4 +1,4 @@
-"""LangChain with a running server. Libraries with a base URL for OpenAI's API work like this.
+"""LangChain with a running server, as for any library that accepts a base URL for OpenAI's API.
 
 make serve                                   # in another terminal
 pip install langchain-openai
@@ -19,11 +19,11 @@ class River(BaseModel):
     """A river."""
 
     name: str = Field(max_length=30)
-    kilometres: int = Field(ge=1, le=7000)
+    kilometers: int = Field(ge=1, le=7000)
 
 
 def main() -> None:
-    """Requests an answer, a stream, and an answer as an object."""
+    """Requests an answer, a stream, and a structured answer."""
     model = ChatOpenAI(
         base_url=f"{URL}/v1", api_key="none", model="chat", temperature=0, max_tokens=80
     )

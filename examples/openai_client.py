@@ -31,8 +31,8 @@ def stream() -> None:
     print()
 
 
-def of_a_schema() -> None:
-    """Requests an answer that is JSON and conforms to a schema."""
+def json_schema() -> None:
+    """Requests JSON that conforms to a schema."""
     schema = {
         "type": "object",
         "properties": {
@@ -56,7 +56,7 @@ def of_a_schema() -> None:
     print(json.loads(answer.choices[0].message.content or ""))
 
 
-def with_a_tool() -> None:
+def call_tool() -> None:
     """Has the model call a function and answer with the result."""
     tool = {
         "type": "function",
@@ -72,19 +72,19 @@ def with_a_tool() -> None:
         },
     }
     messages: list = [{"role": "user", "content": "What time is it in Paris?"}]
-    asked = {"model": MODEL, "tools": [tool], "max_tokens": 80, "temperature": 0}
-    answer = client.chat.completions.create(messages=messages, tool_choice="required", **asked)
+    options = {"model": MODEL, "tools": [tool], "max_tokens": 80, "temperature": 0}
+    answer = client.chat.completions.create(messages=messages, tool_choice="required", **options)
     message = answer.choices[0].message
     print(answer.choices[0].finish_reason)
     messages.append(message.model_dump(exclude_none=True))
     for call in message.tool_calls or ():
         print(call.function.name, json.loads(call.function.arguments))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": "half past nine"})
-    answer = client.chat.completions.create(messages=messages, tool_choice="none", **asked)
+    answer = client.chat.completions.create(messages=messages, tool_choice="none", **options)
     print(answer.choices[0].message.content)
 
 
 if __name__ == "__main__":
     stream()
-    of_a_schema()
-    with_a_tool()
+    json_schema()
+    call_tool()

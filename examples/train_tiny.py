@@ -4,8 +4,8 @@
     muxjax generate examples/tiny/fleet.yaml --model llama --prompt "Shall I compare thee"
 
 A Llama, a Qwen 3 and a Gemma 3 with different numbers of layers, KV heads and head sizes read text
-as bytes, and are trained until they have memorized the text: their output is then the text, so that
-a wrong cache page is visible at once. Each is saved twice, as an Orbax checkpoint and as a
+as bytes and are trained until they have memorized it. A wrong cache page then changes the output
+visibly. Each is saved twice, as an Orbax checkpoint and as a
 Hugging Face folder with safetensors, beside a fleet file that serves all three.
 """
 
@@ -34,7 +34,7 @@ from muxjax.progress import Bars
 
 HERE = Path(__file__).resolve().parent
 VOCAB = 256
-"""Bytes."""
+"""Vocabulary size: tokens are bytes."""
 
 # The models differ in L, K and H, and in R (pool rows per token and layer: 1, 2 and 3).
 SHAPES: dict[Family, dict[str, Any]] = {
@@ -87,7 +87,7 @@ class Recipe:
 
 
 QUICK = Recipe(steps=250, text_bytes=634)
-"""The first sonnet only, in less than half the time: enough for tests."""
+"""The first sonnet only, in less than half of the time; used in tests."""
 
 
 def tiny_config(family: Family) -> ModelConfig:
@@ -103,7 +103,7 @@ def tiny_config(family: Family) -> ModelConfig:
 
 
 def next_byte_loss(decoder: Decoder, pieces: Int[Array, "B length"]) -> Float[Array, ""]:
-    """Mean cross-entropy, in nats, of each byte after the first, given those before it."""
+    """Mean cross-entropy, in nats, of each byte after the first, given the preceding bytes."""
     logits = decoder.dense_logits(pieces[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, pieces[:, 1:])
     return losses.mean()
@@ -113,7 +113,7 @@ def next_byte_loss(decoder: Decoder, pieces: Int[Array, "B length"]) -> Float[Ar
 def train_step(
     decoder: Decoder, optimizer: nnx.Optimizer, pieces: Int[Array, "B length"]
 ) -> Float[Array, ""]:
-    """One step of the optimizer, which changes the decoder in place; returns the loss before it."""
+    """Runs one optimizer step, which updates the decoder in place; returns the loss before it."""
     loss, gradients = nnx.value_and_grad(next_byte_loss)(decoder, pieces)
     optimizer.update(decoder, gradients)
     return loss
@@ -126,14 +126,14 @@ def train(
     seed: int,
     stepped: Callable[[float], None],
 ) -> Decoder:
-    """Trains a decoder from nothing. The same seed gives the same decoder.
+    """Trains a decoder from random weights. The same seed gives the same decoder.
 
     Args:
-      config: its shape.
-      text: what it learns by heart.
-      recipe: how long, and how fast.
-      seed: of its first weights and of the order of the pieces.
-      stepped: told the loss after each step.
+      config: shape of the decoder.
+      text: the training text.
+      recipe: settings of the training.
+      seed: seed of the initial weights and of the order of the pieces.
+      stepped: called with the loss after each step.
     """
     tokens = np.frombuffer(text, np.uint8)[: recipe.text_bytes].astype(np.int32)
     decoder = Decoder.init(config, nnx.Rngs(seed))
@@ -171,7 +171,7 @@ def save(decoder: Decoder, folder: Path) -> None:
 def write_fleet_file(folder: Path) -> Path:
     """Writes the fleet file of the three models."""
     lines = [
-        "# Written by examples/train_tiny.py. Each model is also there as `safetensors`.",
+        "# Written by examples/train_tiny.py. Each model has also a `safetensors` folder.",
         "models:",
     ]
     for family in SHAPES:
