@@ -54,7 +54,7 @@ Timed = Callable[[], float]
 """Seconds of one layer."""
 
 
-def ours(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
+def time_paged(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
     """Returns a timed call of an implementation of `paged_attention`, and an output."""
     q, *rest = workload.arrays()
     attend = workload.attend(implementation)
@@ -150,8 +150,8 @@ def measure(
     workload: AttentionWorkload, bandwidth: float, rate: float, peers: bool
 ) -> dict[str, Any]:
     """Measures one workload; returns a row of the table."""
-    timed, output = ours(workload, None)
-    _, expected = ours(workload, "xla")
+    timed, output = time_paged(workload, None)
+    _, expected = time_paged(workload, "xla")
     error = bench.relative_error(output, expected)
     if not error < TOLERANCE:
         raise SystemExit(f"{workload}: the relative error is {error:.1e}; nothing was timed")
@@ -184,7 +184,7 @@ def table(lines: list[dict[str, Any]]) -> Table:
     """Builds the table of the rows."""
     names = sorted({name for line in lines for name in line["peers"]})
     columns = ["N, K, H", "", "sequences", "MB", "us", "of copy", "of matmul", *names]
-    grid = Table(*columns, title="one layer; peers: their time over ours")
+    grid = Table(*columns, title="one layer; peers: their time over MuxJAX's")
     for line in lines:
         peers = [line["peers"].get(name) for name in names]
         grid.add_row(

@@ -3,8 +3,8 @@
     python benchmarks/placement.py [--json] [--plot FILE.svg]
 
 1. The three ChatLMSYS fleets (16 models, 32 A100s; `../shared/data`, or `MUXJAX_SHARED_DATA`), with
-   the lengths that MuxServe's optimizer assumes: scores of its plan and of ours, by its estimator
-   and by ours, and planning time. The limit is a tenth of the time of MuxServe's optimizer.
+   the lengths that MuxServe's optimizer assumes: scores of its plan and of MuxJAX's, by both
+   estimators, and planning time. The limit is a tenth of the time of MuxServe's optimizer.
 2. Fleets with power-law popularity on 1 to 128 nodes of 8 H100s: time, memory, gap to the bound.
 
 Processor times are compared; planning has one thread. Wall time is printed as well.
@@ -51,7 +51,7 @@ SHAPES = {
 
 
 def chatlmsys(data: Path, case: str) -> dict[str, Any]:
-    """Plans one of the three fleets with MuxServe's search and with ours."""
+    """Plans one of the three fleets with MuxServe's search and with MuxJAX's."""
     upstream, seconds = CASES[case]
     models = yaml.safe_load((data / "chatlmsys" / f"{case}.yaml").read_text())["models"]
     loads = [
@@ -69,24 +69,24 @@ def chatlmsys(data: Path, case: str) -> dict[str, Any]:
             durations.append(time.process_time() - used)
         return plan, sorted(durations)[len(durations) // 2]
 
-    theirs, their_seconds = planned(True)
-    ours, our_seconds = planned(False)
+    reproduced, reproduced_seconds = planned(True)
+    plan, plan_seconds = planned(False)
     return {
         "case": case,
-        "upstream_score": ours.upstream_score,
+        "upstream_score": plan.upstream_score,
         "upstream_score_of_upstream": upstream,
-        "upstream_score_as_reproduced": theirs.upstream_score,
-        "score": ours.score,
-        "score_of_upstream": theirs.score,
-        "bound": ours.bound,
-        "seconds": ours.seconds,
-        "cpu_seconds": our_seconds,
-        "cpu_seconds_as_reproduced": their_seconds,
+        "upstream_score_as_reproduced": reproduced.upstream_score,
+        "score": plan.score,
+        "score_of_upstream": reproduced.score,
+        "bound": plan.bound,
+        "seconds": plan.seconds,
+        "cpu_seconds": plan_seconds,
+        "cpu_seconds_as_reproduced": reproduced_seconds,
         "seconds_of_upstream": seconds,
-        "faster": seconds / our_seconds,
-        "passes": ours.upstream_score >= upstream
-        and ours.score > theirs.score
-        and our_seconds <= seconds / 10,
+        "faster": seconds / plan_seconds,
+        "passes": plan.upstream_score >= upstream
+        and plan.score > reproduced.score
+        and plan_seconds <= seconds / 10,
     }
 
 

@@ -72,7 +72,7 @@ def measure(
         "with_ms": 1e3 * median(warm),
         "ratio": median(cold) / median(warm),
         "computed": length / (length - median(hits)),
-        "found": median(hits),
+        "cached_tokens": median(hits),
     }
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     if args.json:
         print_json({"model": args.model, "rows": rows, **describe_machine()})
         return
-    columns = ("shared", "at_once", "without_ms", "with_ms", "ratio", "computed", "found")
+    columns = ("shared", "at_once", "without_ms", "with_ms", "ratio", "computed", "cached_tokens")
     print_table("Time to the first token", columns, rows)
 
 

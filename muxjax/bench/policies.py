@@ -2,9 +2,10 @@
 
 For each `alpha` and `load` the isolated latency of the models is measured first, and then the
 saturating rate: the rate of the reference policy when all requests arrive at once. Each policy
-then replays the same workload at `load` times that rate. Policies take turns, a different one first
-in each cell, on one pool with the same compiled programs; each round has its own arrivals. The
-scheduler is given the models' true rates, so that shares and quotas are sized for the workload.
+then replays the same workload at `load` times that rate. Policies run in turn on one pool with the
+same compiled programs, starting with a different policy in each cell. Each round has different
+arrivals. The scheduler gets the models' true rates, so that shares and quotas are sized for the
+workload.
 
 A request meets its target if its latency is at most `slo_scale` times its isolated latency
 (MuxServe's metric). Policies are compared by *rate-weighted goodput*: for each model, the requests
@@ -201,7 +202,7 @@ def saturating_rate(
     policy: str,
     profile: ProfileTable | None,
 ) -> float:
-    """Requests per second that a policy serves when the whole burst arrives at once."""
+    """Requests per second that a policy serves when all requests of a burst arrive at once."""
     at_once = [TraceRequest(0.0, r.model, r.prompt_tokens, r.output_tokens) for r in burst]
     if profile is not None:
         records = simulate_session(session, profile, at_once, policy, isolated.estimates)

@@ -176,7 +176,7 @@ def build_request_inputs(
 
     Args:
       prompts: the data set.
-      arrivals: when requests are sent; must be the default for a trace, which has its own times.
+      arrivals: when requests are sent; must be the default for a trace, which contains times.
       generators: prompt generator of each model.
       shares: share of the requests of each model.
       model_map: maps a trace's model names to the server's.

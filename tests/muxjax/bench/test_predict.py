@@ -31,7 +31,7 @@ def records(*ttfts: float) -> list[RequestRecord]:
 def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> ReplayPair:
     quarters = [before] * 4
     return ReplayPair(
-        records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0
+        records(real), records(simulated), before, after, quarters, expected=3.0, measured=2.0
     )
 
 
