@@ -85,6 +85,7 @@ lint: $(DEV)
 
 types: $(DEV)
 	$(BIN)/python -m mypy -p muxjax
+	$(BIN)/python -m mypy benchmarks/*.py
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

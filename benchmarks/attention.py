@@ -1,8 +1,8 @@
 """Paged attention relative to the limits of the device, and to other implementations.
 
-Decode is limited by memory: the result is a fraction of the bandwidth of a plain copy, measured in
-the same run. Prefill is limited by arithmetic: a fraction of the rate of a large matrix product.
-Before a kernel is timed, its output is compared with that of the `xla` implementation.
+Decode is limited by memory, so it is compared with the bandwidth of a plain copy in the same run.
+Prefill is limited by arithmetic, so it is compared with the rate of a large matrix product.
+Before a kernel is timed, its output is compared with the `xla` implementation.
 
     python benchmarks/attention.py                  # a table; under ten minutes on an H200
     python benchmarks/attention.py --json > benchmarks/results/attention-h200.json
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 # Before JAX starts: leaves memory for torch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -54,8 +54,8 @@ Timed = Callable[[], float]
 """Seconds of one layer."""
 
 
-def ours(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
-    """Returns a call of an implementation of `paged_attention`, and its output for layer 1."""
+def time_paged(workload: AttentionWorkload, implementation: str | None) -> tuple[Timed, jax.Array]:
+    """Returns a timed call of an implementation of `paged_attention`, and an output."""
     q, *rest = workload.arrays()
     attend = workload.attend(implementation)
     layers = bench.all_layers(lambda q, layer, *rest: attend(q, *rest, jnp.int32(layer)))
@@ -85,7 +85,7 @@ def shipped_paged(workload: AttentionWorkload) -> Timed:
     return lambda: bench.seconds(lambda: layers(q, *pages)) / LAYERS
 
 
-def dense(workload: AttentionWorkload, implementation: str) -> Timed:
+def dense(workload: AttentionWorkload, implementation: Literal["xla", "cudnn"]) -> Timed:
     """`jax.nn.dot_product_attention` over a dense cache `[S, length, K, H]`."""
     num_heads, num_kv, head_dim = workload.geometry
     queries = 1 if workload.decode else workload.length
@@ -137,7 +137,7 @@ def _random(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
 
 
 def contenders(workload: AttentionWorkload) -> Iterator[tuple[str, Callable[[], Timed]]]:
-    """Returns the other implementations by name."""
+    """Yields the names of other implementations, and functions that prepare them."""
     if jax.default_backend() == "gpu":
         if workload.decode:
             yield "jax paged", lambda: shipped_paged(workload)
@@ -150,12 +150,12 @@ def measure(
     workload: AttentionWorkload, bandwidth: float, rate: float, peers: bool
 ) -> dict[str, Any]:
     """Measures one workload; returns a row of the table."""
-    timed, found = ours(workload, None)
-    _, wanted = ours(workload, "xla")
-    error = bench.relative_error(found, wanted)
+    timed, output = time_paged(workload, None)
+    _, expected = time_paged(workload, "xla")
+    error = bench.relative_error(output, expected)
     if not error < TOLERANCE:
-        raise SystemExit(f"{workload}: wrong by {error:.1e} of the output's norm; nothing is timed")
-    taken = timed()
+        raise SystemExit(f"{workload}: the relative error is {error:.1e}; nothing was timed")
+    seconds = timed()
     limit = max(workload.bytes / bandwidth, workload.operations / rate)
     line: dict[str, Any] = {
         "geometry": list(workload.geometry),
@@ -165,29 +165,29 @@ def measure(
         "bytes": workload.bytes,
         "operations": workload.operations,
         "error": error,
-        "seconds": taken,
-        "fraction_of_copy": workload.bytes / taken / bandwidth,
-        "fraction_of_matmul": workload.operations / taken / rate,
-        "fraction_of_limit": limit / taken,
+        "seconds": seconds,
+        "fraction_of_copy": workload.bytes / seconds / bandwidth,
+        "fraction_of_matmul": workload.operations / seconds / rate,
+        "fraction_of_limit": limit / seconds,
         "peers": {},
     }
-    for name, make in contenders(workload) if peers else ():
+    for name, prepare in contenders(workload) if peers else ():
         try:
-            line["peers"][name] = make()()
-        except Exception as refusal:  # noqa: BLE001 - a peer that cannot is no fault of ours
+            line["peers"][name] = prepare()()
+        except Exception as refusal:  # noqa: BLE001  peers may not support a workload
             line["peers"][name] = None
             print(f"{name} on {workload}: {str(refusal).splitlines()[0][:200]}", file=sys.stderr)
     return line
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
-    """Prints the rows as a table."""
+    """Builds the table of the rows."""
     names = sorted({name for line in lines for name in line["peers"]})
     columns = ["N, K, H", "", "sequences", "MB", "us", "of copy", "of matmul", *names]
-    found = Table(*columns, title="one layer; peers: how many times our time they take")
+    grid = Table(*columns, title="one layer; peers: their time over MuxJAX's")
     for line in lines:
         peers = [line["peers"].get(name) for name in names]
-        found.add_row(
+        grid.add_row(
             ", ".join(map(str, line["geometry"])),
             line["kind"],
             f"{line['num_seqs']} x {line['length']}",
@@ -197,7 +197,7 @@ def table(lines: list[dict[str, Any]]) -> Table:
             f"{line['fraction_of_matmul']:.0%}",
             *("-" if peer is None else f"{peer / line['seconds']:.2f}" for peer in peers),
         )
-    return found
+    return grid
 
 
 def main() -> None:
@@ -220,7 +220,7 @@ def main() -> None:
     ]
     if options.json:
         rates = {"copy_bytes_per_second": bandwidth, "matmul_operations_per_second": rate}
-        print(json.dumps(bench.described(lines) | rates, indent=1))
+        print(json.dumps(bench.build_report(lines) | rates, indent=1))
     else:
         console = Console()
         device = jax.devices()[0].device_kind

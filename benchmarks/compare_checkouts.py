@@ -4,9 +4,9 @@
     python benchmarks/compare_checkouts.py --baseline ../before decode.py --keys tokens_per_s
 
 Each round runs `benchmarks/SCRIPT --json` in the baseline and in this checkout, in alternating
-order, so that a change of the machine's speed affects both. Shown are the medians of every number
-that both print under the same path, and their ratio (this checkout over the baseline). Arguments
-after `--` are passed to the script. Each checkout needs its environment (`make setup`).
+order, so that a change of the machine's speed affects both. The output has the median of every
+number that both print under the same path, and the ratio (this checkout over the baseline).
+Arguments after `--` are passed to the script. Each checkout needs its environment (`make setup`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--keys", default="", help="only paths that match this regular expression")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    own, _, arguments = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    own_arguments, _, script_arguments = " ".join(sys.argv[1:]).partition(" -- ")
+    options = parser.parse_args(own_arguments.split())
     checkouts = {"baseline": options.baseline.resolve(), "this": HERE}
     numbers: dict[str, dict[str, list[float]]] = {name: {} for name in checkouts}
     for index in range(options.rounds):
         order = list(checkouts.items())
         for name, folder in order if index % 2 == 0 else reversed(order):
-            output = run_script(folder, options.script, arguments.split(), options.timeout)
+            output = run_script(folder, options.script, script_arguments.split(), options.timeout)
             for path, number in flatten(output):
                 numbers[name].setdefault(path, []).append(number)
     rows = [
@@ -60,21 +60,21 @@ def main() -> None:
 
 
 def run_script(folder: Path, script: str, arguments: list[str], timeout: float) -> Any:
-    """Runs a benchmark script of a checkout in its environment and returns the JSON it prints."""
+    """Runs a benchmark script of a checkout in its environment and returns its JSON output."""
     python = folder / ".venv" / "bin" / "python"
     command = [str(python), f"benchmarks/{script}", "--json", *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed in {folder}:\n{done.stderr}")
-    return json.loads(done.stdout)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed in {folder}:\n{process.stderr}")
+    return json.loads(process.stdout)
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Yields the numbers of a JSON value with their paths.
 
-    An element of a list is named by its index and its texts, for people to recognize the case.
+    The path of a list element contains its index and its texts, to identify the case.
     """
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return

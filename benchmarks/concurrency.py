@@ -4,9 +4,9 @@
     python benchmarks/concurrency.py --requests 8 --prompt 128 --output 64 --precision int8
 
 All requests are submitted at once. `output tokens/s` is the number of generated tokens divided by
-the time from submission to the last token. `roofline` is the highest possible rate by the rates
-measured in the same run: each decode step reads the weights once at the bandwidth of a plain sum,
-and the prompts cost their matrix products at the rate of one large product of the same precision.
+the time from submission to the last token. `roofline` is the maximum rate for the device
+rates of the same run: each decode step reads the weights once at the bandwidth of a plain sum, and
+prompts run at the rate of one large matrix product of the same precision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 from muxjax.bench.single_model import (
     PRECISIONS,
-    Loaded,
+    CompiledModel,
     load,
     random_prompts,
     run_requests,
@@ -35,7 +35,7 @@ FIRST_TOKEN_PROMPT = 20
 
 def main() -> None:
     """Measures all precisions and prints the result."""
-    parser = argparse.ArgumentParser(description="Measure requests at the same time.")
+    parser = argparse.ArgumentParser(description="Measure concurrent requests.")
     parser.add_argument("--model", default="demo:smollm2-135m", help="a source, as in a fleet file")
     parser.add_argument(
         "--precision", action="append", choices=list(PRECISIONS), help="default: all"
@@ -85,22 +85,24 @@ def measure(precision: str, rates: DeviceRates, arguments: argparse.Namespace) -
                 runs.append(run)
                 firsts.append(first)
     seconds = median(run.seconds for run in runs)
-    made = arguments.requests * arguments.output
-    least = roofline_seconds(loaded, rates, arguments)
+    tokens = arguments.requests * arguments.output
+    roofline = roofline_seconds(loaded, rates, arguments)
     return {
         "precision": precision,
-        "output_tokens/s": made / seconds,
-        "lowest": made / max(run.seconds for run in runs),
-        "highest": made / min(run.seconds for run in runs),
-        "all_tokens/s": (made + arguments.requests * arguments.prompt) / seconds,
+        "output_tokens/s": tokens / seconds,
+        "lowest": tokens / max(run.seconds for run in runs),
+        "highest": tokens / min(run.seconds for run in runs),
+        "all_tokens/s": (tokens + arguments.requests * arguments.prompt) / seconds,
         "first_token_ms": 1e3 * median(firsts),
         "GFLOP/s": rates.matmul_rate(precision) / 1e9,
-        "roofline": made / least,
-        "ratio": least / seconds,
+        "roofline": tokens / roofline,
+        "ratio": roofline / seconds,
     }
 
 
-def roofline_seconds(loaded: Loaded, rates: DeviceRates, arguments: argparse.Namespace) -> float:
+def roofline_seconds(
+    loaded: CompiledModel, rates: DeviceRates, arguments: argparse.Namespace
+) -> float:
     """Minimum time of the requests at the measured rates, in seconds."""
     # The first token of each request comes from its prefill.
     decode = (arguments.output - 1) * step_bytes(loaded.model) / rates.bandwidth

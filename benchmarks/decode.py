@@ -4,10 +4,10 @@
     python benchmarks/decode.py --model demo:gemma3-270m --precision int8 --batch 1 --batch 8
 
 A decode step reads every weight once, so at small batches `bytes of weights / read bandwidth` is a
-lower bound of its time. `engine` is the rate of requests through `Fleet`, `bare` that of the
-compiled step in a loop without a scheduler. The bandwidth is that of a sum over 512 MiB, measured
-between the other measurements. `ratio` is relative to the lower bound by the weights alone: these
-contexts are short, so attention reads few keys and values.
+lower bound of its time. `engine` is the rate of requests through `Fleet`, and `bare` the rate of
+the compiled step in a loop without a scheduler. The read bandwidth is measured repeatedly in the
+same run, with a sum over 512 MiB. `ratio` is the lower bound over the measured time. It ignores
+attention, which reads few keys and values at these short contexts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 from muxjax.bench.single_model import (
     PRECISIONS,
-    Loaded,
+    CompiledModel,
     load,
     random_prompts,
     run_requests,
@@ -54,7 +54,7 @@ def main() -> None:
     batches = arguments.batch or [1, 2, 4, 8, 16]
 
     rates = DeviceRates()
-    found = []
+    rows: list[dict[str, Any]] = []
     for precision in arguments.precision or PRECISIONS:
         loaded = load(arguments.model, precision, max_seqs=max(batches))
         token_rates: dict[tuple[str, int], list[float]] = {}
@@ -68,7 +68,7 @@ def main() -> None:
                     token_rates.setdefault(("engine", batch), []).append(rate)
             rates.measure()
         for (kind, batch), values in token_rates.items():
-            found.append(
+            rows.append(
                 {
                     "precision": precision,
                     "kind": kind,
@@ -78,18 +78,18 @@ def main() -> None:
                     "GB/s": median(values) / batch * step_bytes(loaded.model) / 1e9,
                 }
             )
-    for row in found:
+    for row in rows:
         row["ratio"] = row["GB/s"] * 1e9 / rates.bandwidth
-    report(arguments.model, found, rates, as_json=arguments.json)
+    report(arguments.model, rows, rates, as_json=arguments.json)
 
 
-def engine_rate(loaded: Loaded, fleet: Fleet, batch: int, tokens: int, seed: int) -> float:
+def engine_rate(loaded: CompiledModel, fleet: Fleet, batch: int, tokens: int, seed: int) -> float:
     """Tokens per second of requests through the engine while all of them decode."""
     prompts = random_prompts(loaded.model, batch, PROMPT, seed)
     return run_requests(fleet, prompts, tokens).steady_rate
 
 
-def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) -> float:
+def bare_rate(loaded: CompiledModel, executor: JaxExecutor, batch: int, tokens: int) -> float:
     """Tokens per second of the compiled decode step in a loop."""
     name, layers = loaded.model.name, loaded.model.config.num_layers
     per_block = loaded.model.layout.tokens_per_page
@@ -120,9 +120,9 @@ def bare_rate(loaded: Loaded, executor: JaxExecutor, batch: int, tokens: int) ->
     step = Decode(name, sequences, per_step)
     handles = [executor.submit(step) for _ in range(tokens // per_step)]
     results = [executor.result(handle) for handle in handles]
-    counted = results[1:]  # the first waits for what was before it
-    made = sum(len(found) for result in counted for found in result.tokens)
-    return made / sum(result.seconds for result in counted)
+    counted = results[1:]  # the first also waits for earlier work
+    generated = sum(len(tokens) for result in counted for tokens in result.tokens)
+    return generated / sum(result.seconds for result in counted)
 
 
 def report(model: str, rows: list[dict[str, Any]], rates: DeviceRates, *, as_json: bool) -> None:

@@ -2,12 +2,12 @@
 
     python benchmarks/host.py [--json] [--turns 600]
 
-1. `next_step` of every policy, with 512 running and 10,000 waiting requests in 16 models: waiting
-   evenly or all for one model, with enough pages or with as few as the running ones need. Requests
-   that end are replaced, so that prefills are among the steps.
+1. `next_step` of every policy, with 512 running and 10,000 waiting requests in 16 models: evenly
+   distributed or all for one model, with enough pages or with a shortage of pages. Requests that
+   end are replaced, so that some steps are prefills.
 2. All host work of a step at batch 256: `next_step`, `submit`, `result`, `apply` and the streams.
-   The executor is real, the device is not: its programs return prepared tokens at once, so that
-   only host work remains.
+   The executor is real, but its programs return prepared tokens at once, so that only host work
+   is measured.
 
 The medians are compared with limits of 100 and 500 microseconds; p99 is shown. A value of `of
 limit` above 1 exceeds the limit. No weights are needed.
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from muxjax.bench.host_turn import MOST_TOKENS, Feed, Times, time_turns
+from muxjax.bench.host_turn import MEAN_TOKENS, Feed, Times, time_turns
 from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 from muxjax.scheduling.policies.registry import create_policy, policy_names
@@ -48,10 +48,10 @@ class HostLoad:
       running: running sequences of all models; they fill all slots.
       waiting: waiting requests.
       models: number of models.
-      spread: whether requests wait 'evenly' or for 'one' model.
-      pages: 'enough', or 'short': for about half of what may run.
-      cache: whether there is a prefix cache. No two prompts begin alike, so it is all cost: hashes
-        when a request is admitted and when it ends, and evictions.
+      spread: whether requests wait 'evenly' for all models or for 'one'.
+      pages: 'enough', or 'short': for about half of the running sequences.
+      cache: whether there is a prefix cache. No two prompts share a prefix, so the cache only adds
+        cost: hashing at admission and at the end of a request, and evictions.
     """
 
     policy: str = "adbs"
@@ -64,7 +64,7 @@ class HostLoad:
 
 
 def specs_for(load: HostLoad) -> list[ModelSpec]:
-    """Builds models that have one slot for each running sequence."""
+    """Builds model specs with one slot for each running sequence."""
     slots = load.running // load.models
     if load.pages == "short":
         slots *= 2
@@ -76,7 +76,7 @@ def specs_for(load: HostLoad) -> list[ModelSpec]:
 
 def pages_for(load: HostLoad) -> int:
     """Number of pages of the pool."""
-    tokens = 2 * MOST_TOKENS if load.pages == "enough" else MOST_TOKENS // 2
+    tokens = 2 * MEAN_TOKENS if load.pages == "enough" else MEAN_TOKENS // 2
     return LAYERS * (1 + load.running * -(-tokens // TOKENS_PER_PAGE))
 
 
@@ -99,7 +99,7 @@ def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, 
     for index in range(load.running):
         unit.add(feed.request(names[index % len(names)], fresh=False))
     now, pending = 0.0, None
-    made, applied = Times(), Times()
+    scheduled, applied = Times(), Times()
     # The waiting requests are added when all slots are filled.
     for _ in range(4 * load.running):
         pending, now, ended = _turn(unit, pending, now)
@@ -107,17 +107,17 @@ def time_next_step(load: HostLoad, turns: int) -> tuple[Times, Times, dict[str, 
             unit.add(feed.request(model, fresh=False))
         if not any(state.waiting for state in unit.models.values()):
             break
-    where = names if load.spread == "evenly" else names[:1]
+    targets = names if load.spread == "evenly" else names[:1]
     for index in range(load.waiting):
-        unit.add(feed.request(where[index % len(where)]))
+        unit.add(feed.request(targets[index % len(targets)]))
     for turn in range(turns + turns // 4):
         measured = turn >= turns // 4
-        pending, now, ended = _turn(unit, pending, now, made if measured else None, applied)
+        pending, now, ended = _turn(unit, pending, now, scheduled if measured else None, applied)
         for model in ended:
             unit.add(feed.request(model))
     states = unit.models.values()
     return (
-        made,
+        scheduled,
         applied,
         {
             "running": sum(len(state.running) + len(state.prefilling) for state in states),
@@ -130,22 +130,22 @@ def _turn(
     unit: Scheduler,
     pending: Step | None,
     now: float,
-    made: Times | None = None,
+    scheduled: Times | None = None,
     applied: Times | None = None,
 ) -> tuple[Step | None, float, list[str]]:
     """Runs one step; returns the models whose requests have ended."""
     ended: list[str] = []
     began = time.perf_counter()
     step = unit.next_step(now)
-    seconds = time.perf_counter() - began
-    if made is not None:
-        made.taken.append(seconds)
+    duration = time.perf_counter() - began
+    if scheduled is not None:
+        scheduled.seconds.append(duration)
     if pending is not None:
         result = fake_result(pending)
         began = time.perf_counter()
         updates = unit.apply(pending, result, now)
         if applied is not None:
-            applied.taken.append(time.perf_counter() - began)
+            applied.seconds.append(time.perf_counter() - began)
         ended = [update.request.model for update in updates if update.finish_reason]
     return step, now + 0.02, ended
 
@@ -160,7 +160,7 @@ GROWTH: dict[str, list[int]] = {
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Disables Python's garbage collector for the block; complete steps are timed with it."""
+    """Disables Python's garbage collector; complete steps are timed with the collector."""
     gc.collect()
     gc.disable()
     try:
@@ -172,13 +172,19 @@ def no_collector() -> Iterator[None]:
 def next_step_row(load: HostLoad, turns: int) -> dict[str, Any]:
     """Measures one load; returns a row of the first tables."""
     with no_collector():
-        made, applied, sizes = time_next_step(load, turns)
+        scheduled, applied, sizes = time_next_step(load, turns)
     return {
         **asdict(load),
         **sizes,
-        **made.row(NEXT_STEP_LIMIT),
-        "apply_us": float(np.median(applied.taken)) * 1e6,
+        **scheduled.row(NEXT_STEP_LIMIT),
+        "apply_us": float(np.median(applied.seconds)) * 1e6,
     }
+
+
+def varied_loads(name: str, values: list[int]) -> list[HostLoad]:
+    """Default loads with different values of one field."""
+    changes: list[dict[str, Any]] = [{name: value} for value in values]
+    return [replace(HostLoad(), **change) for change in changes]
 
 
 def main() -> None:
@@ -195,9 +201,9 @@ def main() -> None:
     ]
     rows = [next_step_row(load, args.turns) for load in cases]
     growth = [
-        {"varied": what, **next_step_row(replace(HostLoad(), **{what: value}), args.turns)}
-        for what, values in GROWTH.items()
-        for value in values
+        {"varied": name, **next_step_row(load, args.turns)}
+        for name, values in GROWTH.items()
+        for load in varied_loads(name, values)
     ]
     turns = [
         {"batch": batch, "burst": burst, **time_turns(batch, burst, TURN_LIMIT)}
@@ -206,13 +212,13 @@ def main() -> None:
     ]
     if args.json:
         limits = {"next_step_us": NEXT_STEP_LIMIT * 1e6, "turn_us": TURN_LIMIT * 1e6}
-        found = {"limits": limits, "next_step": rows, "growth": growth, "turn": turns}
-        print_json(found | describe_machine())
+        report = {"limits": limits, "next_step": rows, "growth": growth, "turn": turns}
+        print_json(report | describe_machine())
         return
     figures = ("median_us", "p99_us", "of_limit", "apply_us")
     print_table("next_step", ("policy", "spread", "pages", "running", "waiting", *figures), rows)
-    columns = ("varied", "running", "waiting", "models", "cache", *figures)
-    print_table("How next_step grows (adbs)", columns, growth)
+    varied = ("varied", "running", "waiting", "models", "cache", *figures)
+    print_table("How next_step scales (adbs)", varied, growth)
     parts = ("next_step_us", "submit_us", "result_us", "apply_us", "streams_us", "readers_us")
     columns = ("batch", "burst", "median_us", "p99_us", "of_limit", *parts)
     print_table("Host work between two decode steps", columns, turns)

@@ -2,11 +2,11 @@
 
     python benchmarks/key_timing.py [--samples 20000] [--json]
 
-Looks up keys among 50, in alternation: a valid key, wrong keys that share 0, 8, 16 and all but one
-of its characters, and one of a different length. If the time depended on the number of correct
-characters, an attacker could find a key one character at a time. Shown are medians, and the
-difference of each from the valid key's in standard errors of the median (by bootstrap). Differences
-below `--limit` standard errors count as noise.
+Looks up keys in a set of 50, in random order: a valid key, wrong keys whose first 0, 8, 16 or all
+but one characters are correct, and a key of a different length. If the time depended on the number
+of correct characters, an attacker could guess a key one character at a time. The table shows
+medians and the difference from the valid key, in standard errors of the median (by bootstrap).
+Differences below `--limit` standard errors count as noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from muxjax.serve.access.keys import Key, Keys, digest_of, new_secret
 
 KEYS = 50
 BATCH = 20
-"""Look-ups that are timed together, since a clock's tick is as long as one."""
+"""Look-ups that are timed together, since one look-up is as short as a clock tick."""
 
 
 def main() -> None:
@@ -63,22 +63,22 @@ def main() -> None:
                 keys.find(secret)
             times[kind].append((time.perf_counter_ns() - began) / BATCH)
 
-    base, own_error = median(times["right"]), _error(times["right"])
+    base, base_error = median(times["right"]), _error(times["right"])
     rows = []
-    for kind, found in times.items():
-        error = (own_error**2 + _error(found) ** 2) ** 0.5
-        difference = median(found) - base
+    for kind, samples in times.items():
+        error = (base_error**2 + _error(samples) ** 2) ** 0.5
+        difference = median(samples) - base
         rows.append(
             {
                 "kind": kind,
-                "median_ns": median(found),
+                "median_ns": median(samples),
                 "difference_ns": difference,
                 "standard_errors": difference / error if error else 0.0,
-                "ratio": median(found) / base,
+                "ratio": median(samples) / base,
             }
         )
     # A shorter text is hashed faster, which reveals only the length of the guess.
-    apart = [
+    significant = [
         row
         for row in rows
         if row["kind"] != "another length"
@@ -86,7 +86,7 @@ def main() -> None:
         and abs(float(row["standard_errors"])) > arguments.limit
     ]
     if arguments.json:
-        print(json.dumps({"rows": rows, "passed": not apart}, indent=2))
+        print(json.dumps({"rows": rows, "passed": not significant}, indent=2))
     else:
         table = Table(title=f"one look-up among {KEYS} keys", box=None)
         for name in ("secret", "median ns", "difference ns", "standard errors", "ratio"):
@@ -100,13 +100,13 @@ def main() -> None:
                 f"{row['ratio']:.4f}",
             )
         Console().print(table)
-    sys.exit(1 if apart else 0)
+    sys.exit(1 if significant else 0)
 
 
 def _error(values: list[float]) -> float:
     """Standard error of the median, by bootstrap."""
-    drawn = [median(random.choices(values, k=len(values))) for _ in range(30)]
-    return pstdev(drawn)
+    medians = [median(random.choices(values, k=len(values))) for _ in range(30)]
+    return pstdev(medians)
 
 
 if __name__ == "__main__":

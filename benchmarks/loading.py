@@ -1,15 +1,15 @@
-"""Loading weights onto several devices: time from safetensors and from Orbax, and host memory.
+"""Time and host memory of loading weights onto several devices, from safetensors and Orbax.
 
     python benchmarks/loading.py [--devices 4] [--runs 5] [--layers 16] [--stored float32]
 
 A model with random weights is written in both formats and loaded as bfloat16 onto `--devices`
-virtual CPU devices, sharded over all of them, several times in alternation. The ratio is that of
-the medians. The safetensors are bfloat16, or `--stored float32`; the Orbax folder is the output of
-`muxjax convert --dtype bfloat16` for them.
+virtual CPU devices, sharded over all of them, several times in alternation. `ratio` is the ratio
+of the medians. The safetensors are bfloat16, or `--stored float32`; the Orbax folder is their
+conversion by `muxjax convert --dtype bfloat16`.
 
 Host memory is the increase of the process's anonymous memory (Linux's RssAnon, sampled every
-millisecond) minus the arrays that are on the devices at that time, relative to the bytes of one
-device's shard. The limit is 1.3. Mapped files belong to the page cache and are not counted.
+millisecond) minus the arrays on the devices at that time, relative to the bytes of one device's
+shard. The limit is 1.3. Mapped files belong to the page cache and are not counted.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 LIMIT = 1.3
 M_MMAP_THRESHOLD = -3
-"""glibc's."""
+"""A parameter of glibc's mallopt."""
 
 
 def main() -> None:
     """Measures both formats and prints the result."""
-    parser = argparse.ArgumentParser(description="Measure loading.")
+    parser = argparse.ArgumentParser(description="Measure loading of weights.")
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=16)
@@ -47,19 +48,19 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), arguments.layers, arguments.stored)
-        found = measure(Path(folder), arguments.devices, arguments.runs)
+        report = measure(Path(folder), arguments.devices, arguments.runs)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
         return
     for form in ("safetensors", "orbax"):
-        took = found[form]
-        spread = f"from {took['least']:.2f} to {took['most']:.2f}"
-        peak = f"{took['host_bytes'] / 1e6:.1f} MB, {took['host_share']:.2f}"
-        part = f"{found['device_bytes'] / 1e6:.1f} MB"
+        row = report[form]
+        spread = f"from {row['least']:.2f} to {row['most']:.2f}"
+        peak = f"{row['host_bytes'] / 1e6:.1f} MB, {row['host_share']:.2f}"
+        shard = f"{report['device_bytes'] / 1e6:.1f} MB"
         print(
-            f"{form:<12} {took['seconds']:.2f} s ({spread}); host peak {peak} of a device's {part}"
+            f"{form:<12} {row['seconds']:.2f} s ({spread}); host peak {peak} of a shard of {shard}"
         )
-    print(f"orbax takes {found['ratio']:.2f} of the time of safetensors; host limit {LIMIT}")
+    print(f"orbax takes {report['ratio']:.2f} of the time of safetensors; host limit {LIMIT}")
 
 
 def write(folder: Path, layers: int, stored: str) -> None:
@@ -90,7 +91,7 @@ def write(folder: Path, layers: int, stored: str) -> None:
 def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
     """Loads the model and returns its time and host memory."""
     seconds: dict[str, list[float]] = {"safetensors": [], "orbax": []}
-    for form in seconds:  # what is slow the first time
+    for form in seconds:  # warm up
         device_bytes, _ = load(folder / form, devices)
     for run in range(runs):
         for form in seconds:
@@ -98,7 +99,7 @@ def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
             load(folder / form, devices)
             seconds[form].append(time.perf_counter() - began)
         print(f"run {run + 1} of {runs}", file=sys.stderr)
-    peaks = {form: host_peak(lambda form=form: load(folder / form, devices)) for form in seconds}
+    peaks = {form: host_peak(partial(load, folder / form, devices)) for form in seconds}
     medians = {form: statistics.median(times) for form, times in seconds.items()}
     return {
         "devices": devices,
@@ -118,7 +119,7 @@ def measure(folder: Path, devices: int, runs: int) -> dict[str, Any]:
 
 
 def host_peak(work: Callable[[], object]) -> int:
-    """Peak host memory of some work in bytes, without arrays on the devices."""
+    """Peak host memory of a call in bytes, without arrays on the devices."""
     import jax
 
     def on_devices() -> int:
@@ -132,16 +133,15 @@ def host_peak(work: Callable[[], object]) -> int:
 
     gc.collect()
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)  # what is freed is given back at once
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)  # return freed memory to the system at once
     libc.malloc_trim(0)
     before = anonymous_bytes() - on_devices()
     peaks, done = [before], threading.Event()
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        _kept = (
-            work()
-        )  # kept until the watcher stops: arrays are deleted before their memory is freed
+        # Kept until the watcher stops: arrays are deleted before their memory is freed.
+        _kept = work()
     finally:
         done.set()
         watcher.join()
@@ -153,7 +153,7 @@ def anonymous_bytes() -> int:
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise OSError("this kernel does not tell RssAnon")
+    raise OSError("this kernel does not report RssAnon")
 
 
 def load(folder: Path, devices: int) -> tuple[int, object]:

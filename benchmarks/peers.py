@@ -1,17 +1,16 @@
-"""MuxJAX and other servers on the same machine, with two models of different popularity.
+"""Compares MuxJAX with other servers on one machine, for two models of different popularity.
 
     python benchmarks/peers.py --ours int8=fleet.yaml --peer vllm=http://127.0.0.1:8001,http://127.0.0.1:8002
     python benchmarks/peers.py --ours-url float32=http://127.0.0.1:8000 --peer llama=http://127.0.0.1:8003
 
-A server is anything with OpenAI's `/v1/completions` that accepts token ids. A peer that serves one
-model per process has one address for each model, in the order of `--model`; with one address it
-serves all. Servers of `--ours FLEET` are started here (`muxjax serve`) and stopped at the end.
+Servers must have OpenAI's `/v1/completions` and accept token ids. A peer with one model per process
+has one address for each model, in the order of `--model`. A peer with a single address serves all
+models. For `--ours NAME=FLEET`, `muxjax serve` is started, and stopped at the end.
 
-In a round all requests are sent to one server at once. When all are answered, the next server gets
-them. Rounds alternate between the servers, so that a change of the machine's speed affects all.
-Shown are medians over the rounds of output tokens per second of all models together, and the ratio
-to the best peer. Every answer must have all its tokens, otherwise the script fails. README.md says
-how to start vLLM's CPU build and llama.cpp.
+In a round, all requests are sent at once to one server after the other. A change of the machine's
+speed thus affects all servers. The table shows the total output tokens per second (median over the
+rounds), and the ratio to the best peer. The script fails if a response lacks tokens. README.md
+describes how to start vLLM's CPU build and llama.cpp.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from muxjax.bench.http.load import LoadResult, run_load
 from muxjax.errors import BenchError
 
 LARGEST_ID = 40_000
-"""Token ids of prompts are under this, which all vocabularies of the two models hold."""
+"""Token ids of prompts are below this; all vocabularies of the two models are larger."""
 Servers = Mapping[str, Server]
 """The server of each model."""
 
@@ -53,11 +52,11 @@ def main() -> None:
             ours[name] = _servers(name, url, models)
         ours |= {name: _servers(name, url, models) for name, url in map(_pair, arguments.ours_url)}
         peers = {name: _servers(name, urls, models) for name, urls in map(_pair, arguments.peer)}
-        everyone = {**ours, **peers}
-        if not everyone or len(everyone) < len(ours) + len(peers):
-            sys.exit("name some servers, each once: --ours, --ours-url, --peer")
+        servers = {**ours, **peers}
+        if not servers or len(servers) < len(ours) + len(peers):
+            sys.exit("give --ours, --ours-url or --peer, each server with a different name")
         try:
-            rounds = measure(everyone, dict(zip(models, counts, strict=True)), arguments)
+            rounds = measure(servers, dict(zip(models, counts, strict=True)), arguments)
         except BenchError as error:
             sys.exit(str(error))
     rows = rows_of(rounds, list(peers))
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure servers against each other.")
+    parser = argparse.ArgumentParser(description="Compare servers.")
     parser.add_argument(
         "--ours", action="append", default=[], metavar="NAME=FLEET", help="a fleet file to serve"
     )
@@ -80,7 +79,7 @@ def _arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=URL",
-        help="an address that is already served",
+        help="a running server",
     )
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=URL[,URL...]", help="another server"
@@ -100,8 +99,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    name, found, value = text.partition("=")
-    if not (name and found and value):
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
         sys.exit(f"{text!r} is not NAME=VALUE")
     return name, value
 
@@ -112,10 +111,10 @@ def _servers(name: str, urls: str, models: list[str]) -> Servers:
         sys.exit(f"{name} has {len(addresses)} addresses for {len(models)} models: give one or all")
     body = {"temperature": 0, "ignore_eos": True}
     try:
-        found = [Server(url, body=body) for url in addresses]
+        servers = [Server(url, body=body) for url in addresses]
     except BenchError as error:
         sys.exit(str(error))
-    return dict(zip(models, found * (len(models) // len(found)), strict=True))
+    return dict(zip(models, servers * (len(models) // len(servers)), strict=True))
 
 
 @contextmanager
@@ -137,39 +136,41 @@ def our_server(fleet: str, patience: float) -> Iterator[str]:
 def _address(process: subprocess.Popen[str], patience: float) -> str:
     import threading
 
-    watch = threading.Timer(patience, process.terminate)
-    watch.start()
+    watchdog = threading.Timer(patience, process.terminate)
+    watchdog.start()
     try:
-        assert process.stdout is not None, "it was asked for"
+        assert process.stdout is not None
         for line in process.stdout:
-            if found := re.search(r"http://\S+", line):
-                return found[0]
+            if match := re.search(r"http://\S+", line):
+                return match[0]
     finally:
-        watch.cancel()
-    sys.exit(f"`{' '.join(map(str, process.args))}` ended before it served")  # type: ignore[arg-type]
+        watchdog.cancel()
+    sys.exit(f"`{' '.join(map(str, process.args))}` ended before it was ready")  # type: ignore[arg-type]
 
 
 def measure(
-    everyone: Mapping[str, Servers], counts: Mapping[str, int], arguments: argparse.Namespace
+    all_servers: Mapping[str, Servers], counts: Mapping[str, int], arguments: argparse.Namespace
 ) -> dict[str, list[LoadResult]]:
     """Runs all rounds; returns them by server.
 
     Raises:
-      BenchError: an answer failed or is too short.
+      BenchError: a request failed or its response lacks tokens.
     """
-    rounds: dict[str, list[LoadResult]] = {name: [] for name in everyone}
-    for turn in range(arguments.rounds + 1):
-        for name, servers in everyone.items():
-            inputs = make_asks(counts, arguments.prompt, arguments.output, seed=turn)
+    rounds: dict[str, list[LoadResult]] = {name: [] for name in all_servers}
+    for number in range(arguments.rounds + 1):
+        for name, servers in all_servers.items():
+            inputs = build_inputs(counts, arguments.prompt, arguments.output, seed=number)
             load = run_load(servers, inputs)
             check(name, load)
-            if turn > 0:  # the first round warms up
+            if number > 0:  # the first round warms up
                 rounds[name].append(load)
-                print(f"round {turn}, {name}: {rate(load):.0f} tokens/s", file=sys.stderr)
+                print(f"round {number}, {name}: {rate(load):.0f} tokens/s", file=sys.stderr)
     return rounds
 
 
-def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) -> list[RequestInput]:
+def build_inputs(
+    counts: Mapping[str, int], prompt: int, output: int, seed: int
+) -> list[RequestInput]:
     """Builds the requests of a round, all due at once, with new random prompts."""
     ids = random.Random(seed)
     return [
@@ -182,10 +183,10 @@ def make_asks(counts: Mapping[str, int], prompt: int, output: int, seed: int) ->
 
 
 def check(name: str, load: LoadResult) -> None:
-    """Checks that all answers are complete, since rates are not comparable otherwise.
+    """Checks that all responses are complete, since rates are not comparable otherwise.
 
     Raises:
-      BenchError: an answer failed or lacks tokens.
+      BenchError: a request failed or its response lacks tokens.
     """
     if load.interrupted:
         raise BenchError("interrupted")
@@ -194,13 +195,13 @@ def check(name: str, load: LoadResult) -> None:
             raise BenchError(f"{name}, model {result.request.model}: {result.error}")
         if result.output_tokens != result.request.output_tokens:
             raise BenchError(
-                f"{name}, model {result.request.model}: {result.output_tokens} tokens where "
-                f"{result.request.output_tokens} were asked for; does it know `ignore_eos`?"
+                f"{name}, model {result.request.model}: {result.output_tokens} tokens instead "
+                f"of {result.request.output_tokens}; does the server support `ignore_eos`?"
             )
 
 
 def rate(load: LoadResult, model: str | None = None) -> float:
-    """Output tokens per second from the first request to the last answer; of one model if given."""
+    """Output tokens per second until the last response, of all models or of one."""
     chosen = [o for o in load.results if model is None or o.request.model == model]
     end = max(result.end or 0.0 for result in chosen)
     return sum(result.output_tokens for result in chosen) / end
@@ -232,15 +233,15 @@ def rows_of(rounds: Mapping[str, list[LoadResult]], peers: list[str]) -> list[di
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints the rows as a table."""
     table = Table(title=title)
-    columns = ("server", "tokens/s", "lowest", "highest", "each model", "TTFT s", "to best peer")
+    columns = ("server", "tokens/s", "lowest", "highest", "by model", "TTFT s", "to best peer")
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
-        each = ", ".join(f"{name} {value:.0f}" for name, value in row["models"].items())
+        by_model = ", ".join(f"{name} {value:.0f}" for name, value in row["models"].items())
         table.add_row(
             row["server"],
             *(f"{row[key]:.0f}" for key in ("tokens/s", "lowest", "highest")),
-            each,
+            by_model,
             f"{row['median_ttft_s']:.2f}",
             "" if row["ratio"] is None else f"{row['ratio']:.2f}",
         )

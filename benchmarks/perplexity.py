@@ -1,13 +1,13 @@
-"""The cost of a precision: perplexity on a bundled text.
+"""Perplexity of each precision on a bundled text.
 
     python benchmarks/perplexity.py
     python benchmarks/perplexity.py --model demo:gemma3-270m --precision int8 --json
 
 The text (data/README.md) is split into pieces that fit the model's context, each after the begin
-token if the model has one. The matrix products are those of the compiled steps; attention is within
-a piece. For all precisions but float32, keys and values are rounded to bfloat16, as in the pool.
-`loss` is the increase of perplexity relative to float32, `+-` its standard error over the tokens of
-the text.
+token if the model has one. Matrix products are as in the compiled steps, and attention is within a
+piece. For all precisions but float32, keys and values are rounded to bfloat16, as in the pool.
+`loss` is the increase in perplexity relative to float32, and `+-` its standard error over the
+tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ from flax import nnx
 
 from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
-from muxjax.bench.single_model import (
-    PRECISIONS,
-    Precision,
-)
+from muxjax.bench.single_model import PRECISIONS, Precision
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.loading import open_checkpoint
 from muxjax.models.nn.attention import DenseAttend
@@ -53,20 +50,22 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=TEXT, help="a file of text in UTF-8")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    wanted = dict.fromkeys(["float32", *(arguments.precision or PRECISIONS)])
+    precisions = dict.fromkeys(["float32", *(arguments.precision or PRECISIONS)])
     text = arguments.text.read_text("utf-8")
     models = arguments.model or MODELS
     rows: list[dict[str, Any]] = []
-    with Bars({"measuring": len(models) * len(wanted)}, show=True) as bars:
+    with Bars({"measuring": len(models) * len(precisions)}, show=True) as bars:
         for model in models:
             checkpoint = open_checkpoint(model)
             if checkpoint.tokenizer is None:
-                parser.error(f"{model} has no tokenizer, so it cannot read a text")
-            pieces = cut(checkpoint.tokenizer.encode(text, False), checkpoint.config.bos_token_id)
+                parser.error(f"{model} has no tokenizer")
+            pieces = split_pieces(
+                checkpoint.tokenizer.encode(text, False), checkpoint.config.bos_token_id
+            )
             if not len(pieces):
                 parser.error(f"{arguments.text} has fewer than {PIECE} tokens of {model}")
             exact: np.ndarray | None = None
-            for name in wanted:
+            for name in precisions:
                 losses = measure(checkpoint, PRECISIONS[name], pieces)
                 exact = losses if exact is None else exact
                 rows.append(row(model, name, checkpoint, losses, exact))
@@ -77,7 +76,7 @@ def main() -> None:
     print_table(f"perplexity, {arguments.text.name}", tuple(rows[0]), rows, JAX=jax.__version__)
 
 
-def cut(ids: Sequence[int], bos: int | None) -> np.ndarray:
+def split_pieces(ids: Sequence[int], bos: int | None) -> np.ndarray:
     """Splits the text into full pieces `[pieces, PIECE]`, each after the begin token."""
     first = [] if bos is None else [bos]
     length = PIECE - len(first)
@@ -108,10 +107,10 @@ def measure(checkpoint: Checkpoint, precision: Precision, pieces: np.ndarray) ->
     """Returns the negative log-probability of each token but the first of each piece."""
     weights: dict[str, Any] = {}
     for name, array in checkpoint.weights():
-        kept = put_on_device(
+        arrays = put_on_device(
             checkpoint.config, name, array, precision.dtype, precision.quantization
         )
-        weights.update(kept)
+        weights.update(arrays)
     graph, state = nnx.split(Decoder(checkpoint.config, weights))
     exact = precision == PRECISIONS["float32"]
     attend = DenseAttend(PIECE) if exact else HalfPool(PIECE)
@@ -132,15 +131,15 @@ def row(
 ) -> dict[str, Any]:
     """Builds a row of the table."""
     kind = PRECISIONS[precision]
-    more = losses - exact
+    increase = losses - exact
     return {
         "model": model,
         "precision": precision,
         "weights_MB": stored_bytes(checkpoint.config, kind.dtype, kind.quantization) / 1e6,
         "tokens": len(losses),
         "perplexity": float(np.exp(losses.mean())),
-        "loss_%": float(100 * np.expm1(more.mean())),
-        "+-": float(100 * more.std() / len(more) ** 0.5),
+        "loss_%": float(100 * np.expm1(increase.mean())),
+        "+-": float(100 * increase.std() / len(increase) ** 0.5),
     }
 
 

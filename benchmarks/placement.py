@@ -1,15 +1,13 @@
-"""Planning: quality relative to MuxServe's optimizer and to the bound, and time by size.
+"""Quality and time of planning, relative to MuxServe's optimizer and to the upper bound.
 
     python benchmarks/placement.py [--json] [--plot FILE.svg]
 
 1. The three ChatLMSYS fleets (16 models, 32 A100s; `../shared/data`, or `MUXJAX_SHARED_DATA`), with
-   the lengths that MuxServe's optimizer plans with: scores of its plan and of ours, by its
-   estimator and by ours, and planning time. The limit is a tenth of the time of MuxServe's
-   optimizer.
-2. Fleets with popularity by a power law on 1 to 128 nodes of 8 H100s: time, memory, gap to the
-   bound.
+   the lengths that MuxServe's optimizer assumes: scores of its plan and of MuxJAX's, by both
+   estimators, and planning time. The limit is a tenth of the time of MuxServe's optimizer.
+2. Fleets with power-law popularity on 1 to 128 nodes of 8 H100s: time, memory, gap to the bound.
 
-The time compared is processor time; planning has one thread. Wall time is printed as well.
+Processor times are compared; planning has one thread. Wall time is printed as well.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ CASES = {
     "condense1200": (9.5086, 7.1),
     "condense1600": (10.5986, 3.9),
 }
-"""MuxServe's own score and seconds."""
+"""Score and seconds of MuxServe's optimizer."""
 REPEATS = 3
 SIZES = ((1, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 240), (128, 400))
 SHAPES = {
@@ -53,7 +51,7 @@ SHAPES = {
 
 
 def chatlmsys(data: Path, case: str) -> dict[str, Any]:
-    """Plans one of the three fleets with MuxServe's search and with ours."""
+    """Plans one of the three fleets with MuxServe's search and with MuxJAX's."""
     upstream, seconds = CASES[case]
     models = yaml.safe_load((data / "chatlmsys" / f"{case}.yaml").read_text())["models"]
     loads = [
@@ -62,33 +60,33 @@ def chatlmsys(data: Path, case: str) -> dict[str, Any]:
     cluster = parse_cluster("4x8:a100-80gb")
 
     def planned(as_upstream: bool) -> tuple[Any, float]:
-        taken, found = [], None
+        durations, plan = [], None
         for _ in range(REPEATS):
             began, used = time.perf_counter(), time.process_time()
             table = ProfileTable(data / "muxserve_a100_profile.json")
             options = PlannerOptions("concurrent", as_upstream=as_upstream)
-            found = plan_placement(loads, cluster, [table], options, began=began)
-            taken.append(time.process_time() - used)
-        return found, sorted(taken)[len(taken) // 2]
+            plan = plan_placement(loads, cluster, [table], options, began=began)
+            durations.append(time.process_time() - used)
+        return plan, sorted(durations)[len(durations) // 2]
 
-    theirs, their_seconds = planned(True)
-    ours, our_seconds = planned(False)
+    reproduced, reproduced_seconds = planned(True)
+    plan, plan_seconds = planned(False)
     return {
         "case": case,
-        "upstream_score": ours.upstream_score,
+        "upstream_score": plan.upstream_score,
         "upstream_score_of_upstream": upstream,
-        "upstream_score_as_reproduced": theirs.upstream_score,
-        "score": ours.score,
-        "score_of_upstream": theirs.score,
-        "bound": ours.bound,
-        "seconds": ours.seconds,
-        "cpu_seconds": our_seconds,
-        "cpu_seconds_as_reproduced": their_seconds,
+        "upstream_score_as_reproduced": reproduced.upstream_score,
+        "score": plan.score,
+        "score_of_upstream": reproduced.score,
+        "bound": plan.bound,
+        "seconds": plan.seconds,
+        "cpu_seconds": plan_seconds,
+        "cpu_seconds_as_reproduced": reproduced_seconds,
         "seconds_of_upstream": seconds,
-        "faster": seconds / our_seconds,
-        "passes": ours.upstream_score >= upstream
-        and ours.score > theirs.score
-        and our_seconds <= seconds / 10,
+        "faster": seconds / plan_seconds,
+        "passes": plan.upstream_score >= upstream
+        and plan.score > reproduced.score
+        and plan_seconds <= seconds / 10,
     }
 
 
@@ -137,7 +135,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     parts = [
         f'<svg {svg} font-family="sans-serif" font-size="11">',
         '<rect width="500" height="310" fill="white"/>',
-        '<text x="60" y="20">Seconds to plan against models (nodes of 8 H100s)</text>',
+        '<text x="60" y="20">Seconds to plan by number of models (nodes of 8 H100s)</text>',
     ]
     for power in range(int(low), int(high) + 1):
         _, y = place(xs[0], power)
@@ -173,18 +171,18 @@ def main() -> None:
     options = parser.parse_args()
     default = Path("..", "shared", "data")
     data = Path(os.environ.get("MUXJAX_SHARED_DATA") or default)
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     if data.is_dir():
-        found["chatlmsys"] = [chatlmsys(data, case) for case in CASES]
+        report["chatlmsys"] = [chatlmsys(data, case) for case in CASES]
     else:
         print(f"no shared data at {data}: the ChatLMSYS fleets are skipped", file=sys.stderr)
-    found["scale"] = [scaled(nodes, models) for nodes, models in SIZES]
+    report["scale"] = [scaled(nodes, models) for nodes, models in SIZES]
     if options.plot:
-        plot(found["scale"], options.plot)
+        plot(report["scale"], options.plot)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
         return
-    for title, rows in found.items():
+    for title, rows in report.items():
         show(title, rows)
 
 

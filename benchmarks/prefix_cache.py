@@ -1,11 +1,12 @@
-"""What the prefix cache saves: time to first token of prompts with a common prefix.
+"""Time to first token with and without a cached prefix.
 
     python benchmarks/prefix_cache.py [--json] [--model demo:smollm2-135m] [--tokens 512]
 
-Prompts have a shared prefix, such as a system prompt, and a few different tokens. Each round sends
+Prompts have a shared prefix, such as a system prompt, and a few unique tokens. Each round sends
 a request with a new prefix (cold) and then one with the same prefix (warm), so that a change of the
-machine's speed affects both. Shown is the ratio of the medians, for single and for concurrent
-requests, and the ratio that the shared tokens would give if only prefill took time.
+machine's speed affects both. The table shows the ratio of the medians, for single
+and for concurrent requests. `computed` is the ratio if the time were proportional to the number of
+prefilled tokens.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from muxjax import Fleet, SamplingParams
 from muxjax.bench.machine import describe_machine
 from muxjax.bench.script_output import print_json, print_table
 
-OWN_TOKENS = 16
+UNIQUE_TOKENS = 16
 MAX_TOKENS = 2
 PARAMS = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
 
 
 async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, int]:
-    """Returns the mean TTFT of concurrent prompts in seconds, and the tokens found in the cache."""
+    """Returns the mean TTFT of concurrent prompts in seconds, and the number of cached tokens."""
 
-    async def one(prompt: list[int]) -> tuple[float, int]:
+    async def first_token(prompt: list[int]) -> tuple[float, int]:
         began = time.perf_counter()
         stream = fleet.stream("model", prompt, PARAMS)
         first = 0.0
@@ -38,8 +39,8 @@ async def first_tokens(fleet: Fleet, prompts: list[list[int]]) -> tuple[float, i
             first = first or time.perf_counter() - began
         return first, stream.num_cached_tokens
 
-    found = await asyncio.gather(*map(one, prompts))
-    return float(np.mean([seconds for seconds, _ in found])), sum(cached for _, cached in found)
+    results = await asyncio.gather(*map(first_token, prompts))
+    return float(np.mean([seconds for seconds, _ in results])), sum(hits for _, hits in results)
 
 
 def measure(
@@ -48,22 +49,22 @@ def measure(
     """Measures prompts with `shared` common tokens, cold and warm in each round; returns a row."""
     vocab = fleet.models["model"].config.vocab_size
 
-    def prompts(beginning: list[int], count: int) -> list[list[int]]:
-        own = rng.integers(vocab, size=(count, OWN_TOKENS)).tolist()
-        return [beginning + tokens for tokens in own]
+    def prompts(prefix: list[int], count: int) -> list[list[int]]:
+        suffixes = rng.integers(vocab, size=(count, UNIQUE_TOKENS)).tolist()
+        return [prefix + suffix for suffix in suffixes]
 
     cold, warm, hits = [], [], []
     for _ in range(rounds):
         # Every cold prompt has a different prefix; the warm ones have the prefix of the first.
-        beginnings = rng.integers(vocab, size=(at_once, shared)).tolist()
-        asked = [prompts(beginning, 1)[0] for beginning in beginnings]
-        seconds, cached = asyncio.run(first_tokens(fleet, asked))
+        prefixes = rng.integers(vocab, size=(at_once, shared)).tolist()
+        cold_prompts = [prompts(prefix, 1)[0] for prefix in prefixes]
+        seconds, cached = asyncio.run(first_tokens(fleet, cold_prompts))
         assert cached == 0
         cold.append(seconds)
-        seconds, cached = asyncio.run(first_tokens(fleet, prompts(beginnings[0], at_once)))
+        seconds, cached = asyncio.run(first_tokens(fleet, prompts(prefixes[0], at_once)))
         warm.append(seconds)
         hits.append(cached / at_once)
-    length = shared + OWN_TOKENS
+    length = shared + UNIQUE_TOKENS
     return {
         "shared": shared,
         "at_once": at_once,
@@ -71,7 +72,7 @@ def measure(
         "with_ms": 1e3 * median(warm),
         "ratio": median(cold) / median(warm),
         "computed": length / (length - median(hits)),
-        "found": median(hits),
+        "cached_tokens": median(hits),
     }
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    longest = max(args.tokens) + OWN_TOKENS + MAX_TOKENS
+    longest = max(args.tokens) + UNIQUE_TOKENS + MAX_TOKENS
     config = {
         "models": [{"name": "model", "source": args.model, "max_model_len": longest}],
         "engine": {"max_seqs": max(args.at_once)},
@@ -102,7 +103,7 @@ def main() -> None:
     if args.json:
         print_json({"model": args.model, "rows": rows, **describe_machine()})
         return
-    columns = ("shared", "at_once", "without_ms", "with_ms", "ratio", "computed", "found")
+    columns = ("shared", "at_once", "without_ms", "with_ms", "ratio", "computed", "cached_tokens")
     print_table("Time to the first token", columns, rows)
 
 

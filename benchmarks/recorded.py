@@ -1,28 +1,27 @@
-"""MuxServe's recorded runs, simulated: are the ratios between its systems reproduced?
+"""Simulates MuxServe's recorded runs and compares the ratios between its systems.
 
     python benchmarks/recorded.py DIR [--profile FILE] [--json]
 
-`DIR` holds `recorded.json` and a fleet `CASE.yaml` for each case (as in
-`../shared/data/chatlmsys`). For each case the three systems are simulated on the recorded meshes
-and compute shares, with the measured A100 profile:
+`DIR` contains `recorded.json` and a fleet `CASE.yaml` for each case (as in
+`../shared/data/chatlmsys`). For each case, three systems are simulated on the recorded meshes and
+compute shares, with the measured A100 profile:
 
-- muxserve: Algorithm 3, concurrent programs, pool divided by quotas;
-- spatial: each model alone on its mesh, prefill and decode alternating;
-- temporal: MuxServe's meshes, one program at a time, first come first served, pool not divided.
+- muxserve: Algorithm 3, concurrent programs, pool with quotas;
+- spatial: one model per mesh, prefill and decode alternating;
+- temporal: MuxServe's meshes, one program at a time, first come first served, no quotas.
 
-The trace is not public. Its properties are taken from the case: the recorded number of requests of
-each model, uniformly random over `requests / rate` seconds, with log-normal lengths. The mean
-length is recorded tokens/s over requests/s, split into prompt and output like the averages of the
-fleet. Results are averaged over seeds.
+The trace is not public, so requests are generated: for each model the recorded number, at random
+times over `requests / rate` seconds (uniform), with log-normal lengths. The mean length is the
+recorded tokens/s over requests/s, divided into prompt and output like the averages of the fleet.
+Results are averaged over seeds.
 
-Settings that are not in the case are MuxServe's, from its repository (hao-ai-lab/MuxServe): steps
-of up to 2,048 prompt tokens and of one decode token, 256 sequences of a model unless quotas say
-otherwise, and the memory of the pool (`PROCESSES`, `SPATIAL_POOL`). No setting was fitted to the
-recorded throughputs.
+Other settings are from MuxServe's repository (hao-ai-lab/MuxServe): steps of up to 2,048 prompt
+tokens and of one decode token, at most 256 sequences of a model without quotas, and the memory of
+the pool (`PROCESSES`, `SPATIAL_POOL`). No setting was fitted to the recorded throughputs.
 
-Then the fairness experiment (Duan et al., ICML 2024, section 4.4, figure 9b): LLaMA 65B with long
-requests and LLaMA 30B with short ones, lengths 4:1, rates 1:8, on four devices; `adbs` relative to
-`round_robin` and `fcfs`.
+The fairness experiment (Duan et al., ICML 2024, section 4.4, figure 9b) is simulated as well: LLaMA
+65B with long requests and LLaMA 30B with short ones, lengths 4:1, rates 1:8, on four devices. It
+compares `adbs` with `round_robin` and `fcfs`.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ from muxjax.placement.costs.devices import find_device
 from muxjax.placement.costs.profile_table import ProfileTable
 from muxjax.placement.planner.plan import Execution, PlannedModel, PlannedUnit
 from muxjax.placement.simulator.metrics import AttainmentCriterion, SimulationMetrics
+from muxjax.placement.simulator.records import RequestRecord
 from muxjax.placement.simulator.simulated_units import (
     PolicyName,
     StepSizes,
@@ -74,15 +74,15 @@ MAX_PROMPT, MAX_OUTPUT = 1024, 1024
 """MuxServe dropped prompts of more than 1,024 tokens and requests of more than 2,048
 (benchmark/chatlmsys/chatlmsys_translation.py)."""
 MAX_SEQS = 256
-"""`max_num_seqs` where quotas do not take its place."""
+"""`max_num_seqs` of systems without quotas."""
 NO_LIMIT = 2048
 
 PROCESSES = 2 * 0.8e9 + 6e9
-"""Bytes that MuxServe sets aside for each model of a mesh: two processes and the activations
-(muxserve/muxsched/placement.py, update_utilization); the rest beside the weights is the pool."""
+"""Bytes that MuxServe reserves for each model of a mesh: two processes and the activations
+(muxserve/muxsched/placement.py, update_utilization). The pool is the memory that remains."""
 SPATIAL_POOL = {"7b": 0.65, "13b": 0.5, "30b": 0.375, "65b": 0.375}
-"""The part of the memory that is the pool in the spatial runs (benchmark/chatlmsys/
-muxserve2spatial.py)."""
+"""Pool size as a fraction of memory in the spatial runs
+(benchmark/chatlmsys/muxserve2spatial.py)."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Case:
     """One recorded case.
 
     Attributes:
-      name: in recorded.json.
+      name: key in recorded.json.
       recorded: the recorded run of each system.
-      kinds, rates: of each model.
+      kinds, rates: kind and rate of each model.
       prompts, outputs: mean tokens of each model.
     """
 
@@ -104,8 +104,8 @@ class Case:
     outputs: Mapping[str, float]
 
     def requests(self, system: SystemName, seed: int) -> list[TraceRequest]:
-        """The trace; all systems get the same, since all recorded the same number of requests."""
-        found: list[TraceRequest] = []
+        """The trace, which is the same for all systems: their numbers of requests are equal."""
+        requests: list[TraceRequest] = []
         for index, name in enumerate(self.kinds):
             count = self.recorded[system]["models"][name]["requests"]
             rng = np.random.default_rng([seed, index])
@@ -117,8 +117,8 @@ class Case:
                 max_output=MAX_OUTPUT,
             ).draw(rng)
             for time, (prompt, output) in zip(times, lengths, strict=False):
-                found.append(TraceRequest(time, name, prompt, output))
-        return sorted(found, key=lambda request: request.arrival)
+                requests.append(TraceRequest(time, name, prompt, output))
+        return sorted(requests, key=lambda request: request.arrival)
 
 
 def read_cases(folder: Path) -> list[Case]:
@@ -176,7 +176,7 @@ def planned_units(case: Case, system: SystemName, costs: ProfileTable) -> Iterat
 def unit(
     name: str, size: int, weights: float, pool: float, models: Sequence[PlannedModel]
 ) -> PlannedUnit:
-    """A unit on the first devices of a node; the simulator does not depend on the position."""
+    """A unit on the first devices of a node; results do not depend on the position."""
     return PlannedUnit(
         name=name,
         node=0,
@@ -198,13 +198,17 @@ def simulate(
 ) -> dict[str, Any]:
     """Returns the metrics of one run."""
     shapes = {kind: costs.shape(kind) for kind in costs.models}
-    made = [
+    simulated = [
         build_simulated_unit(u, system, costs, shapes, bandwidth=DEVICE.bandwidth) for u in units
     ]
     metrics = SimulationMetrics(
         {m.name: AttainmentCriterion() for u in units for m in u.models}, costs
     )
-    Simulation(made).run(requests, metrics.add)
+
+    def add(record: RequestRecord) -> None:
+        metrics.add(record)
+
+    Simulation(simulated).run(requests, add)
     return metrics.summary()
 
 
@@ -221,87 +225,89 @@ def compare(case: Case, costs: ProfileTable, bars: Bars) -> dict[str, Any]:
             measure: statistics.mean(run[key] for run in runs)
             for measure, (_, key) in MEASURES.items()
         }
-    found: dict[str, Any] = {"simulated": simulated, "recorded": {}, "ratios": {}}
+    result: dict[str, Any] = {"simulated": simulated, "recorded": {}, "ratios": {}}
     for name in SYSTEMS:
-        found["recorded"][name] = {
+        result["recorded"][name] = {
             measure: case.recorded[name][key] for measure, (key, _) in MEASURES.items()
         }
     for other in ("spatial", "temporal"):
         for measure in MEASURES:
-            recorded, ours = (
-                found[source]["muxserve"][measure] / found[source][other][measure]
+            recorded, ratio = (
+                result[source]["muxserve"][measure] / result[source][other][measure]
                 for source in ("recorded", "simulated")
             )
-            found["ratios"][f"muxserve/{other} {measure}"] = {
+            result["ratios"][f"muxserve/{other} {measure}"] = {
                 "recorded": recorded,
-                "simulated": ours,
-                "error": ours / recorded - 1,
+                "simulated": ratio,
+                "error": ratio / recorded - 1,
             }
-    return found
+    return result
 
 
 # Fairness
 
 PAPER_RATIOS = {"round_robin": 1.43, "fcfs": 1.85}
-"""What `adbs` is over each, in section 4.4: the means over figures 9a and 9b."""
+"""Throughput of `adbs` over each policy in section 4.4, mean of figures 9a and 9b."""
 FAIR_RATES = {"llama-65b": 1.0, "llama-30b": 8.0}
 FAIR_REQUESTS = 200
-"""Of the most popular model, as in MuxServe's generator (muxserve/muxsched/workload_utils.py)."""
+"""Requests of the most popular model (MuxServe's muxserve/muxsched/workload_utils.py)."""
 LONG_TOKENS, SHORT_TOKENS = 1024, 256
-"""Tokens of a request. The paper gives the ratio, 4:1; MuxServe's generator has 1,024 as its
-default."""
-PROMPT_PARTS = (0.33, 0.5, 0.75)
-"""Parts of a request that are its prompt. The paper does not say; the first is ShareGPT's (161 of
-499), the last is the generator's default (768 of 1,024)."""
+"""Tokens of a request. The ratio 4:1 is from the paper, and 1,024 is the default of MuxServe's
+generator."""
+PROMPT_SHARES = (0.33, 0.5, 0.75)
+"""Fraction of prompt tokens, which the paper does not give. The first is ShareGPT's (161 of 499);
+the last is the generator's default (768 of 1,024)."""
 FAIR_DEVICES = 4
 
 
 def fairness(costs: ProfileTable, execution: Execution, bars: Bars) -> dict[str, Any]:
-    """Returns the ratios of `adbs` to the others, for each split of requests and on average."""
+    """Returns the ratios of `adbs` to the baselines, for each prompt share and on average."""
     policies: tuple[PolicyName, ...] = ("adbs", "round_robin", "fcfs")
-    found: dict[str, Any] = {"splits": {}}
-    for part in PROMPT_PARTS:
+    result: dict[str, Any] = {"splits": {}}
+    for prompt_share in PROMPT_SHARES:
         throughputs: dict[str, list[float]] = {policy: [] for policy in policies}
         for seed in range(SEEDS):
             for policy in policies:
-                workload = _fair_workload(part, seed)
+                workload = _fair_workload(prompt_share, seed)
                 system = SystemConfig(policy, execution)
-                run = simulate([_fair_unit(part, costs)], system, workload, costs)
+                run = simulate([_fair_unit(prompt_share, costs)], system, workload, costs)
                 throughputs[policy].append(run["rate_weighted_throughput"])
                 bars.advance("simulating", 1, f"fairness {policy} {execution}")
         means = {policy: statistics.mean(values) for policy, values in throughputs.items()}
-        found["splits"][f"{part:.2f} prompt"] = {
+        result["splits"][f"{prompt_share:.2f} prompt"] = {
             "throughput": means,
             "ratios": {other: means["adbs"] / means[other] for other in PAPER_RATIOS},
         }
-    found["ratios"] = {
+    result["ratios"] = {
         other: {
             "paper": paper,
             "simulated": (
-                ours := statistics.mean(s["ratios"][other] for s in found["splits"].values())
+                ratio := statistics.mean(s["ratios"][other] for s in result["splits"].values())
             ),
-            "error": ours / paper - 1,
+            "error": ratio / paper - 1,
         }
         for other, paper in PAPER_RATIOS.items()
     }
-    return found
+    return result
 
 
-def _fair_lengths(part: float) -> dict[str, tuple[float, float]]:
+def _fair_lengths(prompt_share: float) -> dict[str, tuple[float, float]]:
     tokens = {"llama-65b": LONG_TOKENS, "llama-30b": SHORT_TOKENS}
-    return {kind: (part * total, (1 - part) * total) for kind, total in tokens.items()}
+    return {
+        kind: (prompt_share * total, (1 - prompt_share) * total) for kind, total in tokens.items()
+    }
 
 
-def _fair_workload(part: float, seed: int) -> SyntheticWorkload:
+def _fair_workload(prompt_share: float, seed: int) -> SyntheticWorkload:
     loads = [
         Traffic(kind, FAIR_RATES[kind], Uniform(*lengths))
-        for kind, lengths in _fair_lengths(part).items()
+        for kind, lengths in _fair_lengths(prompt_share).items()
     ]
     return SyntheticWorkload(loads, seconds=FAIR_REQUESTS / max(FAIR_RATES.values()), seed=seed)
 
 
-def _fair_unit(part: float, costs: ProfileTable) -> PlannedUnit:
-    lengths = _fair_lengths(part)
+def _fair_unit(prompt_share: float, costs: ProfileTable) -> PlannedUnit:
+    lengths = _fair_lengths(prompt_share)
     weights = sum(costs.weight_bytes(kind, tp=FAIR_DEVICES) for kind in lengths)
     models = [
         PlannedModel(
@@ -334,7 +340,7 @@ def main() -> None:
     cases = read_cases(arguments.dir)
     executions: tuple[Execution, ...] = ("time_sliced", "concurrent")
     total = len(cases) * len(SYSTEMS) * SEEDS
-    total += len(executions) * len(PROMPT_PARTS) * SEEDS * (1 + len(PAPER_RATIOS))
+    total += len(executions) * len(PROMPT_SHARES) * SEEDS * (1 + len(PAPER_RATIOS))
     with Bars({"simulating": total}, show=True) as bars:
         report = {
             "cases": {case.name: compare(case, costs, bars) for case in cases},
@@ -349,10 +355,10 @@ def show(report: Mapping[str, Any]) -> None:
     """Prints the ratios as a table on standard error."""
     table = Table("case", "ratio", "recorded", "simulated", "error")
     rows = [(name, case["ratios"]) for name, case in report["cases"].items()]
-    for execution, found in report["fairness"].items():
+    for execution, result in report["fairness"].items():
         ratios = {
             f"adbs/{other}": {**ratio, "recorded": ratio["paper"]}
-            for other, ratio in found["ratios"].items()
+            for other, ratio in result["ratios"].items()
         }
         rows.append((f"fairness, {execution}", ratios))
     for name, ratios in rows:

@@ -3,15 +3,15 @@
     python benchmarks/server_load.py
     python benchmarks/server_load.py --streams 200 --tokens 100 --rates 2500,5000 --json
 
-Everything is real but the device: an executor takes a given time for a step and always returns the
-same token. 200 streams are requested at once. In the same run, in alternation, a bare FastAPI
-application sends as many events of the same size, each after an `asyncio.sleep`: the minimum cost
-of any server on FastAPI and uvicorn.
+Only the device is simulated: an executor takes a given time for a step and always returns the same
+token. 200 streams are requested at once. In alternation, a bare FastAPI application sends the same
+number of events of the same size, each after an `asyncio.sleep`. Its cost is the minimum for a
+server on FastAPI and uvicorn.
 
-- At a given rate (`--rates`, tokens per second of all streams) an event is one token. Shown are the
-  rate reached, and the processor time of the server and of the client per token.
-- `full` has no waiting: the rate at which the server is the limit, with one token per event and
-  with eight (`decode_tokens: 8`), as the engine generates them.
+- At a given rate (`--rates`, tokens per second of all streams) an event is one token. The table
+  shows the rate reached, and the processor time of server and client per token.
+- `full`: steps take no time, so the server limits the rate. Events have one token, or eight
+  (`decode_tokens: 8`).
 
 Server and client share the machine, so the client's time is shown as well.
 """
@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,9 +41,9 @@ from starlette.responses import StreamingResponse
 
 PROMPT = list(range(40, 48))
 _INSTANT = 1e-5
-"""Seconds of a step that takes no time; the scheduler divides by what steps took."""
+"""Seconds of a step that takes no time; not 0, since the scheduler divides by step times."""
 LIMIT = 5000.0
-"""Tokens a second that two cores have to carry."""
+"""Required tokens per second on two cores."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Reader(asyncio.Protocol):
         self._ended.set()
 
 
-async def ask(port: int, streams: int, tokens: int) -> tuple[float, int]:
+async def send_streams(port: int, streams: int, tokens: int) -> tuple[float, int]:
     """Returns the seconds until all streams have ended, and the number of events."""
     body = json.dumps(
         {
@@ -235,18 +236,18 @@ async def ask(port: int, streams: int, tokens: int) -> tuple[float, int]:
     loop = asyncio.get_running_loop()
     ended = [asyncio.Event() for _ in range(streams)]
     began = time.perf_counter()
-    made = [
-        await loop.create_connection(lambda event=event: Reader(request, event), "127.0.0.1", port)
+    connections = [
+        await loop.create_connection(partial(Reader, request, event), "127.0.0.1", port)
         for event in ended
     ]
     for event in ended:
         await event.wait()
     seconds = time.perf_counter() - began
-    for transport, _ in made:
+    for transport, _ in connections:
         transport.close()
-    readers = [reader for _, reader in made]
+    readers = [reader for _, reader in connections]
     if not all(reader.ok for reader in readers):
-        raise SystemExit("a stream did not end as it should have; the server's log says why")
+        raise SystemExit("a stream ended early; see the server's log")
     return seconds, sum(reader.events for reader in readers)
 
 
@@ -264,17 +265,19 @@ def measure(
             assert process.stdout
             port = int(process.stdout.readline())
             wait_for(port)
-            uvloop.run(asyncio.wait_for(ask(port, min(streams, 20), tokens), timeout))
+            uvloop.run(asyncio.wait_for(send_streams(port, min(streams, 20), tokens), timeout))
             server, client = psutil.Process(process.pid), psutil.Process()
             before = _cpu(server), _cpu(client)
-            seconds, events = uvloop.run(asyncio.wait_for(ask(port, streams, tokens), timeout))
+            seconds, events = uvloop.run(
+                asyncio.wait_for(send_streams(port, streams, tokens), timeout)
+            )
             used = _cpu(server) - before[0], _cpu(client) - before[1]
         finally:
             process.kill()
-    made = streams * tokens
-    if burst == 1 and events < made:
-        raise SystemExit(f"{made} tokens in {events} events: some were sent together")
-    return ServerMeasurement(kind, rate, burst, made, seconds, *used)
+    generated = streams * tokens
+    if burst == 1 and events < generated:
+        raise SystemExit(f"{generated} tokens in {events} events: some events had several tokens")
+    return ServerMeasurement(kind, rate, burst, generated, seconds, *used)
 
 
 def wait_for(port: int) -> None:
@@ -314,16 +317,16 @@ def main() -> None:
     cases: list[tuple[float | None, int]] = [(float(r), 1) for r in arguments.rates.split(",")]
     cases += [(None, 1), (None, 8)]
     runs: dict[tuple[float | None, int, str], list[ServerMeasurement]] = {}
-    for turn in range(arguments.rounds):
+    for number in range(arguments.rounds):
         for rate, burst in cases:
             for kind in ("muxjax", "bare"):
-                found = measure(
+                result = measure(
                     kind, arguments.streams, arguments.tokens, rate, burst, arguments.timeout
                 )
-                runs.setdefault((rate, burst, kind), []).append(found)
+                runs.setdefault((rate, burst, kind), []).append(result)
                 print(
-                    f"round {turn + 1}: {kind} {rate or 'full'} x{burst}: "
-                    f"{found.reached:,.0f} tokens/s, {found.server_us:.0f} us",
+                    f"round {number + 1}: {kind} {rate or 'full'} x{burst}: "
+                    f"{result.reached:,.0f} tokens/s, {result.server_us:.0f} us",
                     file=sys.stderr,
                 )
     report(runs, as_json=arguments.json)
@@ -335,32 +338,32 @@ def report(
     """Prints medians, and the ratios to the bare application and to the limit."""
 
     def mid(rate: float | None, burst: int, kind: str, name: str) -> float:
-        return median(getattr(one, name) for one in runs[rate, burst, kind])
+        return median(getattr(run, name) for run in runs[rate, burst, kind])
 
     rows = []
     for rate, burst in dict.fromkeys((rate, burst) for rate, burst, _ in runs):
-        own, bare = (mid(rate, burst, kind, "server_us") for kind in ("muxjax", "bare"))
+        muxjax, bare = (mid(rate, burst, kind, "server_us") for kind in ("muxjax", "bare"))
         rows.append(
             {
                 "asked": rate,
                 "tokens_per_event": burst,
                 "reached": mid(rate, burst, "muxjax", "reached"),
                 "reached_bare": mid(rate, burst, "bare", "reached"),
-                "server_us": own,
+                "server_us": muxjax,
                 "server_us_bare": bare,
-                "overhead_us": own - bare,
+                "overhead_us": muxjax - bare,
                 "client_us": mid(rate, burst, "muxjax", "client_us"),
                 "ratio_to_limit": mid(rate, burst, "muxjax", "reached") / LIMIT,
             }
         )
     if as_json:
-        every = [asdict(one) for many in runs.values() for one in many]
-        print(json.dumps({"limit": LIMIT, "rows": rows, "runs": every}, indent=2))
+        all_runs = [asdict(run) for repeats in runs.values() for run in repeats]
+        print(json.dumps({"limit": LIMIT, "rows": rows, "runs": all_runs}, indent=2))
         return
-    table = Table(title="tokens/s, and microseconds of processor time a token", box=None)
+    table = Table(title="tokens/s, and microseconds of processor time per token", box=None)
     for name in (
-        "asked",
-        "an event",
+        "rate",
+        "per event",
         "reached",
         "bare",
         "server us",
@@ -371,9 +374,9 @@ def report(
     ):
         table.add_column(name, justify="right")
     for row in rows:
-        asked = row["asked"]
+        rate = row["asked"]
         table.add_row(
-            "full" if asked is None else f"{asked:,.0f}",
+            "full" if rate is None else f"{rate:,.0f}",
             f"{row['tokens_per_event']}",
             f"{row['reached']:,.0f}",
             f"{row['reached_bare']:,.0f}",

@@ -4,11 +4,11 @@
 
 - A run of 4,089 requests to 17 models on 32 devices, with ShareGPT's lengths: seconds, relative to
   a limit of 10, for time-sliced and for concurrent execution. In concurrent execution a decode step
-  generates one token, so that there are eight times the steps.
+  generates one token, so there are eight times as many steps.
 - The same fleet with more requests: time per generated token, which should be constant.
-- A long trace of short requests: peak memory for a tenth of it and for all of it.
+- A long trace of short requests: peak memory for a tenth of the trace and for the full trace.
 
-No device is used and no file is read: step times are the roofline's. Times are processor times.
+Step times are from the roofline model. Times are processor times.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def set_up(plan: PlacementPlan) -> SimulationSetup:
 
 
 def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
-    """Measures the run of 4,089 requests, and longer ones."""
+    """Measures runs of 4,089 and more requests."""
     setup = set_up(fleet_plan(execution))
     system = SystemConfig("adbs", execution)
     runs = []
@@ -108,7 +108,7 @@ def speed(execution: Execution, bars: Bars) -> dict[str, Any]:
 
 
 def memory(requests: int, bars: Bars) -> dict[str, Any]:
-    """Measures peak memory of Python objects for a tenth of a long trace and for all of it."""
+    """Measures peak memory of Python objects for a tenth of a long trace and for the full trace."""
     cluster = parse_cluster("1x1:h200")
     loads = [ModelLoad(name, "llama-7b", ExpectedLoad(40.0, 16.0, 8.0)) for name in ("a", "b")]
     plan = plan_placement(loads, cluster, [Roofline(LLAMA_SHAPES, cluster.groups[0].device)])
@@ -156,23 +156,23 @@ def main() -> None:
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints tables."""
-    table = Table("execution", "requests", "tokens", "seconds", "of the limit", "us a token")
-    for execution, found in report["speed"].items():
-        for index, one in enumerate(found["runs"]):
+    table = Table("execution", "requests", "tokens", "seconds", "of the limit", "us per token")
+    for execution, result in report["speed"].items():
+        for index, run in enumerate(result["runs"]):
             table.add_row(
                 execution,
-                str(one["requests"]),
-                str(one["generated_tokens"]),
-                f"{one['seconds']:.2f}",
-                f"{found['part_of_limit']:.2f}" if index == 0 else "",
-                f"{one['us_per_token']:.2f}",
+                str(run["requests"]),
+                str(run["generated_tokens"]),
+                f"{run['seconds']:.2f}",
+                f"{result['part_of_limit']:.2f}" if index == 0 else "",
+                f"{run['us_per_token']:.2f}",
             )
     console = Console()
     console.print(table)
-    found = report["memory"]
+    usage = report["memory"]
     console.print(
-        f"memory: {found['peak_mb_tenth']:.1f} MB for {found['requests'] // 10} requests, "
-        f"{found['peak_mb']:.1f} MB for {found['requests']}: {found['growth']:.2f} times"
+        f"memory: {usage['peak_mb_tenth']:.1f} MB for {usage['requests'] // 10} requests, "
+        f"{usage['peak_mb']:.1f} MB for {usage['requests']}: {usage['growth']:.2f} times"
     )
 
 

@@ -4,7 +4,7 @@
     python benchmarks/tune_attention.py --write     # write it to pallas_kernels/gpu/tuned.py (GPU)
 
 All geometries take about half an hour, mostly compilation; `--kind` and `--geometry` select some.
-Sizes that are less than 2 % faster than the default are not listed. On a TPU the lines are for
+Sizes that are less than 2 % faster than the default are omitted. On a TPU, the lines are for
 `TUNED` in `pallas_kernels/tpu/blocks.py`.
 """
 
@@ -35,7 +35,8 @@ GEOMETRIES = [
     AttentionGeometry(9, 3, 64),
     AttentionGeometry(4, 1, 256),
 ]
-WORTH = 0.98
+WORTHWHILE = 0.98
+"""Maximum time relative to the default of sizes that are listed."""
 _TABLE = Path(mosaic_gpu_tuned.__file__)
 
 
@@ -45,12 +46,12 @@ def geometry(text: str) -> AttentionGeometry:
 
 
 def workload(geometry: AttentionGeometry, decode: bool) -> AttentionWorkload:
-    """Returns the workload that sizes are tuned for."""
+    """Returns the workload for which sizes are tuned."""
     return AttentionWorkload(geometry, 32 if decode else 4, 2048, decode)
 
 
 def gpu_candidates(work: AttentionWorkload) -> Iterator[tuple[int, int, int, int]]:
-    """Returns combinations of warpgroups, tokens, stages and waves that fit shared memory."""
+    """Yields combinations of warpgroups, tokens, stages and waves that fit shared memory."""
     warpgroups = (1,) if work.decode else (1, 2)
     waves = (1, 2, 3, 4, 6) if work.decode else (3,)
     for sizes in itertools.product(warpgroups, (32, 64, 128), (1, 2, 3, 4, 6), waves):
@@ -59,7 +60,7 @@ def gpu_candidates(work: AttentionWorkload) -> Iterator[tuple[int, int, int, int
             yield sizes
 
 
-def taken(work: AttentionWorkload, arrays: tuple[jax.Array, ...]) -> float:
+def layer_seconds(work: AttentionWorkload, arrays: tuple[jax.Array, ...]) -> float:
     """Seconds of one layer with the current sizes of the table."""
     q, *rest = arrays
     attend = work.attend(None)
@@ -77,12 +78,12 @@ def tune(
     """Returns the fastest candidate if it is faster than the default, else None."""
     arrays = work.arrays()
     table.pop(key, None)
-    default = taken(work, arrays)
+    default = layer_seconds(work, arrays)
     times = {}
     for sizes in track(candidates, f"{work.geometry} {work.kind}", console=console):
         table[key] = sizes
         try:
-            times[sizes] = taken(work, arrays)
+            times[sizes] = layer_seconds(work, arrays)
         except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
             console.print(f"  {sizes}: {str(error).splitlines()[0][:120]}")
         finally:
@@ -90,24 +91,24 @@ def tune(
     if not times:
         return None
     best = min(times, key=lambda sizes: times[sizes])
-    gain = times[best] / default
+    relative = times[best] / default
     console.print(
         f"{work.geometry} {work.kind}: default {default * 1e6:.1f} us, best {best} "
         f"{times[best] * 1e6:.1f} us"
     )
-    return best if gain < WORTH else None
+    return best if relative < WORTHWHILE else None
 
 
 def tune_gpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
     """Returns lines for `TUNED` in gpu/tuned.py."""
     kind = jax.devices()[0].device_kind
-    found = {}
+    tuned = {}
     for work in works:
         key = (kind, work.layout.num_kv_heads, work.layout.padded_head_dim, work.decode)
         best = tune(work, mosaic_gpu_tuned.TUNED, key, list(gpu_candidates(work)), console)
         if best is not None:
-            found[key] = best
-    return found
+            tuned[key] = best
+    return tuned
 
 
 def tune_tpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]:
@@ -115,20 +116,20 @@ def tune_tpu(works: list[AttentionWorkload], console: Console) -> dict[Any, Any]
     from muxjax.pallas_kernels.tpu import blocks
 
     kind = jax.devices()[0].device_kind
-    found = {}
+    tuned = {}
     for work in works:
         key = blocks.BlockGeometry(kind, work.kind, *work.geometry, work.layout.rows, work.dtype)
         queries = (1,) if work.decode else (32, 64, 128, 256)
         candidates = list(itertools.product((1, 2, 4, 8, 16, 32), queries))
         best = tune(work, blocks.TUNED, key, candidates, console)
         if best is not None:
-            found[key] = best
-    return found
+            tuned[key] = best
+    return tuned
 
 
-def write(found: dict[Any, Any]) -> None:
-    """Adds the result to the table and replaces entries for the same key."""
-    rows = mosaic_gpu_tuned.TUNED | found
+def write(tuned: dict[Any, Any]) -> None:
+    """Adds the entries to the table; replaces entries with the same key."""
+    rows = mosaic_gpu_tuned.TUNED | tuned
     lines = [f'    ("{k}", {n}, {h}, {d}): {v},' for (k, n, h, d), v in rows.items()]
     body = "\n".join(["= {", *lines, "}"]) if lines else "= {}"
     text = _TABLE.read_text()
@@ -146,18 +147,18 @@ def main() -> None:
     if backend == "cpu":
         sys.exit("no accelerator here: these kernels are for GPUs and TPUs")
     if options.write and backend != "gpu":
-        sys.exit("--write is for GPUs; paste the printed lines into mosaic_tpu_blocks.py")
+        sys.exit("--write is for GPUs; paste the printed lines into pallas_kernels/tpu/blocks.py")
     geometries = GEOMETRIES if options.geometry is None else [options.geometry]
     works = [
         workload(geometry, decode)
         for geometry, decode in itertools.product(geometries, (True, False))
         if options.kind in (None, "decode" if decode else "prefill")
     ]
-    found = (tune_gpu if backend == "gpu" else tune_tpu)(works, Console(stderr=True))
-    for key, sizes in found.items():
+    tuned = (tune_gpu if backend == "gpu" else tune_tpu)(works, Console(stderr=True))
+    for key, sizes in tuned.items():
         print(f"{key!r}: {sizes!r},")
     if options.write:
-        write(found)
+        write(tuned)
         print(f"written to {_TABLE}", file=sys.stderr)
 
 

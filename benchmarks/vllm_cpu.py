@@ -1,6 +1,6 @@
-"""vLLM's CPU build with the requests of concurrency.py, as a reference for MuxJAX.
+"""Measures vLLM's CPU build with the requests of concurrency.py, as a reference for MuxJAX.
 
-Runs in a separate environment with vLLM (README.md says how to create it), without MuxJAX:
+Runs in a separate environment with vLLM and without MuxJAX (see README.md):
 
     python benchmarks/vllm_cpu.py
     python benchmarks/vllm_cpu.py --dtype bfloat16 --threads 0 --json
@@ -58,11 +58,11 @@ def main() -> None:
     arguments = parser.parse_args()
     dtypes = arguments.dtype or list(DTYPES)
     if arguments.measure:
-        found = measure(arguments.measure, dtypes[0], arguments)
-        # Not to standard output, where vLLM's own messages go.
-        Path(arguments.measure, RESULT).write_text(json.dumps(found), "utf-8")
+        result = measure(arguments.measure, dtypes[0], arguments)
+        # Not to standard output, which has the messages of vLLM.
+        Path(arguments.measure, RESULT).write_text(json.dumps(result), "utf-8")
         return
-    rows = [apart(dtype, arguments) for dtype in dtypes]
+    rows = [measure_in_process(dtype, arguments) for dtype in dtypes]
     if arguments.json:
         print(json.dumps({"rows": rows}, indent=2))
         return
@@ -73,7 +73,7 @@ def main() -> None:
         )
 
 
-def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
+def measure_in_process(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
     """Measures one type in a separate process; returns a row of the table."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     if arguments.threads:
@@ -83,8 +83,8 @@ def apart(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
         write_model(Path(folder))
         command = [sys.executable, __file__, "--measure", folder, "--dtype", dtype]
         command += [f"--{name}={size}" for name, size in sizes.items()]
-        done = subprocess.run(command, env=environment, stdout=sys.stderr)
-        if done.returncode:
+        process = subprocess.run(command, env=environment, stdout=sys.stderr)
+        if process.returncode:
             sys.exit(f"vLLM failed with {dtype}; its messages are above")
         return json.loads(Path(folder, RESULT).read_text("utf-8"))
 
@@ -96,7 +96,7 @@ def write_model(folder: Path) -> None:
 
 def measure(folder: str, dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
     """Runs the requests several times."""
-    import vllm  # only the process that measures needs it
+    import vllm  # only needed by the measuring process
 
     llm = vllm.LLM(
         model=folder,
@@ -120,10 +120,10 @@ def measure(folder: str, dtype: str, arguments: argparse.Namespace) -> dict[str,
         began = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - began
-        made = sum(len(output.outputs[0].token_ids) for output in outputs)
-        assert made == arguments.requests * arguments.output, "a request ended early"
+        generated = sum(len(output.outputs[0].token_ids) for output in outputs)
+        assert generated == arguments.requests * arguments.output, "a request ended early"
         if run > 0:  # the first run warms up
-            rates.append(made / seconds)
+            rates.append(generated / seconds)
     return {
         "vllm": vllm.__version__,
         "dtype": dtype,

@@ -1,6 +1,6 @@
-"""Attention workloads on a device: arrays, the bytes and operations they must take, and timing.
+"""Attention workloads on a device: arrays, minimum memory traffic, operation counts and timing.
 
-Imports JAX and muxjax.pallas_kernels only, so that it runs where little else is installed.
+Imports only JAX, NumPy and `muxjax.pallas_kernels`, so that it runs with few packages installed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from muxjax.pallas_kernels import (
 )
 
 LAYERS = 8
-"""Layers of a workload: each call reads another one's pages, so that no cache holds them."""
+"""Layers of a workload: each call reads another layer's pages, so that caches are cold."""
 _PAGE_TOKENS = 16
 
 
 class AttentionGeometry(NamedTuple):
-    """`N`, `K`, `H`."""
+    """Query heads `N`, key/value heads `K`, and head size `H`."""
 
     num_heads: int
     num_kv_heads: int
@@ -38,14 +38,14 @@ class AttentionGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """Sequences of equal length, all decoded by one token or all prefilled.
+    """Sequences of equal length that all decode one token or are all prefilled.
 
     Attributes:
-      geometry: of the model.
-      num_seqs: `S`.
-      length: tokens of each.
-      decode: one query a sequence, or as many as it has tokens.
-      dtype: of queries and pool.
+      geometry: heads of the model.
+      num_seqs: number of sequences, `S`.
+      length: tokens of each sequence.
+      decode: True: one query per sequence; False: one query per token.
+      dtype: type of the queries and the pool.
     """
 
     geometry: AttentionGeometry
@@ -69,27 +69,32 @@ class AttentionWorkload:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of one layer."""
+        """Bytes of the keys and values of one layer."""
         _, num_kv, head_dim = self.geometry
         item = jnp.dtype(self.dtype).itemsize
         return 2 * self.num_seqs * self.length * num_kv * head_dim * item
 
     @property
     def bytes(self) -> int:
-        """What must move through memory for one layer: keys, values, queries, output, once each."""
+        """Minimum memory traffic of one layer: keys, values, queries and output, once each."""
         num_heads, _, head_dim = self.geometry
         item = jnp.dtype(self.dtype).itemsize
         return self.kv_bytes + 2 * self.num_tokens * num_heads * head_dim * item
 
     @property
     def operations(self) -> int:
-        """Of the two products, for one layer; those that causality masks are not counted."""
+        """Operations of the two matrix products of one layer, without masked pairs."""
         num_heads, _, head_dim = self.geometry
         pairs = self.length if self.decode else self.length * (self.length + 1) // 2
         return 4 * self.num_seqs * pairs * num_heads * head_dim
 
     def arrays(self, seed: int = 0) -> tuple[jax.Array, ...]:
-        """Arguments of `paged_attention` before `layer`: random, on scattered pages."""
+        """Random arguments of `attend`'s function, without `layer`.
+
+        Returns:
+          Queries [tokens, N, H], pool [pages, rows, LANES], block tables [S, blocks] of scattered
+            blocks, lengths [S] and query offsets [S + 1].
+        """
         layout = self.layout
         blocks = -(-self.length // layout.tokens_per_page)
         pages = (self.num_seqs * blocks + 1) * LAYERS
@@ -107,7 +112,7 @@ class AttentionWorkload:
         return q, kv, jnp.asarray(tables), jnp.asarray(lens), jnp.asarray(starts)
 
     def attend(self, implementation: str | None) -> Callable[..., jax.Array]:
-        """One layer by an implementation of `paged_attention`."""
+        """A function that computes one layer with an implementation of `paged_attention`."""
         options = AttentionOptions(self.geometry.head_dim**-0.5)
 
         def run(q: Any, kv: Any, tables: Any, lens: Any, starts: Any, layer: Any) -> jax.Array:
@@ -118,9 +123,9 @@ class AttentionWorkload:
 
 
 def all_layers(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`LAYERS` calls one after the other: the output of each is the next one's queries.
+    """Compiles `LAYERS` calls in sequence: the output of each call is the query of the next one.
 
-    `attend` is called with the queries, a layer's number, and whatever else there is.
+    `attend` is called with the queries, the layer's index, and the remaining arguments.
     """
 
     def run(q: jax.Array, *rest: Any) -> jax.Array:
@@ -131,51 +136,52 @@ def all_layers(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return jax.jit(run)
 
 
-def seconds(call: Callable[[], Any], *, budget: float = 0.5, least: int = 5) -> float:
-    """Median time of a call, after one to compile and two to warm up.
+def seconds(call: Callable[[], Any], *, budget: float = 0.5, min_samples: int = 5) -> float:
+    """Median seconds of a call, after one call to compile and two to warm up.
 
-    A few calls are queued at a time and waited for together, so that what the host does between
-    them is hidden behind the device's work.
+    Four calls are queued at a time, so that host work overlaps with device work.
     """
     for _ in range(3):
         jax.block_until_ready(call())
     queued = 4
-    taken: list[float] = []
+    samples: list[float] = []
     began = time.perf_counter()
-    while len(taken) < least or (time.perf_counter() - began < budget and len(taken) < 100):
+    while len(samples) < min_samples or (
+        time.perf_counter() - began < budget and len(samples) < 100
+    ):
         start = time.perf_counter()
         jax.block_until_ready([call() for _ in range(queued)])
-        taken.append((time.perf_counter() - start) / queued)
-    return median(taken)
+        samples.append((time.perf_counter() - start) / queued)
+    return median(samples)
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 2 GiB within the device's memory."""
+    """Bytes per second, read plus written, of a copy of 2 GiB in device memory."""
     x = jnp.arange(1 << 29, dtype=jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes / seconds(lambda: copy(x))
 
 
 def matmul_rate(dtype: str) -> float:
-    """Operations a second of a product of two random matrices, 8192 x 8192."""
+    """Operations per second of a product of two random 8192 x 8192 matrices."""
     size = 8192
     a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
     product = jax.jit(lambda a, b: a @ b)
     return 2 * size**3 / seconds(lambda: product(a, b))
 
 
-def relative_error(found: jax.Array, wanted: jax.Array) -> float:
-    """Norm of the difference over the norm of what is wanted."""
-    found, wanted = found.astype(jnp.float32), wanted.astype(jnp.float32)
-    return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
+def relative_error(actual: jax.Array, expected: jax.Array) -> float:
+    """Norm of the difference over the norm of the expected array."""
+    actual, expected = actual.astype(jnp.float32), expected.astype(jnp.float32)
+    return float(jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected))
 
 
-def described(values: Sequence[Any]) -> dict[str, Any]:
-    """The device and the versions that a result holds for."""
+def build_report(results: Sequence[Any]) -> dict[str, Any]:
+    """The results with their date, device and JAX version."""
     device = jax.devices()[0]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": device.device_kind,
         "jax": jax.__version__,
-        "results": list(values),
+        "results": list(results),
     }

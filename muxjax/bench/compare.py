@@ -38,7 +38,7 @@ class PolicyRun:
     """One policy's run in one round.
 
     Attributes:
-      policy, round: identify the run.
+      policy, round: the policy, and the index of the round.
       metrics: keys of `SimulationMetrics.summary` and of `extra_metrics`.
       replay: the finished run.
     """
@@ -73,17 +73,18 @@ def compare(
       workload: the requests of every run.
       policies: policies to compare.
       targets: latency targets by model, for the schedulers and the metrics.
-      isolated: isolated latencies that targets are multiples of, and initial step times.
-      rates: expected requests per second by model; None: the fleet file's.
+      isolated: isolated latencies, which targets are multiples of, and initial step times.
+      rates: expected requests per second by model; None: the rates in the fleet file.
       rounds: runs of each policy.
       seed: seed of the prompts.
       on_run: called with each run when it ends.
       on_record: opens a consumer of the records of a policy and round.
-      progress: called with policy, round and the number of requests that ended since.
+      progress: called with policy, round and the number of requests that ended since
+        the last call.
       timeline: records the steps of all runs.
 
     Returns:
-      The runs; the last one is not complete if its `replay.interrupted` is not 0.
+      The runs; the last one is incomplete if its `replay.interrupted` is not 0.
     """
     vocab = {name: model.config.vocab_size for name, model in session.models.items()}
     limits = {name: model.max_model_len for name, model in session.models.items()}
@@ -157,7 +158,7 @@ def extra_metrics(
 
 def medians(runs: Sequence[PolicyRun], policies: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The median, minimum and maximum of each metric over the complete rounds of each policy."""
-    found: dict[str, dict[str, Any]] = {}
+    summaries: dict[str, dict[str, Any]] = {}
     for policy in policies:
         metrics_of_runs = [
             r.metrics for r in runs if r.policy == policy and not r.replay.interrupted
@@ -172,8 +173,8 @@ def medians(runs: Sequence[PolicyRun], policies: Sequence[str]) -> dict[str, dic
                 summary[f"{key}_{part}"] = _spread(
                     [metrics[key][part] for metrics in metrics_of_runs]
                 )
-        found[policy] = summary
-    return found
+        summaries[policy] = summary
+    return summaries
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:

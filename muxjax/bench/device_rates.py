@@ -59,9 +59,9 @@ class DeviceRates:
 
 def _seconds(call: Callable[[], jax.Array], repeats: int = 5) -> float:
     call().block_until_ready()
-    taken = []
+    samples = []
     for _ in range(repeats):
         began = time.perf_counter()
         call().block_until_ready()
-        taken.append(time.perf_counter() - began)
-    return median(taken)
+        samples.append(time.perf_counter() - began)
+    return median(samples)

@@ -1,4 +1,7 @@
-"""Host work of a complete engine step, around a device that takes no time, for `host.py`."""
+"""Host time of a turn: one complete engine step on a device that takes no time.
+
+Used by `benchmarks/host.py`.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,20 @@ from muxjax.scheduling.steps import Decode, DecodeBatch, Step, StepResult
 
 PROMPT, OUTPUT = 161, 338
 """Mean lengths of MuxServe's workloads."""
-MOST_TOKENS = PROMPT + OUTPUT
+MEAN_TOKENS = PROMPT + OUTPUT
 TURNS = 200
+"""Steps of a run of `time_turns`."""
 
 
 @dataclass
 class Times:
-    """Seconds of each call."""
+    """Durations of calls, in seconds."""
 
-    taken: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def row(self, limit: float) -> dict[str, float]:
         """Returns microseconds, and the median as a fraction of the limit."""
-        median, p99 = np.percentile(self.taken, [50, 99])
+        median, p99 = np.percentile(self.seconds, [50, 99])
         return {"median_us": median * 1e6, "p99_us": p99 * 1e6, "of_limit": median / limit}
 
 
@@ -50,26 +54,28 @@ class Feed:
 
     def __init__(self, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed)
-        self._made = 0
+        self._count = 0
 
     def request(self, model: str, *, fresh: bool = True) -> Request:
-        """Builds a request; with `fresh=False` one in the middle of its output."""
+        """Builds a request; with `fresh=False`, one in the middle of its output."""
         prompt = int(self._random.integers(PROMPT // 2, PROMPT * 3 // 2))
         output = int(self._random.integers(OUTPUT // 2, OUTPUT * 3 // 2))
         if not fresh:
             output = int(self._random.integers(8, output + 1))
-        self._made += 1
+        self._count += 1
         params = SamplingParams(max_tokens=output, temperature=0.0)
         tokens = self._random.integers(3, 2**15, prompt).tolist()
-        return Request(self._made, model, tokens, params, stop_ids=(2,))
+        return Request(self._count, model, tokens, params, stop_ids=(2,))
 
 
 class FakePrograms:
     """Replaces the compiled programs of a model and returns prepared results.
 
-    Every token is `1`. The arrays are JAX arrays, so that reading them has its real cost. `seconds`
-    is the time of this object itself; `counts` are the remaining tokens of the sequences of the
-    next decode.
+    Every token is `1`. The results are JAX arrays, so that reading them has its real cost.
+
+    Attributes:
+      seconds: time spent in this object.
+      counts: remaining tokens of each sequence of the next decode.
     """
 
     def __init__(self, spec: ModelSpec, batch: int) -> None:
@@ -94,7 +100,7 @@ class FakePrograms:
     def prefill(self, size: int) -> Callable[..., Any]:
         """Returns a prefill program that samples a token for every row."""
         del size
-        return lambda parameters, kv, state, tokens, packed, *more: self._run(
+        return lambda parameters, kv, state, tokens, packed, *rest: self._run(
             kv, state, np.ones((1, len(packed)), np.int32)
         )
 
@@ -113,7 +119,7 @@ class FakePrograms:
         return run
 
     def drain(self) -> None:
-        """Empties the streams and counts the tokens, as if readers had taken them."""
+        """Empties the streams and counts the tokens, as readers would consume them."""
         for stream in self.streams:
             self.drained += sum(
                 len(item.tokens) for item in stream.sink.queue if isinstance(item, RequestUpdate)
@@ -123,14 +129,14 @@ class FakePrograms:
     def _run(self, kv: Any, state: Any, tokens: np.ndarray) -> Any:
         began = time.perf_counter()
         self.drain()
-        emitted = StepOutput(jnp.asarray(tokens), self._logprobs, self._logprobs)
+        output = StepOutput(jnp.asarray(tokens), self._logprobs, self._logprobs)
         self.seconds += time.perf_counter() - began
-        return kv, state, emitted
+        return kv, state, output
 
 
 @dataclass
 class Clock:
-    """Seconds of the parts of each step by name, without the time of `FakePrograms`."""
+    """Seconds of each step and of its parts by name, without the time of `FakePrograms`."""
 
     programs: FakePrograms
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -140,18 +146,18 @@ class Clock:
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the function with its calls timed."""
-        taken = self.parts.setdefault(name, [])
+        durations = self.parts.setdefault(name, [])
 
         def run(*args: Any) -> Any:
             fake, began = self.programs.seconds, time.perf_counter()
-            found = function(*args)
-            taken.append(time.perf_counter() - began - (self.programs.seconds - fake))
-            return found
+            result = function(*args)
+            durations.append(time.perf_counter() - began - (self.programs.seconds - fake))
+            return result
 
         return run
 
     def turn(self) -> None:
-        """Ends the current step, since a decode has been submitted."""
+        """Ends the current step; called when a decode has been submitted."""
         now = time.perf_counter()
         if self._began:
             self.turns.append(now - self._began - (self.programs.seconds - self._fake))
@@ -161,8 +167,8 @@ class Clock:
 class TimedExecutor(JaxExecutor):
     """The real executor; records when decodes are submitted."""
 
-    def __init__(self, clock: Clock, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, clock: Clock, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._clock = clock
         self._submit = clock.timed("submit", super().submit)
         self._result = clock.timed("result", super().result)
@@ -177,7 +183,7 @@ class TimedExecutor(JaxExecutor):
         return handle
 
     def result(self, handle: Any) -> StepResult:
-        """Timed."""
+        """See `Executor.result`; timed."""
         return self._result(handle)
 
 
@@ -187,16 +193,16 @@ class TimedUnit(Scheduler):
     clock: Clock
 
     def next_step(self, now: float) -> Step | None:
-        """Timed."""
+        """See `Scheduler.next_step`; timed."""
         return self.clock.timed("next_step", super().next_step)(now)
 
     def apply(self, step: Step, result: StepResult, now: float) -> list[RequestUpdate]:
-        """Timed."""
+        """See `Scheduler.apply`; timed."""
         return self.clock.timed("apply", super().apply)(step, result, now)
 
 
 def time_readers(batch: int, burst: int) -> float:
-    """Seconds that the readers of a batch need for the output of a step, in their threads."""
+    """Seconds that the reader threads of a batch need for the output of a step."""
     tokenizer = byte_tokenizer(260)
     request = Request(0, "model", [1] * 16)
     streams = [
@@ -254,7 +260,7 @@ def time_turns(batch: int, burst: int, limit: float) -> dict[str, float]:
 
     # The first steps are prefills, and in the last steps requests end.
     turns = clock.turns[TURNS // 4 : TURNS * 3 // 4]
-    parts = {name: float(np.median(taken)) * 1e6 for name, taken in clock.parts.items()}
+    parts = {name: float(np.median(durations)) * 1e6 for name, durations in clock.parts.items()}
     times = Times(turns).row(limit)
     return {
         **times,

@@ -55,7 +55,7 @@ def measure_isolated(
     limits = {name: model.max_model_len for name, model in session.models.items()}
     grid = {name: _prompts(workload, name) for name in session.models}
     scheduler = session.new_scheduler(session.config.policy)
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    samples: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def run(requests: list[TraceRequest]) -> list[tuple[float, float]]:
         result = replay(engine, requests, _numbered(build_requests(requests, vocab, limits)))
@@ -70,7 +70,7 @@ def measure_isolated(
                     output = max(2, min(_OUTPUT, limits[name] - prompt))
                     (times,) = run([TraceRequest(0.0, name, prompt, output)])
                     if repeat:  # the first repetition is a warm-up
-                        found.setdefault((name, prompt), []).append(times)
+                        samples.setdefault((name, prompt), []).append(times)
                     if done is not None:
                         done(1)
     rows = [
@@ -80,7 +80,7 @@ def measure_isolated(
             "ttft_s": median(ttft for ttft, _ in times),
             "tpot_s": median(tpot for _, tpot in times),
         }
-        for (name, prompt), times in found.items()
+        for (name, prompt), times in samples.items()
     ]
     return IsolatedLatency(_table(session, rows), warm_up(session), rows)
 
@@ -99,8 +99,10 @@ def warm_up(session: BenchSession) -> StepEstimates:
                 tokens = max(1, min(_OUTPUT, limit // 3))
                 wave = min(size, session.buckets[name].max_seqs)
                 requests = [TraceRequest(0.0, name, tokens, tokens)] * wave
-                done = replay(engine, requests, _numbered(build_requests(requests, vocab, limits)))
-                if done.interrupted:
+                result = replay(
+                    engine, requests, _numbered(build_requests(requests, vocab, limits))
+                )
+                if result.interrupted:
                     raise KeyboardInterrupt
         return engine.call(lambda scheduler: scheduler.estimates)
 

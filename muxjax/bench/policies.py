@@ -1,10 +1,11 @@
 """Compares scheduling policies on the real engine over popularity skews and loads.
 
 For each `alpha` and `load` the isolated latency of the models is measured first, and then the
-saturating rate: what the reference policy delivers when all requests arrive at once. Each policy
-then replays the same workload at `load` times that rate. Policies take turns, a different one first
-in each cell, on one pool with the same compiled programs; each round has its own arrivals. The
-scheduler is given the models' true rates, so that shares and quotas are sized for the workload.
+saturating rate: the rate of the reference policy when all requests arrive at once. Each policy
+then replays the same workload at `load` times that rate. Policies run in turn on one pool with the
+same compiled programs, starting with a different policy in each cell. Each round has different
+arrivals. The scheduler gets the models' true rates, so that shares and quotas are sized for the
+workload.
 
 A request meets its target if its latency is at most `slo_scale` times its isolated latency
 (MuxServe's metric). Policies are compared by *rate-weighted goodput*: for each model, the requests
@@ -89,11 +90,10 @@ def run_rounds(session: BenchSession, grid: PolicyGrid) -> Iterator[dict[str, An
 
 
 def read_rounds(path: Path | None, grid: PolicyGrid) -> list[dict[str, Any]]:
-    """The rounds that a file of earlier runs holds; none without a file.
+    """The rounds in a file of earlier runs; none without a file.
 
     Raises:
-      BenchError: a round lacks one of the policies, or was simulated and these are not, or vice
-        versa.
+      BenchError: a round lacks one of the policies, or differs from the grid in `simulated`.
     """
     if path is None or not path.exists():
         return []
@@ -107,8 +107,8 @@ def read_rounds(path: Path | None, grid: PolicyGrid) -> list[dict[str, Any]]:
             if missing:
                 present = ",".join(cell["policies"])
                 raise BenchError(
-                    f"{path}: round {number} has no {', '.join(missing)}; run the policies that "
-                    f"it has (--policies {present}), or name another file"
+                    f"{path}: round {number} has no {', '.join(missing)}; run the policies "
+                    f"in the file (--policies {present}), or name another file"
                 )
     return rounds
 
@@ -202,7 +202,7 @@ def saturating_rate(
     policy: str,
     profile: ProfileTable | None,
 ) -> float:
-    """Requests per second that a policy serves when the whole burst arrives at once."""
+    """Requests per second that a policy serves when all requests of a burst arrive at once."""
     at_once = [TraceRequest(0.0, r.model, r.prompt_tokens, r.output_tokens) for r in burst]
     if profile is not None:
         records = simulate_session(session, profile, at_once, policy, isolated.estimates)
@@ -210,10 +210,10 @@ def saturating_rate(
     vocab = {name: model.config.vocab_size for name, model in session.models.items()}
     limits = {name: model.max_model_len for name, model in session.models.items()}
     with session.engine(session.new_scheduler(policy, isolated.estimates)) as engine:
-        done = replay(engine, at_once, build_requests(at_once, vocab, limits))
-    if done.interrupted:
+        result = replay(engine, at_once, build_requests(at_once, vocab, limits))
+    if result.interrupted:
         raise KeyboardInterrupt
-    return len(at_once) / done.seconds
+    return len(at_once) / result.seconds
 
 
 def _last_end(records: list[RequestRecord]) -> float:
@@ -235,25 +235,25 @@ def summarize_rounds(
     first = grid.policies[0]
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    for (alpha, load), same in cells.items():
-        of_rounds = [
+    for (alpha, load), repeats in cells.items():
+        round_ratios = [
             _ratio(
                 cell["policies"][first]["rate_weighted_goodput"],
                 max(cell["policies"][name]["rate_weighted_goodput"] for name in grid.against),
             )
-            for cell in same
+            for cell in repeats
         ]
-        ratios[f"alpha {alpha:g}, load {load:g}"] = median(of_rounds)
+        ratios[f"alpha {alpha:g}, load {load:g}"] = median(round_ratios)
         for policy in grid.policies:
             row: dict[str, Any] = {"alpha": alpha, "load": load, "policy": policy}
-            row["rate"] = median(cell["rate"] for cell in same)
+            row["rate"] = median(cell["rate"] for cell in repeats)
             for key in KEYS:
-                values = sorted(cell["policies"][policy][key] for cell in same)
+                values = sorted(cell["policies"][policy][key] for cell in repeats)
                 row[key] = median(values)
                 row[f"{key}_lowest"], row[f"{key}_highest"] = values[0], values[-1]
             if policy == first:
-                row["ratio"] = median(of_rounds)
-                row["ratio_lowest"], row["ratio_highest"] = min(of_rounds), max(of_rounds)
+                row["ratio"] = median(round_ratios)
+                row["ratio_lowest"], row["ratio_highest"] = min(round_ratios), max(round_ratios)
             rows.append(row)
     return rows, ratios
 

@@ -1,16 +1,16 @@
 """Compares the simulator with the real engine on the same workloads.
 
-The steps of a fleet are measured (as by `muxjax bench steps`), then workloads that the profile was
-not made from are replayed on the real engine, each followed by its simulation on that profile. A
-ratio of simulated to real of 1 is a perfect prediction. The limits are throughput within 10 %, and
-the median and 99th percentile of the time to first token within 25 % (`TOLERANCES`).
+The steps of a fleet are measured, as by `muxjax bench steps`. Other workloads are then replayed on
+the real engine, and each is simulated with the measured step times. A simulated-to-real ratio of 1
+is a perfect prediction. Throughput must be within 10 %, and the median and 99th percentile of the
+time to first token within 25 % (`TOLERANCES`).
 
-- Each workload is replayed several times, each time with its own arrivals and lengths, and
+- Each workload is replayed several times, each time with different arrivals and lengths, and
   simulated with the same ones; percentiles are over the requests of all replays.
 - The speed of a shared machine varies. A short mixed run before and after each replay measures how
   long steps take compared with the profile (`slowdown`), and the simulation scales its steps
   accordingly, unless `fixed_speed` is set.
-- If these two measurements, or the slowdowns of the four quarters of the replay's own steps, differ
+- If these two measurements, or the slowdowns of the four quarters of the replay's steps, differ
   by more than `STEADY`, the speed changed during the replay. The replay is then repeated, up to as
   many times as there are replays (`unsteady`). Loads are fractions of the saturating rate at the
   measured speed.
@@ -66,7 +66,7 @@ class PredictionOptions:
       policy: the scheduling policy.
       workloads: names from `WORKLOADS`.
       seconds: length of each workload.
-      rounds: how often to measure a profile and run all workloads.
+      rounds: number of times to measure a profile and run all workloads.
       replays: replays of each workload in a round.
       repeats: measurements of each kind of step.
       fixed_speed: do not measure the machine's speed around each replay.
@@ -91,7 +91,7 @@ class ReplayPair:
       real, simulated: the records of the requests.
       before, after: slowdown before and after the replay, relative to the profile.
       quarters: slowdown in each quarter of the replay's steps.
-      expected, taken: expected and measured seconds of all steps of the replay.
+      expected, measured: expected and measured seconds of all steps of the replay.
     """
 
     real: list[RequestRecord]
@@ -100,7 +100,7 @@ class ReplayPair:
     after: float
     quarters: list[float]
     expected: float
-    taken: float
+    measured: float
 
     @property
     def slowdown(self) -> float:
@@ -135,7 +135,7 @@ class PredictionBench:
           workload_options: fields of `WorkloadOptions`, and `load`, the fraction of the saturating
             rate at the current speed.
           seed: seed of the requests.
-          before: the slowdown, just measured.
+          before: the slowdown that was measured last.
         """
         fields = dict(workload_options)
         rate = fields.pop("load") * self._saturating_rate(before)
@@ -151,11 +151,11 @@ class PredictionBench:
         after = self.speed()
         slowdown = (before + after) / 2
         expected = slowdown * sum(step.expected(self._times) for step in recorder.ran)
-        taken = sum(step.seconds for step in recorder.ran)
+        measured = sum(step.seconds for step in recorder.ran)
         simulated = self._simulate(workload, slowdown)
         parts = [part for part in split_quarters(recorder.ran) if len(part) >= FEWEST]
         quarters = [slowness(part, self._times) for part in parts]
-        return ReplayPair(done.records, simulated, before, after, quarters, expected, taken)
+        return ReplayPair(done.records, simulated, before, after, quarters, expected, measured)
 
     def _saturating_rate(self, slowdown: float) -> float:
         """Simulated requests per second when a burst arrives at once."""
@@ -213,7 +213,7 @@ def summary_row(number: int, name: str, pairs: list[ReplayPair], unsteady: int) 
         "replays": [_ratios([p.simulated], [p.real]) for p in pairs],
         "slowdown": [p.slowdown for p in pairs],
         "unsteady": unsteady,
-        "steps": sum(p.expected for p in pairs) / sum(p.taken for p in pairs),
+        "steps": sum(p.expected for p in pairs) / sum(p.measured for p in pairs),
         "within": all(abs(ratios[key] - 1) <= limit for key, limit in TOLERANCES.items()),
     }
 
@@ -251,8 +251,8 @@ def throughput(records: list[RequestRecord]) -> float:
 def _ratios(
     simulated: list[list[RequestRecord]], real: list[list[RequestRecord]]
 ) -> dict[str, float]:
-    predicted, found = run_statistics(simulated), run_statistics(real)
-    return {key: predicted[key] / found[key] for key in found}
+    predicted, measured = run_statistics(simulated), run_statistics(real)
+    return {key: predicted[key] / measured[key] for key in measured}
 
 
 def median_ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

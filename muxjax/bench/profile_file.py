@@ -1,8 +1,8 @@
 """Measured steps as the profile file that `muxjax plan --profile` and `muxjax simulate` read.
 
-For planning, each model has a table of whole prefills and of decodes (`placement.profile_table`),
-worked out from its steps as the engine would make them: prompts are packed and cut into chunks, a
-decode runs for a whole burst. The steps themselves stand under `_steps`, for simulations.
+For planning, each model has a table of prefill and decode times (`placement.costs.profile_table`).
+It is computed from steps as the engine builds them: prompts are packed and split into chunks, and a
+decode runs for a full burst. For simulations, the step times are stored under `_steps`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def build_profile(
     """The contents of a profile.
 
     Args:
-      times: of each model.
-      limits: the largest steps of each.
-      longest: the most tokens of a sequence, of each.
+      times: step times of each model.
+      limits: largest steps of each model.
+      longest: maximum tokens of a sequence of each model.
     """
     profile: dict[str, Any] = {}
     for name, steps in times.items():
@@ -45,15 +45,15 @@ def build_profile(
         }
         profile[name] = {"1": {"100": cells}}
     profile[STEPS] = {name: steps.to_json() for name, steps in times.items()}
-    ProfileTable(profile)  # what is written can be read
+    ProfileTable(profile)  # raises if the profile is invalid
     return profile
 
 
 def write_profile(profile: Mapping[str, Any], path: Path) -> None:
-    """Writes the file, in place of one that is there.
+    """Writes the file; replaces an existing one.
 
     Raises:
-      BenchError: it cannot be written.
+      BenchError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -65,12 +65,12 @@ def write_profile(profile: Mapping[str, Any], path: Path) -> None:
 
 
 def _doubling(last: int, first: int = 1) -> list[int]:
-    """From the first, doubling, to the last."""
-    found = []
+    """`first` and its doublings below `last`, then `last`."""
+    values = []
     while first < last:
-        found.append(first)
+        values.append(first)
         first *= 2
-    return [*found, max(1, last)]
+    return [*values, max(1, last)]
 
 
 def _decode_seconds(steps: StepTimes, limits: BucketLimits, batch: int, length: int) -> float:
@@ -79,7 +79,7 @@ def _decode_seconds(steps: StepTimes, limits: BucketLimits, batch: int, length: 
 
 
 def _prefill_seconds(steps: StepTimes, limits: BucketLimits, batch: int, length: int) -> float:
-    """Seconds to prefill `batch` prompts in full steps; a prompt is split if a step is full."""
+    """Seconds to prefill `batch` prompts; a prompt that exceeds a step is split into chunks."""
     seconds = 0.0
     chunks: list[tuple[int, int, bool]] = []
     room = limits.max_prefill_tokens

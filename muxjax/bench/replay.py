@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Replay:
 
     Attributes:
       records: records of finished requests, in workload order; times from the start of the run.
-      seconds: time from the start to the last end.
+      seconds: seconds from the start to the end of the last request.
       interrupted: number of requests that an interrupt left unfinished or unsent.
       late: maximum delay of sending a request, in seconds. If it is not small compared with the
         latencies, the machine was too busy to generate the load.
@@ -47,10 +47,10 @@ class Replay:
 class _Sink:
     """Records the end of a request; see `engine.Sink`."""
 
-    ended: Callable[[], None]
+    on_end: Callable[[], None]
     error: BaseException | None = None
-    over: bool = False
-    cancelled_: bool = field(default=False)
+    ended: bool = False
+    was_cancelled: bool = False
 
     def update(self, update: RequestUpdate) -> bool:
         if update.finish_reason is not None:
@@ -58,7 +58,7 @@ class _Sink:
         return False
 
     def cancelled(self) -> None:
-        self.cancelled_ = True
+        self.was_cancelled = True
         self._end()
 
     def failed(self, error: BaseException) -> None:
@@ -66,8 +66,8 @@ class _Sink:
         self._end()
 
     def _end(self) -> None:
-        self.over = True
-        self.ended()
+        self.ended = True
+        self.on_end()
 
 
 def build_requests(
@@ -140,8 +140,8 @@ def replay(
 
     def wait(seconds: float) -> None:
         nonlocal finished
-        limit = time.perf_counter() + seconds
-        while (left := limit - time.perf_counter()) > 0:
+        deadline = time.perf_counter() + seconds
+        while (left := deadline - time.perf_counter()) > 0:
             if not ended.acquire(timeout=left):
                 return
             finished += 1
@@ -166,7 +166,7 @@ def replay(
         for request in requests[:sent]:
             engine.cancel(request.id)
         for sink in sinks[:sent]:
-            while not sink.over and engine.alive:
+            while not sink.ended and engine.alive:
                 time.sleep(0.001)
     for sink in sinks:
         if sink.error is not None and not isinstance(sink.error, MuxError):
@@ -176,7 +176,7 @@ def replay(
     records = [
         _record(index, unit, entry, request, sink, start)
         for index, (entry, request, sink) in enumerate(zip(workload, requests, sinks, strict=True))
-        if sink.over and not sink.cancelled_
+        if sink.ended and not sink.was_cancelled
     ]
     end = max((record.end or 0.0 for record in records), default=0.0)
     return Replay(records, end, len(requests) - len(records) if stopped else 0, late)

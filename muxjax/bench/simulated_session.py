@@ -1,4 +1,4 @@
-"""Simulates a bench session: its own scheduler, with measured step times on a simulated clock."""
+"""Simulates a bench session: the real scheduler, measured step times and a simulated clock."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ PRECISIONS = {
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """One model, compiled, with its weights on the device."""
+class CompiledModel:
+    """A compiled model with its weights on the device."""
 
     plan: UnitSpec
     model: LoadedModel
@@ -48,7 +48,7 @@ class Loaded:
 
     @contextmanager
     def executor(self) -> Iterator[JaxExecutor]:
-        """The executor with a pool, without a scheduler."""
+        """An executor with a pool and no scheduler."""
         executor = JaxExecutor(
             self.plan.devices,
             {self.model.name: self.programs},
@@ -70,7 +70,7 @@ class Loaded:
 
 def load(
     source: str, precision: str, *, max_seqs: int, max_model_len: int = 512, policy: str = "adbs"
-) -> Loaded:
+) -> CompiledModel:
     """Loads and compiles one model; shows progress on standard error."""
     kind = PRECISIONS[precision]
     entry = {
@@ -92,7 +92,7 @@ def load(
     plan = build_unit_spec(config)
     with load_progress([plan], show=True) as progress:
         programs = load_programs(plan, progress=progress)
-    return Loaded(plan, plan.models["model"], programs["model"])
+    return CompiledModel(plan, plan.models["model"], programs["model"])
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ class TimedRun:
     def steady_rate(self) -> float:
         """Tokens per second while all requests were decoding.
 
-        The interval starts when every request has tokens of a decode step and ends when the first
-        request finishes. Tokens that arrive at its start were generated before it.
+        The interval starts when every request has tokens from a decode step, and ends when the
+        first request finishes. Tokens that arrive at the start are not counted: they were
+        generated before it.
         """
         start = max(request[1][0] for request in self.arrivals)
         end = min(request[-1][0] for request in self.arrivals)

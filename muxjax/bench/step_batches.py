@@ -28,7 +28,7 @@ class StepBatches:
 
         Args:
           step: the step to time.
-          behind: a step that is submitted first, so that the device has both in its queue.
+          behind: a step that is submitted first, so that both are queued on the device.
         """
         before = None if behind is None else self._executor.submit(behind)
         handle = self._executor.submit(step)
@@ -47,18 +47,18 @@ class StepBatches:
             ],
         )
 
-    def arm(self, sequences: int, context: int) -> list[Prefill]:
-        """Builds prefills after which `sequences` slots are ready to decode at a context."""
-        most = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
+    def prepare_slots(self, sequences: int, context: int) -> list[Prefill]:
+        """Builds prefills after which `sequences` slots can decode at position `context`."""
+        max_chunks = min(self._buckets.prefill_seqs, self._buckets.prefill_tokens[-1])
         return [
             Prefill(
                 self._name,
                 [
                     self._chunk(slot, 1, context, True)
-                    for slot in range(first, min(sequences, first + most))
+                    for slot in range(first, min(sequences, first + max_chunks))
                 ],
             )
-            for first in range(0, sequences, most)
+            for first in range(0, sequences, max_chunks)
         ]
 
     def decode(self, sequences: int, tokens: int, context: int) -> Decode:
@@ -87,8 +87,9 @@ class StepBatches:
         )
 
     def _table(self, slot: int, blocks: int) -> list[int]:
-        """Blocks of a slot, the same ones at any length; slots share some where the pool is small,
-        which changes no step's time.
+        """The first blocks of a slot's block table.
+
+        In a small pool, slots share blocks; step times do not depend on that.
         """
         longest = self._buckets.blocks
         return [

@@ -1,14 +1,14 @@
 """Measures factors on step times in service, where steps of all models alternate.
 
 `bench.steps` measures each step behind a step of another model. In a mixed run of the engine,
-requests of all models and many lengths arrive and finish, steps of one model also follow each
-other, and the engine works beside the device. The duration of a bucket's steps in such a run over
-their isolated duration is a factor on all of the bucket's times. For a tiny model, most of a step
-is the engine's own work, which the factor includes.
+requests of all models and many lengths arrive and finish, consecutive steps may be of the same
+model, and the host works while the device computes. The factor of a bucket is the duration of its
+steps in such a run over their isolated duration. For a tiny model, most of a step is host work,
+which the factor includes.
 
-The speed of a shared machine varies, so a part of the mixed run follows each round of measured
-steps, in turn under a policy with long decodes and one with short decodes: both see the same
-machine. `speed_now` measures later, in a shorter run, how fast the machine is then.
+The speed of a shared machine varies, so mixed runs follow each round of measured steps: one under a
+policy with long decodes and one under a policy with short decodes. `speed_now` measures the current
+speed in a shorter run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from muxjax.scheduling.steps import Prefill, Step, StepResult
 
 _POLICIES = ("adbs", "slo")
 """One policy with long decodes and one with short decodes."""
-_EACH = 18
+_REQUESTS_PER_MODEL = 18
 """Requests of each model in a mixed run."""
 _LONGEST = 96
 """Maximum tokens of a prompt and of an output in a mixed run."""
@@ -48,9 +48,9 @@ class ExecutedStep:
 
     Attributes:
       model: the model.
-      chunks: the chunks of a prefill, as `StepTimes.prefill_seconds` takes them; None for a decode.
-      sequences, rounds, context: size of a decode, as `StepTimes.decode_seconds` takes it.
-      seconds: its duration.
+      chunks: the chunks of a prefill, as in `StepTimes.prefill_seconds`; None for a decode.
+      sequences, rounds, context: size of a decode, as in `StepTimes.decode_seconds`.
+      seconds: duration of the step.
       waited: whether the device was idle before it.
     """
 
@@ -64,18 +64,18 @@ class ExecutedStep:
 
     def bucket(self, times: Mapping[str, StepTimes]) -> Bucket:
         """The bucket of the step."""
-        own = times[self.model]
+        model_times = times[self.model]
         if self.chunks is not None:
             tokens = sum(count for count, _, _ in self.chunks)
-            return self.model, "prefill", find_bucket(own.prefill, tokens)
-        return self.model, "decode", find_bucket(own.decode, self.sequences)
+            return self.model, "prefill", find_bucket(model_times.prefill, tokens)
+        return self.model, "decode", find_bucket(model_times.decode, self.sequences)
 
     def expected(self, times: Mapping[str, StepTimes]) -> float:
-        """Its expected seconds by the step times of all models."""
-        own = times[self.model]
+        """Expected duration in seconds, from the step times of all models."""
+        model_times = times[self.model]
         if self.chunks is not None:
-            return own.prefill_seconds(self.chunks)
-        return own.decode_seconds(self.sequences, self.rounds, self.context)
+            return model_times.prefill_seconds(self.chunks)
+        return model_times.decode_seconds(self.sequences, self.rounds, self.context)
 
 
 @dataclass
@@ -87,26 +87,26 @@ class StepRecorder:
     """
 
     ran: list[ExecutedStep] = field(default_factory=list)
-    _held: dict[tuple[str, int], int] = field(default_factory=dict)
+    _lengths: dict[tuple[str, int], int] = field(default_factory=dict)
     _end: float = float("-inf")
 
     def observe(self, unit: Scheduler, step: Step, result: StepResult) -> None:
         """See `engine.Observer`."""
         del unit
-        name, held, seconds = step.model, self._held, result.seconds
+        name, lengths, seconds = step.model, self._lengths, result.seconds
         waited = result.started - self._end > _BACK_TO_BACK
         self._end = result.started + seconds
         if isinstance(step, Prefill):
             for chunk in step.chunks:
-                held[name, chunk.slot] = chunk.end
+                lengths[name, chunk.slot] = chunk.end
             chunks = [(len(c.tokens), c.end, c.last) for c in step.chunks]
             self.ran.append(ExecutedStep(name, chunks, 0, 0, 0.0, seconds, waited))
             return
         longest = 0
-        for sequence, made in zip(step.sequences, result.tokens, strict=True):
-            held[name, sequence.slot] = held.get((name, sequence.slot), 0) + len(made)
-            longest = max(longest, held[name, sequence.slot])
-        rounds = max((len(made) for made in result.tokens), default=0)
+        for sequence, tokens in zip(step.sequences, result.tokens, strict=True):
+            lengths[name, sequence.slot] = lengths.get((name, sequence.slot), 0) + len(tokens)
+            longest = max(longest, lengths[name, sequence.slot])
+        rounds = max((len(tokens) for tokens in result.tokens), default=0)
         context = longest - rounds / 2
         self.ran.append(
             ExecutedStep(name, None, len(step.sequences), rounds, context, seconds, waited)
@@ -126,19 +126,21 @@ def measure_in_service(
     Raises:
       BenchError: as in `steps.measure`, or too few steps ran back to back.
     """
-    found = StepMeasurement() if into is None else into
+    measured = StepMeasurement() if into is None else into
     ran: list[ExecutedStep] = []
     policies = itertools.cycle(_POLICIES)
 
     def mixed() -> None:
         for _ in _POLICIES:
-            ran.extend(_mixed_run(session, found, next(policies)))
+            ran.extend(_mixed_run(session, measured, next(policies)))
 
-    measure(session, repeats=repeats, contexts=contexts, done=done, into=found, after_round=mixed)
-    times = {name: found.times(name) for name in session.models}
-    for bucket in sorted({(step.model, step.phase, step.size) for step in found.steps}):
-        found.in_service[bucket] = _factor(bucket, ran, times)
-    return found
+    measure(
+        session, repeats=repeats, contexts=contexts, done=done, into=measured, after_round=mixed
+    )
+    times = {name: measured.times(name) for name in session.models}
+    for bucket in sorted({(step.model, step.phase, step.size) for step in measured.steps}):
+        measured.in_service[bucket] = _factor(bucket, ran, times)
+    return measured
 
 
 def speed_now(session: BenchSession, measured: StepMeasurement) -> float:
@@ -176,28 +178,30 @@ def _mixed_run(session: BenchSession, measured: StepMeasurement, policy: str) ->
     recorder = StepRecorder()
     with session.engine(session.new_scheduler(policy)) as engine:
         engine.observe(recorder.observe)
-        done = replay(engine, workload, build_requests(workload, vocab, limits))
-    if done.interrupted:
+        result = replay(engine, workload, build_requests(workload, vocab, limits))
+    if result.interrupted:
         raise KeyboardInterrupt
     return [step for step in recorder.ran if not step.waited]
 
 
 def _factor(bucket: Bucket, ran: Sequence[ExecutedStep], times: Mapping[str, StepTimes]) -> float:
-    """The factor of a bucket; of its phase, if the bucket has too few steps."""
-    own = [step for step in ran if step.bucket(times) == bucket]
-    if len(own) < FEWEST:
-        own = [step for step in ran if step.bucket(times)[1] == bucket[1]]
-    return slowness(own, times)
+    """The factor of a bucket, or of its phase if the bucket has too few steps."""
+    steps = [step for step in ran if step.bucket(times) == bucket]
+    if len(steps) < FEWEST:
+        steps = [step for step in ran if step.bucket(times)[1] == bucket[1]]
+    return slowness(steps, times)
 
 
 def _mix(session: BenchSession, step_seconds: float) -> list[TraceRequest]:
     """Requests of all models: at first about one per step, then the rest at once."""
     rng = np.random.default_rng(0)
-    found = []
-    for index in range(_EACH):
+    requests = []
+    for index in range(_REQUESTS_PER_MODEL):
         for number, (name, model) in enumerate(session.models.items()):
-            most = max(1, min(_LONGEST, (model.max_model_len - 1) // 2))
-            prompt, output = (int(tokens) for tokens in rng.integers(1, most + 1, 2))
-            arrival = step_seconds * (len(session.models) * min(index, _EACH // 2) + number)
-            found.append(TraceRequest(arrival, name, prompt, output))
-    return sorted(found, key=lambda asked: asked.arrival)
+            longest = max(1, min(_LONGEST, (model.max_model_len - 1) // 2))
+            prompt, output = (int(tokens) for tokens in rng.integers(1, longest + 1, 2))
+            arrival = step_seconds * (
+                len(session.models) * min(index, _REQUESTS_PER_MODEL // 2) + number
+            )
+            requests.append(TraceRequest(arrival, name, prompt, output))
+    return sorted(requests, key=lambda request: request.arrival)

@@ -3,14 +3,14 @@
 Each time is the median of several steps, from submitting a step to its result. Every round measures
 all kinds of steps once, after an uncounted round: the speed of a shared machine varies over
 seconds, so kinds that are measured one after the other would not be comparable. Before each timed
-step another model generates a token, so that the caches hold what they hold in service. Prompts are
-arbitrary and contexts are pages of zeros: step times do not depend on values.
+step another model generates a token, so that caches are as in service. Prompts are
+arbitrary and contexts are pages of zeros, since step times do not depend on values.
 
 Times that cannot be measured directly follow from differences:
 
-- attention of one chunk: one chunk that fills a bucket against several chunks;
-- sampling: a last chunk against one that is not the last;
-- the fixed part of a decode: a long burst against a single token.
+- attention of one chunk: one chunk that fills a bucket, compared with several chunks;
+- sampling: a last chunk, compared with a chunk that is not the last;
+- the fixed cost of a decode: a long burst, compared with a single token.
 
 `bench.step_recorder` measures factors on these times in service.
 """
@@ -81,11 +81,11 @@ class StepMeasurement:
         Raises:
           BenchError: the measurement of the model is incomplete.
         """
-        own = [step for step in self.steps if step.model == model]
+        model_steps = [step for step in self.steps if step.model == model]
         prefill: dict[int, PrefillTimes] = {}
         decode: dict[int, DecodeTimes] = {}
-        for phase, size in sorted({(step.phase, step.size) for step in own}):
-            steps = [step for step in own if (step.phase, step.size) == (phase, size)]
+        for phase, size in sorted({(step.phase, step.size) for step in model_steps}):
+            steps = [step for step in model_steps if (step.phase, step.size) == (phase, size)]
             factor = self.in_service.get((model, phase, size), 1.0)
             if phase == "prefill":
                 prefill[size] = _prefill_times(steps).scaled(factor)
@@ -109,7 +109,7 @@ class Kind:
 
 
 def default_contexts(longest: int, count: int = 8) -> list[int]:
-    """Contexts to measure, evenly from an eighth of the longest to the longest.
+    """Evenly spaced contexts to measure, from an eighth of the longest to the longest.
 
     Attention may process contexts in blocks, so its time grows in steps that few points would miss.
     """
@@ -131,7 +131,7 @@ def step_kinds(session: BenchSession, contexts: Sequence[int] | None = None) -> 
     Raises:
       BenchError: no context fits a model.
     """
-    found = []
+    kinds = []
     for name, model in session.models.items():
         buckets, limit = session.buckets[name], model.max_model_len
         burst = session.config.engine.decode_tokens
@@ -139,25 +139,25 @@ def step_kinds(session: BenchSession, contexts: Sequence[int] | None = None) -> 
         usable = [context for context in requested if 1 <= context < limit]
         if not usable:
             raise BenchError(
-                f"--context {', '.join(map(str, requested))}: {name} holds sequences of 1 to "
+                f"--context {', '.join(map(str, requested))}: {name} accepts sequences of 1 to "
                 f"{limit - 1} tokens"
             )
         for size in buckets.prefill_tokens:
             size_end = min(size, limit - 1)
             chunks = min(buckets.prefill_seqs, size)
-            found.append(Kind(name, "prefill", size, 1, size_end))
-            found.append(Kind(name, "prefill", size, 1, size_end, last=False))
+            kinds.append(Kind(name, "prefill", size, 1, size_end))
+            kinds.append(Kind(name, "prefill", size, 1, size_end, last=False))
             if chunks > 1:
-                found.append(Kind(name, "prefill", size, chunks, max(1, size // chunks)))
+                kinds.append(Kind(name, "prefill", size, chunks, max(1, size // chunks)))
             for context in usable:
                 if context > size_end:
-                    found.append(Kind(name, "prefill", size, 1, context))
+                    kinds.append(Kind(name, "prefill", size, 1, context))
         for size in buckets.decode_seqs:
             bursts = sorted({max(context, burst) for context in usable})
-            found += [Kind(name, "decode", size, burst, context) for context in bursts]
-            if burst > 1:  # what a step costs besides its tokens is the same at any context
-                found.append(Kind(name, "decode", size, 1, bursts[0]))
-    return found
+            kinds += [Kind(name, "decode", size, burst, context) for context in bursts]
+            if burst > 1:  # the fixed cost of a step does not depend on the context
+                kinds.append(Kind(name, "decode", size, 1, bursts[0]))
+    return kinds
 
 
 def measure(
@@ -184,24 +184,24 @@ def measure(
     """
     if repeats < 1:
         raise BenchError(f"--repeats must be at least 1, not {repeats}")
-    found = StepMeasurement() if into is None else into
+    measured = StepMeasurement() if into is None else into
     kinds = step_kinds(session, contexts)
     seconds: list[list[float]] = [[] for _ in kinds]
     for number in range(repeats + 1):
-        for kind, own in zip(kinds, seconds, strict=True):
-            taken = _time(session, kind)
+        for kind, samples in zip(kinds, seconds, strict=True):
+            duration = _time(session, kind)
             if number:
-                own.append(taken)
+                samples.append(duration)
             if done is not None:
                 done(kind)
         if number:
-            found.steps[:] = [
-                Timed(k.model, k.phase, k.size, k.parts, k.context, k.last, tuple(own))
-                for k, own in zip(kinds, seconds, strict=True)
+            measured.steps[:] = [
+                Timed(k.model, k.phase, k.size, k.parts, k.context, k.last, tuple(samples))
+                for k, samples in zip(kinds, seconds, strict=True)
             ]
             if after_round is not None:
                 after_round()
-    return found
+    return measured
 
 
 def _time(session: BenchSession, kind: Kind) -> float:
@@ -219,10 +219,10 @@ def _time(session: BenchSession, kind: Kind) -> float:
         # is in the middle of the burst if the longest sequence has room for it.
         longest = session.models[kind.model].max_model_len
         start = max(1, min(kind.context - kind.parts // 2, longest - kind.parts))
-        arming = steps.arm(kind.size, start)
+        preparation = steps.prepare_slots(kind.size, start)
         if other == kind.model:  # a token of this model would advance a sequence
-            before = arming.pop()
-        for prefill in arming:
+            before = preparation.pop()
+        for prefill in preparation:
             steps.run(prefill)
         step = steps.decode(kind.size, kind.parts, min(longest, start + kind.parts))
     return steps.run(step, behind=before)
@@ -250,8 +250,8 @@ def _decode_times(steps: Sequence[Timed]) -> DecodeTimes:
     short = {step.context: step.median for step in steps if step.parts == 1}
     if longest == 1:
         return DecodeTimes(0.0, tuple(sorted(long.items())))
-    ((context, one),) = short.items()
-    base = max(0.0, one - (long[context] - one) / (longest - 1))
+    ((context, single_token),) = short.items()
+    base = max(0.0, single_token - (long[context] - single_token) / (longest - 1))
     return DecodeTimes(
         base, tuple(sorted((context, (t - base) / longest) for context, t in long.items()))
     )

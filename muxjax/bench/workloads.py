@@ -38,8 +38,8 @@ class WorkloadOptions:
       on_off: mean seconds with requests and without, for `bursts`.
       change_points: seconds at which models swap rates, for `drift`; each quarter by default.
       prompt_tokens, output_tokens: means, for all models.
-      sigma: spread of the lengths' logarithms; None: as ShareGPT's.
-      seed: the same gives the same requests.
+      sigma: spread of the lengths' logarithms; None: the spread of ShareGPT.
+      seed: seed of the requests.
     """
 
     kind: str = "poisson"
@@ -59,82 +59,84 @@ class WorkloadOptions:
 def build_workload(
     config: FleetConfig,
     limits: Mapping[str, int],
-    asked: WorkloadOptions,
-    renamed: Mapping[str, str] | None = None,
+    options: WorkloadOptions,
+    model_map: Mapping[str, str] | None = None,
 ) -> list[TraceRequest]:
     """Builds all requests, in order of arrival.
 
     Args:
       config: the fleet file.
       limits: maximum sequence length of each model.
-      asked: the workload.
-      renamed: model of the fleet for each model name of a trace.
+      options: the workload.
+      model_map: model of the fleet for each model name of a trace.
 
     Raises:
       WorkloadError: an invalid option, or options that exclude each other.
     """
-    if asked.requests is not None and asked.requests < 1:
-        raise WorkloadError(f"--requests must be at least 1, not {asked.requests}")
-    if asked.seconds is not None and not asked.seconds > 0:
-        raise WorkloadError(f"--duration must be above 0, not {asked.seconds}")
-    if asked.kind in KINDS:
-        if renamed:
+    if options.requests is not None and options.requests < 1:
+        raise WorkloadError(f"--requests must be at least 1, not {options.requests}")
+    if options.seconds is not None and not options.seconds > 0:
+        raise WorkloadError(f"--duration must be above 0, not {options.seconds}")
+    if options.kind in KINDS:
+        if model_map:
             raise WorkloadError("--map is for traces; other workloads name the fleet's models")
-        found = list(_synthetic(config, limits, asked))
+        requests = list(_synthetic(config, limits, options))
     else:
-        found = list(_trace(config, asked, renamed or {}))
-    if not found:
+        requests = list(_trace(config, options, model_map or {}))
+    if not requests:
         raise WorkloadError("the workload has no requests: make it longer, or raise its rate")
-    return found
+    return requests
 
 
-def fleet_rates(config: FleetConfig, asked: WorkloadOptions) -> dict[str, float]:
+def fleet_rates(config: FleetConfig, options: WorkloadOptions) -> dict[str, float]:
     """Requests per second of each model.
 
     Raises:
       WorkloadError: a negative rate or `alpha`.
     """
     rates = {entry.name: entry.rate for entry in config.models}
-    total = sum(rates.values()) if asked.rate is None else asked.rate
-    if asked.alpha is None:
+    total = sum(rates.values()) if options.rate is None else options.rate
+    if options.alpha is None:
         return {name: rate / sum(rates.values()) * total for name, rate in rates.items()}
     names = sorted(rates, key=lambda name: -rates[name])
-    dealt = dict(zip(names, power_law_rates(len(names), asked.alpha, total=total), strict=True))
-    return {name: dealt[name] for name in rates}
+    by_popularity = dict(
+        zip(names, power_law_rates(len(names), options.alpha, total=total), strict=True)
+    )
+    return {name: by_popularity[name] for name in rates}
 
 
 def _synthetic(
-    config: FleetConfig, limits: Mapping[str, int], asked: WorkloadOptions
+    config: FleetConfig, limits: Mapping[str, int], options: WorkloadOptions
 ) -> SyntheticWorkload:
     for option, value, owner in (
-        ("--cv", asked.cv, "gamma"),
-        ("--on-off", asked.on_off, "bursts"),
-        ("--change-points", asked.change_points, "drift"),
+        ("--cv", options.cv, "gamma"),
+        ("--on-off", options.on_off, "bursts"),
+        ("--change-points", options.change_points, "drift"),
     ):
-        if value is not None and asked.kind != owner:
-            raise WorkloadError(f"{option} is for --workload {owner}, not {asked.kind}")
-    seconds = asked.seconds
-    if seconds is None and asked.requests is None:
+        if value is not None and options.kind != owner:
+            raise WorkloadError(f"{option} is for --workload {owner}, not {options.kind}")
+    seconds = options.seconds
+    if seconds is None and options.requests is None:
         seconds = DEFAULT_SECONDS
     arrivals = ArrivalProcess()
-    if asked.kind == "gamma":
-        arrivals = ArrivalProcess(cv=4.0 if asked.cv is None else asked.cv)
-    elif asked.kind == "bursts":
-        arrivals = ArrivalProcess(on_off=asked.on_off or (10.0, 30.0))
-    elif asked.kind == "drift":
-        points = asked.change_points
+    if options.kind == "gamma":
+        arrivals = ArrivalProcess(cv=4.0 if options.cv is None else options.cv)
+    elif options.kind == "bursts":
+        arrivals = ArrivalProcess(on_off=options.on_off or (10.0, 30.0))
+    elif options.kind == "drift":
+        points = options.change_points
         if points is None and seconds is None:
             raise WorkloadError("--workload drift needs --change-points or --duration")
         points = points or tuple(part / 4 * (seconds or 0.0) for part in (1, 2, 3))
         arrivals = ArrivalProcess(change_points=points)
-    rates = fleet_rates(config, asked)
+    rates = fleet_rates(config, options)
     traffic = []
     for entry in config.models:
-        prompt = entry.prompt_tokens if asked.prompt_tokens is None else asked.prompt_tokens
-        output = entry.output_tokens if asked.output_tokens is None else asked.output_tokens
-        lengths = _lengths(entry.name, prompt, output, limits[entry.name], asked.sigma)
+        prompt = entry.prompt_tokens if options.prompt_tokens is None else options.prompt_tokens
+        output = entry.output_tokens if options.output_tokens is None else options.output_tokens
+        lengths = _lengths(entry.name, prompt, output, limits[entry.name], options.sigma)
         traffic.append(Traffic(entry.name, rates[entry.name], lengths))
-    return SyntheticWorkload(traffic, seconds, asked.requests, arrivals, asked.seed)
+    return SyntheticWorkload(traffic, seconds, options.requests, arrivals, options.seed)
 
 
 def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float | None) -> LogNormal:
@@ -152,29 +154,31 @@ def _lengths(name: str, prompt: float, output: float, limit: int, sigma: float |
             **spread,
         )
     except WorkloadError as error:
-        raise WorkloadError(f"{name}, which holds {limit} tokens a request: {error}") from error
+        raise WorkloadError(
+            f"{name}, whose limit is {limit} tokens per request: {error}"
+        ) from error
 
 
 def _trace(
-    config: FleetConfig, asked: WorkloadOptions, renamed: Mapping[str, str]
+    config: FleetConfig, options: WorkloadOptions, model_map: Mapping[str, str]
 ) -> TruncatedWorkload:
     for option, value in (
-        ("--alpha", asked.alpha),
-        ("--rate", asked.rate),
-        ("--cv", asked.cv),
-        ("--on-off", asked.on_off),
-        ("--change-points", asked.change_points),
-        ("--prompt-tokens", asked.prompt_tokens),
-        ("--output-tokens", asked.output_tokens),
-        ("--sigma", asked.sigma),
+        ("--alpha", options.alpha),
+        ("--rate", options.rate),
+        ("--cv", options.cv),
+        ("--on-off", options.on_off),
+        ("--change-points", options.change_points),
+        ("--prompt-tokens", options.prompt_tokens),
+        ("--output-tokens", options.output_tokens),
+        ("--sigma", options.sigma),
     ):
         if value is not None:
-            raise WorkloadError(f"{option} is for synthetic workloads; {asked.kind} is a trace")
-    path = Path(asked.kind)
+            raise WorkloadError(f"{option} is for synthetic workloads; {options.kind} is a trace")
+    path = Path(options.kind)
     if not path.is_file():
         raise WorkloadError(
-            f"no workload {asked.kind!r}: neither one of {', '.join(KINDS)} nor a trace file"
+            f"no workload {options.kind!r}: neither one of {', '.join(KINDS)} nor a trace file"
         )
     rates = {entry.name: entry.rate for entry in config.models}
-    assigned = AssignedWorkload(open_trace(path), rates, renamed, asked.seed)
-    return TruncatedWorkload(assigned, asked.requests, asked.seconds)
+    assigned = AssignedWorkload(open_trace(path), rates, model_map, options.seed)
+    return TruncatedWorkload(assigned, options.requests, options.seconds)

@@ -29,10 +29,10 @@ def report(
 ) -> None:
     """Print tables of saved results and write them, with plots, to one self-contained HTML file."""
     from muxjax.bench.report.page import build_grids, write_report
-    from muxjax.bench.report.saved import find
+    from muxjax.bench.report.saved import find_reports
     from muxjax.bench.report.tables import show_grids
 
-    saved = find(folder)
+    saved = find_reports(folder)
     show_grids(build_grids(saved))
     written = write_report(saved, output or folder)
     if not written.drawn:

@@ -1,4 +1,4 @@
-"""The tiny models say the text that they were trained on, from either kind of checkpoint."""
+"""The tiny models reproduce their training text from both checkpoint formats."""
 
 import pytest
 import yaml
@@ -20,33 +20,30 @@ def trained():
 
 
 def continuations(trained, kind):
-    """What each model says after each prompt."""
+    """Each model's completion of each prompt."""
     models = [{"name": name, "source": str(trained / name / kind)} for name in tiny.FAMILIES]
     config = {
         "models": models,
         "pool": {"memory": "8MB"},
-        "engine": {
-            "max_seqs": 1,
-            "prefill_tokens": 16,
-        },  # few programs: compiling is what takes time
+        "engine": {"max_seqs": 1, "prefill_tokens": 16},  # few programs to compile
     }
     params = SamplingParams(temperature=0, max_tokens=TOKENS)
     with Fleet.load(config) as fleet:
         return {name: fleet.generate(name, PROMPTS, params) for name in tiny.FAMILIES}
 
 
-def test_both_checkpoints_say_the_text(trained):
-    found = continuations(trained, "orbax")
-    # After its end, the text begins again.
+def test_both_checkpoints_reproduce_the_text(trained):
+    completions = continuations(trained, "orbax")
+    # The models continue with the beginning after the end of the text.
     text = tiny.learned() * 2
-    for name, answers in found.items():
+    for name, answers in completions.items():
         for prompt, answer in zip(PROMPTS, answers, strict=True):
-            at = text.index(prompt) + len(prompt)
-            assert answer.text == text[at : at + TOKENS], name
-    assert continuations(trained, "safetensors") == found
+            start = text.index(prompt) + len(prompt)
+            assert answer.text == text[start : start + TOKENS], name
+    assert continuations(trained, "safetensors") == completions
 
 
-def test_shapes_are_unlike(trained):
+def test_shapes_differ(trained):
     configs = [open_checkpoint(trained / name / "orbax").config for name in tiny.FAMILIES]
     for size in ("num_layers", "head_dim"):
         assert len({getattr(config, size) for config in configs}) == 3

@@ -176,7 +176,7 @@ def build_request_inputs(
 
     Args:
       prompts: the data set.
-      arrivals: when requests are sent; must be the default for a trace, which has its own times.
+      arrivals: when requests are sent; must be the default for a trace, which contains times.
       generators: prompt generator of each model.
       shares: share of the requests of each model.
       model_map: maps a trace's model names to the server's.
@@ -299,7 +299,7 @@ def _sharegpt(path: Path) -> Iterator[tuple[str, str]]:
     if not isinstance(data, list):
         raise BenchError(f"{path}: a ShareGPT file is a list of conversations")
     shortest, longest_prompt, longest = (4 * limit for limit in SHAREGPT_LIMITS)
-    found = 0
+    count = 0
     for index, entry in enumerate(data):
         turns = entry.get("conversations") if isinstance(entry, dict) else None
         if not isinstance(turns, list):
@@ -312,9 +312,9 @@ def _sharegpt(path: Path) -> Iterator[tuple[str, str]]:
             raise BenchError(f"{path}: [{index}] has a turn without a text value") from error
         sizes = len(prompt.encode()), len(response.encode())
         if min(sizes) >= shortest and sizes[0] <= longest_prompt and sum(sizes) <= longest:
-            found += 1
+            count += 1
             yield prompt, response
-    if not found:
+    if not count:
         raise BenchError(f"{path}: no conversation of a usable length")
 
 
@@ -323,7 +323,7 @@ def _custom(path: Path) -> Iterator[tuple[str, int | str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: {error}") from error
-    found = 0
+    count = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -337,9 +337,9 @@ def _custom(path: Path) -> Iterator[tuple[str, int | str]]:
         output = row.get("output_tokens", _DEFAULT_OUTPUT)
         if isinstance(output, bool) or not isinstance(output, int) or output < 1:
             raise BenchError(f"{path}:{number}: output_tokens must be an integer above 0")
-        found += 1
+        count += 1
         yield prompt, output
-    if not found:
+    if not count:
         raise BenchError(f"{path}: no prompts in the file")
 
 

@@ -11,8 +11,8 @@ Tokens are counted by the first of these that is available:
 
 With 1 and 2, completions are also sent as token ids, sliced from tokenized words, so that the
 length is exact. Chats are sent as text, adjusted word by word to the requested length; the tokens
-of the chat template come on top, as in vLLM's benchmark. The reported length is the server's count
-if it sends one.
+of the chat template are additional, as in vLLM's benchmark. The reported length is the server's
+count if it sends one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORDS = tuple(
     business issue side kind head house service friend father power hour game line end member
     law car city name team minute idea body back parent face level office door health person art
     war history party result change morning reason research girl guy moment air teacher force
-    """.split()  # noqa: SIM905  a list of them would take a line each
+    """.split()  # noqa: SIM905  a list would have one line per word
 )
 _FILLERS = (" a", " I", ".", " the", " and", ",", "!")
 
@@ -110,7 +110,7 @@ def build_prompt_generator(
     seed: int,
     tokenizer: Path | None = None,
 ) -> PromptGenerator:
-    """Builds the generator for one model with the best available way to count tokens.
+    """Builds the generator for one model with the best available token counter.
 
     Args:
       client: must stay open while prompts are generated.
@@ -139,14 +139,14 @@ def _load_tokenizer(path: Path) -> Count:
     if not file.is_file():
         raise BenchError(f"--tokenizer {path}: no tokenizer.json found")
     try:
-        found = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         raise BenchError(f"--tokenizer {file}: {error}") from error
-    return lambda text: found.encode(text, add_special_tokens=False).ids
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _server_tokenizer(client: httpx2.Client, server: Server, model: str) -> Count | None:
-    """Encodes with the server's `/tokenize` endpoint; None if it has none that works."""
+    """An encoder that uses the server's `/tokenize` endpoint; None if the endpoint fails."""
 
     def encode(text: str) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": False}

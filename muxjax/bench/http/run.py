@@ -45,7 +45,7 @@ class HttpBench:
     """A benchmark over HTTP.
 
     Attributes:
-      server: the server of every model without an address.
+      server: the server of models without an address.
       models: NAME or NAME@URL, most popular first; if empty, all models that the server lists.
       alpha: exponent of the power law of the models' popularity; None: equal popularity.
       prompts: the data set.
@@ -80,17 +80,17 @@ class HttpBench:
         if self.max_concurrency is not None and self.max_concurrency < 1:
             raise BenchError(f"--max-concurrency must be at least 1, not {self.max_concurrency}")
         if self.warm_ups < 0:
-            raise BenchError(f"--num-warmups must not be negative, not {self.warm_ups}")
+            raise BenchError(f"--num-warmups must be at least 0, not {self.warm_ups}")
         if self.wait_seconds < 0:
             raise BenchError(
-                f"--ready-check-timeout-sec must not be negative, not {self.wait_seconds:g}"
+                f"--ready-check-timeout-sec must be at least 0, not {self.wait_seconds:g}"
             )
 
     def run(self, *, progress: bool = True) -> tuple[dict[str, Any], LoadResult]:
         """Runs the benchmark.
 
         Returns:
-          The result, with vLLM's keys, and the results of the single requests.
+          The result, with vLLM's keys, and the results of the individual requests.
 
         Raises:
           BenchError: a server that does not answer, or options that exclude each other.
@@ -137,7 +137,9 @@ class HttpBench:
         """Sends the first prompt of each model, round-robin."""
         if not self.warm_ups:
             return
-        firsts = list({ask.model: replace(ask, arrival=0.0) for ask in reversed(inputs)}.values())
+        firsts = list(
+            {request.model: replace(request, arrival=0.0) for request in reversed(inputs)}.values()
+        )
         load = run_load(
             servers,
             [firsts[index % len(firsts)] for index in range(self.warm_ups)],

@@ -53,7 +53,7 @@ _REFUSED_PREFIXES = {
     "--speed-bench-": _UNSUPPORTED_DATA.format("speed_bench"),
     "--asr-": _ONLY_TEXT,
 }
-SEVERAL = ("--goodput", "--header", "--metadata")
+MULTI_VALUE = ("--goodput", "--header", "--metadata")
 """Options that take several values."""
 
 
@@ -69,7 +69,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             _refuse(argument.partition("=")[0])
             name, _, value = argument.partition("=")
-            option = name if name in SEVERAL else None
+            option = name if name in MULTI_VALUE else None
             if option and value:
                 option = None
             elif option:

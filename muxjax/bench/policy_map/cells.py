@@ -50,7 +50,7 @@ POLICIES: tuple[PolicyName, ...] = (
 TRAINING_SEED = 1_000_003
 """Added to the seed of the requests that placements are chosen on with `CellJob.ahead`."""
 EQUAL_ATTAINMENT = 0.001
-"""Largest difference in attainment at which placements count as equally good."""
+"""Maximum difference in attainment of placements that count as equally good."""
 BLOCKS = 2**13
 """Maximum number of blocks in a simulated pool; larger pools take long to set up."""
 MAX_SHORTFALL = TOLERANCE / 2
@@ -91,7 +91,7 @@ Outcome = Mapping[str, ModelOutcome]
 def simulate_cells(job: CellJob) -> list[dict[str, Any]]:
     """The cells of a job, one for each SLO scale."""
     chooser = PlacementChooser(job)
-    found = []
+    cells = []
     for scale in job.scales:
         cell: dict[str, Any] = {
             "alpha": job.alpha,
@@ -112,8 +112,8 @@ def simulate_cells(job: CellJob) -> list[dict[str, Any]]:
             cell["slo_attainment"][policy] = attainment(outcome, scale)
             cell["throughput"][policy] = throughput(outcome)
             cell["placement"][policy] = name
-        found.append(cell)
-    return found
+        cells.append(cell)
+    return cells
 
 
 def attainment(outcome: Outcome, scale: float) -> float:
@@ -130,14 +130,20 @@ def throughput(outcome: Outcome) -> dict[str, float]:
     return {"total": sum(rates.values()), "rate_weighted": weighted / max(1, offered)}
 
 
-Named = tuple[str, list[Units]]
+NamedPlacement = tuple[str, list[Units]]
 """A placement and its name."""
 
 
-def _smallest_shortfall(shortfalls: Sequence[float], places: Sequence[Named]) -> list[Named]:
+def _least_short(
+    shortfalls: Sequence[float], placements: Sequence[NamedPlacement]
+) -> list[NamedPlacement]:
     """The placements with an accepted shortfall, or the ones with the smallest shortfall."""
     allowed = max(MAX_SHORTFALL, min(shortfalls))
-    return [place for place, by in zip(places, shortfalls, strict=True) if by <= allowed]
+    return [
+        placement
+        for placement, shortfall in zip(placements, shortfalls, strict=True)
+        if shortfall <= allowed
+    ]
 
 
 class PlacementChooser:
@@ -158,28 +164,28 @@ class PlacementChooser:
         }
         self._training = workload(loads, job.seconds, job.seed + TRAINING_SEED)
         self._scored = workload(loads, job.seconds, job.seed)
-        self._known: dict[object, Outcome] = {}
+        self._outcomes: dict[object, Outcome] = {}
 
-    def choose(self, policy: PolicyName, scale: float) -> Named:
-        """The placement with the highest attainment for a policy; ties go to the throughput.
+    def choose(self, policy: PolicyName, scale: float) -> NamedPlacement:
+        """The placement with the highest attainment for a policy; throughput breaks ties.
 
         For `slo`, see `_choose_for_slo`.
         """
         if policy == "slo":
             return self._choose_for_slo(scale)
-        found = self.candidates(policy, scale)
-        best = self._best(list(found.values()), policy, scale)
-        return next(name for name, chosen in found.items() if chosen is best), best
+        candidates = self.candidates(policy, scale)
+        best = self._best(list(candidates.values()), policy, scale)
+        return next(name for name, chosen in candidates.items() if chosen is best), best
 
     def candidates(self, policy: PolicyName, scale: float) -> dict[str, list[Units]]:
         """The placements that a policy may use, each part in its best form for the policy.
 
         Raises:
-          PlanError: there is none; placements whose pool cannot hold the longest request are
-            skipped.
+          PlanError: no placement is usable; placements whose pool cannot hold the longest
+            request are skipped.
         """
-        found = {}
-        refused = PlanError("no placements")
+        usable = {}
+        last_error = PlanError("no placements")
         for name, parts in self.placements.items():
             if policy == "spatial" and name != "spatial":
                 continue
@@ -187,52 +193,52 @@ class PlacementChooser:
                 best = [self._best([[units] for units in part], policy, scale)[0] for part in parts]
                 self._outcome_for_choice(best, policy, scale)
             except PlanError as error:
-                refused = error
+                last_error = error
             else:
-                found[name] = best
-        if not found:
-            raise refused
-        return found
+                usable[name] = best
+        if not usable:
+            raise last_error
+        return usable
 
-    def _choose_for_slo(self, scale: float) -> Named:
+    def _choose_for_slo(self, scale: float) -> NamedPlacement:
         """The placement for `slo`.
 
-        The shortfall in attainment is relative to the best other policy on its own placement; the
-        shortfall in throughput is relative to `adbs`.
+        The shortfall in attainment is relative to the best other policy on its chosen placement,
+        and the shortfall in throughput is relative to `adbs`. The first rule that applies:
 
-        1. The placement of `adbs`, if there is no shortfall there and the attainment is sufficient.
-        2. Otherwise the best of the placements whose larger shortfall is accepted, or smallest, if
-           that is within the criteria.
-        3. Otherwise the placements with an accepted or smallest shortfall in attainment, and of
-           these the ones with an accepted or smallest shortfall in throughput; the best of them.
+        1. If the placement of `adbs` has no shortfall and sufficient attainment, use it.
+        2. If the larger shortfall of some placement is within the criteria, use the best of the
+           placements whose larger shortfall is accepted or smallest.
+        3. Keep the placements whose shortfall in attainment is accepted or smallest, then those
+           whose shortfall in throughput is accepted or smallest. Use the best of them.
         """
         others = ["adbs", *(p for p in self._job.policies if p not in ("slo", "adbs"))]
-        theirs = {policy: self.choose(policy, scale) for policy in others}
-        most = max(
+        baselines = {policy: self.choose(policy, scale) for policy in others}
+        best_attainment = max(
             attainment(self._outcome_for_choice(chosen, policy, scale), scale)
-            for policy, (_, chosen) in theirs.items()
+            for policy, (_, chosen) in baselines.items()
         )
-        wanted = throughput(self._outcome_for_choice(theirs["adbs"][1], "adbs", scale))
+        required = throughput(self._outcome_for_choice(baselines["adbs"][1], "adbs", scale))
 
         def shortfall(chosen: list[Units]) -> tuple[float, float]:
             outcome = self._outcome_for_choice(chosen, "slo", scale)
             served = throughput(outcome)
-            less = [1 - served[measure] / wanted[measure] for measure in wanted]
-            return most - attainment(outcome, scale), max(less)
+            losses = [1 - served[measure] / required[measure] for measure in required]
+            return best_attainment - attainment(outcome, scale), max(losses)
 
-        base = theirs["adbs"]
-        there = attainment(self._outcome_for_choice(base[1], "slo", scale), scale)
-        if max(shortfall(base[1])) <= 0 and there >= SUFFICIENT_ATTAINMENT:
+        base = baselines["adbs"]
+        base_attainment = attainment(self._outcome_for_choice(base[1], "slo", scale), scale)
+        if max(shortfall(base[1])) <= 0 and base_attainment >= SUFFICIENT_ATTAINMENT:
             return base
-        near = [*theirs.values(), *self.candidates("slo", scale).items()]
-        larger = [max(shortfall(chosen)) for _, chosen in near]
-        if min(larger) <= TOLERANCE:
-            near = _smallest_shortfall(larger, near)
+        remaining = [*baselines.values(), *self.candidates("slo", scale).items()]
+        larger_shortfalls = [max(shortfall(chosen)) for _, chosen in remaining]
+        if min(larger_shortfalls) <= TOLERANCE:
+            remaining = _least_short(larger_shortfalls, remaining)
         else:
-            near = _smallest_shortfall([shortfall(chosen)[0] for _, chosen in near], near)
-            near = _smallest_shortfall([shortfall(chosen)[1] for _, chosen in near], near)
-        best = self._best([chosen for _, chosen in near], "slo", scale)
-        return next(named for named in near if named[1] is best)
+            remaining = _least_short([shortfall(chosen)[0] for _, chosen in remaining], remaining)
+            remaining = _least_short([shortfall(chosen)[1] for _, chosen in remaining], remaining)
+        best = self._best([chosen for _, chosen in remaining], "slo", scale)
+        return next(named for named in remaining if named[1] is best)
 
     def _outcome_for_choice(
         self, chosen: Iterable[Units], policy: PolicyName, scale: float
@@ -252,13 +258,13 @@ class PlacementChooser:
         outcomes = [self._outcome_for_choice(units, policy, scale) for units in choices]
         shares = [attainment(outcome, scale) for outcome in outcomes]
         served = [throughput(outcome)["total"] for outcome in outcomes]
-        near = [n for n, share in enumerate(shares) if share >= max(shares) - EQUAL_ATTAINMENT]
-        return choices[max(near, key=lambda n: (served[n], shares[n]))]
+        equal = [n for n, share in enumerate(shares) if share >= max(shares) - EQUAL_ATTAINMENT]
+        return choices[max(equal, key=lambda n: (served[n], shares[n]))]
 
     def run(
         self, chosen: Iterable[Units], policy: PolicyName, scale: float, *, scored: bool
     ) -> Outcome:
-        """The outcome of a placement, on the scored or on the other requests."""
+        """The outcome of a placement, on the scored or the training requests."""
         outcome: dict[str, ModelOutcome] = {}
         for units in chosen:
             outcome.update(self._run_part(units, policy, scale, scored))
@@ -273,10 +279,10 @@ class PlacementChooser:
             scale if policy == "slo" else None,
             tuple((unit.size, unit.kv_bytes, unit.models) for unit in units),
         )
-        if key not in self._known:
+        if key not in self._outcomes:
             requests = self._scored if scored else self._training
-            self._known[key] = self.simulate(units, policy, scale, requests)
-        return self._known[key]
+            self._outcomes[key] = self.simulate(units, policy, scale, requests)
+        return self._outcomes[key]
 
     def simulate(
         self, units: Units, policy: PolicyName, scale: float, requests: Sequence[TraceRequest]
@@ -284,11 +290,11 @@ class PlacementChooser:
         """Simulates a policy on the units of one part."""
         system = SystemConfig(policy, self._job.execution, blocks=BLOCKS)
         names = {model.name for unit in units for model in unit.models}
-        found = {name: ModelOutcome(met=dict.fromkeys(self._job.scales, 0)) for name in names}
+        outcomes = {name: ModelOutcome(met=dict.fromkeys(self._job.scales, 0)) for name in names}
         targets = self._targets[scale]
 
         def count(record: RequestRecord) -> None:
-            model = found[record.model]
+            model = outcomes[record.model]
             model.offered += 1
             if record.latency is None or record.end is None:
                 return
@@ -310,4 +316,4 @@ class PlacementChooser:
             for unit in units
         ]
         Simulation(simulated).run([r for r in requests if r.model in names], count)
-        return found
+        return outcomes

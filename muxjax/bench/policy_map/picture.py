@@ -32,17 +32,24 @@ def draw_map(cells: Sequence[Cell], path: Path) -> None:
     for cell in cells:
         key = (cell["hardware"], cell["execution"])
         maps.setdefault(key, {})[cell["slo_scale"], cell["alpha"], cell["load"]] = cell
-    for (hardware, execution), own in sorted(maps.items()):
-        rows.append((f"{hardware}, {execution.replace('_', ' ')}", {**own}, _attainment_square))
+    for (hardware, execution), map_cells in sorted(maps.items()):
+        rows.append(
+            (f"{hardware}, {execution.replace('_', ' ')}", {**map_cells}, _attainment_square)
+        )
     for hardware in sorted({hardware for hardware, _ in maps}):
-        sides = maps.get((hardware, "concurrent"), {}), maps.get((hardware, "time_sliced"), {})
-        more = {
-            place: _slo_percent(sides[0][place]) - _slo_percent(sides[1][place])
-            for place in common_keys(*sides)
+        concurrent = maps.get((hardware, "concurrent"), {})
+        time_sliced = maps.get((hardware, "time_sliced"), {})
+        differences = {
+            key: _slo_percent(concurrent[key]) - _slo_percent(time_sliced[key])
+            for key in common_keys(concurrent, time_sliced)
         }
-        if more:
+        if differences:
             rows.append(
-                (f"{hardware}: concurrent minus time sliced, points", more, _difference_square)
+                (
+                    f"{hardware}: concurrent minus time sliced, points",
+                    differences,
+                    _difference_square,
+                )
             )
     panel = len(alphas) * _CELL + _GAP
     row = len(loads) * _CELL + 64
@@ -86,12 +93,12 @@ def _slo_percent(cell: Cell) -> float:
 
 def _attainment_square(cell: Cell) -> tuple[str, Sequence[str]]:
     shares = cell["slo_attainment"]
-    ours = shares["slo"]
-    ahead = 100 * (ours - max(share for policy, share in shares.items() if policy != "slo"))
-    shade = round(235 - 150 * ours)
+    share = shares["slo"]
+    lead = 100 * (share - max(other for policy, other in shares.items() if policy != "slo"))
+    shade = round(235 - 150 * share)
     border = "" if judge(cell)["passes"] else ' stroke="#c00" stroke-width="2"'
     fill = f'fill="rgb({shade},{min(235, shade + 50)},{shade})"{border}'
-    return fill, (f"{100 * ours:.0f}", f"{ahead:+.1f}")
+    return fill, (f"{100 * share:.0f}", f"{lead:+.1f}")
 
 
 def _difference_square(points: float) -> tuple[str, Sequence[str]]:

@@ -5,16 +5,17 @@ simulation: MuxServe's mix of 19 models on 32 devices, rates by a power law with
 the most popular model at `load` times 40 requests per second, log-normal lengths with ShareGPT's
 means.
 
-Each policy uses its own best placement: those planned for throughput, for latency targets, by
-MuxServe's own search (concurrent execution), and the spatial placement with every model on its
-own devices, which is the only one that the policy `spatial` may use. All policies are scored on the
-same requests. `slo` uses the placement of `adbs`, unless another one is better by a point and
-serves as much. Attainment is the fraction of requests whose latency is at most `slo_scale` times
-their isolated latency on the fewest devices that hold the model.
+Each policy uses the best of several placements: planned for throughput, planned for latency
+targets, MuxServe's (concurrent execution only), and the spatial one, with separate devices for
+every model. The policy `spatial` may use only the spatial placement. The choice for `slo` is
+described in `PlacementChooser`. All policies are scored on the same requests.
 
-The criteria: in every cell, `slo` attains at most one point less than the best baseline and serves
-at least 99 % of the throughput of `adbs`, total and weighted by rate; its mean attainment
-is higher.
+Attainment is the fraction of requests whose latency is at most `slo_scale` times their isolated
+latency, which is computed for the fewest devices that the model's weights fit on.
+
+The criteria: in every cell, the attainment of `slo` is at most one point below the best baseline,
+and its throughput is at least 99 % of that of `adbs`, both in total and weighted by rate. The mean
+attainment of `slo` over the map is the highest.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 from muxjax.bench.policy_map.cells import POLICIES, simulate_cells
 from muxjax.bench.policy_map.scenario import CellJob, Hardware
-from muxjax.bench.policy_map.summary import place_of, report
+from muxjax.bench.policy_map.summary import cell_key, report
 from muxjax.errors import BenchError
 from muxjax.placement.planner.plan import Execution
 from muxjax.placement.simulator.simulated_units import PolicyName
@@ -90,8 +91,8 @@ class MapGrid:
 
 def select_cells(cells: Sequence[dict[str, Any]], jobs: Sequence[CellJob]) -> list[dict[str, Any]]:
     """The cells that belong to the jobs."""
-    wanted = {cell_place(job, scale) for job in jobs for scale in job.scales}
-    return [cell for cell in cells if place_of(cell) in wanted]
+    wanted = {job_cell_key(job, scale) for job in jobs for scale in job.scales}
+    return [cell for cell in cells if cell_key(cell) in wanted]
 
 
 def read_map(path: Path | None) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ def run_jobs(
 ) -> None:
     """Runs jobs in parallel, adds their cells to `known`, and writes the file after each job.
 
-    Of a cell in `known`, only missing policies are simulated.
+    For a cell in `known`, only the missing policies are simulated.
 
     Args:
       jobs: the jobs of the grid.
@@ -114,8 +115,8 @@ def run_jobs(
       known: cells of earlier runs; extended in place.
       output: the file to write; None writes nothing.
     """
-    by_place = {place_of(cell): cell for cell in known}
-    remaining = [job for job in (_missing_part(job, by_place) for job in jobs) if job is not None]
+    by_key = {cell_key(cell): cell for cell in known}
+    remaining = [job for job in (_missing_part(job, by_key) for job in jobs) if job is not None]
     with Bars({"simulating": len(remaining)}, show=True) as bars, WorkerPool(processes) as pool:
         running: dict[Future[list[dict[str, Any]]], CellJob] = {}
         waiting = list(remaining)
@@ -127,20 +128,20 @@ def run_jobs(
             for future in ended:
                 job = running.pop(future)
                 for cell in future.result():
-                    _merge(cell, by_place, known)
+                    _merge(cell, by_key, known)
                 if output is not None:
                     write_map(known, output)
                 bars.advance("simulating", 1, f"{job.execution} {job.hardware} {job.alpha:g}")
 
 
 def _missing_part(
-    job: CellJob, by_place: Mapping[tuple[Any, ...], Mapping[str, Any]]
+    job: CellJob, by_key: Mapping[tuple[Any, ...], Mapping[str, Any]]
 ) -> CellJob | None:
     """The scales and policies of a job that are not known; None if all are."""
     policies: set[str] = set()
     scales = []
     for scale in job.scales:
-        cell = by_place.get(cell_place(job, scale))
+        cell = by_key.get(job_cell_key(job, scale))
         missing = set(job.policies).difference(cell["slo_attainment"] if cell else ())
         if missing:
             # The placement of `slo` depends on the attainment of the other policies.
@@ -151,15 +152,15 @@ def _missing_part(
 
 
 def _merge(
-    cell: dict[str, Any], by_place: dict[tuple[Any, ...], dict[str, Any]], known: list[Any]
+    cell: dict[str, Any], by_key: dict[tuple[Any, ...], dict[str, Any]], known: list[Any]
 ) -> None:
-    old = by_place.get(place_of(cell))
-    if old is None:
-        by_place[place_of(cell)] = cell
+    previous = by_key.get(cell_key(cell))
+    if previous is None:
+        by_key[cell_key(cell)] = cell
         known.append(cell)
         return
     for key in ("slo_attainment", "throughput", "placement"):
-        old[key].update(cell[key])
+        previous[key].update(cell[key])
 
 
 def write_map(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -177,7 +178,7 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def cell_place(job: CellJob, scale: float) -> tuple[Any, ...]:
-    """The identity of a job's cell, as `summary.place_of` computes it."""
-    place = (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
-    return (*place, job.ahead)
+def job_cell_key(job: CellJob, scale: float) -> tuple[Any, ...]:
+    """The identity of a job's cell, as `summary.cell_key` computes it."""
+    key = (job.execution, job.hardware, job.alpha, job.load, scale, job.seed, job.seconds)
+    return (*key, job.ahead)

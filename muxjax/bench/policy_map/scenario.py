@@ -42,7 +42,7 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 161.0, 338.0
 LONGEST = 2048
 PLANNED_SCALES = (2.0, 6.0)
 """SLO scales that placements are planned for, in addition to throughput."""
-LEAST_TOKENS = 2 * LONGEST
+MIN_TOKENS = 2 * LONGEST
 """Minimum number of tokens that the pool of a replica must hold."""
 
 Units = Sequence[PlannedUnit]
@@ -63,7 +63,7 @@ class CellJob:
       seed: seed of the workload.
       policies: policies to compare.
       profile: step times of the A100.
-      ahead: choose placements on other requests than the ones that are scored.
+      ahead: choose placements on training requests instead of the scored ones.
     """
 
     alpha: float
@@ -108,12 +108,12 @@ def cost_model(job: CellJob, cluster: Cluster) -> PlanningCosts:
 
 def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[TraceRequest]:
     """A workload with Poisson arrivals and log-normal lengths."""
-    part = PROMPT_TOKENS / (PROMPT_TOKENS + OUTPUT_TOKENS)
+    prompt_share = PROMPT_TOKENS / (PROMPT_TOKENS + OUTPUT_TOKENS)
     lengths = LogNormal(
         PROMPT_TOKENS,
         OUTPUT_TOKENS,
-        max_prompt=int(part * LONGEST),
-        max_output=int((1 - part) * LONGEST),
+        max_prompt=int(prompt_share * LONGEST),
+        max_output=int((1 - prompt_share) * LONGEST),
     )
     traffic = [Traffic(load.name, load.expected.rate, lengths) for load in loads]
     return list(SyntheticWorkload(traffic, seconds=seconds, seed=seed))
@@ -122,9 +122,9 @@ def workload(loads: Sequence[ModelLoad], seconds: float, seed: int) -> list[Trac
 def placements(
     job: CellJob, loads: Sequence[ModelLoad], cluster: Cluster, costs: PlanningCosts
 ) -> tuple[dict[str, Parts], PlacementPlan]:
-    """Candidate placements by name. The policy `spatial` may use only the one of that name.
+    """Candidate placements by name. The policy `spatial` may use only the placement `spatial`.
 
-    A model that is alone on a mesh uses all of it, with one or more replicas.
+    The only model of a mesh uses all of its devices, with one or more replicas.
 
     Returns:
       The placements, and one plan that contains all models.
@@ -142,7 +142,7 @@ def placements(
             unaware = [replace(load, longest=None) for load in loads]
             candidates["muxserve"] = plan_placement(unaware, cluster, [costs], muxserve).units
         except PlanError:
-            pass  # MuxServe's search fails for some loads
+            pass  # MuxServe's search fails for some loads.
     candidates["spatial"] = spatial_units(plan, costs, plan.shapes)
     forms: dict[str, Parts] = {
         name: [_forms(part, costs) for part in _parts(units)] for name, units in candidates.items()
@@ -151,7 +151,7 @@ def placements(
 
 
 def _isolated_tpot(load: ModelLoad, costs: PlanningCosts, cluster: Cluster) -> float:
-    """Isolated seconds per token on the fewest devices that hold the model."""
+    """Isolated seconds per token on the fewest devices that the weights fit on."""
     memory = cluster.groups[0].device.memory
     tp = min(
         tp
@@ -191,7 +191,7 @@ def _forms(part: Units, costs: PlanningCosts) -> list[Units]:
         weights = costs.weight_bytes(model.kind, tp=tp)
         pool = POOL_SHARE * (memory - weights)
         token = costs.kv_bytes_per_token(model.kind, tp=tp)
-        if unit.size % tp or pool < LEAST_TOKENS * token:
+        if unit.size % tp or pool < MIN_TOKENS * token:
             continue
         replicas = unit.size // tp
         replicated = PlannedModel(

@@ -34,53 +34,55 @@ def judge(cell: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each map: means, the worst cell, and the cells that miss the criteria."""
     maps = []
-    for which in sorted({_map_of(cell) for cell in found}):
-        here = [cell for cell in found if _map_of(cell) == which]
-        judged = [judge(cell) for cell in here]
+    for key in sorted({_map_key(cell) for cell in cells}):
+        map_cells = [cell for cell in cells if _map_key(cell) == key]
+        judgments = [judge(cell) for cell in map_cells]
         policies = [
-            p for p in here[0]["slo_attainment"] if all(p in c["slo_attainment"] for c in here)
+            p
+            for p in map_cells[0]["slo_attainment"]
+            if all(p in c["slo_attainment"] for c in map_cells)
         ]
-        means = {p: statistics.mean(c["slo_attainment"][p] for c in here) for p in policies}
+        means = {p: statistics.mean(c["slo_attainment"][p] for c in map_cells) for p in policies}
         maps.append(
             {
-                **dict(zip(MAP_KEYS, which, strict=True)),
-                "cells": len(here),
+                **dict(zip(MAP_KEYS, key, strict=True)),
+                "cells": len(map_cells),
                 "mean_attainment": means,
                 "higher_in_the_mean": means["slo"] > max(means[p] for p in means if p != "slo"),
-                "worst": min(one["ahead"] for one in judged),
+                "worst": min(judgment["ahead"] for judgment in judgments),
                 "least_throughput_over_adbs": min(
-                    min(one["throughput_over_adbs"].values()) for one in judged
+                    min(judgment["throughput_over_adbs"].values()) for judgment in judgments
                 ),
                 "missed": [
-                    {key: cell[key] for key in ("alpha", "load", "slo_scale")} | one
-                    for cell, one in zip(here, judged, strict=True)
-                    if not one["passes"]
+                    {name: cell[name] for name in ("alpha", "load", "slo_scale")} | judgment
+                    for cell, judgment in zip(map_cells, judgments, strict=True)
+                    if not judgment["passes"]
                 ],
             }
         )
     return maps
 
 
-def _map_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+def _map_key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(cell.get(key, False) for key in MAP_KEYS)
 
 
-def concurrency_gains(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def concurrency_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Attainment of `slo` with concurrent minus time-sliced execution, by cell."""
-    keys = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds", "chosen_ahead")
-    by_place: dict[tuple[Any, ...], dict[str, float]] = {}
-    for cell in found:
-        place = tuple(cell.get(key, False) for key in keys)
-        by_place.setdefault(place, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
+    names = ("hardware", "alpha", "load", "slo_scale", "seed", "seconds", "chosen_ahead")
+    by_key: dict[tuple[Any, ...], dict[str, float]] = {}
+    for cell in cells:
+        key = tuple(cell.get(name, False) for name in names)
+        by_key.setdefault(key, {})[cell["execution"]] = cell["slo_attainment"]["slo"]
     return [
         {
-            **dict(zip(keys, place, strict=True)),
+            **dict(zip(names, key, strict=True)),
             "concurrent_minus_time_sliced": both["concurrent"] - both["time_sliced"],
         }
-        for place, both in sorted(by_place.items())
+        for key, both in sorted(by_key.items())
         if len(both) == 2
     ]
 
@@ -90,19 +92,19 @@ def is_complete(cell: Mapping[str, Any]) -> bool:
     return {"slo", "adbs"} <= set(cell["slo_attainment"])
 
 
-def report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def report(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of a map's file. Cells without `slo` or `adbs` are kept but not evaluated."""
-    everything = sorted(found, key=place_of)
-    ordered = [cell for cell in everything if is_complete(cell)]
+    all_cells = sorted(cells, key=cell_key)
+    complete = [cell for cell in all_cells if is_complete(cell)]
     return {
-        "maps": summary(ordered) if ordered else [],
-        "concurrent_minus_time_sliced": concurrency_gains(ordered),
-        "cells": [{**cell, **(judge(cell) if is_complete(cell) else {})} for cell in everything],
+        "maps": summary(complete) if complete else [],
+        "concurrent_minus_time_sliced": concurrency_gains(complete),
+        "cells": [{**cell, **(judge(cell) if is_complete(cell) else {})} for cell in all_cells],
     }
 
 
-def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The identity of a cell: its map, position and workload."""
+def cell_key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The identity of a cell: its map, coordinates and workload."""
     keys = (
         "execution",
         "hardware",
@@ -116,34 +118,35 @@ def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(cell.get(key, False) for key in keys)
 
 
-def print_summary(found: Sequence[Mapping[str, Any]]) -> None:
+def print_summary(cells: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for each cell and the summary of each map on standard error."""
     console = Console(stderr=True, width=150)
-    policies = list(found[0]["slo_attainment"])
+    policies = list(cells[0]["slo_attainment"])
     table = Table("map", "alpha", "load", "scale", *policies, "thr/adbs", "")
-    for cell in sorted(found, key=place_of):
-        one = judge(cell)
+    for cell in sorted(cells, key=cell_key):
+        judgment = judge(cell)
         table.add_row(
             f"{cell['execution']} {cell['hardware']}",
             *(f"{cell[key]:g}" for key in ("alpha", "load", "slo_scale")),
             *(f"{100 * cell['slo_attainment'][policy]:.1f}" for policy in policies),
-            f"{min(one['throughput_over_adbs'].values()):.3f}",
-            "" if one["passes"] else "misses",
+            f"{min(judgment['throughput_over_adbs'].values()):.3f}",
+            "" if judgment["passes"] else "misses",
         )
     console.print(table)
-    for one in summary(found):
-        means = ", ".join(f"{p} {100 * m:.1f}" for p, m in one["mean_attainment"].items())
+    for row in summary(cells):
+        means = ", ".join(f"{p} {100 * m:.1f}" for p, m in row["mean_attainment"].items())
         console.print(
-            f"{one['execution']} {one['hardware']}: {len(one['missed'])} of {one['cells']} cells "
-            f"miss; at worst {100 * one['worst']:+.1f} points; mean attainment: {means}"
+            f"{row['execution']} {row['hardware']}: {len(row['missed'])} of {row['cells']} cells "
+            f"miss; at worst {100 * row['worst']:+.1f} points; mean attainment: {means}"
         )
-    for hardware in sorted({one["hardware"] for one in concurrency_gains(found)}):
-        more = [
-            100 * one["concurrent_minus_time_sliced"]
-            for one in concurrency_gains(found)
-            if one["hardware"] == hardware
+    gains = concurrency_gains(cells)
+    for hardware in sorted({gain["hardware"] for gain in gains}):
+        points = [
+            100 * gain["concurrent_minus_time_sliced"]
+            for gain in gains
+            if gain["hardware"] == hardware
         ]
         console.print(
-            f"{hardware}, concurrent minus time sliced under slo: {min(more):+.1f} to "
-            f"{max(more):+.1f} points, mean {statistics.mean(more):+.2f}"
+            f"{hardware}, concurrent minus time sliced under slo: {min(points):+.1f} to "
+            f"{max(points):+.1f} points, mean {statistics.mean(points):+.2f}"
         )

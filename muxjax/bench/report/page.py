@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.bench.report.saved import Saved
+from muxjax.bench.report.saved import SavedReport
 from muxjax.bench.report.tables import GRIDS, Grid
 from muxjax.errors import BenchError
 
@@ -27,7 +27,7 @@ img { max-width: 100%; }
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """The files of a report.
 
     Attributes:
@@ -41,17 +41,17 @@ class Written:
     drawn: bool
 
 
-def build_grids(saved: Sequence[Saved]) -> Iterator[Grid]:
+def build_grids(results: Sequence[SavedReport]) -> Iterator[Grid]:
     """Builds all tables.
 
     Raises:
       BenchError: a file lacks required fields.
     """
-    for found in saved:
-        yield from _grids(found)
+    for result in results:
+        yield from _grids(result)
 
 
-def write_report(saved: Sequence[Saved], folder: Path) -> Written:
+def write_report(results: Sequence[SavedReport], folder: Path) -> WrittenReport:
     """Writes a self-contained `report.html`, and a PNG for each result.
 
     Raises:
@@ -63,13 +63,13 @@ def write_report(saved: Sequence[Saved], folder: Path) -> Written:
     names: set[str] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for found in saved:
-            parts.append(f"<h2>{html.escape(str(found.path))}</h2>")
-            for grid in _grids(found):
+        for result in results:
+            parts.append(f"<h2>{html.escape(str(result.path))}</h2>")
+            for grid in _grids(result):
                 parts.append(_table(grid))
-            picture = _picture(found) if drawn else None
+            picture = _picture(result) if drawn else None
             if isinstance(picture, bytes):
-                path = folder / f"{_free(found.path.stem, names)}.png"
+                path = folder / f"{_unique_name(result.path.stem, names)}.png"
                 path.write_bytes(picture)
                 pictures.append(path)
                 data = base64.b64encode(picture).decode()
@@ -86,25 +86,24 @@ def write_report(saved: Sequence[Saved], folder: Path) -> Written:
         )
     except OSError as error:
         raise BenchError(f"{folder}: cannot be written: {error}") from error
-    return Written(page, tuple(pictures), drawn)
+    return WrittenReport(page, tuple(pictures), drawn)
 
 
-def _grids(found: Saved) -> list[Grid]:
+def _grids(result: SavedReport) -> list[Grid]:
     try:
-        return list(GRIDS[found.kind](found.report))
+        return list(GRIDS[result.kind](result.report))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BenchError(
-            f"{found.path}: not a result as `muxjax bench` writes it: "
-            f"{type(error).__name__}: {error}"
+            f"{result.path}: not a result of `muxjax bench`: {type(error).__name__}: {error}"
         ) from error
 
 
-def _picture(found: Saved) -> bytes | bool | None:
+def _picture(result: SavedReport) -> bytes | bool | None:
     """Returns a PNG; None if there is nothing to plot; False without matplotlib."""
     from muxjax.bench.report.plots import plot
 
     try:
-        figure = plot(found.kind, found.report)
+        figure = plot(result.kind, result.report)
     except ImportError:
         return False
     if figure is None:
@@ -114,14 +113,14 @@ def _picture(found: Saved) -> bytes | bool | None:
     return file.getvalue()
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _unique_name(name: str, taken: set[str]) -> str:
     """Returns the name, with a number if the name is taken."""
-    found, count = name, 1
-    while found in taken:
+    unique, count = name, 1
+    while unique in taken:
         count += 1
-        found = f"{name}-{count}"
-    taken.add(found)
-    return found
+        unique = f"{name}-{count}"
+    taken.add(unique)
+    return unique
 
 
 def _table(grid: Grid) -> str:

@@ -34,7 +34,7 @@ def _serve(report: Mapping[str, Any]) -> Figure | None:
     if not medians:
         return None
     figure, axes = _figure(3)
-    for place, (key, title, scale) in zip(
+    for axis, (key, title, scale) in zip(
         axes,
         (
             ("rate_weighted_goodput", "weighted goodput (requests/s)", 1.0),
@@ -43,16 +43,16 @@ def _serve(report: Mapping[str, Any]) -> Figure | None:
         ),
         strict=True,
     ):
-        known = {policy: found[key] for policy, found in medians.items() if found[key]}
-        middles = [scale * found["median"] for found in known.values()]
+        known = {policy: summary[key] for policy, summary in medians.items() if summary[key]}
+        middles = [scale * summary["median"] for summary in known.values()]
         errors = [
-            [scale * abs(found[end] - found["median"]) for found in known.values()]
+            [scale * abs(summary[end] - summary["median"]) for summary in known.values()]
             for end in ("lowest", "highest")
         ]
-        place.bar(list(known), middles, yerr=errors, capsize=4, color="#4477aa")
-        place.set(title=title, ylim=(0, None))
-        place.tick_params(axis="x", rotation=20)
-        place.grid(axis="y", alpha=0.3)
+        axis.bar(list(known), middles, yerr=errors, capsize=4, color="#4477aa")
+        axis.set(title=title, ylim=(0, None))
+        axis.tick_params(axis="x", rotation=20)
+        axis.grid(axis="y", alpha=0.3)
     return figure
 
 
@@ -66,21 +66,21 @@ def _http(report: Mapping[str, Any]) -> Figure | None:
     keys = [key for key in ("median_ttft_ms", "median_tpot_ms", "median_e2el_ms") if key in report]
     for index, key in enumerate(keys):
         values = [models[name].get(key) or 0.0 for name in names]
-        places = [at + index / (len(keys) + 1) for at in range(len(names))]
-        right.bar(places, values, width=1 / (len(keys) + 1), label=key.removesuffix("_ms"))
+        positions = [position + index / (len(keys) + 1) for position in range(len(names))]
+        right.bar(positions, values, width=1 / (len(keys) + 1), label=key.removesuffix("_ms"))
     right.set_xticks(range(len(names)), names)
     right.set(title="ms", yscale="log" if keys else "linear")
     if keys:
         right.legend(fontsize="small")
-    for place in axes:
-        place.tick_params(axis="x", rotation=20)
-        place.grid(axis="y", alpha=0.3)
+    for axis in axes:
+        axis.tick_params(axis="x", rotation=20)
+        axis.grid(axis="y", alpha=0.3)
     return figure
 
 
 def _steps(report: Mapping[str, Any]) -> Figure | None:
     figure, (left, right) = _figure(2)
-    for place, phase, unit in ((left, "prefill", "ms a step"), (right, "decode", "ms a token")):
+    for axis, phase, unit in ((left, "prefill", "ms per step"), (right, "decode", "ms per token")):
         steps = [step for step in report["steps"] if step["phase"] == phase and step["samples"]]
         most = max((step.get("tokens", 1) for step in steps), default=1)
         lines: dict[str, dict[int, float]] = {}
@@ -89,11 +89,11 @@ def _steps(report: Mapping[str, Any]) -> Figure | None:
                 line = lines.setdefault(f"{step['model']} {step['bucket']}", {})
                 line[step["context"]] = step["median_ms"] / step.get("tokens", 1)
         for label, points in lines.items():
-            place.plot(sorted(points), [points[x] for x in sorted(points)], "o-", label=label)
-        place.set(title=f"{phase}: {unit}", xlabel="context (tokens)", ylim=(0, None))
-        place.grid(alpha=0.3)
+            axis.plot(sorted(points), [points[x] for x in sorted(points)], "o-", label=label)
+        axis.set(title=f"{phase}: {unit}", xlabel="context (tokens)", ylim=(0, None))
+        axis.grid(alpha=0.3)
         if lines:
-            place.legend(fontsize="x-small")
+            axis.legend(fontsize="x-small")
     return figure
 
 
@@ -107,8 +107,8 @@ def _simulation(report: Mapping[str, Any]) -> Figure | None:
         right.plot(rates, [100 * run["slo_attainment"] for run in runs], "o-", label=label)
     left.set(title="throughput (requests/s)", ylim=(0, None))
     right.set(title="within target (%)", ylim=(0, 102))
-    for place in (left, right):
-        place.set(xlabel="offered rate (requests/s)", xlim=(0, None))
-        place.grid(alpha=0.3)
-        place.legend(fontsize="small")
+    for axis in (left, right):
+        axis.set(xlabel="offered rate (requests/s)", xlim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
     return figure

@@ -3,7 +3,7 @@
 | file | contents |
 |---|---|
 | `serve.json` | a run of `bench serve` |
-| `requests-POLICY-rROUND.csv` | a row for each of its requests, written as they end |
+| `requests-POLICY-rROUND.csv` | a row for each of its requests, written when it ends |
 | any `.json` with `"kind": "http"`, or with vLLM's keys | runs over HTTP, one per line |
 | any `.json` with `"kind": "steps"` | a run of `bench steps --json` |
 | `simulation.json` | a run of `muxjax simulate --output` |
@@ -49,14 +49,14 @@ def record_file(path: Path) -> Iterator[OnRecord]:
         writer = csv.writer(file)
         writer.writerow((*_RECORD, "met_target"))
 
-        def take(record: RequestRecord, met: bool) -> None:
+        def write(record: RequestRecord, met: bool) -> None:
             writer.writerow((*(getattr(record, name) for name in _RECORD), int(met)))
 
-        yield take
+        yield write
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedReport:
     """A report and its file.
 
     Attributes:
@@ -70,7 +70,7 @@ class Saved:
     report: dict[str, Any]
 
 
-def find(folder: Path) -> list[Saved]:
+def find_reports(folder: Path) -> list[SavedReport]:
     """Finds all reports in a folder and its subfolders, sorted by name.
 
     Raises:
@@ -78,15 +78,15 @@ def find(folder: Path) -> list[Saved]:
     """
     if not folder.is_dir():
         raise BenchError(f"{folder}: no such folder")
-    found = []
+    reports = []
     for path in sorted(folder.rglob("*.json")):
-        found += [Saved(path, kind, report) for kind, report in _reports(path)]
-    if not found:
+        reports += [SavedReport(path, kind, report) for kind, report in _reports(path)]
+    if not reports:
         raise BenchError(
-            f"{folder}: no results in it; `bench serve --output`, `bench http --save-result`, "
-            f"`bench steps --json` and `simulate --output` write some"
+            f"{folder}: contains no results; `bench serve --output`, `bench http "
+            f"--save-result`, `bench steps --json` and `simulate --output` write them"
         )
-    return found
+    return reports
 
 
 def _reports(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,13 +95,13 @@ def _reports(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read: {error}") from error
     try:
-        found = [json.loads(text)]
+        reports = [json.loads(text)]
     except ValueError:
-        try:  # results that were appended, a line each
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        try:  # appended results, one per line
+            reports = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError:
             return
-    for report in found:
+    for report in reports:
         kind = _kind(report)
         if kind is not None:
             yield kind, report
@@ -116,5 +116,5 @@ def _kind(report: object) -> str | None:
     if {"policies", "config_hash", "targets"} <= report.keys():
         return "simulation"
     if {"request_throughput", "output_throughput", "duration"} <= report.keys():
-        return "http"  # vLLM's own
+        return "http"  # a result of vLLM
     return None

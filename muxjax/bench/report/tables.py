@@ -35,7 +35,7 @@ def number(value: Any, digits: int = 3) -> str:
     return value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
-def part(value: float | None) -> str:
+def percentage(value: float | None) -> str:
     """A fraction as a percentage; a dash for None."""
     return "-" if value is None else f"{value:.1%}"
 
@@ -78,11 +78,11 @@ def serve_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
                     policy,
                     name,
                     str(models[0]["requests"]),
-                    _middle([model["throughput"] for model in models]),
-                    part(_median([model["slo_attainment"] for model in models])),
-                    _middle([model["ttft_s"]["p50"] for model in models]),
-                    _middle([model["ttft_s"]["p99"] for model in models]),
-                    _middle([model["tpot_s"]["p99"] for model in models]),
+                    _median_text([model["throughput"] for model in models]),
+                    percentage(_median([model["slo_attainment"] for model in models])),
+                    _median_text([model["ttft_s"]["p50"] for model in models]),
+                    _median_text([model["ttft_s"]["p99"] for model in models]),
+                    _median_text([model["tpot_s"]["p99"] for model in models]),
                 )
             )
     columns = ("policy", "model", "requests", "served/s", "attainment", "TTFT p50", "TTFT p99")
@@ -107,13 +107,13 @@ def http_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
         cells = [name]
         for key in plain:
             value = block.get(key)
-            cells.append(part(value) if key == "slo_attainment" else number(value, 4))
+            cells.append(percentage(value) if key == "slo_attainment" else number(value, 4))
         rows.append(tuple(cells))
     notes = [f"{number(report['duration'])} s"]
     if report.get("jain_index") is not None:
         notes.append(f"Jain index {number(report['jain_index'])}")
-    how = report.get("prompt_tokens_by", {})
-    if "words" in how.values():
+    counting = report.get("prompt_tokens_by", {})
+    if "words" in counting.values():
         notes.append("prompt lengths are approximate: each word counts as a token")
     if report.get("approximate_output_tokens"):
         notes.append("output tokens are counted by events: the server does not report them")
@@ -138,7 +138,7 @@ def steps_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
             f"{step['chunks']} chunks" if "chunks" in step else f"{step['tokens']} tokens",
             str(step["context"]),
             number(step["median_ms"]),
-            part((step["highest_ms"] - step["lowest_ms"]) / step["median_ms"]),
+            percentage((step["highest_ms"] - step["lowest_ms"]) / step["median_ms"]),
         )
         for step in report["steps"]
     ]
@@ -155,7 +155,7 @@ def simulation_grids(report: Mapping[str, Any]) -> Iterator[Grid]:
             number(run["total_throughput"]),
             number(run["rate_weighted_throughput"]),
             number(run["request_goodput"]),
-            part(run["slo_attainment"]),
+            percentage(run["slo_attainment"]),
             number(run["ttft_s"]["p99"]),
             number(run["tpot_s"]["p99"]),
         )
@@ -204,7 +204,7 @@ def _median(values: Sequence[float | None]) -> float | None:
     return known[len(known) // 2] if known else None
 
 
-def _middle(values: Sequence[float | None]) -> str:
+def _median_text(values: Sequence[float | None]) -> str:
     return number(_median(values))
 
 
@@ -212,6 +212,7 @@ def _spread(value: Mapping[str, float] | None, *, percent: bool) -> str:
     if value is None:
         return "-"
     texts = [
-        part(value[k]) if percent else number(value[k]) for k in ("median", "lowest", "highest")
+        percentage(value[k]) if percent else number(value[k])
+        for k in ("median", "lowest", "highest")
     ]
     return texts[0] if texts[1] == texts[2] else f"{texts[0]} ({texts[1]}-{texts[2]})"

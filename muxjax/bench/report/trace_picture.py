@@ -24,7 +24,7 @@ def trace_picture(
     """Draws a part of a trace.
 
     Args:
-      path: the trace (JSON); of several units the first is drawn.
+      path: the trace (JSON); only its first unit is drawn.
       start: start of the part, in seconds.
       seconds: length of the part; by default to the end of the trace.
       title: heading of the picture.
@@ -39,18 +39,20 @@ def trace_picture(
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{path}: not a Chrome trace: {error}") from error
     pid = min((event["pid"] for event in events if event["ph"] == "X"), default=None)
-    own = [event for event in events if event.get("pid") == pid]
-    end = max((event["ts"] + event["dur"] for event in own if event["ph"] == "X"), default=0.0)
+    unit_events = [event for event in events if event.get("pid") == pid]
+    end = max(
+        (event["ts"] + event["dur"] for event in unit_events if event["ph"] == "X"), default=0.0
+    )
     first = 1e6 * start
     last = end if seconds is None else min(end, first + 1e6 * seconds)
     steps = [
         event
-        for event in own
+        for event in unit_events
         if event["ph"] == "X" and event["ts"] < last and event["ts"] + event["dur"] > first
     ]
     if not steps:
-        raise BenchError(f"{path}: no steps from {start:g} s on; the trace ends at {end / 1e6:g} s")
-    return _svg(own, steps, first, last, title)
+        raise BenchError(f"{path}: no steps after {start:g} s; the trace ends at {end / 1e6:g} s")
+    return _svg(unit_events, steps, first, last, title)
 
 
 def _svg(

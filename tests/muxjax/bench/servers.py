@@ -1,4 +1,4 @@
-"""A loopback server that answers what a test tells it to, byte for byte."""
+"""A loopback HTTP server with prescribed responses."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[str, Any], tuple[int, list[bytes]]]
-"""Path and the request's JSON (None for GET) -> status and the pieces of the body."""
+"""Path and JSON of the request (None for GET) -> status and chunks of the response body."""
 
 
 @contextlib.contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """Its address."""
+    """Runs a server; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self, body: Any) -> None:
-            status, pieces = answer(self.path, body)
+            status, chunks = answer(self.path, body)
             self.send_response(status)
             self.end_headers()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                for piece in pieces:
-                    self.wfile.write(piece)
+                for chunk in chunks:
+                    self.wfile.write(chunk)
                     self.wfile.flush()
 
         def do_GET(self) -> None:

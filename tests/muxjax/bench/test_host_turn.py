@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The programs are stand-ins, which the run-time type checks of the test suite refuse, so this runs
-# in a process without these checks.
+# The fake programs fail the run-time type checks of the test suite, so this runs in a process
+# without these checks.
 SCRIPT = """
 import json
 from muxjax.bench.host_turn import time_turns
@@ -15,9 +15,9 @@ print(json.dumps([time_turns(4, burst, 5e-4) for burst in (1, 8)]))
 """
 
 
-def test_turns_are_timed_to_the_end_of_every_request() -> None:
+def test_turns_are_timed_by_part() -> None:
     root = Path(__file__).parents[3]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=root,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -26,7 +26,7 @@ def test_turns_are_timed_to_the_end_of_every_request() -> None:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout):
-        assert found["median_us"] > 0
-        assert {f"{part}_us" for part in ("next_step", "submit", "result", "apply")} <= set(found)
+    assert process.returncode == 0, process.stderr
+    for times in json.loads(process.stdout):
+        assert times["median_us"] > 0
+        assert {f"{part}_us" for part in ("next_step", "submit", "result", "apply")} <= set(times)

@@ -1,4 +1,4 @@
-"""Rounds that a grid of policies adds to, and their summary."""
+"""Files of earlier rounds, and summaries of rounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def grid(*, simulated: bool = False) -> PolicyGrid:
     return PolicyGrid(("slo", "adbs"), ("adbs",), simulated=simulated)
 
 
-def test_rounds_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_real_and_simulated_rounds_are_not_mixed(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds.jsonl"
     cell = {"policies": {"slo": {}, "adbs": {}}}
     rounds.write_text(json.dumps({"seed": 0, "cells": [cell]}) + "\n")
@@ -25,7 +25,7 @@ def test_rounds_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert read_rounds(tmp_path / "missing.jsonl", grid()) == []
 
 
-def test_rounds_without_a_policy_are_refused(tmp_path: Path) -> None:
+def test_rounds_without_a_policy_are_rejected(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds.jsonl"
     rounds.write_text(json.dumps({"cells": [{"policies": {"slo": {}}}]}) + "\n")
     with pytest.raises(BenchError, match="round 1 has no adbs"):

@@ -21,7 +21,7 @@ from muxjax.placement.simulator.records import RequestRecord
 
 
 def records(*ttfts: float) -> list[RequestRecord]:
-    """Requests that all arrive at the start, the last of which ends after 10 s."""
+    """Requests that arrive at the start and end after 10 s."""
     return [
         RequestRecord(index, "m", "unit", "finished", 0.0, 1, 2, 2, ttft, 10.0)
         for index, ttft in enumerate(ttfts)
@@ -31,17 +31,17 @@ def records(*ttfts: float) -> list[RequestRecord]:
 def pair(before: float, after: float, *, simulated: float = 1.0, real: float = 1.0) -> ReplayPair:
     quarters = [before] * 4
     return ReplayPair(
-        records(real), records(simulated), before, after, quarters, expected=3.0, taken=2.0
+        records(real), records(simulated), before, after, quarters, expected=3.0, measured=2.0
     )
 
 
-def test_the_machine_may_change_within_a_replay() -> None:
+def test_a_replay_is_steady_if_its_speeds_are_close() -> None:
     assert pair(1.0, 1.1).steady
     assert not pair(1.0, 1.2).steady
     assert not replace(pair(1.0, 1.0), quarters=[1.0, 1.0, 1.2, 1.0]).steady
 
 
-def test_quarters_take_as_long() -> None:
+def test_quarters_have_similar_durations() -> None:
     ran = [
         ExecutedStep("m", None, 1, 1, 1.0, seconds, waited=False)
         for seconds in (4, 1, 1, 1, 1, 4, 4)
@@ -54,14 +54,14 @@ def test_quarters_take_as_long() -> None:
     ]
 
 
-def test_percentiles_are_of_all_replays() -> None:
-    found = run_statistics([records(0.1, 0.2), records(0.3)])
-    assert found["ttft_p50"] == pytest.approx(0.2)
-    assert found["throughput"] == pytest.approx((0.2 + 0.1) / 2)
-    assert found["latency_p99"] == 10.0
+def test_percentiles_are_over_all_replays() -> None:
+    statistics = run_statistics([records(0.1, 0.2), records(0.3)])
+    assert statistics["ttft_p50"] == pytest.approx(0.2)
+    assert statistics["throughput"] == pytest.approx((0.2 + 0.1) / 2)
+    assert statistics["latency_p99"] == 10.0
 
 
-def test_a_row_says_whether_the_bars_are_met() -> None:
+def test_a_row_reports_whether_the_limits_are_met() -> None:
     row = summary_row(0, "w", [pair(1.0, 1.0, simulated=1.2), pair(1.0, 1.1, simulated=1.2)], 1)
     assert row["ratio"]["ttft_p99"] == pytest.approx(1.2)
     assert row["within"]
@@ -71,7 +71,7 @@ def test_a_row_says_whether_the_bars_are_met() -> None:
 
 
 class FakeBench:
-    """Speeds that are told; each run notes the one before it."""
+    """Has prescribed speeds; records the arguments of each run."""
 
     def __init__(self, speeds: list[float]) -> None:
         self._speeds = iter(speeds)
@@ -91,11 +91,11 @@ class FakeBench:
     ("speeds", "kept", "unsteady"),
     [
         ([1.0, 1.0, 1.05], 2, 0),
-        ([1.0, 1.5, 1.5, 1.5], 2, 1),  # it slows down in the first
-        ([1.0, 1.5, 1.0, 1.5, 1.0], 2, 2),  # it never rests: no more than so often
+        ([1.0, 1.5, 1.5, 1.5], 2, 1),  # slows down in the first replay
+        ([1.0, 1.5, 1.0, 1.5, 1.0], 2, 2),  # never steady: the number of repeats is limited
     ],
 )
-def test_a_replay_in_which_the_machine_changed_is_made_again(
+def test_an_unsteady_replay_is_repeated(
     session: BenchSession,
     monkeypatch: pytest.MonkeyPatch,
     speeds: list[float],

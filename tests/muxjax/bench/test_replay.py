@@ -1,4 +1,4 @@
-"""A workload on an engine: when it is sent, what is recorded, what an interrupt leaves."""
+"""Replays on an engine with a mock device: records, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from muxjax.testing.mock_executor import VOCAB, MockExecutor
 from tests.muxjax.scheduling.harness import spec
 
 SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
-LIMITS = {one.name: one.max_model_len for one in SPECS}
+LIMITS = {model.name: model.max_model_len for model in SPECS}
 
 
 def engine(executor: type[MockExecutor] = MockExecutor) -> Engine:
@@ -28,7 +28,7 @@ def requests(workload: list[TraceRequest]) -> list[Request]:
     return build_requests(workload, {"a": VOCAB, "b": VOCAB}, LIMITS)
 
 
-def test_records_say_what_became_of_each_request() -> None:
+def test_records_have_the_status_and_times_of_requests() -> None:
     workload = [
         TraceRequest(0.0, "a", 5, 4),
         TraceRequest(0.05, "b", 3, 1),
@@ -36,54 +36,54 @@ def test_records_say_what_became_of_each_request() -> None:
     ]
     ended: list[int] = []
     running = engine()
-    found = replay(running, workload, requests(workload), unit="u", done=ended.append)
+    result = replay(running, workload, requests(workload), unit="u", done=ended.append)
     running.close()
     assert sum(ended) == 3
-    assert [(r.id, r.model, r.unit, r.status) for r in found.records] == [
+    assert [(r.id, r.model, r.unit, r.status) for r in result.records] == [
         (0, "a", "u", "finished"),
         (1, "b", "u", "finished"),
         (2, "a", "u", "finished"),
     ]
-    assert [r.made_tokens for r in found.records] == [4, 1, LIMITS["a"] - 6]
-    for record in found.records:
+    assert [r.made_tokens for r in result.records] == [4, 1, LIMITS["a"] - 6]
+    for record in result.records:
         assert record.first_token is not None
         assert record.end is not None
-        assert record.arrival <= record.first_token <= record.end <= found.seconds
-    assert found.interrupted == 0
-    assert 0 <= found.late < 1
+        assert record.arrival <= record.first_token <= record.end <= result.seconds
+    assert result.interrupted == 0
+    assert 0 <= result.late < 1
 
 
 def test_prompts_depend_on_the_seed_only() -> None:
     workload = [TraceRequest(0.0, "a", 5, 4)]
     vocab = {"a": VOCAB}
-    one, two = (build_requests(workload, vocab, LIMITS, seed=7)[0].prompt for _ in range(2))
-    assert one == two
-    assert build_requests(workload, vocab, LIMITS, seed=8)[0].prompt != one
+    first, second = (build_requests(workload, vocab, LIMITS, seed=7)[0].prompt for _ in range(2))
+    assert first == second
+    assert build_requests(workload, vocab, LIMITS, seed=8)[0].prompt != first
 
 
-def test_what_cannot_be_replayed() -> None:
+def test_invalid_requests_are_rejected() -> None:
     with pytest.raises(WorkloadError, match="is for c"):
         requests([TraceRequest(0.0, "c", 1, 1)])
     with pytest.raises(WorkloadError, match="raise `max_model_len`"):
         requests([TraceRequest(0.0, "a", LIMITS["a"], 1)])
 
 
-def test_an_interrupt_keeps_what_has_ended() -> None:
+def test_an_interrupt_keeps_finished_requests() -> None:
     workload = [TraceRequest(0.0, "a", 2, 1), TraceRequest(0.0, "b", 2, 20)]
     workload += [TraceRequest(1000.0, "a", 2, 1)]
 
-    def stop(more: int) -> None:
+    def stop(ended: int) -> None:
         raise KeyboardInterrupt
 
     running = engine()
-    found = replay(running, workload, requests(workload), done=stop)
-    assert running.stats()["requests"] == 0  # nothing goes on
+    result = replay(running, workload, requests(workload), done=stop)
+    assert running.stats()["requests"] == 0  # running requests are cancelled
     running.close()
-    assert found.records[0].id == 0
-    assert found.interrupted == 3 - len(found.records) >= 1
+    assert result.records[0].id == 0
+    assert result.interrupted == 3 - len(result.records) >= 1
 
 
-def test_an_engine_that_dies() -> None:
+def test_an_engine_failure_is_raised() -> None:
     class Breaking(MockExecutor):
         def submit(self, step: Step) -> object:
             raise RuntimeError("the device is gone")

@@ -1,4 +1,4 @@
-"""One loaded fleet, scheduled anew for each run."""
+"""One loaded fleet with a new scheduler for each run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def outputs(session: BenchSession, policy: str) -> list[list[int]]:
     vocab = {name: model.config.vocab_size for name, model in session.models.items()}
     limits = {name: model.max_model_len for name, model in session.models.items()}
     requests = build_requests(WORKLOAD, vocab, limits, seed=3)
-    unit = session.new_scheduler(policy)
-    with session.engine(unit) as engine:
+    scheduler = session.new_scheduler(policy)
+    with session.engine(scheduler) as engine:
         replay(engine, WORKLOAD, requests)
         assert engine.stats()["policy"] == policy
-    assert unit.allocator.used_pages("llama") == 0
+    assert scheduler.allocator.used_pages("llama") == 0
     return [request.output for request in requests]
 
 
-def test_every_policy_gives_the_same_tokens_on_one_pool(session: BenchSession) -> None:
+def test_all_policies_generate_the_same_tokens_on_one_pool(session: BenchSession) -> None:
     address = session.executor.pool_address
     first = outputs(session, "adbs")
     assert [len(tokens) for tokens in first] == [6, 9, 1]
@@ -39,43 +39,43 @@ def test_every_policy_gives_the_same_tokens_on_one_pool(session: BenchSession) -
     assert session.executor.pool_address == address
 
 
-def test_a_unit_is_new_and_keeps_its_estimates_to_itself(session: BenchSession) -> None:
+def test_schedulers_have_separate_estimates_and_allocators(session: BenchSession) -> None:
     estimates = StepEstimates(["llama", "qwen3"])
     estimates.observe_decode("llama", 1, 1, 3.0)
-    one, two = session.new_scheduler("adbs", estimates), session.new_scheduler("adbs", estimates)
-    one.estimates.observe_decode("llama", 1, 1, 9.0)
-    assert two.estimates.decode("llama", 1) == estimates.decode("llama", 1) == 3.0
-    assert one.allocator is not two.allocator
+    first, second = (session.new_scheduler("adbs", estimates) for _ in range(2))
+    first.estimates.observe_decode("llama", 1, 1, 9.0)
+    assert second.estimates.decode("llama", 1) == estimates.decode("llama", 1) == 3.0
+    assert first.allocator is not second.allocator
 
 
-def test_a_unit_takes_the_targets_that_are_asked_for(session: BenchSession) -> None:
-    asked = LatencySlo(scale=3.0, isolated_ttft=0.5, isolated_tpot=0.25)
-    unit = session.new_scheduler("slo", targets={"llama": asked})
-    assert unit.models["llama"].spec.targets == asked
+def test_given_targets_replace_those_of_the_fleet_file(session: BenchSession) -> None:
+    targets = LatencySlo(scale=3.0, isolated_ttft=0.5, isolated_tpot=0.25)
+    scheduler = session.new_scheduler("slo", targets={"llama": targets})
+    assert scheduler.models["llama"].spec.targets == targets
     assert (
-        unit.models["qwen3"].spec
+        scheduler.models["qwen3"].spec
         == session.specs["qwen3"]
         == session.new_scheduler("slo").models["qwen3"].spec
     )
     assert session.new_scheduler("slo").models["llama"].spec == session.specs["llama"]
 
 
-def test_a_unit_expects_the_rates_that_it_is_told(session: BenchSession) -> None:
+def test_given_rates_replace_those_of_the_fleet_file(session: BenchSession) -> None:
     shares = {}
     for rate in (1.0, 9.0):
-        unit = session.new_scheduler("static", rates={"llama": rate, "qwen3": 1.0})
-        assert unit.models["llama"].spec.load.rate == rate
-        shares[rate] = unit.fair_share.shares["llama", "decode"]
+        scheduler = session.new_scheduler("static", rates={"llama": rate, "qwen3": 1.0})
+        assert scheduler.models["llama"].spec.load.rate == rate
+        shares[rate] = scheduler.fair_share.shares["llama", "decode"]
     assert shares[9.0] > 1.2 * shares[1.0]
     assert session.new_scheduler("static").models["llama"].spec == session.specs["llama"]
 
 
-def test_a_policy_that_there_is_not(session: BenchSession) -> None:
+def test_an_unknown_policy_is_rejected(session: BenchSession) -> None:
     with pytest.raises(BenchError, match="no policy 'best'; there are slo, adbs"):
         session.new_scheduler("best")
 
 
-def test_the_engine_is_closed_and_the_pool_stays(session: BenchSession) -> None:
+def test_the_pool_outlives_the_engine(session: BenchSession) -> None:
     with session.engine(session.new_scheduler("adbs")) as engine:
         pass
     with pytest.raises(MuxError, match="closed"):

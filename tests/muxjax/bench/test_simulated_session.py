@@ -1,4 +1,4 @@
-"""A bench session on the simulator."""
+"""Simulations of a bench session."""
 
 from __future__ import annotations
 
@@ -24,24 +24,20 @@ def profile() -> ProfileTable:
     return ProfileTable({**dict.fromkeys(names, cells), "_steps": steps})
 
 
-def test_no_prompt_is_found_in_the_prefix_cache(
-    session: BenchSession, profile: ProfileTable
-) -> None:
-    # Simulated prompts are all alike; those of a replay are not.
+def test_the_prefix_cache_is_disabled(session: BenchSession, profile: ProfileTable) -> None:
+    # Simulated prompts are identical, so the cache would contain all of them.
     assert session.config.pool.prefix_cache
     workload = [TraceRequest(float(second), "llama", 100, 2) for second in range(3)]
     records = simulate_session(session, profile, workload, "adbs")
-    # Three steps of 32 tokens, and one of the last 4.
+    # Three steps of 32 tokens, and one of 4.
     assert [record.ttft for record in records] == pytest.approx([0.25] * 3)
 
 
-def test_all_steps_are_slower_on_a_slower_machine(
-    session: BenchSession, profile: ProfileTable
-) -> None:
+def test_slowdown_applies_to_all_steps(session: BenchSession, profile: ProfileTable) -> None:
     workload = [TraceRequest(0.0, "qwen3", 4, 9)]
-    (usual,) = simulate_session(session, profile, workload, "adbs")
+    (normal,) = simulate_session(session, profile, workload, "adbs")
     (slow,) = simulate_session(session, profile, workload, "adbs", slowdown=1.5)
-    assert usual.ttft == pytest.approx(0.01)
-    assert usual.latency == pytest.approx(0.01 + 8 * 0.002)
+    assert normal.ttft == pytest.approx(0.01)
+    assert normal.latency == pytest.approx(0.01 + 8 * 0.002)
     assert slow.ttft == pytest.approx(1.5 * 0.01)
     assert slow.latency == pytest.approx(1.5 * (0.01 + 8 * 0.002))

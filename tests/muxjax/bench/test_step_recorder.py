@@ -1,4 +1,4 @@
-"""What becomes of steps in service: worked out from steps that were made up."""
+"""Factors of steps in service, from prescribed steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 
-from muxjax.bench import step_recorder as in_service
+from muxjax.bench import step_recorder
 from muxjax.bench.replay import Replay
 from muxjax.bench.session import BenchSession
 from muxjax.bench.step_recorder import ExecutedStep, StepRecorder
@@ -37,26 +37,26 @@ def decode(tokens: int, *slots: int) -> Decode:
     return Decode("m", [DecodeSequence(slot, slot, [0], 1, tokens) for slot in slots], tokens)
 
 
-def test_an_engines_steps_are_noted() -> None:
-    watch = StepRecorder()
+def test_steps_of_an_engine_are_recorded() -> None:
+    recorder = StepRecorder()
     spec = ModelSpec("m", 1, 16, 256, BucketLimits(8, 64, 8, 8))
     unit = Scheduler([spec], 100, create_policy("adbs"))
 
-    def ran(
-        step: Prefill | Decode, made: list[int], started: float, seconds: float
+    def record(
+        step: Prefill | Decode, counts: list[int], started: float, seconds: float
     ) -> ExecutedStep:
-        tokens = [[0] * count for count in made]
-        result = StepResult(tokens, [None] * len(made), started, seconds)
-        watch.observe(unit, step, result)
-        return watch.ran[-1]
+        tokens = [[0] * count for count in counts]
+        result = StepResult(tokens, [None] * len(counts), started, seconds)
+        recorder.observe(unit, step, result)
+        return recorder.ran[-1]
 
-    first = ran(prefill(2, 40), [0], 1.0, 0.02)
-    assert first.waited  # nothing was before it
+    first = record(prefill(2, 40), [0], 1.0, 0.02)
+    assert first.waited  # no step precedes it
     assert first.expected(TIMES) == 0.010
-    assert not ran(prefill(3, 10), [0], 1.02, 0.02).waited
-    both = ran(decode(8, 2, 3), [3, 8], 1.5, 0.1)
+    assert not record(prefill(3, 10), [0], 1.02, 0.02).waited
+    both = record(decode(8, 2, 3), [3, 8], 1.5, 0.1)
     assert both.waited
-    # The first ended after 3 tokens, at 43; the other is at 18.
+    # The first sequence ends after 3 tokens, at 43; the other one is at 18.
     assert (both.sequences, both.rounds, both.context) == (2, 8, 43 - 4)
     assert both.expected(TIMES) == pytest.approx(8 * (0.002 + 0.002 * 38 / 100))
 
@@ -65,11 +65,13 @@ def decoded(seconds: float, rounds: int = 1) -> ExecutedStep:
     return ExecutedStep("m", None, 1, rounds, 1, seconds, waited=False)
 
 
-def test_a_few_steps_that_were_held_up_do_not_count() -> None:
+def test_outliers_are_discarded() -> None:
     steps = [decoded(0.0022) for _ in range(38)]
-    assert in_service.slowness([*steps, decoded(0.5), decoded(0.0001)], TIMES) == pytest.approx(1.1)
+    assert step_recorder.slowness([*steps, decoded(0.5), decoded(0.0001)], TIMES) == pytest.approx(
+        1.1
+    )
     with pytest.raises(BenchError, match="only 9 steps"):
-        in_service.slowness(steps[:9], TIMES)
+        step_recorder.slowness(steps[:9], TIMES)
 
 
 class MeasuredSteps(StepMeasurement):
@@ -103,20 +105,21 @@ def ten_decodes(monkeypatch: pytest.MonkeyPatch) -> BenchSession:
             observe(unit, decode(2, 1 + index), result)
         return Replay([], 1.0)
 
-    def measure(*arguments: object, after_round: Callable[[], None], **more: object) -> None:
+    def measure(*arguments: object, after_round: Callable[[], None], **kwargs: object) -> None:
         after_round()
 
-    monkeypatch.setattr(in_service, "replay", run_steps)
-    monkeypatch.setattr(in_service, "measure", measure)
+    monkeypatch.setattr(step_recorder, "replay", run_steps)
+    monkeypatch.setattr(step_recorder, "measure", measure)
     return session
 
 
-def test_each_bucket_has_a_factor_of_its_own(ten_decodes: BenchSession) -> None:
+def test_buckets_without_steps_have_the_factor_of_the_phase(ten_decodes: BenchSession) -> None:
     seen, unseen = ("m", "decode", 8), ("m", "decode", 16)
-    found = in_service.measure_in_service(ten_decodes, into=in_buckets(seen, unseen))
-    assert found.in_service == pytest.approx({seen: 0.9, unseen: 0.9})
+    measured = step_recorder.measure_in_service(ten_decodes, into=in_buckets(seen, unseen))
+    assert measured.in_service == pytest.approx({seen: 0.9, unseen: 0.9})
 
 
-def test_a_phase_with_few_steps_has_no_factor(ten_decodes: BenchSession) -> None:
-    with pytest.raises(BenchError, match="only 0 steps"):  # a step that waited does not count
-        in_service.measure_in_service(ten_decodes, into=in_buckets(("m", "prefill", 64)))
+def test_a_phase_with_few_steps_is_an_error(ten_decodes: BenchSession) -> None:
+    # Steps after an idle time are not counted.
+    with pytest.raises(BenchError, match="only 0 steps"):
+        step_recorder.measure_in_service(ten_decodes, into=in_buckets(("m", "prefill", 64)))

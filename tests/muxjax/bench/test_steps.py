@@ -1,4 +1,4 @@
-"""Steps of tiny models, measured and made into a profile; the figures by hand."""
+"""Step times of tiny models and their profile, and exact results for prescribed times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_fleet_is_measured_and_simulated(session: BenchSession, tmp_path: Path
     done: list[Kind] = []
     measured = measure_in_service(session, repeats=1, contexts=[8, 60], done=done.append)
     kinds = step_kinds(session, [8, 60])
-    assert done == 2 * kinds  # a round that does not count, and one that does
+    assert done == 2 * kinds  # an uncounted round and a counted one
     assert len(step_rows(measured)) == len(measured.steps) == len(kinds)
     sizes = {(step.model, step.phase, step.size) for step in measured.steps}
     for name in ("llama", "qwen3"):
@@ -74,13 +74,13 @@ def test_a_fleet_is_measured_and_simulated(session: BenchSession, tmp_path: Path
     assert all(record.ttft is not None and record.ttft > 0 for record in records)
 
 
-def test_an_interrupt_leaves_whole_rounds(session: BenchSession) -> None:
+def test_an_interrupt_keeps_complete_rounds(session: BenchSession) -> None:
     kinds = step_kinds(session, [60])
     seen: list[Kind] = []
 
     def stop(kind: Kind) -> None:
         seen.append(kind)
-        if len(seen) == 3 * len(kinds) - 1:  # in the second round that counts
+        if len(seen) == 3 * len(kinds) - 1:  # in the second counted round
             raise KeyboardInterrupt
 
     measured = StepMeasurement()
@@ -92,18 +92,18 @@ def test_an_interrupt_leaves_whole_rounds(session: BenchSession) -> None:
     assert {len(step.seconds) for step in measured.steps} == {1}
 
 
-def test_no_step_is_longer_than_the_longest_sequence(
+def test_steps_do_not_exceed_the_longest_sequence(
     session: BenchSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[tuple[str, int]] = []
     submit = session.executor.submit
 
-    def noting(step: Step) -> Handle:
+    def recording_submit(step: Step) -> Handle:
         if isinstance(step, Decode):
             ends.extend((step.model, sequence.num_blocks) for sequence in step.sequences)
         return submit(step)
 
-    monkeypatch.setattr(session.executor, "submit", noting)
+    monkeypatch.setattr(session.executor, "submit", recording_submit)
     longest = {name: model.max_model_len for name, model in session.models.items()}
     measure(session, repeats=1, contexts=sorted({limit - 1 for limit in longest.values()}))
     for name, limit in longest.items():
@@ -117,7 +117,7 @@ def timed(
     return Timed("m", phase, size, parts, context, last, (ms / 1e3,) * 3)
 
 
-def test_parts_follow_from_differences() -> None:
+def test_components_follow_from_differences() -> None:
     measured = StepMeasurement(
         [
             timed("prefill", 32, 1, 32, 10.0),
@@ -137,15 +137,15 @@ def test_parts_follow_from_differences() -> None:
     assert dict(prefill.chunk) == pytest.approx({32: 0.9 * 0.001, 96: 0.9 * 0.007})
     assert decode.base == pytest.approx(1.1 * 0.001)
     assert dict(decode.token) == pytest.approx({50: 1.1 * 0.002, 100: 1.1 * 0.003})
-    # One chunk, 64 tokens behind it: 7 + 4 + 2.
+    # One chunk that ends at 64: 7 + 4 + 2.
     assert times.prefill_seconds([(20, 64, True)]) == pytest.approx(0.9 * 0.013)
     assert times.decode_seconds(3, 6, 75) == pytest.approx(1.1 * (0.001 + 6 * 0.0025))
 
 
-def test_what_cannot_be_measured(session: BenchSession) -> None:
+def test_invalid_measurements_are_errors(session: BenchSession) -> None:
     with pytest.raises(BenchError, match="--repeats"):
         measure(session, repeats=0)
-    with pytest.raises(BenchError, match=r"--context 10000: llama holds sequences of 1 to 255"):
+    with pytest.raises(BenchError, match=r"--context 10000: llama accepts sequences of 1 to 255"):
         step_kinds(session, [10_000])
     with pytest.raises(BenchError, match="measurement of m is incomplete"):
         StepMeasurement([timed("decode", 1, 1, 1, 1.0)]).times("m")
@@ -153,13 +153,13 @@ def test_what_cannot_be_measured(session: BenchSession) -> None:
         write_profile({}, Path("/proc/none/profile.json"))
 
 
-def test_contexts() -> None:
+def test_default_contexts() -> None:
     assert default_contexts(255, 3) == [31, 143, 255]
     assert default_contexts(255) == [31, 63, 95, 127, 159, 191, 223, 255]
     assert default_contexts(1) == [1]
 
 
-def test_requests_alone(session: BenchSession) -> None:
+def test_isolated_latency_is_measured_for_each_prompt_length(session: BenchSession) -> None:
     workload = [TraceRequest(0.0, "llama", tokens, 5) for tokens in (4, 9, 30)]
     steps: list[int] = []
     isolated = measure_isolated(session, workload, repeats=1, done=steps.append)
@@ -167,7 +167,7 @@ def test_requests_alone(session: BenchSession) -> None:
         ("llama", 4),
         ("llama", 9),
         ("llama", 30),
-        ("qwen3", 1),  # nothing is asked of it
+        ("qwen3", 1),  # no requests in the workload
     ]
     assert all(row["ttft_s"] > 0 and row["tpot_s"] > 0 for row in isolated.rows)
     first = isolated.rows[0]

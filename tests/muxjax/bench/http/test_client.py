@@ -1,4 +1,4 @@
-"""One timed request: what counts as a token, what as a failure."""
+"""Streamed requests: timing, token counts and errors."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 
 
-def ask(url: str, request: RequestInput | None = None, **options: Any) -> RequestResult:
-    async def once() -> RequestResult:
+def send(url: str, request: RequestInput | None = None, **options: Any) -> RequestResult:
+    async def run() -> RequestResult:
         server = Server(url, **options)
         async with server.session() as session:
             return await send_request(
                 session, server, request or RequestInput("m", (1, 2, 3), 3, 4), time.perf_counter()
             )
 
-    return asyncio.run(once())
+    return asyncio.run(run())
 
 
-def answers(*pieces: bytes, status: int = 200) -> Any:
-    return lambda path, body: (status, list(pieces))
+def respond(*chunks: bytes, status: int = 200) -> Any:
+    return lambda path, body: (status, list(chunks))
 
 
-def test_a_stream_is_read_and_the_server_counts_its_tokens() -> None:
+def test_token_counts_come_from_usage() -> None:
     usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
-    pieces = (
+    chunks = (
         text_event("ab"),
-        text_event("c")[:9],  # events that come in pieces
+        text_event("c")[:9],  # an event in two chunks
         text_event("c")[9:],
         text_event("", "length"),
         event(usage),
         event(b"[DONE]"),
     )
-    with serving(answers(*pieces)) as url:
-        found = ask(url)
-    assert found.success
-    assert (found.text, found.finish_reason) == ("abc", "length")
-    assert (found.prompt_tokens, found.output_tokens, found.counted) == (5, 7, True)
-    assert len(found.itl) == 1  # an event without text is no token
-    assert 0 < found.ttft <= found.latency
-    assert found.tpot == pytest.approx((found.latency - found.ttft) / 6)
+    with serving(respond(*chunks)) as url:
+        result = send(url)
+    assert result.success
+    assert (result.text, result.finish_reason) == ("abc", "length")
+    assert (result.prompt_tokens, result.output_tokens, result.counted) == (5, 7, True)
+    assert len(result.itl) == 1  # events without text are not counted
+    assert 0 < result.ttft <= result.latency
+    assert result.tpot == pytest.approx((result.latency - result.ttft) / 6)
 
 
-def test_without_usage_events_are_counted_and_said_to_be() -> None:
-    with serving(answers(text_event("a"), text_event("b", "stop"), event(b"[DONE]"))) as url:
-        found = ask(url)
-    assert found.success
-    assert (found.prompt_tokens, found.output_tokens, found.counted) == (3, 2, False)
+def test_events_are_counted_without_usage() -> None:
+    with serving(respond(text_event("a"), text_event("b", "stop"), event(b"[DONE]"))) as url:
+        result = send(url)
+    assert result.success
+    assert (result.prompt_tokens, result.output_tokens, result.counted) == (3, 2, False)
 
 
-def test_a_chat_is_asked_and_read() -> None:
+def test_chat_streams_are_read() -> None:
     seen = []
 
     def answer(path: str, body: Any) -> tuple[int, list[bytes]]:
@@ -73,7 +73,7 @@ def test_a_chat_is_asked_and_read() -> None:
         return 200, [*events, end, event(b"[DONE]")]
 
     with serving(answer) as url:
-        found = ask(
+        result = send(
             url + "/v1",
             RequestInput("m", "Hello", 1, 9),
             backend="openai-chat",
@@ -83,11 +83,11 @@ def test_a_chat_is_asked_and_read() -> None:
     assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "Hello"}]
     assert (body["max_completion_tokens"], body["temperature"]) == (9, 0.5)
-    assert (found.text, len(found.itl), found.finish_reason) == ("hiso", 1, "stop")
+    assert (result.text, len(result.itl), result.finish_reason) == ("hiso", 1, "stop")
 
 
 @pytest.mark.parametrize(
-    ("pieces", "status", "error"),
+    ("chunks", "status", "error"),
     [
         ((b'{"error": {"message": "no such model"}}',), 404, "HTTP 404: no such model"),
         ((b"busy",), 503, "HTTP 503: busy"),
@@ -97,29 +97,27 @@ def test_a_chat_is_asked_and_read() -> None:
         ((b"data: {nonsense\n\n",), 200, "sent an invalid event"),
     ],
 )
-def test_what_goes_wrong_is_in_the_outcome(
-    pieces: tuple[bytes, ...], status: int, error: str
-) -> None:
-    with serving(answers(*pieces, status=status)) as url:
-        found = ask(url)
-    assert not found.success
-    assert error in found.error
+def test_failures_are_in_the_result(chunks: tuple[bytes, ...], status: int, error: str) -> None:
+    with serving(respond(*chunks, status=status)) as url:
+        result = send(url)
+    assert not result.success
+    assert error in result.error
 
 
-def test_a_server_that_does_not_answer() -> None:
-    with serving(answers()) as url:
+def test_an_unreachable_server_is_an_error() -> None:
+    with serving(respond()) as url:
         pass
-    assert "ClientConnectorError" in ask(url).error
+    assert "ClientConnectorError" in send(url).error
     with pytest.raises(BenchError, match="is the server running"):
         list_models(Server(url))
 
 
-def test_models_are_asked_for() -> None:
-    with serving(answers(b'{"data": [{"id": "a"}, {"id": "b"}]}')) as url:
+def test_models_are_listed() -> None:
+    with serving(respond(b'{"data": [{"id": "a"}, {"id": "b"}]}')) as url:
         assert list_models(Server(url)) == ["a", "b"]
-    with serving(answers(b"what?", status=404)) as url, pytest.raises(BenchError, match="--model"):
+    with serving(respond(b"what?", status=404)) as url, pytest.raises(BenchError, match="--model"):
         list_models(Server(url))
-    with serving(answers(b'{"data": []}')) as url, pytest.raises(BenchError, match="no models"):
+    with serving(respond(b'{"data": []}')) as url, pytest.raises(BenchError, match="no models"):
         list_models(Server(url))
 
 

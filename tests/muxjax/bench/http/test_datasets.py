@@ -1,4 +1,4 @@
-"""Data sets, the models that serve them, and arrival times."""
+"""Data sets, the models of their requests, and arrival times."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from muxjax.errors import BenchError, WorkloadError
 
 
 def generators(*names: str, as_text: bool = False) -> dict[str, PromptGenerator]:
-    how = "words" if as_text else "token ids"
-    return {name: PromptGenerator(how, None, as_text, random.Random(name)) for name in names}
+    counted_by = "words" if as_text else "token ids"
+    return {name: PromptGenerator(counted_by, None, as_text, random.Random(name)) for name in names}
 
 
 def test_random_lengths_and_popularity() -> None:
@@ -53,7 +53,7 @@ def test_a_prefix_is_shared_within_a_model() -> None:
 def test_due_times() -> None:
     times = ArrivalPattern(rate=10.0, burstiness=0.3).times(1000, seed=1)
     assert times == sorted(times)
-    assert times[-1] == pytest.approx(100)  # as vLLM scales them
+    assert times[-1] == pytest.approx(100)  # scaled as in vLLM
     gaps = np.diff([0.0, *times])
     assert 1.4 < gaps.std() / gaps.mean() < 2.4  # 1 / sqrt(0.3) = 1.8
     even = np.diff(ArrivalPattern(rate=10.0, burstiness=1e4).times(100, seed=1))
@@ -78,7 +78,7 @@ def test_sharegpt_and_custom(tmp_path: Path) -> None:
     )
     assert [
         (request.prompt, request.prompt_tokens, request.output_tokens) for request in inputs
-    ] == [(question, 5, 6)] * 3  # drawn again and again
+    ] == [(question, 5, 6)] * 3  # repeated
     once = Prompts(name="sharegpt", path=path, count=3, oversample=False, fixed_output=9)
     (request,) = build_request_inputs(
         once, ArrivalPattern(), generators("a", as_text=True), {"a": 1.0}
@@ -97,7 +97,7 @@ def test_sharegpt_and_custom(tmp_path: Path) -> None:
     ]
 
 
-def test_traces_bring_times_and_models(tmp_path: Path) -> None:
+def test_traces_have_times_and_models(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     rows = [
         {"timestamp": 0, "model": "x", "input_length": 3, "output_length": 4},
@@ -105,8 +105,10 @@ def test_traces_bring_times_and_models(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = Prompts(name="trace", path=path, count=10)
-    found = build_request_inputs(prompts, ArrivalPattern(), generators("a"), {"a": 1.0}, {"x": "a"})
-    assert [(r.model, len(r.prompt), r.output_tokens, r.arrival) for r in found] == [
+    inputs = build_request_inputs(
+        prompts, ArrivalPattern(), generators("a"), {"a": 1.0}, {"x": "a"}
+    )
+    assert [(r.model, len(r.prompt), r.output_tokens, r.arrival) for r in inputs] == [
         ("a", 3, 4, 0.0),
         ("a", 5, 6, 0.5),
     ]
@@ -120,7 +122,7 @@ def test_traces_bring_times_and_models(tmp_path: Path) -> None:
         )
 
 
-def test_burstgpts_lengths(tmp_path: Path) -> None:
+def test_burstgpt_lengths(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     path.write_text(head + "5,ChatGPT,7,8,15,Conversation log\n")
@@ -178,7 +180,7 @@ def test_invalid_arrival_patterns(settings: dict[str, Any], message: str) -> Non
         ("custom", "", "no prompts"),
     ],
 )
-def test_unusable_files(tmp_path: Path, name: Any, text: str, message: str) -> None:
+def test_invalid_files(tmp_path: Path, name: Any, text: str, message: str) -> None:
     path = tmp_path / "file"
     path.write_text(text)
     with pytest.raises(BenchError, match=message):

@@ -1,4 +1,4 @@
-"""When requests are sent, over how many connections, and what an interrupt leaves."""
+"""Due times, concurrency limits and interrupts of load generation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from muxjax.errors import BenchError
 from tests.muxjax.bench.servers import event, serving, text_event
 
 
-def fine(path: str, body: Any) -> tuple[int, list[bytes]]:
+def respond(path: str, body: Any) -> tuple[int, list[bytes]]:
     return 200, [text_event(body["model"], "stop"), event(b"[DONE]")]
 
 
-def test_each_request_is_sent_when_it_is_due() -> None:
+def test_requests_are_sent_at_their_due_times() -> None:
     inputs = [RequestInput("m", "late", 1, 1, arrival=0.15), RequestInput("m", "soon", 1, 1)]
     seen: list[RequestResult] = []
-    with serving(fine) as url:
+    with serving(respond) as url:
         load = run_load(Server(url), inputs, on_result=seen.append)
     assert [result.request.prompt for result in load.results] == ["late", "soon"]
     assert [result.request.prompt for result in seen] == ["soon", "late"]
@@ -31,38 +31,38 @@ def test_each_request_is_sent_when_it_is_due() -> None:
     assert load.interrupted == 0
 
 
-def test_models_may_have_servers_of_their_own() -> None:
+def test_models_may_have_different_servers() -> None:
     def other(path: str, body: Any) -> tuple[int, list[bytes]]:
         return 200, [text_event("other", "stop"), event(b"[DONE]")]
 
     inputs = [RequestInput("a", "x", 1, 1), RequestInput("b", "x", 1, 1)]
-    with serving(fine) as one, serving(other) as two:
-        load = run_load({"a": Server(one), "b": Server(two)}, inputs)
+    with serving(respond) as url, serving(other) as other_url:
+        load = run_load({"a": Server(url), "b": Server(other_url)}, inputs)
         assert [result.text for result in load.results] == ["a", "other"]
         with pytest.raises(BenchError, match="no server for b"):
-            run_load({"a": Server(one)}, inputs)
+            run_load({"a": Server(url)}, inputs)
 
 
-def test_no_more_than_so_many_at_once() -> None:
-    under_way = most = 0
+def test_concurrency_is_limited() -> None:
+    running = peak = 0
     lock = threading.Lock()
-    together = threading.Event()
+    concurrent = threading.Event()
 
     def slow(path: str, body: Any) -> tuple[int, list[bytes]]:
-        nonlocal under_way, most
+        nonlocal running, peak
         with lock:
-            under_way += 1
-            most = max(most, under_way)
-            if under_way == 2:
-                together.set()
-        together.wait(5)
+            running += 1
+            peak = max(peak, running)
+            if running == 2:
+                concurrent.set()
+        concurrent.wait(5)
         with lock:
-            under_way -= 1
-        return fine(path, body)
+            running -= 1
+        return respond(path, body)
 
     with serving(slow) as url:
         load = run_load(Server(url), [RequestInput("m", "x", 1, 1)] * 6, max_concurrency=2)
-    assert most == 2
+    assert peak == 2
     assert len(load.results) == 6
     with pytest.raises(BenchError, match="at least 1"):
         run_load(Server("http://127.0.0.1:1"), [RequestInput("m", "x", 1, 1)], max_concurrency=0)
@@ -70,7 +70,7 @@ def test_no_more_than_so_many_at_once() -> None:
         run_load(Server("http://127.0.0.1:1"), [])
 
 
-def test_an_interrupt_keeps_what_is_finished() -> None:
+def test_an_interrupt_keeps_finished_requests() -> None:
     async def interrupted(url: str) -> LoadResult:
         first = asyncio.Event()
         inputs = [RequestInput("m", "x", 1, 1), RequestInput("m", "x", 1, 1, arrival=1000.0)]
@@ -81,7 +81,7 @@ def test_an_interrupt_keeps_what_is_finished() -> None:
         run.cancel()
         return await run
 
-    with serving(fine) as url:
+    with serving(respond) as url:
         load = asyncio.run(interrupted(url))
     assert [result.success for result in load.results] == [True]
     assert load.interrupted == 1

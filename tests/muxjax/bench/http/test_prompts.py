@@ -1,4 +1,4 @@
-"""Prompts have the requested number of tokens, however tokens are counted."""
+"""Prompt lengths with each kind of token counter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def no_tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
 
 
 def tokenize(path: str, body: Any) -> tuple[int, list[bytes]]:
-    """Two tokens a word, and one for each other character."""
+    """Counts two tokens per word, and one per single character."""
     assert (path, body["add_special_tokens"]) == ("/tokenize", False)
     count = sum(1 if len(word) == 1 else 2 for word in body["prompt"].split())
     ids = ",".join(str(index) for index in range(count))
@@ -36,7 +36,7 @@ def client() -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def tokenizer_file(tmp_path: Path) -> Path:
-    """Bytes are tokens."""
+    """A tokenizer whose tokens are bytes."""
     tokenizer = Tokenizer(models.BPE({chr(i): i for i in range(33, 127)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -46,13 +46,13 @@ def tokenizer_file(tmp_path: Path) -> Path:
 def test_token_ids_without_a_tokenizer(client: httpx2.Client) -> None:
     with serving(no_tokenize) as url:
         generator = build_prompt_generator(client, Server(url), "m", seed=1)
-        again = build_prompt_generator(client, Server(url), "m", seed=1)
+        same_seed = build_prompt_generator(client, Server(url), "m", seed=1)
         other = build_prompt_generator(client, Server(url), "n", seed=1)
     prompt = generator.generate(50)
     assert generator.counted_by == "token ids"
     assert len(prompt) == 50
     assert set(prompt) <= set(SAFE_IDS)
-    assert again.generate(50) == prompt
+    assert same_seed.generate(50) == prompt
     assert other.generate(50) != prompt
 
 
@@ -65,18 +65,18 @@ def test_words_count_as_tokens_of_chats_without_a_tokenizer(client: httpx2.Clien
     assert len(prompt.split()) == generator.count(prompt) == 7
 
 
-def test_the_server_counts(client: httpx2.Client) -> None:
+def test_tokens_are_counted_by_the_server(client: httpx2.Client) -> None:
     with serving(tokenize) as url:
         ids = build_prompt_generator(client, Server(url), "m", seed=1)
         assert (ids.counted_by, len(ids.generate(33))) == ("server", 33)
         text = build_prompt_generator(client, Server(url, "openai-chat"), "m", seed=1)
-        for tokens in (1, 8, 9):  # an odd one needs a filler
+        for tokens in (1, 8, 9):  # odd numbers need a filler
             prompt = text.generate(tokens)
             assert isinstance(prompt, str)
-            assert text.count(prompt) == max(2, tokens)  # a word is two tokens at least
+            assert text.count(prompt) == max(2, tokens)  # a word has two tokens
 
 
-def test_a_tokenizer_counts(client: httpx2.Client, tokenizer_file: Path) -> None:
+def test_tokens_are_counted_by_a_tokenizer(client: httpx2.Client, tokenizer_file: Path) -> None:
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
         generator = build_prompt_generator(
             client, Server("http://127.0.0.1:1", "openai-chat"), "m", seed=0, tokenizer=path
@@ -85,7 +85,7 @@ def test_a_tokenizer_counts(client: httpx2.Client, tokenizer_file: Path) -> None
         assert generator.count(str(generator.generate(41))) == 41
 
 
-def test_a_tokenizer_that_cannot_be_read(client: httpx2.Client, tmp_path: Path) -> None:
+def test_an_unreadable_tokenizer_is_an_error(client: httpx2.Client, tmp_path: Path) -> None:
     server = Server("http://127.0.0.1:1")
     with pytest.raises(BenchError, match=r"no tokenizer\.json"):
         build_prompt_generator(client, server, "m", seed=0, tokenizer=tmp_path)

@@ -34,12 +34,12 @@ def test_limits_must_be_positive() -> None:
         HttpBench(SERVER, max_concurrency=0)
 
 
-def test_a_server_that_does_not_answer_is_an_error() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     with pytest.raises(BenchError, match=r"127\.0\.0\.1:1/v1/models did not answer within 0\.1 s"):
         HttpBench(SERVER, ["chat"], wait_seconds=0.1).run(progress=False)
 
 
-def test_the_file_is_named_as_vllm_names_it(tmp_path: Path) -> None:
+def test_the_default_file_name_is_that_of_vllm(tmp_path: Path) -> None:
     path = result_path(RESULT, tmp_path, None)
     assert path == tmp_path / "openai-2.0qps-org_chat+base-20261130-120000.json"
     limited = result_path({**RESULT, "max_concurrency": 8}, None, None)

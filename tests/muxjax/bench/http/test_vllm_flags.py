@@ -1,4 +1,4 @@
-"""vLLM's command line: what is taken, what is refused."""
+"""Compatibility with the command line of vLLM."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from muxjax.bench.http.vllm_flags import REFUSED, expand_arguments, goodput, pai
 from muxjax.errors import BenchError
 
 
-def test_options_with_several_values_are_spread_out() -> None:
-    given = "--goodput ttft:200 tpot:50 http://x --seed 1 --header a=b c=d --json"
-    spread = (
+def test_options_with_several_values_are_repeated() -> None:
+    arguments = "--goodput ttft:200 tpot:50 http://x --seed 1 --header a=b c=d --json"
+    expanded = (
         "--goodput ttft:200 --goodput tpot:50 http://x --seed 1 --header a=b --header c=d --json"
     )
-    assert " ".join(expand_arguments(given.split())) == spread
+    assert " ".join(expand_arguments(arguments.split())) == expanded
     assert expand_arguments(["--goodput=ttft:200", "http://x"]) == [
         "--goodput=ttft:200",
         "http://x",
@@ -21,19 +21,19 @@ def test_options_with_several_values_are_spread_out() -> None:
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "--sonnet-input-len", "--random-mm-bucket-config"])
-def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
+def test_unsupported_options_are_rejected_by_name(name: str) -> None:
     for arguments in ([name], [f"{name}=1"], ["--seed", "1", name, "2"]):
         with pytest.raises(BenchError, match=f"{name} of vLLM's benchmark is not supported"):
             expand_arguments(arguments)
 
 
-def test_an_option_without_its_value() -> None:
+def test_an_option_without_a_value_is_rejected() -> None:
     for arguments in (["--goodput"], ["--goodput", "--json"]):
         with pytest.raises(BenchError, match="--goodput needs a value"):
             expand_arguments(arguments)
 
 
-def test_pairs() -> None:
+def test_values_are_parsed() -> None:
     assert pairs(["a=b=c", " d = e "], "--header") == {"a": "b=c", "d": "e"}
     assert goodput(["ttft:200", "e2el:1e3"]) == {"ttft": 200.0, "e2el": 1000.0}
     with pytest.raises(BenchError, match="KEY=VALUE"):

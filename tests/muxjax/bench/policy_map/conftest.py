@@ -1,4 +1,4 @@
-"""A small map."""
+"""Fixture with a small map."""
 
 from __future__ import annotations
 

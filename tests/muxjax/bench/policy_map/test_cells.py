@@ -16,7 +16,7 @@ def a_job(execution: Execution = "time_sliced", ahead: bool = False) -> CellJob:
     return CellJob(2.1, 0.3, (2.0, 8.0), execution, "h200", 0.3, 0, POLICIES, Path("none"), ahead)
 
 
-def test_the_most_popular_has_the_highest_rate() -> None:
+def test_the_most_popular_model_has_the_highest_rate() -> None:
     loads = fleet(0.7, 0.5)
     assert len(loads) == 19
     assert loads[0].expected.rate == pytest.approx(20.0)
@@ -26,18 +26,18 @@ def test_the_most_popular_has_the_highest_rate() -> None:
 
 @pytest.mark.usefixtures("three_models")
 @pytest.mark.parametrize(("ahead", "seed"), [(True, TRAINING_SEED), (False, 0)])
-def test_placements_are_chosen_on_the_requests_that_count_or_ahead_on_others(
+def test_placements_are_chosen_on_scored_or_training_requests(
     monkeypatch: pytest.MonkeyPatch, ahead: bool, seed: int
 ) -> None:
     chooser = PlacementChooser(a_job(ahead=ahead))
     seen: list[Sequence[Any]] = []
     simulate = chooser.simulate
 
-    def note(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
+    def recording_simulate(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
         seen.append(requests)
         return simulate(units, policy, scale, requests)
 
-    monkeypatch.setattr(chooser, "simulate", note)
+    monkeypatch.setattr(chooser, "simulate", recording_simulate)
     _, chosen = chooser.choose("adbs", 2.0)
     tried = workload(fleet(2.1, 0.3), 0.3, seed)
     assert seen
@@ -45,20 +45,20 @@ def test_placements_are_chosen_on_the_requests_that_count_or_ahead_on_others(
     seen.clear()
     chooser.score(chosen, "adbs", 2.0)
     assert all(list(requests) == workload(fleet(2.1, 0.3), 0.3, 0) for requests in seen)
-    assert bool(seen) == ahead  # what is known is not run again
+    assert bool(seen) == ahead  # known outcomes are not simulated again
 
 
 @pytest.mark.usefixtures("three_models")
-def test_only_slo_is_run_for_each_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_slo_is_simulated_for_each_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = PlacementChooser(a_job())
     runs: list[str] = []
     simulate = chooser.simulate
 
-    def note(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
+    def recording_simulate(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
         runs.append(policy)
         return simulate(units, policy, scale, requests)
 
-    monkeypatch.setattr(chooser, "simulate", note)
+    monkeypatch.setattr(chooser, "simulate", recording_simulate)
     chooser.choose("fcfs", 2.0)
     chooser.choose("slo", 2.0)
     before = list(runs)
@@ -69,10 +69,10 @@ def test_only_slo_is_run_for_each_scale(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Outcomes:
-    """What would come of it, by placement and policy: attainment and throughput."""
+    """A chooser with prescribed attainment and throughput by placement and policy."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: dict[Any, tuple[float, float]]):
-        names = sorted({name for name, _ in found})
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, results: dict[Any, tuple[float, float]]):
+        names = sorted({name for name, _ in results})
         self._chooser = PlacementChooser(a_job())
         units = self._chooser.placements["spatial"][0][0]
         self._placed = {name: [[units[0].model_copy(update={"name": name})]] for name in names}
@@ -83,7 +83,7 @@ class Outcomes:
             name = chosen[0][0].name
             if policy == "slo":
                 self.tried.append(name)
-            share, served = found[name, "slo" if policy == "slo" else "others"]
+            share, served = results[name, "slo" if policy == "slo" else "others"]
             met = {2.0: round(1000 * share)}
             return {"m": ModelOutcome(1000, 1000, 1000 / served, met)}
 
@@ -95,16 +95,18 @@ class Outcomes:
         monkeypatch.setattr(self._chooser, "candidates", candidates)
 
     def choice(self) -> str:
-        """Where `slo` is placed."""
+        """The name of the placement of `slo`."""
         return self._chooser.choose("slo", 2.0)[0]
 
 
 @pytest.mark.usefixtures("three_models")
-def test_where_slo_falls_short_of_nobody_nothing_more_is_tried(
+def test_other_placements_are_not_tried_without_a_shortfall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = {("a", "others"): (0.99, 10.0), ("b", "others"): (0.98, 20.0)}
-    outcomes = Outcomes(monkeypatch, {**found, ("a", "slo"): (0.99, 10.0), ("b", "slo"): (1, 20.0)})
+    baselines = {("a", "others"): (0.99, 10.0), ("b", "others"): (0.98, 20.0)}
+    outcomes = Outcomes(
+        monkeypatch, {**baselines, ("a", "slo"): (0.99, 10.0), ("b", "slo"): (1, 20.0)}
+    )
     assert outcomes.choice() == "a"
     assert set(outcomes.tried) == {"a"}
 
@@ -113,30 +115,30 @@ def test_where_slo_falls_short_of_nobody_nothing_more_is_tried(
 @pytest.mark.parametrize(
     ("a", "b", "best"),
     [
-        ((0.85, 10.0), (0.95, 10.0), "b"),  # behind on a
-        ((0.95, 9.0), (0.91, 10.0), "b"),  # serves less on a
-        ((0.91, 9.8), (0.88, 10.0), "a"),  # short on both: attainment comes first
-        ((0.91, 9.8), (0.95, 9.7), "a"),  # behind on neither: serves more on a
-        ((0.80, 10.0), (0.85, 9.0), "b"),  # behind on both, less on b
-        ((0.892, 10.0), (0.95, 9.8), "a"),  # behind on a by no more than the bars allow
-        ((0.895, 10.0), (0.91, 9.97), "b"),  # hardly short on either: attains more
-        ((0.95, 10.0), (0.97, 10.0), "b"),  # short on neither, and there is more to win
+        ((0.85, 10.0), (0.95, 10.0), "b"),  # attains less than a baseline on a
+        ((0.95, 9.0), (0.91, 10.0), "b"),  # serves less than adbs on a
+        ((0.91, 9.8), (0.88, 10.0), "a"),  # short on both: attainment has priority
+        ((0.91, 9.8), (0.95, 9.7), "a"),  # attains enough on both, serves more on a
+        ((0.80, 10.0), (0.85, 9.0), "b"),  # attains less on both, smaller shortfall on b
+        ((0.892, 10.0), (0.95, 9.8), "a"),  # the shortfall on a is within the criteria
+        ((0.895, 10.0), (0.91, 9.97), "b"),  # accepted shortfall on both: attains more on b
+        ((0.95, 10.0), (0.97, 10.0), "b"),  # no shortfall on either, attains more on b
     ],
 )
-def test_slo_is_placed_where_it_falls_least_short(
+def test_slo_uses_the_placement_with_the_smallest_shortfall(
     monkeypatch: pytest.MonkeyPatch, a: tuple[float, float], b: tuple[float, float], best: str
 ) -> None:
-    found = {("a", "others"): (0.9, 10.0), ("b", "others"): (0.8, 10.0)}
-    outcomes = Outcomes(monkeypatch, {**found, ("a", "slo"): a, ("b", "slo"): b})
+    baselines = {("a", "others"): (0.9, 10.0), ("b", "others"): (0.8, 10.0)}
+    outcomes = Outcomes(monkeypatch, {**baselines, ("a", "slo"): a, ("b", "slo"): b})
     assert outcomes.choice() == best
 
 
 @pytest.mark.usefixtures("three_models")
-def test_placements_that_do_not_hold_a_request_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placements_too_small_for_a_request_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = PlacementChooser(a_job())
     simulate = chooser.simulate
     too_small = {model.name for model in chooser.placements["throughput"][0][0][0].models}
-    assert len(too_small) > 1  # so that no other placement has the unit
+    assert len(too_small) > 1  # so that the unit is in no other placement
 
     def refuse(units: Any, policy: Any, scale: float, requests: Sequence[Any]) -> Any:
         if {model.name for model in units[0].models} == too_small:

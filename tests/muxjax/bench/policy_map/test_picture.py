@@ -17,13 +17,13 @@ def drawn(tmp_path: Path, *cells: dict[str, object]) -> tuple[list[ElementTree.E
     return list(tree.iter(f"{SVG}rect"))[1:], texts
 
 
-def test_a_cell_shows_what_is_attained_and_how_far_ahead(tmp_path: Path) -> None:
+def test_a_cell_shows_attainment_and_lead(tmp_path: Path) -> None:
     (square,), texts = drawn(tmp_path, a_cell(slo=0.873, adbs=0.8, fcfs=0.85))
     assert {"87", "+2.3", "SLO scale 2", "a100, time sliced"} <= set(texts)
     assert square.get("stroke") is None
 
 
-def test_a_cell_that_misses_has_a_border(tmp_path: Path) -> None:
+def test_a_cell_that_misses_the_criteria_has_a_border(tmp_path: Path) -> None:
     (square,), texts = drawn(tmp_path, a_cell(slo=0.8, adbs=0.85))
     assert square.get("stroke") is not None
     assert "-5.0" in texts

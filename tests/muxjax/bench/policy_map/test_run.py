@@ -1,4 +1,4 @@
-"""Small maps on H200s of the roofline model; MuxServe's profile is not in the repository."""
+"""Small maps with roofline times of H200s, since MuxServe's profile is not in the repository."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def test_a_map_end_to_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "map.json"
-    once = ("--policies", "slo,adbs", "--json", "--output", str(output))
-    run(monkeypatch, *once, "--plot", str(tmp_path / "map.svg"))
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    places = [
+    options = ("--policies", "slo,adbs", "--json", "--output", str(output))
+    run(monkeypatch, *options, "--plot", str(tmp_path / "map.svg"))
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    keys = [
         (cell["execution"], cell["alpha"], cell["load"], cell["slo_scale"])
-        for cell in found["cells"]
+        for cell in printed["cells"]
     ]
     models = ("concurrent", "time_sliced")
-    assert places == [(model, 1.1, 0.2, scale) for model in models for scale in (2.0, 8.0)]
-    for cell in found["cells"]:
+    assert keys == [(model, 1.1, 0.2, scale) for model in models for scale in (2.0, 8.0)]
+    for cell in printed["cells"]:
         assert set(cell["slo_attainment"]) == set(cell["throughput"]) == {"slo", "adbs"}
         assert all(0 <= share <= 1 for share in cell["slo_attainment"].values())
         assert all(served["total"] > 0 for served in cell["throughput"].values())
-    assert [one["cells"] for one in found["maps"]] == [2, 2]
-    assert len(found["concurrent_minus_time_sliced"]) == 2
+    assert [entry["cells"] for entry in printed["maps"]] == [2, 2]
+    assert len(printed["concurrent_minus_time_sliced"]) == 2
     assert (tmp_path / "map.svg").stat().st_size > 1000
-    kept = json.loads(output.read_text())
-    assert kept["cells"] == found["cells"]
+    saved = json.loads(output.read_text())
+    assert saved["cells"] == printed["cells"]
 
-    # What is there is kept, and a policy that is not there is added.
-    kept["cells"][0]["slo_attainment"]["slo"] = 0.123
-    output.write_text(json.dumps(kept))
-    static = ("--policies", "slo,adbs,static", "--execution", "concurrent")
-    run(monkeypatch, *static, "--output", str(output))
-    again = json.loads(output.read_text())["cells"]
-    assert again[0]["slo_attainment"]["slo"] == 0.123
-    assert [set(cell["slo_attainment"]) for cell in again] == [
+    # Known results are kept, and missing policies are added.
+    saved["cells"][0]["slo_attainment"]["slo"] = 0.123
+    output.write_text(json.dumps(saved))
+    extended = ("--policies", "slo,adbs,static", "--execution", "concurrent")
+    run(monkeypatch, *extended, "--output", str(output))
+    updated = json.loads(output.read_text())["cells"]
+    assert updated[0]["slo_attainment"]["slo"] == 0.123
+    assert [set(cell["slo_attainment"]) for cell in updated] == [
         {"slo", "adbs", "static"},
         {"slo", "adbs", "static"},
         {"slo", "adbs"},
@@ -70,7 +70,7 @@ def test_a_map_end_to_end(
 @pytest.mark.parametrize(
     "options", [("--policies", "slo,fcfs"), ("--alpha", "-1"), ("--hardware", "abacus")]
 )
-def test_what_cannot_be_run_is_refused(
+def test_invalid_options_are_rejected(
     monkeypatch: pytest.MonkeyPatch, options: tuple[str, str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
