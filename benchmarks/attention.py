@@ -5,7 +5,7 @@ Prefill is limited by arithmetic, so it is compared with the rate of a large mat
 Before a kernel is timed, its output is compared with the `xla` implementation.
 
     python benchmarks/attention.py                  # a table; under ten minutes on an H200
-    python benchmarks/attention.py --json > benchmarks/results/attention-h200.json
+    python benchmarks/attention.py --json > attention-h200.json
 """
 
 from __future__ import annotations
