@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import pytest
 
 from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool
@@ -45,12 +48,12 @@ class InOrder(RoundRobin):
 
 
 @pytest.fixture
-def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps what a test registers out of the other tests."""
+def isolated_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discards the policies that a test registers."""
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
 
-@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.usefixtures("isolated_registry")
 def test_a_policy_can_be_registered() -> None:
     register_policy("in_order", InOrder, description="models in turn", kv_quotas=OpenPool)
     assert policy_names()[-1] == "in_order"
@@ -64,7 +67,7 @@ def test_a_policy_can_be_registered() -> None:
             register_policy(name, InOrder, description="models in turn")
 
 
-@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.usefixtures("isolated_registry")
 def test_a_concurrent_variant_is_registered_once() -> None:
     register_policy("in_order", InOrder, description="models in turn")
     variant = ConcurrentVariant(lambda compute: InOrder())
@@ -74,31 +77,91 @@ def test_a_concurrent_variant_is_registered_once() -> None:
         register_concurrent_variant("in_order", variant)
 
 
-@pytest.mark.usefixtures("empty_registry")
-def test_policies_of_other_packages_are_found_by_their_entry_points(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def register() -> None:
-        register_policy("in_order", InOrder, description="models in turn")
+@dataclass(frozen=True)
+class FakeEntryPoint:
+    """An entry point whose `load` raises `error`, or returns `function`."""
 
-    class EntryPoint:
-        def load(self) -> object:
-            return register
+    function: Callable[[], None]
+    name: str = "in_order"
+    value: str = "other_package.policies:register"
+    error: Exception | None = None
 
-    groups: list[str] = []
+    def load(self) -> Callable[[], None]:
+        if self.error is not None:
+            raise self.error
+        return self.function
 
-    def entry_points(group: str) -> list[EntryPoint]:
-        groups.append(group)
-        return [EntryPoint()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
-    registry._load_entry_points.cache_clear()
-    try:
-        assert isinstance(create_policy("in_order"), InOrder)
-        assert "in_order" in policy_names()
-        assert groups == ["muxjax.policies"]
-    finally:
+@pytest.fixture
+def install_entry_points(
+    isolated_registry: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., list[str]]]:
+    """Function that replaces the installed entry points; returns the groups that were queried."""
+
+    def install(*installed: FakeEntryPoint) -> list[str]:
+        groups: list[str] = []
+
+        def entry_points(group: str) -> list[FakeEntryPoint]:
+            groups.append(group)
+            return list(installed)
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
         registry._load_entry_points.cache_clear()
+        return groups
+
+    yield install
+    registry._load_entry_points.cache_clear()
+
+
+def register_in_order() -> None:
+    register_policy("in_order", InOrder, description="models in turn")
+
+
+def test_entry_points_register_policies_of_other_packages(
+    install_entry_points: Callable[..., list[str]],
+) -> None:
+    groups = install_entry_points(FakeEntryPoint(register_in_order))
+    assert isinstance(create_policy("in_order"), InOrder)
+    assert "in_order" in policy_names()
+    assert groups == ["muxjax.policies"]
+
+
+def raise_value_error() -> None:
+    raise ValueError("there is a policy 'slo' already")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (
+            FakeEntryPoint(
+                register_in_order, "lifo", "lifo_policy:register", ImportError("no module 'torch'")
+            ),
+            "ImportError: no module 'torch'",
+        ),
+        (
+            FakeEntryPoint(raise_value_error, "lifo", "lifo_policy:register"),
+            "ValueError: there is a policy 'slo' already",
+        ),
+    ],
+    ids=["import", "register"],
+)
+def test_failing_entry_point_is_named_and_other_policies_work(
+    broken: FakeEntryPoint,
+    reason: str,
+    install_entry_points: Callable[..., list[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    built_in = tuple(registry._ENTRIES)
+    install_entry_points(broken, FakeEntryPoint(register_in_order))
+    failure = f"entry point 'lifo = lifo_policy:register' of muxjax.policies failed: {reason}"
+    assert policy_names() == (*built_in, "in_order")
+    assert [record.getMessage() for record in caplog.records] == [failure]
+    assert isinstance(create_policy("in_order"), InOrder)
+    with pytest.raises(ValueError, match="no policy 'lifo'; there are slo, adbs") as error:
+        create_policy("lifo")
+    assert str(error.value).endswith(f"; {failure}")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("policy", policy_names())
