@@ -285,7 +285,7 @@ class Scheduler(UnitModels):
         return updates
 
     def take_freed_pages(self) -> list[int]:
-        """Returns pages freed since the last call, to be poisoned before the next step (test mode)."""
+        """Returns the pages freed since the last call, to poison before the next step (tests)."""
         return self.allocator.take_freed_pages()
 
     # Stats and tests
