@@ -26,11 +26,11 @@ def check_length(request: Request, max_model_len: int) -> None:
 
 
 def refuse_if_late(estimates: StepEstimates, state: ModelState, request: Request) -> None:
-    """Refuses a request that could not meet its model's SLO even under good conditions.
+    """Refuses a request that cannot meet its model's SLO even under good conditions.
 
-    The wait is estimated from below, since a wrong refusal costs more than a late request: all
-    prompts of the model that came before have to be prefilled, and where they wait for slots, one
-    slot becomes free for each running sequence that ends. Other models are not counted.
+    The estimated wait is a lower bound, since a wrong refusal costs more than a late request. All
+    earlier prompts of the model are prefilled first. If they wait for slots, each running sequence
+    that ends frees one. Other models are ignored.
 
     Args:
       estimates: expected durations of steps.
@@ -38,7 +38,7 @@ def refuse_if_late(estimates: StepEstimates, state: ModelState, request: Request
       request: the request, with `max_new_tokens` set; not queued yet.
 
     Raises:
-      Overloaded: the request would be late; has the seconds after which a retry makes sense.
+      Overloaded: the request would be late. `retry_after` is set.
     """
     spec, name = state.spec, state.spec.name
     targets = spec.targets
@@ -52,17 +52,17 @@ def refuse_if_late(estimates: StepEstimates, state: ModelState, request: Request
         needs_slot = num_ahead - len(state.free_slots)
         wait = max(wait, needs_slot * mean_output * step / batch)
     if targets.ttft is not None:
-        expected, allowed, what = wait + prefill, targets.ttft, "its first token"
+        expected, allowed, token = wait + prefill, targets.ttft, "its first token"
     else:
         output = min(float(request.max_new_tokens), mean_output)
         isolated_ttft = targets.isolated_ttft or prefill
         isolated_tpot = targets.isolated_tpot or estimates.decode(name, 1)
         tpot = targets.tpot or targets.scale * isolated_tpot
         allowed = targets.scale * isolated_ttft + (output - 1) * tpot
-        expected, what = wait + prefill + (output - 1) * step, "its last token"
+        expected, token = wait + prefill + (output - 1) * step, "its last token"
     if expected > allowed:
         raise Overloaded(
-            f"{name} has {num_ahead} requests before this one: {what} is expected after "
+            f"{name} has {num_ahead} requests before this one: {token} is expected after "
             f"{expected:.3g} s, and its target is {allowed:.3g} s; try again later",
             retry_after=max(0.1, expected - allowed),
         )

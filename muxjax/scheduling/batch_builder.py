@@ -18,13 +18,13 @@ class BatchBuilder:
     """Builds the steps of one scheduler.
 
     Each method returns the step and the requests in it, in the step's order, or None if no step is
-    possible now. The caller has to start the step: pages are allocated and requests moved already.
+    possible now. The caller must submit the step: its pages are allocated and its requests moved.
 
     Args:
       models: state of each model, by name.
       in_flight: steps in flight.
       kv_cache: allocates slots and pages.
-      prefixes: is told which blocks a prefill writes.
+      prefixes: the prefix cache, which records the blocks that a prefill writes.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class BatchBuilder:
     def build_prefill(
         self, model: str, max_tokens: int | None = None
     ) -> tuple[Prefill, list[Request]] | None:
-        """Builds a prefill of a model's unfinished prefixes and of as many new ones as fit.
+        """Builds a prefill of a model's unfinished prefixes and as many new ones as fit.
 
         Args:
           model: name of the model.
-          max_tokens: limit below that of the model's buckets.
+          max_tokens: limit on the tokens of the step, if below that of the model's buckets.
 
         Returns:
-          The step and its requests; None if no request waits, or without a free slot or pages.
+          The step and its requests; None if no request waits, or slots or pages are short.
         """
         state = self._models[model]
         limits = state.spec.limits
@@ -82,17 +82,17 @@ class BatchBuilder:
     ) -> tuple[Decode, list[Request]] | None:
         """Builds a decode of all of a model's sequences that may have tokens left to generate.
 
-        If pages are short, the step has fewer tokens; if they are short for one token, requests are
-        preempted; a sequence that still gets no page is left out. Where steps run concurrently, a
-        sequence in a step in flight is left out too.
+        If pages are short, the step has fewer tokens. If they are short even for one token,
+        requests are preempted, and a sequence that still gets no page is left out. If steps run
+        concurrently, a sequence in a step in flight is left out too.
 
-        A sequence with a grammar is left out while it is in a step in flight, since its mask is
-        known only after that. While a model has such a sequence, its decodes have one token, so
-        that the sequence does not wait for long steps.
+        A sequence with a grammar is left out while it is in a step in flight, whose result
+        determines its mask. While a model has such a sequence, its decodes have one token, so that
+        the sequence does not wait for long steps.
 
         Args:
           model: name of the model.
-          max_tokens: limit on the tokens a sequence, below that of the model's buckets.
+          max_tokens: limit on the tokens of each sequence, if below that of the model's buckets.
 
         Returns:
           The step and its requests; None if there is no such sequence.

@@ -32,5 +32,5 @@ class Constraint(Protocol):
         ...
 
     def replay(self, tokens: Sequence[int]) -> Self:
-        """A new state of the same grammar after these tokens, to continue the request elsewhere."""
+        """Returns a new state of the grammar after these tokens, to continue on another unit."""
         ...

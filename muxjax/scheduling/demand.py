@@ -29,11 +29,11 @@ def prefill_demand(spec: ModelSpec, estimates: StepEstimates) -> float:
 
 
 def decode_batch(spec: ModelSpec, estimates: StepEstimates) -> float:
-    """Mean decode batch of the model if its decodes had the device to themselves.
+    """Mean decode batch of the model without other load on the device.
 
-    By Little's law the batch is `rate x output tokens x seconds a token`, where the seconds depend
-    on the batch; at least 1 and at most the model's slots. Other models make the batch larger and a
-    token cheaper, so this overestimates the time for decodes.
+    By Little's law the batch is `rate x output tokens x seconds per token`. The seconds depend on
+    the batch. The result is at least 1 and at most the model's slots. Other models make the batch
+    larger and a token cheaper, so this overestimates the time for decodes.
     """
     batch = 1.0
     for _ in range(BATCH_ROUNDS):

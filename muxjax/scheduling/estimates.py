@@ -1,8 +1,8 @@
 """Estimated step durations: initial guesses, replaced by measurements.
 
-Measurements are grouped by model, phase and the power of two that the step's size falls in, as
-compiled buckets are. Each group keeps an exponentially weighted mean, so that the estimates follow
-a machine whose speed changes.
+Measurements are grouped like compiled buckets: by model, phase, and step size rounded up to a power
+of two. Each group keeps an exponentially weighted mean, so that the estimates follow a machine
+whose speed changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EWMA_WEIGHT = 0.2
 _BUCKETS = 40
 """Number of size groups; sizes are below 2**39."""
 MIN_SECONDS = 1e-9
-"""Least seconds a token, so that policies can divide by it whatever a coarse clock says."""
+"""Minimum seconds per token: policies divide by it, and a coarse clock may report 0."""
 
 
 class StepEstimates:
@@ -24,8 +24,8 @@ class StepEstimates:
 
     Args:
       models: names of the models.
-      prefill_seconds: guess for one prefill token, until a step was measured.
-      decode_seconds: guess for one token of a decode step, until a step was measured.
+      prefill_seconds: guess for one prefill token, until a step is measured.
+      decode_seconds: guess for one token of a decode step, until a step is measured.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class StepEstimates:
         names = list(models)
         self._prefill_guess = prefill_seconds
         self._decode_guess = decode_seconds
-        # Prefill: seconds a token; decode: seconds a step of one token.
+        # Prefill: seconds per token; decode: seconds per step of one token.
         self._prefill = {name: _BucketMeans() for name in names}
         self._decode = {name: _BucketMeans() for name in names}
 
@@ -56,7 +56,7 @@ class StepEstimates:
 
     def decode(self, model: str, num_seqs: int, num_tokens: int = 1) -> float:
         """Seconds of a decode step of `num_tokens` tokens for each of `num_seqs` sequences."""
-        means = self._decode[model]  # called dozens of times a step: one call less counts
+        means = self._decode[model]  # inlined: called dozens of times a step
         nearest = means.nearest.get((num_seqs - 1).bit_length())
         value = self._decode_guess if nearest is None else means.values[nearest]
         return num_tokens * value
@@ -98,5 +98,5 @@ class _BucketMeans:
         self.values[bucket] = value if mean is None else mean + EWMA_WEIGHT * (value - mean)
         if mean is None:
             for other in range(_BUCKETS):
-                # Of two that are equally near, the smaller.
+                # Of two equally near buckets, the smaller.
                 self.nearest[other] = min(self.values, key=lambda b: (abs(b - other), b))

@@ -1,4 +1,4 @@
-"""The expected load of a model: the one type that the fleet file, planner and scheduler share."""
+"""The expected load of a model, as the fleet file, planner and scheduler use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEAN_OUTPUT_TOKENS = 338.0
 
 @dataclass(frozen=True, slots=True)
 class ExpectedLoad:
-    """Request rate and mean lengths that are expected of one model.
+    """Expected request rate and mean lengths of one model.
 
     Attributes:
       rate: requests per second.

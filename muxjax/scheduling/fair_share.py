@@ -5,11 +5,11 @@ programs run one after the other, so here each (model, phase) has a share of the
 Shares follow the expected demand, with a part that is equal for all, so that no share is tiny.
 
 Device time is charged as virtual time: seconds divided by the share (Demers, Keshav and Shenker,
-SIGCOMM 1989). Credit is the distance in seconds from the mean virtual time of all keys that have
-work, as the deficit of deficit round-robin.
+SIGCOMM 1989). The credit of a key is its distance, in seconds, from the mean virtual time of all
+keys that have work. It corresponds to the deficit of deficit round-robin.
 
-- The key with the least virtual time is furthest behind its share and runs next. So no key starves,
-  and over time each gets its share.
+- The key with the least virtual time is furthest behind its share and runs next. No key starves,
+  and over time each key gets its share.
 - A key without work earns no credit: its time goes to the others.
 - A key that used more than its share stays in debt until the others have caught up, or until no key
   has work.
@@ -22,12 +22,12 @@ from typing import Literal
 
 Phase = Literal["prefill", "decode"]
 type StepKey = tuple[str, Phase]
-"""Model name and phase: what has a share of the time."""
+"""Model name and phase, which together have a share of the time."""
 
 EVEN_PART = 0.2
 """Part of the time (0 to 1) that is shared evenly, whatever the expected demand."""
 MAX_CREDIT = 4.0
-"""Seconds that a key may be behind its share, while short of pages for example. More than
+"""Maximum seconds that a key can be behind its share, for example while pages are short. Above
 `PREFILL_OVERDRAFT` of the policies, so that time owed to decodes is not lost."""
 
 
@@ -90,8 +90,8 @@ class FairShare:
     def set_active(self, active: list[StepKey]) -> None:
         """Sets the keys that have work now. Call it before credits are compared.
 
-        It runs before every step and is most of a step's cost with many models. So the sums are
-        kept while the active keys stay the same.
+        It runs before every step, where it dominates the host time with many models. The sums are
+        therefore reused while the active keys stay the same.
         """
         if active and active == self._active_list:
             self.mean_virtual_time = self._weighted_sum / self._active_share
@@ -131,7 +131,7 @@ class FairShare:
     def virtual_time(self) -> Callable[[StepKey], float]:
         """Function from a key to its virtual time, in seconds; the key with the least is next.
 
-        The function itself is the dictionary's: it is the sort key of every decision.
+        It is the dictionary's method, without a wrapper, since every decision sorts by it.
         """
         return self._virtual_time.__getitem__
 

@@ -23,19 +23,19 @@ class ModelState:
       spec: the model.
       waiting: requests without pages, in the order in which they are admitted. Changed by the
         methods only.
-      first: the first of `waiting`, which policies read before each step; None without any.
+      first: the first of `waiting`, which policies read before each step; None if it is empty.
       deferred: requests without pages that wait behind `waiting`, in order of their deferral.
       prefilling: requests with pages whose prefix is not fully dispatched.
       running: requests with pages whose prefix is fully dispatched.
       table: the running requests as columns.
       free_slots: device slots without a request.
-      preemptions: number of times that a request lost its pages.
+      preemptions: number of preemptions.
       prompt_tokens: tokens of all prompts so far.
       output_tokens: tokens emitted so far.
       finished: number of requests that have ended.
       prefix_queries: prompt tokens looked up in the prefix cache.
       prefix_hits: prompt tokens found in it.
-      prefill_key, decode_key: the model's two keys of `FairShare`.
+      prefill_key, decode_key: the model's keys in `FairShare`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:

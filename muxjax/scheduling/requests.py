@@ -45,7 +45,7 @@ class Request:
       model: the model's name.
       prompt: token ids.
       params: sampling parameters.
-      stop_ids: tokens that end the request, the model's own included unless they are ignored.
+      stop_ids: tokens that end the request, including the model's unless they are ignored.
       arrival: arrival time, in seconds.
       constraint: grammar state of the output; belongs to the request, advanced by the scheduler.
       max_new_tokens: maximum number of tokens to generate; set when the request is added.
@@ -65,8 +65,8 @@ class Request:
       findable_blocks: number of its blocks that other requests can find.
       block_keys: prefix-cache keys of its full blocks, as far as computed (`prefix_index.py`).
       cached_tokens: tokens of its prompt found in the pool when it was first admitted.
-      table: the table with its row while it runs.
-      preemptions: number of times that it lost its pages.
+      table: the `SlotTable` of its model while it runs, else None.
+      preemptions: number of times that it was preempted.
       deferred: whether it was ever deferred.
       first_token_at: time when its first token was read, in seconds.
       finished_at: time when it ended, in seconds.
@@ -137,7 +137,7 @@ class Request:
             self._expected = len(self.output) + 1
 
     def bind_row(self, table: SlotTable) -> None:
-        """Fills the table's row of its slot, where its counts are kept from now on."""
+        """Fills the table's row of its slot, which stores its counts until `unbind_row`."""
         slot = self.slot
         table.ids[slot] = self.id
         table.prompt[slot] = len(self.prompt)

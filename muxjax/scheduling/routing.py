@@ -24,14 +24,14 @@ R = TypeVar("R", bound=Replica)
 def least_loaded[R: Replica](
     units: Iterable[R], waits: Mapping[str, float], model: str, num_tokens: int
 ) -> R:
-    """The unit with the least expected seconds of its outstanding requests and this one.
+    """Returns the unit with the least expected seconds of outstanding requests and this request.
 
-    Of two idle units that is the faster one, of two equal units the one with less load. Requests
-    count with their duration beside others, not with their isolated device time, which says little
-    where many decode together; see docs/measurements/slo-tuning.md.
+    Among idle units this is the fastest, among equal units the least loaded. Each request counts
+    with its duration under load, since isolated device time says little about sequences that decode
+    together; see docs/measurements/slo-tuning.md.
 
     Args:
-      units: the units that have the model, at least one; the first of equals is chosen.
+      units: the units that have the model, at least one. The first of equals is chosen.
       waits: expected seconds of all outstanding requests, by unit.
       model: the request's model.
       num_tokens: tokens of the request's prompt and output.

@@ -4,59 +4,47 @@ A `Scheduler` builds steps and applies their results; its `Policy` chooses which
 comes next. The loop around it, in the engine, the simulator and the tests, runs one step ahead of
 the device:
 
-    step = scheduler.next_step(now)              # counts on upper bounds of what is in flight
+    step = scheduler.next_step(now)  # assumes the most tokens that steps in flight can emit
     executor.poison(scheduler.take_freed_pages())  # test mode only
     handle = executor.submit(step)
     updates = scheduler.apply(previous_step, executor.result(previous_handle), now)
 
-Between `next_step` and `submit` nothing else may be called on the scheduler. Results are applied in
-the order of submission. `next_step` returns None if no step is possible before the next result.
+Call no other method of the scheduler between `next_step` and `submit`. Apply results in the order
+of submission. `next_step` returns None if no step is possible before the next result.
 
 Invariants:
-- Requests of a model are admitted in order of arrival, where a higher priority counts as an earlier
+- Requests of a model are admitted in order of arrival. A higher priority counts as an earlier
   arrival. A preempted request keeps its place; a deferred one goes to the end.
 - `kv_cache.manager` allocates and frees pages, within the quotas of `kv_cache.quotas`.
-- A request's pages are freed at once when it ends or is preempted, even while steps with it are in
-  flight, since the device runs steps in order. It is prefilled again only when none is.
-- Tokens that arrive for a preempted request are emitted, those for an ended one are dropped.
+- A request's pages are freed as soon as it ends or is preempted, even if steps in flight contain
+  it: the device runs steps in order. It is resumed only when no step in flight contains it.
+- Tokens that arrive for a preempted request are emitted. Tokens for an ended request are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from muxjax.errors import PoolTooSmall, UnknownModel
+from muxjax.errors import UnknownModel
 from muxjax.sampling_params import HEAD_START
 from muxjax.scheduling.admission import check_length, refuse_if_late
 from muxjax.scheduling.apply_results import apply_prompt_logprobs, apply_tokens
 from muxjax.scheduling.batch_builder import BatchBuilder
 from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.fair_share import FairShare, StepKey
-from muxjax.scheduling.in_flight_steps import InFlightSteps
-from muxjax.scheduling.kv_cache.allocator import SlabAllocator
+from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.kv_cache.manager import KVCacheManager
-from muxjax.scheduling.kv_cache.prefix_cache import PrefixCache
 from muxjax.scheduling.kv_cache.quotas import KVQuotas
-from muxjax.scheduling.model_state import ModelState
 from muxjax.scheduling.policies.interface import Defer, Policy, StepProposal
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.scheduling.stats import model_stats, pool_stats
 from muxjax.scheduling.steps import Prefill, Step, StepResult
-
-SHARES_PERIOD = 3.0
-"""Seconds between computations of the time shares from newer step estimates."""
+from muxjax.scheduling.unit_models import UnitModels, equal_demand
 
 
-def equal_demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:
-    """The same demand for every model, whatever its rate and lengths."""
-    del spec, estimates
-    return Demand(1.0, 1.0, 1.0)
-
-
-class Scheduler:
-    """State of one unit: a mesh and the models on it. Implements `SchedulerView`.
+class Scheduler(UnitModels):
+    """Schedules the requests of one unit. Implements `SchedulerView`.
 
     Args:
       specs: the models.
@@ -64,12 +52,11 @@ class Scheduler:
       policy: chooses the steps; see `policies.registry.create_policy`.
       demand: expected demand of a model; called again every few seconds with newer estimates.
       estimates: step durations; measured durations are added to it.
-      kv_quotas: how the pool is divided; `pool_division.OpenPool` does not divide it.
-      concurrent: steps may end in any order (in simulations of chips that run several at once);
-        a request is then in at most one step in flight.
-      refuse_late: refuse requests that could not be served within their model's SLO.
-      prefix_cache: reuse the pages of prompts with a common prefix. Not possible with `concurrent`,
-        and of no use for made-up prompts.
+      kv_quotas: division of the pool; `pool_division.OpenPool` does not divide it.
+      concurrent: steps may end in any order, as in simulations of chips that run several programs
+        at once. A request is then in at most one step in flight.
+      refuse_late: refuse requests that cannot meet their model's SLO.
+      prefix_cache: reuse the pages of prompts with a common prefix. Not possible with `concurrent`.
       record_freed: record freed pages for `take_freed_pages` (test mode).
 
     Raises:
@@ -77,14 +64,8 @@ class Scheduler:
       PoolTooSmall: the pool cannot hold one request of full length of each model.
 
     Attributes:
-      models: state of each model, by name.
       policy: as given.
-      estimates: as given.
-      allocator: the pool's allocator.
-      quotas: KV quotas and floors of the models.
-      fair_share: shares of the device time.
       batch_builder: builds the steps.
-      models_version: number of times that models were added, removed or updated.
     """
 
     def __init__(
@@ -101,101 +82,26 @@ class Scheduler:
         prefix_cache: bool = False,
         record_freed: bool = False,
     ) -> None:
-        specs = list(specs)
-        names = [spec.name for spec in specs]
-        if not specs or len(set(names)) != len(names):
-            raise ValueError(f"a unit needs at least one model and distinct names, not {names}")
-        if prefix_cache and concurrent:
-            raise ValueError("concurrent steps may read a cached block before it is written")
-        self.models = {spec.name: ModelState(spec) for spec in specs}
+        super().__init__(
+            specs,
+            num_pages,
+            demand=demand,
+            estimates=estimates,
+            kv_quotas=kv_quotas,
+            concurrent=concurrent,
+            prefix_cache=prefix_cache,
+            record_freed=record_freed,
+        )
         self.policy = policy
-        self.estimates = estimates or StepEstimates(names)
-        self.allocator = _create_allocator(specs, num_pages, record_freed)
-        self._in_flight = InFlightSteps(concurrent=concurrent)
         self._refuse_late = refuse_late
-        self._demand = demand
-        demands = {spec.name: demand(spec, self.estimates) for spec in specs}
-        self.quotas = kv_quotas(specs, self.allocator, {name: demands[name].kv for name in names})
-        self.fair_share = FairShare(names)
-        self._set_shares(demands)
-        self._next_shares: float | None = None
-        self._prefixes = PrefixCache(self.models, self.allocator, self.quotas, prefix_cache)
         self._kv_cache = KVCacheManager(
             self.models, self.allocator, self.quotas, self._prefixes, self._in_flight
         )
         self.batch_builder = BatchBuilder(
             self.models, self._in_flight, self._kv_cache, self._prefixes
         )
-        self.models_version = 0
         self._requests: dict[int, Request] = {}
         self._num_ordered = 0
-
-    # Models
-
-    def add_model(self, spec: ModelSpec) -> None:
-        """Adds a model and divides the pool's quotas and the time's shares again.
-
-        Raises:
-          ValueError: the name is taken, or the model's blocks do not fit the pool's slabs.
-          PoolTooSmall: the pool would not hold a request of full length of some model. Nothing is
-            changed then.
-        """
-        self.allocator.add_model(spec.name, spec.num_layers, spec.replicas)
-        self.estimates.add_model(spec.name)
-        specs = [*(state.spec for state in self.models.values()), spec]
-        try:
-            self._divide(specs)
-        except PoolTooSmall:
-            self.allocator.remove_model(spec.name)
-            raise
-        self.models[spec.name] = ModelState(spec)
-        self._prefixes.add_model(spec.name)
-
-    def remove_model(self, name: str) -> None:
-        """Removes a model without requests; the others get its quota and its share of the time.
-
-        Raises:
-          ValueError: it has requests, or steps in flight.
-        """
-        if not self.is_idle(name):
-            raise ValueError(f"{name} has requests, or steps in flight")
-        self._divide([state.spec for state in self.models.values() if state.spec.name != name])
-        self._prefixes.remove_model(name)
-        self.allocator.remove_model(name)
-        del self.models[name]
-
-    def update_models(self, specs: Iterable[ModelSpec]) -> None:
-        """Updates expected load, KV floors and SLOs of models; their shapes must stay the same.
-
-        Raises:
-          PoolTooSmall: the floors leave no room for a request of some model; nothing is changed.
-        """
-        updated = {state.spec.name: state.spec for state in self.models.values()}
-        updated |= {spec.name: spec for spec in specs}
-        self._divide(list(updated.values()))
-        for spec in updated.values():
-            self.models[spec.name].spec = spec
-
-    def is_idle(self, name: str) -> bool:
-        """Whether a model has neither requests nor steps in flight."""
-        state = self.models[name]
-        if state.has_prefill or state.has_decode:
-            return False
-        return all(model != name for model, _ in self._in_flight.step_keys())
-
-    def _divide(self, specs: list[ModelSpec]) -> None:
-        demands = {spec.name: self._demand(spec, self.estimates) for spec in specs}
-        self.quotas.divide(specs, {name: demand.kv for name, demand in demands.items()})
-        self.fair_share.set_models(demands)
-        self._set_shares(demands)
-        self.models_version += 1
-
-    def _set_shares(self, demands: Mapping[str, Demand]) -> None:
-        seconds: dict[StepKey, float] = {}
-        for name, demand in demands.items():
-            seconds[name, "prefill"] = demand.prefill_seconds
-            seconds[name, "decode"] = demand.decode_seconds
-        self.fair_share.set_demand(seconds)
 
     # Requests
 
@@ -204,9 +110,9 @@ class Scheduler:
 
         Raises:
           UnknownModel: the unit does not have the model.
-          InvalidRequest: an empty prompt, or one that leaves no room for an output token.
-          Overloaded: with `refuse_late`, it could not be served in time.
-          ValueError: an id that is in use.
+          InvalidRequest: the prompt is empty, or leaves no room for an output token.
+          Overloaded: with `refuse_late`, the request cannot meet its model's SLO.
+          ValueError: its id is in use.
         """
         state = self.models.get(request.model)
         if state is None:
@@ -227,7 +133,7 @@ class Scheduler:
         state.prompt_tokens += length
 
     def cancel(self, request_id: int) -> bool:
-        """Ends a request as 'cancelled'; False if it has ended already."""
+        """Ends a request as 'cancelled'. Returns False if it has ended already."""
         request = self._requests.get(request_id)
         if request is None:
             return False
@@ -235,7 +141,7 @@ class Scheduler:
         return True
 
     def finish(self, request: Request, reason: FinishReason, now: float | None = None) -> None:
-        """Ends a request, at a stop string for example; its tokens in flight will be dropped.
+        """Ends a request, for example at a stop string. Its tokens in flight will be dropped.
 
         Does nothing if the request has ended already.
         """
@@ -249,7 +155,7 @@ class Scheduler:
         del self._requests[request.id]
 
     def defer(self, request: Request) -> None:
-        """Puts a waiting request behind all others of its model, at most once in its life.
+        """Puts a waiting request behind all others of its model, at most once for each request.
 
         Later requests go first until `recall` puts it back into the queue.
         """
@@ -264,7 +170,7 @@ class Scheduler:
         self.models[model].recall(request)
 
     def get_request(self, request_id: int) -> Request | None:
-        """The request with this id; None if there is none or it has ended."""
+        """Returns the request with this id; None if there is none or it has ended."""
         return self._requests.get(request_id)
 
     @property
@@ -273,16 +179,16 @@ class Scheduler:
         return len(self._requests)
 
     def _next_order(self, request: Request) -> int:
-        """The next place in the order of arrival, further to the front by the priority."""
+        """Returns the next place in the order of arrival, moved forward by the priority."""
         self._num_ordered += 1
-        # The count is added once more in the low bits, so that all places are different.
+        # The low bits repeat the count, so that all places are distinct.
         head_start = HEAD_START * (request.params.priority or 0)
         return ((self._num_ordered - head_start) << 40) + self._num_ordered
 
-    # What policies read, besides the attributes
+    # Methods for policies
 
     def backlog(self) -> tuple[list[StepKey], list[StepKey]]:
-        """Prefills and decodes that have work; see `SchedulerView.backlog`."""
+        """Returns the prefills and decodes that have work; see `SchedulerView.backlog`."""
         prefills: list[StepKey] = []
         decodes: list[StepKey] = []
         for state in self.models.values():
@@ -294,11 +200,11 @@ class Scheduler:
         return prefills, decodes
 
     def in_flight_keys(self) -> list[StepKey]:
-        """Model and phase of each step in flight, oldest first."""
+        """Returns model and phase of each step in flight, oldest first."""
         return self._in_flight.step_keys()
 
     def may_prefill(self, model: str) -> bool:
-        """Whether a model has a prefix to work on, and no known reason makes that impossible."""
+        """Whether a model has a prefix to prefill and is not known to lack pages or slots."""
         state = self.models[model]
         if state.prefilling:
             return True
@@ -318,7 +224,7 @@ class Scheduler:
         return len(self._in_flight)
 
     def next_step(self, now: float) -> Step | None:
-        """Builds the next step; None if none is possible before the next result arrives."""
+        """Builds the next step. Returns None if none is possible before the next result."""
         if not self.models:
             return None
         self._update_shares(now)
@@ -349,15 +255,15 @@ class Scheduler:
         """Applies the result of a step.
 
         Args:
-          step: the oldest step in flight; any step in flight if `concurrent`.
+          step: the oldest step in flight, or any step in flight if `concurrent`.
           result: its result.
-          now: time in seconds at which its tokens count as emitted.
+          now: time at which its tokens count as emitted, in seconds.
 
         Returns:
           One update for each request that got tokens.
 
         Raises:
-          ValueError: a step out of order.
+          ValueError: the step is out of order.
         """
         entry = self._in_flight.end(step)
         self.fair_share.charge(entry.key, result.seconds - entry.seconds)
@@ -379,24 +285,13 @@ class Scheduler:
         return updates
 
     def take_freed_pages(self) -> list[int]:
-        """Returns pages freed since the last call (test mode), to poison before the next step."""
+        """Returns the pages freed since the last call, to poison before the next step (tests)."""
         return self.allocator.take_freed_pages()
-
-    def _update_shares(self, now: float) -> None:
-        """Moves KV quotas and computes the time shares again, each once in a period."""
-        if self.quotas.due(now):
-            self.quotas.move(now, [name for name, state in self.models.items() if state.waiting])
-        if self._next_shares is None:
-            self._next_shares = now + SHARES_PERIOD
-        elif now >= self._next_shares:
-            self._next_shares = now + SHARES_PERIOD
-            demand, estimates = self._demand, self.estimates
-            self._set_shares({n: demand(state.spec, estimates) for n, state in self.models.items()})
 
     # Stats and tests
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the unit and of each model; see `stats.py`."""
+        """Returns counters of the unit and of each model; see `stats.py`."""
         return {
             "policy": self.policy.name,
             "requests": self.num_requests,
@@ -419,15 +314,3 @@ class Scheduler:
             num_queued += len(state.waiting) + len(state.deferred)
             num_queued += len(state.prefilling) + len(state.running)
         assert num_queued == len(self._requests)
-
-
-def _create_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) -> SlabAllocator:
-    deepest = max(specs, key=lambda spec: spec.num_layers)
-    if num_pages < 2 * deepest.num_layers:
-        raise PoolTooSmall(
-            f"pool too small: {deepest.name} needs {deepest.num_layers} pages for one block and as "
-            f"many for the dummy block, and there are {num_pages}; raise `pool.memory`"
-        )
-    layers = {spec.name: spec.num_layers for spec in specs}
-    replicas = {spec.name: spec.replicas for spec in specs}
-    return SlabAllocator(num_pages, layers, replicas, record_freed=record_freed)

@@ -1,7 +1,7 @@
-"""The running requests of a model as columns, one row a device slot.
+"""The running requests of a model as columns, one row per device slot.
 
-A decode of hundreds of sequences is built every few milliseconds. The columns make that a few
-vector operations whatever the batch; only sequences that need another block are handled one by one.
+A decode of hundreds of sequences is built every few milliseconds. With columns this takes a few
+vector operations for any batch; only sequences that need another block are handled one by one.
 
 A row belongs to the request that holds the slot, from the moment its prefix is fully dispatched
 until it releases the slot (`Request.bind_row`, `Request.unbind_row`). A row without a request has

@@ -1,4 +1,4 @@
-"""What the scheduler knows of a model: shape in the pool, limits, expected load and demand."""
+"""The scheduler's description of a model: shape in the pool, limits, expected load and demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class BucketLimits:
       max_seqs: number of device slots, so the maximum number of sequences at once.
       max_prefill_tokens: maximum number of tokens in a prefill step, over all chunks.
       max_prefill_seqs: maximum number of chunks in a prefill step.
-      max_decode_tokens: maximum number of tokens (`k`) that a decode step generates a sequence.
+      max_decode_tokens: maximum number of tokens (`k`) that a decode step generates for each
+        sequence.
     """
 
     max_seqs: int = 16
@@ -41,7 +42,7 @@ DEFAULT_SCALE = 8.0
 
 @dataclass(frozen=True, slots=True)
 class LatencySlo:
-    """Latency targets of a model's requests, which the `slo` policy works towards.
+    """Latency targets of a model's requests, which the `slo` policy aims to meet.
 
     A target that is not set is `scale` times the isolated latency. Without `ttft` and `tpot` there
     is one target for the whole request: a request that decodes faster may wait longer.
@@ -51,7 +52,7 @@ class LatencySlo:
       tpot: time per output token after the first, in seconds.
       scale: multiple of the isolated latency, for targets that are not set.
       isolated_ttft, isolated_tpot: isolated latency of a mean request, in seconds; None: estimated
-        from the unit's own steps.
+        from the unit's steps.
     """
 
     ttft: float | None = None
@@ -109,7 +110,7 @@ class ModelSpec:
             raise ValueError(f"{self.name}: num_layers and tokens_per_page must be at least 1")
         if self.max_model_len < 2:
             raise ValueError(
-                f"{self.name}: max_model_len must hold a prompt token and an output token, "
+                f"{self.name}: max_model_len must allow a prompt token and an output token, "
                 f"not {self.max_model_len}"
             )
         if self.kv_floor is not None and not 0 <= self.kv_floor <= 1:

@@ -18,7 +18,7 @@ def pool_stats(
 ) -> dict[str, Any]:
     """Counters of the pool, recent quota moves and reclaims, and fairness.
 
-    - `free_pages`: pages of slabs that hold nothing.
+    - `free_pages`: pages of empty slabs.
     - `cached_pages`: pages of slabs with cached blocks and none in use. Leased, free and cached
       pages add up to `usable_pages`.
     - `kv_fairness`: Jain's index of `kv_normalized_use` over the models that have requests.
@@ -49,10 +49,10 @@ def model_stats(
     - `prefix_queries`, `prefix_hits`: prompt tokens looked up in the prefix cache, and found.
     - `kv_pages_leased`, `kv_pages_quota`, `kv_pages_floor`: in pages of whole slabs.
     - `kv_pages_borrowed`: leased pages beyond the quota.
-    - `kv_quota_use`: highest use since quotas last moved, as a part of the quota.
-    - `kv_normalized_use`: the model's part of all leased pages over its part of the expected
-      demand; None for a model that has pages and no expected demand.
-    - `kv_pages_given_back`, `kv_pages_taken_back`: pages that other models got from it, and it got
+    - `kv_quota_use`: highest use since quotas last moved, as a fraction of the quota.
+    - `kv_normalized_use`: the model's fraction of all leased pages over its fraction of the
+      expected demand; None for a model that has pages and no expected demand.
+    - `kv_pages_given_back`, `kv_pages_taken_back`: pages that it lost to other models, and gained
       from them, by preemption.
     - `prefill_share`, `decode_share`: shares of the device time.
     """

@@ -1,4 +1,4 @@
-"""The seam between the scheduler and the executor of compiled steps.
+"""The interface between the scheduler and the executor of compiled steps.
 
 The scheduler builds `Step`s, an `Executor` runs them and returns `StepResult`s. Steps run in the
 order in which they were submitted, so freed pages may be allocated to a later step while an older
@@ -16,8 +16,8 @@ token, position, remaining token count, stop ids, sampling parameters, counts of
   slot is done at once if that token is a stop id or `remaining_tokens` was 1.
 - A decode of `k` tokens runs each live slot for at most `k` tokens: it writes the last token at the
   next position, samples, and so on. A slot that samples a stop id or uses up its count is done: it
-  yields no further token, even in steps submitted before the host knew, and its writes go to the
-  dummy block. A live slot yields exactly `min(k, remaining)` tokens unless it samples a stop id.
+  yields no further token, even in steps that were submitted already, and its writes go to the dummy
+  block. A live slot yields exactly `min(k, remaining)` tokens unless it samples a stop id.
 - A preempted request is resumed by a prefill of its prompt and emitted tokens.
 - Sampled tokens are allowed by the `mask` of their chunk or sequence. A mask holds for the next
   token only, so a decode with a mask has one token.
@@ -47,11 +47,11 @@ class PrefillChunk:
       slot: the device slot that the request holds.
       tokens: the tokens of this chunk, at positions `start` to `end - 1`.
       start: the position of `tokens[0]`; `found` in a request's first chunk.
-      num_prompt_tokens: where the prompt ends and the output begins; tokens from there on were
-        emitted before the request was preempted.
+      num_prompt_tokens: length of the prompt; later tokens were emitted before the request was
+        preempted.
       blocks: first page of each block. The request's own list, not a copy: only the first
         `num_blocks` entries belong to this step. The list may grow later, its entries never change.
-      num_blocks: how many entries of `blocks` cover positions 0 to `end - 1`.
+      num_blocks: number of entries of `blocks` that cover positions 0 to `end - 1`.
       sampling: set only in the last chunk, where the first token is sampled and the slot filled.
       max_new_tokens: maximum number of output tokens of the request, those emitted before a
         preemption included.
@@ -119,8 +119,8 @@ class DecodeSequence(NamedTuple):
       request_id: the request.
       slot: the device slot that the request holds.
       blocks: as in `PrefillChunk`.
-      num_blocks: how many entries of `blocks` belong to this step. They cover all tokens that the
-        sequence may have after it: known ones, those in flight, and those of this step.
+      num_blocks: number of entries of `blocks` that belong to this step. They cover all tokens that
+        the sequence may have after it: known tokens, tokens in flight, and those of this step.
       num_tokens: upper bound of the tokens that this sequence yields: the step's `k`, or less if
         the request has fewer left after the steps in flight.
       mask: the tokens that may be sampled; None allows all.
@@ -236,7 +236,7 @@ class StepResult:
     Attributes:
       tokens: for each chunk or sequence, in the step's order, the tokens it emitted: none for a
         chunk that is not its request's last, 0 to k for a sequence.
-      logprobs: for each chunk or sequence one entry a token, or None if not requested.
+      logprobs: for each chunk or sequence one entry per token, or None if not requested.
       started: when the device began the step, in seconds on the executor's clock.
       seconds: device time of the step.
       prompt_logprobs: for each chunk one entry for each of its `following`; empty if no chunk has
@@ -251,16 +251,16 @@ class StepResult:
 
 
 type Handle = Any
-"""What `Executor.submit` returns; opaque to all but its executor."""
+"""A step that was submitted, as `Executor.submit` returns it; opaque to other classes."""
 
 type ExecutorModel = Any
-"""What an executor needs to run the steps of a model: `executor.model_slots.ModelSlots` for the JAX
+"""The data that an executor needs to run a model: `executor.model_slots.ModelSlots` for the JAX
 executor, a `ModelSpec` for the mock executor, a `SimulatedModel` for the simulated one."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs steps in order. Real, simulated and mock executors look the same to the scheduler."""
+    """Runs steps in order. The scheduler treats real, simulated and mock executors alike."""
 
     def submit(self, step: Step) -> Handle:
         """Queues a step and returns without waiting for it.
@@ -278,8 +278,8 @@ class Executor(Protocol):
         """Adds a model, between two steps.
 
         Args:
-          name: of the model.
-          model: with its slots allocated beforehand, so that the loop does not wait for it.
+          name: name of the model.
+          model: the model. Its slots are allocated beforehand, so that the loop does not wait.
         """
         ...
 

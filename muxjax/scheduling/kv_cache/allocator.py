@@ -10,15 +10,15 @@ slabs.
 
 A model may have several replicas on disjoint groups of the unit's devices. Each page of a slab that
 such a model leases exists once in every replica, and so does each block. The id of a block is its
-first page plus `replica * num_pages`. A block of one replica is of no use to another.
+first page plus `replica * num_pages`. Another replica cannot use that block.
 
 Blocks come from the fullest slab with a free block, so that emptier slabs drain and return to the
 pool (`multi_block_slab.py`). Slabs of one block need less bookkeeping (`single_block_slab.py`).
 
-Several requests may refer to one block. A block without references may be kept, *cached*, so that
-later requests can find it (`prefix_cache.py`); it is evicted when its pages are needed. A slab
-without a block in use is not leased, whatever is cached in it: it is *idle* and counts as free.
-Quotas and preemption therefore decide the same with a prefix cache as without.
+Several requests may refer to one block. A block without references may be *cached*, so that later
+requests can find it (`prefix_cache.py`); it is evicted when its pages are needed. A slab with
+cached blocks and none in use is not leased: it is *idle* and counts as free. Quotas and preemption
+therefore decide the same with a prefix cache as without.
 
 Invariants, which `check_invariants` tests:
 
@@ -41,7 +41,7 @@ from muxjax.scheduling.kv_cache.slabs import SlabLease, SlabPool
 
 
 class SlabAllocator:
-    """Allocates blocks of pages. It knows which pages are free, and no quotas.
+    """Allocates blocks of pages. Callers enforce the quotas.
 
     Args:
       num_pages: pages of the pool, including the dummy block.
@@ -82,7 +82,7 @@ class SlabAllocator:
         for model, pages in layers.items():
             self.add_model(model, pages, replicas.get(model, 1))
 
-    # Models; the slab size stays as chosen for the first ones
+    # Models; the slab size stays as chosen for the first models
 
     def add_model(self, model: str, layers: int, replicas: int = 1) -> None:
         """Adds a model with blocks of `layers` pages.
@@ -285,12 +285,12 @@ class SlabAllocator:
     def evict_block(self, model: str, replica: int = 0) -> int:
         """Frees and returns the oldest cached block of a replica in the model's leased slabs.
 
-        There must be one: `available_blocks` exceeds `free_blocks`.
+        Requires that `available_blocks` exceeds `free_blocks`.
         """
         return self._leases[model].evict_block(replica)
 
     def evict_slabs(self, model: str, count: int) -> list[int]:
-        """Empties the `count` oldest idle slabs of the model, which must have as many.
+        """Empties the `count` oldest idle slabs of the model, which must have at least `count`.
 
         Returns:
           The blocks that were cached in them.

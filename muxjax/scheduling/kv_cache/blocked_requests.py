@@ -7,11 +7,11 @@ queue with three classes:
 - class 1: all other requests, except
 - class 2: requests that must borrow because their model's quota is full.
 
-The order within a class is that of arrival. While a request is in the queue, no request behind it
-may keep leasing the slabs that become free: admitting one must leave its model within its quota, or
-within its floor if the request ahead needs more than the quota of the model it belongs to. Running
-requests end, so the first request in the queue is admitted at last. A model that the policy has
-stopped scheduling is skipped.
+Within a class, requests are in order of arrival. While a request is in the queue, requests behind
+it may not lease all slabs that become free. Admitting one of them must leave its model within its
+quota, or within its floor if the request ahead exceeds the quota of its model. Running requests
+end, so the first request in the queue is eventually admitted. A model that the policy has stopped
+scheduling is skipped.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from muxjax.scheduling.requests import Request
 
 RECLAIM_STEPS = 12
 """Steps for which a request is blocked before borrowers are preempted for its quota. Most borrowers
-end within them; a model must get its pages within 20 steps, steps of other models included."""
+end earlier. A model must get its pages within 20 steps, including steps of other models."""
 _RETRY_STEPS = 4
-"""Steps before victims are looked for again if there were none and no pages were freed."""
+"""Steps until the next search for victims if there were none and no pages were freed."""
 
 
 @dataclass(slots=True)
@@ -39,9 +39,9 @@ class BlockedRequest:
 
     Attributes:
       request: the request.
-      since: steps made when its model was first blocked in class 1.
-      last_asked: steps made when the policy last asked for it.
-      retry_at: steps made when its admission is tried again even if nothing has changed.
+      since: number of steps built when its model was first blocked in class 1.
+      last_checked: number of steps built when the policy last checked `is_blocked`.
+      retry_at: number of steps built after which admission is retried even if nothing has changed.
       version: `BlockedRequests` version when its admission was last tried.
       slabs: slabs that it was refused.
       queue_class: 2 if it must borrow because its model's quota is full, else 1.
@@ -50,7 +50,7 @@ class BlockedRequest:
 
     request: Request
     since: int
-    last_asked: int
+    last_checked: int
     retry_at: float
     version: int
     slabs: int
@@ -64,10 +64,10 @@ class BlockedRequests:
     Args:
       allocator: the pool.
       quotas: floors and quotas.
-      in_flight: counts the steps made.
+      in_flight: counts the steps built.
 
     Attributes:
-      by_model: the blocked request of each model that has one. Others only read it.
+      by_model: the blocked request of each model that has one. Read-only for other classes.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class BlockedRequests:
     def is_blocked(self, state: ModelState) -> bool:
         """Whether a model's first waiting request is blocked and nothing relevant has changed.
 
-        Also records that the policy asked for the model. Where pages are short, this is called for
-        every model before every step, so it must be fast.
+        Also records the check. While pages are short, this is called for every model before every
+        step, so it must be fast.
         """
         name = state.spec.name
         blocked = self.by_model.get(name)
         if blocked is None:
             return False
-        blocked.last_asked = made = self._in_flight.started
-        if blocked.request is not state.first or made >= blocked.retry_at:
+        blocked.last_checked = num_steps = self._in_flight.started
+        if blocked.request is not state.first or num_steps >= blocked.retry_at:
             return False
-        # `_version`, without a call
+        # `_version`, inlined
         if blocked.version != self._releases[name] + self._removals + self._quotas.version:
             return False
         return blocked.slabs > self._quotas.leasable(name)
@@ -114,17 +114,24 @@ class BlockedRequests:
           slabs: slabs that it was refused.
           queue_class: 1 or 2; see `BlockedRequest`.
           over_quota: whether it alone needs more than its model's quota.
-          no_victims: whether it could preempt requests, and none would have freed enough.
+          no_victims: whether preemption was permitted and would not have freed enough.
         """
-        name, made = request.model, self._in_flight.started
+        name, num_steps = request.model, self._in_flight.started
         earlier = self.by_model.get(name)
         overdue = earlier is not None and self._is_overdue(earlier)
-        since = made if earlier is None or earlier.queue_class == 2 else earlier.since
-        retry_at = made + _RETRY_STEPS if no_victims else math.inf
+        since = num_steps if earlier is None or earlier.queue_class == 2 else earlier.since
+        retry_at = num_steps + _RETRY_STEPS if no_victims else math.inf
         if queue_class == 1 and not overdue:
             retry_at = min(retry_at, since + RECLAIM_STEPS)
         self.by_model[name] = BlockedRequest(
-            request, since, made, retry_at, self._version(name), slabs, queue_class, over_quota
+            request,
+            since,
+            num_steps,
+            retry_at,
+            self._version(name),
+            slabs,
+            queue_class,
+            over_quota,
         )
 
     def remove(self, model: str) -> None:
@@ -149,7 +156,7 @@ class BlockedRequests:
         return blocked is not None and self._is_overdue(blocked)
 
     def slab_limit(self, request: Request, queue_class: int) -> int:
-        """Largest number of slabs that admitting a request may leave its model with.
+        """Maximum number of slabs that a model may lease after a request of it is admitted.
 
         Args:
           request: the first waiting request of its model.
@@ -160,10 +167,10 @@ class BlockedRequests:
         if not self.by_model or allocator.free_slabs == limit:
             return limit
         quotas = self._quotas.quotas
-        # A policy may take one step of each phase of every model before it asks again.
+        # A policy may run one step of each phase of every model before it checks again.
         patience = max(RECLAIM_STEPS, 2 * len(quotas))
         for name, blocked in self.by_model.items():
-            if name == model or self._in_flight.started - blocked.last_asked > patience:
+            if name == model or self._in_flight.started - blocked.last_checked > patience:
                 continue
             other_class = 0 if self._is_overdue(blocked) else blocked.queue_class
             if (other_class, blocked.request.order) > (queue_class, request.order):

@@ -14,7 +14,7 @@ from muxjax.scheduling.kv_cache.allocator import SlabAllocator
 from muxjax.scheduling.specs import ModelSpec
 
 DEFAULT_FLOORS = 0.25
-"""Fraction of the pool that the floors of models without `kv_floor` take, all together."""
+"""Total fraction of the pool for the floors of models without `kv_floor`."""
 
 
 def slabs_for_request(spec: ModelSpec, allocator: SlabAllocator, num_tokens: int) -> int:

@@ -26,9 +26,9 @@ def plan_growth(
       int64 `[S]`, tokens of each sequence; int64 `[S]`, blocks that it then needs; indices of the
       sequences that have too few blocks.
     """
-    made = table.expected[slots]
-    counts = np.minimum(table.limit[slots] - made, num_tokens)
-    blocks = (table.prompt[slots] + made + counts + (tokens_per_block - 2)) // tokens_per_block
+    expected = table.expected[slots]
+    counts = np.minimum(table.limit[slots] - expected, num_tokens)
+    blocks = (table.prompt[slots] + expected + counts + (tokens_per_block - 2)) // tokens_per_block
     return counts, blocks, (blocks > table.num_blocks[slots]).nonzero()[0]
 
 

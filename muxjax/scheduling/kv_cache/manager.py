@@ -2,7 +2,7 @@
 
 A request is admitted if there are pages for its whole prefix and a first decode burst, plus a burst
 for each running sequence of its model, which would otherwise soon preempt it. Running sequences
-grow by blocks. If pages are short, `preemption.py` chooses the requests that lose theirs.
+grow by blocks. If pages are short, `preemption.py` chooses the requests to preempt.
 
 A waiting request that is refused pages is blocked (`blocked_requests.py`).
 
@@ -11,8 +11,8 @@ Borrowed pages are reclaimed in three ways:
 - at once, for a request that leaves its model within its floor;
 - after `RECLAIM_STEPS` steps, for a request that leaves its model within its quota, from models
   above theirs;
-- after as many steps, for the first request of a model that holds nothing and whose floor and quota
-  cannot hold it, from models above their floors. Each model with a floor therefore runs at least
+- after as many steps, for the first request of a model without pages, if it exceeds the model's
+  floor and quota, from models above their floors. Each model with a floor therefore runs at least
   one request.
 
 The oldest request of the unit keeps its pages even then; see `preemption.py`.
@@ -46,7 +46,7 @@ class KVCacheManager:
       allocator: the pool.
       quotas: floors and quotas.
       prefixes: the prefix cache.
-      in_flight: steps in flight; counts the steps made.
+      in_flight: steps in flight; counts the steps built.
 
     Attributes:
       refused: whether a model's first waiting request is blocked; `BlockedRequests.is_blocked`.
@@ -152,7 +152,10 @@ class KVCacheManager:
     # Admission
 
     def _choose_replica(self, state: ModelState) -> int:
-        """The replica with a free slot and the most available blocks; of these, most free slots."""
+        """Chooses, of the replicas with free slots, the one with the most available blocks.
+
+        Ties: the most free slots, then the lowest number.
+        """
         if state.spec.replicas == 1:
             return 0
         name, available = state.spec.name, self._allocator.available_blocks
@@ -184,18 +187,18 @@ class KVCacheManager:
         self,
         state: ModelState,
         request: Request,
-        own_blocks: int,
+        request_blocks: int,
         new_blocks: int,
         prefix: CachedPrefix,
     ) -> bool:
-        """Makes sure that the slabs for a request may be leased, or blocks it.
+        """Ensures that the slabs for a request may be leased, or blocks the request.
 
         Preempts other requests if the rules of this module permit it.
 
         Args:
           state: the request's model.
           request: its first waiting request.
-          own_blocks: blocks of the request itself.
+          request_blocks: blocks that the request needs.
           new_blocks: blocks to allocate, including headroom for running sequences.
           prefix: the cached prefix that it uses.
         """
@@ -206,7 +209,7 @@ class KVCacheManager:
         leased = self._allocator.leased_slabs(name)
         total = leased + slabs
         quota = quotas.quotas[name]
-        over_quota = self._allocator.slabs_for(name, own_blocks) > quota
+        over_quota = self._allocator.slabs_for(name, request_blocks) > quota
         queue_class = 1 if over_quota or total <= quota else 2
         overdue = blocked.is_overdue(name)
         fits = slabs <= quotas.leasable(name)
@@ -230,7 +233,7 @@ class KVCacheManager:
     def _reclaim_reason(
         self, name: str, leased: int, total: int, overdue: bool
     ) -> ReclaimReason | None:
-        """The rule that permits preemption for the admission of a request, if there is one.
+        """Returns the rule that permits preemption to admit a request; None if there is none.
 
         Args:
           name: the request's model.
@@ -250,7 +253,11 @@ class KVCacheManager:
     # Growth
 
     def _allocate_growth(self, state: ModelState, slots: np.ndarray, missing: np.ndarray) -> bool:
-        """Allocates the missing blocks of all these sequences, or of none."""
+        """Allocates the missing blocks of all these sequences, or none.
+
+        Returns:
+          Whether the blocks were allocated.
+        """
         if not slots.size:
             return True
         if state.spec.replicas > 1:
@@ -335,7 +342,7 @@ class KVCacheManager:
         """Preempts requests so that a model can lease slabs, or its requester can get a block.
 
         Returns:
-          False if that is not possible by the rules; then no request was preempted.
+          Whether the rules permit it. If False, no request was preempted.
         """
         holders = {other: state.holders() for other, state in self._models.items()}
         victims = plan_preemption(self._allocator, self._quotas, holders, name, slabs, requester)
@@ -358,7 +365,7 @@ class KVCacheManager:
     def _allocate(self, name: str, num_blocks: int, replica: int) -> list[int]:
         self._prefixes.evict_to_fit(name, num_blocks, self._spare_slabs(name), replica)
         blocks = self._allocator.allocate(name, num_blocks, replica)
-        if blocks is None:  # the quotas, which were checked, never permit more than is free
+        if blocks is None:  # the quotas were checked and never permit more than is free
             raise AssertionError(f"the quotas permit {num_blocks} blocks of {name} that do not fit")
         self._quotas.record_lease(name)
         return blocks

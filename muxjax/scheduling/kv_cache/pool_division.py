@@ -1,6 +1,6 @@
-"""Pools that are divided differently, for baselines: not at all, or once and for all.
+"""Other divisions of the pool, for baselines: none, or fixed parts.
 
-`policies/registry.py` says which policy uses which division.
+`policies/registry.py` lists the policies that use them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OpenPool(KVQuotas):
     def _compute_floors_and_quotas(
         self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
     ) -> tuple[dict[str, int], dict[str, int]]:
-        floors, _ = super()._compute_floors_and_quotas(specs, needs)  # refuses a small pool
+        floors, _ = super()._compute_floors_and_quotas(specs, needs)  # raises PoolTooSmall
         return dict.fromkeys(floors, 0), dict.fromkeys(floors, self._allocator.num_slabs)
 
     def due(self, now: float) -> bool:
@@ -57,7 +57,7 @@ class FixedPool(KVQuotas):
     def _compute_floors_and_quotas(
         self, specs: Sequence[ModelSpec], needs: Mapping[str, float]
     ) -> tuple[dict[str, int], dict[str, int]]:
-        super()._compute_floors_and_quotas(specs, needs)  # refuses a small pool
+        super()._compute_floors_and_quotas(specs, needs)  # raises PoolTooSmall
         allocator = self._allocator
         minima = [slabs_for_request(spec, allocator, spec.max_model_len) for spec in specs]
         if sum(minima) > allocator.num_slabs:

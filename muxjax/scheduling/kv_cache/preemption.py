@@ -1,14 +1,14 @@
 """Choice of the requests that are preempted when the pool is short.
 
-Victims are taken from models above their quota first, the furthest above first, then from the model
-furthest above its floor. Within a model, the youngest request is the first victim. Which requests a
-model may preempt depends on what it would lease afterwards:
+Victims come first from models above their quota, the furthest above first, then from the model
+furthest above its floor. Within a model, the youngest request is the first victim. The requests
+that a model may preempt depend on the slabs that it would lease afterwards:
 
 - Within its floor: requests of every model above its floor.
-- Within its quota: requests of models above their quota. A running sequence may do so at once, a
-  request to be admitted only after it has been blocked for some steps (`blocked_requests.py`).
-- The first request of a model that holds nothing, if the quota cannot hold it: requests of models
-  above their floor, after as many steps.
+- Within its quota: requests of models above their quota. A running sequence may preempt them at
+  once, a waiting request only after it has been blocked for some steps (`blocked_requests.py`).
+- The first request of a model without pages, if it exceeds the quota: requests of models above
+  their floor, after as many steps.
 - Any other running sequence: only younger requests, of the same model and of models above their
   quota. If the sequence is the oldest request of the unit that holds pages, also of models above
   their floor.
@@ -16,14 +16,14 @@ model may preempt depends on what it would lease afterwards:
 The only request of a model counts as within its quota. It is preempted last, and only for a floor
 or for the oldest request. Every model can therefore continue with one request, whatever its quota.
 
-Why every admitted request ends: the oldest request of the unit that holds pages (the *anchor*) is
-preempted last, and may itself take everything that other models hold above their floors. The floors
-leave room for its full length (`floors.py`): once the younger requests of the same model are
-preempted, its slabs hold only its blocks. It therefore runs to its end, and another request becomes
-the oldest. Blocks of another replica are of no use to it, but slabs are, and those become free when
-the requests of all replicas are preempted. Only a model below its floor may preempt the anchor, as
-a last resort, when the blocks of the anchor are spread over more slabs than they need, and only
-after its prefill has generated a token.
+Every admitted request ends. The oldest request of the unit that holds pages (the *anchor*) is
+preempted last, and may take all slabs that other models hold above their floors. The floors leave
+room for its full length (`floors.py`): once the younger requests of the same model are preempted,
+its slabs hold only its blocks. It therefore runs to its end, and another request becomes the
+anchor. It cannot use blocks of another replica, but it can use slabs, which become free when the
+requests of all replicas are preempted. Only a model below its floor may preempt the anchor, as a
+last resort: when the blocks of the anchor are spread over more slabs than they need, and after its
+prefill has generated a token.
 
 A slab becomes free when no block in it is in use, and a shared block is in use until all requests
 that refer to it are preempted. Plans are therefore computed on counters first, and a request is a
@@ -57,8 +57,8 @@ def plan_preemption(
       holders: requests that hold pages, by model, oldest first.
       model: the model that needs slabs.
       slabs: number of slabs that it must be able to lease.
-      requester: the running sequence that needs one block; None for the admission of a request.
-        The caller checks whether that request may preempt others yet.
+      requester: the running sequence that needs one block; None to admit a waiting request. The
+        caller checks whether that request may preempt others yet.
 
     Returns:
       The victims, or None if the rules of this module do not free enough. A victim of the
@@ -119,7 +119,7 @@ class _PreemptionPlan:
         return True
 
     def _has_enough(self) -> bool:
-        """Whether the model could lease its slabs; the rule is that of `KVQuotas.leasable`."""
+        """Whether the model could lease its slabs, by the rule of `KVQuotas.leasable`."""
         quotas, model = self._quotas, self._model
         within_quota = quotas.quotas[model] - self._leased[model]
         unfilled = sum(
@@ -131,7 +131,7 @@ class _PreemptionPlan:
         return leasable >= self._slabs
 
     def _victim_models(self) -> list[str]:
-        """Models whose requests may be preempted, in the order in which they lose them."""
+        """Models whose requests may be preempted, first victim first."""
         floors, quotas = self._quotas.floors, self._quotas.quotas
 
         def rank(name: str) -> tuple[bool, int, int]:
@@ -174,7 +174,7 @@ class _PreemptionPlan:
         """Adds the fewest of a model's youngest requests that free a slab or a usable block.
 
         Returns:
-          False if no number of its requests does; then none is added.
+          Whether there are such requests; if not, none is added.
         """
         may_preempt_older = self._may_preempt_older(name)
         requester = self._requester

@@ -2,7 +2,7 @@
 
 Only full blocks are shared, and a request writes only to blocks that no other request can find, so
 no block is ever copied. The last token of a prefix is always computed, because its logits are
-needed; it goes to the first block after the cached ones.
+needed. It is written to the first block after the cached ones.
 
 Invariants:
 
@@ -14,8 +14,8 @@ Invariants:
   quotas, admission and preemption (`allocator.py`), which therefore decide as without a cache.
 - Allocation uses empty slabs first, then cached blocks. If the model may lease no more slabs, these
   are its oldest cached blocks. Otherwise they are idle slabs of the model that is furthest above
-  its floor, idle slabs included. The blocks that a model caches within its floor are thus evicted
-  last.
+  its floor, where idle slabs count as held. The blocks that a model caches within its floor are
+  thus evicted last.
 - Cached blocks are not used if that would lease more slabs than packing the whole request, unless
   the model may lease spare slabs (`KVCacheManager`).
 
@@ -152,8 +152,7 @@ class PrefixCache:
         Args:
           model: the model that needs blocks.
           num_blocks: number of blocks.
-          spare_slabs: slabs that the model may lease, even if it need not, to keep its cached
-            blocks.
+          spare_slabs: slabs that the model may lease instead of evicting its cached blocks.
           replica: the replica that needs the blocks.
         """
         allocator = self._allocator

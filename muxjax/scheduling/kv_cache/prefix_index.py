@@ -76,13 +76,13 @@ class PrefixIndex:
     def find(self, replica: int, keys: Iterable[bytes]) -> list[int]:
         """Returns the blocks of a replica for these keys, up to the first key without a block."""
         block_by_key = self._block_by_key
-        found: list[int] = []
+        blocks: list[int] = []
         for key in _replica_keys(replica, keys):
             block = block_by_key.get(key)
             if block is None:
                 break
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
     def add(self, replica: int, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
         """Adds blocks; a block whose key is in the index already is left out."""

@@ -1,4 +1,4 @@
-"""Records of moved quota and reclaimed pages, and the fairness index of the statistics."""
+"""Records of moved quota and reclaimed pages, for the statistics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MoveReason = Literal["unused", "expected need"]
-"""Why quota moved. `unused`: the donor did not use it. `expected need`: all models use their quota,
-and the donor's exceeds its initial quota while the recipient's is below its own."""
+"""Why quota moved. `unused`: the donor did not use it. `expected need`: all models use their quota;
+the donor was above its initial quota and the recipient below."""
 ReclaimReason = Literal["floor", "quota", "first request", "growth"]
-"""What the reclaimed pages were for. `floor`, `quota`: a request within its model's floor or quota.
-`first request`: the only request of a model whose quota cannot hold it. `growth`: the next block of
+"""Purpose of the reclaimed pages. `floor`, `quota`: a request within its model's floor or quota.
+`first request`: the only request of a model, larger than the quota. `growth`: the next block of
 a running sequence."""
 
 

@@ -10,11 +10,11 @@ all models add up to the pool.
   to reach their floors.
 - Other models reclaim borrowed slabs by preemption (`manager.py` says when, `preemption.py` from
   which requests).
-- Every `QUOTA_PERIOD` seconds, quota moves from models that leased less than `WELL_USED` of theirs
-  to models that were refused slabs at theirs. If all models are short, quota moves back towards the
-  initial quotas, which are in proportion to the expected need.
+- Every `QUOTA_PERIOD` seconds, quota moves from models that leased less than `WELL_USED` of their
+  quota to models that were refused slabs at their quota. If all models are short, quota moves back
+  towards the initial quotas, which are in proportion to the expected need.
 
-MuxServe calls the pool fair if models use it evenly in proportion to their needs (its `R`). The
+MuxServe calls the pool fair if models use it in proportion to their needs (`R` in the paper). The
 *normalized use* of a model is its fraction of the leased slabs over its fraction of the expected
 need. Quota moves towards equal normalized use wherever all models could use more.
 """
@@ -44,7 +44,7 @@ class KVQuotas:
 
     Args:
       specs: the models.
-      allocator: the pool, whose leases the quotas limit.
+      allocator: the pool; the quotas limit its leases.
       needs: expected need of pages of each model, in any common unit. Initial quotas are in
         proportion to it.
 
@@ -180,14 +180,14 @@ class KVQuotas:
     # Moves of quota
 
     def due(self, now: float) -> bool:
-        """Whether quota is to `move`; call before each step, since `now` also dates reclaims."""
+        """Whether to `move` quota now. Call before each step, since `now` also dates reclaims."""
         self._now = now
         if self._next_move is None:
             self._next_move = now + QUOTA_PERIOD
         return now >= self._next_move
 
     def move(self, now: float, queued: Iterable[str]) -> None:
-        """Moves quota from models that do not use theirs to models that were refused slabs.
+        """Moves unused quota to models that were refused slabs at their quota.
 
         Args:
           now: time, in seconds.
@@ -244,7 +244,7 @@ class KVQuotas:
           leased: slabs that it leases.
         """
         version = self._allocator.lease_version
-        # The sum over all models is kept: policies ask for each model before each step.
+        # The sum over all models is cached: policies read it for each model before each step.
         if self._unfilled_version != version:
             self._unfilled_version = version
             leased_slabs = self._allocator.leased_slabs

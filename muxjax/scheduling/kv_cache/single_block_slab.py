@@ -1,8 +1,8 @@
-"""Leases of slabs that hold one block each, as all slabs do where all models are equally deep.
+"""Leases of slabs that hold one block each, as all slabs do if all models have the same depth.
 
-Such a slab is empty, leased or idle as a whole, and never has a free block besides a used one. No
-state is therefore kept per slab, and the methods change many slabs in few operations: one step of a
-large batch can move hundreds of slabs, most of them cached by another model.
+Such a slab is empty, leased or idle as a whole, and a leased one never has a free block. No state
+is therefore kept per slab, and the methods change many slabs in few operations: one step of a large
+batch can move hundreds of slabs, most of them cached by another model.
 """
 
 from __future__ import annotations

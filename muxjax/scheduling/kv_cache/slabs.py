@@ -73,10 +73,10 @@ class SlabPool:
       record_freed: whether freed pages are recorded in `freed_pages`.
       empty: empty slabs; the last one is leased first.
       multi_block_slabs: leased and idle slabs of `MultiBlockLease`.
-      single_block_owners: blocks in use of `SingleBlockLease`, each with its lease.
+      single_block_owners: lease of each block in use of a `SingleBlockLease`.
       num_idle: number of idle slabs.
       lease_version: increases whenever the number of slabs that a model leases may have changed.
-      extra_references: references to a block beyond the first; only blocks that have some.
+      extra_references: references to each block beyond the first, if there are any.
       freed_pages: recorded pages.
     """
 

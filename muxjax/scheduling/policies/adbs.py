@@ -13,14 +13,14 @@ from muxjax.scheduling.policies.interface import Policy, SchedulerView, StepProp
 
 # Evidence for the constants: docs/measurements/slo-tuning.md.
 BURST_SECONDS = 0.1
-"""Seconds of a decode burst: long against the host work between two steps, short enough that a new
-prompt soon starts."""
+"""Duration of a decode burst, in seconds. It is long relative to the host time between two steps,
+and short enough that a new prompt starts soon."""
 MIN_BURST_SECONDS = 0.02
-"""Least seconds of a decode burst of a model with a small share."""
+"""Minimum duration of a decode burst of a model with a small share, in seconds."""
 PREFILL_OVERDRAFT = 2.0
-"""Seconds that the prefills of all models may together be ahead of their shares and still go first.
-A decode step costs nearly the same for one sequence as for many, so decodes should start after a
-wave of prompts has been prefilled."""
+"""Maximum seconds that the prefills of all models may together be ahead of their shares and still
+go first. A decode step costs nearly the same for one sequence as for many, so decodes should start
+after a wave of prompts is prefilled."""
 
 
 class AdaptiveBatchScheduling(Policy):
@@ -35,8 +35,9 @@ class AdaptiveBatchScheduling(Policy):
     2. Then the key furthest behind its share goes, prefill or decode.
     3. A decode burst lasts `BURST_SECONDS`, less for a model whose share is below the mean of the
        models that decode.
-    4. A prefill beside decodes lasts as long as the rest of the overdraft; without any, as long as
-       a decode burst, more for a model whose share is above that mean (`chunk_size.py`).
+    4. A prefill beside decodes may last as long as the remaining overdraft. When that is used up,
+       it may last as long as a decode burst, or longer if its share is above that mean
+       (`chunk_size.py`).
 
     A model that cannot run, for lack of pages or because all its tokens are in flight, is skipped.
     Algorithm 3 starts no decode while a prefill waits for compute; here a prefill waits only for
@@ -83,7 +84,7 @@ class AdaptiveBatchScheduling(Policy):
     def _prefill_seconds(
         view: SchedulerView, key: StepKey, decodes: list[StepKey], limit: float
     ) -> float:
-        """Seconds that a prefill may last.
+        """Maximum duration of a prefill, in seconds.
 
         Args:
           view: state of the scheduler.
@@ -100,7 +101,7 @@ class AdaptiveBatchScheduling(Policy):
 
     @staticmethod
     def _burst_tokens(view: SchedulerView, key: StepKey, decodes: list[StepKey]) -> int:
-        """Tokens a sequence in a decode burst."""
+        """Tokens per sequence in a decode burst."""
         shares = view.fair_share.shares
         mean = sum([shares[other] for other in decodes]) / len(decodes)
         seconds = BURST_SECONDS * min(1.0, shares[key] / mean)

@@ -1,11 +1,11 @@
-"""Baselines: the policies of other servers. `registry.py` says how each divides the pool.
+"""Baselines: the policies of other servers. `registry.py` lists how each divides the pool.
 
 - `fcfs`: requests of all models in one queue. `temporal` is the same on a pool that is not divided,
   as in servers that swap models over time (AlpaServe: Li et al., OSDI 2023).
 - `round_robin`: models in turn, one step each.
 - `static`: a share of the time and of the pool for each model, fixed when the unit starts.
-- `mutex`: independent models behind one lock, acquired in random order; each has its own part of
-  the pool (as Saxml's models have their slots).
+- `mutex`: independent models behind one lock, acquired in random order. Each has a fixed part of
+  the pool, like the slots of Saxml's models.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class RoundRobin(Policy):
 class Static(Policy):
     """`static`: models in proportion to shares of the time that are fixed when the unit starts.
 
-    The shares are the expected demand of that moment. A model's prefills go before its decodes.
-    Time that a model does not use goes to the others, which fixed time slots would leave idle.
+    The shares follow the expected demand at that time. A model's prefills go before its decodes.
+    Time that a model does not use goes to the others; fixed time slots would leave it idle.
     """
 
     name = "static"
@@ -117,7 +117,7 @@ class Static(Policy):
 
 
 class Mutex(Policy):
-    """`mutex`: the model that gets the lock runs one step, a prefill if it can.
+    """`mutex`: the model that gets the lock runs one step, a prefill if possible.
 
     The order is drawn at random, from a fixed seed, among the models that have work.
     """

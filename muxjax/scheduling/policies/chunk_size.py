@@ -2,7 +2,7 @@
 
 Prefills are compiled for two sizes: the largest and a quarter of it. A prefill of the largest size
 delays all decodes for its whole duration; between chunks other steps can run. But each chunk pays
-the fixed cost of a step again, mainly the reading of the weights. So prompts are chunked only if
+the fixed cost of a step again, mainly reading the weights. Prompts are therefore chunked only if
 time is short: if tokens of other models are due earlier (`slo`), or if prefills have used up their
 share of the time (`adbs`).
 """
@@ -23,7 +23,7 @@ def prefill_chunk_tokens(spec: ModelSpec, estimates: StepEstimates, seconds: flo
     Args:
       spec: the model.
       estimates: expected durations of steps.
-      seconds: how long the step may last; infinite without decodes.
+      seconds: maximum duration of the step; infinite without decodes.
     """
     name = spec.name
     largest, chunk = spec.limits.max_prefill_tokens, spec.limits.part_prefill_tokens

@@ -4,9 +4,9 @@ A request that would miss its target even if it began now is deferred, once: it 
 requests, on leftover capacity. Under overload this keeps the others in time; otherwise all prompts
 would wait until the last moment and be late.
 
-While deferred requests are few, they are recalled as soon as their model has no other prompt. If
-they become many, there is more load than capacity. Then they are recalled only if no request that
-can be in time is left among the models that share the time. Two rules prevent starvation:
+While deferred requests are few, they are recalled as soon as their model has no other prompt. Many
+deferred requests mean more load than capacity. They are then recalled only if no model that shares
+the time has a request that can be in time. Two rules prevent starvation:
 
 - for every `recall_interval` requests that end, the oldest deferred request is recalled;
 - a model with at most `minor_part` of the deferred requests, which does not cause the overload,
@@ -43,7 +43,7 @@ class DeferralQueue:
 
         Args:
           view: state of the scheduler.
-          utilization: says how many sequences may begin.
+          utilization: limits how many sequences may begin.
           now: current time, in seconds.
         """
         num_deferred = 0
@@ -83,8 +83,8 @@ class DeferralQueue:
 def _has_feasible(tracker: SloTracker, now: float) -> bool:
     """Whether a model has requests that can be in time.
 
-    Those are requests that were never deferred and are younger than the latency allowed for a
-    request of mean length, so that a very long request does not count until its end.
+    Such a request was never deferred and is younger than the latency allowed for a request of mean
+    length. Without the age limit, a very long request would count until its end.
     """
     state, since = tracker.state, now - tracker.allowed_latency()
     groups = state.waiting, state.prefilling, state.running

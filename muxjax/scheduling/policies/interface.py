@@ -1,13 +1,13 @@
-"""The seam between the scheduler and its policy: a policy proposes, the scheduler builds.
+"""The interface between the scheduler and its policy: a policy proposes, the scheduler builds.
 
 Before each step the scheduler calls `Policy.propose`, which yields proposals in order of
 preference. The scheduler builds the first `StepProposal` that is possible, calls
 `Policy.on_scheduled` with the step, and ignores the rest. A proposal is impossible if the model has
 nothing to run in that phase, no free slot, no free pages, or all its tokens are in flight.
 
-`propose` is usually a generator. It continues after a `yield` only if that proposal was impossible
-(or was a `Defer` or `Recall`), so the code after the `yield` sees the queues as they are then, and
-can note the failure. It never continues after a proposal that was built.
+`propose` is usually a generator. It continues after a `yield` only if that proposal was impossible,
+or was a `Defer` or `Recall`. The code after the `yield` therefore sees the updated queues and can
+record the failure. It never continues after a proposal that was built.
 
 A policy allocates nothing and changes no request, so it can be tested with a plain object that has
 the attributes of `SchedulerView`. New policies are added with `registry.register_policy`.
@@ -32,8 +32,8 @@ class StepProposal(NamedTuple):
     Attributes:
       model: name of the model.
       phase: 'prefill' or 'decode'.
-      max_tokens: limit on the tokens of a prefill, or on the tokens a sequence of a decode, below
-        the model's own limits. Values below 1 count as 1; None sets no limit.
+      max_tokens: limit on the tokens of a prefill, or on the tokens per sequence of a decode, below
+        the model's limits. Values below 1 count as 1; None sets no limit.
     """
 
     model: str
@@ -42,7 +42,7 @@ class StepProposal(NamedTuple):
 
 
 class Defer(NamedTuple):
-    """Puts a waiting request behind all others of its model, at most once in its life."""
+    """Puts a waiting request behind all others of its model, at most once for each request."""
 
     request: Request
 
@@ -54,12 +54,12 @@ class Recall(NamedTuple):
 
 
 type Proposal = StepProposal | Defer | Recall
-"""What a policy yields. `Defer` and `Recall` are applied at once and build no step."""
+"""A value that a policy yields. `Defer` and `Recall` are applied at once and build no step."""
 
 
 @runtime_checkable
 class SchedulerView(Protocol):
-    """What a policy may read of the scheduler. Nothing may be changed through it."""
+    """Read-only view of the scheduler for policies."""
 
     @property
     def models(self) -> Mapping[str, ModelState]:
@@ -93,7 +93,7 @@ class SchedulerView(Protocol):
         ...
 
     def may_prefill(self, model: str) -> bool:
-        """Whether a prefill of the model is not known to be impossible."""
+        """Whether a prefill may be possible; False if the model is known to lack pages or slots."""
         ...
 
     def is_settled(self, request: Request) -> bool:
@@ -112,7 +112,7 @@ class Policy(ABC):
 
     @abstractmethod
     def propose(self, view: SchedulerView, now: float) -> Iterable[Proposal]:
-        """Yields proposals for the next step, best first; see the module.
+        """Yields proposals for the next step, best first; see the docstring of this module.
 
         Args:
           view: state of the scheduler.
@@ -120,7 +120,7 @@ class Policy(ABC):
         """
 
     def on_scheduled(self, view: SchedulerView, step: Step, now: float) -> None:
-        """Notes the step that was built from the last proposal.
+        """Records the step that was built from the last proposal.
 
         Called before the step is charged to `fair_share` and counted as in flight.
 

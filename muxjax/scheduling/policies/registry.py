@@ -1,10 +1,12 @@
 """The scheduling policies by name: the one list that the fleet file, commands and simulator read.
 
-Another package adds a policy with `register_policy`. Under the entry-point group
-`muxjax.policies` it names a function without arguments that does so:
+Another package adds a policy with `register_policy`. It declares a function without arguments that
+calls it in the entry-point group `muxjax.policies`:
 
     [project.entry-points."muxjax.policies"]
     lifo = "my_package.policies:register"
+
+An entry point that fails is logged as a warning and skipped.
 
 `spatial`, separate devices for each model, is a placement and not a policy
 (`placement/planner/spatial.py`).
@@ -13,6 +15,7 @@ Another package adds a policy with `register_policy`. Under the entry-point grou
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -27,6 +30,8 @@ from muxjax.scheduling.policies.slo import SloPolicy
 ENTRY_POINTS = "muxjax.policies"
 """Entry-point group of functions that register policies of other packages."""
 
+log = logging.getLogger("muxjax")
+
 
 @dataclass(frozen=True, slots=True)
 class ConcurrentVariant:
@@ -34,8 +39,8 @@ class ConcurrentVariant:
 
     Attributes:
       factory: creates the policy from `placement.simulator.compute_shares.ComputeShares`.
-      kv_quotas: how the pool is divided; None: as for programs that run one at a time.
-      exclusive_shares: each model has its own part of the chip, instead of the plan's shares.
+      kv_quotas: division of the pool; None: as for programs that run one at a time.
+      exclusive_shares: each model gets a separate part of the chip, instead of the plan's shares.
     """
 
     factory: Callable[..., Policy]
@@ -49,11 +54,11 @@ class PolicyEntry:
 
     Attributes:
       name: name in the fleet file.
-      factory: creates the policy; each scheduler gets its own.
+      factory: creates the policy; called once for each scheduler.
       description: one line for help texts.
-      kv_quotas: how the pool is divided among the models.
-      concurrent: its variant for programs that run concurrently; None: it has none, and the
-        simulator runs one program at a time.
+      kv_quotas: division of the pool among the models.
+      concurrent: variant for programs that run concurrently; None: the simulator runs one program
+        at a time.
     """
 
     name: str
@@ -77,9 +82,9 @@ def register_policy(
 
     Args:
       name: name in the fleet file.
-      factory: creates the policy; the policy class itself, for example.
+      factory: creates the policy; for example, the policy class.
       description: one line for help texts.
-      kv_quotas: how the pool is divided among the models.
+      kv_quotas: division of the pool among the models.
 
     Raises:
       ValueError: the name is taken.
@@ -108,25 +113,25 @@ def policy_names() -> tuple[str, ...]:
 
 
 def get_policy(name: str) -> PolicyEntry:
-    """The policy of this name.
+    """Returns the policy of this name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none. The message includes the entry points that failed.
     """
-    if name not in _ENTRIES:
-        _load_entry_points()
+    failures = () if name in _ENTRIES else _load_entry_points()
     if name == "spatial":
         raise ValueError(
             "spatial gives each model its own devices: a placement, not a policy of one unit; "
             "`muxjax simulate --policy spatial` simulates it"
         )
     if name not in _ENTRIES:
-        raise ValueError(f"no policy {name!r}; there are {', '.join(_ENTRIES)}")
+        reasons = "; ".join((f"there are {', '.join(_ENTRIES)}", *failures))
+        raise ValueError(f"no policy {name!r}; {reasons}")
     return _ENTRIES[name]
 
 
 def create_policy(name: str) -> Policy:
-    """Creates the policy of this name.
+    """Creates a policy of this name.
 
     Raises:
       ValueError: there is none.
@@ -135,9 +140,19 @@ def create_policy(name: str) -> Policy:
 
 
 @functools.cache
-def _load_entry_points() -> None:
+def _load_entry_points() -> tuple[str, ...]:
+    """Registers the policies of other packages; returns a message for each that failed."""
+    failures: list[str] = []
     for entry_point in entry_points(group=ENTRY_POINTS):
-        entry_point.load()()
+        try:
+            entry_point.load()()
+        except Exception as error:  # noqa: BLE001 (other policies must stay usable)
+            failures.append(
+                f"entry point '{entry_point.name} = {entry_point.value}' of {ENTRY_POINTS} failed: "
+                f"{type(error).__name__}: {error}"
+            )
+            log.warning("%s", failures[-1])
+    return tuple(failures)
 
 
 register_policy("slo", SloPolicy, description="by latency targets")

@@ -1,20 +1,20 @@
 """`slo`: steps in the order that latency targets require, one program at a time.
 
-1. Prefills that are due go first (`slo_tracker.py`). Those that can still meet a target for the
-   first token go before the others, then the model furthest behind its share of the time, until
-   prefills are ahead of their shares by their part of `PREFILL_OVERDRAFT`, as in `adbs`. If more
+1. Prefills that are due go first (`slo_tracker.py`), until they are ahead of their shares by their
+   part of `PREFILL_OVERDRAFT`, as in `adbs`. Prefills that can still meet a target for the first
+   token go before the others. The model furthest behind its share of the time is next. If more
    sequences would make all of them late (`slo_utilization.py`), prompts without a target for the
    first token wait until running sequences end.
 2. Then decodes, in the order of `SloPolicy._order_decodes`.
 3. Then prefills beyond their shares, and prompts that could still wait, so that no time is idle.
 
-A decode burst lasts no longer than a new prompt would wait anyway: few sequences are soon
-interrupted, many seldom. It ends earlier if prompts of a model become due, or tokens of a model
-with a target for each. It has at least `min_burst_tokens`, since a step has a fixed cost, unless
-targets are so tight that such a burst would take most of one.
+A decode burst lasts no longer than a new prompt would wait for other prompts: few running sequences
+have short bursts, many have long ones. A burst ends earlier if prompts become due, or tokens of a
+model with a target for each token. It has at least `min_burst_tokens`, since a step has a fixed
+cost, unless the targets of some model are tight.
 
-Shares with a bounded overdraft, targets that pass, and recalls of deferred requests (`deferral.py`)
-prevent starvation.
+Shares with a bounded overdraft, deadlines that pass, and recalls of deferred requests
+(`deferral.py`) prevent starvation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SloPolicy(Policy):
         self._batching_gain = self._max_burst_seconds = 0.0
         self._any_tight = self._any_token_target = False
         self._is_chunked = False  # whether the last step was a chunk of a longer prefill
-        self._proposes_chunk = False  # whether that holds after the proposed step
+        self._proposes_chunk = False  # the same, after the proposed step
 
     def propose(self, view: SchedulerView, now: float) -> Iterator[Proposal]:
         self._update_trackers(view)
@@ -70,7 +70,7 @@ class SloPolicy(Policy):
                 tracker.note_idle()
         due, beyond_share, early, pause = self._sort_prefills(view, prefills, running, now)
         tokens_due = self._tokens_due(decodes)
-        # Prefills are chunked for tokens that are due; those go between two chunks.
+        # Prefills are chunked if tokens are due. Those are decoded between two chunks.
         if not (self._is_chunked and tokens_due <= now):
             yield from self._propose_prefills(view, due, tokens_due - now)
         order, next_due = self._order_decodes(view, decodes, now)
@@ -92,7 +92,7 @@ class SloPolicy(Policy):
             self._trackers[step.model].note_decode(step.num_tokens, now)
 
     def _update_trackers(self, view: SchedulerView) -> None:
-        """Updates what depends on step durations; only those of the last model have changed."""
+        """Updates values that depend on step durations, which changed for the last model only."""
         if self._models_version != view.models_version:
             self._models_version = view.models_version
             tuning, estimates = self._tuning, view.estimates
@@ -115,7 +115,7 @@ class SloPolicy(Policy):
     # Prefills
 
     def _tokens_due(self, decodes: list[StepKey]) -> float:
-        """Time at which a step must begin for models with a target for each token to meet it."""
+        """Latest start of a step such that all targets for single tokens are met, in seconds."""
         if not self._any_token_target:
             return math.inf
         trackers = self._trackers
@@ -133,8 +133,8 @@ class SloPolicy(Policy):
           now: current time, in seconds.
 
         Returns:
-          Models whose prompts are due; those that are due but beyond their shares; those that can
-          wait; and how long decodes may last until prompts are due, in seconds.
+          Models whose prompts are due; models whose prompts are due but beyond their shares; models
+          whose prompts can wait; and how long decodes may last until prompts are due, in seconds.
         """
         fair_share = view.fair_share
         shares, virtual_time = fair_share.shares, fair_share.virtual_time
@@ -173,7 +173,7 @@ class SloPolicy(Policy):
         Args:
           view: state of the scheduler.
           models: the models, best first.
-          seconds: how long other models can wait for their tokens.
+          seconds: time that other models can wait for their tokens, in seconds.
         """
         for model in models:
             tracker = self._trackers[model]
@@ -190,16 +190,16 @@ class SloPolicy(Policy):
     ) -> tuple[list[str], float]:
         """Orders the models with sequences to decode.
 
-        First are models whose next tokens are due, earliest deadline first. Deadlines follow from
+        Models whose next tokens are due go first, earliest deadline first. Deadlines follow from
         targets for each token. Targets for whole requests count only if those of some model are
-        tight and there is time to meet all of them: by shares, a model of small batches and long
-        steps would get less time than it needs. Without enough time for all, deadlines would make
-        all requests just late.
+        tight and there is time to meet all of them. Shares alone would then give a model of small
+        batches and long steps too little time. Without enough time for all, deadlines would make
+        all requests slightly late.
 
-        The others follow by shares of the time, furthest behind first, so that full batches are
-        decoded more often than small ones. But if all their targets are so tight that taking turns
-        makes all requests late, the model with the oldest sequence goes first, so that some are in
-        time, until it is `decode_overdraft` ahead of its share.
+        The other models follow by shares of the time, furthest behind first, so that full batches
+        are decoded more often than small ones. If the targets of all these models are too tight
+        for turns, the model with the oldest sequence goes first until it is `decode_overdraft`
+        ahead of its share. Some requests are then in time, where turns would make all of them late.
 
         Args:
           view: state of the scheduler.
@@ -207,7 +207,7 @@ class SloPolicy(Policy):
           now: current time, in seconds.
 
         Returns:
-          The models, best first; and when the next tokens are due of those that are not due now.
+          The models, best first; and the earliest deadline that is still ahead, in seconds.
         """
         tuning, trackers = self._tuning, self._trackers
         due: list[tuple[float, str]] = []

@@ -1,15 +1,15 @@
-"""Tracks how a model keeps up with its latency targets, for the `slo` policy.
+"""Tracks the progress of a model towards its latency targets, for the `slo` policy.
 
 - *Tokens*: after `k` tokens the next ones are due when the time that the target allows for `k`
   tokens has passed. `slo.py` orders decodes by these deadlines.
-- *Prompts*: a prefill step has a fixed cost, and it is time in which no sequence decodes. So
-  prompts wait for each other until all of them together have waited as long as the decoding
-  sequences would lose by one more step (the rule of ski rental: at most twice the cost of an
-  optimal decision), or until their targets allow no more. Which outputs will be short is not known,
-  so while the model meets its targets a prompt counts as one with an output of a single token.
+- *Prompts*: a prefill step has a fixed cost, and no sequence decodes during it. Prompts therefore
+  wait for each other until their total wait equals the time that one more step would cost the
+  decoding sequences, or until their targets allow no more. By the ski-rental rule, this costs at
+  most twice as much as an optimal decision. Output lengths are unknown, so while the model meets
+  its targets a prompt counts as one with a single output token.
 - *Deferral*: a request that would miss its target even if it began now is deferred; see `slo.py`.
 
-Output lengths are not known. The mean of the model's outputs so far is used instead.
+For other decisions, the expected output length is the mean of the model's outputs so far.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class SloTracker:
     Attributes:
       state: as given.
       due: time at which the model's next tokens are due, in seconds.
-      pace: seconds a token of a running sequence, steps of other models included.
+      pace: seconds per token of a running sequence, including steps of other models.
       batching_gain: seconds that one prefill of two prompts of mean length saves, against two.
-      max_burst_seconds: how long a decode burst may last so that a new prompt is in time.
+      max_burst_seconds: maximum duration of a decode burst, so that a new prompt is in time.
       is_tight: whether the target for tokens allows fewer than `min_concurrent_models` to take
         turns.
       has_token_target: whether the model has a target for each token.
@@ -63,7 +63,7 @@ class SloTracker:
         self.update()
 
     def update(self) -> None:
-        """Computes again what depends on the model's step durations only."""
+        """Recomputes the values that depend only on the model's step durations."""
         tokens = self.mean_prompt()
         self.batching_gain = self._batching_gain(tokens)
         self.max_burst_seconds = self._tuning.burst_part * self._slack(round(tokens))
@@ -73,7 +73,7 @@ class SloTracker:
         self._max_batch = min(
             limits.max_prefill_seqs, math.ceil(limits.max_prefill_tokens / tokens)
         )
-        # Head and length of the queue, with the wait a sequence and the slack computed for them.
+        # Head and length of the queue; wait per sequence and slack computed for them.
         self._patience: tuple[Request | None, int, float, float] = (None, 0, 0.0, 0.0)
 
     # Targets
@@ -103,7 +103,7 @@ class SloTracker:
         return max(1.0, self.state.spec.load.prompt_tokens)
 
     def mean_output(self) -> float:
-        """Expected output tokens of a request, if its own limit allows as many."""
+        """Expected output tokens of a request without a lower limit."""
         state = self.state
         mean = state.spec.load.output_tokens
         if state.finished:
@@ -126,7 +126,7 @@ class SloTracker:
         if ttft is not None:
             return [r.arrival + ttft - prefill(name, len(r.prompt)) for r in requests]
         if targets.tpot is not None:
-            # The time for the prompt is separate from that for tokens.
+            # Prompt and output tokens have separate targets.
             return [r.arrival + (scale - 1) * self.isolated_ttft(len(r.prompt)) for r in requests]
         mean, isolated_tpot = self.mean_output(), self.isolated_tpot()
         pace = self.pace
@@ -139,7 +139,7 @@ class SloTracker:
         for request in requests:
             tokens = len(request.prompt)
             steps = min(float(request.max_new_tokens), mean) - 1
-            seconds = prefill(name, tokens)  # half the cost of this loop, so it is called once
+            seconds = prefill(name, tokens)  # most of the cost of this loop, so it is called once
             if mean_isolated_ttft is None:
                 isolated_ttft = seconds
             else:
@@ -156,7 +156,7 @@ class SloTracker:
     # Tokens
 
     def note_decode(self, tokens: int, now: float) -> None:
-        """Notes that a decode of `tokens` tokens a sequence was scheduled."""
+        """Records that a decode of `tokens` tokens per sequence was scheduled."""
         if self._last_decode is not None and self._last_tokens:
             seconds = (now - self._last_decode) / self._last_tokens
             pace = self.pace
@@ -170,11 +170,11 @@ class SloTracker:
         self.due = max(self.due, now - allowed) + allowed
 
     def note_idle(self) -> None:
-        """Notes that there is nothing to decode, so that the time until then does not count."""
+        """Records that nothing decodes, so that idle time does not count towards the pace."""
         self._last_decode = None
 
     def latest_decode(self, request_targets: bool = False) -> float:
-        """Time at which a step must begin for the next tokens to be in time; infinite if none is.
+        """Latest start of a step such that the next tokens are in time; infinite without a target.
 
         Args:
           request_targets: whether targets for whole requests count, besides those for tokens.
@@ -195,7 +195,7 @@ class SloTracker:
         return self._targets.ttft is not None
 
     def defer_late(self, now: float) -> Iterator[Defer]:
-        """Defers those of the next prompts that would be late even if they began now."""
+        """Defers the next prompts that would be late even if they began now."""
         state = self.state
         head = state.first
         if head is None or (head is self._checked_head and now < self._next_check):
@@ -260,8 +260,8 @@ class SloTracker:
     def _slack(self, tokens: int) -> float:
         """Seconds that a prompt may wait before its prefill begins.
 
-        Without a target for the first token, that of a request with an output of a single token;
-        infinite if the model misses its targets, since then throughput matters more.
+        Without a target for the first token, the target of a request with one output token counts.
+        Infinite if the model misses its targets, since throughput then matters more.
         """
         if self._targets.ttft is None and self.pace > self.tpot():
             return math.inf

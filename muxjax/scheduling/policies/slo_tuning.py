@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class SloTuning:
     """Constants of `SloPolicy` and its parts."""
 
-    # Minimum length of a decode burst, in tokens a sequence.
+    # Minimum length of a decode burst, in tokens per sequence.
     min_burst_tokens: int = 4
     # Duration up to which `min_burst_tokens` applies, in seconds.
     min_burst_seconds: float = 0.03
@@ -19,28 +19,28 @@ class SloTuning:
     burst_part: float = 0.25
     # Targets are tight if fewer models than this, with one sequence each, can take turns.
     min_concurrent_models: int = 5
-    # Pace of tokens under a target for the whole request, as a part of the time a token allowed.
+    # Pace of tokens under a target for the whole request, as a part of the allowed time per token.
     # The rest is for the first token.
     pace_part: float = 0.98
     # Decode time by which a model may be ahead of its share when the oldest sequence goes first,
     # in isolated requests of mean length.
     decode_overdraft: float = 2.0
-    # Weight (0 to 1) of a new measurement of the seconds a token.
+    # Weight (0 to 1) of a new measurement of the seconds per token.
     pace_weight: float = 0.1
-    # Slowest pace assumed for a new request when targets are tight, as a part of the time a token
-    # that the target allows; decides on deferral.
+    # Slowest pace assumed for a new request when targets are tight, as a part of the time per token
+    # that the target allows. Used to decide on deferral.
     slowest_pace: float = 0.8
     # Expected duration of a request when deferral is decided, as a factor of the estimate.
     duration_margin: float = 1.1
-    # Interval until deferral is checked again, as a part of the time that is left.
+    # Interval until deferral is checked again, as a part of the remaining time.
     check_interval_part: float = 0.1
     # Weight of the expected mean output length, in finished requests.
     prior_requests: int = 10
     # Number of finished requests after which one deferred request is recalled.
     recall_interval: int = 20
-    # Deferred requests up to this number are few.
+    # Maximum number of deferred requests that counts as few.
     few_requests: int = 4
-    # Deferred requests up to this number a running request are few.
+    # The same, per running request.
     few_part: float = 0.25
     # A model with at most this part of all deferred requests recalls them at once.
     minor_part: float = 1 / 16

@@ -32,9 +32,9 @@ class SloUtilization:
         self._next_measurement = 0.0
 
     def update(self, trackers: Mapping[str, SloTracker], view: SchedulerView, now: float) -> None:
-        """Starts from the sequences that decode now.
+        """Resets the utilization to that of the sequences that decode now.
 
-        The utilization is computed when it is read, since most steps do not need it.
+        It is computed when it is read, since most steps do not need it.
         """
         self._trackers, self._by_model = trackers, None
         if now >= self._next_measurement:
@@ -52,7 +52,7 @@ class SloUtilization:
 
     @property
     def total(self) -> float:
-        """Sum over models, 0 if none decodes; above 1 no model that takes turns is in time."""
+        """Sum over models; 0 if none decodes. Above 1, not all models can meet their targets."""
         return self._total if self.by_model else 0.0
 
     def leaves_room(self, pace_part: float) -> bool:
@@ -70,7 +70,7 @@ class SloUtilization:
     def allows(self, tracker: SloTracker, view: SchedulerView, count: int) -> bool:
         """Whether `count` sequences of a model may begin beside those that decode.
 
-        That is so if any of these holds:
+        True if any of these holds:
 
         - no model decodes, or the model's targets are tight;
         - all models still meet their targets, besides prefills;

@@ -7,7 +7,7 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.engine.harness import WAIT, Collector
-from tests.muxjax.scheduling.harness import request, solo_tokens, spec
+from tests.muxjax.scheduling.harness import isolated_tokens, request, spec
 
 PAGES = 60
 SPECS = {"a": spec("a", 2, 4), "b": spec("b", 3, 6)}
@@ -37,7 +37,7 @@ def ask(router: Router, requests: list[Request]) -> list[Collector]:
 
 
 def alone(one: Request) -> list[int]:
-    return solo_tokens(Scheduler(SPECS.values(), PAGES, create_policy("adbs")), one)
+    return isolated_tokens(Scheduler(SPECS.values(), PAGES, create_policy("adbs")), one)
 
 
 def requests_of(models: str, count: int, **params: float) -> list[Request]:

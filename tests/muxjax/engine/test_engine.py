@@ -12,7 +12,7 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Step
 from muxjax.testing.mock_executor import MockExecutor
 from tests.muxjax.engine.harness import SPECS, WAIT, Collector, make_engine
-from tests.muxjax.scheduling.harness import request, solo_tokens
+from tests.muxjax.scheduling.harness import isolated_tokens, request
 
 
 class Breaking(MockExecutor):
@@ -39,7 +39,7 @@ def test_every_request_gets_its_tokens():
     found = ask(engine, *requests)
     unit = Scheduler(SPECS, 60, create_policy("adbs"))
     for one, collector in zip(requests, found, strict=True):
-        assert collector.tokens == solo_tokens(unit, one)
+        assert collector.tokens == isolated_tokens(unit, one)
         assert collector.reason == "length"
     stats = engine.stats()
     assert stats["requests"] == 0

@@ -1,4 +1,4 @@
-"""The engine's loop around a scheduler, with the mock executor and one step ahead."""
+"""A loop like the engine's around a scheduler and the mock executor, one step ahead."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def spec(
     rate: float = 1.0,
     prompt_tokens: float = MEAN_PROMPT_TOKENS,
     output_tokens: float = MEAN_OUTPUT_TOKENS,
-    **more: float | None,
+    **fields: float | None,
 ) -> ModelSpec:
     limits = BucketLimits(max_seqs, prefill_tokens, prefill_seqs, decode_tokens)
     load = ExpectedLoad(rate, prompt_tokens, output_tokens)
-    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, load, **more)
+    return ModelSpec(name, layers, tokens_per_page, max_model_len, limits, load, **fields)
 
 
 def request(
@@ -48,39 +48,39 @@ def request(
     stop_ids: Sequence[int] = (),
     **params: float | str | None,
 ) -> Request:
-    """A request with a prompt that is computed from its number, so that prompts differ."""
+    """A request whose prompt is computed from its number, so that prompts differ."""
     prompt = [(number * 37 + i * i * 11 + 3) % 1009 for i in range(prompt_tokens)]
     settings = SamplingParams(max_tokens=max_tokens, temperature=0.0, **params)
     return Request(number, model, prompt, settings, tuple(stop_ids))
 
 
-def solo_tokens(unit: Scheduler, wanted: Request) -> list[int]:
-    """The output of the request with no other load."""
-    limit = unit.models[wanted.model].spec.max_model_len
+def isolated_tokens(scheduler: Scheduler, req: Request) -> list[int]:
+    """The output tokens of the request without other load."""
+    limit = scheduler.models[req.model].spec.max_model_len
     return mock_tokens(
-        wanted.model,
-        wanted.prompt,
-        wanted.params,
-        max_new_tokens=min(wanted.params.max_tokens, limit - len(wanted.prompt)),
-        stop_ids=wanted.stop_ids,
+        req.model,
+        req.prompt,
+        req.params,
+        max_new_tokens=min(req.params.max_tokens, limit - len(req.prompt)),
+        stop_ids=req.stop_ids,
     )
 
 
 @dataclass
 class Loop:
-    """Drives a scheduler and checks its invariants at every turn.
+    """Drives a scheduler and checks its invariants at each turn.
 
     Attributes:
       unit: the scheduler.
       executor: the mock executor.
-      depth: steps in flight while the next one is chosen; 1 in the engine.
+      depth: number of steps in flight while the next step is built; 1 in the engine.
       steps: all steps so far.
       updates: all updates so far.
       on_update: called with each update.
-      check: whether invariants are checked at every turn, which is slow with many requests.
+      check: whether to check invariants at each turn, which is slow with many requests.
     """
 
-    unit: Scheduler
+    scheduler: Scheduler
     executor: MockExecutor
     depth: int = 1
     steps: list[Step] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Loop:
 
     @property
     def shapes(self) -> list[str]:
-        """Steps as text: P and the chunks' sizes, or D and the sequences' tokens."""
+        """Steps as text: P and the sizes of the chunks, or D and the tokens of the sequences."""
         return [
             "P" + ",".join(str(len(chunk.tokens)) for chunk in step.chunks)
             if isinstance(step, Prefill)
@@ -102,68 +102,69 @@ class Loop:
         self._pending: list[tuple[Step, object]] = []
 
     @classmethod
-    def of(
-        cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **unit: object
+    def create(
+        cls, specs: Sequence[ModelSpec], num_pages: int, policy: str = "adbs", **options: object
     ) -> Loop:
+        """Creates a loop; `options` are arguments of the `Scheduler`."""
         return cls(
-            Scheduler(specs, num_pages, create_policy(policy), record_freed=True, **unit),
+            Scheduler(specs, num_pages, create_policy(policy), record_freed=True, **options),
             MockExecutor(specs, num_pages),
         )
 
     def turn(self) -> bool:
-        """Submits a step if there is one, then applies the oldest in flight; False if neither."""
-        step = self.unit.next_step(self.executor.now)
+        """Submits the next step and applies the oldest in flight; False if there is neither."""
+        step = self.scheduler.next_step(self.executor.now)
         if self.check:
-            self.unit.check_invariants()
-        self.executor.poison(self.unit.take_freed_pages())
+            self.scheduler.check_invariants()
+        self.executor.poison(self.scheduler.take_freed_pages())
         if step is not None:
             self.steps.append(step)
             self._pending.append((step, self.executor.submit(step)))
         if self._pending and (step is None or len(self._pending) > self.depth):
             oldest, handle = self._pending.pop(0)
             result = self.executor.result(handle)
-            for update in self.unit.apply(oldest, result, self.executor.now):
+            for update in self.scheduler.apply(oldest, result, self.executor.now):
                 self.updates.append(update)
                 if self.on_update is not None:
                     self.on_update(update)
             if self.check:
-                self.unit.check_invariants()
+                self.scheduler.check_invariants()
             return True
         return step is not None
 
     def run(self, max_turns: int = 10_000) -> None:
-        """Turns until there is neither a step to submit nor a result to apply."""
+        """Repeats `turn` until there is neither a step to submit nor a result to apply."""
         for _ in range(max_turns):
             if not self.turn():
-                assert self.unit.num_requests == 0, "requests wait, and no step can be built"
+                assert self.scheduler.num_requests == 0, "requests wait and no step can be built"
                 return
         raise AssertionError(f"not done after {max_turns} turns")
 
     def assert_empty(self) -> None:
         """Asserts that no request is left and that all pages and slots are free."""
-        unit = self.unit
-        assert unit.num_requests == 0
-        assert unit.num_in_flight == 0
-        assert unit.allocator.free_slabs == unit.allocator.num_slabs
-        assert not any(map(unit.allocator.used_pages, unit.models))
-        for state in unit.models.values():
+        scheduler = self.scheduler
+        assert scheduler.num_requests == 0
+        assert scheduler.num_in_flight == 0
+        assert scheduler.allocator.free_slabs == scheduler.allocator.num_slabs
+        assert not any(map(scheduler.allocator.used_pages, scheduler.models))
+        for state in scheduler.models.values():
             assert not state.has_prefill
             assert not state.has_decode
             assert len(state.free_slots) == state.spec.limits.max_seqs
 
 
 def shorthand(loop: Loop) -> str:
-    """Steps as letters: the name of the model, in upper case for a prefill."""
+    """Steps as letters: the name of the model, in upper case for a prefill step."""
     return "".join(
         step.model.upper() if isinstance(step, Prefill) else step.model for step in loop.steps
     )
 
 
 def two_models(policy: str, tokens: int = 9) -> Loop:
-    """Runs two models with two requests each, which arrive in the order a b a b."""
+    """Runs two models with two requests each, in the order of arrival a b a b."""
     specs = [spec("a", prefill_tokens=5, decode_tokens=4), spec("b", 3, decode_tokens=4)]
-    loop = Loop.of(specs, 400, policy)
+    loop = Loop.create(specs, 400, policy)
     for i in range(4):
-        loop.unit.add(request(i, "ab"[i % 2], prompt_tokens=5, max_tokens=tokens))
+        loop.scheduler.add(request(i, "ab"[i % 2], prompt_tokens=5, max_tokens=tokens))
     loop.run()
     return loop

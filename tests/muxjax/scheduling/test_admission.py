@@ -9,14 +9,14 @@ from tests.muxjax.scheduling.harness import Loop, request, spec
 
 def loop_with(targets: LatencySlo, *, refuse_late: bool = True) -> Loop:
     model = spec("a", 2, 4, 64, max_seqs=4, output_tokens=8.0, prompt_tokens=5.0, targets=targets)
-    return Loop.of([model], 400, "slo", refuse_late=refuse_late)
+    return Loop.create([model], 400, "slo", refuse_late=refuse_late)
 
 
 def test_a_late_request_is_refused_with_the_reason() -> None:
     loop = loop_with(LatencySlo(ttft=0.05))
     for number in range(100):
         try:
-            loop.unit.add(request(number))
+            loop.scheduler.add(request(number))
         except Overloaded as error:
             refused = error
             break
@@ -25,14 +25,14 @@ def test_a_late_request_is_refused_with_the_reason() -> None:
     assert refused.retry_after > 0
     loop.run()
     loop.assert_empty()
-    loop.unit.add(request(1000))  # there is room again
+    loop.scheduler.add(request(1000))  # there is room again
 
 
 def test_nothing_is_refused_by_default() -> None:
     loop = loop_with(LatencySlo(ttft=0.001), refuse_late=False)
     requests = [request(number) for number in range(100)]
     for late in requests:
-        loop.unit.add(late)
+        loop.scheduler.add(late)
     loop.run()
     assert all(late.finish_reason == "length" for late in requests)
 
@@ -40,4 +40,4 @@ def test_nothing_is_refused_by_default() -> None:
 def test_a_target_for_the_request_counts_all_tokens() -> None:
     loop = loop_with(LatencySlo(scale=1.0, isolated_ttft=1e-6, isolated_tpot=1e-6))
     with pytest.raises(Overloaded, match="its last token is expected"):
-        loop.unit.add(request(0))
+        loop.scheduler.add(request(0))

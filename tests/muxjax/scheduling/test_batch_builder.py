@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+from tests.muxjax.scheduling.harness import Loop, isolated_tokens, request, spec
 
 
 def test_long_prompts_are_prefilled_in_chunks() -> None:
-    loop = Loop.of([spec("a", prefill_tokens=16)], 100)
-    wanted = request(0, prompt_tokens=40, max_tokens=1)
-    loop.unit.add(wanted)
+    loop = Loop.create([spec("a", prefill_tokens=16)], 100)
+    req = request(0, prompt_tokens=40, max_tokens=1)
+    loop.scheduler.add(req)
     loop.run()
     assert loop.shapes == ["P16", "P16", "P8"]
     starts = [chunk.start for step in loop.steps for chunk in step.chunks]
@@ -16,29 +16,29 @@ def test_long_prompts_are_prefilled_in_chunks() -> None:
     assert starts == [0, 16, 32]
     assert lasts == [False, False, True]
     assert [chunk.num_blocks for step in loop.steps for chunk in step.chunks] == [4, 8, 10]
-    assert wanted.output == solo_tokens(loop.unit, wanted)
+    assert req.output == isolated_tokens(loop.scheduler, req)
 
 
 def test_prompts_are_packed_and_the_last_is_chunked() -> None:
-    loop = Loop.of([spec("a", prefill_tokens=16)], 200)
+    loop = Loop.create([spec("a", prefill_tokens=16)], 200)
     for i, length in enumerate((5, 7, 9)):
-        loop.unit.add(request(i, prompt_tokens=length, max_tokens=1))
+        loop.scheduler.add(request(i, prompt_tokens=length, max_tokens=1))
     loop.run()
     assert loop.shapes == ["P5,7,4", "P5"]
 
 
 def test_chunks_of_a_prefill_are_limited() -> None:
-    loop = Loop.of([spec("a", prefill_seqs=2)], 200)
+    loop = Loop.create([spec("a", prefill_seqs=2)], 200)
     for i in range(3):
-        loop.unit.add(request(i, prompt_tokens=2, max_tokens=1))
+        loop.scheduler.add(request(i, prompt_tokens=2, max_tokens=1))
     loop.run()
     assert loop.shapes == ["P2,2", "P2"]
 
 
 def test_the_tokens_of_a_step_can_be_limited() -> None:
-    loop = Loop.of([spec("a")], 200)
-    loop.unit.add(request(0, prompt_tokens=6, max_tokens=9))
-    builder, first = loop.unit.batch_builder, loop.unit.get_request(0)
+    loop = Loop.create([spec("a")], 200)
+    loop.scheduler.add(request(0, prompt_tokens=6, max_tokens=9))
+    builder, first = loop.scheduler.batch_builder, loop.scheduler.get_request(0)
     prefill, requests = builder.build_prefill("a", max_tokens=4) or (None, [])
     assert prefill is not None
     assert prefill.num_tokens == 4
@@ -54,8 +54,8 @@ def test_the_tokens_of_a_step_can_be_limited() -> None:
 
 
 def test_a_sequence_whose_tokens_are_all_in_flight_is_left_out() -> None:
-    loop = Loop.of([spec("a", decode_tokens=4)], 200)
-    loop.unit.add(request(0, max_tokens=3))
-    loop.unit.add(request(1, max_tokens=9))
+    loop = Loop.create([spec("a", decode_tokens=4)], 200)
+    loop.scheduler.add(request(0, max_tokens=3))
+    loop.scheduler.add(request(1, max_tokens=9))
     loop.run()
     assert loop.shapes == ["P5,5", "D2,4", "D4"]

@@ -24,11 +24,11 @@ def model(
     return ModelSpec(name, 10, 5, 400, BucketLimits(max_seqs=8), load)
 
 
-def test_kv_is_rate_times_tokens_times_pages_a_token() -> None:
+def test_kv_demand_is_rate_times_tokens_times_pages_per_token() -> None:
     assert kv_demand(model()) == pytest.approx(2 * (100 + 50) * 10 / 5)
 
 
-def test_prefill_time_is_rate_times_that_of_a_prompt() -> None:
+def test_prefill_demand_is_rate_times_prompt_time() -> None:
     estimates = StepEstimates(["a"], prefill_seconds=0.001)
     assert prefill_demand(model(), estimates) == pytest.approx(2 * 0.1)
 
@@ -60,16 +60,16 @@ def test_the_batch_is_limited_by_slots() -> None:
     assert decode_demand(model(rate=100.0), estimates) == pytest.approx(100 * 50 * 0.01 / 8)
 
 
-def test_a_model_without_load_needs_nothing() -> None:
+def test_model_without_load_has_no_demand() -> None:
     demand = expected_demand(model(rate=0.0, prompt=0.0, output=0.0), StepEstimates(["a"]))
     assert (demand.kv, demand.prefill_seconds, demand.decode_seconds) == (0.0, 0.0, 0.0)
 
 
-def test_units_follow_it() -> None:
+def test_quotas_and_shares_follow_expected_demand() -> None:
     specs = [model("popular", rate=3.0), model("rare", rate=1.0)]
-    unit = Scheduler(specs, 10 + 10 * 400, create_policy("adbs"), demand=expected_demand)
-    quotas = unit.quotas.quotas
+    scheduler = Scheduler(specs, 10 + 10 * 400, create_policy("adbs"), demand=expected_demand)
+    quotas = scheduler.quotas.quotas
     assert quotas["popular"] == 3 * quotas["rare"]
-    # Beside the part that is shared evenly, time follows the rates too.
-    beyond = {turn: share - EVEN_PART / 4 for turn, share in unit.fair_share.shares.items()}
+    # Apart from the even part, time shares follow the rates.
+    beyond = {key: share - EVEN_PART / 4 for key, share in scheduler.fair_share.shares.items()}
     assert beyond["popular", "prefill"] == pytest.approx(3 * beyond["rare", "prefill"])

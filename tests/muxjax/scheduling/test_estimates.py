@@ -20,7 +20,7 @@ def test_the_first_measurement_replaces_the_guess_and_later_ones_are_averaged() 
     assert estimates.prefill("b", 100) == pytest.approx(0.05)
 
 
-def test_sizes_that_were_not_measured_take_the_nearest_bucket() -> None:
+def test_unmeasured_size_uses_the_nearest_bucket() -> None:
     estimates = StepEstimates(["a"])
     estimates.observe_decode("a", 1, 10, 0.1)
     estimates.observe_decode("a", 16, 10, 0.4)
@@ -32,7 +32,7 @@ def test_sizes_that_were_not_measured_take_the_nearest_bucket() -> None:
     assert estimates.prefill("a", 8) == pytest.approx(0.08)
 
 
-def test_steps_that_took_no_time_can_be_divided_by() -> None:
+def test_estimates_of_zero_measurements_are_positive() -> None:
     estimates = StepEstimates(["a"])
     estimates.observe_prefill("a", 64, 0.0)
     estimates.observe_decode("a", 4, 8, 0.0)
@@ -40,7 +40,7 @@ def test_steps_that_took_no_time_can_be_divided_by() -> None:
     assert 0 < estimates.decode("a", 4) < 1e-6
 
 
-def test_the_nearest_size_is_the_smaller_of_two_as_near() -> None:
+def test_of_two_equally_near_sizes_the_smaller_is_used() -> None:
     estimates = StepEstimates(["a"])
     estimates.observe_decode("a", 4, 1, 0.1)
     estimates.observe_decode("a", 64, 1, 0.4)

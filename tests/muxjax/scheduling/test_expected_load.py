@@ -22,6 +22,6 @@ def test_tokens_of_a_request() -> None:
         ({"output_tokens": math.inf}, "output_tokens"),
     ],
 )
-def test_values_that_are_no_amounts_are_refused(fields: dict[str, float], message: str) -> None:
+def test_invalid_values_are_rejected(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExpectedLoad(**fields)

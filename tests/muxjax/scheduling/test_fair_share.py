@@ -104,7 +104,7 @@ def test_an_estimate_can_be_corrected() -> None:
         max_size=40,
     )
 )
-def test_kept_sums_equal_new_ones(
+def test_cached_sums_equal_recomputed_sums(
     moves: list[tuple[set[StepKey], StepKey, float]],
 ) -> None:
     kept, fresh = fair_share(a=3.0, b=1.0), fair_share(a=3.0, b=1.0)

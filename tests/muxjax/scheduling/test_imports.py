@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_host_part_imports_no_jax() -> None:
+def test_scheduling_does_not_import_jax() -> None:
     program = (
         "import sys, muxjax.scheduling.scheduler, muxjax.testing.mock_executor\n"
         "import muxjax.scheduling.demand\n"

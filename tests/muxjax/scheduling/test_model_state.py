@@ -13,7 +13,7 @@ def waiting(state: ModelState, *orders: int) -> dict[int, Request]:
     return requests
 
 
-def test_preempted_requests_come_back_in_the_order_of_arrival() -> None:
+def test_requeued_requests_keep_the_order_of_arrival() -> None:
     state = ModelState(spec())
     requests = waiting(state, 0, 1, 2, 3, 4)
     for order in (0, 1, 2):
@@ -23,7 +23,7 @@ def test_preempted_requests_come_back_in_the_order_of_arrival() -> None:
     assert list(state.waiting) == [0, 1, 2, 3, 4]
 
 
-def test_the_first_in_line_is_known() -> None:
+def test_first_is_the_head_of_the_queue() -> None:
     state = ModelState(spec())
     assert state.first is None
     requests = waiting(state, 3, 4, 5, 1)

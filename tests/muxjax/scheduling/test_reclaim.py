@@ -13,7 +13,7 @@ from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.requests import Request
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import Demand, ModelSpec
-from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+from tests.muxjax.scheduling.harness import Loop, isolated_tokens, request, spec
 
 MAX_STEPS = 20
 """Steps within which a model has its floor, or all its requests run."""
@@ -23,7 +23,7 @@ late request waits for all earlier ones, whatever the floor of its model."""
 
 
 def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> ModelSpec:
-    """Four tokens a page; a slab is a page."""
+    """Four tokens per page; a slab is a page."""
     return spec(
         name,
         1,
@@ -37,23 +37,26 @@ def model(name: str, floor: float | None, length: int = 40, seqs: int = 32) -> M
     )
 
 
-def short_of(unit: Scheduler, name: str) -> bool:
+def short_of(scheduler: Scheduler, name: str) -> bool:
     """Whether the model waits for pages within its floor, or waits and holds none."""
-    state, allocator = unit.models[name], unit.allocator
+    state, allocator = scheduler.models[name], scheduler.allocator
     waiting = next(iter(state.waiting.values()), None)
-    if waiting is None or not state.free_slots or not unit.is_settled(waiting):
+    if waiting is None or not state.free_slots or not scheduler.is_settled(waiting):
         return False
     burst = state.spec.limits.max_decode_tokens
     blocks = state.spec.blocks_for(waiting.num_tokens + burst)
     blocks += state.spec.blocks_for(burst * len(state.running))
     leased = allocator.leased_slabs(name)
-    return not leased or leased + allocator.slabs_to_lease(name, blocks) <= unit.quotas.floors[name]
+    return (
+        not leased
+        or leased + allocator.slabs_to_lease(name, blocks) <= scheduler.quotas.floors[name]
+    )
 
 
 def steps_until_served(loop: Loop, name: str) -> int:
     """Number of steps until the model is not `short_of` pages."""
     before = len(loop.steps)
-    while short_of(loop.unit, name):
+    while short_of(loop.scheduler, name):
         assert loop.turn()
         assert len(loop.steps) - before <= 200
     return len(loop.steps) - before
@@ -61,72 +64,72 @@ def steps_until_served(loop: Loop, name: str) -> int:
 
 def borrow_everything(policy: str, *specs: ModelSpec, slabs: int, output: int = 18) -> Loop:
     """A pool in which the first model borrows all it can and has many more requests waiting."""
-    loop = Loop.of(specs, 1 + slabs, policy)
+    loop = Loop.create(specs, 1 + slabs, policy)
     loop.check = False
     for number in range(40):
-        loop.unit.add(request(number, specs[0].name, 20, output))
-    while loop.unit.quotas.leasable(specs[0].name) > 6:
+        loop.scheduler.add(request(number, specs[0].name, 20, output))
+    while loop.scheduler.quotas.leasable(specs[0].name) > 6:
         loop.turn()
     return loop
 
 
 @pytest.mark.parametrize("policy", FAIR_POLICIES)
 @pytest.mark.parametrize("prompts", [[5] * 12, [30] * 6, [39], [3, 38, 3, 38]])
-def test_a_model_has_its_floor_or_all_it_asked_for_within_twenty_steps(
+def test_model_reaches_its_floor_or_runs_all_requests_within_twenty_steps(
     policy: str, prompts: list[int]
 ) -> None:
     loop = borrow_everything(policy, model("a", 0.1), model("b", 0.25), slabs=60)
-    assert loop.unit.quotas.over_quota("a") > 0
-    asked = [request(100 + i, "b", length, 40 - length) for i, length in enumerate(prompts)]
-    for one in asked:
-        loop.unit.add(one)
+    assert loop.scheduler.quotas.over_quota("a") > 0
+    requests = [request(100 + i, "b", length, 40 - length) for i, length in enumerate(prompts)]
+    for req in requests:
+        loop.scheduler.add(req)
     assert steps_until_served(loop, "b") <= MAX_STEPS
-    held = loop.unit.allocator.leased_slabs("b")
-    state = loop.unit.models["b"]
-    assert held >= loop.unit.quotas.floors["b"] - 10 or not state.waiting
+    held = loop.scheduler.allocator.leased_slabs("b")
+    state = loop.scheduler.models["b"]
+    assert held >= loop.scheduler.quotas.floors["b"] - 10 or not state.waiting
     assert held > 0
     loop.check = True
-    while not all(one.finished for one in asked):
+    while not all(req.finished for req in requests):
         assert loop.turn()
-    for one in asked:
-        assert one.output == solo_tokens(loop.unit, one)
+    for req in requests:
+        assert req.output == isolated_tokens(loop.scheduler, req)
 
 
 @pytest.mark.parametrize("policy", FAIR_POLICIES)
 def test_a_first_request_larger_than_the_quota_is_admitted(policy: str) -> None:
     demand = {"a": Demand(99.0, 1.0, 1.0), "b": Demand(0.0, 1.0, 1.0)}
     specs = [model("a", 0.0, 100), model("b", 0.1, 120)]
-    loop = Loop.of(specs, 1 + 60, policy, demand=lambda one, _: demand[one.name])
+    loop = Loop.create(specs, 1 + 60, policy, demand=lambda model_spec, _: demand[model_spec.name])
     loop.check = False
-    assert loop.unit.quotas.quotas == {"a": 54, "b": 6}
+    assert loop.scheduler.quotas.quotas == {"a": 54, "b": 6}
     for number in range(40):
-        loop.unit.add(request(number, "a", 8, 80))
+        loop.scheduler.add(request(number, "a", 8, 80))
     for _ in range(20):
         loop.turn()
     large = request(100, "b", 100, 20)
-    loop.unit.add(large)
+    loop.scheduler.add(large)
     assert steps_until_served(loop, "b") <= MAX_STEPS
-    reclaimed = loop.unit.quotas.reclaimed[-1]
+    reclaimed = loop.scheduler.quotas.reclaimed[-1]
     assert (reclaimed.donor, reclaimed.recipient, reclaimed.reason) == ("a", "b", "first request")
     while not large.finished:
         assert loop.turn()
     assert large.preemptions == 0
-    assert large.output == solo_tokens(loop.unit, large)
-    loop.unit.check_invariants()
+    assert large.output == isolated_tokens(loop.scheduler, large)
+    loop.scheduler.check_invariants()
 
 
-def test_pages_above_a_quota_are_reclaimed_after_some_steps_and_stats_say_why() -> None:
-    # b may hold half; its floor is nothing.
+def test_pages_above_quota_are_reclaimed_after_some_steps_and_recorded() -> None:
+    # The quota of b is half of the pool, its floor 0.
     specs = [model("a", 0.0, 100), model("b", 0.0)]
     loop = borrow_everything("round_robin", *specs, slabs=60, output=80)
-    wanted = request(100, "b", 30, 10)
-    loop.unit.add(wanted)
+    req = request(100, "b", 30, 10)
+    loop.scheduler.add(req)
     loop.turn()
     before = len(loop.steps)
-    while not loop.unit.allocator.leased_slabs("b"):
+    while not loop.scheduler.allocator.leased_slabs("b"):
         assert loop.turn()
     assert RECLAIM_STEPS - 2 <= len(loop.steps) - before <= RECLAIM_STEPS + 4
-    stats = loop.unit.stats()
+    stats = loop.scheduler.stats()
     reclaim = stats["kv_reclaims"][-1]
     assert (reclaim["from"], reclaim["to"], reclaim["reason"]) == ("a", "b", "quota")
     assert reclaim["requests"] > 0
@@ -137,39 +140,41 @@ def test_pages_above_a_quota_are_reclaimed_after_some_steps_and_stats_say_why() 
 
 def test_an_open_pool_reclaims_nothing() -> None:
     specs = [model("a", None), model("b", None)]
-    loop = Loop.of(specs, 61, "round_robin", kv_quotas=OpenPool)
+    loop = Loop.create(specs, 61, "round_robin", kv_quotas=OpenPool)
     loop.check = False
     for number in range(30):
-        loop.unit.add(request(number, "a", 20, 18))
+        loop.scheduler.add(request(number, "a", 20, 18))
     for number in range(30, 34):
-        loop.unit.add(request(number, "b", 30, 10))
+        loop.scheduler.add(request(number, "b", 30, 10))
     loop.run()
-    assert not [one for one in loop.unit.quotas.reclaimed if one.reason != "growth"]
+    assert not [
+        reclaim for reclaim in loop.scheduler.quotas.reclaimed if reclaim.reason != "growth"
+    ]
 
 
 @pytest.mark.parametrize("policy", FAIR_POLICIES)
-def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor(
+def test_backlog_of_one_model_does_not_block_the_floor_of_another(
     policy: str,
 ) -> None:
-    loop = Loop.of([model("greedy", 0.1, 64), model("b", 0.25)], 1 + 80, policy)
+    loop = Loop.create([model("greedy", 0.1, 64), model("b", 0.25)], 1 + 80, policy)
     for number in range(1000):
-        loop.unit.add(request(number, "greedy", 40, 24))
+        loop.scheduler.add(request(number, "greedy", 40, 24))
     loop.check = False
     for _ in range(30):
         loop.turn()
     waits = []
     for round_ in range(8):
         for number in range(3):
-            loop.unit.add(request(2000 + 10 * round_ + number, "b", 9, 7))
+            loop.scheduler.add(request(2000 + 10 * round_ + number, "b", 9, 7))
         waits.append(steps_until_served(loop, "b"))
-        while loop.unit.models["b"].has_prefill or loop.unit.models["b"].has_decode:
+        while loop.scheduler.models["b"].has_prefill or loop.scheduler.models["b"].has_decode:
             assert loop.turn()
     assert max(waits) <= MAX_STEPS
-    assert loop.unit.models["greedy"].waiting
+    assert loop.scheduler.models["greedy"].waiting
     assert all(
-        one.preemptions == 0
-        for one in (update.request for update in loop.updates)
-        if one.model == "b"
+        req.preemptions == 0
+        for req in (update.request for update in loop.updates)
+        if req.model == "b"
     )
 
 
@@ -178,7 +183,7 @@ def test_a_thousand_long_requests_of_one_model_never_keep_another_from_its_floor
 
 @st.composite
 def floors(draw: st.DrawFn, count: int) -> list[float | None]:
-    """Floors of which some are given, at most half of the pool together."""
+    """Floors, some of them given, with a total of at most half the pool."""
     given = [draw(st.none() | st.floats(0, 1)) for _ in range(count)]
     total = sum(floor or 0 for floor in given) or 1
     return [None if floor is None else floor / total / 2 for floor in given]
@@ -204,36 +209,36 @@ def test_floors_hold_and_quotas_fit_the_pool(policy: str, data: st.DataObject) -
     ]
     pages = data.draw(st.integers(20, 300), "pages")
     try:
-        loop = Loop.of(specs, pages, policy)
+        loop = Loop.create(specs, pages, policy)
     except PoolTooSmall:
         return
-    unit, random = loop.unit, data.draw(st.randoms(use_true_random=False))
+    scheduler, random = loop.scheduler, data.draw(st.randoms(use_true_random=False))
     number = 0
     alive: list[Request] = []
     loop.check = False
     for _ in range(30):
         loop.executor.now += random.choice([0.0, 0.1, 2.0])  # so that quotas move
         for _ in range(random.choice([0, 0, 1, 3])):
-            one = random.choice(specs)
-            length = random.randint(1, one.max_model_len - 1)
-            alive.append(request(number, one.name, length, random.randint(1, 40)))
-            unit.add(alive[-1])
+            model_spec = random.choice(specs)
+            length = random.randint(1, model_spec.max_model_len - 1)
+            alive.append(request(number, model_spec.name, length, random.randint(1, 40)))
+            scheduler.add(alive[-1])
             number += 1
         if alive and random.random() < 0.1:
-            unit.cancel(alive.pop(random.randrange(len(alive))).id)
+            scheduler.cancel(alive.pop(random.randrange(len(alive))).id)
         loop.turn()
-        unit.quotas.check_invariants()  # all are the pool, each is at least its floor
-        leased = sum(unit.allocator.leased_slabs(one.name) for one in specs)
-        assert leased <= unit.allocator.num_slabs
-    unit.check_invariants()
-    # A request within its model's floor is admitted at once, for all models in a row.
+        scheduler.quotas.check_invariants()  # they sum to the pool, each at least its floor
+        leased = sum(scheduler.allocator.leased_slabs(model_spec.name) for model_spec in specs)
+        assert leased <= scheduler.allocator.num_slabs
+    scheduler.check_invariants()
+    # A request within its model's floor is admitted at once, for each model.
     random.shuffle(specs)
-    for one in specs:
-        state = unit.models[one.name]
+    for model_spec in specs:
+        state = scheduler.models[model_spec.name]
         if (
-            short_of(unit, one.name)
-            and unit.allocator.leased_slabs(one.name)
+            short_of(scheduler, model_spec.name)
+            and scheduler.allocator.leased_slabs(model_spec.name)
             and not (state.prefilling)
         ):
-            assert unit.batch_builder.build_prefill(one.name) is not None
-            unit.check_invariants()
+            assert scheduler.batch_builder.build_prefill(model_spec.name) is not None
+            scheduler.check_invariants()

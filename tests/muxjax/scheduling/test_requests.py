@@ -6,7 +6,7 @@ from muxjax.scheduling.requests import Request
 from muxjax.scheduling.slot_table import SlotTable
 
 
-def test_tokens_between_reads_on_from_prompt_to_output() -> None:
+def test_tokens_between_spans_prompt_and_output() -> None:
     request = Request(0, "a", [1, 2, 3])
     request.output = [4, 5]
     assert request.num_tokens == 5
@@ -17,7 +17,7 @@ def test_tokens_between_reads_on_from_prompt_to_output() -> None:
     assert request.tokens_between(4, 5) == (5,)
 
 
-def test_expected_tokens_count_what_is_in_flight() -> None:
+def test_expected_tokens_include_tokens_in_flight() -> None:
     request = Request(0, "a", [1, 2, 3], slot=1, blocks=[7], max_new_tokens=9, prefix_tokens=3)
     request.dispatch(3, step=5)
     assert (request.expected_tokens, request.pending, request.last_step) == (1, 1, 5)

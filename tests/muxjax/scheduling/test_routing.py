@@ -6,7 +6,7 @@ from muxjax.scheduling.routing import least_loaded
 
 
 @dataclass(frozen=True)
-class Copy:
+class FakeUnit:
     name: str
     token_seconds: float
 
@@ -14,19 +14,19 @@ class Copy:
         return self.token_seconds * num_tokens
 
 
-SLOW, QUICK = Copy("slow", 3.0), Copy("quick", 1.0)
+SLOW, FAST = FakeUnit("slow", 3.0), FakeUnit("quick", 1.0)
 
 
-def test_of_two_that_idle_the_quicker_is_taken() -> None:
-    assert least_loaded([SLOW, QUICK], {"slow": 0.0, "quick": 0.0}, "a", 10) is QUICK
+def test_faster_of_two_idle_units_is_chosen() -> None:
+    assert least_loaded([SLOW, FAST], {"slow": 0.0, "quick": 0.0}, "a", 10) is FAST
 
 
-def test_the_quicker_is_taken_until_its_queue_makes_up_for_it() -> None:
-    assert least_loaded([SLOW, QUICK], {"slow": 0.0, "quick": 19.0}, "a", 10) is QUICK
-    assert least_loaded([SLOW, QUICK], {"slow": 0.0, "quick": 21.0}, "a", 10) is SLOW
+def test_faster_unit_is_chosen_until_its_queue_is_too_long() -> None:
+    assert least_loaded([SLOW, FAST], {"slow": 0.0, "quick": 19.0}, "a", 10) is FAST
+    assert least_loaded([SLOW, FAST], {"slow": 0.0, "quick": 21.0}, "a", 10) is SLOW
 
 
-def test_of_equals_the_first_is_taken() -> None:
-    other = Copy("other", 3.0)
+def test_first_of_equal_units_is_chosen() -> None:
+    other = FakeUnit("other", 3.0)
     assert least_loaded([SLOW, other], {"slow": 5.0, "other": 5.0}, "a", 10) is SLOW
     assert least_loaded([other], {"other": 5.0}, "a", 10) is other

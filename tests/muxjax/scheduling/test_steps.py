@@ -8,7 +8,7 @@ from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import Decode, DecodeSequence, Prefill, PrefillChunk
 
 
-def test_a_chunk_knows_its_end_and_whether_it_is_the_last() -> None:
+def test_end_and_last_of_a_chunk() -> None:
     first = PrefillChunk(1, 0, (5, 6, 7), 0, 5, [2, 4], 1)
     assert first.end == 3
     assert not first.last
@@ -18,9 +18,9 @@ def test_a_chunk_knows_its_end_and_whether_it_is_the_last() -> None:
     assert last.remaining_tokens == 4
 
 
-def test_remaining_tokens_do_not_count_what_was_emitted_before_a_preemption() -> None:
-    again = PrefillChunk(1, 0, tuple(range(8)), 0, 5, [2, 4], 2, SamplingParams(max_tokens=4), 4)
-    assert again.remaining_tokens == 1
+def test_remaining_tokens_exclude_tokens_emitted_before_a_preemption() -> None:
+    chunk = PrefillChunk(1, 0, tuple(range(8)), 0, 5, [2, 4], 2, SamplingParams(max_tokens=4), 4)
+    assert chunk.remaining_tokens == 1
 
 
 def test_a_prefill_counts_its_tokens() -> None:

@@ -1,4 +1,4 @@
-"""Who ran when, as a Chrome trace."""
+"""Chrome trace of the executed steps."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ SPECS = [spec("a", 2, 4), spec("b", 3, 6)]
 
 
 def run(timeline: Timeline, name: str = "unit") -> int:
-    """Two requests to their end; how many steps that took."""
-    unit, executor = Scheduler(SPECS, 60, create_policy("adbs")), MockExecutor(SPECS, 60)
-    unit.add(request(1, "a", 6, max_tokens=5))
-    unit.add(request(2, "b", 3, max_tokens=5))
+    """Runs two requests; returns the number of steps."""
+    scheduler, executor = Scheduler(SPECS, 60, create_policy("adbs")), MockExecutor(SPECS, 60)
+    scheduler.add(request(1, "a", 6, max_tokens=5))
+    scheduler.add(request(2, "b", 3, max_tokens=5))
     steps = 0
-    while (step := unit.next_step(float(steps))) is not None:
+    while (step := scheduler.next_step(float(steps))) is not None:
         result = executor.result(executor.submit(step))
-        unit.apply(step, result, float(steps))
-        timeline.record(unit, step, result, name)
+        scheduler.apply(step, result, float(steps))
+        timeline.record(scheduler, step, result, name)
         steps += 1
     return steps
 
 
-def written(timeline: Timeline, folder: Path) -> list[dict[str, Any]]:
+def write_and_read(timeline: Timeline, folder: Path) -> list[dict[str, Any]]:
     path = folder / "trace.json"
     timeline.write(path)
     assert [file.name for file in folder.iterdir()] == ["trace.json"]
-    found = json.loads(path.read_text())
-    assert found["otherData"]["dropped_steps"] == timeline.dropped
-    return found["traceEvents"]
+    trace = json.loads(path.read_text())
+    assert trace["otherData"]["dropped_steps"] == timeline.dropped
+    return trace["traceEvents"]
 
 
 def test_a_track_for_each_model_and_phase(tmp_path: Path) -> None:
     timeline = Timeline()
     steps = run(timeline)
-    events = written(timeline, tmp_path)
+    events = write_and_read(timeline, tmp_path)
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert sorted(names.values()) == ["a decode", "a prefill", "b decode", "b prefill"]
     boxes = [e for e in events if e["ph"] == "X"]
@@ -59,34 +59,34 @@ def test_a_track_for_each_model_and_phase(tmp_path: Path) -> None:
 def test_counters_follow_the_unit(tmp_path: Path) -> None:
     timeline = Timeline()
     run(timeline)
-    events = [e for e in written(timeline, tmp_path) if e["ph"] == "C"]
+    events = [e for e in write_and_read(timeline, tmp_path) if e["ph"] == "C"]
     pages = [e["args"] for e in events if e["name"] == "pages"]
     assert max(row["a"] for row in pages) > 0
     assert pages[-1] == {"a": 0, "b": 0}
     waiting = [e["args"] for e in events if e["name"] == "waiting"]
     assert waiting[0]["b"] == 1 or waiting[0]["a"] == 1
-    assert all(one != two for one, two in itertools.pairwise(pages))
+    assert all(before != after for before, after in itertools.pairwise(pages))
 
 
 def test_several_units_are_processes(tmp_path: Path) -> None:
     timeline = Timeline()
     run(timeline, "one")
     run(timeline, "two")
-    events = written(timeline, tmp_path)
+    events = write_and_read(timeline, tmp_path)
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     assert sorted(names.values()) == ["one", "two"]
     tracks = [(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"]
     assert len(tracks) == len({tid for _, tid in tracks}) == 8
 
 
-def test_a_ring_keeps_the_latest(tmp_path: Path) -> None:
+def test_ring_buffer_keeps_the_latest_steps(tmp_path: Path) -> None:
     timeline = Timeline(max_steps=3)
     steps = run(timeline)
     assert (len(timeline), timeline.dropped) == (3, steps - 3)
-    assert sum(e["ph"] == "X" for e in written(timeline, tmp_path)) == 3
+    assert sum(e["ph"] == "X" for e in write_and_read(timeline, tmp_path)) == 3
     with pytest.raises(ValueError, match="max_steps must be at least 1, not 0"):
         Timeline(0)
 
 
-def test_nothing_recorded_is_a_trace_too(tmp_path: Path) -> None:
-    assert written(Timeline(), tmp_path) == []
+def test_empty_timeline_is_a_valid_trace(tmp_path: Path) -> None:
+    assert write_and_read(Timeline(), tmp_path) == []

@@ -1,4 +1,4 @@
-"""Random workloads on small pools: all requests end, with the tokens that they get alone."""
+"""Random workloads on small pools: all requests end, with their isolated output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.steps import Prefill
 from muxjax.testing.mock_executor import MockLatency
-from tests.muxjax.scheduling.harness import Loop, solo_tokens, spec
+from tests.muxjax.scheduling.harness import Loop, isolated_tokens, spec
 
 
 @dataclass
 class Arrival:
-    """A request, when it comes and how it is ended from outside, if it is."""
+    """A request, its time of arrival, and how the caller ends it, if it does."""
 
     model: str
     prompt: list[int]
@@ -46,7 +46,7 @@ def models(burst: int, floors: list[float | None], replicas: int = 1) -> list[Mo
 
 
 def smallest_pool(specs: list[ModelSpec]) -> int:
-    """Pages of the least pool that these models accept."""
+    """Number of pages of the smallest pool that these models accept."""
     for pages in range(10, 400):
         try:
             Scheduler(specs, pages, create_policy("adbs"))
@@ -59,7 +59,7 @@ def smallest_pool(specs: list[ModelSpec]) -> int:
 @st.composite
 def arrivals(draw: st.DrawFn) -> Arrival:
     model, limit = draw(st.sampled_from([("a", 24), ("b", 16), ("c", 40)]))
-    # Many begin alike.
+    # Many prompts have a common prefix.
     first = draw(st.sampled_from([1, 2]) | st.integers(0, 1008))
     length = draw(st.integers(1, limit - 1))
     return Arrival(
@@ -89,11 +89,11 @@ def test_random_workloads(policy: str, data: st.DataObject) -> None:
     floors = data.draw(
         st.sampled_from([[None] * 3, [0.0] * 3, [0.3, None, 0.2], [None, 0.5, None]]), "floors"
     )
-    replicas = data.draw(st.sampled_from([1, 1, 2, 3]), "copies")
+    replicas = data.draw(st.sampled_from([1, 1, 2, 3]), "replicas")
     specs = models(data.draw(st.sampled_from([1, 4, 8]), "burst"), floors, replicas)
     pages = smallest_pool(specs) + data.draw(st.integers(0, 60), "more pages")
     cache = data.draw(st.sampled_from([True, True, False]), "prefix cache")
-    loop = Loop.of(specs, pages, policy, prefix_cache=cache)
+    loop = Loop.create(specs, pages, policy, prefix_cache=cache)
     loop.depth = data.draw(st.sampled_from([1, 1, 0, 2]), "depth")
     if data.draw(st.booleans(), "slow"):  # so that quotas move while it runs
         loop.executor.latency = MockLatency(prefill=0.5, decode=0.2)
@@ -102,50 +102,50 @@ def test_random_workloads(policy: str, data: st.DataObject) -> None:
     todo = [(arrival, arrival.request(number)) for number, arrival in enumerate(drawn)]
 
     def stop_strings(update: RequestUpdate) -> None:
-        wanted = drawn[update.request.id].stop_string_after
-        if wanted is not None and len(update.request.output) >= wanted:
-            loop.unit.finish(update.request, "stop")
+        limit = drawn[update.request.id].stop_string_after
+        if limit is not None and len(update.request.output) >= limit:
+            loop.scheduler.finish(update.request, "stop")
 
     loop.on_update = stop_strings
-    # Nobody starves: an upper bound of all steps, with those that preemption repeats.
-    work = sum(len(one.prompt) + one.params.max_tokens for _, one in todo)
-    most_turns = 60 + 4 * work
+    # No request starves: upper bound of all steps, including those repeated after preemption.
+    work = sum(len(req.prompt) + req.params.max_tokens for _, req in todo)
+    max_turns = 60 + 4 * work
     waiting, turn = list(todo), 0
     while True:
-        assert turn < most_turns
+        assert turn < max_turns
         while waiting and waiting[0][0].turn <= turn:
-            loop.unit.add(waiting.pop(0)[1])
-        for arrival, one in todo:
+            loop.scheduler.add(waiting.pop(0)[1])
+        for arrival, req in todo:
             if arrival.cancel_after is not None and turn == arrival.turn + arrival.cancel_after:
-                loop.unit.cancel(one.id)
+                loop.scheduler.cancel(req.id)
         if not loop.turn() and not waiting:
             break
         turn += 1
 
     loop.assert_empty()
-    for arrival, one in todo:
-        tokens = solo_tokens(loop.unit, one)
-        updates = [update for update in loop.updates if update.request is one]
-        assert one.finished
-        assert [token for update in updates for token in update.tokens] == one.output
-        assert one.output == tokens[: len(one.output)]
+    for arrival, req in todo:
+        tokens = isolated_tokens(loop.scheduler, req)
+        updates = [update for update in loop.updates if update.request is req]
+        assert req.finished
+        assert [token for update in updates for token in update.tokens] == req.output
+        assert req.output == tokens[: len(req.output)]
         for update in updates:
-            assert (update.logprobs is None) == (one.params.logprobs is None)
-        if len(one.output) == len(tokens):
+            assert (update.logprobs is None) == (req.params.logprobs is None)
+        if len(req.output) == len(tokens):
             continue
         by_string = arrival.stop_string_after
-        if one.finish_reason == "stop":
+        if req.finish_reason == "stop":
             assert by_string is not None
-            assert len(one.output) >= by_string
+            assert len(req.output) >= by_string
         else:
-            assert one.finish_reason == "cancelled"
+            assert req.finish_reason == "cancelled"
             assert arrival.cancel_after is not None
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
+def test_many_requests_on_the_smallest_pool_are_admitted_in_order(policy: str) -> None:
     specs = models(4, [None, None, None])
-    loop = Loop.of(specs, smallest_pool(specs), policy)
+    loop = Loop.create(specs, smallest_pool(specs), policy)
     requests = []
     for number in range(60):
         model = specs[number % 3]
@@ -153,13 +153,13 @@ def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
             (number * 13 + i) % 1009 for i in range(1 + number * 7 % (model.max_model_len - 1))
         ]
         requests.append(Request(number, model.name, prompt, SamplingParams(max_tokens=40)))
-        loop.unit.add(requests[-1])
+        loop.scheduler.add(requests[-1])
     loop.run()
     loop.assert_empty()
-    for one in requests:
-        assert one.output == solo_tokens(loop.unit, one)
-    assert sum(one.preemptions for one in requests) > 0
-    # First admissions of a model follow the order of arrival, those aside that were put back.
+    for req in requests:
+        assert req.output == isolated_tokens(loop.scheduler, req)
+    assert sum(req.preemptions for req in requests) > 0
+    # First admissions of a model follow the order of arrival, except deferred requests.
     for model in specs:
         seen = list(
             dict.fromkeys(
@@ -169,29 +169,29 @@ def test_a_crowd_on_the_smallest_pool_is_served_in_order(policy: str) -> None:
                 for chunk in step.chunks
             )
         )
-        in_line = [number for number in seen if not requests[number].deferred]
-        assert in_line == sorted(in_line)
+        not_deferred = [number for number in seen if not requests[number].deferred]
+        assert not_deferred == sorted(not_deferred)
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
-def test_copies_hold_as_many_times_the_sequences_in_the_same_pool(replicas: int) -> None:
-    # Each request takes six blocks in the end, and the pool has six of a copy.
-    one = spec("a", 2, 4, 24, max_seqs=6, prefill_tokens=64, kv_floor=0.0, replicas=replicas)
-    loop = Loop.of([one], 2 + 2 * 6, "fcfs", prefix_cache=False)
+def test_each_replica_runs_sequences_in_the_same_pool(replicas: int) -> None:
+    # Each request needs six blocks, and the pool has six per replica.
+    model = spec("a", 2, 4, 24, max_seqs=6, prefill_tokens=64, kv_floor=0.0, replicas=replicas)
+    loop = Loop.create([model], 2 + 2 * 6, "fcfs", prefix_cache=False)
     requests = [
         Request(number, "a", [number + 1] * 20, SamplingParams(max_tokens=4, temperature=0.0), ())
         for number in range(6)
     ]
     for request in requests:
-        loop.unit.add(request)
-    most = 0
+        loop.scheduler.add(request)
+    max_running = 0
     for _ in range(500):
         if not loop.turn():
             break
-        most = max(most, len(loop.unit.models["a"].holders()))
-    assert most == replicas
+        max_running = max(max_running, len(loop.scheduler.models["a"].holders()))
+    assert max_running == replicas
     assert [request.output for request in requests] == [
-        solo_tokens(loop.unit, request) for request in requests
+        isolated_tokens(loop.scheduler, request) for request in requests
     ]
     assert not any(request.preemptions for request in requests)
     loop.assert_empty()

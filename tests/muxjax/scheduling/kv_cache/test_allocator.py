@@ -188,56 +188,58 @@ def test_shared_and_cached_blocks_are_accounted_for(layers, extra, moves, order)
     keep = {block for block in range(allocator.num_pages) if block % 3}
     for which, move, count in moves:
         model = f"m{which % len(models)}"
-        mine, pages = held[model], models[model]
-        before = {name: dict(one) for name, one in held.items()}
-        free, gone = allocator.free_slabs, []
+        model_references, pages = held[model], models[model]
+        before = {name: dict(references) for name, references in held.items()}
+        free, evicted = allocator.free_slabs, []
         if move == "take":
             for block in allocator.allocate(model, count) or ():
-                assert not any(block in one for one in (*held.values(), *cached.values()))
-                mine[block] += 1
+                assert not any(
+                    block in references for references in (*held.values(), *cached.values())
+                )
+                model_references[block] += 1
         elif move == "share":
-            known = sorted({*mine, *cached[model]})
+            known = sorted({*model_references, *cached[model]})
             blocks = order.sample(known, min(count, len(known)))
             lease = allocator.slabs_to_lease(model, 0, blocks)
             allocator.share(model, blocks)
             assert allocator.free_slabs == free - lease
-            mine.update(blocks)
+            model_references.update(blocks)
             cached[model].difference_update(blocks)
         elif move == "free":
-            blocks = list(mine.elements())
+            blocks = list(model_references.elements())
             blocks = order.sample(blocks, min(count, len(blocks)))
             allocator.free(model, blocks, keep)
-            mine.subtract(blocks)
-            left = {block for block in blocks if not mine[block]}
+            model_references.subtract(blocks)
+            left = {block for block in blocks if not model_references[block]}
             cached[model] |= left & keep
-            gone = [block for block in dict.fromkeys(blocks) if block in left - keep]
-            held[model] = +mine
+            evicted = [block for block in dict.fromkeys(blocks) if block in left - keep]
+            held[model] = +model_references
         elif move == "slab" and allocator.idle_slabs_of(model):
-            gone = allocator.evict_slabs(model, 1)
-            assert len({allocator.slab_of(block) for block in gone}) == 1
+            evicted = allocator.evict_slabs(model, 1)
+            assert len({allocator.slab_of(block) for block in evicted}) == 1
             assert allocator.free_slabs == free
         elif move == "block" and allocator.available_blocks(model) > allocator.free_blocks(model):
-            gone = [allocator.evict_block(model)]
+            evicted = [allocator.evict_block(model)]
         elif move == "room" and allocator.lease_idle_slab(model):
-            # Only ever followed by taking what is free there.
-            wanted = allocator.free_blocks(model)
-            mine.update(allocator.allocate(model, wanted) or ())
+            # Allocates the free blocks of that slab, as callers do.
+            num_free = allocator.free_blocks(model)
+            model_references.update(allocator.allocate(model, num_free) or ())
         if move in ("slab", "block"):
-            assert set(gone) <= cached[model]
-            cached[model].difference_update(gone)
-        freed = [page for block in gone for page in range(block, block + pages)]
+            assert set(evicted) <= cached[model]
+            cached[model].difference_update(evicted)
+        freed = [page for block in evicted for page in range(block, block + pages)]
         assert sorted(allocator.take_freed_pages()) == sorted(freed)
         allocator.check_invariants()
-        for name, one in held.items():
-            assert name == model or one == before[name]
-            assert allocator.used_pages(name) == len(one) * models[name]
+        for name, references in held.items():
+            assert name == model or references == before[name]
+            assert allocator.used_pages(name) == len(references) * models[name]
             assert allocator.cached_pages(name) == len(cached[name]) * models[name]
-            assert all(allocator.references(block) == one[block] for block in one)
+            assert all(allocator.references(block) == references[block] for block in references)
             assert not any(allocator.references(block) for block in cached[name])
-            in_use = {allocator.slab_of(block) for block in one}
+            in_use = {allocator.slab_of(block) for block in references}
             assert allocator.leased_slabs(name) == len(in_use)
-    for model, one in held.items():
-        allocator.free(model, one.elements(), keep)
+    for model, references in held.items():
+        allocator.free(model, references.elements(), keep)
         assert allocator.used_pages(model) == 0
     assert allocator.free_slabs == allocator.num_slabs
     for model in models:
@@ -286,16 +288,16 @@ def test_a_slab_has_blocks_for_every_replica() -> None:
     assert allocator.empty_slabs == 4
 
 
-def test_a_page_is_freed_when_no_replica_uses_it() -> None:
+def test_page_is_freed_when_no_replica_uses_it() -> None:
     allocator = SlabAllocator(2 + 4, {"a": 2}, {"a": 2}, record_freed=True)
-    zero, one = allocator.allocate("a", 1, 0), allocator.allocate("a", 1, 1)
-    assert zero is not None
-    assert one is not None
-    assert one == [zero[0] + 6]
-    allocator.free("a", zero)
+    first, second = allocator.allocate("a", 1, 0), allocator.allocate("a", 1, 1)
+    assert first is not None
+    assert second is not None
+    assert second == [first[0] + 6]
+    allocator.free("a", first)
     assert allocator.take_freed_pages() == []
-    allocator.free("a", one)
-    assert allocator.take_freed_pages() == [zero[0], zero[0] + 1]
+    allocator.free("a", second)
+    assert allocator.take_freed_pages() == [first[0], first[0] + 1]
 
 
 @settings(max_examples=100, deadline=None)

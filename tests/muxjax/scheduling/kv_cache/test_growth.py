@@ -9,11 +9,11 @@ from tests.muxjax.scheduling.harness import Loop, request, spec
 
 def running_table() -> SlotTable:
     """Two sequences of five prompt tokens and one generated token, in blocks of four tokens."""
-    loop = Loop.of([spec("a", 1, 4, prefill_tokens=64, decode_tokens=1)], 1 + 40)
+    loop = Loop.create([spec("a", 1, 4, prefill_tokens=64, decode_tokens=1)], 1 + 40)
     for number in range(2):
-        loop.unit.add(request(number, prompt_tokens=5, max_tokens=6))
+        loop.scheduler.add(request(number, prompt_tokens=5, max_tokens=6))
     loop.turn()
-    return loop.unit.models["a"].table
+    return loop.scheduler.models["a"].table
 
 
 def test_the_last_generated_token_is_not_written_yet() -> None:

@@ -1,4 +1,4 @@
-"""Slabs of several blocks; `test_allocator.py` has pools with such among others."""
+"""Slabs of several blocks; `test_allocator.py` tests pools with mixed slabs."""
 
 from __future__ import annotations
 

@@ -22,20 +22,20 @@ def test_an_open_pool_leases_in_order_of_arrival() -> None:
 
 def test_other_models_cannot_borrow_a_fixed_part() -> None:
     specs = [spec("a", 2, 4, 64, max_seqs=64), spec("b", 2, 4, 64, max_seqs=64)]
-    loop = Loop.of(specs, 2 + 2 * 64, "static", kv_quotas=FixedPool)
-    parts = dict(loop.unit.quotas.quotas)
+    loop = Loop.create(specs, 2 + 2 * 64, "static", kv_quotas=FixedPool)
+    parts = dict(loop.scheduler.quotas.quotas)
     for number in range(40):
-        loop.unit.add(request(number, "a", prompt_tokens=20, max_tokens=20))
+        loop.scheduler.add(request(number, "a", prompt_tokens=20, max_tokens=20))
     for _ in range(60):
         loop.turn()
-        assert loop.unit.allocator.leased_slabs("a") <= parts["a"]
-    assert loop.unit.models["a"].waiting
+        assert loop.scheduler.allocator.leased_slabs("a") <= parts["a"]
+    assert loop.scheduler.models["a"].waiting
     loop.run()
-    assert loop.unit.quotas.quotas == parts
+    assert loop.scheduler.quotas.quotas == parts
     loop.assert_empty()
 
 
 def test_a_pool_without_room_for_a_request_of_each_is_refused() -> None:
     specs = [spec(name, 2, 4, 64) for name in "abc"]
     with pytest.raises(PoolTooSmall, match="a fixed part for each model"):
-        Loop.of(specs, 2 + 2 * 40, "static", kv_quotas=FixedPool)
+        Loop.create(specs, 2 + 2 * 40, "static", kv_quotas=FixedPool)

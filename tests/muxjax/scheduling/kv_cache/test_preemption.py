@@ -13,7 +13,7 @@ from tests.muxjax.scheduling.harness import spec
 
 
 class Pool:
-    """Models of one layer, so that a slab is a page; requests hold as many pages as a test sets."""
+    """Models of one layer, so that a slab is a page; tests set the pages of each request."""
 
     def __init__(self, slabs: int, **floors: float) -> None:
         specs = [spec(name, 1, 4, 8, kv_floor=floor) for name, floor in floors.items()]
@@ -50,7 +50,7 @@ def test_a_floor_is_claimed_from_the_model_furthest_above_its_quota_youngest_fir
     assert pool.plan("c", 3) == [5, 4]
 
 
-def test_a_claim_beyond_what_others_hold_over_their_floors_fails() -> None:
+def test_floor_claim_fails_without_slabs_above_other_floors() -> None:
     pool = Pool(4, a=0.5, b=0.5)
     pool.hold("a", 2)
     pool.hold("b", 2)
@@ -65,7 +65,7 @@ def test_floors_are_met_whatever_the_age() -> None:
     assert pool.plan("b", 2) == [1]
 
 
-def test_the_oldest_of_the_unit_is_spared_while_another_can_give() -> None:
+def test_oldest_request_is_spared_while_others_can_be_preempted() -> None:
     pool = Pool(6, a=0.0, b=0.0, c=0.5)  # quotas 1 or 2 for a and b, 3 for c
     oldest = pool.hold("a", 4)
     younger = pool.hold("b", 2)
@@ -75,7 +75,7 @@ def test_the_oldest_of_the_unit_is_spared_while_another_can_give() -> None:
     assert pool.plan("c", 3) is None
 
 
-def test_growth_takes_from_younger_requests_of_its_own_model() -> None:
+def test_growth_preempts_younger_requests_of_the_same_model() -> None:
     pool = Pool(6, a=0.5, b=0.5)
     first, second = pool.hold("a", 1), pool.hold("a", 2)
     pool.hold("b", 3)
@@ -83,7 +83,7 @@ def test_growth_takes_from_younger_requests_of_its_own_model() -> None:
     assert pool.plan("a", 1, second) is None
 
 
-def test_growth_within_the_quota_takes_back_what_was_borrowed() -> None:
+def test_growth_within_the_quota_preempts_borrowers() -> None:
     pool = Pool(10, a=0.1, b=0.1)  # quotas 5
     pool.hold("b", 2)
     pool.hold("b", 3)
@@ -92,7 +92,7 @@ def test_growth_within_the_quota_takes_back_what_was_borrowed() -> None:
     assert pool.plan("a", 1, requester) == [2]
 
 
-def test_growth_over_the_quota_takes_from_younger_borrowers_only() -> None:
+def test_growth_over_the_quota_preempts_only_younger_borrowers() -> None:
     pool = Pool(12, a=0.0, b=0.0, c=0.0)  # quotas 4
     anchor = pool.hold("c", 1)
     old = pool.hold("a", 5)
@@ -103,7 +103,7 @@ def test_growth_over_the_quota_takes_from_younger_borrowers_only() -> None:
     assert pool.plan("c", 1, anchor) == [young.id]
 
 
-def test_the_oldest_of_the_unit_may_take_what_others_hold_over_their_floors() -> None:
+def test_oldest_request_may_preempt_models_above_their_floors() -> None:
     pool = Pool(12, a=0.0, b=0.25)  # quotas 6, floors 0 and 3
     anchor = pool.hold("a", 6)
     kept, young = pool.hold("b", 3), pool.hold("b", 3)
@@ -112,7 +112,7 @@ def test_the_oldest_of_the_unit_may_take_what_others_hold_over_their_floors() ->
     assert pool.plan("a", 4, anchor) is None
 
 
-def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only_and_last() -> None:
+def test_only_request_of_a_model_is_preempted_last() -> None:
     pool = Pool(12, a=0.0, b=0.0, c=0.5)  # quotas 3, 3 and 6
     anchor, old = pool.hold("a", 1), pool.hold("a", 3)
     only = pool.hold("b", 8)
@@ -123,7 +123,7 @@ def test_the_only_request_of_a_model_goes_for_a_floor_or_for_the_oldest_only_and
     assert pool.plan("c", 6) == [old.id, only.id]
 
 
-def test_a_first_request_larger_than_its_quota_takes_from_models_above_their_floor() -> None:
+def test_first_request_larger_than_its_quota_preempts_models_above_their_floor() -> None:
     pool = Pool(12, a=0.25, b=0.25)  # quotas 6, floors 3
     for _ in range(4):
         pool.hold("a", 3)
@@ -136,15 +136,15 @@ def test_a_shared_block_is_freed_with_its_last_reference() -> None:
     pool = Pool(8, a=0.0, b=0.5)
     oldest = pool.hold("a", 4)
     sharing = [pool.hold("a", 1) for _ in range(3)]
-    for one in sharing[1:]:  # blocks of the oldest, and one that all three have
+    for req in sharing[1:]:  # blocks of the oldest, and one that all three have
         pool.allocator.share("a", [oldest.blocks[0], sharing[0].blocks[0]])
-        one.blocks += [oldest.blocks[0], sharing[0].blocks[0]]
+        req.blocks += [oldest.blocks[0], sharing[0].blocks[0]]
     assert pool.allocator.used_pages("a") == 7
-    first, second, third = (one.id for one in sharing)
+    first, second, third = (req.id for req in sharing)
     assert pool.plan("b", 1) == []
     assert pool.plan("b", 2) == [third]
     assert pool.plan("b", 3) == [third, second]
-    # All three go: the block that they share is the last one to come free.
+    # All three are preempted: the block that they share is freed last.
     assert pool.plan("b", 4) == [third, second, first]
     pool.allocator.free("a", sharing[2].blocks)
     pool.holders["a"].remove(sharing[2])
@@ -214,9 +214,9 @@ def check_claims(rng: random.Random) -> None:
         blocks = allocator.allocate(name, rng.randint(1, 8))
         if blocks is None:
             continue
-        one = Request(order, name, [1], order=order, blocks=blocks, state=RequestState.RUNNING)
-        holders[name].append(one)
-        if rng.random() < 0.3:  # some end, which leaves holes in slabs
+        req = Request(order, name, [1], order=order, blocks=blocks, state=RequestState.RUNNING)
+        holders[name].append(req)
+        if rng.random() < 0.3:  # some requests end, which leaves free blocks in slabs
             ended = holders[name].pop(rng.randrange(len(holders[name])))
             allocator.free(name, ended.blocks)
 
@@ -227,11 +227,11 @@ def check_claims(rng: random.Random) -> None:
             assert victims is not None
             assert all(victim.model != name for victim in victims)
 
-    by_age = sorted((one for held in holders.values() for one in held), key=lambda r: r.order)
+    by_age = sorted((req for held in holders.values() for req in held), key=lambda r: r.order)
     if not by_age:
         return
     oldest = by_age[0]
-    # What a request may come to (`compute_floors`): all but the floors of the others.
+    # A request may grow to all slabs but the floors of other models (`compute_floors`).
     others = sum(floor for name, floor in quotas.floors.items() if name != oldest.model)
     if allocator.slabs_for(oldest.model, len(oldest.blocks) + 1) > allocator.num_slabs - others:
         return

@@ -1,4 +1,4 @@
-"""Keys of blocks: alike exactly where all tokens up to the block's end, and the salt, are."""
+"""Keys of blocks: equal if and only if salt and all tokens up to the block's end are equal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ def keys(tokens: list[int], salt: str | None = None, size: int = 3, split: int =
 
 
 @given(
-    one=st.lists(st.integers(0, 2), max_size=12),
-    other=st.lists(st.integers(0, 2), max_size=12),
+    first=st.lists(st.integers(0, 2), max_size=12),
+    second=st.lists(st.integers(0, 2), max_size=12),
     salts=st.tuples(st.sampled_from([None, "x", "y"]), st.sampled_from([None, "x", "y"])),
 )
-def test_keys_are_equal_where_all_tokens_before_are(one, other, salts) -> None:
-    mine, others = keys(one, salts[0]), keys(other, salts[1])
-    for at, (key, another) in enumerate(zip(mine, others, strict=False), start=1):
-        same = one[: 3 * at] == other[: 3 * at] and salts[0] == salts[1]
-        assert (key == another) == same
-    assert len(set(mine)) == len(mine)
+def test_keys_are_equal_if_salts_and_all_tokens_so_far_are(first, second, salts) -> None:
+    first_keys, second_keys = keys(first, salts[0]), keys(second, salts[1])
+    for at, (first_key, second_key) in enumerate(
+        zip(first_keys, second_keys, strict=False), start=1
+    ):
+        same = first[: 3 * at] == second[: 3 * at] and salts[0] == salts[1]
+        assert (first_key == second_key) == same
+    assert len(set(first_keys)) == len(first_keys)
 
 
 @given(tokens=st.lists(st.integers(0, 300_000), max_size=20), split=st.integers(0, 20))
@@ -40,7 +42,7 @@ def test_keys_do_not_depend_on_when_they_are_computed(tokens, split) -> None:
     assert request.block_keys == keys(tokens)
 
 
-def test_tokens_do_not_run_into_each_other() -> None:
+def test_key_input_is_unambiguous() -> None:
     assert keys([1, 256, 1])[0] != keys([1, 1, 256])[0]
     assert keys([0, 0, 1], size=3) != keys([0, 0, 1], size=1)[:1]
 

@@ -10,15 +10,15 @@ from muxjax.scheduling.specs import ModelSpec
 from tests.muxjax.scheduling.harness import spec
 
 
-def make(
+def create_quotas(
     *specs: ModelSpec, slabs: int, needs: dict[str, float] | None = None
 ) -> tuple[SlabAllocator, KVQuotas]:
     """Models of one layer, so that a slab is a page and a block."""
-    assert all(one.num_layers == 1 for one in specs)
-    allocator = SlabAllocator(1 + slabs, {one.name: 1 for one in specs})
+    assert all(model.num_layers == 1 for model in specs)
+    allocator = SlabAllocator(1 + slabs, {model.name: 1 for model in specs})
     assert allocator.num_slabs == slabs
     return allocator, KVQuotas(
-        specs, allocator, needs or dict.fromkeys([one.name for one in specs], 1.0)
+        specs, allocator, needs or dict.fromkeys([model.name for model in specs], 1.0)
     )
 
 
@@ -28,23 +28,23 @@ def one_layer(name: str, kv_floor: float | None = None, max_model_len: int = 40)
 
 
 def test_initial_quotas_follow_needs_and_keep_floors() -> None:
-    _, quotas = make(one_layer("a"), one_layer("b"), slabs=40, needs={"a": 3.0, "b": 1.0})
+    _, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40, needs={"a": 3.0, "b": 1.0})
     assert quotas.quotas == {"a": 30, "b": 10}
-    _, quotas = make(one_layer("a"), one_layer("b"), slabs=40, needs={"a": 99.0, "b": 1.0})
+    _, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40, needs={"a": 99.0, "b": 1.0})
     assert quotas.quotas == {"a": 35, "b": 5}
 
 
-def test_up_to_its_quota_a_model_may_lease_what_is_free() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+def test_model_may_lease_free_slabs_up_to_its_quota() -> None:
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     assert quotas.quotas == {"a": 20, "b": 20}
     allocator.allocate("a", 15)
-    assert quotas.leasable("a") == 20  # 5 of its own, and 25 are free of which 5 are b's floor
+    assert quotas.leasable("a") == 20  # 25 slabs are free, and 5 are for the floor of b
     allocator.allocate("b", 24)
     assert quotas.leasable("a") == 1
 
 
-def test_above_its_quota_a_model_borrows_what_floors_leave() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+def test_model_above_its_quota_borrows_slabs_beyond_floors() -> None:
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 30)
     assert quotas.over_quota("a") == 10
     assert quotas.leasable("a") == 5
@@ -58,14 +58,14 @@ def test_above_its_quota_a_model_borrows_what_floors_leave() -> None:
 
 
 def test_quota_moves_from_models_that_do_not_use_it_to_models_that_are_short() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     assert not quotas.due(0.0)
     assert quotas.due(QUOTA_PERIOD)
     allocator.allocate("a", 20)
     quotas.record_lease("a")
     quotas.record_refusal("a", 1)
     quotas.move(QUOTA_PERIOD, ["a"])
-    # b uses nothing: it gives half of what is above its floor of 5, rounded up.
+    # b uses nothing: it loses half of its quota above its floor of 5, rounded up.
     assert quotas.quotas == {"a": 28, "b": 12}
     assert quotas.moves[-1].pages == 8
     assert (quotas.moves[-1].donor, quotas.moves[-1].recipient) == ("b", "a")
@@ -73,18 +73,18 @@ def test_quota_moves_from_models_that_do_not_use_it_to_models_that_are_short() -
 
 
 def test_quota_does_not_move_without_a_queue_or_a_refusal_at_the_quota() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
     quotas.move(3.0, ["a"])
     quotas.record_refusal("a", 1)
     quotas.move(6.0, [])
-    quotas.record_refusal("b", 1)  # refused below its quota: what is missing is pages, not quota
+    quotas.record_refusal("b", 1)  # refused below its quota: pages are short, not quota
     quotas.move(9.0, ["b"])
     assert quotas.quotas == {"a": 20, "b": 20}
 
 
 def test_a_short_peak_counts_as_use() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     peak = allocator.allocate("b", 18)
     quotas.record_lease("b")
     allocator.free("b", peak or [])
@@ -95,7 +95,7 @@ def test_a_short_peak_counts_as_use() -> None:
 
 
 def test_when_all_are_short_quota_moves_back_to_the_expected_need() -> None:
-    allocator, quotas = make(one_layer("a"), one_layer("b"), slabs=40)
+    allocator, quotas = create_quotas(one_layer("a"), one_layer("b"), slabs=40)
     allocator.allocate("a", 20)
     quotas.record_refusal("a", 1)
     quotas.move(3.0, ["a"])
@@ -122,14 +122,16 @@ def test_quotas_always_sum_to_the_pool_and_keep_floors(
 ) -> None:
     assume(sum(floor or 0 for floor in floors) <= 1)
     specs = [one_layer(f"m{i}", floor, lengths[i]) for i, floor in enumerate(floors)]
-    names = [one.name for one in specs]
+    names = [model.name for model in specs]
     try:
-        allocator, quotas = make(*specs, slabs=slabs, needs=dict(zip(names, needs, strict=False)))
+        allocator, quotas = create_quotas(
+            *specs, slabs=slabs, needs=dict(zip(names, needs, strict=False))
+        )
     except PoolTooSmall:
         return
-    for one in specs:
-        others = sum(floor for name, floor in quotas.floors.items() if name != one.name)
-        assert one.blocks_for(one.max_model_len) + others <= slabs
+    for model in specs:
+        others = sum(floor for name, floor in quotas.floors.items() if name != model.name)
+        assert model.blocks_for(model.max_model_len) + others <= slabs
     held: dict[str, list[int]] = {name: [] for name in names}
     now = 0.0
     for which, count, release in moves:

@@ -1,4 +1,4 @@
-"""Slabs that hold one block each; `test_allocator.py` has pools with such among others."""
+"""Slabs that hold one block each; `test_allocator.py` tests pools with mixed slabs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_block_is_in_use_then_idle_then_empty() -> None:
     lease.check_invariants()
 
 
-def test_operations_that_a_slab_of_one_block_does_not_have() -> None:
+def test_unsupported_operations_of_single_block_slabs() -> None:
     lease = lease_of(1)
     assert lease.allocate(0, 0) == []
     assert not lease.lease_idle_slab(0)

@@ -1,4 +1,4 @@
-"""Policies without a pool: a fake view instead of a scheduler, and proposals that fail or not."""
+"""Policies on a fake view instead of a scheduler, and proposals that can or cannot be built."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import pytest
 
 from muxjax.scheduling.kv_cache.pool_division import FixedPool, OpenPool
@@ -17,7 +20,7 @@ from muxjax.scheduling.policies.registry import (
 )
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.testing.mock_executor import MockExecutor, MockLatency
-from tests.muxjax.scheduling.harness import Loop, request, solo_tokens, spec
+from tests.muxjax.scheduling.harness import Loop, isolated_tokens, request, spec
 
 
 def test_policies_have_the_names_of_the_fleet_file() -> None:
@@ -33,7 +36,7 @@ def test_policies_have_the_names_of_the_fleet_file() -> None:
         create_policy("spatial")
 
 
-def test_each_policy_divides_the_pool_its_own_way() -> None:
+def test_pool_division_of_each_policy() -> None:
     assert get_policy("slo").kv_quotas is get_policy("adbs").kv_quotas is KVQuotas
     assert get_policy("static").kv_quotas is get_policy("mutex").kv_quotas is FixedPool
     assert get_policy("temporal").kv_quotas is OpenPool
@@ -45,26 +48,26 @@ class InOrder(RoundRobin):
 
 
 @pytest.fixture
-def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps what a test registers out of the other tests."""
+def isolated_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discards the policies that a test registers."""
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
 
-@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.usefixtures("isolated_registry")
 def test_a_policy_can_be_registered() -> None:
     register_policy("in_order", InOrder, description="models in turn", kv_quotas=OpenPool)
     assert policy_names()[-1] == "in_order"
-    loop = Loop.of([spec("a"), spec("b")], 200, "in_order", kv_quotas=OpenPool)
-    loop.unit.add(request(0, "b"))
+    loop = Loop.create([spec("a"), spec("b")], 200, "in_order", kv_quotas=OpenPool)
+    loop.scheduler.add(request(0, "b"))
     loop.run()
     loop.assert_empty()
-    assert loop.unit.stats()["policy"] == "in_order"
+    assert loop.scheduler.stats()["policy"] == "in_order"
     for name in ("in_order", "adbs", "spatial"):
         with pytest.raises(ValueError, match=f"there is a policy '{name}' already"):
             register_policy(name, InOrder, description="models in turn")
 
 
-@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.usefixtures("isolated_registry")
 def test_a_concurrent_variant_is_registered_once() -> None:
     register_policy("in_order", InOrder, description="models in turn")
     variant = ConcurrentVariant(lambda compute: InOrder())
@@ -74,77 +77,137 @@ def test_a_concurrent_variant_is_registered_once() -> None:
         register_concurrent_variant("in_order", variant)
 
 
-@pytest.mark.usefixtures("empty_registry")
-def test_policies_of_other_packages_are_found_by_their_entry_points(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def register() -> None:
-        register_policy("in_order", InOrder, description="models in turn")
+@dataclass(frozen=True)
+class FakeEntryPoint:
+    """An entry point whose `load` raises `error`, or returns `function`."""
 
-    class EntryPoint:
-        def load(self) -> object:
-            return register
+    function: Callable[[], None]
+    name: str = "in_order"
+    value: str = "other_package.policies:register"
+    error: Exception | None = None
 
-    groups: list[str] = []
+    def load(self) -> Callable[[], None]:
+        if self.error is not None:
+            raise self.error
+        return self.function
 
-    def entry_points(group: str) -> list[EntryPoint]:
-        groups.append(group)
-        return [EntryPoint()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
-    registry._load_entry_points.cache_clear()
-    try:
-        assert isinstance(create_policy("in_order"), InOrder)
-        assert "in_order" in policy_names()
-        assert groups == ["muxjax.policies"]
-    finally:
+@pytest.fixture
+def install_entry_points(
+    isolated_registry: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., list[str]]]:
+    """Function that replaces the installed entry points; returns the groups that were queried."""
+
+    def install(*installed: FakeEntryPoint) -> list[str]:
+        groups: list[str] = []
+
+        def entry_points(group: str) -> list[FakeEntryPoint]:
+            groups.append(group)
+            return list(installed)
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
         registry._load_entry_points.cache_clear()
+        return groups
+
+    yield install
+    registry._load_entry_points.cache_clear()
 
 
-@pytest.mark.parametrize("policy", policy_names())
-def test_an_idle_unit_has_nothing_to_do(policy: str) -> None:
-    loop = Loop.of([spec("a"), spec("b")], 200, policy)
-    assert loop.unit.next_step(0.0) is None
+def register_in_order() -> None:
+    register_policy("in_order", InOrder, description="models in turn")
+
+
+def test_entry_points_register_policies_of_other_packages(
+    install_entry_points: Callable[..., list[str]],
+) -> None:
+    groups = install_entry_points(FakeEntryPoint(register_in_order))
+    assert isinstance(create_policy("in_order"), InOrder)
+    assert "in_order" in policy_names()
+    assert groups == ["muxjax.policies"]
+
+
+def raise_value_error() -> None:
+    raise ValueError("there is a policy 'slo' already")
 
 
 @pytest.mark.parametrize(
-    ("policy", "most"),
-    # `static` keeps to its shares of the time, however long the neighbor's steps are.
+    ("broken", "reason"),
+    [
+        (
+            FakeEntryPoint(
+                register_in_order, "lifo", "lifo_policy:register", ImportError("no module 'torch'")
+            ),
+            "ImportError: no module 'torch'",
+        ),
+        (
+            FakeEntryPoint(raise_value_error, "lifo", "lifo_policy:register"),
+            "ValueError: there is a policy 'slo' already",
+        ),
+    ],
+    ids=["import", "register"],
+)
+def test_failing_entry_point_is_named_and_other_policies_work(
+    broken: FakeEntryPoint,
+    reason: str,
+    install_entry_points: Callable[..., list[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    built_in = tuple(registry._ENTRIES)
+    install_entry_points(broken, FakeEntryPoint(register_in_order))
+    failure = f"entry point 'lifo = lifo_policy:register' of muxjax.policies failed: {reason}"
+    assert policy_names() == (*built_in, "in_order")
+    assert [record.getMessage() for record in caplog.records] == [failure]
+    assert isinstance(create_policy("in_order"), InOrder)
+    with pytest.raises(ValueError, match="no policy 'lifo'; there are slo, adbs") as error:
+        create_policy("lifo")
+    assert str(error.value).endswith(f"; {failure}")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_idle_unit_has_no_step(policy: str) -> None:
+    loop = Loop.create([spec("a"), spec("b")], 200, policy)
+    assert loop.scheduler.next_step(0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_turns"),
+    # `static` keeps fixed shares of the time, whatever the duration of other steps.
     [("slo", 12), ("adbs", 12), ("round_robin", 12), ("static", 40), ("mutex", 12)],
 )
-def test_a_greedy_neighbor_does_not_delay_others(policy: str, most: int) -> None:
+def test_a_greedy_neighbor_does_not_delay_others(policy: str, max_turns: int) -> None:
     specs = [
         spec("greedy", 2, 4, 64, max_seqs=8, decode_tokens=4),
         spec("modest", 3, 4, 64, max_seqs=8, decode_tokens=4),
     ]
-    loop = Loop.of(specs, 3 + 8 * 32, policy)
+    loop = Loop.create(specs, 3 + 8 * 32, policy)
     for i in range(100):
-        loop.unit.add(request(i, "greedy", prompt_tokens=30, max_tokens=30))
+        loop.scheduler.add(request(i, "greedy", prompt_tokens=30, max_tokens=30))
     for _ in range(50):
         loop.turn()
     for i in range(10):
         modest = request(1000 + i, "modest", prompt_tokens=30, max_tokens=9)
-        loop.unit.add(modest)
+        loop.scheduler.add(modest)
         turns = 0
         while not modest.output:
             loop.turn()
             turns += 1
-            assert turns <= most
+            assert turns <= max_turns
         while not modest.finished:
             loop.turn()
             turns += 1
-            assert turns <= most + 30
-        assert modest.output == solo_tokens(loop.unit, modest)
-    assert loop.unit.models["greedy"].waiting
+            assert turns <= max_turns + 30
+        assert modest.output == isolated_tokens(loop.scheduler, modest)
+    assert loop.scheduler.models["greedy"].waiting
 
 
 @pytest.mark.parametrize("policy", policy_names())
-def test_steps_of_no_duration_are_possible(policy: str) -> None:
+def test_steps_may_have_zero_duration(policy: str) -> None:
     specs = [spec("a"), spec("b", 3)]
     still = MockLatency(prefill=0.0, prefill_token=0.0, decode=0.0, decode_sequence=0.0)
-    unit = Scheduler(specs, 200, create_policy(policy), record_freed=True)
-    loop = Loop(unit, MockExecutor(specs, 200, latency=still))
+    scheduler = Scheduler(specs, 200, create_policy(policy), record_freed=True)
+    loop = Loop(scheduler, MockExecutor(specs, 200, latency=still))
     for i in range(8):
-        unit.add(request(i, "ab"[i % 2], max_tokens=20))
+        scheduler.add(request(i, "ab"[i % 2], max_tokens=20))
     loop.run()
     loop.assert_empty()

@@ -1,4 +1,4 @@
-"""What latency targets allow, and how urgent prompts and tokens are."""
+"""Latency targets, and the urgency of prompts and tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.muxjax.scheduling.harness import Loop, request, spec
 
 
 def tracker(slo: LatencySlo) -> tuple[Loop, SloTracker]:
-    loop = Loop.of([spec("a", 1, 16, 64, targets=slo)], 400, "slo")
-    return loop, SloTracker(loop.unit.models["a"], loop.unit.estimates)
+    loop = Loop.create([spec("a", 1, 16, 64, targets=slo)], 400, "slo")
+    return loop, SloTracker(loop.scheduler.models["a"], loop.scheduler.estimates)
 
 
-def test_given_targets_are_used_as_they_are() -> None:
+def test_explicit_targets_are_used_unchanged() -> None:
     _, slo = tracker(LatencySlo(ttft=0.5, tpot=0.02))
     assert slo.ttft(10) == slo.ttft(1000) == 0.5
     assert slo.tpot() == 0.02
@@ -43,7 +43,7 @@ def test_an_earlier_request_has_to_start_earlier() -> None:
 def test_observed_lengths_replace_the_expected_ones() -> None:
     loop, slo = tracker(LatencySlo(scale=8.0))
     expected = slo.mean_output()
-    state = loop.unit.models["a"]
+    state = loop.scheduler.models["a"]
     state.finished, state.output_tokens = 10_000, 10_000 * 3
     assert slo.mean_output() == pytest.approx(3.0, rel=0.2)
     assert slo.mean_output() != pytest.approx(expected)
