@@ -14,8 +14,7 @@ query heads:
   padded with zeros. A padding head contributes nothing: its columns of `o` are zeros.
 
 SmolLM2's 9 query and 3 KV heads on 2, 4 and 8 devices become 2, 1 and 1 KV heads on each with 3, 3
-and 2 queries. `local` is the config of one device's
-shard, an ordinary decoder.
+and 2 queries. `local` is the config of one device's shard, which is an ordinary decoder.
 """
 
 from __future__ import annotations

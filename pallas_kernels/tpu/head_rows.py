@@ -3,8 +3,8 @@
 A row of the pool has 128 lanes: a whole head, half of a large one, or several small ones. A query
 is therefore spread over one segment of 128 lanes for each row that contains a part of its KV head,
 with zeros in the lanes of other heads. For every head size, a product with a row then gives this
-row's part of the score. Weighted values have the same
-layout, and `select_outputs` extracts the lanes of each query head's KV head.
+row's part of the score. Weighted values have the same layout, and `select_outputs` extracts the
+lanes of each query head's KV head.
 """
 
 from __future__ import annotations
