@@ -10,7 +10,7 @@ from muxjax.errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
       CheckpointError: the file cannot be read, or is not a JSON object.

@@ -1,4 +1,4 @@
-"""Paged attention over the shared KV pool: one entry point with several implementations.
+"""Paged attention over the shared KV pool: one entry point, several implementations.
 
 `paged_attention` reads the pool; `write_kv` writes the step's new keys and values into it.
 """

@@ -25,13 +25,13 @@ from muxjax.pallas_kernels.xla import paged_attention_xla
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute paged attention.
+    """An implementation of paged attention.
 
     Attributes:
       name: selects it in `paged_attention(implementation=...)`.
-      platforms: platforms on which it is selected by default; on others it must be named.
+      platforms: platforms on which it can be selected by default.
       run: the function, with the positional arguments of `paged_attention`.
-      unsupported_reason: why it cannot compute a request on any of its platforms, or None.
+      unsupported_reason: returns why it does not support a request, or None if it does.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Implementation:
     unsupported_reason: Callable[[AttentionRequest], str | None] = lambda request: None
 
     def skip_reason(self, request: AttentionRequest) -> str | None:
-        """Why it is not selected by default for a request, or None."""
+        """Why the implementation is not selected by default for a request, or None."""
         platform = request.target.platform
         if platform not in self.platforms:
             platforms = " and ".join(self.platforms) or "tests"
@@ -56,7 +56,7 @@ def _reference_callback(
     options: AttentionOptions,
     layer: Int[Array, ""] | int,
 ) -> Float[Array, "T N H"]:
-    """The NumPy reference, as a callback to the host."""
+    """Runs the NumPy reference in a callback to the host."""
 
     def on_host(*args: Any) -> np.ndarray:
         q, kv, metadata, layer = jax.tree.map(np.asarray, args)
@@ -78,15 +78,15 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("xla", ("cpu", "gpu", "tpu"), paged_attention_xla),
     Implementation("reference", (), _reference_callback),
 )
-"""In order of preference: the first that accepts the request is selected."""
+"""In order of preference: the first that supports the request is selected."""
 
 
 def choose_implementation(implementation: str | None, request: AttentionRequest) -> Implementation:
-    """The named implementation, or the first that accepts the request.
+    """Selects the named implementation, or by default the first that supports the request.
 
     Raises:
-      ValueError: the name is unknown, or the named implementation does not support the request; or,
-        without a name, no implementation accepts it. The message gives each one's reason.
+      ValueError: the name is unknown, the named implementation does not support the request, or no
+        implementation does. The message gives the reasons.
     """
     if implementation is not None:
         for candidate in IMPLEMENTATIONS:
@@ -118,7 +118,8 @@ def paged_attention(
 ) -> Float[Array, "T N H"]:
     """Causal attention of ragged queries over contexts stored in the pool's pages.
 
-    A query sees the positions of its sequence up to its own (see `AttentionMetadata`).
+    A query attends to its sequence's positions up to and including its position (see
+    `AttentionMetadata`).
 
     Args:
       q: queries of all sequences, packed, after the rotary embedding. Padding gives zeros.
@@ -126,15 +127,15 @@ def paged_attention(
       metadata: the sequences of the step.
       options: scale, window and soft cap of the layer.
       layer: index of the layer whose pages are read; may be traced.
-      implementation: a name from `IMPLEMENTATIONS`; by default the first that accepts the request
-        on the device that is traced for. A Pallas kernel that is named where it cannot be compiled
-        runs only in Pallas's interpreter (`pltpu.force_tpu_interpret_mode`).
+      implementation: a name from `IMPLEMENTATIONS`; by default the first that supports the request
+        on the target device. On other devices, a Pallas kernel needs Pallas's interpreter
+        (`pltpu.force_tpu_interpret_mode`).
 
     Returns:
       Attention outputs in `q`'s type; softmax and sums are computed in float32.
 
     Raises:
-      ValueError: shapes that do not fit each other, or no implementation for the request.
+      ValueError: the shapes do not match, or no implementation supports the request.
     """
     metadata.validate(q, kv)
     request = AttentionRequest(

@@ -1,9 +1,9 @@
 """The layout of one model's keys and values in the pages of the shared pool.
 
 The pool is `kv[pages, rows, 128]`. A token of one layer occupies `R` consecutive rows of a page:
-its `K` key heads, then its `K` value heads, each padded to `padded_head_dim` so that the two
-together fill whole rows. A page holds `rows // R` whole tokens; rows after the last one are unused.
-Models with other `K` and `H` use the same pages through their own layout.
+its `K` key heads, then its `K` value heads. Heads are padded to `padded_head_dim`, with which a
+token fills whole rows. A page holds `rows // R` tokens; rows after the last one are unused. Models
+with other `K` and `H` use the same pages with other layouts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KVLayout:
       head_dim: `H`, the model's head size; stored heads are padded to `padded_head_dim`.
 
     Raises:
-      ValueError: a number below 1, or a page too small for one token.
+      ValueError: a number is below 1, or a page is too small for one token.
     """
 
     rows: int
@@ -42,7 +42,7 @@ class KVLayout:
 
     @property
     def padded_head_dim(self) -> int:
-        """The smallest head size, at least `head_dim`, with which a token fills whole rows."""
+        """The smallest head size of at least `head_dim` with which a token fills whole rows."""
         head_dim = self.head_dim
         while 2 * self.num_kv_heads * head_dim % LANES:
             head_dim += 1
@@ -50,7 +50,7 @@ class KVLayout:
 
     @property
     def rows_per_token(self) -> int:
-        """`R`: pool rows of one token of one layer."""
+        """`R`: pool rows of a token in one layer."""
         return 2 * self.num_kv_heads * self.padded_head_dim // LANES
 
     @property

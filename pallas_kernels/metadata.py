@@ -1,6 +1,4 @@
-"""Arguments of paged attention: the sequences of a step, the options of a layer, and the static
-properties by which an implementation accepts or refuses a call.
-"""
+"""Arguments of paged attention: sequences of a step, options of a layer, and static properties."""
 
 from __future__ import annotations
 
@@ -25,11 +23,12 @@ class AttentionMetadata:
 
     Attributes:
       block_tables: first page of each block of each sequence; layer `l` reads page `first + l`.
-        Entries past a sequence's length may be any page that exists.
+        Entries past a sequence's length may be any page of the pool.
       kv_lens: tokens in each context, including the queries; 0 for an empty row.
       query_starts: cumulative counts of queries. Packed queries past the last are padding.
       layout: the model's geometry in the pool. Static.
-      decode: one query per sequence: `T == S` and row `s` is the query of sequence `s`. Static.
+      decode: whether each sequence has one query, so `T == S` and row `s` is the query of sequence
+        `s`. Static.
     """
 
     block_tables: Int[Array, "S B"]
@@ -42,7 +41,7 @@ class AttentionMetadata:
         """Checks queries and pool against the layout and the number of sequences.
 
         Raises:
-          ValueError: shapes that do not fit each other.
+          ValueError: the shapes do not match.
         """
         layout, (num_tokens, num_heads, head_dim) = self.layout, q.shape
         num_seqs = self.block_tables.shape[0]
@@ -51,7 +50,7 @@ class AttentionMetadata:
                 f"pool of shape {kv.shape}; {layout} needs [pages, {layout.rows}, {LANES}]"
             )
         if head_dim != layout.head_dim or num_heads % layout.num_kv_heads:
-            raise ValueError(f"queries of shape {q.shape} do not fit {layout}")
+            raise ValueError(f"queries of shape {q.shape} do not match {layout}")
         if self.kv_lens.shape != (num_seqs,) or self.query_starts.shape != (num_seqs + 1,):
             raise ValueError(
                 f"{num_seqs} block tables, but kv_lens {self.kv_lens.shape} and query_starts "
@@ -66,15 +65,15 @@ class AttentionMetadata:
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How a layer scores keys. Static: part of the compiled program.
+    """The options of a layer's attention. Static: part of the compiled program.
 
     Attributes:
       scale: multiplies the products of queries and keys.
-      window: number of positions that a query sees, including its own; None for all.
+      window: number of positions visible to a query, including its position; None for all.
       softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2); None for no cap.
 
     Raises:
-      ValueError: a window below 1.
+      ValueError: the window is below 1.
     """
 
     scale: float
@@ -88,14 +87,14 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class AttentionRequest:
-    """The static properties of a call, from which an implementation accepts or refuses it.
+    """The static properties of a call, which determine whether an implementation supports it.
 
     Attributes:
-      target: the device that is traced for.
+      target: the device that the call is traced for.
       layout: the model's geometry in the pool.
       num_heads: `N`, query heads.
-      q_dtype, kv_dtype: of the queries and of the pool.
-      decode: one query per sequence.
+      q_dtype, kv_dtype: types of the queries and of the pool.
+      decode: whether each sequence has one query.
     """
 
     target: KernelTarget

@@ -1,4 +1,4 @@
-"""Naive paged attention in NumPy: a loop over sequences, queries and heads, in float64.
+"""Reference paged attention in NumPy: loops over sequences, queries and heads, in float64.
 
 Runs on the host and is slow. All other implementations are tested against it.
 """
@@ -14,7 +14,7 @@ from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions
 def gather_tokens(
     kv: np.ndarray, blocks: np.ndarray, length: int, layer: int, layout: KVLayout
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `length` tokens of one sequence: keys and values, each `[length, K, H]`.
+    """Gathers the first `length` keys and values of one sequence, each `[length, K, H]`.
 
     Args:
       kv: the pool, `[P, rows, 128]`.
@@ -41,7 +41,7 @@ def paged_attention_reference(
     options: AttentionOptions,
     layer: int,
 ) -> np.ndarray:
-    """See `paged_attention`. All arrays are NumPy's; the result is `[T, N, H]` in float64."""
+    """See `paged_attention`. All arrays are NumPy arrays; the result is `[T, N, H]` in float64."""
     layout, window, softcap = metadata.layout, options.window, options.softcap
     out = np.zeros(q.shape, np.float64)
     group = q.shape[1] // layout.num_kv_heads

@@ -1,7 +1,7 @@
-"""The device that a function is traced for: the machine's, or a described one that is absent.
+"""The device that a function is traced for: a device of the machine, or a described one.
 
-To compile for an absent device, `muxjax compile-check` traces under the abstract mesh of that
-device. Code that differs between devices must therefore ask `current_target`, and nothing else. JAX
+To compile for an absent device, `muxjax compile-check` traces under that device's abstract mesh.
+Code that differs between devices must therefore use only `current_target` to distinguish them. JAX
 keys its caches of traced functions by the mesh, so a layer traced for one device is never reused
 for another.
 """
@@ -32,7 +32,7 @@ class KernelTarget:
 
 
 def current_target() -> KernelTarget:
-    """The device of the mesh that is being traced under, or else JAX's default device."""
+    """The device of the current abstract mesh, or else JAX's default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     platform = "gpu" if device.platform in _GPU else device.platform
     return KernelTarget(platform, device.device_kind)

@@ -1,4 +1,4 @@
-"""Writing a step's keys and values into the pool."""
+"""Writes a step's keys and values into the pool."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def write_kv(
 ) -> Float[Array, "P rows 128"]:
     """Writes each token's keys and values to its `R` rows; in place when `kv` is donated.
 
-    One scatter of whole rows: XLA's compilers for CPU, GPU and TPU all update a donated pool in
-    place for this form. With a head-major page, XLA:TPU copies the whole pool.
+    Scatters whole rows, so that XLA:CPU, XLA:GPU and XLA:TPU update a donated pool in place. With
+    head-major pages, XLA:TPU would copy the whole pool.
 
     Args:
       kv: the pool.
       k: new keys, after the rotary embedding.
       v: new values.
       first_rows: for each token, the index of its first row in `kv` viewed as `[P * rows, 128]`.
-        Padding tokens point into the dummy block; several may point to the same row.
+        Padding tokens point into the dummy block, and may share rows.
       layout: the model's geometry in the pool.
     """
     pad = layout.padded_head_dim - layout.head_dim

@@ -1,12 +1,12 @@
 """Paged attention in plain XLA operations, tuned for the CPU.
 
-Decode and prefill both walk the context in blocks of pages with an online softmax (Milakov and
-Gimelshein 2018; FlashAttention, Dao et al. 2022). The trip count follows the longest context in the
-step, so one compiled program serves every length, and at most one block of the context is gathered
-at a time.
+Decode and prefill iterate over the context in blocks of pages with an online softmax (Milakov and
+Gimelshein 2018; FlashAttention, Dao et al. 2022). The longest context in the step determines the
+trip count, so one compiled program supports every length. One block of the context is gathered at a
+time.
 
-Rows past a sequence's length are zeroed as they are gathered: they may hold any value, including
-NaN (a freed page keeps its last contents), and 0 x NaN would reach the output.
+Rows past a sequence's length may contain any value, including NaN (a freed page keeps its last
+contents), and 0 x NaN would reach the output. They are zeroed when they are gathered.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from muxjax.pallas_kernels.layout import KVLayout
 from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions
 
 DECODE_BLOCK = 128
-"""Tokens of each sequence gathered at a time in decode: blocks of 8 sequences fit the CPU's
-cache."""
+"""Tokens of each sequence gathered at a time in decode, so that blocks fit the CPU's cache."""
 PREFILL_BLOCK = 128
 """Tokens gathered at a time in prefill."""
 QUERY_BLOCK = 128
-"""Queries of one sequence handled together in prefill."""
+"""Queries of one sequence computed together in prefill."""
 MAX_MERGED_HEADS = 8
 """Maximum number of KV heads computed by one product in decode; see `_decode`."""
 _MASKED = -1e30
@@ -94,7 +93,7 @@ def _gather(
     valid: Bool[Array, "*s t"],
     layout: KVLayout,
 ) -> Float[Array, "*s t C"]:
-    """The tokens of some pages, `C = 2 * K * padded H` elements each, zeros where not valid."""
+    """The tokens of pages, `C = 2 * K * padded H` elements per token; zeros if not valid."""
     used = layout.tokens_per_page * layout.rows_per_token
     block = kv[pages][..., :used, :].astype(jnp.float32)
     block = block.reshape(*valid.shape, -1)
@@ -102,7 +101,7 @@ def _gather(
 
 
 def _pad_tables(tables: Int[Array, "S B"], pages: int) -> Int[Array, "S B2"]:
-    """Pads tables with the dummy page to a multiple of `pages`, so that no slice is clamped."""
+    """Pads tables with the dummy page to a multiple of `pages`, to prevent clamped slices."""
     return jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % pages)))
 
 
@@ -115,19 +114,19 @@ def _decode(
 ) -> Float[Array, "S N H"]:
     """Attention of one query per sequence, for all sequences at once.
 
-    The gathered block is used in its stored form, `[t, 2 K H]`. Each query is placed at its KV
-    head's offset in a zero vector of that width: one product per sequence then gives the scores of
-    all heads and another the sums of values, without a transpose. This multiplies by zeros (`2 K`
-    times the operations of attention alone), which is cheaper than moving the block
-    (docs/measurements/xla-cpu.md). With more than `MAX_MERGED_HEADS` KV heads, groups of heads are
-    computed separately, and each group's part of the block is moved.
+    The gathered block is used in its stored layout, `[t, 2 K H]`. Each query is placed at its KV
+    head's offset in a zero vector of that width. One product per sequence then gives the scores of
+    all heads, and another the sums of values, without a transpose. This takes `2 K` times the
+    operations, but is cheaper than moving the block (docs/measurements/xla-cpu.md). With more than
+    `MAX_MERGED_HEADS` KV heads, groups of heads are computed separately, and each group's part of
+    the block is moved.
 
     Args:
       q: scaled queries, heads padded to the pool's head size.
       kv: the pool.
       tables: block tables, with the layer's offset added.
       metadata: the sequences of the step.
-      options: of the layer; `scale` has been applied to `q`.
+      options: the layer's options; `scale` has already been applied to `q`.
     """
     layout, kv_lens, window = metadata.layout, metadata.kv_lens, options.window
     num_seqs, num_heads, head_dim = q.shape
@@ -137,7 +136,7 @@ def _decode(
     heads = merged * per_kv
     # in_group[n, j]: whether query head n of a group belongs to the group's KV head j.
     in_group = (np.arange(heads)[:, None] // per_kv == np.arange(merged)).astype(np.float32)
-    # With one group, the block's values are also operands of the score product: zeros skip them.
+    # With one group, the score product includes the block's values; zeros cancel them.
     mask = np.pad(in_group, ((0, 0), (0, merged))) if groups == 1 else in_group
     spread = q.reshape(num_seqs, groups, heads, 1, head_dim) * mask[:, :, None]
     spread = spread.reshape(num_seqs, groups, heads, -1)  # S u n C
@@ -158,7 +157,7 @@ def _decode(
         else:
             block = block.reshape(num_seqs, step, 2, groups, merged * head_dim)
             keys, values = jnp.moveaxis(block, 1, 3).swapaxes(0, 1)  # S u t C
-        # The block is the left operand for the same reason as a weight: see `models.nn.linear`.
+        # The block is the left operand for the same reason as a weight (`models.nn.linear.linear`).
         scores = lax.optimization_barrier(jnp.einsum("sutc,sunc->sutn", keys, spread))
         scores = scores.swapaxes(2, 3)  # S u n t
         scores = jnp.where(valid[:, None, None], _apply_softcap(scores, options.softcap), _MASKED)
@@ -187,9 +186,9 @@ def _prefill(
     metadata: AttentionMetadata,
     options: AttentionOptions,
 ) -> Float[Array, "T N H"]:
-    """Attention of ragged queries: for each sequence, each block of queries over the context.
+    """Attention of ragged queries, one block of one sequence's queries at a time.
 
-    Args as for `_decode`.
+    Has the arguments of `_decode`.
     """
     layout, window = metadata.layout, options.window
     kv_lens, query_starts = metadata.kv_lens, metadata.query_starts
@@ -200,7 +199,7 @@ def _prefill(
     pages = _pages_per_gather(PREFILL_BLOCK, layout, tables)
     step = pages * layout.tokens_per_page
     tables = _pad_tables(tables, pages)
-    # The last block of queries may extend past the end: without padding, its slice is clamped.
+    # The last block of queries may extend past the end; padding prevents a clamped slice.
     padded = jnp.pad(q, ((0, width), (0, 0), (0, 0)))
 
     def query_block(start: Array, out: Array, s: Array) -> Array:

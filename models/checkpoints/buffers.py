@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 ALIGNMENT = 64
-"""Bytes. XLA:CPU uses host memory in place if its address is a multiple, and copies it
-otherwise."""
+"""Bytes. XLA:CPU uses host memory without a copy if its address is a multiple of this."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An uninitialized array whose memory is aligned to `ALIGNMENT`, unlike that of `np.empty`."""
+    """An uninitialized array whose memory is aligned to `ALIGNMENT`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

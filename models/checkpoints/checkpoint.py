@@ -1,4 +1,4 @@
-"""An open checkpoint: its config, its tokenizer, and its weights, read one at a time."""
+"""An open checkpoint: its config, tokenizer, and weights, which are read one at a time."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ class SliceSource(TensorSource, Protocol):
         """The type that `read` returns, from the header only."""
 
     def read_into(self, out: np.ndarray, name: str, axis: int, start: int) -> Wait:
-        """Starts to read a slice of a tensor, from `start` on along an axis, into `out`.
+        """Starts to read a slice of a tensor into `out`, whose shape gives the slice's size.
 
         Args:
           out: destination, of type `dtype(name)`.
-          name: of the tensor.
-          axis: along which the slice is taken.
+          name: the tensor's name.
+          axis: the axis along which the slice is taken.
           start: first index along the axis.
 
         Returns:
-          A function that returns when `out` is complete and raises as `read`. The source reads in
-          the background, or when it is called.
+          A function that waits until `out` is complete, and raises the errors of `read`. The source
+          reads in the background, or when the function is called.
         """
 
 
 def accept_no_extra(name: str) -> bool:
-    """For checkpoints in which every tensor must belong to the model."""
+    """False: every tensor of the checkpoint must belong to the model."""
     return False
 
 
@@ -76,11 +76,11 @@ class Checkpoint:
 
     Attributes:
       config: the decoder's sizes and options.
-      origin: where it comes from, for messages: a file, a folder, a package.
+      origin: the source to name in messages: a file, a folder or a package.
       source: reads the stored tensors.
       mapped: the stored tensors of each canonical parameter.
       build_tokenizer: builds the tokenizer; returns None where the checkpoint has none.
-      ignored: whether a stored tensor that is not the model's may be present.
+      ignored: whether a stored tensor that does not belong to the model may be present.
 
     Raises:
       CheckpointError: a tensor is missing, has the wrong shape, or is unknown.
@@ -105,7 +105,7 @@ class Checkpoint:
     def read_shard(self, name: str, shards: Shards, device: int) -> np.ndarray:
         """One device's shard of a canonical parameter (`Shards.shard_param`).
 
-        Reads only the shard, where the format supports it.
+        Reads only the shard if the format supports it.
 
         Raises:
           CheckpointError: a tensor cannot be read or decoded.
@@ -158,8 +158,8 @@ class Checkpoint:
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every canonical parameter once, in the order of `param_shapes`.
 
-        One is in memory at a time. Its type is float32 or bfloat16, as in the checkpoint (float16
-        and quantized tensors become float32). The caller owns the arrays.
+        One is in memory at a time, as float32 or bfloat16; float16 and quantized tensors become
+        float32. The caller owns the arrays.
 
         Raises:
           CheckpointError: a tensor cannot be read or decoded.
@@ -175,7 +175,7 @@ def _start_filling(
     axis: int,
     segments: Sequence[Segment],
 ) -> Iterator[Wait]:
-    """Starts to read the segments of a parameter into `array`, one after another along an axis."""
+    """Starts to read the segments of a parameter into `array`, consecutively along an axis."""
     position = 0
     for start, count in segments:
         if start is None:

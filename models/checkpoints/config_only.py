@@ -56,8 +56,7 @@ DEMO_SHAPES: Mapping[str, tuple[Family, Mapping[str, Any]]] = {
         },
     ),
 }
-"""The demo models' families and sizes, with keys as in `config.json`, to plan without a
-download."""
+"""The demo models' families and sizes, with keys as in `config.json`, for planning offline."""
 
 _SCALE_BITS = 16
 _DEFAULT_GROUP = 128
@@ -69,8 +68,8 @@ class ShapeOnly:
 
     Attributes:
       config: its sizes and options.
-      weight_bits: bits per weight of the layers' matrices, including scales, if the checkpoint's
-        config says that it is quantized; otherwise None.
+      weight_bits: bits per weight of the layers' matrices, including scales; None if the
+        checkpoint's config has no quantization.
     """
 
     config: ModelConfig
@@ -85,7 +84,7 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
     Raises:
       CheckpointError: the source cannot be read, or its architecture is unknown.
       DownloadError: the config of a Hub id cannot be downloaded, or the demo model is unknown.
-      FleetConfigError: as from `open_checkpoint`.
+      FleetConfigError: `config_mapping` has an unknown key, or the source is not `config:FAMILY`.
     """
     inline = read_inline_config(source, config_mapping)
     if inline is not None:
@@ -112,9 +111,9 @@ def read_shape(source: str, config_mapping: Mapping[str, Any] | None = None) -> 
 
 def _from_folder(path: Path) -> ShapeOnly:
     if (path / "muxjax.json").is_file():
-        described = read_json(path / "muxjax.json")
+        contents = read_json(path / "muxjax.json")
         try:
-            return ShapeOnly(config_from_dict(described["config"]))
+            return ShapeOnly(config_from_dict(contents["config"]))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path / 'muxjax.json'}: not a valid config: {error}") from error
     if (path / "config.json").is_file():
@@ -135,7 +134,7 @@ def _bits(quantization: object) -> float:
     """Bits per weight, from `quantization_config`.
 
     Raises:
-      CheckpointError: a method whose bits per weight are unknown.
+      CheckpointError: not a mapping, or the method's bits per weight are unknown.
     """
     if not isinstance(quantization, Mapping):
         raise CheckpointError(f"quantization_config must be a mapping, not {quantization!r}")

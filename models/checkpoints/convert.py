@@ -24,15 +24,14 @@ def convert(
 ) -> int:
     """Writes a checkpoint in MuxJAX's format.
 
-    Writes to a temporary folder beside `folder` and renames it when it is complete, so that an
-    interrupted conversion leaves no incomplete checkpoint. One parameter at a time is in the host's
-    memory.
+    Writes to a temporary folder beside `folder` and renames it when complete. An interrupted
+    conversion therefore leaves no incomplete checkpoint. One parameter at a time is in host memory.
 
     Args:
       checkpoint: the source.
       folder: destination; must not exist.
-      dtype: of the matrices; norms and biases are unchanged. 'keep' is the type of the source, or
-        float32 if it is quantized.
+      dtype: type of the matrices; norms and biases are unchanged. 'keep': the source's type, or
+        float32 if the source is quantized.
 
     Returns:
       Bytes of the parameters.
@@ -74,7 +73,7 @@ class _ConvertedParams(Mapping[str, np.ndarray]):
         return array
 
     def __contains__(self, name: object) -> bool:
-        return name in self._shapes  # without reading it
+        return name in self._shapes  # does not read the parameter
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -1,8 +1,8 @@
 """Checkpoints in GGUF files: the config from the metadata, and the names of the tensors.
 
-llama.cpp's converter reorders the rows of query and key projections of the `llama` architecture for
-interleaved rotation (Mistral files also have the architecture `llama`). Other architectures are
-stored in Hugging Face's order. Norm weights of Gemma are stored as multipliers, with one added.
+For the architecture `llama`, which includes Mistral, llama.cpp's converter reorders the rows of the
+query and key projections for interleaved rotation. Other architectures are stored in Hugging Face's
+order. Gemma's norm weights are stored as multipliers (Hugging Face stores them minus one).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
     Raises:
       CheckpointError: the file is not GGUF or is truncated, its architecture is unknown, an option
-        is not supported, or its tensors do not fit its metadata.
+        is not supported, or its tensors do not match its metadata.
     """
     file = GGUFFile(path)
     divisors: tuple[float, ...] = ()
@@ -86,7 +86,7 @@ def gguf_mapping(config: ModelConfig) -> ParamMapping:
 
 
 class _Metadata:
-    """The metadata of one architecture, with errors that name the key."""
+    """The metadata keys of one architecture; errors name the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self._metadata = metadata
@@ -122,7 +122,7 @@ def from_gguf(
 
     Args:
       metadata: the file's metadata.
-      shapes: its tensors, whose presence determines biases and a tied output head.
+      shapes: its tensors; their names show whether it has biases and a tied output head.
       rope_divisors: the values of `rope_freqs.weight`, if the file has it.
 
     Raises:
@@ -148,7 +148,7 @@ def from_gguf(
     softcaps = (values.get("attn_logit_softcapping"), values.get("final_logit_softcapping"))
     attn_scale = H**-0.5
     if gemma and L == _GEMMA3_27B_LAYERS:
-        # The only Gemma 3 that scales by its width per head; the metadata do not contain the scale.
+        # This size scales by its width per head; the metadata do not contain the scale.
         attn_scale = (D / N) ** -0.5
     local_rope = None
     if gemma:
@@ -195,7 +195,7 @@ def _rope(values: _Metadata, divisors: tuple[float, ...]) -> RopeConfig:
         if factor != 1.0 and scaling == "linear":
             raise CheckpointError("both linear rope scaling and rope divisors: not supported")
         return RopeConfig(theta, "divisors", divisors=divisors)
-    # Old files have a factor without a type: linear.
+    # Old files have a factor and no type; they mean linear.
     is_linear = factor != 1.0 and (scaling == "linear" or values.get("rope.scaling.type") is None)
     return RopeConfig(theta, "linear", factor) if is_linear else RopeConfig(theta)
 

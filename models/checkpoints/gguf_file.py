@@ -1,4 +1,4 @@
-"""The GGUF container: metadata, and tensors by name, dequantized.
+"""The GGUF container: reads metadata, and dequantizes tensors by name.
 
 The header is parsed here because `gguf.GGUFReader` creates several NumPy views for every string of
 a vocabulary, which takes seconds for large ones. The `gguf` package provides the type tables and
@@ -36,8 +36,8 @@ _SCALARS = {
 }
 _DEFAULT_ALIGNMENT = 32
 _CHUNK_VALUES = 1 << 20
-"""Values dequantized at a time. The library creates several temporaries of this size, which fit the
-CPU's cache; whole tensors at once are slower and need five times their size in memory."""
+"""Values dequantized at a time. The library creates several temporaries of this size, which should
+fit the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class _Cursor:
     def string(self) -> str:
         size = self.scalar("Q")
         start = self._advance(size)
-        # Some converters write strings that are not UTF-8; the file must load nevertheless.
+        # Some converters write strings that are not UTF-8; such files must load too.
         return str(self._view[start : start + size], "utf-8", "replace")
 
     def strings(self, count: int) -> list[str]:
-        """`count` strings, in one loop for speed: a vocabulary has hundreds of thousands."""
+        """Reads `count` strings in one loop, since a vocabulary has hundreds of thousands."""
         view, position, length = self._view, self.position, struct.Struct("<Q").unpack_from
         texts = []
         try:
@@ -131,7 +131,7 @@ class GGUFFile:
         self.path = path
         try:
             if path.stat().st_size < 24:
-                raise CheckpointError(f"{path}: truncated: {path.stat().st_size} bytes only")
+                raise CheckpointError(f"{path}: truncated: only {path.stat().st_size} bytes")
             self._data = np.memmap(path, np.uint8, "r")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

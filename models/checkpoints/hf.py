@@ -46,7 +46,7 @@ _SINGLE = "model.safetensors"
 _STRIP = 1 << 22
 """Bytes per read of a slice, which bounds the copy that safetensors makes."""
 _UNUSED_PARTS = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
-"""Substrings of tensors that a language model does not need: old rotary tables, image encoders."""
+"""Substrings in names of tensors that a decoder does not need: rotary tables, image encoders."""
 
 
 def hf_mapping(
@@ -55,7 +55,7 @@ def hf_mapping(
     """The safetensors of each canonical parameter.
 
     Args:
-      config: of the decoder.
+      config: the decoder's config.
       prefix: prefix of `embed_tokens.weight` and `layers.`.
       head: name of the output head.
     """
@@ -75,7 +75,7 @@ def open_hf(folder: Path) -> Checkpoint:
 
     Raises:
       CheckpointError: the architecture is unknown, an option is not supported, or files are
-        missing, truncated, or do not fit the config.
+        missing, truncated, or do not match the config.
     """
     generation = folder / "generation_config.json"
     try:
@@ -91,7 +91,7 @@ def open_hf(folder: Path) -> Checkpoint:
     head = next((name for name in names if name.endswith("lm_head.weight")), "lm_head.weight")
 
     def ignored(name: str) -> bool:
-        # A tied checkpoint may also contain the head; transformers does not read it either.
+        # A tied checkpoint may also contain the head; `transformers` ignores it too.
         return any(part in name for part in _UNUSED_PARTS) or (
             config.tie_embeddings and name == head
         )
@@ -107,7 +107,7 @@ def open_hf(folder: Path) -> Checkpoint:
 
 
 class Safetensors:
-    """The tensors of a folder's safetensors files: a single one, or those of its index.
+    """The tensors of a folder's safetensors file, or of the files that its index lists.
 
     Raises:
       CheckpointError: there is no file, or a file is missing, truncated or unreadable.
@@ -166,7 +166,7 @@ class Safetensors:
     def _read(self, name: str, get: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self._files[name]
         try:
-            if path not in self._opened:  # opening costs as much as reading 1 MB
+            if path not in self._opened:  # opening is expensive
                 self._opened[path] = safe_open(path, "numpy")
             array = get(self._opened[path])
         except (OSError, SafetensorError, TypeError) as error:
@@ -183,10 +183,10 @@ class Safetensors:
 def _shards(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index}: no weight_map")
-        paths = [folder / name for name in dict.fromkeys(named.values())]
+        paths = [folder / name for name in dict.fromkeys(weight_map.values())]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise CheckpointError(f"{folder}: missing files of the index: {', '.join(missing)}")
@@ -208,7 +208,7 @@ def save_hf(
 
     Args:
       folder: created if it is missing.
-      config: of the decoder.
+      config: the decoder's config.
       params: all canonical parameters, as arrays that NumPy can convert.
       tokenizer: written as tokenizer.json and tokenizer_config.json.
 
@@ -221,8 +221,8 @@ def save_hf(
     mapped = hf_mapping(config)
     for name, shape in param_shapes(config).items():
         if name not in params or tuple(params[name].shape) != shape:
-            found = list(params[name].shape) if name in params else "nothing"
-            raise CheckpointError(f"{name}: found {found}, expected {list(shape)}")
+            actual = f"shape {list(params[name].shape)}" if name in params else "no array"
+            raise CheckpointError(f"{name}: {actual}, expected {list(shape)}")
         for stored, tensor in split_param(mapped[name], np.asarray(params[name])):
             tensors[stored] = np.ascontiguousarray(tensor)
     folder.mkdir(parents=True, exist_ok=True)

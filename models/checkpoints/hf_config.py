@@ -1,7 +1,7 @@
 """Model configs in Hugging Face's format: reading and writing `config.json`.
 
-Keys that a file omits have the defaults of `transformers` for the family. An unsupported option
-that would change the output is an error, never ignored.
+Keys that a file omits have the defaults of `transformers` for the family. Unsupported options that
+would change the output are errors.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def from_hf(mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = N
     names = mapping.get("architectures") or []
     known = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
     if not known:
-        found = ", ".join(names) or mapping.get("model_type") or "none given"
-        raise CheckpointError(f"unknown architecture ({found}); known: {', '.join(ARCHITECTURES)}")
+        given = ", ".join(names) or mapping.get("model_type") or "none given"
+        raise CheckpointError(f"unknown architecture ({given}); known: {', '.join(ARCHITECTURES)}")
     text = mapping.get("text_config")
     if isinstance(text, Mapping):
-        # Token ids and tying of the outer config apply to the text model.
+        # Token ids and embedding tying in the outer config apply to the text model.
         outer = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
         mapping = {key: mapping[key] for key in outer if key in mapping} | dict(text)
     return from_family(known[0], mapping, generation)
@@ -135,7 +135,7 @@ def from_hf(mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = N
 def from_family(
     family: str, mapping: Mapping[str, Any], generation: Mapping[str, Any] | None = None
 ) -> ModelConfig:
-    """The config of a family from keys as in `config.json`, with the family's defaults.
+    """Builds the config of a family from keys of `config.json`, with the family's defaults.
 
     Raises:
       CheckpointError: the family is unknown, or an option is not supported.
@@ -315,7 +315,7 @@ def _rope(parameters: Mapping[str, Any] | None, theta: float) -> RopeConfig:
 def _windows(
     family: str, values: Mapping[str, Any], layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
-    """The window, and for each layer whether it applies."""
+    """The window in tokens (or None), and whether it applies, per layer."""
     window = values["sliding_window"]
     if family == "llama" or (family in ("qwen2", "qwen3") and not values["use_sliding_window"]):
         window = None
@@ -330,8 +330,8 @@ def _windows(
     elif family == "mistral":
         sliding = (True,) * layers
     elif family == "gemma3":
-        every = values["sliding_window_pattern"]
-        sliding = tuple((layer + 1) % every != 0 for layer in range(layers))
+        pattern = values["sliding_window_pattern"]
+        sliding = tuple((layer + 1) % pattern != 0 for layer in range(layers))
     else:
         sliding = tuple(layer >= values["max_window_layers"] for layer in range(layers))
     return window, sliding

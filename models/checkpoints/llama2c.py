@@ -1,4 +1,4 @@
-"""llama2.c's files: the model (`export_model`'s first, "legacy" format) and its `tokenizer.bin`.
+"""llama2.c's files: the model (the "legacy" export, version 0) and its `tokenizer.bin`.
 
 Both are consecutive C structs, little endian. The model file has seven 32-bit integers and then
 float32 tensors without names, with queries and keys in interleaved order. The tokenizer file has
@@ -41,7 +41,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     """Opens a model file; its tokenizer is `tokenizer.bin` in the same folder, if it exists.
 
     Raises:
-      CheckpointError: the file has another format, or not the length that its header implies.
+      CheckpointError: the file has another format, or its length does not match its header.
     """
     file = _Llama2cFile(path)
     tokenizer = path.with_name("tokenizer.bin")
@@ -70,7 +70,7 @@ class _Llama2cFile:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         if len(header) < 28:
-            raise CheckpointError(f"{path}: truncated: {len(header)} bytes only")
+            raise CheckpointError(f"{path}: truncated: only {len(header)} bytes")
         dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("<7i", header)
         if dim == _NEW_FORMAT:
             raise CheckpointError(f"{path}: llama2.c's versioned formats are not supported")
@@ -96,12 +96,12 @@ class _Llama2cFile:
             start + math.prod(shape) for start, shape in self._locations.values()
         )
         if size != expected:
-            found = "truncated" if size < expected else "not a llama2.c model"
-            raise CheckpointError(f"{path}: {found}: {size} bytes, its header implies {expected}")
+            problem = "truncated" if size < expected else "not a llama2.c model"
+            raise CheckpointError(f"{path}: {problem}: {size} bytes, its header implies {expected}")
         self._floats = np.memmap(path, "<f4", "r", offset=28)
 
     def _layout(self, length: int) -> dict[str, tuple[int, Shape]]:
-        """Offset in floats and shape of every tensor; those of all layers are consecutive."""
+        """Offset in floats and shape of every tensor. A tensor's layers are consecutive."""
         c = self.config
         D, F = c.hidden_size, c.intermediate_size
         kinds: list[tuple[str, int, Shape]] = [
@@ -138,7 +138,7 @@ class _Llama2cFile:
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Reads a `tokenizer.bin` of `vocab_size` pieces.
+    """Reads a `tokenizer.bin` with `vocab_size` pieces.
 
     Raises:
       CheckpointError: the file is truncated.

@@ -23,13 +23,13 @@ def open_checkpoint(
       source: a GGUF file; a llama2.c `.bin` file; a Hugging Face folder (config.json and
         safetensors); an Orbax folder written by `orbax.save`; `demo:NAME`; `config:FAMILY` (random
         weights); or, if no such path exists, a Hub id `org/name` with an optional `@revision`.
-      config_mapping: for `config:FAMILY`, keys as in Hugging Face's config.json, and `seed`.
-      progress: show progress bars of downloads.
+      config_mapping: for `config:FAMILY`: keys as in Hugging Face's config.json, and `seed`.
+      progress: show a progress bar for each download.
 
     Raises:
       CheckpointError: the source cannot be opened or is not supported.
       DownloadError: the download failed.
-      FleetConfigError: `config_mapping` has an unknown key, or the source has a config already.
+      FleetConfigError: `config_mapping` has an unknown key, or the source is not `config:FAMILY`.
     """
     text = str(source)
     inline = read_inline_config(text, config_mapping)

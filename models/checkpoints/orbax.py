@@ -27,8 +27,8 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 
 _TYPES = ("float32", "bfloat16")
 _CHUNK_BYTES = 4 << 20
-"""Bytes of a chunk. Chunks are not compressed, since weights compress poorly, and are
-memory-mapped, so that a shard is read without the rest of its chunks."""
+"""Bytes of a chunk. Chunks are not compressed, since weights compress poorly. Readers map them into
+memory, so only a shard's bytes are read."""
 
 
 def save(
@@ -41,9 +41,9 @@ def save(
 
     Args:
       folder: created if it is missing.
-      config: of the decoder.
+      config: the decoder's config.
       params: all canonical parameters (NumPy or JAX arrays), in the type to be stored. Each is
-        accessed when it is written, so that a mapping can read them one at a time.
+        accessed only when it is written, so a lazy mapping needs memory for one.
       tokenizer: written to the same folder.
 
     Raises:
@@ -52,12 +52,12 @@ def save(
     nested: dict[str, Any] = {}
     for name, shape in param_shapes(config).items():
         if name not in params:
-            raise CheckpointError(f"{name}: found nothing, expected {list(shape)}")
-        *above, last = name.split(".")
+            raise CheckpointError(f"{name}: no array, expected {list(shape)}")
+        *parents, leaf = name.split(".")
         inner = nested
-        for key in above:
+        for key in parents:
             inner = inner.setdefault(key, {})
-        inner[last] = _Parameter(name, shape, params)
+        inner[leaf] = _Parameter(name, shape, params)
     folder.mkdir(parents=True, exist_ok=True)
     registry = type_handlers.create_type_handler_registry(
         (_Parameter, _SequentialHandler()),
@@ -72,13 +72,13 @@ def save(
         checkpointer.save(path, nested, force=True, save_args=chunked)
     for file, text in (tokenizer.files() if tokenizer is not None else {}).items():
         (folder / file).write_text(text, "utf-8")
-    described = {"format": FORMAT, "config": dataclasses.asdict(config)}
-    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    contents = {"format": FORMAT, "config": dataclasses.asdict(config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n", "utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parameter:
-    """A leaf of the pytree: an array that is read when it is written."""
+    """A leaf of the pytree. Its array is read only when Orbax writes it."""
 
     name: str
     shape: Shape
@@ -93,11 +93,11 @@ class _Parameter:
         array = self.params[self.name]
         if tuple(array.shape) != self.shape:
             raise CheckpointError(
-                f"{self.name}: found {list(array.shape)}, expected {list(self.shape)}"
+                f"{self.name}: shape {list(array.shape)}, expected {list(self.shape)}"
             )
         if array.dtype.name not in _TYPES:
             raise CheckpointError(
-                f"{self.name} is {array.dtype}: checkpoints hold {' or '.join(_TYPES)}; save the "
+                f"{self.name} is {array.dtype}: checkpoints store {' or '.join(_TYPES)}; save the "
                 "unquantized weights and set `quantization: int8` where they are served"
             )
         return np.asarray(array)
@@ -106,7 +106,7 @@ class _Parameter:
 class _SequentialHandler(type_handlers.NumpyHandler):
     """Writes parameters as NumPy arrays, each before the next is read.
 
-    Orbax's handler copies all of them first, so that the model is twice in the host's memory.
+    Orbax's handler copies all of them first, which needs twice the model's size in host memory.
     """
 
     def __init__(self) -> None:

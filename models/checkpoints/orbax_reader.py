@@ -1,10 +1,10 @@
-"""Reads the checkpoints that `orbax` writes, each device's shard directly into its memory.
+"""Reads the checkpoints that `orbax` writes, one device's shard at a time.
 
 Orbax stores arrays in TensorStore's formats: zarr arrays in the folder's OCDBT database. This
-module reads them with TensorStore, because `import orbax.checkpoint` takes longer than loading a
-small model, and because Orbax restores into arrays that it allocates: here a shard is copied once,
-from the page cache into the memory that the device then uses. Weights are not compressed, so files
-are memory-mapped and only the shard's bytes are read, for any size of chunks.
+module reads them with TensorStore, for two reasons. `import orbax.checkpoint` takes longer than
+loading a small model. Orbax also restores into arrays that it allocates; here a shard is copied
+once, from the page cache into the memory that the device uses. Weights are not compressed, so files
+are memory-mapped and only the shard's bytes are read.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CONFIG_FILE, PARAMS_FOLDER = "muxjax.json", "params"
 _HEADER = ".zarray"
 _TYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 _INDEX_CACHE = 1 << 24
-"""Bytes of the cache of OCDBT's index, which otherwise is read again for each chunk."""
+"""Bytes of the cache of OCDBT's index. Without it, the index is read for each chunk."""
 
 
 def restore(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Reads a whole checkpoint: its config and its canonical parameters.
 
     Raises:
-      CheckpointError: as `open_orbax`.
+      CheckpointError: see `open_orbax`.
     """
     checkpoint = open_orbax(folder)
     return checkpoint.config, dict(checkpoint.weights())
@@ -47,15 +47,15 @@ def open_orbax(folder: Path) -> Checkpoint:
     """Opens a folder that `orbax.save` wrote.
 
     Raises:
-      CheckpointError: another format version, an invalid config, or parameters that do not fit it.
+      CheckpointError: another format version, an invalid config, or parameters that contradict it.
     """
-    described = read_json(folder / CONFIG_FILE)
-    if described.get("format") != FORMAT:
+    contents = read_json(folder / CONFIG_FILE)
+    if contents.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder}: format {described.get('format')!r}; this version reads {FORMAT}"
+            f"{folder}: format {contents.get('format')!r}; this version reads {FORMAT}"
         )
     try:
-        config = config_from_dict(described["config"])
+        config = config_from_dict(contents["config"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a valid config: {error}") from error
     shapes = param_shapes(config)

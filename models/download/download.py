@@ -23,7 +23,7 @@ _TIMEOUT_S = 60.0
 _CHUNK = 1 << 20
 
 Report = Callable[[int], None]
-"""Called with the number of bytes downloaded so far."""
+"""Callback for progress: receives the number of bytes downloaded so far."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Location:
     ca_file: str | None = None
 
     @property
-    def shown(self) -> str:
+    def redacted_url(self) -> str:
         """The URL without user name and password."""
         parts = urllib.parse.urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -66,7 +66,7 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
             error.close()
             if error.code < 500 and error.code not in (408, 416, 429):
                 raise DownloadError(
-                    f"{location.shown}: HTTP {error.code} {error.reason}"
+                    f"{location.redacted_url}: HTTP {error.code} {error.reason}"
                 ) from error
             if error.code == 416:  # the part is longer than the file, or complete
                 if sha256_of(part) == sha256:
@@ -77,13 +77,16 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
             failure = error
         if attempt == _ATTEMPTS - 1:
             raise DownloadError(
-                f"{location.shown}: {failure}; {_size(part)} bytes are kept, run again to resume"
+                f"{location.redacted_url}: {failure}; {_size(part)} bytes are kept, "
+                "run again to resume"
             ) from failure
         time.sleep(2.0**attempt)
-    found = sha256_of(part)
-    if found != sha256:
+    actual = sha256_of(part)
+    if actual != sha256:
         part.unlink()
-        raise DownloadError(f"{location.shown}: SHA-256 is {found}, expected {sha256}; deleted")
+        raise DownloadError(
+            f"{location.redacted_url}: SHA-256 is {actual}, expected {sha256}; deleted"
+        )
     part.replace(target)
 
 
@@ -92,31 +95,33 @@ def _size(path: Path) -> int:
 
 
 def _download_part(location: Location, part: Path, report: Report) -> None:
-    have = _size(part)
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    size = _size(part)
+    headers = {"Range": f"bytes={size}-"} if size else {}
     with contextlib.closing(open_url(location, headers)) as response:
-        resumed = response.status == 206 and _range_start(response) == have
+        resumed = response.status == 206 and _range_start(response) == size
         length = response.headers.get("Content-Length")
-        done = have if resumed else 0
-        wanted = done + int(length) if length is not None else None
+        done = size if resumed else 0
+        total = done + int(length) if length is not None else None
         with part.open("ab" if resumed else "wb") as file:
             report(done)
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
                 report(done)
-    if wanted is not None and done < wanted:
-        raise ConnectionError(f"the connection ended after {done} of {wanted} bytes")
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
 def _range_start(response: http.client.HTTPResponse) -> int | None:
-    unit, _, span = response.headers.get("Content-Range", "").partition(" ")
-    start = span.partition("-")[0]
+    unit, _, byte_range = response.headers.get("Content-Range", "").partition(" ")
+    start = byte_range.partition("-")[0]
     return int(start) if unit == "bytes" and start.isdigit() else None
 
 
 def open_url(location: Location, headers: Mapping[str, str] | None = None) -> Any:
-    """Opens a URL with its credentials and CAs; an HTTPResponse, or its equivalent for files.
+    """Opens a URL with its credentials and CAs.
+
+    Returns an HTTPResponse, or its equivalent for files.
 
     Raises:
       OSError: the URL cannot be opened; HTTP errors are `urllib.error.HTTPError`.
@@ -138,5 +143,7 @@ def open_url(location: Location, headers: Mapping[str, str] | None = None) -> An
         if location.ca_file:
             context.load_verify_locations(location.ca_file)
     elif parts.scheme not in ("http", "file"):
-        raise DownloadError(f"{location.shown}: cannot download from {parts.scheme!r} addresses")
+        raise DownloadError(
+            f"{location.redacted_url}: cannot download from {parts.scheme!r} addresses"
+        )
     return urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context)

@@ -21,7 +21,7 @@ def fetch_from_hub(name: str, *, progress: bool = True) -> Path:
 
     Args:
       name: `org/name`, optionally followed by `@revision`.
-      progress: show bars.
+      progress: show progress bars.
 
     Raises:
       DownloadError: the repository does not exist, access is denied, or there is no network and

@@ -4,10 +4,10 @@ Indexes, credentials and certificates are read with public interfaces: `pip conf
 Repository API (PEP 503, PEP 691), `pip install --dry-run --report` and `npm view`. No registry's
 address is written here.
 
-- If an index is configured, its page of the package is read directly, which downloads no package.
-- Otherwise pip is asked for a report: its default index serves metadata separately, so that pip
-  does not download the wheel for it either.
-- If neither gives a location, `pip_download` lets pip download the file, which cannot be resumed.
+- If an index is configured, its page for the package is read directly. This downloads no package.
+- Otherwise the location comes from pip's report. Its default index serves metadata separately, so
+  this downloads no package either.
+- If neither gives a location, pip downloads the file (`pip_download`), which cannot be resumed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def pip_download(name: str, version: str, folder: Path) -> Path:
       DownloadError: pip failed.
     """
     command = [*_pip_command(), "download", "--no-deps", "--quiet"]
-    done = _run([*command, "--dest", str(folder), f"{name}=={version}"], timeout=None)
+    result = _run([*command, "--dest", str(folder), f"{name}=={version}"], timeout=None)
     files = list(folder.iterdir())
-    if done.returncode != 0 or len(files) != 1:
-        raise DownloadError(f"pip could not download {name}=={version}{_last_error(done)}")
+    if result.returncode != 0 or len(files) != 1:
+        raise DownloadError(f"pip could not download {name}=={version}{_last_error(result)}")
     return files[0]
 
 
@@ -73,19 +73,19 @@ def locate_tarball(name: str, version: str) -> Location:
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(f"npm is needed to find {name}@{version}, and is not installed")
-    done = _run([npm, "view", f"{name}@{version}", "dist.tarball", "--json"])
+    result = _run([npm, "view", f"{name}@{version}", "dist.tarball", "--json"])
     try:
-        url = json.loads(done.stdout)
+        url = json.loads(result.stdout)
     except ValueError:
         url = None
-    if done.returncode != 0 or not isinstance(url, str):
-        raise DownloadError(f"npm finds no {name}@{version}{_last_error(done)}")
+    if result.returncode != 0 or not isinstance(url, str):
+        raise DownloadError(f"npm cannot find {name}@{version}{_last_error(result)}")
     ca_file = _run([npm, "config", "get", "cafile"]).stdout.strip()
     return Location(url, ca_file if ca_file and Path(ca_file).is_file() else None)
 
 
 def _pip_command() -> list[str]:
-    """The pip of this Python, or of the one on the path (a `uv` environment has no pip)."""
+    """The command for this Python's pip, or, in environments without pip (uv), the path's."""
     for python in (sys.executable, shutil.which("python3"), shutil.which("python")):
         command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
         if python and _run([*command, "--version"]).returncode == 0:
@@ -97,7 +97,7 @@ def _pip_command() -> list[str]:
 
 
 def _pip_settings(pip: list[str]) -> Mapping[str, str]:
-    """The settings that hold for `pip download`, from files and the environment."""
+    """The settings that apply to `pip download`, from files and the environment."""
     settings: dict[tuple[int, str], str] = {}
     sections = {"global": 0, "download": 1, ":env:": 2}
     for line in _run([*pip, "config", "list"]).stdout.splitlines():
@@ -166,9 +166,9 @@ def _location_from_report(
 ) -> Location | None:
     """The location in the report of `pip install --dry-run`; None without a report."""
     command = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
-    done = _run([*command, "--report", "-", f"{name}=={version}"])
+    result = _run([*command, "--report", "-", f"{name}=={version}"])
     try:
-        (package,) = json.loads(done.stdout)["install"]
+        (package,) = json.loads(result.stdout)["install"]
         return Location(package["download_info"]["url"], ca_file)
     except (ValueError, KeyError, TypeError):
         return None
@@ -187,6 +187,6 @@ def _run(
         raise DownloadError(f"{command[0]} cannot be run: {error}") from error
 
 
-def _last_error(done: subprocess.CompletedProcess[str]) -> str:
-    lines = done.stderr.strip().splitlines()
+def _last_error(result: subprocess.CompletedProcess[str]) -> str:
+    lines = result.stderr.strip().splitlines()
     return f": {lines[-1]}" if lines else ""

@@ -40,10 +40,10 @@ class PagedAttend:
 
     Attributes:
       first_rows: for each token, the pool row (of `[P * rows, 128]`) of its keys and values in
-        layer 0; those of layer `l` are `l` pages further. Padding tokens point into the dummy
-        block.
+        layer 0; layer `l` is `l` pages further. Padding tokens point into the dummy block.
       metadata: the sequences of the step, with `kv_lens` after this step's tokens are written.
-      implementation: of paged attention; None selects it by platform. Static.
+      implementation: name of the paged attention implementation; None selects it by platform.
+        Static.
     """
 
     first_rows: Int[Array, " T"]
@@ -73,8 +73,8 @@ class DenseAttend:
     """Causal attention among the tokens of the step, without a pool; for training and tests.
 
     Attributes:
-      length: tokens of each sequence; a step holds complete sequences of this length, one after
-        another. Static.
+      length: tokens of each sequence. A step holds complete sequences of this length,
+        concatenated. Static.
     """
 
     length: int = field(metadata={"static": True})

@@ -1,7 +1,7 @@
-"""The config of a decoder: sizes, rotary embedding, windows, biases, norms, scales.
+"""The config of a decoder: sizes, rotary embedding, windows, biases, norms and scales.
 
 One `ModelConfig` describes every family; families differ only in its values. It is frozen and
-hashable, so that it can be a static argument of a compiled function.
+hashable, as static arguments of compiled functions must be.
 `checkpoints.hf_config.from_hf` and `checkpoints.gguf.from_gguf` read it from checkpoints.
 """
 
@@ -35,7 +35,7 @@ class RopeConfig:
       divisors: H/2 numbers for 'divisors'.
 
     Raises:
-      CheckpointError: a number that is not positive and finite, or factors in the wrong order.
+      CheckpointError: a number is not positive and finite, or the factors are in the wrong order.
     """
 
     theta: float = 10000.0
@@ -77,8 +77,8 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "ha
     elif rope.scaling == "divisors":
         if len(rope.divisors) != head_dim // 2:
             raise CheckpointError(
-                f"{len(rope.divisors)} rope divisors for a head of {head_dim}: {head_dim // 2} "
-                "needed"
+                f"rope needs {head_dim // 2} divisors for a head of {head_dim}, not "
+                f"{len(rope.divisors)}"
             )
         frequencies = frequencies / np.asarray(rope.divisors, np.float32)
     return frequencies.astype(np.float32)
@@ -87,7 +87,7 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float32[np.ndarray, "ha
 def _llama3_scaled(
     frequencies: Float32[np.ndarray, "half_H"], rope: RopeConfig
 ) -> Float32[np.ndarray, "half_H"]:
-    """Llama 3.1's rule: the turns of a pair within the original context determine its scaling."""
+    """Llama 3.1's rule: a pair's scaling depends on its turns within the original context."""
     turns = rope.original_max_position * frequencies / (2 * math.pi)
     ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     unscaled = np.clip(ramp, 0.0, 1.0)  # 0: divided by the factor, 1: unchanged
@@ -100,15 +100,15 @@ class ModelConfig:
     """Shape and options of one decoder. Letters in brackets are the project's axis letters.
 
     Attributes:
-      family: the family whose options these are; used only by loaders and in messages.
+      family: the model family; used only by loaders and in messages.
       vocab_size [V], num_layers [L], hidden_size [D], intermediate_size [F], num_heads [N],
         num_kv_heads [K], head_dim [H]: sizes.
       max_position: the model's context length, in tokens.
       norm_eps: added to the mean square in every RMSNorm.
-      activation: of the gated MLP.
+      activation: activation function of the gated MLP.
       rope: rotary embedding of full layers (and of sliding ones where `local_rope` is None).
       local_rope: rotary embedding of sliding layers (Gemma 3), or None.
-      sliding_window: a token of a sliding layer sees itself and the `sliding_window - 1` before it.
+      sliding_window: visible tokens in a sliding layer: the token and `sliding_window - 1` before.
       layer_is_sliding: whether the window applies, per layer; all False without a window.
       qkv_bias, o_bias, mlp_bias: whether these projections have a bias.
       qk_norm: RMSNorm over H of queries and keys, before the rotary embedding.
@@ -117,12 +117,12 @@ class ModelConfig:
       embed_scale: multiplies embeddings (sqrt(D) for Gemma, else 1).
       attn_scale: multiplies the attention logits.
       attn_softcap, final_softcap: cap * tanh(x / cap) on attention logits and on output logits.
-      tie_embeddings: the output head is the embedding.
-      bos_token_id: None where the model has none.
-      eos_token_ids: any of them ends an output.
+      tie_embeddings: whether the output head is the embedding.
+      bos_token_id: id of the begin token, or None.
+      eos_token_ids: ids of the tokens that end an output.
 
     Raises:
-      CheckpointError: sizes that are not positive, or options that do not fit each other.
+      CheckpointError: a size is not positive, or options contradict each other.
     """
 
     family: Family
@@ -182,7 +182,9 @@ class ModelConfig:
                 f"{len(self.layer_is_sliding)} layer types for {self.num_layers} layers"
             )
         if any(self.layer_is_sliding) and (self.sliding_window is None or self.sliding_window < 1):
-            raise CheckpointError(f"sliding layers with a window of {self.sliding_window!r} tokens")
+            raise CheckpointError(
+                f"sliding layers need a positive sliding_window, not {self.sliding_window!r}"
+            )
 
     @property
     def q_width(self) -> int:
@@ -210,14 +212,14 @@ class ModelConfig:
         return self.rope
 
 
-def config_from_dict(described: Mapping[str, Any]) -> ModelConfig:
+def config_from_dict(data: Mapping[str, Any]) -> ModelConfig:
     """The inverse of `dataclasses.asdict`, also after a round trip through JSON.
 
     Raises:
       KeyError, TypeError: keys are missing, unknown or of the wrong type.
       CheckpointError: the values are not a valid config.
     """
-    values = dict(described)
+    values = dict(data)
     for name in ("rope", "local_rope"):
         if values.get(name) is not None:
             rope = dict(values[name])

@@ -2,7 +2,7 @@
 
 A pre-norm transformer with rotary embedding, grouped-query attention and a gated MLP (LLaMA,
 Touvron et al. 2023), with the additions of Mistral, Qwen and Gemma as options. Inputs are arrays
-and an `Attend`, outputs are arrays; requests, pages and batching are outside of the model.
+and an `Attend`; outputs are arrays. The model is independent of requests, pages and batching.
 
 Activations between products are float32 for every type of weights.
 """
@@ -29,7 +29,7 @@ from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.metadata import AttentionOptions
 
 Weight = Array | np.ndarray | jax.ShapeDtypeStruct
-"""A parameter, or only its shape for compiling without weights."""
+"""A parameter, or only its shape and type for compiling without weights."""
 Rotation = tuple[Float[Array, "T 1 half_H"], Float[Array, "T 1 half_H"]]
 """Cosines and sines of each token's angles."""
 
@@ -45,7 +45,7 @@ def rotation(rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]) -> Ro
     """Cosines and sines of each token's angles, for `rotate`."""
     frequencies = jnp.asarray(rope_frequencies(rope, head_dim))
     angles = positions[:, None, None].astype(jnp.float32) * frequencies  # T 1 H/2
-    # Without the barrier, XLA:CPU recomputes them in each layer.
+    # Without the barrier, XLA:CPU recomputes the angles in each layer.
     return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
@@ -60,9 +60,10 @@ class Layer(nnx.Module):
     """Attention and MLP, each with a residual sum.
 
     Args:
-      weights: the canonical parameters `layers.{l}.*` (see `params`), by their short names; the
-        shards of one device where the model is sharded.
-      axis: the mesh axis over which a sharded model's two sums go; None if it is not sharded.
+      weights: the canonical parameters `layers.{l}.*` (see `params`), by their short names. For a
+        sharded model, one device's shards.
+      axis: the mesh axis over which a sharded model's two sums are reduced; None if it is not
+        sharded.
     """
 
     attn_norm: nnx.Param
@@ -91,7 +92,7 @@ class Layer(nnx.Module):
         angles: Rotation,
         attend: Attend[Cache],
     ) -> tuple[Float[Array, "T D"], Cache]:
-        # Matrices in panels are for the CPU kernels.
+        # Only the CPU kernels use matrices in panels.
         uses_cpu_kernels = self.qkv[...].ndim == 4
         norm = partial(native.rms_norm if uses_cpu_kernels else rms_norm, eps=config.norm_eps)
         num_tokens, head_dim = x.shape[0], config.head_dim
@@ -128,8 +129,8 @@ class Layer(nnx.Module):
         x = x + out
 
         h = norm(x, self.mlp_norm[...])
-        # The largest activation: in float32 it is 117 MB for 1024 tokens of Llama 3 8B. The next
-        # product rounds it to the weights' type in any case.
+        # The largest activation, so it is stored in the weights' type where that is faster. The
+        # next product rounds to this type in any case.
         gate_up = self._product("gate_up", h, rounded=True)  # T 2F
         gate, up = jnp.split(gate_up, 2, axis=1)
         if config.activation == "silu":
@@ -144,7 +145,7 @@ class Layer(nnx.Module):
     def _product(
         self, name: str, x: Float[Array, "T I"], *, rounded: bool = False, summed: bool = False
     ) -> Float[Array, "T O"]:
-        """Product with the layer's matrix `name`; `summed` over devices if sharded by columns."""
+        """Product with the layer's matrix `name`; `summed` adds the products of all devices."""
         weight, scales = getattr(self, name)[...], _optional(self, f"{name}_scales")
         bias = _optional(self, f"{name}_bias")
         if not summed or self.axis is None:
@@ -179,9 +180,9 @@ def _run_layer(
     state: Any,
     *args: Any,
 ) -> tuple[Float[Array, "T D"], Any]:
-    """Runs a layer, split by `nnx.split`. Jitted, so that layers of one kind are traced only once.
+    """Runs a layer that `nnx.split` has split. Jitted so that a kind of layer is traced only once.
 
-    The compiled program is the same as without it.
+    The compiled program is the same as without `jit`.
     """
     return nnx.merge(graph, state)(config, sliding, *args)
 
@@ -191,12 +192,12 @@ class Decoder(nnx.Module):
 
     Args:
       config: sizes and options.
-      weights: every canonical parameter of `param_shapes(config)` or `stacks.shapes(config)`, in
-        that shape or its `linear.stored_shape`, or as int8 with its `NAME_scales`
+      weights: every canonical parameter of `param_shapes(config)` or `stacks.shapes(config)`. Its
+        shape is that one or its `linear.stored_shape`; int8 has `NAME_scales` too
         (`weight_format.stored_params`).
       stacks: the layers that are stacked and run under `lax.scan`; None for no stacks.
-      vocab_size: of the whole model, where this is one device's shard (`shards.Shards`) and
-        `config` is that of the shard.
+      vocab_size: the whole model's vocabulary, if `config` describes one device's shard
+        (`shards.Shards.local`); by default `config.vocab_size`.
       axis: the mesh axis over which the model is sharded; calls must run inside a `shard_map` with
         this axis. None if the model is not sharded.
 
@@ -245,7 +246,7 @@ class Decoder(nnx.Module):
 
     @staticmethod
     def init(config: ModelConfig, rngs: nnx.Rngs) -> Decoder:
-        """A decoder for training: normal weights with standard deviation 0.02, norms of one."""
+        """A decoder for training: normal weights with standard deviation 0.02; norms are one."""
         weights: dict[str, Weight] = {}
         for name, shape in param_shapes(config).items():
             if name.endswith("norm"):
@@ -257,7 +258,7 @@ class Decoder(nnx.Module):
         return Decoder(config, weights)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The canonical parameters on the host, of a decoder without stacks.
+        """The canonical parameters of a decoder without stacks, on the host.
 
         Raises:
           ValueError: the weights are quantized.
@@ -266,12 +267,12 @@ class Decoder(nnx.Module):
             raise ValueError("a quantized decoder has no canonical parameters; load it unquantized")
         params = {}
         for name in param_shapes(self.config):
-            owner: nnx.Module = self
+            module: nnx.Module = self
             short = name
             if name.startswith("layers."):
                 _, index, short = name.split(".")
-                owner = self.layers[int(index)]
-            params[name] = np.asarray(getattr(owner, short)[...])
+                module = self.layers[int(index)]
+            params[name] = np.asarray(getattr(module, short)[...])
         return params
 
     def __call__(
@@ -284,9 +285,9 @@ class Decoder(nnx.Module):
         """The last hidden states after the final norm, and the updated cache.
 
         Args:
-          tokens: of all sequences, packed.
-          positions: of the tokens in their sequences.
-          cache: passed to `attend`, layer by layer.
+          tokens: token ids of all sequences, packed.
+          positions: each token's position in its sequence.
+          cache: passed to `attend` by each layer.
           attend: attention over the cache.
         """
         config = self.config
@@ -325,7 +326,7 @@ class Decoder(nnx.Module):
     def _embed(self, tokens: Int[Array, " T"]) -> Float[Array, "T D"]:
         if self.axis is None:
             return self._rows(tokens)
-        # Each device looks up the tokens of its rows of the vocabulary, and has zeros for others.
+        # Each device looks up the tokens in its rows of the vocabulary; other tokens are zeros.
         rows = tokens - jax.lax.axis_index(self.axis) * self.config.vocab_size
         is_local = (rows >= 0) & (rows < self.config.vocab_size)
         x = self._rows(jnp.where(is_local, rows, 0))
@@ -342,7 +343,7 @@ class Decoder(nnx.Module):
         head = "embed" if self.config.tie_embeddings else "head"
         logits = _product(hidden, getattr(self, head)[...], _optional(self, f"{head}_scales"))
         if self.axis is not None:
-            # Each device has the logits of its rows of the vocabulary; the last may be padded.
+            # Each device has the logits of its rows of the vocabulary; the last may be padding.
             logits = jax.lax.all_gather(logits, self.axis, axis=1, tiled=True)
             logits = logits[:, : self.vocab_size]
         cap = self.config.final_softcap

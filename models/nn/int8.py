@@ -1,14 +1,13 @@
-"""Products of int8 with int8: weights are quantized once, activations in each product.
+"""Products in int8: weights are quantized once, activations in each product.
 
 A matrix `[O, I]` is stored as int8 numbers with one float32 scale per row. The activations of a
 token share one scale. Both are symmetric, and sums are exact in int32. Before rounding, weights and
 activations are rotated by the same orthogonal matrix, block-diagonal with Hadamard matrices of size
-`BLOCK` (QuaRot, Ashkboos et al. 2024). This does not change the product, and spreads a large
-activation over its block, which reduces the rounding error of the others. It needs no calibration
-and costs 64 multiplications per activation.
+`BLOCK` (QuaRot, Ashkboos et al. 2024). This does not change the product. It spreads a
+large activation over its block, which reduces the rounding error of the others. It needs no
+calibration and costs 64 multiplications per activation.
 
-docs/measurements/int8.md has accuracy and speed. On the CPU, tiles as for floats (`linear`) are
-slower.
+docs/measurements/int8.md has accuracy and speed. Tiles, as in `linear`, are slower here.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
 
 BLOCK = 64
-"""Inputs that are rotated together; fewer where `I` is not a multiple of it."""
+"""Inputs that are rotated together; fewer if `I` is not a multiple of this."""
 _MAX_INT8 = 127
 _MIN_ROWS = 2
-"""Minimum rows of a product: for one row, XLA:CPU widens the whole matrix to int32."""
+"""Minimum rows of a product. For one row, XLA:CPU widens the whole matrix to int32."""
 _MAX_OUTPUTS_LEFT = 8192
 """Maximum outputs of a matrix that is the left operand on the CPU; larger ones are faster on the
 right."""
@@ -66,8 +65,8 @@ def linear_int8(
 
     Args:
       x: activations.
-      weight: the numbers, in their `stored_shape`.
-      scales: of the rows of the matrix.
+      weight: the int8 numbers, in their `stored_shape`.
+      scales: the scale of each row of the matrix.
       bias: added to the product.
       rounded: return the product in bfloat16; ignored on the CPU, as in `linear`.
     """
@@ -89,7 +88,7 @@ def lookup_rows_int8(
     scales: Float[Array, " V"],
     rows: Int[Array, " T"],
 ) -> Float[Array, "T D"]:
-    """Rows of the matrix before quantization, approximately, for an embedding."""
+    """Dequantized rows of a matrix, for an embedding."""
     # The rotation is its own inverse.
     return _rotate(lookup_rows(weight, rows).astype(jnp.float32) * scales[rows][:, None])
 

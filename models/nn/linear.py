@@ -1,10 +1,10 @@
-"""Products with a weight matrix, stored in the fastest shape for each backend.
+"""Products with weight matrices, stored in the fastest shape for each backend.
 
 A matrix `[O, I]` is stored in one of three shapes (`stored_shape`):
 
 - *In panels*, `[O / 32, I / p, 32, p]`, on CPUs with the C++ kernels (`pallas_kernels.cpu.native`).
-- *In tiles*, `[O / TILE, I, TILE]`, on other CPUs from JAX 0.12 on. XLA:CPU reads such a tile in
-  place, while it repacks a plain matrix in each call.
+- *In tiles*, `[O / TILE, I, TILE]`, on other CPUs from JAX 0.12 on. XLA:CPU reads such tiles in
+  place, but repacks a plain matrix in each call.
 - *Plain*, elsewhere.
 
 docs/measurements/cpu-kernels.md and xla-cpu.md compare them.
@@ -25,11 +25,11 @@ from muxjax.pallas_kernels.target import current_target
 TILE = 64
 """Outputs in a tile: the width of XLA:CPU's products."""
 _MAX_TILED_SIZE = 2**26
-"""Maximum elements of a tiled matrix. Each tile copies the inputs: for 8 rows, one eighth of the
-matrix in total, which would be 84 MB for Gemma's output head (2^27.3 elements)."""
+"""Maximum elements of a tiled matrix. Each tile copies the inputs: 8 rows copy one eighth of the
+matrix's size, which is too much for large output heads."""
 _MIN_ROWS_BFLOAT16 = 8
-"""Minimum rows of a bfloat16 product with a plain matrix: XLA:CPU is slower with one row than with
-8 (docs/measurements/xla-cpu.md)."""
+"""Minimum rows of a bfloat16 product with a plain matrix; XLA:CPU is slower with fewer
+(docs/measurements/xla-cpu.md)."""
 _MIN_TILED_ROWS_BFLOAT16 = 2
 """Minimum rows of a bfloat16 product with tiles."""
 
@@ -37,7 +37,7 @@ _MIN_TILED_ROWS_BFLOAT16 = 2
 def stored_shape(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, ...]:
     """The shape in which a matrix is stored on the device that is traced for.
 
-    Arrays that are not matrices are stored in their shape.
+    The shape of an array that is not a matrix is unchanged.
     """
     if len(shape) != 2 or current_target().platform != "cpu":
         return shape
@@ -55,7 +55,7 @@ def device_put_matrix(weight: np.ndarray, device: jax.Device | None = None) -> A
     The device may use the array's memory without a copy (`weight_format.put_on_device`).
     """
     shape = stored_shape(weight.shape, weight.dtype)
-    # Views on the host; XLA copies.
+    # The host array is only reshaped; XLA makes the copy.
     if len(shape) == 4:
         outputs, inputs, width, packed = shape
         panels = weight.reshape(outputs, width, inputs, packed)
@@ -73,9 +73,8 @@ def lookup_rows(
 ) -> Num[Array, "T I"]:
     """Rows of a matrix in any stored shape, for an embedding.
 
-    On a TPU, a single row is looked up twice: XLA would compile a single lookup to a slice, for
-      which
-    a TPU7x copies the whole matrix to another layout.
+    On a TPU, a single row is looked up twice. XLA would compile a single lookup to a slice, and a
+    TPU7x would copy the whole matrix to another layout for it.
     """
     if rows.shape[0] == 1 and current_target().platform == "tpu":
         return weight[jnp.repeat(rows, 2)][:1]
@@ -94,7 +93,7 @@ def linear(
     *,
     rounded: bool = False,
 ) -> Float[Array, "T O"]:
-    """`x @ weight.T + bias`: inputs in the weight's type, sums and result in float32.
+    """`x @ weight.T + bias`, with inputs in the weight's type, and sums and result in float32.
 
     On the CPU, a plain weight is the left operand and the result is transposed: XLA:CPU then reads
     the matrix in place instead of repacking it (docs/measurements/xla-cpu.md). A barrier keeps XLA
@@ -104,8 +103,8 @@ def linear(
       x: activations.
       weight: the matrix in its `stored_shape`.
       bias: added to the product.
-      rounded: return the product in the weight's type. Ignored on the CPU, where rounding takes
-        longer than it saves.
+      rounded: return the product in the weight's type. Ignored on the CPU, where rounding is
+        slower.
     """
     rows = x.shape[0]
     if weight.ndim == 4:

@@ -9,9 +9,9 @@ Every matrix is `[out, in]`, as in torch's Linear. A decoder of L layers has
     layers.{l}.q_norm, k_norm [H] (qk_norm); post_attn_norm, post_mlp_norm [D] (post_norms);
     layers.{l}.qkv_bias, o_bias, gate_up_bias, down_bias where the config has them.
 
-`qkv` holds all query heads, then all key heads, then all value heads, with the rows of a head in
-the order of half rotation (pairs i, i + H/2). `gate_up` holds the gate's rows, then those of the up
-projection. Norm weights are multipliers (Gemma's checkpoints store them minus one).
+`qkv` holds all query heads, then all key heads, then all value heads. The rows of a head are in the
+order of half rotation (pairs i, i + H/2). `gate_up` holds the rows of the gate projection, then of
+the up projection. Norm weights are multipliers (Gemma's safetensors store them minus one).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Canonical parameters of a model and their shapes, in the order of the computation."""
+    """Canonical parameters of a model and their shapes, in the order of computation."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     layer: dict[str, Shape] = {"attn_norm": (D,), "qkv": (config.qkv_width, D)}
     if config.qkv_bias:
@@ -63,7 +63,7 @@ class TensorPart:
 
     Attributes:
       name: its name in the checkpoint.
-      rows: number of rows of the parameter that it provides.
+      rows: number of the parameter's rows that the tensor provides.
       interleaved_heads: 0, or the number of heads whose rows are stored in interleaved order (pairs
         2i, 2i + 1, as in Meta's and llama.cpp's files).
       offset: added to the values (1 for Gemma's norms in Hugging Face files).
@@ -91,8 +91,8 @@ def map_names(
 
     Args:
       config: determines the parameters and the number of rows of each part.
-      names: canonical name (without `layers.{l}.`) -> the checkpoint's names, separated by spaces
-        where several are concatenated. Names of layers are without their prefix.
+      names: canonical name (without `layers.{l}.`) -> the checkpoint's names (without
+        `layer_prefix`). Spaces separate names whose tensors are concatenated.
       layer_prefix: prefix of a layer's names, with `{}` for its index.
       interleaved: whether queries and keys are stored in interleaved order.
       norm_offset: added to all norm weights.
@@ -183,14 +183,13 @@ def check_shapes(
     """Compares a checkpoint's tensors with those that its config requires.
 
     Args:
-      origin: where the checkpoint comes from, for messages.
+      origin: the checkpoint's source, for messages.
       actual: shapes of the checkpoint's tensors.
       expected: shapes of the required tensors.
       ignored: whether a tensor outside `expected` may be present.
 
     Raises:
-      CheckpointError: a tensor is missing, has another shape, or is unknown (the config then does
-        not describe the checkpoint).
+      CheckpointError: a tensor is missing, has another shape, or is unknown.
     """
     for name, shape in expected.items():
         if name not in actual:

@@ -1,20 +1,20 @@
 """Tensor parallelism: the rows and columns of each parameter on each device.
 
 As in Megatron-LM (Shoeybi et al. 2019, section 3), `qkv` and `gate_up` are sharded by rows, `o` and
-`down` by columns, so that a layer needs one sum over the devices for its attention and one for its
-MLP. Embedding and head are sharded by rows of the vocabulary. Norms, and biases that are added
-after a sum, are replicated.
+`down` by columns. A layer then needs only two sums over the devices: one for its attention and one
+for its MLP. Embedding and head are sharded by rows of the vocabulary. Norms are replicated, and so
+are biases that are added after a sum.
 
 Any `tp_size` is supported. A device has `kv_heads` key/value heads, each with `queries` of its
 query heads:
 
-- With more devices than KV heads, several devices have the same KV head and share its query heads.
-- Where sizes are not divisible, heads, rows of the MLP and rows of the vocabulary are padded with
-  zeros. A head of zeros contributes zeros to `o`, whose columns for it are zeros too.
+- With more devices than KV heads, a KV head is replicated on several devices, which share its query
+  heads.
+- If sizes are not divisible by `tp_size`, heads, rows of the MLP and rows of the vocabulary are
+  padded with zeros. A padding head contributes nothing: its columns of `o` are zeros.
 
 SmolLM2's 9 query and 3 KV heads on 2, 4 and 8 devices become 2, 1 and 1 KV heads on each with 3, 3
-and 2 queries. The parameters of one device are those of an ordinary decoder with the sizes of
-`local`.
+and 2 queries. `local` is the config of one device's shard, which is an ordinary decoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import Shape, param_shapes
 
 Segment = tuple[int | None, int]
-"""Consecutive rows or columns of a parameter: the first (None for zeros) and their number."""
+"""Consecutive rows or columns of a parameter: index of the first (None for zeros) and count."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Shards:
     """The sharding of a model over `tp_size` devices.
 
     Attributes:
-      config: of the whole model.
+      config: the whole model's config.
       tp_size: number of devices; with 1, nothing is sharded.
 
     Raises:
@@ -56,8 +56,7 @@ class Shards:
     def _heads(self) -> tuple[int, int, int]:
         """KV heads per device, query heads of each, and replicas of each KV head.
 
-        The choice with the least memory for keys and values, then the fewest query heads, then the
-        fewest replicas.
+        Minimizes the memory for keys and values, then the query heads, then the replicas.
         """
         group = self.config.num_heads // self.config.num_kv_heads
         return min(
@@ -101,7 +100,7 @@ class Shards:
         """One device's shard of a canonical parameter.
 
         Args:
-          name: of the parameter.
+          name: the parameter's name.
           array: the whole parameter.
           device: index of the device, from 0 to `tp_size - 1`.
 
@@ -127,7 +126,7 @@ class Shards:
         """The axis along which a parameter is sharded and a device's segments; None if replicated.
 
         Raises:
-          ValueError: a parameter without a sharding rule.
+          ValueError: the parameter has no sharding rule.
         """
         short = name.rsplit(".", 1)[-1]
         if self.tp_size == 1 or short.endswith("norm") or short in ("o_bias", "down_bias"):
@@ -182,7 +181,7 @@ class Shards:
 
 
 def _device_segments(device: int, size: int, total: int) -> Iterator[Segment]:
-    """A device's `size` of `total` rows or columns, with zeros past the end."""
+    """A device's `size` of `total` rows or columns, padded with zeros."""
     first = min(total, device * size)
     count = min(size, total - first)
     if count:
@@ -192,7 +191,7 @@ def _device_segments(device: int, size: int, total: int) -> Iterator[Segment]:
 
 
 def _head_segments(heads: list[int | None], head_dim: int) -> Iterator[Segment]:
-    """The rows or columns of some heads; None for zeros."""
+    """The rows or columns of heads; None for zeros."""
     for head in heads:
         yield None if head is None else head * head_dim, head_dim
 

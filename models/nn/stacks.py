@@ -1,11 +1,10 @@
-"""Stacked layers: one array per parameter for all layers of a kind, so that a step compiles them
-once.
+"""Stacked layers: one array per parameter for all layers of a kind.
 
-On a TPU the layers run under `lax.scan`: a step of 32 layers compiles in seconds instead of
-minutes, is called with a tenth of the arrays, and reads a layer's weights in the stack. On a CPU or
-GPU, XLA copies a layer's weights out of the stack in every layer of every step, so layers are
-separate there. Models with alternating layers (Gemma 3: five sliding layers, then a full one)
-repeat in periods; layers at the same index of a period are stacked.
+On a TPU the layers run under `lax.scan`. A step compiles one layer of each kind, takes fewer
+arguments, and reads a layer's weights in place. On a CPU or GPU, XLA would copy a layer's weights
+out of the stack in every step, so layers are separate there. Models with alternating layers (Gemma
+3: five sliding layers, then a full one) repeat in periods; layers at the same index of a period are
+stacked.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from muxjax.models.nn.params import Shape, param_shapes
 
 @dataclass(frozen=True)
 class Stacks:
-    """The stacked layers: the first `period * repeats`; the others are separate.
+    """The stacking of a model: the first `period * repeats` layers are stacked, others separate.
 
     The parameters of layers `p, p + period, p + 2 period, ...` are `stacks.{p}.*`, with a leading
     axis of `repeats`.
@@ -36,11 +35,11 @@ class Stacks:
         """The stacks that leave the fewest layers to compile."""
         kinds, count = config.layer_is_sliding, config.num_layers
 
-        def repeats(period: int) -> bool:
+        def is_periodic(period: int) -> bool:
             stacked = count // period * period
             return all(kinds[i] == kinds[i % period] for i in range(stacked))
 
-        periods = [period for period in range(1, count + 1) if repeats(period)]
+        periods = [period for period in range(1, count + 1) if is_periodic(period)]
         best = min(periods, key=lambda period: period + count % period)
         return Stacks(best, count // best)
 

@@ -2,8 +2,8 @@
 
 Norms and biases are float32: they are small, and combined with float32 activations. A matrix has
 the model's type, in the fastest shape for the backend (`linear`). With int8, every matrix,
-including output head and embeddings, is int8 with a parameter `NAME_scales`: one float32 number per
-row (`int8`). Layers may be stacked (`stacks`).
+including output head and embeddings, is int8, and `NAME_scales` has one float32 number per row
+(`int8`). Layers may be stacked (`stacks`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def put_on_device(
 ) -> Iterator[tuple[str, jax.Array]]:
     """Puts a canonical parameter on a device in its stored format, not stacked.
 
-    The device may use the array's memory without a copy, so the caller must not write to it again.
+    The device may use the array's memory without a copy, so the caller must not write to it later.
     Read-only arrays, which are mapped from a file, are copied.
 
     Yields:

@@ -1,8 +1,8 @@
 """Builds `tokenizers` objects for the two kinds of byte-pair (BPE) vocabularies.
 
-Byte-level (GPT-2): a regular expression splits the text, and each part is merged from bytes,
-written as printable characters. SentencePiece: spaces become U+2581, characters are merged by the
-scores of the resulting pieces, and characters without a piece fall back to byte tokens `<0xNN>`.
+Byte-level (GPT-2): regular expressions split the text, and each part's bytes, written as printable
+characters, are merged. SentencePiece: spaces become U+2581, characters are merged by the scores of
+the resulting pieces, and characters without a piece become byte tokens `<0xNN>`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def byte_level_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[by
     Pieces with ids in `literal` (added tokens), and pieces outside of the alphabet, are encoded in
     UTF-8.
     """
-    # One call per vocabulary: a call for each of 262,144 pieces takes seconds in tests, which check
-    # the types of each call.
+    # One call per vocabulary, since tests check the types of every call.
     letters = byte_alphabet()
     return [
         piece.encode("utf-8")
@@ -54,7 +53,7 @@ def byte_level_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[by
 
 
 def sentencepiece_bytes(pieces: Sequence[str], literal: Collection[int]) -> list[bytes]:
-    """The bytes of SentencePiece pieces, by id; those in `literal` are encoded in UTF-8."""
+    """The bytes of SentencePiece pieces, by id; ids in `literal` are encoded in UTF-8."""
     return [
         piece.encode("utf-8")
         if index in literal
@@ -68,15 +67,15 @@ def sentencepiece_bytes(pieces: Sequence[str], literal: Collection[int]) -> list
 def merges_from_scores(
     pieces: Sequence[str], scores: Sequence[float], skipped: Collection[int]
 ) -> list[tuple[str, str]]:
-    """The merges that SentencePiece's scores imply, in order of application.
+    """The merges implied by SentencePiece's scores, in order of application.
 
     SentencePiece merges the two adjacent pieces whose concatenation has the best score. Every split
     of a piece into two other pieces is therefore a merge, ranked by the score of the piece. Splits
-    of the same piece are ordered by the ids of their parts; this order rarely matters.
+    of the same piece are ordered by the ids of their parts.
 
     Args:
       pieces: the vocabulary.
-      scores: of each piece; higher scores merge earlier.
+      scores: each piece's score; higher scores merge earlier.
       skipped: ids that merging never produces (control, byte and user-defined tokens).
     """
     ids = {piece: index for index, piece in enumerate(pieces) if index not in skipped}
@@ -107,10 +106,10 @@ def sentencepiece_bpe(
 
     Args:
       pieces: the vocabulary.
-      scores: of each piece; higher scores merge earlier.
-      control: ids of control tokens: matched by name in the text, without text of their own.
+      scores: each piece's score; higher scores merge earlier.
+      control: ids of control tokens, which are matched by name in the text and decode to nothing.
       user_defined: ids of tokens that are matched by name in the text before merging.
-      unknown_id: of the token for characters that neither pieces nor byte tokens can express.
+      unknown_id: id of the token for characters that neither pieces nor byte tokens can express.
       add_space: prepend a space to every text (Llama 2; not Gemma).
     """
     bytes_ = {index for index, piece in enumerate(pieces) if BYTE_PIECE.fullmatch(piece)}
@@ -128,7 +127,7 @@ def sentencepiece_bpe(
     if add_space:
         steps.insert(0, normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    # `Tokenizer` decodes without it; the decoder is for other programs that read saved tokenizers.
+    # For other programs that read saved tokenizers; MuxJAX's `Tokenizer` does not use the decoder.
     undo: list[decoders.Decoder] = [
         decoders.Replace(SPACE, " "),
         decoders.ByteFallback(),
@@ -137,8 +136,8 @@ def sentencepiece_bpe(
     if add_space:
         undo.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(undo)
-    # As in SentencePiece, names are matched after spaces have become U+2581, so that names with
-    # spaces match. With a prepended space this is not possible: the names would also get a space.
+    # As in SentencePiece, names are matched after spaces have become U+2581, so names with spaces
+    # match. With a prepended space this is impossible: it would be prepended to the names too.
     add_tokens(tokenizer, pieces, control, user_defined, match_normalized=not add_space)
     return tokenizer
 
@@ -162,8 +161,8 @@ def byte_level_bpe(
         between them become separate parts.
       control: as in `sentencepiece_bpe`.
       user_defined: as in `sentencepiece_bpe`.
-      nfc: normalize the text to NFC first.
-      ignore_merges: a part that is in the vocabulary becomes one token without merging.
+      nfc: whether to normalize the text to NFC first.
+      ignore_merges: whether a part that is in the vocabulary becomes one token without merging.
     """
     tokenizer = Tokenizer(
         models.BPE(
@@ -217,7 +216,7 @@ def add_bos_and_eos(
 
     Args:
       tokenizer: changed in place.
-      names: of the tokens.
+      names: the tokens' names by id.
       bos: id of the token before the text, or None.
       eos: id of the token after the text, or None.
     """

@@ -11,8 +11,8 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
     """A tokenizer with one token per byte, for models with random weights and tiny trained models.
 
-    Ids from 256 on have no text. A smaller vocabulary can express only the lowest bytes; encoding
-    other text raises InvalidRequest.
+    Ids from 256 on have no text. With fewer than 256 ids, encoding a byte outside of the vocabulary
+    raises InvalidRequest.
     """
 
     def encode(text: str, add_special: bool) -> list[int]:

@@ -1,8 +1,8 @@
 """Chat templates: Jinja source from the checkpoint, rendered in a sandbox.
 
-The template comes with the model file and is not trusted. It can read only the values passed here,
-cannot change them, and has no access to attributes that Jinja's sandbox considers unsafe. Its
-variables and functions are those of Hugging Face's templates.
+The template comes with the model file and is not trusted. It can only read the values passed here,
+and has no access to attributes that Jinja's sandbox considers unsafe. It has the variables and
+functions of Hugging Face's templates.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def render_chat(
     special_tokens: Mapping[str, str],
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
-    """The prompt text of a conversation.
+    """Renders the prompt text of a conversation.
 
     Args:
       template: Jinja source.
       messages: each with `role` and `content`, and optionally `tool_calls` or `tool_call_id`.
-      add_generation_prompt: end the prompt with the start of the assistant's message.
+      add_generation_prompt: whether to end the prompt with the start of the assistant's message.
       special_tokens: texts of special tokens by their template names (`bos_token`, `eos_token`,
         ...).
       tools: functions that the model may call, in the format of OpenAI's `tools`.

@@ -1,4 +1,4 @@
-r"""Tool calling: the prompt that describes the tools, and the grammar that holds the model to them.
+r"""Tool calling: the prompt that describes the tools, and the grammar of valid calls.
 
 Chat templates use one of two formats for calls:
 
@@ -6,13 +6,13 @@ Chat templates use one of two formats for calls:
   `<tool_call>\n{"name": "f", "arguments": {...}}\n</tool_call>`;
 - bare JSON (Llama 3): either text, or one call, `{"name": "f", "parameters": {...}}`.
 
-A template that supports neither is not given the tools: the system message describes them in the
-first format, and earlier calls and their results become text.
+If a template supports neither, the system message describes the tools and the first format, and
+earlier calls and their results become text.
 
 The grammar enforces the format and the schemas of the arguments, so the output of any model can be
 parsed (`tool_call_parser`).
 
-Tools and messages are mappings in the form of OpenAI's API, as chat templates take them.
+Tools and messages are mappings in the form of OpenAI's API, which chat templates expect.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _JSON_OPTIONS = {
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """How a model writes tool calls.
+    """The text format of a model's tool calls.
 
     Attributes:
-      begin: text before a call. Empty: a call is the whole output.
+      begin: text before a call; empty if a call is the whole output.
       end: text after a call.
       arguments_key: JSON key of the arguments.
-      native: whether the model's chat template renders tools itself.
+      native: whether the model's chat template renders tools.
     """
 
     begin: str
@@ -51,7 +51,7 @@ class ToolCallFormat:
 
     @property
     def opening(self) -> str:
-        """Text from the beginning of a call to the function's name."""
+        """Text from the start of a call to the function's name."""
         return f'{self.begin}{{"name": "'
 
     @property
@@ -66,12 +66,12 @@ class ToolCallFormat:
 
     @property
     def has_delimiters(self) -> bool:
-        """Whether calls are delimited, so that an output may hold text and several calls."""
+        """Whether calls are delimited; an output may then contain text and several calls."""
         return bool(self.begin)
 
 
 def tool_call_format(template: str | None) -> ToolCallFormat:
-    """The format that a chat template (Jinja source) shows to its model."""
+    """The format of calls in a chat template (Jinja source)."""
     native = template is not None and supports_tools(template)
     if native and template is not None and "<tool_call>" not in template:
         if '"parameters"' in template or "'parameters'" in template:
@@ -90,15 +90,15 @@ def tool_call_grammar(
     """The grammar of an output that may or must call tools.
 
     Args:
-      call_format: how calls are written.
-      tools: the tools that may be called, at least one, with the schema of their arguments in
-        `function.parameters`.
-      text: what the output may be instead of calls. False: nothing, a call is required. True: any
-        text, also before calls where the format has delimiters. A JSON Schema grammar: JSON that
-        is valid under it; the format must have delimiters.
-      parallel: whether there may be several calls.
+      call_format: format of the calls.
+      tools: the tools that may be called, at least one. `function.parameters` is the schema of a
+        tool's arguments.
+      text: output that is allowed instead of calls. False: none, a call is required. True: any
+        text, and with delimiters also text before calls. A JSON Schema grammar: JSON that is valid
+        under it; requires a format with delimiters.
+      parallel: whether several calls are allowed.
     """
-    # What follows the `begin` of a first call, which ends the text before it.
+    # The text after a call's `begin`; the first call's `begin` ends the text before it.
     rest = _quote('{"name": "')
     calls = [
         f"{_quote(tool['function']['name'] + call_format.middle)} arguments_{index}"
@@ -109,11 +109,11 @@ def tool_call_grammar(
         schema = tool["function"].get("parameters", {"type": "object"})
         rules.append(f"arguments_{index}: %json {_schema(schema)}")
     call = f"{_quote(call_format.begin)} body" if call_format.begin else "body"
-    further = f"({_quote(chr(10))} {call})*" if parallel and call_format.has_delimiters else ""
+    next_calls = f"({_quote(chr(10))} {call})*" if parallel and call_format.has_delimiters else ""
     if text is False:
-        rules.insert(0, f"start: {call} {further}")
+        rules.insert(0, f"start: {call} {next_calls}")
     elif text is True and call_format.has_delimiters:
-        rules.insert(0, f"start: TEXT | head body {further}")
+        rules.insert(0, f"start: TEXT | head body {next_calls}")
         # Lazy: the first `begin` ends the text, so the text cannot contain one.
         rules += [f"head[lazy]: TEXT {_quote(call_format.begin)}", "TEXT: /(.|\\n)*/"]
     elif text is True:
@@ -122,7 +122,7 @@ def tool_call_grammar(
     else:
         assert isinstance(text, Grammar)
         assert call_format.has_delimiters
-        rules.insert(0, f"start: json | {call} {further}")
+        rules.insert(0, f"start: json | {call} {next_calls}")
         rules.append(f"json: %json {_schema(json.loads(text.text))}")
     return Grammar.lark("\n".join(rules) + "\n")
 
@@ -132,15 +132,15 @@ def template_messages(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """A conversation for the model's chat template.
+    """Prepares a conversation for the model's chat template.
 
-    A template without native support for tools gets them as text: the tools in the system message,
+    If the template has no native support, tools become text: the tools in the system message,
     earlier calls in the assistant's messages, and their results in user messages.
 
     Args:
-      call_format: how calls are written.
-      messages: each with `role` and `content` (a string), and perhaps `tool_calls` (arguments as a
-        mapping) or `tool_call_id`.
+      call_format: format of the calls.
+      messages: each with `role` and `content` (a string), and optionally `tool_calls` (arguments as
+        a mapping) or `tool_call_id`.
       tools: the tools that the model may call.
     """
     if call_format.native:
@@ -172,7 +172,7 @@ def template_messages(
 
 
 def normalize_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message in the form of OpenAI's API, as chat templates take it.
+    """Normalizes a message of OpenAI's API for chat templates.
 
     `content` becomes a string (text parts are joined, None is empty), the arguments of `tool_calls`
     become mappings, and the role `developer` becomes `system`.
@@ -193,10 +193,11 @@ def normalize_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalize_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool in the form of OpenAI's API, with an object schema for its arguments.
+    """Normalizes a tool of OpenAI's API: its arguments get an object schema.
 
     Raises:
-      InvalidRequest: it is not a function with a name, or its parameters are not of type object.
+      InvalidRequest: the tool is not a function with a name, or its parameters are not of type
+        object.
     """
     function = tool.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -209,8 +210,10 @@ def normalize_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(
             f"the parameters of {function['name']} must be a schema of type object", field="tools"
         )
-    shown = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
-    return {"type": "function", "function": {**shown, "parameters": parameters}}
+    labels = {
+        key: function[key] for key in ("name", "description") if function.get(key) is not None
+    }
+    return {"type": "function", "function": {**labels, "parameters": parameters}}
 
 
 def _content_text(content: object) -> str:
@@ -264,7 +267,7 @@ def _quote(text: str) -> str:
 
 
 def _schema(schema: Any) -> str:
-    """A JSON Schema on one line, with our llguidance options in place of any that it brings."""
+    """A JSON Schema on one line, with MuxJAX's llguidance options instead of its `x-guidance`."""
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     return json.dumps({**schema, "x-guidance": _JSON_OPTIONS})

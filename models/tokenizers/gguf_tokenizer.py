@@ -16,7 +16,7 @@ from muxjax.models.tokenizers.tokenizer import Tokenizer
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end_of_text|>")
-"""Control tokens that also end an output if the metadata name another end token."""
+"""Control tokens that end an output in addition to the end tokens of the metadata."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -55,10 +55,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
 
     Args:
       metadata: the file's metadata.
-      origin: where the file comes from, for messages.
+      origin: the file's source, for messages.
 
     Raises:
-      CheckpointError: the kind of tokenizer is unknown, or the metadata are inconsistent.
+      CheckpointError: the tokenizer's kind is unknown, or the metadata are inconsistent.
     """
     kind = metadata.get(_PREFIX + "model", "no_vocab")
     if kind in ("no_vocab", "none"):
@@ -131,7 +131,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer |
 
 
 def end_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """Tokens that end an output: those that the metadata name, and well-known control tokens."""
+    """Tokens that end an output: those in the metadata, and well-known control tokens."""
     ids = [_id(metadata, name) for name in ("eos", "eot", "eom")]
     pieces = metadata.get(_PREFIX + "tokens", [])
     types = metadata.get(_PREFIX + "token_type", [])

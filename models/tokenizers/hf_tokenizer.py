@@ -21,9 +21,9 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
     """Reads a folder's tokenizer; None if the folder has none.
 
     Args:
-      folder: with tokenizer.json, and optionally tokenizer_config.json, special_tokens_map.json and
-        chat_template.jinja.
-      eos_token_ids: end tokens of the model's config; the tokenizer's end token is added.
+      folder: contains tokenizer.json, and optionally tokenizer_config.json,
+        special_tokens_map.json and chat_template.jinja.
+      eos_token_ids: end tokens in the model's config; the tokenizer's end token is added.
 
     Raises:
       CheckpointError: the folder has only a SentencePiece model, a file is invalid, or the kind of
@@ -36,9 +36,9 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
                 f"{folder}: tokenizer.model without tokenizer.json: not supported"
             )
         return None
-    described = read_json(path)
+    contents = read_json(path)
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+        backend = tokenizers.Tokenizer.from_str(json.dumps(contents))
     except Exception as error:  # the library raises no narrower type
         raise CheckpointError(f"{path}: {error}") from error
     backend.no_truncation()
@@ -52,7 +52,7 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
     bos = backend.token_to_id(names.get("bos_token", ""))
     eos = backend.token_to_id(names.get("eos_token", ""))
     template = _chat_template(folder, settings)
-    kinds = list(_decoders(described.get("decoder")))
+    kinds = list(_decoders(contents.get("decoder")))
     added = backend.get_added_tokens_decoder()
     ends = (*eos_token_ids, *(() if eos is None else (eos,)))
     return Tokenizer(
@@ -71,7 +71,7 @@ def read_tokenizer(folder: Path, eos_token_ids: tuple[int, ...] = ()) -> Tokeniz
 def tokenizer_files(
     backend: tokenizers.Tokenizer, names: dict[str, str], template: str | None
 ) -> dict[str, str]:
-    """The contents by name of the files that `read_tokenizer` and `transformers` read."""
+    """Contents, by name, of the files that `read_tokenizer` and `transformers` read."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     if template is not None:
         settings["chat_template"] = template
@@ -99,8 +99,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if path.is_file():
         return path.read_text("utf-8")
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        return next((named["template"] for named in template if named["name"] == "default"), None)
+    if isinstance(template, list):  # several templates, by name
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
 
 

@@ -1,9 +1,8 @@
 """Conversion of text to token ids and back.
 
 Encoding uses Hugging Face's `tokenizers`, configured by `hf_tokenizer`, `gguf_tokenizer` or
-`llama2c`. Decoding uses the bytes of each token: the text of a sequence is the concatenation of its
-tokens' bytes, as UTF-8. A stream is therefore decoded token by token to exactly the text of
-decoding all tokens at once, without partial characters.
+`llama2c`. Decoding concatenates the bytes of the tokens, as UTF-8. Decoding a stream token by token
+therefore gives exactly the text of decoding all tokens at once, without partial characters.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class Tokenizer:
     """A model's tokenizer.
 
     Attributes:
-      encode_text: maps a text, and whether to add special tokens around it, to ids.
+      encode_text: returns the ids of a text; the second argument: whether to add special tokens.
       pieces: the bytes of every id; for special tokens, the bytes of their names.
-      special_ids: control tokens, which decoding omits.
-      bos_token_id: the begin token, or None.
-      eos_token_ids: tokens that end an output.
+      special_ids: ids of control tokens, which decoding omits.
+      bos_token_id: id of the begin token, or None.
+      eos_token_ids: ids of the tokens that end an output.
       chat_template: Jinja source, or None.
       special_tokens: texts of special tokens for chat templates, by name (`bos_token`, ...).
       adds_space_prefix: whether encoding prepends a space to the text (Llama 2), which decoding
@@ -46,16 +45,16 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids of the tokenizer; a model's vocabulary may be larger by padding."""
+        """Number of the tokenizer's ids; a model's padded vocabulary may be larger."""
         return len(self.pieces)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of a text. Names of special tokens in the text become these tokens.
+        """Encodes a text to token ids. Names of special tokens in the text become those tokens.
 
         Args:
           text: any text.
-          add_special: add the begin token if the model was trained with one. Use False for the
-            output of a chat template, which contains it.
+          add_special: whether to add the begin token, if the model was trained with one. Use False
+            for the output of a chat template, which contains it.
 
         Raises:
           InvalidRequest: the text is not valid Unicode, or the vocabulary cannot express it.
@@ -69,7 +68,7 @@ class Tokenizer:
         return self.encode_text(text, add_special)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens, without special tokens.
+        """Decodes tokens to text, without special tokens.
 
         Bytes that are not UTF-8 become U+FFFD. If the tokenizer prepends a space and `ids` start
         with the begin token, that space is removed; in other sequences (continuations), a leading
@@ -79,11 +78,11 @@ class Tokenizer:
         return stream.push(ids) + stream.flush()
 
     def decode_stream(self) -> DecodeStream:
-        """A decoder for the tokens of one sequence as they arrive."""
+        """Creates an incremental decoder for the tokens of one sequence."""
         return DecodeStream(self)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token: the name of a special token, and empty for an unknown id."""
+        """The bytes of a token: a special token's name; empty for an unknown id."""
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
     def token_text(self, token: int) -> str:
@@ -106,7 +105,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The prompt text of a conversation; encode it with `add_special=False`.
+        """Renders the prompt text of a conversation; encode it with `add_special=False`.
 
         Args:
           messages: as in `render_chat`.
@@ -133,9 +132,8 @@ class Tokenizer:
 class DecodeStream:
     """Decodes tokens to text as they arrive; see `Tokenizer.decode_stream`.
 
-    The concatenated texts of all `push` calls and of `flush` equal `Tokenizer.decode` of all
-    tokens. An incomplete character at the end is held back until it is complete or known to be
-    invalid.
+    The texts of all `push` calls and `flush`, concatenated, equal `Tokenizer.decode` of all tokens.
+    An incomplete character at the end is held back until it is complete or known to be invalid.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -145,7 +143,7 @@ class DecodeStream:
         self._drop_space = False
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that is complete with these tokens; may be empty."""
+        """Decodes further tokens; returns the text that is now complete, which may be empty."""
         parts = []
         for token in ids:
             if not self._started:
@@ -164,5 +162,5 @@ class DecodeStream:
         return self._decoder.decode(b"".join(parts))
 
     def flush(self) -> str:
-        """The remaining text: U+FFFD for an incomplete character, or empty."""
+        """Returns the remaining text: U+FFFD for an incomplete character, or empty."""
         return self._decoder.decode(b"", final=True)

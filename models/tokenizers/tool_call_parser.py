@@ -17,8 +17,8 @@ class FunctionCall:
 
     Attributes:
       name: name of the function.
-      arguments: its arguments as JSON, as far as they have been parsed.
-      id: unique; a message with the call's result refers to it.
+      arguments: the arguments parsed so far, as JSON.
+      id: unique id, to which the message with the call's result refers.
     """
 
     name: str
@@ -31,7 +31,7 @@ class ParsedPiece:
     """A piece of an output: text, or a part of a call.
 
     Attributes:
-      text: content; empty for a part of a call.
+      text: text of the message's content; empty for a part of a call.
       call: index of the call; None for content.
       started: the call, in its first piece only.
       arguments: further text of the call's arguments.
@@ -46,11 +46,11 @@ class ParsedPiece:
 class ToolCallParser:
     """Parses one output.
 
-    Nothing is lost: text that was held back, and a call that ended before its arguments began, are
-    returned as content by `flush`.
+    `flush` returns as content the text that was held back, and a call that ended before its
+    arguments began.
 
     Args:
-      call_format: how the model writes calls.
+      call_format: format of the model's calls.
 
     Attributes:
       calls: the calls parsed so far; the last may be incomplete.
@@ -65,7 +65,7 @@ class ToolCallParser:
         self.calls: list[FunctionCall] = []
 
     def push(self, text: str) -> list[ParsedPiece]:
-        """The pieces that become known with this text; text that may begin a call is held back."""
+        """Parses further text and returns its pieces; holds back text that may begin a call."""
         self._buffer += text
         pieces: list[ParsedPiece] = []
         while self._step(pieces):
@@ -74,13 +74,13 @@ class ToolCallParser:
 
     def flush(self) -> list[ParsedPiece]:
         """The text that was held back; call it once, at the end of the output."""
-        left, self._buffer = self._buffer, ""
-        if not left or self._state in ("arguments", "closing", "between"):
+        rest, self._buffer = self._buffer, ""
+        if not rest or self._state in ("arguments", "closing", "between"):
             return []
-        return [ParsedPiece(text=left)]
+        return [ParsedPiece(text=rest)]
 
     def _step(self, pieces: list[ParsedPiece]) -> bool:
-        """Makes one transition of the parser; False if more text is needed."""
+        """Performs one transition of the parser; returns False if it needs more text."""
         return {
             "text": self._parse_text,
             "head": self._parse_head,
@@ -166,7 +166,7 @@ class _Nesting:
         self.closed = False
 
     def scan(self, text: str) -> int:
-        """How many of these characters belong to the object."""
+        """Number of leading characters that belong to the object."""
         for at, char in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -186,7 +186,7 @@ class _Nesting:
 
 
 def _partial_marker(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that a `marker` may begin with, the marker excluded."""
+    """Length of the longest suffix of `text` that is a proper prefix of `marker`."""
     for size in range(min(len(text), len(marker) - 1), 0, -1):
         if marker.startswith(text[-size:]):
             return size

@@ -1,8 +1,9 @@
 // Paged attention on the CPU: ragged causal queries over the pool's pages, for prefill and decode.
 //
-// A work item is some queries of one sequence, with one key/value head or all, and all query heads
-// of the group, so that keys and values are read once for them. It walks the context in blocks of
-// 64 tokens with an online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022).
+// A work item computes several queries of one sequence, for one key/value head or all, with all
+// query heads of the group, so that their keys and values are read once. It iterates over the
+// context in blocks of 64 tokens with an online softmax (Milakov and Gimelshein 2018;
+// FlashAttention, Dao et al. 2022).
 // Memory past a sequence's end is never read.
 
 #include <cstring>
@@ -20,9 +21,9 @@ using ffi::Buffer;
 using ffi::Error;
 using ffi::Result;
 
-constexpr int64_t kMaxRows = 96;  // approximate queries times heads of the group in a work item
+constexpr int64_t kMaxRows = 96;  // approximate rows (queries times heads) of a work item
 
-// The work items of the first `queries` queries. Sets the outputs of empty sequences to zero.
+// Builds the work items of the first `queries` queries. Outputs of empty sequences become zero.
 template <typename Number>
 std::vector<WorkItem> BuildItems(const Sequences<Number>& all, int64_t seqs, int64_t queries,
                           int64_t threads) {
@@ -31,14 +32,14 @@ std::vector<WorkItem> BuildItems(const Sequences<Number>& all, int64_t seqs, int
   std::vector<WorkItem> items;
   for (int32_t seq = 0; seq < seqs; ++seq) {
     const int64_t first = all.starts[seq], end = all.starts[seq + 1];
-    // In decode an empty row has a query, whose output is zeros.
+    // In decode, an empty sequence has a query, whose output is zeros.
     if (all.lens[seq] < 1) {
       const int64_t left = std::min(end, queries) - first;
       if (left > 0) std::memset(all.out + first * width, 0, left * width * sizeof(float));
       continue;
     }
-    // All key/value heads of a token are contiguous in the pool, so one item reads them together,
-    // unless there are too few sequences to give every thread an item.
+    // All key/value heads of a token are contiguous in the pool, so one item reads them together.
+    // With few sequences, heads are split so that every thread has an item.
     const bool split_heads = end - first > 1 || seqs < 2 * threads;
     const auto heads = static_cast<int32_t>(split_heads ? 1 : g.kv_heads);
     for (int64_t at = first; at < end; at += some) {
@@ -78,7 +79,7 @@ Error PagedAttention(ffi::ThreadPool pool, Buffer<ffi::F32> q, AnyBuffer kv,
   if (qs.size() != 3 || ts.size() != 2 || ps.size() != 3 || ps[2] != kLanes || kv_heads < 1 ||
       qs[1] % kv_heads || padded < qs[2] || rows_per_token > ps[1] ||
       static_cast<int64_t>(starts.element_count()) != ts[0] + 1) {
-    return Error::InvalidArgument("paged attention of shapes that do not fit each other");
+    return Error::InvalidArgument("paged attention: shapes do not match");
   }
   const Geometry g{qs[1],  kv_heads, qs[2], padded, ps[1], rows_per_token, layer.typed_data()[0],
                    ts[1], scale,    softcap, window};

@@ -18,8 +18,8 @@ constexpr int64_t kLanes = 128;  // elements in a row of the pool
 constexpr float kMasked = -1e30f;  // score of masked positions
 
 struct Geometry {
-  int64_t heads, kv_heads, head_dim, padded;  // of the model; padded: head size in the pool
-  int64_t rows, rows_per_token;               // of a page
+  int64_t heads, kv_heads, head_dim, padded;  // padded: head size in the pool
+  int64_t rows, rows_per_token;               // rows of a page; rows of a token
   int64_t layer, blocks;                      // page offset of the layer; blocks per table
   float scale, softcap;                       // softcap 0: none
   int64_t window;                             // 0: none
@@ -44,10 +44,10 @@ struct Sequences {
   const int32_t *tables, *lens, *starts;
   float* out;
 
-  // Query i of the step, if of the item's sequence, is at position i + Shift(item).
+  // Query i of the step, in the item's sequence, is at position i + Shift(item).
   int64_t Shift(const WorkItem& item) const { return lens[item.seq] - starts[item.seq + 1]; }
 
-  // Positions [FirstVisible, End) are visible to some of the item's queries.
+  // Positions [FirstVisible, End) are visible to at least one of the item's queries.
   int64_t FirstVisible(const WorkItem& item) const { return Lowest(item.first + Shift(item)); }
   int64_t End(const WorkItem& item) const {
     return std::min<int64_t>(lens[item.seq], item.first + item.count + Shift(item));
@@ -58,7 +58,7 @@ struct Sequences {
     return g.window ? std::max<int64_t>(0, position - g.window + 1) : 0;
   }
 
-  // Bit mask of the 64 tokens from `token` on that are visible to the query of a row of the item.
+  // Bit mask of the 64 tokens starting at `token`: those visible to the query of a row of the item.
   uint64_t VisibleMask(const WorkItem& item, int64_t row, int64_t token) const {
     const int64_t position = std::min<int64_t>(
         lens[item.seq] - 1, item.first + row / g.Group() + Shift(item));
@@ -68,7 +68,7 @@ struct Sequences {
     return from >= 64 ? 0 : below_end & ~((1ull << from) - 1);
   }
 
-  // The keys of the item's first head in a token; those of the next heads and the values follow.
+  // The keys of the item's first head in a token; the next heads and the values follow.
   const Number* Keys(const WorkItem& item, int64_t token) const {
     const int64_t tokens_in_page = g.rows / g.rows_per_token;
     const int64_t page = tables[item.seq * g.blocks + token / tokens_in_page] + g.layer;
@@ -78,9 +78,9 @@ struct Sequences {
   // Offset from a head's keys to its values.
   int64_t ValueOffset() const { return g.kv_heads * g.padded; }
 
-  // Reads one element of each cache line of the tokens [token, end) in memory order, so that the
-  // hardware prefetcher runs ahead. The computation reads a block in another order and would wait
-  // for each line; prefetch instructions help less (docs/measurements/cpu-kernels.md).
+  // Reads one element of each cache line of the tokens [token, end) in memory order, to trigger the
+  // hardware prefetcher. The computation reads a block in another order and would wait for each
+  // line; prefetch instructions help less (docs/measurements/cpu-kernels.md).
   void TouchLines(const WorkItem& item, int64_t token, int64_t end) const {
     constexpr int64_t kLine = 64 / sizeof(Number);
     const int64_t numbers = item.heads * g.padded;
@@ -111,8 +111,8 @@ class OnlineSoftmax {
   // The row's sums so far. The caller adds the values times the weights of the last UpdateWeights.
   float* Sums(int64_t row) { return out_.data() + row * width_; }
 
-  // Replaces a row's scores by weights, 0 for tokens that are not visible, and rescales its earlier
-  // sums to the new maximum.
+  // Replaces a row's scores by weights, 0 for tokens that are not visible. Rescales its sums to the
+  // new maximum.
   void UpdateWeights(float* scores, int64_t row, uint64_t visible, float softcap) {
     if (softcap != 0) {
       for (int64_t i = 0; i < kTokens; ++i) scores[i] = softcap * std::tanh(scores[i] / softcap);

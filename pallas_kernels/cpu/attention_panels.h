@@ -1,4 +1,4 @@
-// Attention of several queries: keys and values are packed into panels once for all of them.
+// Attention of several queries, which share the keys and values packed into panels.
 //
 // For each block of 64 tokens, keys are packed into two panels of 32 tokens, and values into panels
 // of 32 elements of the head (panel.h), with zeros past the end of the sequence or head.
@@ -76,7 +76,7 @@ class PanelAttention {
   }
 
   // Packs keys and values of a block's tokens, with zeros for tokens that are not visible to the
-  // item. Keys are zeros up to the next multiple of 16 tokens; later ones are unset and not read.
+  // item. Keys are zeros up to the next multiple of 16 tokens; later keys are unset and not read.
   void PackBlock(const WorkItem& item, int64_t head, int64_t token, int64_t tokens,
                  Scratch& s) const {
     const int64_t first = all_.FirstVisible(item) - token;
@@ -104,8 +104,8 @@ class PanelAttention {
     }
   }
 
-  // Attends with `count` rows, from `at` on, of the head whose rows begin at `base` to the packed
-  // block.
+  // Attends to the packed block with `count` rows, starting at `at`, of the head whose rows start
+  // at `base`.
   void Attend(const WorkItem& item, int64_t base, int64_t at, int64_t count, int64_t token,
               int64_t tokens, Scratch& s) const {
     const auto* x = Words(s.queries) + (base + at) * g_.head_dim;

@@ -1,4 +1,4 @@
-// Attention of a single query, as in decode: keys and values are read in place, once for all query
+// Attention of a single query, as in decode. Reads keys and values in place, once for all query
 // heads of a group.
 
 #ifndef MUXJAX_CPU_ATTENTION_ROWS_H_

@@ -1,14 +1,14 @@
 """C++ kernels for the host CPU's vector units: matrix products and paged attention.
 
 XLA:CPU repacks bfloat16 weights in every product, and its attention gathers pages before it
-multiplies them; these kernels read both in place. They are called through XLA's foreign function
+multiplies them. These kernels read both in place. They are called through XLA's foreign function
 interface (FFI) and run on XLA's threads. The sources are in this folder. The first process that
-needs the kernels compiles them with the machine's C++ compiler, which takes some seconds, and
-stores the library in the cache folder under a hash of the sources, flags, and versions.
+needs the kernels compiles them with the machine's C++ compiler, which takes some seconds. The
+library is stored in the cache folder under a hash of the sources, flags, and versions.
 
 The kernels need AVX-512 with its bfloat16 and int8 products: AMD Zen 4, Intel Sapphire Rapids, and
-later. Where that or a compiler is missing, or `MUXJAX_NATIVE=off` is set, `unavailable_reason`
-returns the reason, and XLA computes products and attention.
+later. If these features or a compiler are missing, or `MUXJAX_NATIVE=off` is set,
+`unavailable_reason` returns the reason, and XLA computes products and attention.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from muxjax.pallas_kernels.target import current_target
 log = logging.getLogger("muxjax")
 
 PANEL = 32
-"""Outputs of a matrix that are stored together."""
+"""Outputs in a panel of a matrix."""
 KV_DTYPES = ("float32", "bfloat16")
 """Types of a pool that attention supports."""
 _FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "fma")
@@ -62,7 +62,7 @@ _lock = threading.Lock()
 def is_enabled() -> bool:
     """Whether the function being traced may call the kernels.
 
-    True where it is traced for the host's CPU and the kernels are available. The first call may
+    True if it is traced for the host's CPU and the kernels are available. The first call may
     compile them.
     """
     return current_target().platform == "cpu" and unavailable_reason() is None
@@ -112,7 +112,7 @@ def _build_library(compiler: str) -> Path:
     """Compiles the library, unless the cache folder has it; returns its path.
 
     Raises:
-      OSError, subprocess.SubprocessError: it cannot be compiled or written.
+      OSError, subprocess.SubprocessError: the library cannot be compiled or written.
     """
     include = jax.ffi.include_dir()
     features = [f"-m{feature.replace('_', '')}" for feature in _FEATURES]
@@ -121,7 +121,7 @@ def _build_library(compiler: str) -> Path:
     compiler_version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    # Not the folder of the headers: environments with the same jaxlib share the library.
+    # Excludes the headers' folder, so that environments with the same jaxlib share the library.
     parts = [compiler_version, version("jaxlib"), *_FLAGS, *features]
     parts += [path.read_text("utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -129,8 +129,8 @@ def _build_library(compiler: str) -> Path:
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    # Compiled elsewhere and moved when complete: another process may look for it in the meantime.
+    started = time.perf_counter()
+    # Compiled in a temporary folder and moved when complete, since other processes may look for it.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = Path(folder, library.name)
         subprocess.run(
@@ -141,7 +141,7 @@ def _build_library(compiler: str) -> Path:
             timeout=_COMPILE_TIMEOUT_S,
         )
         output.replace(library)
-    log.info("compiled the CPU kernels in %.1f s", time.perf_counter() - began)
+    log.info("compiled the CPU kernels in %.1f s", time.perf_counter() - started)
     return library
 
 
@@ -151,7 +151,7 @@ def _build_library(compiler: str) -> Path:
 def panel_shape(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, ...] | None:
     """The shape of a matrix `[O, I]` in panels: `[O / 32, I / p, 32, p]`, `p` elements per 32 bits.
 
-    None for a matrix whose sizes are not divisible by 32 and `p`.
+    None for other arrays, and for a matrix whose sizes are not divisible by 32 and `p`.
     """
     packed = 4 // jnp.dtype(dtype).itemsize
     if len(shape) != 2 or shape[0] % PANEL or shape[1] % packed:
@@ -162,7 +162,7 @@ def panel_shape(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, ...] | N
 def product(
     x: Float[Array, "T I"], weight: Float[Array, "panels units 32 packed"]
 ) -> Float[Array, "T O"]:
-    """`x @ W.T` for a matrix in panels; `x` is rounded to its type, sums are float32."""
+    """`x @ W.T` for a matrix in panels; `x` is rounded to the matrix's type, sums are float32."""
     kind = {"float32": "f32", "bfloat16": "bf16"}[weight.dtype.name]
     call = jax.ffi.ffi_call(f"muxjax_product_{kind}", _product_type(x, weight))
     result: Array = call(x.astype(jnp.float32), weight)
@@ -177,7 +177,7 @@ def product_int8(
 ) -> Float[Array, "T O"]:
     """`x @ W.T` in float32, where `weight` and `scales` are `int8.quantize(W)`, in panels.
 
-    `x` is rotated in blocks of `block` inputs by a Hadamard matrix, then rounded row by row.
+    A Hadamard matrix rotates `x` in blocks of `block` inputs; then each row is rounded.
     """
     call = jax.ffi.ffi_call("muxjax_product_int8", _product_type(x, weight))
     result: Array = call(x.astype(jnp.float32), weight, scales, block=np.int64(block))
@@ -194,7 +194,7 @@ def _product_type(x: Array, weight: Array) -> jax.ShapeDtypeStruct:
 def rms_norm(
     x: Float[Array, "*s C"], weight: Float[Array, " C"], eps: float
 ) -> Float[Array, "*s C"]:
-    """Root-mean-square norm over the last axis, as one call; XLA:CPU compiles it to four."""
+    """Root-mean-square norm over the last axis, in one kernel; XLA:CPU compiles it to several."""
     call = jax.ffi.ffi_call("muxjax_rms_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
     result: Array = call(x.astype(jnp.float32), weight, eps=np.float32(eps))
     return result
@@ -213,11 +213,11 @@ def rotated_heads(
 
     Args:
       qkv: queries, keys and values of each token.
-      angles: cosines and sines.
+      angles: cosines and sines of each token's angles.
       norms: RMSNorm weights of queries and of keys; None for no norm.
       num_heads: `N`.
       num_kv_heads: `K`.
-      eps: of the norms.
+      eps: added to the mean square in the norms.
     """
     num_tokens, head_dim = qkv.shape[0], 2 * angles[0].shape[-1]
     shapes = tuple(
@@ -236,8 +236,9 @@ def rotated_heads(
 def prefers_bfloat16_pool() -> bool:
     """Whether a bfloat16 pool is faster than a float32 one on the host's CPU.
 
-    It is where the kernels read it (XLA widens it first) and XLA:CPU writes to it in place (before
-    JAX 0.12, its scatter copies a bfloat16 pool). The first call may compile the kernels.
+    True if the kernels are available (XLA would widen the pool first) and XLA:CPU writes to it in
+    place (before JAX 0.12, its scatter copies a bfloat16 pool). The first call may compile the
+    kernels.
     """
     return unavailable_reason() is None and jax.__version_info__ >= (0, 12)
 

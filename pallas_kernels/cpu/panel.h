@@ -53,8 +53,7 @@ struct Int8 {
   }
 };
 
-// The split of `count` rows into blocks of similar size: the number of blocks, and a block's first
-// row.
+// Splits `count` rows into blocks of similar size: the number of blocks, and a block's first row.
 inline int64_t Blocks(int64_t count) { return (count + kRows - 1) / kRows; }
 inline int64_t FirstRow(int64_t block, int64_t count) { return count * block / Blocks(count); }
 
@@ -62,11 +61,11 @@ inline int64_t FirstRow(int64_t block, int64_t count) { return count * block / B
 #define MUXJAX_EACH_ROW(DO) \
   DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 
-// One block times a panel: the sums of row r are written to out[r * step] and the next 31 words.
-// For each unit, `ahead` cache lines from `prefetch` on are prefetched.
+// Multiplies one block by a panel. The sums of row r are written to the 32 words at out[r * step].
+// For each unit, the next `ahead` cache lines from `prefetch` are prefetched.
 //
-// Each sum is a separate variable and no function is called: GCC 12 would keep an array of sums, or
-// variables passed to a function, in memory instead of registers.
+// Each sum is a separate variable and no function is called, because GCC 12 would keep an array of
+// sums, or variables passed to a function, in memory instead of registers.
 template <int rows, typename Kind>
 void TimesRows(const uint32_t* x, const uint32_t* w, int64_t units, const char* prefetch,
                int64_t ahead, void* out, int64_t step) {

@@ -16,13 +16,13 @@
 
 namespace muxjax {
 
-// A range of indices [first, end), end < 2^32. Its owner pops from the front, other threads steal
+// A range of indices [first, end), end < 2^32. Its thread pops from the front; other threads steal
 // from the back.
 class WorkRange {
  public:
   void Set(int64_t first, int64_t end) { ends_ = static_cast<uint64_t>(first) << 32 | end; }
 
-  // The next index, or -1 when none is left.
+  // Removes and returns an index, or -1 if the range is empty.
   int64_t Pop(bool back) {
     uint64_t ends = ends_.load(std::memory_order_relaxed);
     for (;;) {
@@ -40,10 +40,10 @@ class WorkRange {
 };
 
 // Calls work(i) for each 0 <= i < count, on the caller's thread and the pool's, and returns when
-// all calls have finished. Each thread processes a contiguous range in order, so that it reads
-// memory sequentially (docs/measurements/cpu-kernels.md). A thread that has finished its range
-// steals from the ends of other ranges, so that a thread that starts late, or never because the
-// pool is busy, delays no other.
+// all calls have finished. Each thread processes a contiguous range in order, to read memory
+// sequentially (docs/measurements/cpu-kernels.md). A thread that has finished its range steals from
+// the ends of other ranges. A busy pool, whose threads start late or never, therefore delays no
+// other thread.
 template <typename Work>
 void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Work& work) {
   constexpr int64_t kMaxThreads = 256;
@@ -61,8 +61,8 @@ void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Work& work) {
   for (int64_t t = 0; t < threads; ++t) {
     state->parts[t].Set(count * t / threads, count * (t + 1) / threads);
   }
-  // `work` belongs to the caller and may be gone when a thread starts late. That thread finds no
-  // index and does not use it.
+  // `work` belongs to the caller and may be destroyed before a late thread starts. Such a thread
+  // finds no index and does not use `work`.
   auto run = [state, threads, &work](int64_t thread) {
     int64_t finished = 0;
     for (int64_t t = 0; t < threads; ++t) {

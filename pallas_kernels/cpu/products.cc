@@ -1,8 +1,8 @@
 // Products of activations with a matrix in panels: y[t][o] = sum over i of x[t][i] w[o][i].
 //
 // w is [O / 32, I / p, 32, p], with p elements in 32 bits (panel.h). Sums are float32, or exact in
-// int32. Each output is summed in the same order for any number of rows, so that a request's
-// results do not depend on its batch.
+// int32. An output is summed in the same order for any number of rows, so a request's results do
+// not depend on its batch.
 
 #include <cmath>
 #include <cstring>
@@ -29,10 +29,9 @@ struct Block {
       : first(FirstRow(block, count)), rows(FirstRow(block + 1, count) - first) {}
 };
 
-// Parallel loop over panels and, where there are many rows, over groups of their blocks, so that
-// few panels do not leave a thread idle. The next panel is prefetched while the second and third
-// block of a panel are multiplied; the first block waits for memory itself
-// (docs/measurements/cpu-kernels.md).
+// Parallel loop over panels, and with many rows over groups of their blocks, so that no thread is
+// idle when panels are few. The next panel is prefetched during the second and third block of a
+// panel; the first block is bound by memory (docs/measurements/cpu-kernels.md).
 //
 // Calls times(block, panel, weights of the panel, prefetch, ahead); see TimesPanel.
 template <typename Times>
@@ -52,7 +51,7 @@ void Multiply(ffi::ThreadPool& pool, int64_t rows, const uint32_t* w, int64_t un
   });
 }
 
-// Multiply for types whose sums are the results.
+// Multiply for types whose sums need no conversion.
 template <typename Kind>
 void MultiplyFloats(ffi::ThreadPool& pool, const uint32_t* x, int64_t rows, const void* w,
                     int64_t units, int64_t panels, float* y) {
@@ -105,7 +104,7 @@ Error CheckShapes(const X& x, const W& w, Y& y) {
   if (xs.size() != 2 || ws.size() != 4 || ys.size() != 2 || ws[2] != kPanel ||
       ws[3] != Kind::kInUnit || xs[1] != ws[1] * ws[3] || ys[0] != xs[0] ||
       ys[1] != ws[0] * kPanel) {
-    return Error::InvalidArgument("a product of shapes that do not fit each other");
+    return Error::InvalidArgument("product: shapes do not match");
   }
   return Error::Success();
 }
@@ -191,7 +190,7 @@ void Rotate(int64_t block, const float* from, float* to, int64_t count) {
 
 struct RowScale {
   float scale;     // of the row's elements
-  int32_t excess;  // 128 times the sum of the row's elements, which the product has too much (Int8)
+  int32_t excess;  // 128 times the sum of the row's elements, to be subtracted (Int8)
 };
 
 // Rounds a rotated row to int8: word u, of four elements, is written to to[u * step].
@@ -200,7 +199,7 @@ RowScale RoundRow(const float* from, int64_t count, uint32_t* to, int64_t step) 
     return _mm512_maskz_loadu_ps((1u << std::min<int64_t>(16, count - i)) - 1, from + i);
   };
   __m512 most = _mm512_setzero_ps();
-  __mmask16 nans = 0;  // which a maximum may skip
+  __mmask16 nans = 0;  // separate, because the maximum may ignore NaN
   for (int64_t i = 0; i < count; i += 16) {
     const __m512 some = load(i);
     nans |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
@@ -225,7 +224,7 @@ Error ProductInt8(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::S8> w,
   const Sizes s = SizesOf(x, w);
   if (block < 1 || (block & (block - 1)) || s.inputs % block ||
       static_cast<int64_t>(scales.element_count()) != s.panels * kPanel) {
-    return Error::InvalidArgument("an int8 product whose scales or blocks do not fit");
+    return Error::InvalidArgument("int8 product: scales or blocks do not match the shapes");
   }
   uint32_t* words = Words(s.rows * s.units);
   std::vector<RowScale> scales_of_rows(s.rows);

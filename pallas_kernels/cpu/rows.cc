@@ -1,8 +1,8 @@
 // Operations on rows of activations between products: norms, and norm and rotary embedding of
 // heads.
 //
-// XLA:CPU compiles each to three or four kernels, which at few rows take longer to start than to
-// run.
+// XLA:CPU compiles each operation to several kernels. With few rows, starting them takes longer
+// than running them.
 
 #include <cmath>
 
@@ -59,7 +59,7 @@ Error RmsNorm(ffi::ThreadPool pool, Buffer<ffi::F32> x, Buffer<ffi::F32> weight,
               Result<Buffer<ffi::F32>> y, float eps) {
   const int64_t width = weight.element_count();
   if (width < 1 || x.element_count() % width || y->element_count() != x.element_count()) {
-    return Error::InvalidArgument("a norm of shapes that do not fit each other");
+    return Error::InvalidArgument("norm: shapes do not match");
   }
   const float *from = x.typed_data(), *by = weight.typed_data();
   float* to = y->typed_data();
@@ -73,7 +73,7 @@ Error Heads(ffi::ThreadPool pool, Buffer<ffi::F32> qkv, Buffer<ffi::F32> cos, Bu
             Result<Buffer<ffi::F32>> k, float eps) {
   const auto xs = qkv.dimensions(), qs = q->dimensions(), ks = k->dimensions();
   if (xs.size() != 2 || qs.size() != 3 || ks.size() != 3) {
-    return Error::InvalidArgument("heads of shapes that do not fit each other");
+    return Error::InvalidArgument("heads: shapes do not match");
   }
   const int64_t rows = xs[0], width = xs[1], heads = qs[1], kv_heads = ks[1], size = qs[2];
   const auto halves = static_cast<int64_t>(cos.element_count());
@@ -82,7 +82,7 @@ Error Heads(ffi::ThreadPool pool, Buffer<ffi::F32> qkv, Buffer<ffi::F32> cos, Bu
       width != (heads + 2 * kv_heads) * size || halves != rows * size / 2 ||
       static_cast<int64_t>(sin.element_count()) != halves || (norms != 0 && norms != size) ||
       static_cast<int64_t>(k_norm.element_count()) != norms) {
-    return Error::InvalidArgument("heads of shapes that do not fit each other");
+    return Error::InvalidArgument("heads: shapes do not match");
   }
   const float *c = cos.typed_data(), *s = sin.typed_data();
   const float* numbers = qkv.typed_data();

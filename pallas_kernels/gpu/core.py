@@ -1,14 +1,13 @@
-"""Common parts of the Mosaic GPU kernels: moving tiles of keys and values, and the online softmax.
+"""Common parts of the Mosaic GPU kernels: shared memory, queries, output, and the online softmax.
 
-A block of threads consists of warpgroups (128 threads). The last one, the producer, fetches tiles
-with TMA (the tensor memory accelerator) into a ring of `stages` slots; the others attend to them.
-Two barriers guard each slot: `ready` signals that its tile has arrived, `free` that all readers are
-done. The softmax is online (Milakov and Gimelshein 2018), as in FlashAttention (Dao et al. 2022),
-in base 2.
+A block of threads consists of warpgroups (128 threads). The last one fetches tiles of keys and
+values into a ring of `stages` slots (`producer`); the others attend to them. Two barriers guard
+each slot: `ready` signals that its tile has arrived, `free` that all readers are done. The softmax
+is online (Milakov and Gimelshein 2018), as in FlashAttention (Dao et al. 2022), in base 2.
 
-Rows that must not be read (past a sequence's length, before its window) may hold any value,
-including NaN, and 0 x NaN is NaN. Scores of such keys are replaced by `MASKED`. Values are summed
-by the tensor cores, so the producer sets such rows of values to zero before it signals `ready`.
+Rows that must not be read (past a sequence's length, before its window) may contain any value,
+including NaN, and 0 x NaN is NaN. Scores of such keys are replaced by `MASKED`; the producer sets
+such rows of values to zero.
 """
 
 from __future__ import annotations
@@ -29,12 +28,10 @@ from muxjax.pallas_kernels.gpu.tiles import COLUMNS, ROWS, Tiles
 MASKED = -1e30
 """The score of masked positions; finite, so that a fully masked row does not become NaN."""
 _LOG2E = math.log2(math.e)
-_UNROLLED = 8
-"""Maximum number of copies issued together, after the page numbers of all have been loaded."""
 
 Scalar = Int[Array, ""]
 Mask = Callable[[Scalar], Bool[Array, "rows tokens"]]
-"""Maps a tile's index to the mask of visible positions of its scores."""
+"""Returns the mask of a tile's visible positions, from the tile's index."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class Buffers:
 
     Attributes:
       keys, values: rings of swizzled tiles.
-      queries: of each warpgroup, swizzled.
-      plain_queries: of each warpgroup, as fetched.
+      queries: each warpgroup's queries, swizzled.
+      plain_queries: each warpgroup's queries as fetched.
       out: a block of columns of each warpgroup's output.
       staging: tiles of keys and values as fetched; None for direct tiles.
       ready, free: barriers of the slots of `keys` (index 0) and `values` (index 1).
@@ -67,7 +64,7 @@ class Buffers:
 
 
 def _swizzled(tiles: Tiles, *shape: int) -> Any:
-    # The transforms lack `transform_array` in JAX, which memory references do not call.
+    # JAX's transforms leave `transform_array` abstract; memory references do not call it.
     tiling = plgpu.TilingTransform((8, tiles.swizzle // 2))  # type: ignore[abstract]
     swizzle = plgpu.SwizzleTransform(tiles.swizzle)  # type: ignore[abstract]
     return plgpu.SMEM(shape, tiles.part_dtype, transforms=(tiling, swizzle))
@@ -93,8 +90,8 @@ def scratch_types(tiles: Tiles, out_dtype: jnp.dtype) -> list[Any]:
     ]
 
 
-def _split_parts(x: Array, tiles: Tiles) -> list[Array]:
-    """16-bit arrays that sum to `x`: `x` itself, or three in bfloat16."""
+def split_parts(x: Array, tiles: Tiles) -> list[Array]:
+    """Splits `x` into 16-bit arrays that sum to it: itself, or three in bfloat16."""
     if tiles.parts == 1:
         return [x.astype(tiles.part_dtype)]
     parts = []
@@ -105,7 +102,7 @@ def _split_parts(x: Array, tiles: Tiles) -> list[Array]:
 
 
 def reallocate_registers(tiles: Tiles, *, producer: bool) -> None:
-    """Moves registers from the producer to the computing warpgroups, where there are two of those.
+    """Moves registers from the producer to the computing warpgroups if there are two of them.
 
     A multiprocessor's 65,536 registers give each thread of three warpgroups 168;
     2 x 232 + 40 = 3 x 168.
@@ -128,7 +125,7 @@ def load_queries(
 
     Args:
       tiles: shapes.
-      buffers: of the block.
+      buffers: the block's buffers.
       warpgroup: index of the warpgroup.
       rows: rows to fetch. Later rows of the operand are unset; they affect only their own rows of
         scores, which are not stored.
@@ -141,7 +138,7 @@ def load_queries(
         plgpu.copy_gmem_to_smem(source(columns), plain.at[warpgroup, pl.ds(0, rows)], arrived)
         plgpu.barrier_wait(arrived)
         x = plgpu.load(plain.at[warpgroup], layout=plgpu.Layout.WGMMA, optimized=False)
-        for i, part in enumerate(_split_parts(x, tiles)):
+        for i, part in enumerate(split_parts(x, tiles)):
             buffers.queries[warpgroup, i, :, columns] = part
         plgpu.commit_smem()
 
@@ -155,9 +152,9 @@ def store_output(
     """Copies a warpgroup's output to device memory, `COLUMNS` columns at a time.
 
     Args:
-      buffers: of the block of threads.
+      buffers: the block's buffers.
       warpgroup: index of the warpgroup.
-      output: of its rows.
+      output: the warpgroup's output.
       copy: starts the copies of `[ROWS, COLUMNS]` in shared memory to a slice of columns.
     """
     plain = buffers.out
@@ -167,157 +164,6 @@ def store_output(
         plgpu.commit_smem()
         copy(plain.at[warpgroup], pl.ds(start, COLUMNS))
         plgpu.wait_smem_to_gmem(0)
-
-
-@dataclass(frozen=True)
-class ContextProducer:
-    """Fetches the keys and values of one sequence for one KV head.
-
-    Attributes:
-      tiles: shapes.
-      table: block tables in device memory, `[S, B]`.
-      pool: the pool, in `Tiles.page_view`.
-      sequence, layer, kv_head: indices.
-      lowest, length: positions that may be read: from `lowest` up to `length`, exclusive.
-    """
-
-    tiles: Tiles
-    table: Any
-    pool: Any
-    sequence: Scalar
-    layer: Scalar
-    kv_head: Scalar
-    lowest: Scalar
-    length: Scalar
-
-    def fetch(self, tile: Scalar, which: int, destination: Any, barrier: Any) -> None:
-        """Starts the copies, one per chunk, of one tile of keys (`which` 0) or values (1)."""
-        t = self.tiles
-        head = t.layout.padded_head_dim
-        column = (which * t.layout.num_kv_heads + self.kv_head) * head
-        per_page = t.layout.tokens_per_page // t.chunk
-        last = self.table.shape[1] - 1
-
-        def page_of(i: Scalar | int) -> tuple[Scalar, Scalar]:
-            chunk = tile * t.chunks + i
-            page = self.table[self.sequence, jnp.minimum(chunk // per_page, last)] + self.layer
-            return page, chunk % per_page * t.chunk
-
-        def copy(i: Scalar | int, page: Scalar, token: Scalar) -> None:
-            # A page that is not a multiple of tokens is viewed as one row; its tokens are copied
-            # one by one.
-            row, start = (token, 0) if t.whole_tokens else (0, token * t.token_width)
-            plgpu.copy_gmem_to_smem(
-                self.pool.at[page, pl.ds(row, t.chunk), pl.ds(start + column, t.width)],
-                destination.at[pl.ds(i * t.chunk, t.chunk)],
-                barrier,
-            )
-
-        if t.chunks <= _UNROLLED:
-            for i, place in enumerate([page_of(i) for i in range(t.chunks)]):
-                copy(i, *place)
-        else:
-
-            @pl.loop(0, t.chunks)
-            def _each(i: Scalar) -> None:
-                copy(i, *page_of(i))
-
-    def produce(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
-        """Fetches tiles `first` up to `last`, exclusive, as their slots become free."""
-        if self.tiles.direct:
-            self._produce_direct(buffers, first, last)
-        else:
-            self._produce_staged(buffers, first, last)
-
-    def _rewrite(self, tile: Scalar, source: Any, parts: Any) -> None:
-        """Writes the 16-bit parts of a tile's rows, with zeros for rows that must not be read.
-
-        Works on a few rows at a time, since the producer has few registers.
-
-        Args:
-          tile: index of the tile.
-          source: the tile as fetched, `[tokens, width]`.
-          parts: destination, `[parts, tokens, width]`, swizzled.
-        """
-        t = self.tiles
-        rows = t.rewritten_rows
-        layout = plgpu.Layout.SMEM_GMEM_COPY((rows, t.width), t.part_dtype, t.swizzle)
-
-        @pl.loop(0, t.tokens // rows)
-        def _rows(i: Scalar) -> None:
-            block = pl.ds(pl.multiple_of(i * rows, rows), rows)
-            position = tile * t.tokens + i * rows
-            position += plgpu.broadcasted_iota(jnp.int32, (rows, t.width), 0, layout=layout)
-            x = plgpu.load(source.at[block], layout=layout, optimized=False)
-            valid = (position >= self.lowest) & (position < self.length)
-            x = jnp.where(valid, x, jnp.zeros_like(x))
-            for j, part in enumerate(_split_parts(x, t)):
-                parts[j, block] = part
-
-        plgpu.commit_smem()
-
-    def _produce_direct(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
-        t = self.tiles
-        staged = buffers.staged.at[0]
-
-        @pl.loop(first, last)
-        def _tile(tile: Scalar) -> None:
-            n = tile - first
-            slot = lax.rem(n, t.stages)
-            all_valid = (tile * t.tokens >= self.lowest) & ((tile + 1) * t.tokens <= self.length)
-
-            @pl.when(n >= t.stages)
-            def _keys_free() -> None:
-                plgpu.barrier_wait(buffers.free.at[0, slot])
-
-            self.fetch(tile, 0, buffers.keys.at[slot, 0], buffers.ready.at[0, slot])
-
-            @pl.when(n >= t.stages)
-            def _values_free() -> None:
-                plgpu.barrier_wait(buffers.free.at[1, slot])
-
-            values, ready = buffers.values.at[slot, 0], buffers.ready.at[1, slot]
-
-            @pl.when(all_valid)
-            def _unmasked() -> None:
-                self.fetch(tile, 1, values, ready)
-
-            @pl.when(jnp.logical_not(all_valid))
-            def _zero_invalid() -> None:
-                self.fetch(tile, 1, values, staged)
-                plgpu.barrier_wait(staged)
-                self._rewrite(tile, values, buffers.values.at[slot])
-                for _ in range(t.chunks):
-                    plgpu.barrier_arrive(ready)
-
-    def _produce_staged(self, buffers: Buffers, first: Scalar, last: Scalar) -> None:
-        t = self.tiles
-
-        def stage(tile: Scalar, which: int) -> None:
-            self.fetch(tile, which, buffers.staging.at[which], buffers.staged.at[which])
-
-        @pl.when(first < last)
-        def _start() -> None:
-            stage(first, 0)
-            stage(first, 1)
-
-        @pl.loop(first, last)
-        def _tile(tile: Scalar) -> None:
-            n = tile - first
-            slot = lax.rem(n, t.stages)
-            for which, ring in enumerate((buffers.keys, buffers.values)):
-
-                @pl.when(n >= t.stages)
-                def _free(which: int = which) -> None:
-                    plgpu.barrier_wait(buffers.free.at[which, slot])
-
-                plgpu.barrier_wait(buffers.staged.at[which])
-                self._rewrite(tile, buffers.staging.at[which], ring.at[slot])
-                plgpu.barrier_arrive(buffers.ready.at[which, slot])
-
-                @pl.when(tile + 1 < last)
-                def _next(which: int = which) -> None:
-                    stage(tile + 1, which)
 
 
 @dataclass(frozen=True)
@@ -370,10 +216,10 @@ def attend(
 
     Args:
       tiles: shapes.
-      buffers: of the block.
+      buffers: the block's buffers.
       warpgroup: index of this warpgroup.
-      scoring: from products to scores.
-      mask: visible positions; None if all are visible.
+      scoring: turns products into scores.
+      mask: returns the visible positions; None if all are visible.
       ring_start: the tile in the first slot.
       first: the first tile.
       last: one past the last tile.
@@ -384,7 +230,7 @@ def attend(
 
     def add_values(acc: Array, weights: Array, values: Any) -> Array:
         """`acc` plus the weighted sum of a tile's values."""
-        parts = _split_parts(weights, t)
+        parts = split_parts(weights, t)
         if buffers.weights is None:
 
             def add(acc_ref: Any) -> None:

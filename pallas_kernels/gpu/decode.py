@@ -1,8 +1,8 @@
-"""Decode on Hopper: one query per sequence, the context split over blocks (flash-decoding).
+"""Decode on Hopper: one query per sequence, with the context split over blocks (flash-decoding).
 
 A block computes one sequence, one KV head and one of `splits` parts of the context. Its 64 rows of
-scores are the query heads that share the KV head. The remaining rows are computed and dropped; the
-kernel is bound by memory, so their tensor-core time is free. XLA combines the parts afterwards
+scores are the query heads that share the KV head. The remaining rows are computed and dropped,
+which takes no time because the kernel is bound by memory. XLA combines the parts afterwards
 (Dao, Haziza, Massa and Sizov, "Flash-Decoding for long-context inference", 2023).
 """
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from muxjax.pallas_kernels.gpu import core
 from muxjax.pallas_kernels.gpu.core import Scalar
+from muxjax.pallas_kernels.gpu.producer import ContextProducer
 from muxjax.pallas_kernels.gpu.tiles import ROWS, Tiles
 
 
@@ -37,14 +38,14 @@ def decode(
     """Attention of one query per sequence, in float32.
 
     Args:
-      q: queries in the pool's type, heads of `tiles.width`.
-      pool: in `tiles.page_view`.
+      q: queries in the pool's type, with heads of `tiles.width`.
+      pool: the pool, with pages in `tiles.page_view`.
       block_tables: see `AttentionMetadata`.
       kv_lens: see `AttentionMetadata`.
       layer: index of the layer.
       tiles: shapes.
-      splits: blocks that share a sequence's context.
-      scoring: from products to scores.
+      splits: number of blocks that share a sequence's context.
+      scoring: turns products into scores.
       window: see `AttentionOptions`.
     """
     num_seqs, num_heads, width = q.shape
@@ -102,7 +103,7 @@ def decode(
 
         @pl.when(lax.axis_index("warpgroup") == 1)
         def _produce() -> None:
-            producer = core.ContextProducer(
+            producer = ContextProducer(
                 tiles, table, pool_ref, s, layer_ref[0], kv_head, lowest, length
             )
             producer.produce(buffers, first, last)

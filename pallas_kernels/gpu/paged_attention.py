@@ -1,7 +1,7 @@
 """Paged attention for Hopper GPUs (H100, H200): supported requests and the choice of the kernel.
 
-The kernels are in `gpu.decode` and `gpu.prefill`, and their common parts in `gpu.core`. See
-docs/guides/kernels-gpu.md.
+The kernels are in `gpu.decode` and `gpu.prefill`, and their common parts in `gpu.core` and
+`gpu.producer`. See docs/guides/kernels-gpu.md.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions, 
 from muxjax.pallas_kernels.target import current_target
 
 HOPPER = ("H100", "H200", "H800", "H20", "GH200")
-"""Words in the device kinds of GPUs with `wgmma`. Blackwell's tensor cores use other
-instructions."""
+"""Words in the device kinds of GPUs with `wgmma`; Blackwell's tensor cores have no `wgmma`."""
 DTYPES = ("bfloat16", "float16", "float32")
 """Types of a pool that the kernels support."""
 
@@ -43,7 +42,7 @@ def paged_attention_mosaic_gpu(
     layer: Int[Array, ""] | int,
 ) -> Float[Array, "T N H"]:
     """See `paged_attention`. Queries are rounded to the pool's type."""
-    # Imported here: only GPUs need Mosaic GPU, whose import slows the start of every process.
+    # Imported here, because Mosaic GPU's import is slow and only GPUs need it.
     from muxjax.pallas_kernels.gpu import core
     from muxjax.pallas_kernels.gpu.decode import decode
     from muxjax.pallas_kernels.gpu.prefill import prefill

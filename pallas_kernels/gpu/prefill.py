@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from muxjax.pallas_kernels.gpu import core
 from muxjax.pallas_kernels.gpu.core import Scalar
+from muxjax.pallas_kernels.gpu.producer import ContextProducer
 from muxjax.pallas_kernels.gpu.tiles import ROWS, Tiles
 
 _SEQUENCE, _START, _QUERIES, _POSITION, _LENGTH, _FIELDS = range(6)
@@ -26,10 +27,10 @@ _SEQUENCE, _START, _QUERIES, _POSITION, _LENGTH, _FIELDS = range(6)
 def split_queries(
     kv_lens: Int[Array, " S"], query_starts: Int[Array, " S+1"], num_tokens: int, size: int
 ) -> Int[Array, "5 blocks"]:
-    """Splits ragged queries into blocks of at most `size`, each of one sequence.
+    """Splits ragged queries into blocks of at most `size` queries of one sequence.
 
     The number of blocks is the maximum for `num_tokens` queries; unneeded blocks have no queries.
-    Padding after the last sequence is treated as another sequence, without context: its output is
+    Padding after the last sequence is treated as another sequence, without context; its output is
     zeros.
 
     Returns:
@@ -67,16 +68,16 @@ def prefill(
     """Causal attention of ragged queries.
 
     Args:
-      q: queries in the pool's type, heads of `tiles.width`.
-      pool: in `tiles.page_view`.
+      q: queries in the pool's type, with heads of `tiles.width`.
+      pool: the pool, with pages in `tiles.page_view`.
       block_tables: see `AttentionMetadata`.
       kv_lens: see `AttentionMetadata`.
       query_starts: see `AttentionMetadata`.
       layer: index of the layer.
       tiles: shapes.
-      scoring: from products to scores.
+      scoring: turns products into scores.
       window: see `AttentionOptions`.
-      out_dtype: of the result.
+      out_dtype: type of the result.
     """
     num_tokens, num_heads, width = q.shape
     group = num_heads // tiles.layout.num_kv_heads
@@ -117,7 +118,7 @@ def prefill(
             if window is None:
                 full_begin = begin
             else:
-                oldest = first_query + ROWS - window  # the first position that the last query sees
+                oldest = first_query + ROWS - window  # the first position visible to the last query
                 full_begin = jnp.clip(pl.cdiv(oldest, step), begin, full_end)
 
             @pl.when(rows > 0)
@@ -155,7 +156,7 @@ def prefill(
                 inverse = lax.broadcast_in_dim(inverse, acc.shape, [0])
 
                 def store(block: Any, columns: Any) -> None:
-                    # Later rows belong to another block: copy exactly `rows`, by powers of 2.
+                    # Later rows belong to another block: copies exactly `rows`, by powers of 2.
                     size = ROWS
                     while size:
 
@@ -189,7 +190,7 @@ def prefill(
         @pl.when(warpgroup == tiles.warpgroups)
         def _produce() -> None:
             core.reallocate_registers(tiles, producer=True)
-            core.ContextProducer(
+            ContextProducer(
                 tiles, table, pool_ref, s, layer_ref[0], head // group, lowest, length
             ).produce(buffers, begin, end)
 

@@ -1,6 +1,6 @@
 """Tile shapes of the Mosaic GPU kernels and their use of shared memory.
 
-All values are Python numbers, known when a kernel is traced; nothing in this module is traced.
+All values are Python numbers that are known before a kernel is traced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAIRED_MEMORY = 110 * 1024
 MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200 (SXM)."""
 WIDTHS = (64, 128, 256)
-"""Head sizes that the kernels compute; others are padded with zeros to the next."""
+"""Head sizes of the kernels; other heads are padded with zeros to the next size."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class Tiles:
     groups of 8 rows.
 
     *Staged*: TMA writes plain rows, from any address of the pool, and the producer rewrites them as
-    swizzled tiles. A float32 pool is always staged: `wgmma` multiplies float32 with 10 bits of
-    mantissa only, so each element is split into three bfloat16 parts, whose six largest products
+    swizzled tiles. A float32 pool is always staged. Since `wgmma` multiplies float32 with only 10
+    bits of mantissa, each element is split into three bfloat16 parts, whose six largest products
     give float32's 24 bits.
 
     Attributes:
       layout: the model's geometry in the pool.
-      dtype: the pool's.
+      dtype: type of the pool.
       warpgroups: computing warpgroups, each with `ROWS` rows. The producer is an additional one.
-      tokens: in a tile.
+      tokens: number of tokens in a tile.
       stages: tiles of keys, and of values, in flight.
-      waves: blocks per multiprocessor in decode, run one after the other. Several shorten the time
-        in which the last blocks leave multiprocessors idle.
-      interpreted: for Pallas's interpreter, which (JAX 0.12) supports neither a `wgmma` with its
-        left operand in registers nor one that adds to an accumulator's old value. This is the only
-        difference between interpreted and compiled kernels.
+      waves: consecutive blocks per multiprocessor in decode. More waves reduce the time at the end
+        in which multiprocessors are idle.
+      interpreted: whether the kernel is for Pallas's interpreter. JAX 0.12's supports neither a
+        `wgmma` with its left operand in registers nor one that adds to an accumulator. This is the
+        only difference between interpreted and compiled kernels.
     """
 
     layout: KVLayout
@@ -92,7 +92,7 @@ class Tiles:
 
     @property
     def chunk(self) -> int:
-        """Tokens of one copy: chunks do not cross pages, and fill a tile exactly."""
+        """Tokens of one copy. Chunks do not cross pages, and fill a tile exactly."""
         if not self.whole_tokens:
             return 1
         return math.gcd(self.layout.tokens_per_page, self.tokens)
@@ -104,7 +104,7 @@ class Tiles:
 
     @property
     def query_columns(self) -> int:
-        """Columns of queries fetched at a time; wide queries are fetched in turn to save memory."""
+        """Columns of queries fetched at a time; wide queries take several copies to save memory."""
         return self.width if self.parts == 1 and self.width <= 128 else COLUMNS
 
     @property
@@ -159,18 +159,17 @@ def choose_tiles(
     device_kind: str,
     interpreted: bool = False,
 ) -> Tiles:
-    """The tiles for a model: from the tuned table, or else by rule.
+    """Chooses the tiles for a model: from the tuned table, or else by rule.
 
-    Prefill uses tiles of many tokens, so that operands of the tensor cores are read less often from
-    shared memory. Decode uses few tokens, so that two blocks fit a multiprocessor (in shared
-    memory, and with at most 128 registers a thread) and one starts or ends while the other keeps
-    the memory busy; heads of 256 are too large for two. The number of stages is the largest that
-    fits.
+    Prefill uses tiles of many tokens, to read the tensor cores' operands less often from shared
+    memory. Decode uses few tokens, so that two blocks fit a multiprocessor (shared memory, and at
+    most 128 registers per thread). One block then uses the memory while the other starts or ends.
+    Heads of 256 are too large for two blocks. The number of stages is the largest that fits.
 
     Args:
       layout: the model's geometry in the pool.
-      dtype: of the pool.
-      decode: one query per sequence.
+      dtype: type of the pool.
+      decode: whether the tiles are for decode.
       device_kind: key of the tuned table.
       interpreted: see `Tiles`.
 
@@ -202,7 +201,7 @@ def choose_tiles(
 
 
 def choose_splits(tiles: Tiles, num_seqs: int, tokens: int) -> int:
-    """Number of blocks that share a sequence's context in decode.
+    """Chooses the number of blocks that share a sequence's context in decode.
 
     Enough blocks to fill the multiprocessors for `tiles.waves` waves, each with at least two tiles
     of the longest possible context.
@@ -212,5 +211,5 @@ def choose_splits(tiles: Tiles, num_seqs: int, tokens: int) -> int:
       num_seqs: `S`.
       tokens: the longest context that the block tables can address.
     """
-    wanted = -(-tiles.waves * MULTIPROCESSORS // (num_seqs * tiles.layout.num_kv_heads))
-    return max(1, min(wanted, tokens // (2 * tiles.tokens)))
+    blocks = -(-tiles.waves * MULTIPROCESSORS // (num_seqs * tiles.layout.num_kv_heads))
+    return max(1, min(blocks, tokens // (2 * tiles.tokens)))

@@ -1,4 +1,4 @@
-"""Block sizes of the TPU kernels: from the table of measured sizes, or else by rule.
+"""Block sizes of the TPU kernels, from the table of measured sizes or else by rule.
 
 `benchmarks/tune_attention.py` measures the entries of the table on a device.
 """
@@ -19,8 +19,8 @@ class BlockGeometry(NamedTuple):
       device_kind: JAX's name of the device.
       kind: 'decode' or 'prefill'.
       num_heads, num_kv_heads, head_dim: `N`, `K`, `H`.
-      rows: of a page.
-      dtype: of the pool.
+      rows: rows in a page.
+      dtype: type of the pool.
     """
 
     device_kind: str
@@ -61,19 +61,19 @@ _COPY_BYTES = {
     "TPU7x": 1 << 21,
 }
 _DEFAULT_COPY_BYTES = 1 << 19
-"""Bytes of a block of pages in decode. With two buffers, these are the bytes in flight that hide
-the HBM latency of about 1 us (Little's law: 1230, 2765, 819, 1640, 3690 GB/s per core)."""
+"""Bytes of a block of pages in decode. Copies in flight of this size hide an HBM latency of about
+1 us (Little's law: 1230, 2765, 819, 1640, 3690 GB/s per core)."""
 
 _PREFILL_TOKENS = 256
 """Approximate tokens of a block of pages in prefill: at least the width of the MXU."""
 _PREFILL_ROWS = 4096
 """Maximum rows, `N Q`, of a block of queries: 2 MiB of float32 sums at 128 lanes."""
 _MIN_QUERIES = 64
-"""Minimum tokens of a block of queries, where the step has as many: 256 operations per byte of
-context with four query heads per KV head, about a v5e's ratio of operations to HBM bytes."""
+"""Minimum tokens of a block of queries, if the step has enough. With four query heads per KV head,
+this gives 256 operations per byte of context, about a v5e's ratio of operations to HBM bytes."""
 _MAX_QUERIES = 256
-"""Maximum tokens of a block of queries. Larger blocks read a context's pages fewer times, but
-compute more scores that causality masks."""
+"""Maximum tokens of a block of queries. Larger blocks read a context's pages less often, but
+compute more masked scores."""
 _MAX_SCORE_BYTES = 4 << 20
 """Maximum bytes of one float32 array of scores."""
 
@@ -81,7 +81,7 @@ _MAX_SCORE_BYTES = 4 << 20
 def decode_sizes(
     device_kind: str, layout: KVLayout, num_heads: int, dtype: jnp.dtype
 ) -> BlockSizes:
-    """Block sizes of decode."""
+    """Chooses the block sizes of decode."""
     limit = _VMEM_BYTES.get(device_kind, _DEFAULT_VMEM_BYTES)
     if tuned := TUNED.get(_table_key(device_kind, "decode", layout, num_heads, dtype)):
         return BlockSizes(*tuned, limit)
@@ -99,7 +99,7 @@ def prefill_sizes(
     num_seqs: int,
     dtype: jnp.dtype,
 ) -> BlockSizes:
-    """Block sizes of prefill for at most `num_tokens` queries of `num_seqs` sequences."""
+    """Chooses the block sizes of prefill for up to `num_tokens` queries of `num_seqs` sequences."""
     limit = _VMEM_BYTES.get(device_kind, _DEFAULT_VMEM_BYTES)
     if tuned := TUNED.get(_table_key(device_kind, "prefill", layout, num_heads, dtype)):
         return BlockSizes(*tuned, limit)

@@ -3,15 +3,15 @@
 One grid step computes one sequence. For each block of the context's pages:
 
     scores   s = q . rows^T          [N, rows]: every query head with every row
-    mask     keeps only the row where the head's keys begin, for visible tokens
+    mask     keep only the row where the head's keys begin, for visible tokens
     softmax  online: maximum and sum so far (Milakov and Gimelshein 2018)
-    values   p moved from its token's key row to the value row, then p . rows
+    values   move p from its token's key row to the value row, then p . rows
 
 Heads are not separated. This computes `2K` times the necessary scores, but is cheaper for one query
-per sequence: separating heads would move each row through the registers twice, and a product with
-the few queries of one KV head leaves the MXU mostly idle. Here the MXU loads a row once for all
-query heads. A row of 256 bytes costs `4 N 128` operations: 64 per byte with 32 heads, where a v5e
-can do 240 per byte of its HBM.
+per sequence. Separating heads would move each row through the registers twice, and the few queries
+of one KV head would leave the MXU mostly idle. Here the MXU loads a row once for all query heads. A
+row of 256 bytes costs `4 N 128` operations: 64 per byte with 32 heads, while a v5e can do 240 per
+byte of its HBM.
 
 A head larger than 128 has several rows. Its scores are the sum of one product per row, rolled to
 the row where the head begins (`head_rows`).
@@ -52,10 +52,10 @@ def decode(
     pages: int,
     vmem_bytes: int,
 ) -> Float[Array, "S N C"]:
-    """Attention of one scaled and spread query a sequence (`head_rows.spread_queries`).
+    """Attention of one query per sequence, scaled and spread (`head_rows.spread_queries`).
 
     Args:
-      q: in the pool's type; `N` is a multiple of 16, padded at the end.
+      q: queries in the pool's type; `N` is a multiple of 16, padded at the end.
       kv: the pool.
       block_tables: see `AttentionMetadata`.
       kv_lens: see `AttentionMetadata`; 0 gives zeros.
@@ -139,12 +139,12 @@ def _kernel(
     lows: Any,  # SMEM S: the lowest visible position
     following: Any,  # SMEM S: the next sequence with a context; S if there is none
     layer: Any,  # SMEM 1
-    table: Any,  # SMEM 1 1 B: of this sequence
-    next_table: Any,  # SMEM 1 1 B: of the following one
+    table: Any,  # SMEM 1 1 B: this sequence's
+    next_table: Any,  # SMEM 1 1 B: the following sequence's
     q: Any,  # VMEM 1 N C
     head_mask: Any,  # VMEM N X: 0 where a head's keys begin, MASKED elsewhere
-    late: Any,  # VMEM N 128: 1 for heads whose values are one row further than those of others
-    token: Any,  # VMEM 8 X: the token of the block that a row belongs to
+    late: Any,  # VMEM N 128: 1 for heads whose values are one row further than other heads'
+    token: Any,  # VMEM 8 X: each row's token within the block
     kv: Any,  # HBM P rows 128
     out: Any,  # VMEM 1 N C
     buffers: Any,  # VMEM 2 X 128
@@ -175,8 +175,8 @@ def _kernel(
         next_buffer[0] = 0
         filled = block.pages * block.page_rows
         if filled < block.rows:  # rows that no copy fills may hold NaN
-            rest = (2, block.rows - filled, LANES)
-            buffers[:, filled:] = jnp.zeros(rest, buffers.dtype)
+            unfilled = (2, block.rows - filled, LANES)
+            buffers[:, filled:] = jnp.zeros(unfilled, buffers.dtype)
 
         @pl.when(length > 0)
         def _() -> None:
@@ -240,7 +240,7 @@ _LANES_ROWS = (((1,), (0,)), ((), ()))
 def _build_constants(
     heads: HeadRows, block: PageBlock, num_heads: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The kernel's `head_mask`, `late` and `token`."""
+    """Builds the kernel's `head_mask`, `late` and `token`."""
     layout = block.layout
     page, row = np.divmod(np.arange(block.rows), block.page_rows)
     slot, within = np.divmod(row, layout.rows_per_token)

@@ -1,10 +1,10 @@
 """The rows and lanes of each head of a token in the pool, and queries in the same layout.
 
-A kernel that reads the pool's rows in their stored layout sees 128 lanes at a time: a whole head,
-half of a large one, or several small ones. A query is therefore spread over one segment of 128
-lanes for each row that its KV head touches, with zeros in the lanes of other heads. For every head
-size, a product with a row then gives this row's part of the score. Weighted values have the same
-layout, and `select_outputs` extracts the lanes of each query head's KV head.
+A row of the pool has 128 lanes: a whole head, half of a large one, or several small ones. A query
+is therefore spread over one segment of 128 lanes for each row that contains a part of its KV head,
+with zeros in the lanes of other heads. For every head size, a product with a row then gives this
+row's part of the score. Weighted values have the same layout, and `select_outputs` extracts the
+lanes of each query head's KV head.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class HeadRows:
 
     Attributes:
       key_rows, value_rows, key_lanes, value_lanes: one entry per KV head.
-      segments: maximum number of rows that the keys, or the values, of one head touch.
+      segments: maximum number of rows that contain parts of one head's keys, or of its values.
     """
 
     key_rows: tuple[int, ...]
@@ -49,7 +49,7 @@ class HeadRows:
 
 
 def spread_queries(q: Float[Array, "T N H"], rows: HeadRows) -> Float[Array, "T N C"]:
-    """Queries over `C = segments * 128` lanes, each at its KV head's lanes, zeros elsewhere."""
+    """Spreads queries over `C = segments * 128` lanes: zeros except in their KV head's lanes."""
     num_heads, head_dim = q.shape[1:]
     width = rows.segments * LANES
     spread = jnp.zeros((*q.shape[:2], width), q.dtype)

@@ -1,7 +1,7 @@
 """Paged attention for TPUs: supported requests, block sizes, and the choice of the kernel.
 
 Two kernels in Pallas's Mosaic backend read the pool in its stored layout: `tpu.decode` for one
-query per sequence, and `tpu.prefill` for ragged queries of any lengths. See docs/guides/kernels.md.
+query per sequence, and `tpu.prefill` for ragged queries. See docs/guides/kernels.md.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Copies the pages of a context from the pool to VMEM, one block ahead of the computation.
 
-The TPU kernels walk a context in blocks of pages, with two buffers: while one block is computed,
-the pages of the next block (after a sequence's last one, of the next sequence) are copied to the
-other. Each page is one copy of whole tiles. All copies of a block signal the semaphore of its
-buffer, and each copy is waited for.
+The TPU kernels iterate over a context in blocks of pages, with two buffers. While one block is
+computed, the pages of the next block are copied to the other buffer. A sequence's last block is
+followed by the next sequence's first. Each page is one copy of whole tiles. All copies of a block
+signal the semaphore of its buffer, and each copy is waited for.
 
-Rows that must not be read may hold any value, including NaN, and 0 x NaN would reach the output:
-rows past the context, before the window, or after a page's last whole token, and pages that were
-not copied. `zero_rows_outside` sets them to zero before they are used.
+Rows that must not be read may contain any value, including NaN, and 0 x NaN would reach the output.
+These are rows past the context, before the window, or after a page's last token, and pages that
+were not copied. `zero_rows_outside` sets them to zero before they are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 
 TILE = 16
-"""Rows of a bfloat16 tile in VMEM (8 in float32). Whole tiles are copied."""
+"""Rows of a bfloat16 tile in VMEM (8 in float32). Copies consist of whole tiles."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class PageBlock:
 
     @property
     def page_rows(self) -> int:
-        """Rows of a page that are copied: those that hold tokens, in whole tiles."""
+        """Rows of a page that are copied: `used_rows`, in whole tiles."""
         return min(-(-self.used_rows // TILE) * TILE, self.layout.rows)
 
     @property
     def rows(self) -> int:
-        """Rows of a buffer: those of the pages, rounded up to a multiple of the lanes."""
+        """Rows of a buffer: the pages' rows, rounded up to a multiple of the lanes."""
         return -(-self.pages * self.page_rows // LANES) * LANES
 
     @property
@@ -144,7 +144,7 @@ class PageCopies:
         return buffer
 
     def valid_rows(self, page: int, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
-        """The range of rows, first and end, of a page of the block that may be read."""
+        """The rows of a page of the block that may be read: first, and one past the last."""
         tokens, r = self._block.layout.tokens_per_page, self._block.layout.rows_per_token
         first = (index * self._block.pages + page) * tokens
         return (
@@ -153,7 +153,7 @@ class PageCopies:
         )
 
     def _page_range(self, index: Any, lowest: Any, length: Any) -> tuple[Any, Any]:
-        """The range of the block's pages, first and end, that hold positions to be read."""
+        """The pages of the block with positions to be read: first, and one past the last."""
         tokens = self._block.layout.tokens_per_page
         first = index * self._block.pages
         end = (length + tokens - 1) // tokens - first

@@ -1,4 +1,4 @@
-"""Attention of ragged queries on a TPU: chunks of prompts, and single tokens among them.
+"""Attention of ragged queries on a TPU: chunks of prompts, mixed with single tokens.
 
 The queries of each sequence are split into blocks of `Q`. One grid step computes one block over its
 visible context, with an online softmax (FlashAttention, Dao et al. 2022). All `G` query heads of a
@@ -6,8 +6,8 @@ KV head form one operand, `[G Q, lanes]`, which fills the MXU.
 
 Keys and values of a head are every `R`-th row of a page. A block of pages is converted to float32
 in VMEM once, with zeros in rows that must not be read. Each head's rows are then loaded with a
-stride of `R`: Mosaic supports strided loads of 32-bit rows only, and packed bfloat16 rows can be
-split only where `R` is even.
+stride of `R`. Mosaic supports strided loads of 32-bit rows only, and packed bfloat16 rows could be
+split only if `R` is even.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SUBLANES = 8
 
 
 class _QueryBlocks(NamedTuple):
-    """The split of packed queries into blocks of one sequence each."""
+    """Packed queries split into blocks of one sequence."""
 
     seq: Int[Array, " blocks"]  # index of the sequence
     position: Int[Array, " blocks"]  # position of the first query in the sequence
@@ -61,7 +61,7 @@ def prefill(
     """Attention of packed queries, scaled and spread (`head_rows.spread_queries`).
 
     Args:
-      q: in the pool's type.
+      q: queries in the pool's type.
       kv: the pool.
       block_tables: see `AttentionMetadata`.
       kv_lens: see `AttentionMetadata`.
@@ -228,8 +228,7 @@ def _call_kernel(
 def _tile_rows(rows: int) -> int:
     """Rows of queries computed at a time: the largest divisor of `rows` up to 128.
 
-    Mosaic unrolls operations over an array. With all 512 rows at once, some geometries take minutes
-    to compile; with 128, seconds.
+    Mosaic unrolls operations over an array, so large tiles take long to compile.
     """
     return max(size for size in range(TILE, 129, TILE) if rows % size == 0)
 
@@ -241,11 +240,11 @@ def _padded_tokens(layout: KVLayout) -> int:
 
 def _kernel(
     seq: Any,  # SMEM blocks
-    position: Any,  # SMEM blocks: of the first query
+    position: Any,  # SMEM blocks: position of the first query
     filled: Any,  # SMEM blocks: number of queries; 0 for an unneeded block
     layer: Any,  # SMEM 1
-    table: Any,  # SMEM 1 1 B: of this block's sequence
-    next_table: Any,  # SMEM 1 1 B: of the next block's sequence
+    table: Any,  # SMEM 1 1 B: this block's sequence's
+    next_table: Any,  # SMEM 1 1 B: the next block's sequence's
     q: Any,  # VMEM 1 K GQ C
     token: Any,  # VMEM 8 t: the token of a column, within the block of pages
     query: Any,  # VMEM GQ 128: the query of a row, within the block of queries
@@ -273,7 +272,7 @@ def _kernel(
     product = partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
 
     def visible_range(block_index: Any) -> tuple[Any, Any]:
-        """The positions visible to a block of queries: the lowest, and one past the highest."""
+        """The positions visible to a block of queries: first, and one past the last."""
         low = 0 if window is None else jnp.maximum(position[block_index] - window + 1, 0)
         return jnp.int32(low), position[block_index] + filled[block_index]
 

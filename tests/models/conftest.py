@@ -1,4 +1,4 @@
-"""Demo checkpoints, opened once; fetched from the package indexes where they are not cached."""
+"""Demo checkpoints, opened once; downloaded from the package indexes if not cached."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _open(name: str) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Callable[[str], Checkpoint]:
-    """Opens a demo model by name; skips the test where npm would be needed and is missing."""
+    """Opens a demo model by name; skips the test if it needs npm and npm is missing."""
 
     def open_demo(name: str) -> Checkpoint:
         cached = (cache_folder() / "demo" / name).is_dir()
         needs_npm = any(archive.index == "npm" for archive in DEMO_MODELS[name].archives)
         if needs_npm and not cached and shutil.which("npm") is None:
-            pytest.skip(f"{name} is not cached, and fetching it needs npm")
+            pytest.skip(f"{name} is not cached, and downloading it needs npm")
         return _open(name)
 
     return open_demo

@@ -1,4 +1,4 @@
-"""A web server for download tests: serves bytes, with or without ranges, and can break off."""
+"""A web server for download tests: serves bytes, with or without ranges, and can disconnect."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Served:
-    """What the server gives, and what it was asked.
+    """The state of a server: its files, planned failures, and recorded requests.
 
     Attributes:
       files: path -> contents.
-      ranges: whether it honors Range.
-      break_after: for each coming request, how many bytes it sends before it hangs up.
-      statuses: for each coming request, an error status to answer with (0: none).
-      asked: the Range header of each request so far ("" where there was none).
+      ranges: whether it supports Range.
+      break_after: for each future request, the bytes sent before the connection is closed.
+      statuses: for each future request, an error status to respond with (0: none).
+      requested_ranges: the Range header of each request so far ("" without one).
       authorizations: the Authorization header of each request so far.
-      address: where it listens, with the scheme.
+      address: URL of the server, without a path.
     """
 
     files: dict[str, bytes]
     ranges: bool = True
     break_after: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requested_ranges: list[str] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     address: str = ""
 
@@ -38,8 +38,8 @@ def serve(served: Served) -> Iterator[Served]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            wanted = self.headers.get("Range", "")
-            served.asked.append(wanted)
+            requested = self.headers.get("Range", "")
+            served.requested_ranges.append(requested)
             served.authorizations.append(self.headers.get("Authorization", ""))
             status = served.statuses.pop(0) if served.statuses else 0
             data = served.files.get(self.path)
@@ -47,8 +47,8 @@ def serve(served: Served) -> Iterator[Served]:
                 self.send_error(status or 404)
                 return
             start = 0
-            if wanted and served.ranges:
-                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if requested and served.ranges:
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(data):
                     self.send_error(416)
                     return
@@ -64,7 +64,7 @@ def serve(served: Served) -> Iterator[Served]:
             self.wfile.write(data[start : start + count])
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Says nothing."""
+            """Logs nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,7 +1,7 @@
 """Writes small GGUF files for tests, with the names and the row order of llama.cpp's converter.
 
-Names come from the `gguf` package's own table and the reordering is written anew, so that the
-loader's tables are compared with something that is not made from them.
+Names come from the `gguf` package's table, and the reordering is implemented separately. The
+loader's tables are therefore tested against independent ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def hf_tensors(config: ModelConfig, params: dict[str, np.ndarray]) -> dict[str, 
 
 
 def llama_cpp_order(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Puts row i and row i + H/2 of each head next to each other."""
+    """Makes rows i and i + H/2 of each head adjacent."""
     head_dim = len(rows) // heads
     order = [
         head * head_dim + pair + half * (head_dim // 2)
@@ -52,11 +52,11 @@ def write_gguf(
     """Writes a model.
 
     Args:
-      path: of the file.
+      path: the file's path.
       config, params: the model.
-      metadata: further keys, without the architecture's name; None leaves a key out.
-      extra: further tensors.
-      quantize: how matrices are stored; float32 otherwise.
+      metadata: additional keys, without the architecture's name; a value of None omits a key.
+      extra: additional tensors.
+      quantize: type of the stored matrices; by default float32.
     """
     architecture = ARCHITECTURES.get(config.family, config.family)
     writer = gguf.GGUFWriter(path, architecture)

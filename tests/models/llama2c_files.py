@@ -1,4 +1,4 @@
-"""llama2.c's model files, written for tests."""
+"""Writes llama2.c's model files for tests."""
 
 from __future__ import annotations
 

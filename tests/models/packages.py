@@ -1,4 +1,4 @@
-"""Makes a wheel and a local index for it, for tests that ask the real pip."""
+"""Builds a wheel and a local index for tests with the real pip."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ NAME, VERSION = "muxjax-test-data", "1.2.3"
 WHEEL = "muxjax_test_data-1.2.3-py3-none-any.whl"
 
 
-def make_wheel(folder: Path, files: dict[str, bytes]) -> Path:
-    """A wheel that pip accepts, with these files in it."""
+def build_wheel(folder: Path, files: dict[str, bytes]) -> Path:
+    """Builds a wheel that pip accepts and that contains these files."""
     info = "muxjax_test_data-1.2.3.dist-info"
     path = folder / WHEEL
     with zipfile.ZipFile(path, "w") as wheel:

@@ -1,4 +1,4 @@
-"""JSON files that are not what they should be."""
+"""Reading of JSON files, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muxjax.errors import CheckpointError
 from muxjax.models.json_files import read_json
 
 
-def test_objects_only(tmp_path: Path) -> None:
+def test_read_json_accepts_objects_only(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1}')
     assert read_json(path) == {"a": 1}

@@ -1,4 +1,4 @@
-"""Pools, tables and queries for the tests that every implementation of paged attention runs."""
+"""Pools, tables and queries for tests of paged attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GEOMETRIES = [
 ]
 """(N, K, H)."""
 _TOKENS = 16
-"""Tokens of a page, approximately."""
+"""Approximate number of tokens in a page."""
 
 
 def build_layout(geometry: tuple[int, int, int]) -> KVLayout:
@@ -58,7 +58,7 @@ class AttentionCase:
         return np.asarray(self.metadata.query_starts)
 
     def rounded(self) -> AttentionCase:
-        """The case with queries and pool rounded to bfloat16, so that inputs are exact."""
+        """The case with queries and pool rounded to bfloat16, so that bfloat16 inputs are exact."""
         q, kv = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (self.q, self.kv))
         return replace(self, q=q, kv=kv)
 
@@ -73,16 +73,16 @@ def build_case(
     seed: int = 0,
     decode: bool = False,
 ) -> AttentionCase:
-    """Random sequences of two layers; every pool row that must not be read holds NaN.
+    """Builds random sequences of two layers; pool rows that must not be read contain NaN.
 
     Args:
       geometry: (N, K, H).
       kv_lens: tokens of each context.
       query_lens: queries of each sequence.
       padding: rows of NaN after the last query.
-      layout: of the pool; by default `build_layout(geometry)`.
-      seed: of the random numbers.
-      decode: one query per sequence.
+      layout: the pool's layout; by default `build_layout(geometry)`.
+      seed: seed of the random numbers.
+      decode: whether each sequence has one query.
     """
     num_heads, _, head_dim = geometry
     rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def build_case(
 def compute_dense(
     case: AttentionCase, scale: float, window: int | None, softcap: float | None
 ) -> np.ndarray:
-    """The expected output, `[T, N, H]` in float64, from whole score matrices."""
+    """The expected output, `[T, N, H]` in float64, from complete score matrices."""
     out = np.zeros(case.q.shape)
     group = case.q.shape[1] // case.layout.num_kv_heads
     for s, length in enumerate(case.kv_lens.tolist()):

@@ -1,7 +1,8 @@
 """Compiles the Hopper kernels with the real compiler, for a described GPU.
 
 `test_mosaic_gpu_aot` runs it in a separate process, since JAX looks for its plugins only once.
-Prints one JSON object per line: a kernel and its memory; ptxas prints its statistics before it.
+Prints one JSON object per line: a kernel and its memory. ptxas prints the kernel's statistics
+before it.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 from muxjax.compile_check.targets import set_environment
 
 CASES = [
-    # N, K, H, tokens of a page, rows left over, dtype, window, softcap
+    # N, K, H, tokens of a page, unused rows, dtype, window, softcap
     (32, 8, 128, 16, 0, "bfloat16", None, None),  # Llama 3 8B
     (32, 32, 128, 16, 0, "bfloat16", None, None),
     (64, 8, 128, 16, 0, "bfloat16", None, None),
@@ -44,8 +45,8 @@ def compile_case(described: Any, case: tuple[Any, ...], decode: bool) -> dict[st
     )
     from muxjax.pallas_kernels.gpu.tiles import choose_tiles
 
-    num_heads, num_kv, head_dim, tokens, left_over, name, window, softcap = case
-    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over
+    num_heads, num_kv, head_dim, tokens, unused_rows, name, window, softcap = case
+    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + unused_rows
     layout, dtype = KVLayout(rows, num_kv, head_dim), jnp.dtype(name)
     count = SEQUENCES if decode else PREFILL_TOKENS
     shapes = [
@@ -89,7 +90,7 @@ def main() -> None:
     described = describe_devices(target)
     for case in CASES:
         for decode in (True, False):
-            # ptxas writes straight to the process's standard output; this keeps the order.
+            # ptxas writes directly to the process's standard output; flushing keeps the order.
             print(json.dumps(compile_case(described, case, decode)), flush=True)
 
 

@@ -14,7 +14,7 @@ from tests.pallas_kernels.interpreting import interpreted
 def run(
     case: AttentionCase, name: str, *, dtype=jnp.float32, decode=False, window=None, softcap=None
 ):
-    """The output of the named implementation, compiled or interpreted, in float32."""
+    """Returns the output of the named implementation, compiled or interpreted, in float32."""
     options = AttentionOptions(case.layout.head_dim**-0.5, window, softcap)
     metadata = replace(case.metadata, decode=decode)
 

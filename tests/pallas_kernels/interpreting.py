@@ -1,4 +1,4 @@
-"""Runs implementations in Pallas's interpreter on machines without their device."""
+"""Runs kernels in Pallas's interpreter on machines without their device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _interpret_tpu() -> Iterator[None]:
         if "race" in str(error).lower():
             raise RaceDetected(str(error)) from error
         raise
-    if jax.__version_info__ < (0, 12):  # which prints races instead of raising
+    if jax.__version_info__ < (0, 12):  # prints races instead of raising an error
         from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
         races = interpret_pallas_call.races
@@ -76,10 +76,10 @@ def interpretable(name: str) -> bool:
 def size_case(name: str, geometry: tuple[int, int, int]) -> tuple[tuple[int, int, int], KVLayout]:
     """The geometry and pages with which an implementation is tested.
 
-    The GPU's interpreter is slow in each block of threads, of which there is one for each KV head
-    in decode and for each query head in prefill. It gets at most two KV heads, half the query heads
-    of each, and pages that are a multiple of tokens: tokens of other pages are copied one by one.
-    `gpu/test_paged_attention.py` tests those on a small scale.
+    The GPU's interpreter is slow for each block of threads: one per KV head in decode, one per
+    query head in prefill. It is tested with at most two KV heads and half the query heads of each.
+    Pages are a multiple of tokens, since tokens of other pages are copied separately;
+    `gpu/test_paged_attention.py` has small tests of those.
     """
     if name != "mosaic_gpu":
         return geometry, build_layout(geometry)

@@ -33,7 +33,7 @@ NAMES = [
 # Rows past the last query are NaN, and the GPU's interpreter multiplies them with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 OPTIONS = [(None, None), (40, None), (None, 20.0), (7, 5.0)]
-# Every geometry and every option, but not every pair: interpreting takes seconds.
+# Every geometry and every option, but not every pair, since the interpreters are slow.
 CASES = [
     *((geometry, *OPTIONS[i % len(OPTIONS)]) for i, geometry in enumerate(GEOMETRIES)),
     *(((9, 3, 64), *options) for options in OPTIONS),
@@ -41,10 +41,10 @@ CASES = [
 
 
 def check(case: AttentionCase, out: np.ndarray, window, softcap, limit: float):
-    real = case.query_starts[-1]
-    wanted = compute_dense(case, case.layout.head_dim**-0.5, window, softcap)
-    assert np.isfinite(out[:real]).all(), "a row that must not be read was read"
-    assert np.abs(out[:real] - wanted[:real]).max() < limit
+    valid = case.query_starts[-1]
+    expected = compute_dense(case, case.layout.head_dim**-0.5, window, softcap)
+    assert np.isfinite(out[:valid]).all(), "a row that must not be read was read"
+    assert np.abs(out[:valid] - expected[:valid]).max() < limit
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +60,7 @@ def test_decode(name, geometry, window, softcap):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("geometry", "window", "softcap"), CASES)
 def test_prefill(name, geometry, window, softcap):
-    # Whole prompts, later chunks, single tokens, an empty row, and padding.
+    # Complete prompts, later chunks, single tokens, an empty row, and padding.
     geometry, layout = size_case(name, geometry)
     lens, queries = [5, 0, 40, 300, 33, 1], [5, 0, 17, 150, 33, 1]
     case = build_case(geometry, lens, queries, padding=10, layout=layout)
@@ -86,20 +86,20 @@ def test_bfloat16(name, geometry, decode):
     geometry, layout = size_case(name, geometry)
     case = build_case(geometry, [200, 31], [1, 1], layout=layout).rounded()
     out = run(case, name, dtype=jnp.bfloat16, decode=decode)
-    wanted = compute_dense(case, geometry[2] ** -0.5, None, None)
-    assert np.abs(out - wanted).max() / np.abs(wanted).max() < 2e-2
+    expected = compute_dense(case, geometry[2] ** -0.5, None, None)
+    assert np.abs(out - expected).max() / np.abs(expected).max() < 2e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("decode", [True, False])
-def test_empty_sequences_first_last_and_between(name, decode):
+def test_empty_sequences_at_any_index(name, decode):
     lens = [0, 0, 33, 0, 70, 0]
     geometry, layout = size_case(name, (9, 3, 64))
     case = build_case(geometry, lens, [1] * 6 if decode else [0, 0, 33, 0, 5, 0], layout=layout)
     out = run(case, name, decode=decode)
-    wanted = compute_dense(case, 64**-0.5, None, None)
-    real = case.kv_lens > 0 if decode else slice(None)
-    assert np.abs(out - wanted)[real].max() < 2e-5
+    expected = compute_dense(case, 64**-0.5, None, None)
+    valid = case.kv_lens > 0 if decode else slice(None)
+    assert np.abs(out - expected)[valid].max() < 2e-5
     assert np.isfinite(out).all()
 
 
@@ -115,19 +115,19 @@ def test_long_contexts(name, decode):
     check(case, out, None, None, 2e-5)
 
 
-def test_a_call_is_validated():
+def test_shapes_are_validated():
     case = build_case((9, 3, 64), [5], [1])
     q, kv, metadata = jax.tree.map(jnp.asarray, (case.q, case.kv, case.metadata))
     options = AttentionOptions(1.0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         paged_attention(q[:, :8], kv, metadata, options, 0)
     with pytest.raises(ValueError, match=r"needs \[pages, "):
         paged_attention(q, kv[:, :-1], metadata, options, 0)
     with pytest.raises(ValueError, match="1 block tables, but"):
         paged_attention(q, kv, replace(metadata, kv_lens=jnp.ones(2, jnp.int32)), options, 0)
-    two = jnp.concatenate([q, q])
+    two_queries = jnp.concatenate([q, q])
     with pytest.raises(ValueError, match="one query per sequence: 2 queries for 1 sequences"):
-        paged_attention(two, kv, replace(metadata, decode=True), options, 0)
+        paged_attention(two_queries, kv, replace(metadata, decode=True), options, 0)
 
 
 def request(platform: str) -> AttentionRequest:
@@ -137,7 +137,7 @@ def request(platform: str) -> AttentionRequest:
     )
 
 
-def test_the_first_implementation_that_accepts_is_chosen(monkeypatch):
+def test_first_supported_implementation_is_selected(monkeypatch):
     monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.unavailable_reason", lambda: None)
     assert choose_implementation(None, request("cpu")).name == "native"
     monkeypatch.setattr(
@@ -153,7 +153,7 @@ def test_the_first_implementation_that_accepts_is_chosen(monkeypatch):
         choose_implementation(None, request("abacus"))
 
 
-def test_an_unsupported_request_is_refused_with_its_reason(monkeypatch):
+def test_unsupported_request_is_rejected_with_its_reason(monkeypatch):
     picky = Implementation("picky", ("cpu",), paged_attention, lambda request: "no Tuesdays")
     monkeypatch.setattr(api, "IMPLEMENTATIONS", (picky, *IMPLEMENTATIONS))
     assert choose_implementation(None, request("cpu")).name in ("native", "xla")

@@ -10,7 +10,7 @@ def metadata(decode: bool = False) -> AttentionMetadata:
     return AttentionMetadata(tables, lens, starts, KVLayout(48, 3, 64), decode)
 
 
-def test_metadata_are_a_pytree_with_static_layout_and_decode():
+def test_metadata_is_a_pytree_with_static_layout_and_decode():
     leaves, structure = jax.tree.flatten(metadata())
     assert [leaf.shape for leaf in leaves] == [(2, 3), (2,), (3,)]
     assert structure == jax.tree.structure(metadata())
@@ -18,7 +18,7 @@ def test_metadata_are_a_pytree_with_static_layout_and_decode():
     assert jax.tree.unflatten(structure, leaves).layout == KVLayout(48, 3, 64)
 
 
-def test_a_function_is_traced_once_for_equal_static_fields():
+def test_function_is_traced_once_for_equal_static_fields():
     traced = []
 
     @jax.jit
@@ -31,7 +31,7 @@ def test_a_function_is_traced_once_for_equal_static_fields():
     assert traced == [False, True]
 
 
-def test_a_window_below_1_is_refused():
+def test_window_below_1_is_rejected():
     assert AttentionOptions(0.1, window=1) == AttentionOptions(0.1, 1)
     with pytest.raises(ValueError, match="window must be at least 1, not 0"):
         AttentionOptions(0.1, window=0)

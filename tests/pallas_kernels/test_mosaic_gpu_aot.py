@@ -21,9 +21,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
-    """One record per kernel, with the registers and spilled bytes that ptxas printed before it."""
+    """One record per kernel, with the registers and spilled bytes that ptxas printed."""
     command = [sys.executable, "-m", "tests.pallas_kernels.compile_mosaic_gpu", "h100"]
-    # 26 kernels take about 45 s of CPU time; more on a busy machine.
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     return list(_records(run.stdout))
@@ -32,16 +31,16 @@ def compiled() -> list[dict[str, Any]]:
 def _records(output: str) -> Iterator[dict[str, Any]]:
     statistics = {}
     for line in output.splitlines():
-        if found := re.search(r"Used (\d+) registers", line):
-            statistics["registers"] = int(found[1])
-        elif found := re.search(r"(\d+) bytes spill stores", line):
-            statistics["spilled"] = int(found[1])
+        if match := re.search(r"Used (\d+) registers", line):
+            statistics["registers"] = int(match[1])
+        elif match := re.search(r"(\d+) bytes spill stores", line):
+            statistics["spilled"] = int(match[1])
         elif line.startswith("{"):
             yield json.loads(line) | statistics
             statistics = {}
 
 
-def test_all_compile(compiled):
+def test_all_kernels_compile(compiled):
     assert len(compiled) == 2 * len(CASES)
     for record in compiled:
         assert record["hlo_has_kernel"], record
@@ -54,7 +53,7 @@ def test_all_compile(compiled):
         )
 
 
-def test_the_pool_is_not_copied(compiled):
+def test_pool_is_not_copied(compiled):
     for record in compiled:
         assert record["temp_bytes"] < 0.1 * record["pool_bytes"], record
 

@@ -1,4 +1,4 @@
-"""The CPU kernel of attention, beyond `test_attention`: every number of query heads per KV head."""
+"""The CPU kernel of attention with any number of query heads per KV head; see `test_attention`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def test_one_query_per_sequence(group: int, head_dim: int, kv_heads: int) -> Non
     case = build_case(geometry, lens, [1] * len(lens))
     for window, softcap in [(None, None), (20, None), (64, 5.0)]:
         out = run(case, "native", decode=True, window=window, softcap=softcap)
-        wanted = compute_dense(case, head_dim**-0.5, window, softcap)
-        real = case.kv_lens > 0
-        assert np.abs(out - wanted)[real].max() < 2e-5
-        assert (out[~real] == 0).all()
+        expected = compute_dense(case, head_dim**-0.5, window, softcap)
+        valid = case.kv_lens > 0
+        assert np.abs(out - expected)[valid].max() < 2e-5
+        assert (out[~valid] == 0).all()
 
 
 @pytest.mark.parametrize("group", [3, 9])
 @pytest.mark.parametrize("queries", [[1, 1, 1], [40, 1, 33]])
-def test_a_bfloat16_pool_gives_the_same_as_its_float32_copy(group: int, queries: list[int]) -> None:
+def test_bfloat16_pool_equals_its_float32_copy(group: int, queries: list[int]) -> None:
     case = build_case((2 * group, 2, 64), [200, 31, 77], queries).rounded()
 
     def attend(dtype: jnp.dtype) -> jax.Array:
@@ -47,7 +47,7 @@ def test_a_bfloat16_pool_gives_the_same_as_its_float32_copy(group: int, queries:
     np.testing.assert_array_equal(attend(jnp.dtype("bfloat16")), attend(jnp.dtype("float32")))
 
 
-def test_pools_of_other_types_are_refused() -> None:
+def test_other_pool_types_are_rejected() -> None:
     case = build_case((3, 1, 64), [5], [1])
     with pytest.raises(ValueError, match="needs a pool of float32 or bfloat16, not float16"):
         run(case, "native", dtype=jnp.float16, decode=True)

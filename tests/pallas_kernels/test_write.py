@@ -7,7 +7,7 @@ from muxjax.pallas_kernels.reference import gather_tokens
 
 
 @pytest.mark.parametrize(("num_kv", "head_dim"), [(3, 64), (1, 256), (6, 48)])
-def test_what_is_written_is_what_is_read(num_kv, head_dim):
+def test_written_tokens_are_read_back(num_kv, head_dim):
     rng = np.random.default_rng(0)
     layout = KVLayout(50, num_kv, head_dim)
     kv = rng.standard_normal((6, 50, 128)).astype(np.float32)
@@ -27,7 +27,7 @@ def test_what_is_written_is_what_is_read(num_kv, head_dim):
     )
 
 
-def test_a_donated_pool_is_written_in_place():
+def test_donated_pool_is_written_in_place():
     layout = KVLayout(96, 3, 64)
     shapes = [
         jax.ShapeDtypeStruct(shape, np.float32)

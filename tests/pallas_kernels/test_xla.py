@@ -1,4 +1,4 @@
-"""The plain XLA implementation: cases beyond the suite that all implementations share."""
+"""The XLA implementation, in addition to the shared suite in `test_attention`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GEOMETRY = (4, 2, 64)
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_contexts_at_page_borders(decode: bool) -> None:
+def test_contexts_at_page_boundaries(decode: bool) -> None:
     layout = build_layout(GEOMETRY)
     tokens = layout.tokens_per_page
     assert tokens > 2
@@ -20,6 +20,6 @@ def test_contexts_at_page_borders(decode: bool) -> None:
     counts = [1] * len(lengths) if decode else [1, 2, tokens, 3, 1]
     case = build_case(GEOMETRY, lengths, counts, decode=decode)
     out = run(case, "xla", decode=decode)
-    wanted = compute_dense(case, layout.head_dim**-0.5, None, None)
+    expected = compute_dense(case, layout.head_dim**-0.5, None, None)
     queries = case.query_starts[-1]
-    np.testing.assert_allclose(out[:queries], wanted[:queries], atol=2e-5)
+    np.testing.assert_allclose(out[:queries], expected[:queries], atol=2e-5)

@@ -32,7 +32,7 @@ def config(family: str = "llama") -> ModelConfig:
 
 
 class Slices:
-    """Tensors in memory, of which slices can be read; `elements` counts what was read."""
+    """A `SliceSource` of tensors in memory; `elements` counts the elements read."""
 
     def __init__(self, model: ModelConfig, dtype: str = "float32") -> None:
         rng = np.random.default_rng(0)
@@ -63,21 +63,21 @@ def open_slices(model: ModelConfig, source: Slices) -> Checkpoint:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("tp_size", [1, 2, 3])
-def test_a_shard_is_read_without_the_rest(family: str, tp_size: int) -> None:
+def test_read_shard_reads_only_the_shard(family: str, tp_size: int) -> None:
     model = config(family)
     source = Slices(model)
     checkpoint, shards = open_slices(model, source), Shards(model, tp_size)
     assert list(dict(checkpoint.weights())) == list(param_shapes(model))
     for name in param_shapes(model):
-        whole = checkpoint.read_param(name)
+        param = checkpoint.read_param(name)
         for device in range(tp_size):
             source.elements = 0
             shard = checkpoint.read_shard(name, shards, device)
-            np.testing.assert_array_equal(shard, shards.shard_param(name, whole, device))
+            np.testing.assert_array_equal(shard, shards.shard_param(name, param, device))
             assert source.elements <= shard.size
 
 
-def test_tensors_must_have_the_shapes_of_the_config() -> None:
+def test_tensors_must_match_the_config() -> None:
     model = config()
     source = Slices(model)
     source.tensors["extra"] = np.zeros(1, np.float32)

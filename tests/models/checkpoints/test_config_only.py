@@ -30,11 +30,11 @@ def folder(tmp_path: Path, **changes: object) -> str:
     return str(tmp_path)
 
 
-def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
-    found = read_shape(folder(tmp_path))
-    assert (found.config.num_layers, found.config.num_kv_heads) == (2, 2)
-    assert found.weight_bits is None
-    assert read_shape(str(tmp_path / "config.json")) == found
+def test_folder_needs_no_weights(tmp_path: Path) -> None:
+    shape = read_shape(folder(tmp_path))
+    assert (shape.config.num_layers, shape.config.num_kv_heads) == (2, 2)
+    assert shape.weight_bits is None
+    assert read_shape(str(tmp_path / "config.json")) == shape
 
 
 @pytest.mark.parametrize(
@@ -47,46 +47,48 @@ def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
     ],
 )
-def test_quantized_checkpoints(tmp_path: Path, quantization: dict[str, Any], bits: float) -> None:
+def test_weight_bits_of_quantized_checkpoints(
+    tmp_path: Path, quantization: dict[str, Any], bits: float
+) -> None:
     assert read_shape(folder(tmp_path, quantization_config=quantization)).weight_bits == bits
 
 
-def test_an_unknown_quantization_is_refused(tmp_path: Path) -> None:
+def test_unknown_quantization_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="unknown for the method 'magic'"):
         read_shape(folder(tmp_path, quantization_config={"quant_method": "magic"}))
 
 
-def test_a_config_source() -> None:
+def test_config_source() -> None:
     plain = {key: value for key, value in CONFIG.items() if key != "architectures"}
-    found = read_shape("config:qwen3", plain | {"seed": 3})
-    assert (found.config.family, found.config.head_dim) == ("qwen3", 128)
+    shape = read_shape("config:qwen3", plain | {"seed": 3})
+    assert (shape.config.family, shape.config.head_dim) == ("qwen3", 128)
 
 
 @pytest.mark.parametrize("name", list(DEMO_MODELS))
-def test_demo_models_are_as_they_are_described(name: str) -> None:
+def test_demo_shapes_match_the_checkpoints(name: str) -> None:
     assert set(DEMO_SHAPES) == set(DEMO_MODELS)
-    described = read_shape(f"demo:{name}").config
-    found = read_shape(str(fetch_demo(name, progress=False))).config
+    table = read_shape(f"demo:{name}").config
+    actual = read_shape(str(fetch_demo(name, progress=False))).config
     for field in (
         "vocab_size", "num_layers", "hidden_size", "intermediate_size", "num_heads",
         "num_kv_heads", "head_dim", "max_position", "tie_embeddings", "qk_norm", "post_norms",
     ):  # fmt: skip
-        assert getattr(described, field) == getattr(found, field), field
+        assert getattr(table, field) == getattr(actual, field), field
 
 
-def test_a_folder_of_our_own(tmp_path: Path) -> None:
+def test_orbax_folder(tmp_path: Path) -> None:
     case = golden.tiny("gemma3_softcaps")
-    described = {"format": 1, "config": dataclasses.asdict(case.config)}
-    (tmp_path / "muxjax.json").write_text(json.dumps(described))
+    contents = {"format": 1, "config": dataclasses.asdict(case.config)}
+    (tmp_path / "muxjax.json").write_text(json.dumps(contents))
     assert read_shape(str(tmp_path)).config == case.config
 
 
-def test_a_gguf_file(tmp_path: Path) -> None:
+def test_gguf_file(tmp_path: Path) -> None:
     case = golden.tiny("llama3")
     write_gguf(tmp_path / "tiny.gguf", case.config, case.params)
-    found = read_shape(str(tmp_path / "tiny.gguf")).config
-    assert found.num_layers == case.config.num_layers
-    assert found.num_kv_heads == case.config.num_kv_heads
+    config = read_shape(str(tmp_path / "tiny.gguf")).config
+    assert config.num_layers == case.config.num_layers
+    assert config.num_kv_heads == case.config.num_kv_heads
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
         ("demo:stories15m", {"hidden_size": 64}, "`config` requires a source `config:FAMILY`"),
     ],
 )
-def test_a_config_is_refused_as_in_loading(
+def test_invalid_config_is_rejected_as_in_loading(
     source: str, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FleetConfigError, match=message):
@@ -106,7 +108,7 @@ def test_a_config_is_refused_as_in_loading(
         open_checkpoint(source, config_mapping=config)
 
 
-def test_faults(tmp_path: Path) -> None:
+def test_invalid_sources_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         read_shape(str(tmp_path / "none"))
     with pytest.raises(CheckpointError, match=r"neither config\.json nor muxjax\.json"):

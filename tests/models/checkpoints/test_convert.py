@@ -24,47 +24,47 @@ def source(tmp_path: Path):
     return open_hf(tmp_path / "source")
 
 
-def test_every_part_comes_back(source, tmp_path: Path) -> None:
+def test_converted_checkpoint_equals_its_source(source, tmp_path: Path) -> None:
     size = convert(source, tmp_path / "deep" / "dest")
-    found = open_checkpoint(tmp_path / "deep" / "dest")
+    converted = open_checkpoint(tmp_path / "deep" / "dest")
     params = dict(source.weights())
     assert size == sum(array.nbytes for array in params.values())
-    assert found.config == source.config
-    assert found.tokenizer is not None
+    assert converted.config == source.config
+    assert converted.tokenizer is not None
     shards = Shards(source.config, 4)
     for name, array in params.items():
         for device in range(4):
-            part = found.read_shard(name, shards, device)
-            np.testing.assert_array_equal(part, shards.shard_param(name, array, device))
+            shard = converted.read_shard(name, shards, device)
+            np.testing.assert_array_equal(shard, shards.shard_param(name, array, device))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dest"]
 
 
-def test_another_type_is_written_for_matrices(source, tmp_path: Path) -> None:
+def test_dtype_applies_to_matrices_only(source, tmp_path: Path) -> None:
     convert(source, tmp_path / "dest", "bfloat16")
     for name, array in open_checkpoint(tmp_path / "dest").weights():
         small = name.endswith("norm")
         assert array.dtype == (np.float32 if small else ml_dtypes.bfloat16)
 
 
-def test_one_parameter_at_a_time_is_in_memory(source, tmp_path: Path, monkeypatch) -> None:
-    alive: list[weakref.ref] = []
-    most = []
+def test_one_parameter_is_in_memory_at_a_time(source, tmp_path: Path, monkeypatch) -> None:
+    references: list[weakref.ref] = []
+    live_counts = []
 
     def read_param(self, name: str) -> np.ndarray:
         gc.collect()
-        most.append(sum(reference() is not None for reference in alive))
+        live_counts.append(sum(reference() is not None for reference in references))
         array = read(self, name)
-        alive.append(weakref.ref(array))
+        references.append(weakref.ref(array))
         return array
 
     read = Checkpoint.read_param
     monkeypatch.setattr(Checkpoint, "read_param", read_param)
     convert(source, tmp_path / "dest")
-    assert len(most) > 10
-    assert max(most) <= 2  # one being written, one not yet released by TensorStore
+    assert len(live_counts) > 10
+    assert max(live_counts) <= 2  # one being written, one not yet released by TensorStore
 
 
-def test_an_interrupted_conversion_leaves_nothing(source, tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_conversion_leaves_no_folder(source, tmp_path: Path, monkeypatch) -> None:
     def interrupted(folder: Path, *args: object) -> None:
         folder.mkdir(parents=True)
         (folder / "params").mkdir()
@@ -76,14 +76,14 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_checkpoint_without_its_config_is_refused(source, tmp_path: Path) -> None:
+def test_checkpoint_without_config_is_rejected(source, tmp_path: Path) -> None:
     convert(source, tmp_path / "dest")
     (tmp_path / "dest" / "muxjax.json").unlink()  # the last file that is written
     with pytest.raises(CheckpointError, match=r"neither config.json nor muxjax.json"):
         open_checkpoint(tmp_path / "dest")
 
 
-def test_an_existing_folder_is_not_overwritten(source, tmp_path: Path) -> None:
+def test_existing_folder_is_not_overwritten(source, tmp_path: Path) -> None:
     (tmp_path / "dest").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         convert(source, tmp_path / "dest")

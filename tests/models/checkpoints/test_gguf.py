@@ -20,7 +20,7 @@ FAMILIES = ("llama", "llama_biases", "smollm2", "qwen2", "qwen3", "gemma3")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
+def test_weights_and_config_round_trip(name: str, tmp_path: Path) -> None:
     case = golden.tiny(name)
     path = tmp_path / "model.gguf"
     sliding = [int(value) for value in case.config.layer_is_sliding]
@@ -32,14 +32,14 @@ def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
     for canonical, array in weights.items():
         np.testing.assert_allclose(array, case.params[canonical], rtol=0, atol=1e-6)
     config = checkpoint.config
-    assert config.attn_scale == case.config.head_dim**-0.5  # files do not carry another one
+    assert config.attn_scale == case.config.head_dim**-0.5  # not stored in the file
     assert config.norm_eps == pytest.approx(case.config.norm_eps)
-    same = {"attn_scale": 1.0, "norm_eps": 1.0, "bos_token_id": None, "eos_token_ids": ()}
-    assert dataclasses.replace(config, **same) == dataclasses.replace(case.config, **same)
+    ignored = {"attn_scale": 1.0, "norm_eps": 1.0, "bos_token_id": None, "eos_token_ids": ()}
+    assert dataclasses.replace(config, **ignored) == dataclasses.replace(case.config, **ignored)
     assert checkpoint.tokenizer is None
 
 
-def test_quantized_weights_are_near(tmp_path: Path) -> None:
+def test_quantized_weights_are_approximately_equal(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
     write_gguf(path, case.config, case.params, quantize=gguf.GGMLQuantizationType.Q8_0)
@@ -48,7 +48,7 @@ def test_quantized_weights_are_near(tmp_path: Path) -> None:
         np.testing.assert_allclose(array, case.params[name], atol=0.02)
 
 
-def test_mistral_files_say_llama_and_may_have_a_window(tmp_path: Path) -> None:
+def test_mistral_files_have_architecture_llama_and_a_window(tmp_path: Path) -> None:
     case = golden.tiny("mistral")
     path = tmp_path / "model.gguf"
     write_gguf(path, case.config, case.params)
@@ -58,7 +58,7 @@ def test_mistral_files_say_llama_and_may_have_a_window(tmp_path: Path) -> None:
     assert config.layer_is_sliding == (True, True)
 
 
-def test_gemma_without_a_pattern_is_five_to_one(tmp_path: Path) -> None:
+def test_gemma_without_pattern_has_five_sliding_layers_per_full_layer(tmp_path: Path) -> None:
     case = golden.tiny("gemma3")
     path = tmp_path / "model.gguf"
     write_gguf(path, case.config, case.params, metadata={"rope.scaling.factor": 8.0})
@@ -69,7 +69,7 @@ def test_gemma_without_a_pattern_is_five_to_one(tmp_path: Path) -> None:
     assert config.embed_scale == 8.0
 
 
-def test_rope_divisors_of_llama3_files_are_honored(tmp_path: Path) -> None:
+def test_rope_divisors_of_llama3_files_are_read(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
     divisors = np.linspace(1, 8, 8, dtype=np.float32)
@@ -91,9 +91,7 @@ def test_rope_divisors_of_llama3_files_are_honored(tmp_path: Path) -> None:
         ({"block_count": 1}, "tensors that this architecture does not have: blk.1."),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    metadata: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_mismatches_are_rejected(metadata: dict[str, Any], message: str, tmp_path: Path) -> None:
     case = golden.tiny("llama")
     path = tmp_path / "model.gguf"
     write_gguf(path, case.config, case.params, metadata=metadata)
@@ -101,7 +99,7 @@ def test_what_does_not_fit_is_refused(
         open_gguf(path)
 
 
-def test_unknown_architectures_are_named(tmp_path: Path) -> None:
+def test_unknown_architecture_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "mamba")
     writer.write_header_to_file()

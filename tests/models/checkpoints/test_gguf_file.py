@@ -1,4 +1,4 @@
-"""The GGUF container: values, types, and files that are broken."""
+"""The GGUF container: values, types and invalid files."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_metadata(small_file: Path) -> None:
     assert metadata["a.numbers"].tolist() == [1, -2, 3]
 
 
-def test_tensors_of_every_kind(small_file: Path) -> None:
+def test_tensors_of_every_type(small_file: Path) -> None:
     file = GGUFFile(small_file)
-    wanted = np.arange(128, dtype=np.float32).reshape(2, 64) / 16
+    expected = np.arange(128, dtype=np.float32).reshape(2, 64) / 16
     assert set(file.shapes().values()) == {(2, 64)}
     for name, dtype, error in (
         ("f32", np.float32, 0.0),
@@ -58,28 +58,28 @@ def test_tensors_of_every_kind(small_file: Path) -> None:
         assert array.dtype == dtype
         assert array.shape == (2, 64)
         assert array.flags.writeable
-        np.testing.assert_allclose(array.astype(np.float32), wanted, atol=error)
+        np.testing.assert_allclose(array.astype(np.float32), expected, atol=error)
 
 
-def test_rows_are_dequantized_in_pieces(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = GGUFFile(small_file).read("Q8_0")
+def test_rows_are_dequantized_in_chunks(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = GGUFFile(small_file).read("Q8_0")
     monkeypatch.setattr("muxjax.models.checkpoints.gguf_file._CHUNK_VALUES", 64)
-    np.testing.assert_array_equal(GGUFFile(small_file).read("Q8_0"), whole)
+    np.testing.assert_array_equal(GGUFFile(small_file).read("Q8_0"), expected)
 
 
-def test_every_truncation_is_found(small_file: Path, tmp_path: Path) -> None:
+def test_truncation_is_detected(small_file: Path, tmp_path: Path) -> None:
     data = small_file.read_bytes()
-    cut = tmp_path / "cut.gguf"
+    truncated = tmp_path / "truncated.gguf"
     end_of_data = max(
         info.offset + info.num_bytes for info in GGUFFile(small_file).tensors.values()
     )
     for size in [*range(0, 600, 7), end_of_data - 1]:
-        cut.write_bytes(data[:size])
+        truncated.write_bytes(data[:size])
         with pytest.raises(CheckpointError, match="truncated"):
-            GGUFFile(cut)
+            GGUFFile(truncated)
 
 
-def test_what_is_no_gguf_file_is_refused(small_file: Path, tmp_path: Path) -> None:
+def test_other_files_are_rejected(small_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     data = bytearray(small_file.read_bytes())
     other.write_bytes(b"PK\3\4" + data[4:])
@@ -93,7 +93,7 @@ def test_what_is_no_gguf_file_is_refused(small_file: Path, tmp_path: Path) -> No
         GGUFFile(tmp_path / "none.gguf")
 
 
-def test_unknown_types_are_refused(small_file: Path, tmp_path: Path) -> None:
+def test_unknown_tensor_type_is_rejected(small_file: Path, tmp_path: Path) -> None:
     data = bytearray(small_file.read_bytes())
     position = data.index(b"Q8_0") + 4 + 4 + 16  # after the name: number of axes, two sizes
     data[position] = 200
@@ -103,7 +103,7 @@ def test_unknown_types_are_refused(small_file: Path, tmp_path: Path) -> None:
         GGUFFile(path)
 
 
-def test_types_that_the_library_cannot_decode_are_refused(tmp_path: Path) -> None:
+def test_type_without_dequantization_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "i8.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("i8", np.ones((2, 32), np.int8))

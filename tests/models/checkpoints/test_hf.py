@@ -1,4 +1,4 @@
-"""Hugging Face folders: round trips, shards, number types, and what is broken."""
+"""Hugging Face folders: round trips, shards, number types and invalid files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rewrite(folder: Path, **changes: np.ndarray | None) -> None:
 
 
 @pytest.mark.parametrize("name", golden.tiny_names())
-def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
+def test_weights_and_config_round_trip(name: str, tmp_path: Path) -> None:
     case = golden.tiny(name)
     save_hf(tmp_path, case.config, case.params)
     checkpoint = open_hf(tmp_path)
@@ -48,7 +48,7 @@ def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(array, case.params[canonical], rtol=0, atol=1e-6)
 
 
-def test_the_tokenizer_comes_along(llama: Path) -> None:
+def test_tokenizer_is_saved_and_read(llama: Path) -> None:
     tokenizer = open_hf(llama).tokenizer
     assert tokenizer is not None
     assert tokenizer.encode("hi") == [104, 105]
@@ -68,7 +68,7 @@ def test_number_types(llama: Path, stored: type, read: type) -> None:
         np.testing.assert_array_equal(array, params[name].astype(stored).astype(read))
 
 
-def test_gemmas_norms_keep_their_precision_in_bfloat16(tmp_path: Path) -> None:
+def test_gemma_norms_keep_their_precision_in_bfloat16(tmp_path: Path) -> None:
     case = golden.tiny("gemma3")
     save_hf(tmp_path, case.config, case.params)
     path = tmp_path / "model.safetensors"
@@ -88,9 +88,11 @@ def test_shards_with_an_index(llama: Path) -> None:
         "model-00001-of-00002.safetensors": names[::2],
         "model-00002-of-00002.safetensors": names[1::2],
     }
-    for file, held in files.items():
-        save_file({name: tensors[name] for name in held}, llama / file)
-    index = {"weight_map": {name: file for file, held in files.items() for name in held}}
+    for file, file_names in files.items():
+        save_file({name: tensors[name] for name in file_names}, llama / file)
+    index = {
+        "weight_map": {name: file for file, file_names in files.items() for name in file_names}
+    }
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
     params = golden.tiny("llama").params
     for name, array in open_hf(llama).weights():
@@ -100,7 +102,7 @@ def test_shards_with_an_index(llama: Path) -> None:
         open_hf(llama)
 
 
-def test_a_tensor_in_two_files_is_refused(llama: Path) -> None:
+def test_tensor_in_two_files_is_rejected(llama: Path) -> None:
     tensors = load_file(llama / "model.safetensors")
     (llama / "model.safetensors").rename(llama / "a.safetensors")
     save_file({"model.norm.weight": tensors["model.norm.weight"]}, llama / "b.safetensors")
@@ -108,7 +110,7 @@ def test_a_tensor_in_two_files_is_refused(llama: Path) -> None:
         open_hf(llama)
 
 
-def test_tensors_that_are_not_needed_are_left(llama: Path, tmp_path: Path) -> None:
+def test_unused_tensors_are_ignored(llama: Path, tmp_path: Path) -> None:
     rewrite(llama, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(8, np.float32))
     assert open_hf(llama).config.num_layers == 2
     tied = golden.tiny("qwen2")
@@ -118,7 +120,7 @@ def test_tensors_that_are_not_needed_are_left(llama: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
-def test_the_text_part_of_an_image_model(layout: str, tmp_path: Path) -> None:
+def test_text_part_of_an_image_model(layout: str, tmp_path: Path) -> None:
     case = golden.tiny("gemma3")
     save_hf(tmp_path, case.config, case.params)
     path = tmp_path / "model.safetensors"
@@ -134,7 +136,7 @@ def test_the_text_part_of_an_image_model(layout: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(dict(checkpoint.weights())["embed"], case.params["embed"])
 
 
-def test_tensors_that_do_not_fit_are_named(llama: Path) -> None:
+def test_mismatched_tensors_are_named_in_the_error(llama: Path) -> None:
     good = load_file(llama / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     rewrite(llama, model__layers__1__mlp__up_proj__weight=good[:5])
     with pytest.raises(
@@ -153,7 +155,7 @@ def test_tensors_that_do_not_fit_are_named(llama: Path) -> None:
         list(open_hf(llama).weights())
 
 
-def test_truncated_files_are_refused(llama: Path) -> None:
+def test_truncated_file_is_rejected(llama: Path) -> None:
     path = llama / "model.safetensors"
     data = path.read_bytes()
     for size in (0, 5, 100, len(data) // 2, len(data) - 1):
@@ -162,7 +164,7 @@ def test_truncated_files_are_refused(llama: Path) -> None:
             open_hf(llama)
 
 
-def test_the_architecture_is_checked_before_the_weights(llama: Path) -> None:
+def test_architecture_is_checked_before_the_weights(llama: Path) -> None:
     (llama / "model.safetensors").write_bytes(b"broken")
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
@@ -170,7 +172,7 @@ def test_the_architecture_is_checked_before_the_weights(llama: Path) -> None:
         open_hf(llama)
 
 
-def test_broken_configs_are_refused(llama: Path) -> None:
+def test_invalid_config_is_rejected(llama: Path) -> None:
     (llama / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: not JSON"):
         open_hf(llama)
@@ -179,17 +181,17 @@ def test_broken_configs_are_refused(llama: Path) -> None:
         open_hf(llama)
 
 
-def test_a_folder_without_safetensors_is_refused(llama: Path) -> None:
+def test_folder_without_safetensors_is_rejected(llama: Path) -> None:
     (llama / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no safetensors file"):
         open_hf(llama)
 
 
-def test_only_whole_models_are_saved(tmp_path: Path) -> None:
+def test_incomplete_models_are_not_saved(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     params = dict(case.params)
     head = params.pop("head")
-    with pytest.raises(CheckpointError, match="head: found nothing, expected"):
+    with pytest.raises(CheckpointError, match="head: no array, expected"):
         save_hf(tmp_path / "a", case.config, params)
-    with pytest.raises(CheckpointError, match=r"head: found \[127, 64\], expected \[128, 64\]"):
+    with pytest.raises(CheckpointError, match=r"head: shape \[127, 64\], expected \[128, 64\]"):
         save_hf(tmp_path / "b", case.config, params | {"head": head[1:]})

@@ -1,4 +1,4 @@
-"""config.json in its older and newer forms, and what is refused."""
+"""config.json in its older and newer forms, and unsupported options."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", golden.tiny_names())
-def test_files_of_transformers_and_ours_mean_the_same(name: str) -> None:
-    """transformers writes `rope_parameters`, ours has `rope_theta` and `rope_scaling`."""
+def test_to_hf_and_transformers_write_equivalent_configs(name: str) -> None:
+    """`transformers` writes `rope_parameters`; `to_hf` writes `rope_theta` and `rope_scaling`."""
     config = golden.tiny(name).config
     written = to_hf(config)
     assert "rope_parameters" in golden.tiny(name).hf_config
@@ -33,13 +33,13 @@ def test_files_of_transformers_and_ours_mean_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_has_defaults_for_every_key(family: str) -> None:
+def test_family_has_defaults_for_every_key(family: str) -> None:
     config = from_family(family, {})
     assert config.family == family
     assert from_hf(to_hf(config)) == config
 
 
-def test_gemma3_has_its_own_defaults() -> None:
+def test_defaults_of_gemma3() -> None:
     config = from_family("gemma3", SMALL)
     assert config.head_dim == 256
     assert config.tie_embeddings
@@ -57,14 +57,14 @@ def test_gemma3_has_its_own_defaults() -> None:
     )
 
 
-def test_missing_key_value_heads_are_as_many_as_query_heads_in_llama_only() -> None:
+def test_num_kv_heads_defaults_to_query_heads_for_llama_only() -> None:
     keys = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
     assert from_family("llama", keys).num_kv_heads == 4
     with pytest.raises(CheckpointError, match="cannot share"):
         from_family("mistral", keys)  # transformers assumes 8
 
 
-def test_gemma_image_models_give_their_text_part() -> None:
+def test_config_of_gemma_image_models_is_their_text_config() -> None:
     config = from_hf(
         {
             "architectures": ["Gemma3ForConditionalGeneration"],
@@ -79,13 +79,13 @@ def test_gemma_image_models_give_their_text_part() -> None:
     assert config.eos_token_ids == (1, 106)
 
 
-def test_end_tokens_of_the_generation_config_count_too() -> None:
+def test_end_tokens_of_generation_config_are_added() -> None:
     mapping = SMALL | {"architectures": ["LlamaForCausalLM"], "eos_token_id": 2}
     assert from_hf(mapping, {"eos_token_id": [7, 2]}).eos_token_ids == (2, 7)
     assert from_hf(mapping | {"eos_token_id": None}).eos_token_ids == ()
 
 
-def test_windows_of_qwen_need_to_be_switched_on() -> None:
+def test_qwen_windows_need_use_sliding_window() -> None:
     keys = SMALL | {"sliding_window": 16, "max_window_layers": 6}
     assert from_family("qwen2", keys).sliding_window is None
     config = from_family("qwen2", keys | {"use_sliding_window": True})
@@ -95,11 +95,11 @@ def test_windows_of_qwen_need_to_be_switched_on() -> None:
 
 def test_mistral_windows() -> None:
     assert from_family("mistral", SMALL).layer_is_sliding == (True,) * 8
-    open_ended = from_family("mistral", SMALL | {"sliding_window": None})
-    assert open_ended.layer_is_sliding == (False,) * 8
+    unwindowed = from_family("mistral", SMALL | {"sliding_window": None})
+    assert unwindowed.layer_is_sliding == (False,) * 8
 
 
-def test_old_name_of_the_scaling_kind() -> None:
+def test_old_key_of_the_scaling_type() -> None:
     config = from_family("llama", SMALL | {"rope_scaling": {"type": "linear", "factor": 2}})
     assert config.rope == RopeConfig(10000.0, "linear", 2.0)
 
@@ -129,12 +129,12 @@ def test_old_name_of_the_scaling_kind() -> None:
         ("gpt2", {}, "unknown family 'gpt2'; known: llama, mistral"),
     ],
 )
-def test_what_is_not_supported_is_refused(family: str, keys: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_rejected(family: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         from_family(family, SMALL | keys)
 
 
-def test_unknown_architectures_are_named() -> None:
+def test_unknown_architecture_is_named_in_the_error() -> None:
     with pytest.raises(
         CheckpointError, match=r"unknown architecture \(MambaForCausalLM\); known: L"
     ):
@@ -143,7 +143,7 @@ def test_unknown_architectures_are_named() -> None:
         from_hf({"model_type": "t5"})
 
 
-def test_a_config_that_hf_cannot_express_is_not_written() -> None:
+def test_config_that_hf_cannot_express_is_rejected() -> None:
     config = from_family("llama", SMALL)
     rope = RopeConfig(1e4, "divisors", divisors=(1.0,) * 8)
     with pytest.raises(CheckpointError, match="cannot be expressed"):

@@ -17,7 +17,7 @@ from tests.models.llama2c_files import write_model
 
 
 @pytest.mark.parametrize("name", ["llama", "smollm2"])
-def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
+def test_weights_and_config_round_trip(name: str, tmp_path: Path) -> None:
     case = golden.tiny(name)
     write_model(tmp_path / "model.bin", name)
     checkpoint = open_llama2c(tmp_path / "model.bin")
@@ -36,13 +36,13 @@ def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
     assert checkpoint.tokenizer is None
 
 
-def test_files_of_another_length_are_refused(tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     write_model(path, "llama")
     data = path.read_bytes()
     for broken, message in (
         (data[:-1], "truncated: "),
-        (data[:20], "truncated: 20 bytes only"),
+        (data[:20], "truncated: only 20 bytes"),
         (data + b"\0", "not a llama2.c model"),
         (b"GGUF" + data[4:], "model"),
         (b"\0" * 100, "not a llama2.c model"),
@@ -53,7 +53,7 @@ def test_files_of_another_length_are_refused(tmp_path: Path) -> None:
             open_llama2c(path)
 
 
-def test_stories(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_stories15m(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     checkpoint = demo_checkpoint("stories15m")
     config = checkpoint.config
     assert (config.vocab_size, config.num_layers, config.hidden_size) == (32000, 6, 288)
@@ -61,7 +61,7 @@ def test_stories(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     assert config.tie_embeddings
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
-    # Llama 2's own ids of these texts.
+    # Ids of Llama 2's original tokenizer.
     assert tokenizer.encode("Once upon a time") == [1, 9038, 2501, 263, 931]
     assert tokenizer.encode("Hello, world!") == [1, 15043, 29892, 3186, 29991]
     assert tokenizer.encode("") == [1]
@@ -71,7 +71,7 @@ def test_stories(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     assert tokenizer.token_text(13) == "\n"
 
 
-def test_greedy_prompts_are_encoded_as_in_the_goldens(
+def test_prompt_ids_equal_the_golden_files(
     demo_checkpoint: Callable[[str], Checkpoint],
 ) -> None:
     for name in golden.DEMO_NAMES:
@@ -81,7 +81,7 @@ def test_greedy_prompts_are_encoded_as_in_the_goldens(
             assert tokenizer.encode(case.text) == case.prompt_ids
 
 
-def test_a_truncated_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_truncated_tokenizer_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.bin"
     pieces = b"".join(struct.pack("<fi", 0.0, 1) + b"a" for _ in range(300))
     path.write_bytes(struct.pack("<i", 1) + pieces)

@@ -1,4 +1,4 @@
-"""Sources of every kind find their loader."""
+"""Opening a checkpoint of each kind of source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {
 }
 
 
-def test_every_kind_of_path(tmp_path: Path) -> None:
+def test_open_checkpoint_detects_the_format(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     write_gguf(tmp_path / "model.gguf", case.config, case.params)
     write_model(tmp_path / "model.bin", "llama")
@@ -39,7 +39,7 @@ def test_every_kind_of_path(tmp_path: Path) -> None:
             assert checkpoint.origin == str(tmp_path / name)
 
 
-def test_random_weights_from_a_mapping() -> None:
+def test_random_weights_from_a_config_mapping() -> None:
     checkpoint = open_checkpoint("config:qwen3", config_mapping=SMALL | {"seed": 5})
     assert checkpoint.config.family == "qwen3"
     assert checkpoint.config.head_dim == 128
@@ -52,12 +52,12 @@ def test_random_weights_from_a_mapping() -> None:
         open_checkpoint("config:rwkv")
 
 
-def test_a_config_only_goes_with_random_weights(tmp_path: Path) -> None:
+def test_config_mapping_requires_a_config_source(tmp_path: Path) -> None:
     with pytest.raises(FleetConfigError, match="requires a source `config:FAMILY`, not demo:x"):
         open_checkpoint("demo:x", config_mapping=SMALL)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_sources_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         open_checkpoint(tmp_path / "none.gguf")
     with pytest.raises(CheckpointError, match=r"neither config.json nor muxjax.json"):
@@ -66,25 +66,25 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_checkpoint("demo:llama9")
 
 
-def test_hub_ids_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.tiny("llama")
     save_hf(tmp_path / "hub", case.config, case.params)
-    asked = []
+    requests = []
 
     def fetch(name: str, *, progress: bool) -> Path:
-        asked.append((name, progress))
+        requests.append((name, progress))
         return tmp_path / "hub"
 
     monkeypatch.setattr("muxjax.models.download.hub.fetch_from_hub", fetch)
     monkeypatch.chdir(tmp_path)
     assert open_checkpoint("some-org/Some.Model-1B", progress=False).config == case.config
     open_checkpoint("org/name@v1.0")
-    assert asked == [("some-org/Some.Model-1B", False), ("org/name@v1.0", True)]
+    assert requests == [("some-org/Some.Model-1B", False), ("org/name@v1.0", True)]
     with pytest.raises(CheckpointError, match="no such file or folder"):
         open_checkpoint("a/b/c")
 
 
-def test_demo_models_open(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_demo_model_opens(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     checkpoint = demo_checkpoint("smollm2-135m")
     assert checkpoint.config.num_layers == 30
     assert checkpoint.config.tie_embeddings

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: round trips and what is broken."""
+"""Orbax checkpoints: round trips and invalid files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import golden
 
 
 @pytest.mark.parametrize("name", ["llama3", "gemma3_softcaps"])
-def test_weights_and_config_come_back(name: str, tmp_path: Path) -> None:
+def test_weights_and_config_round_trip(name: str, tmp_path: Path) -> None:
     case = golden.tiny(name)
     orbax.save(tmp_path / "model", case.config, case.params, byte_tokenizer(256))
     config, params = orbax_reader.restore(tmp_path / "model")
@@ -42,7 +42,7 @@ def test_jax_arrays_in_bfloat16(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, np.asarray(params[name]))
 
 
-def test_saving_again_replaces(tmp_path: Path) -> None:
+def test_save_replaces_an_earlier_checkpoint(tmp_path: Path) -> None:
     for name in ("llama", "smollm2"):
         case = golden.tiny(name)
         orbax.save(tmp_path, case.config, case.params)
@@ -51,16 +51,16 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     np.testing.assert_array_equal(params["embed"], case.params["embed"])
 
 
-def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+def test_quantized_weights_are_rejected(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     params = case.params | {"layers.0.qkv": case.params["layers.0.qkv"].astype(np.int8)}
-    with pytest.raises(CheckpointError, match="qkv is int8: checkpoints hold float32 or bfloat16"):
+    with pytest.raises(CheckpointError, match="qkv is int8: checkpoints store float32 or bfloat16"):
         orbax.save(tmp_path, case.config, params)
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_mismatches_are_rejected(tmp_path: Path) -> None:
     case = golden.tiny("llama")
-    with pytest.raises(CheckpointError, match="final_norm: found nothing"):
+    with pytest.raises(CheckpointError, match="final_norm: no array"):
         orbax.save(
             tmp_path,
             case.config,
@@ -69,12 +69,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         )
     orbax.save(tmp_path, case.config, case.params)
     path = tmp_path / orbax_reader.CONFIG_FILE
-    described = json.loads(path.read_text())
-    changed = described["config"] | {"num_layers": 3, "layer_is_sliding": [False] * 3}
-    path.write_text(json.dumps(described | {"config": changed}))
+    contents = json.loads(path.read_text())
+    changed = contents["config"] | {"num_layers": 3, "layer_is_sliding": [False] * 3}
+    path.write_text(json.dumps(contents | {"config": changed}))
     with pytest.raises(CheckpointError, match=r"layers.2.attn_norm \[64\] is missing"):
         orbax_reader.open_orbax(tmp_path)
-    path.write_text(json.dumps(described | {"format": 99}))
+    path.write_text(json.dumps(contents | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99; this version reads 1"):
         orbax_reader.open_orbax(tmp_path)
     path.write_text(json.dumps({"format": 1, "config": {"family": "llama"}}))
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         orbax_reader.open_orbax(tmp_path)
 
 
-def test_a_folder_without_parameters_is_refused(tmp_path: Path) -> None:
+def test_folder_without_parameters_is_rejected(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     orbax.save(tmp_path, case.config, case.params)
     (tmp_path / orbax_reader.PARAMS_FOLDER).rename(tmp_path / "elsewhere")
@@ -90,7 +90,7 @@ def test_a_folder_without_parameters_is_refused(tmp_path: Path) -> None:
         orbax_reader.open_orbax(tmp_path)
 
 
-def test_plain_orbax_restores_it(tmp_path: Path) -> None:
+def test_orbax_restores_the_parameters(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     orbax.save(tmp_path, case.config, case.params)
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -99,7 +99,7 @@ def test_plain_orbax_restores_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tree["layers"]["1"]["o"], case.params["layers.1.o"])
 
 
-def test_a_damaged_parameter_is_an_error(tmp_path: Path) -> None:
+def test_damaged_parameter_raises_checkpoint_error(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     orbax.save(tmp_path, case.config, case.params)
     checkpoint = orbax_reader.open_orbax(tmp_path)

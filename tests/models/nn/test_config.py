@@ -39,14 +39,14 @@ def test_linear_scaling_divides_all_frequencies() -> None:
     np.testing.assert_allclose(scaled, [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
 
 
-def test_divisors_apply_pair_by_pair() -> None:
+def test_divisors_apply_per_pair() -> None:
     rope = RopeConfig(10000.0, "divisors", divisors=(1.0, 2.0, 4.0, 8.0))
     np.testing.assert_allclose(rope_frequencies(rope, 8), [1, 0.05, 0.0025, 0.000125], rtol=1e-6)
-    with pytest.raises(CheckpointError, match="4 rope divisors for a head of 16: 8 needed"):
+    with pytest.raises(CheckpointError, match="rope needs 8 divisors for a head of 16, not 4"):
         rope_frequencies(rope, 16)
 
 
-def test_llama3_scaling_keeps_fast_pairs_and_divides_slow_ones() -> None:
+def test_llama3_scaling_divides_low_frequencies_only() -> None:
     rope = RopeConfig(
         500000.0,
         "llama3",
@@ -75,7 +75,7 @@ def test_derived_sizes_and_defaults() -> None:
     assert hash(config) == hash(small())
 
 
-def test_windows_and_rotations_by_layer() -> None:
+def test_windows_and_rope_per_layer() -> None:
     local = RopeConfig(5.0)
     config = small(sliding_window=8, layer_is_sliding=(True, False), local_rope=local)
     assert (config.layer_window(0), config.layer_window(1)) == (8, None)
@@ -92,10 +92,10 @@ def test_windows_and_rotations_by_layer() -> None:
         ({"head_dim": 15}, "must be even"),
         ({"norm_eps": 0.0}, "norm_eps must be positive"),
         ({"layer_is_sliding": (True,)}, "1 layer types for 2 layers"),
-        ({"layer_is_sliding": (True, False)}, "window of None"),
+        ({"layer_is_sliding": (True, False)}, "positive sliding_window, not None"),
     ],
 )
-def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         small(**changes)
 
@@ -109,6 +109,6 @@ def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -
         {"scaling": "llama3", "low_freq_factor": 4.0, "high_freq_factor": 4.0},
     ],
 )
-def test_impossible_rotations_are_refused(rope: dict[str, Any]) -> None:
+def test_invalid_rope_is_rejected(rope: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         RopeConfig(**rope)

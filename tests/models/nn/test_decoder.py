@@ -20,7 +20,7 @@ def decoder(case: golden.Tiny) -> Decoder:
 
 
 @pytest.mark.parametrize("name", golden.tiny_names())
-def test_logits_of_whole_sequences(name):
+def test_logits_of_complete_sequences(name):
     case = golden.tiny(name)
     logits = decoder(case).dense_logits(jnp.asarray([case.tokens]))
     assert np.abs(np.asarray(logits[0]) - case.logits).max() < LIMIT
@@ -28,7 +28,7 @@ def test_logits_of_whole_sequences(name):
 
 @pytest.mark.parametrize("name", golden.tiny_names())
 def test_logits_through_the_pool(name):
-    """A chunk, another chunk, then token by token, in pages filled with NaN."""
+    """Two chunks of prefill, then decode steps, in pages initialized with NaN."""
     case = golden.tiny(name)
     config = case.config
     layout = KVLayout(
@@ -59,33 +59,33 @@ def test_logits_through_the_pool(name):
         hidden, kv = model(tokens, positions, kv, attend)
         return model.logits(hidden), kv
 
-    found = []
-    at = 0
+    outputs = []
+    start = 0
     for size in [7, 9] + [1] * (len(case.tokens) - 16):
-        tokens = jnp.asarray(case.tokens[at : at + size])
-        logits, kv = step(model, tokens, jnp.arange(at, at + size), kv, size == 1)
-        found.append(np.asarray(logits))
-        at += size
-    assert np.abs(np.concatenate(found) - case.logits).max() < LIMIT
+        tokens = jnp.asarray(case.tokens[start : start + size])
+        logits, kv = step(model, tokens, jnp.arange(start, start + size), kv, size == 1)
+        outputs.append(np.asarray(logits))
+        start += size
+    assert np.abs(np.concatenate(outputs) - case.logits).max() < LIMIT
 
 
-def test_weights_give_back_what_was_put_in():
+def test_weights_returns_the_canonical_parameters():
     case = golden.tiny(golden.tiny_names()[0])
-    found = decoder(case).weights()
-    assert list(found) == list(param_shapes(case.config))
+    weights = decoder(case).weights()
+    assert list(weights) == list(param_shapes(case.config))
     for name, weight in case.params.items():
-        np.testing.assert_array_equal(found[name], weight)
+        np.testing.assert_array_equal(weights[name], weight)
 
 
-def test_fresh_decoders_differ_by_seed():
+def test_init_depends_on_the_seed():
     config = golden.tiny(golden.tiny_names()[0]).config
-    one, same, other = (Decoder.init(config, nnx.Rngs(seed)).weights() for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one["embed"], same["embed"])
-    assert (one["embed"] != other["embed"]).any()
-    assert (one["final_norm"] == 1).all()
+    first, same, other = (Decoder.init(config, nnx.Rngs(seed)).weights() for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first["embed"], same["embed"])
+    assert (first["embed"] != other["embed"]).any()
+    assert (first["final_norm"] == 1).all()
 
 
-def test_unlike_parameters_are_refused():
+def test_missing_or_misshapen_parameters_are_rejected():
     case = golden.tiny(golden.tiny_names()[0])
     params = dict(case.params)
     del params["final_norm"]
@@ -95,7 +95,7 @@ def test_unlike_parameters_are_refused():
         Decoder(case.config, {**params, "final_norm": np.ones(3, np.float32)})
 
 
-def test_gradients_flow():
+def test_gradients_are_finite():
     case = golden.tiny(golden.tiny_names()[0])
 
     @nnx.jit

@@ -8,7 +8,7 @@ from muxjax.models.nn.linear import device_put_matrix, linear, lookup_rows, stor
 
 @pytest.fixture(autouse=True)
 def xla(monkeypatch):
-    """XLA's own products; the CPU's are in `tests/pallas_kernels/cpu/test_native.py`."""
+    """Disables the CPU kernels, which `tests/pallas_kernels/cpu/test_native.py` tests."""
     monkeypatch.setattr("muxjax.pallas_kernels.cpu.native.is_enabled", lambda: False)
 
 
@@ -24,11 +24,11 @@ def test_linear(outputs, rows, dtype, limit, with_bias):
     out = jax.jit(linear)(x, device_put_matrix(weight.astype(dtype)), bias)
     assert out.shape == (rows, outputs)
     assert out.dtype == jnp.float32
-    wanted = x @ weight.T + (0 if bias is None else bias)
-    assert np.abs(out - wanted).max() < limit * np.abs(wanted).max()
+    expected = x @ weight.T + (0 if bias is None else bias)
+    assert np.abs(out - expected).max() < limit * np.abs(expected).max()
 
 
-def test_matrices_of_whole_tiles_are_tiled_where_that_is_faster():
+def test_stored_shape_has_tiles_if_faster():
     faster = jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
     assert stored_shape((192, 48), jnp.float32) == ((3, 48, 64) if faster else (192, 48))
     assert stored_shape((200, 48), jnp.float32) == (200, 48)
@@ -37,8 +37,8 @@ def test_matrices_of_whole_tiles_are_tiled_where_that_is_faster():
 
 
 @pytest.mark.parametrize("outputs", [20, 192])
-def test_rows_of_a_tiled_matrix(outputs):
+def test_lookup_rows(outputs):
     weight = np.arange(outputs * 5.0, dtype=np.float32).reshape(outputs, 5)
-    wanted = np.array([outputs - 1, 0, 7, 7])
-    found = lookup_rows(device_put_matrix(weight), jnp.asarray(wanted))
-    assert np.array_equal(found, weight[wanted])
+    indices = np.array([outputs - 1, 0, 7, 7])
+    rows = lookup_rows(device_put_matrix(weight), jnp.asarray(indices))
+    assert np.array_equal(rows, weight[indices])

@@ -1,4 +1,4 @@
-"""The mapping between checkpoints' tensors and canonical parameters, both ways."""
+"""The mapping between checkpoint tensors and canonical parameters, in both directions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from muxjax.models.nn.params import (
 from tests import golden
 
 
-def test_rows_of_a_head_go_from_pairs_to_halves() -> None:
+def test_half_rotation_reorders_the_rows_of_heads() -> None:
     interleaved = np.array([0, 10, 1, 11, 2, 12, 3, 13, 20, 30, 21, 31, 22, 32, 23, 33])
     halves = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33]
     np.testing.assert_array_equal(to_half_rotation(interleaved, 2), halves)
@@ -32,7 +32,7 @@ def test_rows_of_a_head_go_from_pairs_to_halves() -> None:
 
 @pytest.mark.parametrize("name", golden.tiny_names())
 @pytest.mark.parametrize("mapping", [hf_mapping, gguf_mapping])
-def test_every_parameter_survives_a_round_trip(name: str, mapping: type) -> None:
+def test_split_and_assemble_round_trip(name: str, mapping: type) -> None:
     case = golden.tiny(name)
     mapped: ParamMapping = mapping(case.config)
     assert list(mapped) == list(param_shapes(case.config)) == list(case.params)
@@ -45,12 +45,12 @@ def test_every_parameter_survives_a_round_trip(name: str, mapping: type) -> None
         case.config, mapped
     )
     for canonical, parts in mapped.items():
-        again = assemble_param(parts, stored.__getitem__)
-        # Gemma's norms lose and regain one: the last bit may change.
-        np.testing.assert_allclose(again, case.params[canonical], rtol=0, atol=1e-6)
+        assembled = assemble_param(parts, stored.__getitem__)
+        # Subtracting and adding one to Gemma's norms may change the last bit.
+        np.testing.assert_allclose(assembled, case.params[canonical], rtol=0, atol=1e-6)
 
 
-def test_parameters_of_a_family_are_those_of_its_options() -> None:
+def test_parameters_follow_the_config_options() -> None:
     qwen2 = param_shapes(golden.tiny("qwen2").config)
     assert qwen2["layers.1.qkv"] == (128, 64)
     assert qwen2["layers.1.qkv_bias"] == (128,)
@@ -64,15 +64,15 @@ def test_parameters_of_a_family_are_those_of_its_options() -> None:
     assert param_shapes(golden.tiny("llama").config)["head"] == (128, 64)
 
 
-def test_tensors_that_do_not_fit_are_named() -> None:
-    wanted = {"a": (2, 3), "b": (4,)}
-    check_shapes("file", {"a": (2, 3), "b": (4,)}, wanted)
-    check_shapes("file", {"a": (2, 3), "b": (4,), "c": (1,)}, wanted, lambda name: name == "c")
+def test_mismatched_tensors_are_named_in_the_error() -> None:
+    expected = {"a": (2, 3), "b": (4,)}
+    check_shapes("file", {"a": (2, 3), "b": (4,)}, expected)
+    check_shapes("file", {"a": (2, 3), "b": (4,), "c": (1,)}, expected, lambda name: name == "c")
     with pytest.raises(CheckpointError, match=r"file: tensor b \[4\] is missing"):
-        check_shapes("file", {"a": (2, 3)}, wanted)
+        check_shapes("file", {"a": (2, 3)}, expected)
     with pytest.raises(
         CheckpointError, match=r"file: tensor a has shape \[3, 2\], expected \[2, 3\]"
     ):
-        check_shapes("file", {"a": (3, 2), "b": (4,)}, wanted)
+        check_shapes("file", {"a": (3, 2), "b": (4,)}, expected)
     with pytest.raises(CheckpointError, match="this architecture does not have: c"):
-        check_shapes("file", {"a": (2, 3), "b": (4,), "c": (1,)}, wanted)
+        check_shapes("file", {"a": (2, 3), "b": (4,), "c": (1,)}, expected)

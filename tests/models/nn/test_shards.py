@@ -31,38 +31,38 @@ def config(heads: int, kv_heads: int) -> ModelConfig:
     )
 
 
-def numbered(whole: ModelConfig) -> dict[str, np.ndarray]:
-    """Parameters of which no two numbers are alike, none zero."""
-    found, first = {}, 1
-    for name, shape in param_shapes(whole).items():
+def build_distinct_params(model: ModelConfig) -> dict[str, np.ndarray]:
+    """Parameters whose elements are distinct and not zero."""
+    params, first = {}, 1
+    for name, shape in param_shapes(model).items():
         size = int(np.prod(shape))
-        found[name] = np.arange(first, first + size, dtype=np.int64).reshape(shape)
+        params[name] = np.arange(first, first + size, dtype=np.int64).reshape(shape)
         first += size
-    return found
+    return params
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize("heads", HEADS)
-def test_the_parts_are_of_their_shapes_and_miss_nothing(heads, tp_size):
-    whole = config(*heads)
-    shards = Shards(whole, tp_size)
-    for name, array in numbered(whole).items():
+def test_shards_have_the_declared_shapes_and_cover_the_parameter(heads, tp_size):
+    model = config(*heads)
+    shards = Shards(model, tp_size)
+    for name, array in build_distinct_params(model).items():
         parts = [shards.shard_param(name, array, device) for device in range(tp_size)]
-        assert {part.shape for part in parts} == {shards.shapes[name]}
-        kept = {int(value) for part in parts for value in part.ravel()}
-        assert kept - {0} == set(array.ravel().tolist())
+        assert {shard.shape for shard in parts} == {shards.shapes[name]}
+        values = {int(value) for shard in parts for value in shard.ravel()}
+        assert values - {0} == set(array.ravel().tolist())
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("heads", HEADS)
-def test_queries_stay_with_their_keys_and_outputs(heads, tp_size):
-    """Its rows of `qkv`, those of its KV head, its columns of `o`: on one device, and once."""
-    whole = config(*heads)
-    shards, local = Shards(whole, tp_size), Shards(whole, tp_size).local
-    H, group = whole.head_dim, whole.num_heads // whole.num_kv_heads
-    head_of_row = np.repeat(np.arange(whole.num_heads + 2 * whole.num_kv_heads), H) + 1
-    qkv = np.repeat(head_of_row[:, None], whole.hidden_size, axis=1)
-    o = np.repeat((np.repeat(np.arange(whole.num_heads), H) + 1)[None], whole.hidden_size, axis=0)
+def test_query_heads_are_on_one_device_with_their_kv_head(heads, tp_size):
+    """A query head's rows of `qkv`, its KV head and its columns of `o` are on one device."""
+    model = config(*heads)
+    shards, local = Shards(model, tp_size), Shards(model, tp_size).local
+    H, group = model.head_dim, model.num_heads // model.num_kv_heads
+    head_of_row = np.repeat(np.arange(model.num_heads + 2 * model.num_kv_heads), H) + 1
+    qkv = np.repeat(head_of_row[:, None], model.hidden_size, axis=1)
+    o = np.repeat((np.repeat(np.arange(model.num_heads), H) + 1)[None], model.hidden_size, axis=0)
     seen = []
     for device in range(tp_size):
         rows = shards.shard_param("layers.0.qkv", qkv, device)[::H, 0]
@@ -74,51 +74,51 @@ def test_queries_stay_with_their_keys_and_outputs(heads, tp_size):
                 continue
             seen.append(query - 1)
             kv_head = (query - 1) // group
-            assert keys[index // shards.queries] == whole.num_heads + kv_head + 1
+            assert keys[index // shards.queries] == model.num_heads + kv_head + 1
             assert (
                 values[index // shards.queries]
-                == whole.num_heads + whole.num_kv_heads + kv_head + 1
+                == model.num_heads + model.num_kv_heads + kv_head + 1
             )
-    assert sorted(seen) == list(range(whole.num_heads))
+    assert sorted(seen) == list(range(model.num_heads))
 
 
 def test_heads_of_known_models():
-    def kept(heads: int, kv_heads: int) -> list[tuple[int, int]]:
-        cut = [Shards(config(heads, kv_heads), tp_size) for tp_size in (1, 2, 4, 8)]
-        return [(shards.kv_heads, shards.queries) for shards in cut]
+    def local_heads(heads: int, kv_heads: int) -> list[tuple[int, int]]:
+        sharded = [Shards(config(heads, kv_heads), tp_size) for tp_size in (1, 2, 4, 8)]
+        return [(shards.kv_heads, shards.queries) for shards in sharded]
 
-    assert kept(9, 3) == [(3, 3), (2, 3), (1, 3), (1, 2)]  # SmolLM2
-    assert kept(4, 1) == [(1, 4), (1, 2), (1, 1), (1, 1)]  # Gemma 3 270M
-    assert kept(32, 8) == [(8, 4), (4, 4), (2, 4), (1, 4)]  # Llama 3 8B
+    assert local_heads(9, 3) == [(3, 3), (2, 3), (1, 3), (1, 2)]  # SmolLM2
+    assert local_heads(4, 1) == [(1, 4), (1, 2), (1, 1), (1, 1)]  # Gemma 3 270M
+    assert local_heads(32, 8) == [(8, 4), (4, 4), (2, 4), (1, 4)]  # Llama 3 8B
 
 
-def test_a_tp_size_of_zero_is_refused():
+def test_tp_size_of_zero_is_rejected():
     with pytest.raises(ValueError, match="tp_size must be at least 1"):
         Shards(config(4, 1), 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("heads", [(9, 3), (4, 1)])
-def test_a_part_is_read_as_it_is_cut(tmp_path, heads, dtype):
-    """From safetensors, where only the part is read, and from a source that is read whole."""
+def test_read_shard_equals_shard_param(tmp_path, heads, dtype):
+    """From safetensors, which reads only the shard, and from a source without slices."""
     random = open_random(dataclasses.replace(config(*heads), qk_norm=False, o_bias=False), "random")
-    whole = dataclasses.replace(random.config, mlp_bias=False, family="qwen2")
+    model = dataclasses.replace(random.config, mlp_bias=False, family="qwen2")
     params = {
-        name: array.astype(dtype) for name, array in random.weights() if name in param_shapes(whole)
+        name: array.astype(dtype) for name, array in random.weights() if name in param_shapes(model)
     }
-    save_hf(tmp_path, whole, params)
+    save_hf(tmp_path, model, params)
     stored = open_hf(tmp_path)
-    assert stored.config == whole
+    assert stored.config == model
     for tp_size in (1, 2, 8):
-        shards, own = Shards(whole, tp_size), Shards(random.config, tp_size)
+        shards, random_shards = Shards(model, tp_size), Shards(random.config, tp_size)
         for device in range(tp_size):
             for name, array in params.items():
-                wanted = shards.shard_param(name, array, device)
-                found = stored.read_shard(name, shards, device)
-                assert found.shape == wanted.shape
-                np.testing.assert_array_equal(found, wanted)
+                expected = shards.shard_param(name, array, device)
+                shard = stored.read_shard(name, shards, device)
+                assert shard.shape == expected.shape
+                np.testing.assert_array_equal(shard, expected)
             name = "layers.0.qkv"
             np.testing.assert_array_equal(
-                random.read_shard(name, own, device),
-                own.shard_param(name, dict(random.weights())[name], device),
+                random.read_shard(name, random_shards, device),
+                random_shards.shard_param(name, dict(random.weights())[name], device),
             )

@@ -39,25 +39,25 @@ def config(sliding: list[bool]) -> ModelConfig:
         ([True], 1, 1),
     ],
 )
-def test_the_fewest_layers_are_left_to_compile(sliding, period, repeats):
+def test_from_config_minimizes_compiled_layers(sliding, period, repeats):
     stacks = Stacks.from_config(config(sliding))
     assert (stacks.period, stacks.repeats) == (period, repeats)
 
 
 @pytest.mark.parametrize("sliding", [[False] * 3, [True, True, False, True, True, False, True]])
-def test_stacked_layers_compute_what_single_ones_do(sliding):
+def test_stacked_layers_equal_separate_layers(sliding):
     model = config(sliding)
     stacks = Stacks.from_config(model)
     tensors = RandomTensors(model)
-    single = {name: jnp.asarray(tensors.read(name) * 5) for name in param_shapes(model)}
+    separate = {name: jnp.asarray(tensors.read(name) * 5) for name in param_shapes(model)}
     stacked = {name: np.zeros(shape, np.float32) for name, shape in stacks.shapes(model).items()}
-    for name, array in single.items():
-        kept, index = stacks.locate(name)
-        stacked[kept][... if index is None else index] = array
+    for name, array in separate.items():
+        stored, index = stacks.locate(name)
+        stacked[stored][... if index is None else index] = array
     stacked = jax.tree.map(jnp.asarray, stacked)
     tokens, positions = jnp.arange(6), jnp.arange(6)
     outs = []
-    for decoder in (Decoder(model, single), Decoder(model, stacked, stacks)):
+    for decoder in (Decoder(model, separate), Decoder(model, stacked, stacks)):
         hidden, _ = jax.jit(lambda t, p, decoder=decoder: decoder(t, p, None, DenseAttend(6)))(
             tokens, positions
         )

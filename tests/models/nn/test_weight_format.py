@@ -1,4 +1,4 @@
-"""The forms in which parameters are kept, against what arrives."""
+"""The declared format of stored parameters, against the arrays on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +19,29 @@ from tests import golden
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_what_arrives_is_what_was_said(name: str, dtype: Dtype, quantization: Quantization) -> None:
+def test_put_on_device_matches_stored_params(
+    name: str, dtype: Dtype, quantization: Quantization
+) -> None:
     case = golden.tiny(name)
-    arrived: dict[str, jax.Array] = {}
+    arrays: dict[str, jax.Array] = {}
     for canonical, array in case.params.items():
-        arrived.update(put_on_device(case.config, canonical, array, dtype, quantization))
-    wanted = stored_params(case.config, dtype, quantization)
-    assert {n: (a.shape, a.dtype) for n, a in arrived.items()} == {
-        n: (a.shape, a.dtype) for n, a in wanted.items()
+        arrays.update(put_on_device(case.config, canonical, array, dtype, quantization))
+    expected = stored_params(case.config, dtype, quantization)
+    assert {n: (a.shape, a.dtype) for n, a in arrays.items()} == {
+        n: (a.shape, a.dtype) for n, a in expected.items()
     }
-    assert sum(a.nbytes for a in arrived.values()) == stored_bytes(case.config, dtype, quantization)
+    assert sum(a.nbytes for a in arrays.values()) == stored_bytes(case.config, dtype, quantization)
     for canonical, shape in param_shapes(case.config).items():
         if len(shape) == 1:
-            assert arrived[canonical].dtype == jnp.float32
+            assert arrays[canonical].dtype == jnp.float32
 
 
-def test_what_a_file_maps_is_copied() -> None:
+def test_read_only_arrays_are_copied() -> None:
     case = golden.tiny("llama")
     memory = aligned_empty(case.params["final_norm"].shape, "float32")
     memory[...] = 1
     mapped = memory.view()
     mapped.flags.writeable = False
-    [(_, kept)] = put_on_device(case.config, "final_norm", mapped, "float32", "none")
+    [(_, array)] = put_on_device(case.config, "final_norm", mapped, "float32", "none")
     memory[...] = 2
-    assert (kept == 1).all()
+    assert (array == 1).all()

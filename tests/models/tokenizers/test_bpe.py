@@ -1,4 +1,4 @@
-"""Merges from scores, and tokenizers built from them, against slow direct definitions."""
+"""Merges from scores, and the tokenizers built from them, against reference implementations."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def test_bytes_of_byte_level_pieces() -> None:
     assert len(bpe.byte_alphabet()) == 256
     assert sorted(bpe.byte_alphabet().values()) == list(range(256))
     pieces = ["Ġhello", "ĠĊ", "Ã©", "漢", "<Ã©>"]
-    wanted = [b" hello", b" \n", "é".encode(), "漢".encode(), "<Ã©>".encode()]
-    assert bpe.byte_level_bytes(pieces, {4}) == wanted
+    expected = [b" hello", b" \n", "é".encode(), "漢".encode(), "<Ã©>".encode()]
+    assert bpe.byte_level_bytes(pieces, {4}) == expected
 
 
-def test_byte_alphabet_are_those_of_the_library() -> None:
+def test_byte_alphabet_equals_the_library() -> None:
     assert set(bpe.byte_alphabet()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_bytes_of_sentencepiece_pieces() -> None:
     pieces = ["▁hello▁", "<0x0A>", "<0x0A>x", "é", "<0x0A>"]
-    wanted = [b" hello ", b"\n", b"<0x0A>x", "é".encode(), b"<0x0A>"]
-    assert bpe.sentencepiece_bytes(pieces, {4}) == wanted
+    expected = [b" hello ", b"\n", b"<0x0A>x", "é".encode(), b"<0x0A>"]
+    assert bpe.sentencepiece_bytes(pieces, {4}) == expected
 
 
-def test_merges_are_ranked_by_the_score_of_what_they_make() -> None:
+def test_merges_are_ranked_by_the_score_of_their_result() -> None:
     pieces = ["a", "b", "c", "ab", "bc", "abc", "<s>"]
     scores = [0.0, 0.0, 0.0, -2.0, -1.0, -3.0, 0.0]
     assert bpe.merges_from_scores(pieces, scores, {6}) == [
@@ -50,7 +50,7 @@ SCORES = [0.0] * (258 + 4) + [-float(rank) for rank in (3, 1, 0, 6, 5, 2, 7, 4, 
 
 
 def merge_best_pairs(text: str) -> list[str]:
-    """SentencePiece's BPE by its definition: join the best-scored neighbors, leftmost first."""
+    """Reference for SentencePiece's BPE: merges the best-scored neighbors, leftmost first."""
     ids = {piece: index for index, piece in enumerate(PIECES)}
     parts = list(bpe.SPACE + text.replace(" ", bpe.SPACE))
     while True:
@@ -67,7 +67,7 @@ def merge_best_pairs(text: str) -> list[str]:
 
 
 @given(st.text(alphabet=LETTERS + " é", min_size=1, max_size=30))
-def test_sentencepiece_is_what_its_definition_says(text: str) -> None:
+def test_sentencepiece_bpe_equals_the_reference(text: str) -> None:
     backend = _sentencepiece()
     assert backend.encode(text).tokens == merge_best_pairs(text)
 
@@ -82,7 +82,7 @@ def _sentencepiece(cache: list[tokenizers.Tokenizer] = []) -> tokenizers.Tokeniz
     return cache[0]
 
 
-def test_named_tokens_in_a_text_become_these_tokens() -> None:
+def test_names_of_tokens_in_a_text_are_matched() -> None:
     pieces = ["<s>", bpe.SPACE, "a", "\n\n", "  ", f"{bpe.SPACE}a"]
     backend = bpe.sentencepiece_bpe(
         pieces,
@@ -95,7 +95,7 @@ def test_named_tokens_in_a_text_become_these_tokens() -> None:
     assert backend.encode("a<s>a\n\n  a a").ids == [2, 0, 2, 3, 4, 2, 5]
 
 
-def test_byte_level_cuts_apply_in_turn() -> None:
+def test_byte_level_patterns_apply_in_turn() -> None:
     alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
     pieces = [*alphabet, "12", "ab", "Ġa", "<end>"]
     backend = bpe.byte_level_bpe(
@@ -108,7 +108,7 @@ def test_byte_level_cuts_apply_in_turn() -> None:
     assert backend.encode("ab12 a<end>").tokens == ["ab", "1", "2", "Ġa", "<end>"]
 
 
-def test_merges_are_ignored_for_parts_in_the_vocabulary() -> None:
+def test_ignore_merges() -> None:
     alphabet = sorted(bpe.byte_alphabet(), key=bpe.byte_alphabet().__getitem__)
     for ignore_merges, tokens in ((True, ["abc"]), (False, ["ab", "c"])):
         backend = bpe.byte_level_bpe(
@@ -123,10 +123,10 @@ def test_merges_are_ignored_for_parts_in_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "wanted"),
+    ("begin", "end", "expected"),
     [(0, None, [0, 2]), (None, 1, [2, 1]), (0, 1, [0, 2, 1]), (None, None, [2])],
 )
-def test_begin_and_end_tokens(begin: int | None, end: int | None, wanted: list[int]) -> None:
+def test_begin_and_end_tokens(begin: int | None, end: int | None, expected: list[int]) -> None:
     pieces = ["<s>", "</s>", *string.ascii_lowercase]
     backend = bpe.sentencepiece_bpe(
         pieces,
@@ -137,5 +137,5 @@ def test_begin_and_end_tokens(begin: int | None, end: int | None, wanted: list[i
         add_space=False,
     )
     bpe.add_bos_and_eos(backend, {0: "<s>", 1: "</s>"}, begin, end)
-    assert backend.encode("a").ids == wanted
+    assert backend.encode("a").ids == expected
     assert backend.encode("a", add_special_tokens=False).ids == [2]

@@ -1,4 +1,4 @@
-"""Chat templates: the real one, and what a sandbox must not allow."""
+"""Chat templates: a real one, and expressions that the sandbox rejects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def render(template: str, messages: list[dict[str, str]] = HELLO, prompt: bool =
     )
 
 
-def test_what_templates_may_use() -> None:
+def test_variables_and_functions_of_templates() -> None:
     assert render("{{ bos_token }}{{ messages[0]['content'] }}") == "<s>hi"
     assert render("{% if add_generation_prompt %}A{% endif %}", prompt=False) == ""
     assert render("{{ messages | tojson }}") == '[{"role": "user", "content": "hi"}]'
@@ -36,7 +36,7 @@ def test_blocks_leave_no_blank_lines() -> None:
     assert render("  {% if true %}\nx\n  {% endif %}\ny") == "x\ny"
 
 
-def test_a_template_may_refuse() -> None:
+def test_raise_exception_is_an_invalid_request() -> None:
     with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
         render("{{ raise_exception('roles must alternate') }}")
     assert refused.value.field == "messages"
@@ -54,7 +54,7 @@ def test_a_template_may_refuse() -> None:
         "{{ range(1000000000) | list }}",
     ],
 )
-def test_what_a_template_must_not_do_is_an_invalid_request(template: str) -> None:
+def test_unsafe_or_failing_expressions_are_invalid_requests(template: str) -> None:
     with pytest.raises(InvalidRequest, match="chat template"):
         render(template)
 
@@ -66,7 +66,7 @@ def test_messages_are_not_changed() -> None:
     assert messages == HELLO
 
 
-def test_smollm2s_template(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_template_of_smollm2(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
     tokenizer = demo_checkpoint("smollm2-135m").tokenizer
     assert tokenizer is not None
     messages, prompt = golden.chat_case()

@@ -1,4 +1,4 @@
-"""Tool calling: the prompt that the model gets, and the grammar that holds it to the tools."""
+"""Tool calling: the prompt that describes the tools, and the grammar of valid calls."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ OTHER = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 BARE_CALL = '{"name": "weather", "parameters": {"place": "Rome", "days": 7}}'
 
 
-def fits(grammar: Grammar, text: str) -> bool:
-    """Whether the grammar takes the whole text and lets it end there."""
+def matches(grammar: Grammar, text: str) -> bool:
+    """Whether the grammar accepts the text as a complete output."""
     constraint = BYTES.compile(grammar, (EOS,))
     ended = False
     for byte in text.encode():
@@ -67,9 +67,13 @@ def fits(grammar: Grammar, text: str) -> bool:
         ("{% broken", "<tool_call>\n", "arguments", False),
     ],
 )
-def test_forms(template: str | None, begin: str, arguments: str, native: bool) -> None:
-    form = tool_call_format(template)
-    assert (form.begin, form.arguments_key, form.native) == (begin, arguments, native)
+def test_tool_call_format(template: str | None, begin: str, arguments: str, native: bool) -> None:
+    call_format = tool_call_format(template)
+    assert (call_format.begin, call_format.arguments_key, call_format.native) == (
+        begin,
+        arguments,
+        native,
+    )
 
 
 ANSWER = Grammar.json_schema({"type": "object", "required": ["x"], "properties": {"x": {}}})
@@ -101,17 +105,17 @@ ANSWER = Grammar.json_schema({"type": "object", "required": ["x"], "properties":
         (BARE, False, True, [BARE_CALL], ["hello", f"{BARE_CALL}\n{BARE_CALL}"]),
     ],
 )
-def test_grammars(
+def test_tool_call_grammar(
     template: str, text: Grammar | bool, parallel: bool, good: list[str], bad: list[str]
 ) -> None:
     grammar = tool_call_grammar(tool_call_format(template), TOOLS, text=text, parallel=parallel)
-    for one in good:
-        assert fits(grammar, one), one
-    for one in bad:
-        assert not fits(grammar, one), one
+    for output in good:
+        assert matches(grammar, output), output
+    for output in bad:
+        assert not matches(grammar, output), output
 
 
-def test_settings_in_a_schema_do_not_loosen_it() -> None:
+def test_x_guidance_in_a_schema_is_ignored() -> None:
     parameters = {"x-guidance": {"lenient": True}, "not": {}}
     tool = normalize_tool({**TIME, "function": {"name": "f", "parameters": parameters}})
     with pytest.raises(ValueError, match="not"):
@@ -143,26 +147,26 @@ CONVERSATION: list[dict[str, Any]] = [
 ]
 
 
-def test_templates_that_know_tools_get_them() -> None:
+def test_native_templates_receive_tool_messages() -> None:
     messages = [normalize_message(message) for message in CONVERSATION]
-    found = template_messages(tool_call_format(TAGGED), messages, TOOLS)
-    assert found[1]["tool_calls"][0]["function"]["arguments"] == {"place": "Rome"}
-    assert found[2] == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
+    rendered = template_messages(tool_call_format(TAGGED), messages, TOOLS)
+    assert rendered[1]["tool_calls"][0]["function"]["arguments"] == {"place": "Rome"}
+    assert rendered[2] == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
 
 
-def test_other_templates_get_text() -> None:
+def test_other_templates_receive_text() -> None:
     messages = [normalize_message(message) for message in CONVERSATION]
-    found = template_messages(tool_call_format(TEMPLATE), messages, TOOLS)
-    assert [message["role"] for message in found] == ["system", "user", "assistant", "user"]
-    assert '"name": "weather"' in found[0]["content"]
-    assert found[2]["content"] == f"{CALL}\n{OTHER}"
-    assert found[3]["content"] == (
+    rendered = template_messages(tool_call_format(TEMPLATE), messages, TOOLS)
+    assert [message["role"] for message in rendered] == ["system", "user", "assistant", "user"]
+    assert '"name": "weather"' in rendered[0]["content"]
+    assert rendered[2]["content"] == f"{CALL}\n{OTHER}"
+    assert rendered[3]["content"] == (
         "<tool_response>\nsunny\n</tool_response>\n<tool_response>\nnoon\n</tool_response>"
     )
-    told = [{"role": "system", "content": "Be kind."}, *messages]
-    assert template_messages(tool_call_format(TEMPLATE), told, TOOLS)[0]["content"].startswith(
-        "Be kind.\n\nYou"
-    )
+    with_system = [{"role": "system", "content": "Be kind."}, *messages]
+    assert template_messages(tool_call_format(TEMPLATE), with_system, TOOLS)[0][
+        "content"
+    ].startswith("Be kind.\n\nYou")
 
 
 def test_messages_are_normalized() -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers of the demo models against transformers', and metadata that do not fit."""
+"""Tokenizers of the demo models against `transformers`, and invalid metadata."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def case(
     return request.param, tokenizer
 
 
-def test_ids_are_those_of_transformers(case: tuple[str, Tokenizer]) -> None:
+def test_ids_equal_transformers(case: tuple[str, Tokenizer]) -> None:
     name, tokenizer = case
     for text, ids in golden.tokenizer_cases(name):
         assert tokenizer.encode(text) == ids, text
 
 
-def test_text_survives(case: tuple[str, Tokenizer]) -> None:
+def test_decode_inverts_encode(case: tuple[str, Tokenizer]) -> None:
     name, tokenizer = case
     for text, ids in golden.tokenizer_cases(name):
         if not any(token in tokenizer.special_ids for token in ids[1:]):
@@ -62,22 +62,22 @@ def test_end_tokens_and_names(demo_checkpoint: Callable[[str], Checkpoint]) -> N
     assert gemma.config.eos_token_ids == (1, 106)  # <eos>, <end_of_turn>
     assert gemma.tokenizer is not None
     assert gemma.tokenizer.vocab_size == gemma.config.vocab_size == 262144
-    assert gemma.tokenizer.chat_template is None  # it is the base model
+    assert gemma.tokenizer.chat_template is None  # a base model
 
 
-def test_files_mean_the_same(demo_checkpoint: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+def test_files_round_trip(demo_checkpoint: Callable[[str], Checkpoint], tmp_path: Path) -> None:
     tokenizer = demo_checkpoint("smollm2-135m").tokenizer
     assert tokenizer is not None
     for name, text in tokenizer.files().items():
         (tmp_path / name).write_text(text, "utf-8")
-    again = read_tokenizer(tmp_path)
-    assert again is not None
+    reread = read_tokenizer(tmp_path)
+    assert reread is not None
     for text, ids in golden.tokenizer_cases("smollm2-135m"):
-        assert again.encode(text) == ids
-    assert again.pieces == tokenizer.pieces
-    assert again.special_ids == tokenizer.special_ids
+        assert reread.encode(text) == ids
+    assert reread.pieces == tokenizer.pieces
+    assert reread.special_ids == tokenizer.special_ids
     messages, prompt = golden.chat_case()
-    assert again.apply_chat(messages) == prompt
+    assert reread.apply_chat(messages) == prompt
 
 
 def byte_level(**changes: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_qwen2_files_compose_characters_first() -> None:
     assert composed.decode(composed.encode("e\u0301")) == "é"
 
 
-def test_end_tokens_are_each_named_once() -> None:
+def test_end_token_ids_are_unique() -> None:
     metadata = byte_level(eot_token_id=257, eom_token_id=5)
     assert end_token_ids(metadata) == (256, 257, 5)
     assert end_token_ids({}) == ()
@@ -136,6 +136,6 @@ def test_files_without_a_tokenizer() -> None:
         ({"model": "llama"}, "needs a score for each of"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_metadata_is_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         tokenizer_from_gguf(byte_level(**changes), "file")

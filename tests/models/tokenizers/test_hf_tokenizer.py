@@ -41,7 +41,7 @@ def read(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def test_a_llama2_tokenizer(tmp_path: Path) -> None:
+def test_llama2_tokenizer(tmp_path: Path) -> None:
     write(tmp_path)
     tokenizer = read(tmp_path)
     assert tokenizer.encode("hi hi") == [1, 7, 7]
@@ -54,7 +54,7 @@ def test_a_llama2_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def test_without_a_space_before_the_text(tmp_path: Path) -> None:
+def test_tokenizer_without_space_prefix(tmp_path: Path) -> None:
     write(tmp_path, add_space=False)
     tokenizer = read(tmp_path)
     assert tokenizer.encode("hi hi") == [1, 6, 7]
@@ -62,15 +62,15 @@ def test_without_a_space_before_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begin", [True, False])
-def test_the_settings_decide_about_the_begin_token(begin: bool, tmp_path: Path) -> None:
+def test_add_bos_token_overrides_the_post_processor(begin: bool, tmp_path: Path) -> None:
     write(tmp_path, {"add_bos_token": True}, begin=begin)
     assert read(tmp_path).encode("hi") == [1, 7]
     write(tmp_path, {"add_bos_token": False}, begin=begin)
     assert read(tmp_path).encode("hi") == [7]
-    assert read(tmp_path).encode("<s>hi")[0] == 1  # it is in the text
+    assert read(tmp_path).encode("<s>hi")[0] == 1  # in the text
 
 
-def test_chat_templates_wherever_they_are(tmp_path: Path) -> None:
+def test_sources_of_chat_templates(tmp_path: Path) -> None:
     write(tmp_path)
     assert read(tmp_path).chat_template is None
     write(tmp_path, {"chat_template": "A"})
@@ -82,7 +82,7 @@ def test_chat_templates_wherever_they_are(tmp_path: Path) -> None:
     assert read(tmp_path).apply_chat([]) == "J</s>"
 
 
-def test_special_tokens_from_the_older_file(tmp_path: Path) -> None:
+def test_special_tokens_map_is_read(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
@@ -90,25 +90,25 @@ def test_special_tokens_from_the_older_file(tmp_path: Path) -> None:
     assert read(tmp_path).bos_token_id is None
 
 
-def test_files_mean_the_same(tmp_path: Path) -> None:
+def test_files_round_trip(tmp_path: Path) -> None:
     write(tmp_path, {"chat_template": "x"})
     first = read(tmp_path)
     for name, text in first.files().items():
         (tmp_path / name).write_text(text, "utf-8")
-    again = read(tmp_path)
-    assert again.encode("hi <tool> hi") == first.encode("hi <tool> hi")
-    assert again.pieces == first.pieces
-    assert again.chat_template == "x"
+    reread = read(tmp_path)
+    assert reread.encode("hi <tool> hi") == first.encode("hi <tool> hi")
+    assert reread.pieces == first.pieces
+    assert reread.chat_template == "x"
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_folder_without_tokenizer(tmp_path: Path) -> None:
     assert read_tokenizer(tmp_path) is None
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"tokenizer.model without tokenizer.json"):
         read_tokenizer(tmp_path)
 
 
-def test_broken_files_are_refused(tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json: not JSON"):
@@ -118,7 +118,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         read_tokenizer(tmp_path)
 
 
-def test_unknown_decoders_are_refused(tmp_path: Path) -> None:
+def test_unknown_decoder_is_rejected(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="a"))
     backend.decoder = decoders.WordPiece()
     backend.save(str(tmp_path / "tokenizer.json"))

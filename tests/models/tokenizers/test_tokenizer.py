@@ -1,4 +1,4 @@
-"""Decoding, all at once and as a stream."""
+"""Decoding, at once and as a stream."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def spaced_tokenizer() -> Tokenizer:
 
 
 @given(st.lists(st.integers(0, 299), max_size=40), st.data())
-def test_a_stream_gives_what_decoding_at_once_gives(ids: list[int], data: st.DataObject) -> None:
+def test_stream_equals_decoding_at_once(ids: list[int], data: st.DataObject) -> None:
     stream = BYTES.decode_stream()
     texts = []
-    left = ids
-    while left:
-        taken = data.draw(st.integers(1, len(left)))
-        texts.append(stream.push(left[:taken]))
-        left = left[taken:]
+    remaining = ids
+    while remaining:
+        size = data.draw(st.integers(1, len(remaining)))
+        texts.append(stream.push(remaining[:size]))
+        remaining = remaining[size:]
     texts.append(stream.flush())
     assert "".join(texts) == BYTES.decode(ids)
 
 
 @given(st.text(max_size=20))
-def test_text_survives_and_no_half_character_is_emitted(text: str) -> None:
+def test_stream_emits_complete_characters_only(text: str) -> None:
     ids = BYTES.encode(text)
     stream = BYTES.decode_stream()
     texts = [stream.push([token]) for token in ids]
@@ -48,7 +48,7 @@ def test_text_survives_and_no_half_character_is_emitted(text: str) -> None:
     assert all(len(piece) <= 1 for piece in texts)
 
 
-def test_bytes_that_are_no_text_become_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     stream = BYTES.decode_stream()
     assert stream.push([0xC3]) == ""
     assert stream.push([0x41]) == "\ufffdA"
@@ -56,7 +56,7 @@ def test_bytes_that_are_no_text_become_replacement_characters() -> None:
     assert stream.flush() == "\ufffd"
 
 
-def test_special_tokens_have_no_text_but_a_name() -> None:
+def test_special_tokens_have_a_name_and_no_text() -> None:
     tokenizer = spaced_tokenizer()
     assert tokenizer.decode([2, 1]) == " hello"
     assert tokenizer.token_text(1) == "</s>"
@@ -66,7 +66,7 @@ def test_special_tokens_have_no_text_but_a_name() -> None:
     assert tokenizer.vocab_size == 7
 
 
-def test_the_space_before_a_text_is_taken_off_after_the_begin_token_only() -> None:
+def test_space_prefix_is_removed_after_the_begin_token_only() -> None:
     tokenizer = spaced_tokenizer()
     assert tokenizer.decode([0, 2, 2]) == "hello hello"
     assert tokenizer.decode([0, 4, 2]) == "hello hello"
@@ -75,13 +75,13 @@ def test_the_space_before_a_text_is_taken_off_after_the_begin_token_only() -> No
     assert tokenizer.decode([0, 5, 6]) == "é"
 
 
-def test_text_that_is_not_unicode_is_refused() -> None:
+def test_invalid_unicode_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="not valid Unicode at character 2") as refused:
         BYTES.encode("ab\ud800")
     assert refused.value.field == "prompt"
 
 
-def test_bytes_outside_of_a_small_vocabulary_are_refused() -> None:
+def test_bytes_outside_of_the_vocabulary_are_rejected() -> None:
     tiny = byte_tokenizer(128)
     assert tiny.encode("az") == [97, 122]
     assert tiny.decode([97, 122]) == "az"
@@ -91,12 +91,12 @@ def test_bytes_outside_of_a_small_vocabulary_are_refused() -> None:
         tiny.encode("é")
 
 
-def test_models_without_a_chat_template_say_so() -> None:
+def test_missing_chat_template_is_reported() -> None:
     with pytest.raises(InvalidRequest, match="no chat template") as refused:
         BYTES.apply_chat([{"role": "user", "content": "hi"}])
     assert refused.value.field == "messages"
 
 
-def test_a_tokenizer_without_files_says_so() -> None:
+def test_tokenizer_without_files_is_reported() -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         spaced_tokenizer().files()

@@ -1,4 +1,4 @@
-"""Reading calls, in whatever pieces the text comes."""
+"""Parsing of tool calls from text that arrives in pieces of any size."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ TWO = '<tool_call>\n{"name": "g_2", "arguments": {}}\n</tool_call>'
 BARE_CALL = '{"name": "f", "parameters": {"a": [{}]}}'
 
 
-def read(
-    form: ToolCallFormat, text: str, size: int
+def parse(
+    call_format: ToolCallFormat, text: str, size: int
 ) -> tuple[str, list[tuple[str, str]], list[ParsedPiece]]:
-    reader = ToolCallParser(form)
+    parser = ToolCallParser(call_format)
     pieces: list[ParsedPiece] = []
-    for at in range(0, len(text), size):
-        pieces += reader.push(text[at : at + size])
-    pieces += reader.flush()
+    for start in range(0, len(text), size):
+        pieces += parser.push(text[start : start + size])
+    pieces += parser.flush()
     content = "".join(piece.text for piece in pieces)
-    return content, [(call.name, call.arguments) for call in reader.calls], pieces
+    return content, [(call.name, call.arguments) for call in parser.calls], pieces
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11, 1000])
 @pytest.mark.parametrize(
-    ("form", "text", "content", "calls"),
+    ("call_format", "text", "content", "calls"),
     [
         (TAGGED, "hello <tool", "hello <tool", []),
         (TAGGED, "a < b <tool_call> c", "a < b <tool_call> c", []),
@@ -46,23 +46,23 @@ def read(
         (BARE, "hello", "hello", []),
     ],
 )
-def test_texts_and_calls(
-    form: ToolCallFormat, text: str, content: str, calls: list[tuple[str, str]], size: int
+def test_parser_splits_text_and_calls(
+    call_format: ToolCallFormat, text: str, content: str, calls: list[tuple[str, str]], size: int
 ) -> None:
-    found, made, pieces = read(form, text, size)
-    assert found == content
-    assert made == calls
+    parsed_content, parsed_calls, pieces = parse(call_format, text, size)
+    assert parsed_content == content
+    assert parsed_calls == calls
     for index, (name, arguments) in enumerate(calls):
-        own = [piece for piece in pieces if piece.call == index]
-        assert own[0].started is not None
-        assert own[0].started.name == name
-        assert not any(piece.started for piece in own[1:])
-        assert "".join(piece.arguments for piece in own) == arguments
+        call_pieces = [piece for piece in pieces if piece.call == index]
+        assert call_pieces[0].started is not None
+        assert call_pieces[0].started.name == name
+        assert not any(piece.started for piece in call_pieces[1:])
+        assert "".join(piece.arguments for piece in call_pieces) == arguments
 
 
-def test_calls_have_ids_of_their_own() -> None:
-    reader = ToolCallParser(TAGGED)
-    reader.push(f"{ONE}\n{TWO}")
-    first, second = (call.id for call in reader.calls)
+def test_call_ids_are_unique() -> None:
+    parser = ToolCallParser(TAGGED)
+    parser.push(f"{ONE}\n{TWO}")
+    first, second = (call.id for call in parser.calls)
     assert first != second
     assert first.startswith("call_")

@@ -1,4 +1,4 @@
-"""Scores and parts of the Mosaic GPU kernels, as plain JAX."""
+"""Scores, split elements and scratch memory of the Mosaic GPU kernels."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,10 @@ def test_scores_are_in_base_2(softcap):
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("bfloat16", 1), ("float32", 3)])
-def test_the_parts_of_an_element_sum_to_it(dtype, count):
+def test_split_parts_sum_to_the_input(dtype, count):
     tiles = choose_tiles(KVLayout(16, 1, 64), jnp.dtype(dtype), decode=True, device_kind="")
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8)), dtype)
-    parts = core._split_parts(x, tiles)
+    parts = core.split_parts(x, tiles)
     assert [part.dtype for part in parts] == [tiles.part_dtype] * count
     np.testing.assert_array_equal(sum(part.astype(jnp.float32) for part in parts), x)
 

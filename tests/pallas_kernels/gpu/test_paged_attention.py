@@ -1,4 +1,4 @@
-"""The Mosaic GPU kernels, interpreted, beyond the suite that all implementations share."""
+"""The Mosaic GPU kernels, interpreted, in addition to the shared suite in `test_attention`."""
 
 from contextlib import contextmanager
 
@@ -29,19 +29,19 @@ def run(case: AttentionCase, *, dtype=jnp.float32, decode=False, window=None) ->
 
 def error(case: AttentionCase, out: np.ndarray, window=None) -> float:
     """Largest error, relative to the largest output."""
-    wanted = compute_dense(case, case.layout.head_dim**-0.5, window, None)
+    expected = compute_dense(case, case.layout.head_dim**-0.5, window, None)
     queries = case.query_starts[-1]
     assert np.isfinite(out[:queries]).all(), "a row that must not be read was read"
-    return np.abs(out[:queries] - wanted[:queries]).max() / np.abs(wanted[:queries]).max()
+    return np.abs(out[:queries] - expected[:queries]).max() / np.abs(expected[:queries]).max()
 
 
-def layout(num_kv: int, head_dim: int, tokens: int, left_over: int = 0) -> KVLayout:
-    """Pages of `tokens` tokens, with `left_over` unused rows."""
-    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + left_over
+def layout(num_kv: int, head_dim: int, tokens: int, unused_rows: int = 0) -> KVLayout:
+    """Pages of `tokens` tokens and `unused_rows` unused rows."""
+    rows = KVLayout(10**6, num_kv, head_dim).rows_per_token * tokens + unused_rows
     return KVLayout(rows, num_kv, head_dim)
 
 
-# Pages of 8 and 24 tokens are fetched directly, pages of 5 are staged.
+# Pages of 8 and 24 tokens are fetched directly; pages of 5 are staged.
 @runs_kernels
 @pytest.mark.parametrize("tokens", [8, 24, 5])
 @pytest.mark.parametrize("decode", [True, False])
@@ -57,7 +57,7 @@ def test_pages_of_any_number_of_tokens(tokens, decode):
 @runs_kernels
 def test_pages_that_are_not_a_multiple_of_tokens():
     case = build_case((3, 1, 64), [70], [1], layout=layout(1, 64, 16))
-    odd = build_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, left_over=1))
+    odd = build_case((2, 2, 64), [20], [1], layout=layout(2, 64, 16, unused_rows=1))
     assert not choose_tiles(odd.layout, odd.kv.dtype, decode=True, device_kind="cpu").whole_tokens
     for pages in (case, odd):
         assert error(pages, run(pages, decode=True)) < 2e-5
@@ -70,8 +70,8 @@ def test_float16():
 
 
 @runs_kernels
-def test_a_block_of_queries_writes_only_its_rows():
-    # Blocks of queries end in the middle of a tile; each writes its own rows only.
+def test_block_of_queries_writes_only_its_rows():
+    # Blocks of queries end in the middle of a tile.
     case = build_case((1, 1, 64), [130, 1, 7], [130, 1, 7], padding=3, layout=layout(1, 64, 16))
     out = run(case)
     assert error(case, out) < 2e-5
@@ -82,7 +82,7 @@ def test_query_blocks():
     lens, starts = jnp.array([300, 0, 40]), jnp.array([0, 130, 130, 135])
     blocks = np.asarray(split_queries(lens, starts, 140, 128)).T
     used = blocks[blocks[:, 2] > 0]
-    # (sequence, first query, queries, position of the first, tokens); the last is padding.
+    # (sequence, first query, queries, first position, tokens); the last block is padding.
     assert used.tolist() == [
         [0, 0, 128, 170, 300],
         [0, 128, 2, 298, 300],
@@ -94,8 +94,8 @@ def test_query_blocks():
 @runs_kernels
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU would hang")
 @pytest.mark.parametrize("barrier", ["ready", "staged"])
-def test_a_missing_wait_is_caught(barrier, monkeypatch):
-    """The other tests rely on this: the interpreter reports a missing wait."""
+def test_missing_wait_is_detected(barrier, monkeypatch):
+    """The other tests rely on this error of the interpreter."""
     wait = plgpu.barrier_wait
     case = build_case((1, 1, 64), [70], [1], layout=layout(1, 64, 16))
 
@@ -117,8 +117,8 @@ def test_a_missing_wait_is_caught(barrier, monkeypatch):
         monkeypatch.setattr(plgpu, "barrier_wait", maybe_wait)
         yield
 
-    caught = pytest.raises(Exception, match=r"RACE DETECTED|no threads observed")
-    with skip_waits_for(barrier), caught:
+    detected = pytest.raises(Exception, match=r"RACE DETECTED|no threads observed")
+    with skip_waits_for(barrier), detected:
         run(case, decode=True)
 
 
@@ -146,7 +146,7 @@ def test_products_of_parts():
 def test_splits():
     tiles = choose_tiles(layout(8, 128, 16), jnp.dtype("bfloat16"), decode=True, device_kind="")
     assert choose_splits(tiles, 1, 8192) == 50  # three waves of blocks on 132 multiprocessors
-    assert choose_splits(tiles, 1, 640) == 10  # as many as leave two tiles to each
+    assert choose_splits(tiles, 1, 640) == 10  # the most splits with at least two tiles each
     assert choose_splits(tiles, 32, 2048) == 2
     assert choose_splits(tiles, 256, 2048) == 1
     assert choose_splits(tiles, 1, 16) == 1

@@ -1,5 +1,4 @@
-"""The TPU kernels beyond the suite that all implementations share: waits, block sizes,
-compiling."""
+"""The TPU kernels, in addition to the shared suite: waits, block sizes, compilation."""
 
 import json
 import subprocess
@@ -23,13 +22,13 @@ from tests.pallas_kernels.harness import run
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_a_missing_wait_is_caught(monkeypatch, decode):
+def test_missing_wait_is_detected(monkeypatch, decode):
     case = build_case((9, 3, 64), [50, 30], [1, 1] if decode else [20, 30])
     assert np.isfinite(run(case, "mosaic_tpu", decode=decode)).all()
     monkeypatch.setattr(PageCopies, "wait", lambda *args: None)
     # The suite's interpreter copies as late as possible: when a copy is waited for.
     assert np.isnan(run(case, "mosaic_tpu", decode=decode)).any()
-    # Where it copies early instead, it reports the race.
+    # If it copies early instead, it reports the race.
     eager = replace(interpreting.TPU, dma_execution_mode="eager")
     monkeypatch.setattr(interpreting, "TPU", eager)
     with pytest.raises(interpreting.RaceDetected):
@@ -47,14 +46,14 @@ def test_buffers_alternate_over_many_blocks(monkeypatch):
     assert np.isfinite(out).all()
 
 
-def test_a_block_of_pages_has_whole_tiles():
+def test_block_of_pages_has_whole_tiles():
     block = PageBlock(KVLayout(64, 3, 64), 3)  # 21 tokens of 3 rows, one unused row
     assert (block.used_rows, block.page_rows, block.tokens) == (63, 64, 63)
     assert block.rows == 256  # whole vectors of 128 lanes
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_sizes_of_every_geometry(geometry):
+def test_block_sizes_of_every_geometry(geometry):
     num_heads, num_kv, head_dim = geometry
     for rows in (1024, 2048):
         layout = KVLayout(rows, num_kv, head_dim)
@@ -67,7 +66,7 @@ def test_sizes_of_every_geometry(geometry):
             assert sizes.queries * num_heads <= 4096
 
 
-def test_unsupported_requests_are_refused():
+def test_unsupported_requests_are_rejected():
     def request(rows: int, dtype: str) -> AttentionRequest:
         float32 = jnp.dtype("float32")
         layout = KVLayout(rows, 3, 64)

@@ -13,6 +13,6 @@ def test_queries_are_split_into_blocks_of_one_sequence():
     assert np.asarray(split.position)[used].tolist() == [10, 26, 0]
     assert np.asarray(split.filled).tolist() == [16, 4, 3, 0]
     assert np.asarray(split.is_query).tolist() == [True] * 23 + [False] * 5
-    # Each packed query is found at its slot.
+    # The slot of each packed query contains its index.
     slots = np.asarray(split.slot)[:23]
     assert np.asarray(split.source).reshape(-1)[slots].tolist() == list(range(23))
