@@ -124,7 +124,7 @@ def test_the_length_limit_ends_a_request(loaded):
         ("nobody", "a", "no model 'nobody'; there are llama, qwen3, gemma3"),
         ("llama", "", "the prompt is empty"),
         ("llama", [5] * 256, "accepts at most 255"),
-        ("llama", [5, 300], "300 is not a token id of llama: they are 0 to 299"),
+        ("llama", [5, 300], "300 is not a token id of llama: valid ids are 0 to 299"),
         ("llama", [5, -1], "-1 is not a token id"),
     ],
 )
