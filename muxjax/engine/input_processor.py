@@ -58,7 +58,7 @@ class InputProcessor:
         stop_ids = tuple(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
         if len(stop_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(
-                f"{len(stop_ids)} stop tokens, including {len(eos_ids)} of {name}; the maximum is "
+                f"{len(stop_ids)} stop tokens, including {len(eos_ids)} of {name}; at most "
                 f"{MAX_STOP_TOKEN_IDS}",
                 field="stop_token_ids",
             )

@@ -307,7 +307,7 @@ def test_pools_that_are_too_small_are_refused():
 def test_lengths_beyond_the_model_are_refused():
     config = fleet("llama")
     config["models"][0]["max_model_len"] = 257
-    with pytest.raises(FleetConfigError, match="own context length is 256"):
+    with pytest.raises(FleetConfigError, match="model's context length is 256"):
         Fleet.load(config)
 
 
