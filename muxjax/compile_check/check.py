@@ -1,6 +1,6 @@
 """Compiles a fleet's steps for devices that are not present, and reports memory and kernels.
 
-Weights are shapes only: nothing is loaded, and nothing runs.
+Weights are shapes only. Nothing is loaded or executed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class CheckedProgram:
       peak_bytes: maximum memory while it runs, arguments included.
       resident_bytes: `peak_bytes` plus the weights of the other models.
       pool_copies: number of instructions that copy the pool; should be 0.
-      kernels: its Pallas kernels, and the bytes of VMEM of each (None on a GPU).
-      collectives: number of runs of each kind of collective in one pass over the model: a prefill,
-        or one token of a decode.
-      fits: whether the device holds `resident_bytes`; None if its memory is not known.
-      error: why it does not compile; the results of compiling are then None.
+      kernels: bytes of VMEM by Pallas kernel (None on a GPU).
+      collectives: by kind, number of collectives in one pass over the model: a prefill, or one
+        token of a decode.
+      fits: whether `resident_bytes` fit the device; None if its memory is not known.
+      error: reason of a failed compilation, which leaves the results None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class CompileCheck:
       memory_bytes: of a device; None if it is not known.
       pool_bytes: of the pool.
       weight_bytes: of all models' parameters.
-      programs: that were compiled.
+      programs: one for each step of each model.
     """
 
     target: str
@@ -84,7 +84,7 @@ class CompileCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether every program compiles, and none is known not to fit."""
+        """Whether every program compiles, and no program is known not to fit."""
         return all(p.error is None and p.fits is not False for p in self.programs)
 
     def as_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def compile_check(
       on_compiled: called with each program when it is compiled.
 
     Raises:
-      CheckpointError, FleetConfigError, PoolTooSmall: as loading the fleet would.
+      CheckpointError, FleetConfigError, PoolTooSmall: the fleet cannot be loaded.
       TargetUnavailable: the target has fewer devices.
     """
     devices = target.first(config.tensor_parallel)
@@ -210,7 +210,7 @@ def check_table(check: CompileCheck) -> Table:
 
 
 def check_faults(check: CompileCheck) -> list[str]:
-    """Returns a line for each fault of a program."""
+    """Returns a line for each program that does not compile or copies the pool."""
     faults = [f"{p.name} does not compile: {p.error}" for p in check.programs if p.error]
     return faults + [
         f"{p.name} copies the pool {p.pool_copies} times" for p in check.programs if p.pool_copies

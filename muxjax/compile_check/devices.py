@@ -1,9 +1,9 @@
-"""Devices that are described, not present: programs are compiled for them by the real compilers.
+"""Descriptions of devices that are not present, for which the real compilers compile programs.
 
 JAX calls this deviceless ahead-of-time compilation. Programs can be lowered and compiled for the
-devices of `describe_devices`, and the compiler reports their memory; nothing can run. Functions
-must be traced inside `DescribedDevices.tracing`, so that code that depends on the device follows
-the described one (`pallas_kernels.target`).
+devices of `describe_devices`, and the compiler reports their memory use. They cannot be executed.
+Functions must be traced inside `DescribedDevices.tracing`: code that depends on the device then
+uses the described one (`pallas_kernels.target`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _MEMORY_BYTES = {
     "NVIDIA H100 80GB HBM3": 80 * 10**9,
     "NVIDIA H200": 141 * 10**9,
 }
-"""Bytes of one device by JAX's name of its kind (cloud.google.com/tpu/docs, nvidia.com). A TPU7x
-chip has 192 GiB and is two devices."""
+"""Bytes of one device by JAX's device kind (cloud.google.com/tpu/docs, nvidia.com). A TPU7x
+chip has 192 GiB and appears as two devices."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DescribedDevices:
 
     @property
     def device_kind(self) -> str:
-        """JAX's name of the kind of device."""
+        """JAX's name of the device kind."""
         return self.devices[0].device_kind
 
     @property
@@ -74,14 +74,14 @@ class DescribedDevices:
 
     @contextmanager
     def tracing(self, count: int = 1) -> Iterator[None]:
-        """Traces for `count` of the devices."""
+        """Traces functions for the first `count` devices."""
         mesh = Mesh(np.array(self.devices[:count]), ("device",))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             yield
 
 
 def describe_devices(target: str) -> DescribedDevices:
-    """Returns the devices of a target, after `set_environment`.
+    """Returns the devices of a target. Call `set_environment` first.
 
     Raises:
       TargetUnavailable: its compiler is not installed, or does not know the target.

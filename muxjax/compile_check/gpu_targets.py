@@ -1,7 +1,7 @@
 """Descriptions of GPUs that are not present, for XLA (`GpuTargetConfigProto`).
 
 Sources: NVIDIA's data sheets of the H100 SXM5 and H200, and the table of compute capability 9.0 in
-the CUDA C++ Programming Guide. The two are the same chip with different memory.
+the CUDA C++ Programming Guide. Both have the same chip and different memory.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _CALLED = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%?[\w.-]+|\{[^
 
 
 def find_copies(hlo: str, array: jax.ShapeDtypeStruct) -> list[str]:
-    """Returns the instructions that copy an array of this type and size, of any shape."""
+    """Returns the names of instructions that copy an array of this type and size, in any shape."""
     kind, size = _NAMES[np.dtype(array.dtype).name], math.prod(array.shape)
     names = []
     for line in hlo.splitlines():
@@ -44,7 +44,7 @@ def _count(shape: str) -> int:
 
 
 def find_kernels(hlo: str) -> dict[str, int | None]:
-    """Returns the Pallas kernels of a program, and the bytes of VMEM of each.
+    """Returns the bytes of VMEM by Pallas kernel of a program.
 
     On a GPU the bytes are None: the program does not contain them.
     """
@@ -52,17 +52,17 @@ def find_kernels(hlo: str) -> dict[str, int | None]:
     for line in hlo.splitlines():
         if match := _KERNEL.match(line):
             op, used = _OP_NAME.search(line), _VMEM.search(line)
-            # The kernel's name; if it has none, the instruction's without its number.
+            # The kernel's name; without one, the instruction's name without its number.
             name = op[1] if op else re.sub(r"\.\d+$", "", match[1])
             kernels[name] = int(used[1]) if used else kernels.get(name)
     return kernels
 
 
 def count_collectives(hlo: str) -> dict[str, int]:
-    """Returns how often each kind of collective runs.
+    """Returns the number of executions of each kind of collective.
 
     A collective in a loop with a constant trip count counts once per trip. One in any other loop,
-    such as the loop over a decode's tokens, counts once. All branches of a condition count.
+    such as the loop over a decode's tokens, counts once. Every branch of a conditional counts.
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""

@@ -16,7 +16,7 @@ _GPUS = re.compile(r"(?:([1-9]\d*)x)?(\w+)")
 
 
 class TargetUnavailable(MuxError):
-    """A target that is unknown, too small, or whose compiler is not installed."""
+    """The target is unknown or too small, or its compiler is not installed."""
 
 
 def set_environment(target: str) -> None:
@@ -25,10 +25,10 @@ def set_environment(target: str) -> None:
     Raises:
       TargetUnavailable: the target is unknown.
     """
-    # For any target, JAX would otherwise look for the libraries of a GPU, and warn.
+    # Otherwise JAX looks for GPU libraries, whatever the target, and warns.
     variables = {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
     if _TPU.fullmatch(target):
-        # By default libtpu asks the cloud's metadata server for its machine, and locks the chip.
+        # By default libtpu queries the cloud's metadata server, and locks the chip.
         variables |= {
             "TPU_SKIP_MDS_QUERY": "1",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -42,13 +42,13 @@ def set_environment(target: str) -> None:
     else:
         raise TargetUnavailable(
             f"no target {target!r}: a TPU slice such as v5e:2x2, v6e:2x2, v5p:2x2x1 or "
-            f"tpu7x:2x2x1, or one of {', '.join(GPU_TARGETS)}, several as 8xh100"
+            f"tpu7x:2x2x1, or one of {', '.join(GPU_TARGETS)}; 8xh100 for several"
         )
     os.environ.update(variables)
 
 
 def parse_gpus(target: str) -> tuple[int, str] | None:
-    """Returns number and kind of GPUs for `h100`, or `8xh100` (of one machine); else None."""
+    """Returns number and kind of the GPUs of `h100` or `8xh100` (one machine); None otherwise."""
     match = _GPUS.fullmatch(target)
     if match is None or match[2] not in GPU_TARGETS:
         return None

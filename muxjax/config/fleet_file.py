@@ -1,6 +1,6 @@
 """The fleet file: the models to serve, their expected load, and the settings. Imports no JAX.
 
-A fleet file is YAML (examples/demo.yaml is a commented one):
+A fleet file is YAML (see examples/demo.yaml for one with comments):
 
     models:
       - name: chat
@@ -9,8 +9,8 @@ A fleet file is YAML (examples/demo.yaml is a commented one):
       memory: 512MB
 
 `load_fleet_config` also takes the contents as a mapping. An invalid file raises one
-`FleetConfigError` with a line per problem: file and line, path of the key, the value found and the
-values allowed (`validation_messages`). Nothing is coerced, and unknown keys are errors.
+`FleetConfigError` with a line per problem: file and line, path of the key, the value and the
+allowed values (`validation_messages`). Values are not coerced, and unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -18,34 +18,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from muxjax.config.memory_size import Memory
+from muxjax.config.model_entry import ModelEntry, SloConfig
+from muxjax.config.section import Positive, Section, null_is_empty
 from muxjax.config.server import ServerConfig
 from muxjax.config.validation_messages import format_value, validation_messages
 from muxjax.config.yaml_lines import read_yaml
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.costs.cluster import parse_cluster
-from muxjax.scheduling.expected_load import ExpectedLoad
-from muxjax.scheduling.specs import DEFAULT_SCALE, LatencySlo
 
 _FILE_SUFFIXES = (".gguf", ".bin", ".data", ".safetensors", ".json")
-# In YAML `pool:` with all lines under it commented out is null.
-_null_is_empty = BeforeValidator(lambda value: {} if value is None else value)
-
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f]+$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _cluster(value: str) -> str:
@@ -59,7 +46,7 @@ def _cluster(value: str) -> str:
 Cluster = Annotated[str, AfterValidator(_cluster)]
 
 
-# The registry is imported when it is read: it needs NumPy, which `muxjax --help` does not.
+# Imports the registry here: it needs NumPy, which `muxjax --help` does not.
 def _policy(value: str) -> str:
     from muxjax.scheduling.policies.registry import policy_names
 
@@ -84,144 +71,7 @@ def _describe_policies(schema: dict[str, Any]) -> None:
 KnownPolicy = Annotated[str, AfterValidator(_policy)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class SloConfig(_Section):
-    """Latency targets of a model, in seconds."""
-
-    ttft: Positive | None = Field(
-        default=None, description="Time to first token, mean, in seconds; by default no target."
-    )
-    tpot: Positive | None = Field(
-        default=None,
-        description="Time per output token after the first, mean, in seconds; by default no "
-        "target.",
-    )
-    scale: Positive = Field(
-        default=DEFAULT_SCALE,
-        description="For latencies without a target: the target of the slo policy, as a multiple "
-        "of the latency of a request that runs alone.",
-    )
-
-    @property
-    def latency_slo(self) -> LatencySlo:
-        """The targets as the scheduler, planner and server use them."""
-        return LatencySlo(self.ttft, self.tpot, self.scale)
-
-
-class ModelEntry(_Section):
-    """One model of the fleet and its expected load."""
-
-    name: Name = Field(description="Name of the model in requests.")
-    source: Annotated[str, Field(min_length=1)] = Field(
-        description="GGUF file, Hugging Face or MuxJAX folder, Hub id (org/name), demo:NAME, or "
-        "config:FAMILY for random weights. Paths are relative to the fleet file."
-    )
-    config: dict[str, Any] | None = Field(
-        default=None,
-        description="Architecture of a config:FAMILY source, with the keys of Hugging Face's "
-        "config.json.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="Precision of weights and KV cache; auto is the fastest one of the device.",
-    )
-    quantization: Literal["none", "int8"] = Field(
-        default="none",
-        description="int8: weight matrices and the activations they multiply are quantized to 8 "
-        "bits. A quarter of the float32 memory; on a CPU the fastest for two or more requests at "
-        "once.",
-    )
-    rate: Positive = Field(default=1.0, description="Expected requests per second.")
-    prompt_tokens: Positive = Field(
-        default=161.0, description="Expected mean prompt length, in tokens (161: ShareGPT)."
-    )
-    output_tokens: Positive = Field(
-        default=338.0, description="Expected mean output length, in tokens (338: ShareGPT)."
-    )
-    max_model_len: Annotated[int, Field(ge=2)] | None = Field(
-        default=None,
-        description="Maximum number of tokens of prompt and output; by default the model's limit.",
-    )
-    kv_floor: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        default=None,
-        description="Fraction of the pool that is reserved for this model; by default computed "
-        "from the rates and lengths.",
-    )
-    slo: Annotated[SloConfig, _null_is_empty] = Field(
-        default_factory=SloConfig, description="Latency targets."
-    )
-    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None,
-        description="Number of devices that one replica of the model is sharded over; must divide "
-        "the fleet's tensor_parallel, which is the default. With fewer devices there are replicas.",
-    )
-    profile: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None,
-        description="Name of this model in a profile of step times; by default its name.",
-    )
-    pinned: bool = Field(default=False, description="Never put the model to sleep.")
-    idle_timeout: Positive | None = Field(
-        default=None,
-        description="Idle time in seconds after which the model is put to sleep; by default the "
-        "fleet's idle_timeout.",
-    )
-    sleeping: bool = Field(
-        default=False,
-        description="Do not load the model at start: the first request loads it, and waits for "
-        "that.",
-    )
-
-    @model_validator(mode="after")
-    def _pinned_is_awake(self) -> Self:
-        for key in ("sleeping", "idle_timeout"):
-            if self.pinned and getattr(self, key):
-                raise PydanticCustomError(
-                    "pinned", "pinned models never sleep: remove {key}", {"key": key}
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _config_and_source_agree(self) -> Self:
-        random = self.source.startswith("config:")
-        if random and not self.config:
-            raise PydanticCustomError(
-                "missing_config",
-                "the source {source} needs a config: mapping",
-                {"source": self.source},
-            )
-        if not random and self.config is not None:
-            raise PydanticCustomError(
-                "surplus_config",
-                "config: is only for config:FAMILY sources; {source} has its own",
-                {"source": self.source},
-            )
-        return self
-
-    @property
-    def expected_load(self) -> ExpectedLoad:
-        """Rate and mean lengths as the scheduler and planner use them."""
-        return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
-
-    def check_length(self, max_position: int) -> None:
-        """Checks the length limit against the model's own.
-
-        Args:
-          max_position: context length of the model, in tokens.
-
-        Raises:
-          FleetConfigError: `max_model_len` is longer than the context.
-        """
-        if self.max_model_len is not None and self.max_model_len > max_position:
-            raise FleetConfigError(
-                f"max_model_len of {self.name} is {self.max_model_len}; the model's own context "
-                f"length is {max_position}"
-            )
-
-
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """The KV cache pool, shared by all models of a unit."""
 
     memory: Memory | None = Field(
@@ -234,8 +84,8 @@ class PoolConfig(_Section):
     )
 
 
-class EngineConfig(_Section):
-    """Sizes of the compiled steps. Larger sizes take longer to compile and more memory."""
+class EngineConfig(Section):
+    """Sizes of the compiled steps. Larger sizes need more compile time and more memory."""
 
     max_seqs: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=16, description="Maximum number of sequences of a model that run at once."
@@ -251,13 +101,13 @@ class EngineConfig(_Section):
     )
 
 
-class FleetConfig(_Section):
+class FleetConfig(Section):
     """The contents of a fleet file."""
 
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1, strict=False)] = Field(
         description="The models to serve."
     )
-    pool: Annotated[PoolConfig, _null_is_empty] = Field(
+    pool: Annotated[PoolConfig, null_is_empty] = Field(
         default_factory=PoolConfig, description="The shared KV cache pool."
     )
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = Field(
@@ -278,10 +128,10 @@ class FleetConfig(_Section):
         default=False,
         description="Refuse requests at once that cannot meet their latency targets.",
     )
-    engine: Annotated[EngineConfig, _null_is_empty] = Field(
+    engine: Annotated[EngineConfig, null_is_empty] = Field(
         default_factory=EngineConfig, description="Sizes of the compiled steps."
     )
-    server: Annotated[ServerConfig, _null_is_empty] = Field(
+    server: Annotated[ServerConfig, null_is_empty] = Field(
         default_factory=ServerConfig, description="Limits and timeouts of `muxjax serve`."
     )
     cluster: Cluster | None = Field(
@@ -316,8 +166,8 @@ def load_fleet_config(
 ) -> FleetConfig:
     """Reads and checks a fleet file, or its contents as a mapping.
 
-    Relative paths of sources become absolute: they start from the folder of the file, or from the
-    working folder for a mapping.
+    Relative paths of sources become absolute. They start in the folder of the file, or for a
+    mapping in the working folder.
 
     Raises:
       FleetConfigError: the file cannot be read, or is not a valid fleet file.
@@ -345,7 +195,7 @@ def load_model_entry(data: Mapping[str, Any]) -> ModelEntry:
 
 
 def fleet_json_schema() -> dict[str, Any]:
-    """The fleet file's JSON Schema, for editors."""
+    """Returns the fleet file's JSON Schema, for editors."""
     schema = FleetConfig.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -370,24 +220,23 @@ def _validate(
 
 
 def _resolve_source(source: str, folder: Path) -> str:
-    """A source with its path made absolute; Hub ids and `scheme:` sources are returned unchanged.
+    """Returns a source with an absolute path; Hub ids and `scheme:` sources are unchanged.
 
     `org/name` is a Hub id unless such a path exists. A source that starts with a dot, a tilde or a
-    slash, or has the suffix of a file, is always a path, so that a missing file is reported with
-    its full path.
+    slash, or has a file suffix, is always a path: a missing file is reported with its full path.
     """
     if source.startswith(("demo:", "config:")):
         return source
     path = Path(source).expanduser()
     if path.is_absolute():
         return str(path)
-    like_path = source.startswith((".", "~")) or source.lower().endswith(_FILE_SUFFIXES)
+    is_path = source.startswith((".", "~")) or source.lower().endswith(_FILE_SUFFIXES)
     absolute = Path(os.path.normpath(folder / path))
-    return str(absolute) if like_path or absolute.exists() else source
+    return str(absolute) if is_path or absolute.exists() else source
 
 
 def _known_keys(location: list[int | str]) -> list[str]:
-    """The keys that are allowed in place of the last one of `location`."""
+    """Returns the keys that are allowed as the last key of `location`."""
     if "slo" in location[:-1]:
         return list(SloConfig.model_fields)
     sections: dict[str, type[BaseModel]] = {

@@ -24,10 +24,10 @@ _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_memory(value: object) -> int:
-    """Number of bytes of a size such as `1GB`, `512MiB`, `1.5 GB` or a whole number of bytes.
+    """Returns the bytes of a size: `1GB`, `512MiB`, `1.5 GB` or a number of bytes.
 
     Raises:
-      ValueError: not a size, or a size below one byte.
+      ValueError: `value` is not a size, or is below one byte.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value

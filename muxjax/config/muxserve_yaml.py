@@ -7,8 +7,8 @@
     avg_output_len: 337
 
 Source: hao-ai-lab/MuxServe, `examples/basic/models.yaml` and `benchmark/chatlmsys/yamls`. A LLaMA
-model is recognized by the last part of its path, as in MuxServe's profile; other models keep their
-path as the source. The devices are A100s with 80 GB. Imports no JAX.
+model is recognized by the last part of its path, as in MuxServe's profile. The source of any other
+model is its path. The devices are A100s with 80 GB. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def read_muxserve(path: Path) -> dict[str, Any]:
     """Returns the contents of the equivalent fleet file.
 
     Raises:
-      FleetConfigError: the file cannot be read or is not valid; the message has line and key.
+      FleetConfigError: the file cannot be read or is not valid; the message contains line and key.
     """
     data, lines = read_yaml(path)
     return _Reader(str(path), lines).fleet(data)
 
 
 class _Reader:
-    """Reads one file; `lines` has the line of each key, for error messages."""
+    """Converts one file; `lines` maps each key to its line, for error messages."""
 
     def __init__(self, where: str, lines: Mapping[str, int]) -> None:
         self._where = where

@@ -13,7 +13,7 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 
 
 class ServerConfig(BaseModel):
-    """Limits and timeouts of the HTTP server. The defaults suit a server with few users."""
+    """Limits and timeouts of the HTTP server. The defaults are for a server with few users."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

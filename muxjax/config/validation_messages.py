@@ -32,7 +32,7 @@ _MESSAGES = {
     "dict_type": "must be a mapping",
     "invalid_key": "a key must be text",
 }
-"""By pydantic's error type."""
+"""Messages by pydantic's error type."""
 
 KnownKeys = Callable[[list[int | str]], list[str]]
 
@@ -40,13 +40,13 @@ KnownKeys = Callable[[list[int | str]], list[str]]
 def validation_messages(
     error: ValidationError, file: str, lines: Mapping[str, int], known_keys: KnownKeys
 ) -> str:
-    """The message of a validation error, one line per problem.
+    """Returns the message of a validation error, one line per problem.
 
     Args:
       error: from pydantic.
       file: path of the file; empty for a mapping.
       lines: the line of each key path in the file.
-      known_keys: returns the keys that are allowed where the last key of a location stands.
+      known_keys: returns the keys that are allowed as the last key of a location.
     """
     return "\n".join(
         _message(details, file, lines, known_keys)
@@ -57,7 +57,7 @@ def validation_messages(
 
 
 def format_value(value: object) -> str:
-    """A value for a message: short, and in YAML's words."""
+    """Formats a value for a message: shortened, with YAML's names of constants."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -90,7 +90,7 @@ def _message(
     elif kind in ("missing_config", "surplus_config", "cluster", "pinned"):
         text = f"{key}: {message}"
     elif kind in ("duplicate_name", "floors"):
-        # Errors that concern several entries name their key themselves.
+        # The messages of errors in several entries begin with the key.
         key, text = message.split(":", 1)[0], message
     elif kind in ("model_type", "dict_type") and location and location[-1] == "config":
         text = f"{key}: must be a mapping; got {value}"
@@ -114,7 +114,7 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 
 def _line_of(key: str, lines: Mapping[str, int]) -> int | None:
-    """The line of a key, or of the nearest enclosing key that is in the file."""
+    """Returns the line of a key, or of the nearest enclosing key that is in the file."""
     while key and key not in lines:
         end = max(key.rfind("."), key.rfind("["))
         key = key[:end] if end > 0 else ""

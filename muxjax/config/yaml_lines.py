@@ -1,4 +1,4 @@
-"""Reads YAML with the line of every key, and refuses duplicate keys. Imports no JAX."""
+"""Reads YAML with the line of every key, and rejects duplicate keys. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from muxjax.errors import FleetConfigError
 
 _MAX_DEPTH = 8
-"""Levels whose lines are recorded: a fleet file has four; an alias may point to its parent."""
+"""Maximum depth of recorded lines. A fleet file has four levels; an alias can form a cycle."""
 
 
 def read_yaml(path: Path) -> tuple[object, dict[str, int]]:
@@ -33,7 +33,7 @@ def parse_yaml(text: str, where: str) -> tuple[object, dict[str, int]]:
     """Returns the document in `text`, and the line of each key path (`models[0].dtype` -> 4).
 
     Raises:
-      FleetConfigError: not valid YAML, or a mapping with a duplicate key; the message begins with
+      FleetConfigError: `text` is not valid YAML, or has a duplicate key; the message begins with
         `where` and the line.
     """
     try:
@@ -55,7 +55,7 @@ def parse_yaml(text: str, where: str) -> tuple[object, dict[str, int]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys; PyYAML's safe loader silently keeps the last."""
+    """Rejects duplicate keys; PyYAML's safe loader silently uses the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[object] = set()

@@ -1,1 +1,1 @@
-"""The engine of a unit, and the way of a request: input processor, router, engine, stream."""
+"""The engine of a unit, and the path of a request: input processor, router, engine, stream."""

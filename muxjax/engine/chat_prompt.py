@@ -28,8 +28,8 @@ class ChatPrompt:
 
     Attributes:
       token_ids: the rendered conversation.
-      params: the parameters given; with tools, their grammar added.
-      call_format: how the output holds tool calls; None without tools.
+      params: sampling parameters; with tools, they include the grammar of tool calls.
+      call_format: format of tool calls in the output; None without tools.
     """
 
     token_ids: list[int]
@@ -52,8 +52,8 @@ class ChatPrompt:
           tools: the functions that the model may call, in the form of OpenAI's API; may be empty.
 
         Raises:
-          InvalidRequest: the model has no chat template, the template refuses the messages, a tool
-            is not valid, or `params` has a grammar although there are tools.
+          InvalidRequest: the model has no chat template, the template rejects the messages, a tool
+            is not valid, or both `tools` and `params.grammar` are given.
         """
         if tokenizer is None:
             raise InvalidRequest(
@@ -61,18 +61,18 @@ class ChatPrompt:
             )
         call_format = tool_call_format(tokenizer.chat_template)
         tools = [normalize_tool(tool) for tool in tools]
-        plain = [normalize_message(message) for message in messages]
+        normalized = [normalize_message(message) for message in messages]
         text = tokenizer.apply_chat(
-            template_messages(call_format, plain, tools),
+            template_messages(call_format, normalized, tools),
             tools=tools if tools and call_format.native else None,
         )
-        # The template brings its own special tokens.
+        # The template adds the special tokens.
         token_ids = tokenizer.encode(text, add_special=False)
         if not tools:
             return ChatPrompt(token_ids, params, None)
         if params.grammar is not None:
             raise InvalidRequest(
-                "tools bring a grammar of their own: remove params.grammar, or tools",
+                "tools and params.grammar cannot be combined: remove one of them",
                 field="grammar",
             )
         grammar = tool_call_grammar(call_format, tools, text=True, parallel=True)

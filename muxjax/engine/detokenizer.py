@@ -15,11 +15,10 @@ class Detokenizer:
     Args:
       tokenizer: None for a model without one: the text stays empty.
       stop: strings that end the output, and are not part of it.
-      min_tokens: before the output has this many tokens no stop string ends it.
+      min_tokens: number of output tokens before which no stop string ends the output.
 
     Attributes:
-      cached_tokens: tokens of the prompt that were found in the prefix cache; 0 before the first
-        update.
+      cached_tokens: prompt tokens read from the prefix cache; 0 before the first update.
     """
 
     def __init__(
@@ -40,8 +39,8 @@ class Detokenizer:
     def push(self, update: RequestUpdate) -> Delta:
         """Returns the delta of an update.
 
-        If the delta has a `finish_reason` and the update has none, a stop string has ended the
-        request; the delta then leaves out the tokens after it.
+        If only the delta has a `finish_reason`, a stop string has ended the request. The delta
+        then omits the tokens after it.
         """
         request = update.request
         prompt_logprobs = None
@@ -79,16 +78,16 @@ class Detokenizer:
         )
 
     def _release(self, text: str) -> tuple[str, str | None]:
-        """Adds text; returns the text that can be handed out, and the stop string found in it."""
+        """Adds text; returns the text to emit, and the stop string that ends the output."""
         if not self._stop or self._num_tokens < self._min_tokens:
             return text, None
         text = self._held + text
         self._held = ""
-        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            at, stop = min(found, key=lambda match: match[0])
+        matches = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if matches:
+            at, stop = min(matches, key=lambda match: match[0])
             return text[:at], stop
-        # Hold back the longest end of the text that begins a stop string.
+        # Hold back the longest end of the text that may begin a stop string.
         longest = min(len(text), max(map(len, self._stop)) - 1)
         for size in range(longest, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stop):

@@ -31,7 +31,7 @@ from muxjax.scheduling.steps import (
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.05
-"""Wait before scheduling again when there are requests but no step is possible."""
+"""Seconds to wait before scheduling again when there are requests but no step is possible."""
 
 Observer = Callable[[Scheduler, Step, StepResult], None]
 """Receives each step whose results were applied. Called in the engine's thread; must not block."""
@@ -82,7 +82,7 @@ class Engine:
         self._observer: Observer | None = None
         self._error: BaseException | None = None
         self._steps = {"prefill": 0, "decode": 0}
-        # When work came to an idle engine, or a step was submitted or read.
+        # Time of the last submitted or read step, or of the first work after idling.
         self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="muxjax-engine", daemon=True)
         self._thread.start()
@@ -104,9 +104,8 @@ class Engine:
         with self._wake:
             self._check_alive()
             self._note_work()
-            self._sinks[request.id] = (
-                sink  # before the command runs: an ending engine must reach it
-            )
+            # Before the command runs: an engine that ends must fail this sink too.
+            self._sinks[request.id] = sink
             self._inbox.append(add)
             self._wake.notify()
 
@@ -125,13 +124,13 @@ class Engine:
                 self._wake.notify()
 
     def withdraw(self, request_ids: Collection[int]) -> list[int]:
-        """Removes requests: their pages are freed, and their sinks are not called any more.
+        """Removes requests: frees their pages, and does not call their sinks again.
 
         Returns:
           The ids of the requests that had not ended.
 
         Raises:
-          EngineDead: the engine has ended; the sinks are told so.
+          EngineDead: the engine has ended, and has failed the sinks.
         """
 
         def remove(scheduler: Scheduler) -> list[int]:
@@ -168,7 +167,7 @@ class Engine:
             self._calls.discard(future)
 
     def observe(self, observer: Observer | None) -> None:
-        """Passes every step from now on to a function; None stops that."""
+        """Calls `observer` for every later step; None removes the observer."""
         self._observer = observer
 
     def stats(self) -> dict[str, Any]:
@@ -192,13 +191,13 @@ class Engine:
     def abandon(self, reason: str) -> None:
         """Gives up an engine that has ended or hangs: every request fails now.
 
-        Its thread is not waited for; what it may still deliver is dropped.
+        Does not wait for its thread; results that the thread still delivers are dropped.
         """
         with self._wake:
             self._closing = True
             if self._error is None:
                 self._error = EngineDead(reason)
-            # The loop looks up its sinks here, so what it still delivers is dropped.
+            # The loop looks up sinks in the dict, so later results are dropped.
             sinks, self._sinks = self._sinks, {}
             calls = [future for future in self._calls if not future.done()]
             self._wake.notify()
@@ -211,7 +210,7 @@ class Engine:
         self._executor.close()
 
     def _note_work(self) -> None:
-        """Starts the stall clock when work comes to an idle engine."""
+        """Starts the stall clock when an idle engine receives work."""
         if not (self._sinks or self._calls):
             self._last_progress = time.monotonic()
 
@@ -268,12 +267,12 @@ class Engine:
                 self._last_progress = time.monotonic()
                 self._steps[type(step).__name__.lower()] += 1
             if in_flight and (step is None or len(in_flight) >= STEPS_AHEAD):
-                done, handle = in_flight.popleft()
+                oldest, handle = in_flight.popleft()
                 result = self._executor.result(handle)
-                self._deliver(self._scheduler.apply(done, result, time.perf_counter()))
+                self._deliver(self._scheduler.apply(oldest, result, time.perf_counter()))
                 self._last_progress = time.monotonic()
                 if self._observer is not None:
-                    self._observer(self._scheduler, done, result)
+                    self._observer(self._scheduler, oldest, result)
             elif step is None and self._scheduler.num_requests:
                 with self._wake:
                     if not self._inbox and not self._closing:

@@ -1,8 +1,8 @@
-"""Grammar constraints by llguidance, on the host: which tokens may come next.
+"""Grammar constraints with llguidance, on the host: masks of the tokens allowed next.
 
-The `ConstraintCompiler` of a model holds its vocabulary as a trie, built for the first grammar.
-Each request has a `GrammarConstraint`, which advances by the request's tokens and computes the mask
-of the next one.
+The `ConstraintCompiler` of a model stores its vocabulary as a trie, built for the first grammar.
+Each request has a `GrammarConstraint`, which advances with the request's tokens and computes the
+mask of the next token.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ConstraintCompiler:
 
         Args:
           grammar: the grammar of the output.
-          end_ids: end tokens: allowed exactly where the grammar allows the output to end.
+          end_ids: end tokens, allowed only where the grammar allows the output to end.
 
         Raises:
           InvalidRequest: the grammar is invalid, unsupported, too complex, or cannot be expressed
@@ -83,10 +83,10 @@ class GrammarConstraint:
     Args:
       matcher: llguidance's state of the grammar, at its start.
       text_mask: tokens that may be part of the output, uint32 `[W]`, one bit a token.
-      end_mask: tokens that may end the output where the grammar allows it, likewise.
+      end_mask: tokens that end the output, allowed where the grammar may end, likewise.
 
     Raises:
-      InvalidRequest: the grammar cannot be followed.
+      InvalidRequest: the grammar is not valid, or no token of the vocabulary can follow it.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class GrammarConstraint:
 class _Vocabulary:
     """A tokenizer with the interface that llguidance expects.
 
-    llguidance needs exactly one end token, and a model may have several or none. So the end token
-    here is one beyond the vocabulary, and the masks get the model's own end tokens.
+    llguidance needs exactly one end token, and a model may have several or none. The end token
+    here is therefore one past the vocabulary; `GrammarConstraint` adds the model's end tokens.
     """
 
     bos_token_id = None
@@ -162,21 +162,21 @@ class _Vocabulary:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of a text that the grammar forces; empty if they would not decode to it."""
+        """Returns the token ids of a forced text; empty if they decode to another text."""
         try:
             ids = self._tokenizer.encode(text, add_special=False)
         except InvalidRequest:
             return []
-        # Llama 2's tokenizer writes a space before every text.
-        same = b"".join(self.tokens[id_] for id_ in ids) == text.encode("utf-8")
-        return ids if same else []
+        # Llama 2's tokenizer adds a space before every text.
+        is_same_text = b"".join(self.tokens[id_] for id_ in ids) == text.encode("utf-8")
+        return ids if is_same_text else []
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own format.
+    """Returns the grammar in llguidance's format.
 
     Raises:
-      InvalidRequest: its text is not of its kind.
+      InvalidRequest: a JSON schema is not valid.
     """
     matcher = llguidance.LLMatcher
     if grammar.kind == "regex":
@@ -184,7 +184,7 @@ def _source(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return matcher.grammar_from_lark(grammar.text)
     try:
-        # Overrides: a schema must not disable checks by its own `x-guidance`.
+        # Overrides: a schema must not disable checks with its `x-guidance` key.
         return matcher.grammar_from_json_schema(
             grammar.text,
             overrides={"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE},

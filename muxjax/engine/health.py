@@ -1,4 +1,4 @@
-"""Health of units, and state of models. Imports no JAX."""
+"""Health of units and state of models. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ModelStatus = Literal["loaded", "loading", "sleeping", "failed"]
 
 @dataclass(frozen=True)
 class UnitHealth:
-    """The health of one unit, read without asking its engine, which may hang.
+    """The health of one unit, read without calling its engine, which may hang.
 
     Attributes:
       unit: name of the unit.
@@ -31,7 +31,7 @@ class UnitHealth:
     restarting: bool = False
 
     def works(self, stall_timeout: float) -> bool:
-        """Whether requests are served: the engine runs, and makes steps when there is work."""
+        """Whether requests are served: the engine runs, and is not stalled."""
         return self.alive and self.stalled_seconds < stall_timeout
 
 
@@ -41,7 +41,7 @@ class ModelHealth:
 
     Attributes:
       status: 'loading' also while the model wakes.
-      error: why it failed, or None.
+      error: reason of the failure, or None.
       pinned: whether it is never put to sleep.
     """
 

@@ -37,7 +37,7 @@ class InputProcessor:
           models: the models of the fleet by name.
           name: of the requested model.
           prompt: text, or token ids.
-          params: sampling parameters; the request's own copy gets a seed and the length limit.
+          params: sampling parameters; the request gets a copy with a seed and the length limit.
 
         Raises:
           UnknownModel, InvalidRequest: the request cannot be served.
@@ -46,7 +46,7 @@ class InputProcessor:
         token_ids = _prompt_token_ids(model, prompt)
         if len(token_ids) >= model.max_model_len:
             raise InvalidRequest(
-                f"the prompt has {len(token_ids)} tokens; {name} takes at most "
+                f"the prompt has {len(token_ids)} tokens; {name} accepts at most "
                 f"{model.max_model_len - 1}, which leaves one for the output",
                 field="prompt",
             )
@@ -58,14 +58,14 @@ class InputProcessor:
         stop_ids = tuple(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
         if len(stop_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(
-                f"{len(stop_ids)} stop tokens, {name}'s own {len(eos_ids)} included; at most "
+                f"{len(stop_ids)} stop tokens, including {len(eos_ids)} of {name}; at most "
                 f"{MAX_STOP_TOKEN_IDS}",
                 field="stop_token_ids",
             )
         if params.seed is None:
-            # Drawn once, so that a request that is preempted or moved continues with it.
+            # Drawn once: a preempted or moved request continues with the same seed.
             params = dataclasses.replace(params, seed=secrets.randbits(64))
-        # Replicas may have different length limits; the output ends at the same length on each.
+        # Set here, so that the output has the same maximum length on every replica.
         max_tokens = min(params.max_tokens, model.max_model_len - len(token_ids))
         params = dataclasses.replace(params, max_tokens=max_tokens)
         _check_bias(model, params)
@@ -95,16 +95,16 @@ class InputProcessor:
                 field="grammar",
             )
         with self._lock:
-            known = self._compilers.get(model.name)
-            if known is None or known[0] is not model.tokenizer:  # a new model of the same name
+            cached = self._compilers.get(model.name)
+            if cached is None or cached[0] is not model.tokenizer:  # a new model of the same name
                 compiler = ConstraintCompiler(model.tokenizer, model.config.vocab_size)
-                known = (model.tokenizer, compiler)
-                self._compilers[model.name] = known
-            return known[1]
+                cached = (model.tokenizer, compiler)
+                self._compilers[model.name] = cached
+            return cached[1]
 
 
 def lookup_model(models: Mapping[str, LoadedModel], name: str) -> LoadedModel:
-    """The model of this name.
+    """Returns the model with this name.
 
     Raises:
       UnknownModel: there is none.
@@ -120,13 +120,13 @@ def _check_bias(model: LoadedModel, params: SamplingParams) -> None:
     unknown = [token for token in params.logit_bias if token >= vocab_size]
     if unknown:
         raise InvalidRequest(
-            f"{unknown[0]} is not a token id of {model.name}: they are 0 to {vocab_size - 1}",
+            f"{unknown[0]} is not a token id of {model.name}: valid ids are 0 to {vocab_size - 1}",
             field="logit_bias",
         )
 
 
 def _prompt_token_ids(model: LoadedModel, prompt: Prompt) -> list[int]:
-    """The prompt's token ids, checked."""
+    """Returns the prompt's token ids, validated."""
     if isinstance(prompt, str):
         if not prompt:
             raise InvalidRequest("the prompt is empty", field="prompt")
@@ -143,7 +143,7 @@ def _prompt_token_ids(model: LoadedModel, prompt: Prompt) -> list[int]:
     for token in token_ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"{token!r} is not a token id of {model.name}: they are 0 to {vocab_size - 1}",
+                f"{token!r} is not a token id of {model.name}: valid ids are 0 to {vocab_size - 1}",
                 field="prompt",
             )
     return token_ids

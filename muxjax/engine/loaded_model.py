@@ -1,4 +1,4 @@
-"""What the engine and the server know of a model that a fleet serves."""
+"""Description of a loaded model, for the engine and the server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class LoadedModel:
     """A model of a running fleet.
 
     Attributes:
-      name: the name that requests give.
+      name: of the model in requests.
       config: sizes and options.
       tokenizer: None for a model that accepts token ids only.
       max_model_len: maximum number of tokens of prompt and output together.
-      origin: where it was loaded from.
-      dtype: type of the matrices that are not quantized.
+      origin: file, folder or id that it was loaded from.
+      dtype: type of the matrices, if they are not quantized.
       quantization: of the matrices.
       param_count: number of parameters.
       param_bytes: bytes of all parameters on one device.
@@ -49,6 +49,6 @@ class LoadedModel:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an output: those of the config, then the tokenizer's others."""
+        """Tokens that end an output: from the config, then others from the tokenizer."""
         from_tokenizer = () if self.tokenizer is None else self.tokenizer.eos_token_ids
         return tuple(dict.fromkeys((*self.config.eos_token_ids, *from_tokenizer)))

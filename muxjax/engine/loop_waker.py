@@ -1,8 +1,8 @@
 """Wakes tasks of an event loop from another thread, many tasks with one call.
 
 `loop.call_soon_threadsafe` costs microseconds and a system call. After a step the engine wakes
-hundreds of streams, most of them read in the same loop: one call covers all that are woken before
-the loop gets to it.
+hundreds of streams, most of which are read in the same loop. One call covers all streams that are
+woken before the loop runs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A request on its way through the router, with all tokens that its stream was given."""
+"""A request in the router, with all tokens that were delivered to its stream."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from muxjax.scheduling.requests import Request, RequestUpdate
 
 @runtime_checkable
 class RequestOwner(Protocol):
-    """What a routed request reports to: the router. Called in the engines' threads."""
+    """Receives the end of a routed request: the router. Called in the engines' threads."""
 
     def forget(self, routed: RoutedRequest) -> None:
         """Drops a request that has ended."""
         ...
 
     def orphaned(self, routed: RoutedRequest, error: BaseException) -> None:
-        """Takes back a request whose unit has died of `error`."""
+        """Recovers a request whose unit has died with `error`."""
         ...
 
 
@@ -29,11 +29,11 @@ class RoutedRequest:
     Attributes:
       request: as it was submitted.
       unit: the unit that it runs or waits on; None while the router holds it.
-      was_placed: whether any unit has had it.
+      was_placed: whether it was submitted to a unit before.
       expected_seconds: what it adds to the expected load of its unit.
-      moves: how many of its units have died.
+      moves: number of its units that have died.
       cancel_requested: whether its caller has cancelled it.
-      tokens: the tokens that its stream was given.
+      tokens: delivered to its stream.
     """
 
     def __init__(self, owner: RequestOwner, request: Request, sink: Sink) -> None:
@@ -61,14 +61,14 @@ class RoutedRequest:
         self._sink.cancelled()
 
     def failed(self, error: BaseException) -> None:
-        """See `engine.Sink`. The request survives the death of its unit, but no other error."""
+        """See `engine.Sink`. `EngineDead` is recovered; any other error ends the request."""
         if isinstance(error, EngineDead):
             self._owner.orphaned(self, error)
         else:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the request with an error, whatever it is."""
+        """Ends the request with an error."""
         self._owner.forget(self)
         self._sink.failed(error)
 
@@ -78,15 +78,15 @@ class RoutedRequest:
         Raises:
           InvalidRequest: the tokens do not follow the request's grammar.
         """
-        first = self.request
-        constraint = first.constraint
+        request = self.request
+        constraint = request.constraint
         return Request(
-            id=first.id,
-            model=first.model,
-            prompt=first.prompt,
-            params=first.params,
-            stop_ids=first.stop_ids,
-            arrival=first.arrival,
+            id=request.id,
+            model=request.model,
+            prompt=request.prompt,
+            params=request.params,
+            stop_ids=request.stop_ids,
+            arrival=request.arrival,
             output=list(self.tokens),
             constraint=None if constraint is None else constraint.replay(self.tokens),
         )

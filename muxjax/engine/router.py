@@ -3,17 +3,16 @@
 A model may be on several units (replicas). A request goes to the unit with the least expected load:
 the seconds that the plan expects all its outstanding requests to take, this one included.
 
-The router stands between engine and stream. It keeps each request's prompt, parameters (with the
-seed) and the tokens that its stream was given. When an engine dies, its requests continue on a
-replica, or on the same unit once that is restarted: like a preempted request, by a prefill of the
-prompt and the emitted tokens. Sampling depends on the seed and the position only, so the stream
-continues with the tokens that it would have had. Requests that no living unit can serve wait for a
-restart.
+The router is between engine and stream. It stores each request's prompt, parameters (with the
+seed) and emitted tokens. When an engine dies, its requests continue on a replica, or on the same
+unit after a restart. The prompt and the emitted tokens are prefilled, as after a preemption.
+Sampling depends on the seed and the position only, so the output does not change. Requests that no
+living unit can serve wait for a restart.
 
 A model may be held: its requests then wait here, in order of arrival, until it is released or
-refused. So a model sleeps, wakes and is replaced without losing a request.
+refused. A model can therefore sleep, wake or be replaced without losing a request.
 
-A request fails after `MAX_MOVES` of its units have died, since it may be what kills them.
+A request fails when more than `MAX_MOVES` of its units have died, since it may be the cause.
 
 Locks: `_lock` guards the fields below it in `Router.__init__`, and is not held while an engine is
 called. Orphans are handled by the router's own thread.
@@ -37,7 +36,7 @@ from muxjax.scheduling.requests import Request
 from muxjax.scheduling.routing import least_loaded
 
 MAX_MOVES = 3
-"""Units of a request that may die before the request fails."""
+"""Maximum number of unit deaths that a request survives."""
 
 
 class _Event(enum.Enum):
@@ -74,7 +73,7 @@ class Router:
         self._lock = threading.Lock()
         self._left_unit = threading.Condition(self._lock)  # a request has left its unit
         self._routed: dict[int, RoutedRequest] = {}
-        self._held: dict[str, list[RoutedRequest]] = {}  # by model, for models that are held
+        self._held: dict[str, list[RoutedRequest]] = {}  # by model; a held model has a key
         self._refused: dict[str, ModelUnavailable] = {}
         self._last_used: dict[str, float] = {}
         self._load = {unit.name: 0.0 for unit in units}
@@ -89,7 +88,7 @@ class Router:
         """Queues a request that was checked by the caller.
 
         Raises:
-          EngineDead: the fleet is closed, or all units of the model have failed for good.
+          EngineDead: the fleet is closed, or all units of the model have failed permanently.
           ModelUnavailable, UnknownModel: the model is refused, or does not exist.
         """
         routed = RoutedRequest(self, request, sink)
@@ -120,19 +119,19 @@ class Router:
             unit.engine.cancel(request_id)
         elif was_held:
             routed.cancelled()
-        self._events.put(_Event.RETRY)  # it may be an orphan that waits for a unit
+        self._events.put(_Event.RETRY)  # the request may be a waiting orphan
 
     # Held models
 
     def hold(self, model: str) -> None:
-        """Holds a model's further requests; those on a unit continue."""
+        """Holds a model's new requests; those on a unit continue."""
         with self._lock:
             self._held.setdefault(model, [])
             self._refused.pop(model, None)
-        self._events.put(_Event.RETRY)  # orphans of the model are held now
+        self._events.put(_Event.RETRY)  # also holds the orphans of the model
 
     def release(self, model: str) -> None:
-        """Sends a model's held requests to its units, in order, and all further ones."""
+        """Submits a model's held requests to its units, in order, and no longer holds new ones."""
         while True:
             with self._lock:
                 waiting = sorted(self._held.get(model, []), key=lambda routed: routed.request.id)
@@ -151,7 +150,7 @@ class Router:
                     self.orphaned(routed, error)
 
     def refuse(self, model: str, error: ModelUnavailable) -> None:
-        """Fails a model's held requests, and refuses further ones until `hold`."""
+        """Fails a model's held requests, and refuses new ones until `hold` or `release`."""
         with self._lock:
             self._refused[model] = error
             waiting = self._held.pop(model, [])
@@ -159,7 +158,7 @@ class Router:
             routed.fail(error)
 
     def forget_model(self, model: str) -> None:
-        """Drops the state of a model that is on no unit any more."""
+        """Drops the state of a model that was removed from its units."""
         with self._lock:
             self._refused.pop(model, None)
             self._last_used.pop(model, None)
@@ -175,7 +174,7 @@ class Router:
             return self._left_unit.wait_for(lambda: not self._on_units(model), seconds)
 
     def withdraw(self, model: str) -> None:
-        """Takes the running requests of a held model off their units.
+        """Withdraws the running requests of a held model from their units.
 
         They are held, and continue after their emitted tokens when the model is released.
         """
@@ -186,11 +185,11 @@ class Router:
             try:
                 withdrawn = unit.engine.withdraw(running)
             except EngineDead:
-                continue  # its requests are orphans, and held as such
+                continue  # its requests are recovered as orphans
             with self._lock:
                 for request_id in withdrawn:
                     self._unload(running[request_id])
-                    self._keep(running[request_id])
+                    self._add_held(running[request_id])
 
     def idle_seconds(self, model: str) -> float:
         """Seconds since a model had a request; 0 while it has one."""
@@ -206,7 +205,7 @@ class Router:
             if routed.request.model == model and routed.unit is not None
         ]
 
-    def _keep(self, routed: RoutedRequest) -> None:
+    def _add_held(self, routed: RoutedRequest) -> None:
         routed.unit = None
         self._held[routed.request.model].append(routed)
         self._left_unit.notify_all()
@@ -223,7 +222,7 @@ class Router:
             return dict(self._load)
 
     def failure(self, unit: str) -> BaseException | None:
-        """The error with which a unit has failed for good, or None."""
+        """The error of a unit that has failed permanently, or None."""
         return self._reviver.failure(unit)
 
     def close(self) -> None:
@@ -285,7 +284,7 @@ class Router:
 
         Raises:
           ModelUnavailable: the model is refused.
-          EngineDead: no unit is alive, or the chosen one has just died.
+          EngineDead: no unit is alive, or the chosen unit has just died.
         """
         model = routed.request.model
         with self._lock:
@@ -293,7 +292,7 @@ class Router:
                 raise self._refused[model]
             held = model in self._held
             if held and not routed.cancel_requested:
-                self._keep(routed)
+                self._add_held(routed)
             elif not held:
                 self._assign(routed)
         if not held:
@@ -326,7 +325,7 @@ class Router:
             request = routed.resubmission()
         routed.was_placed = True
         unit.engine.submit(request, routed)
-        if routed.cancel_requested:  # `cancel` may have come before the unit knew the request
+        if routed.cancel_requested:  # `cancel` may have run before the unit had the request
             unit.engine.cancel(request.id)
 
     # Recovery of orphans, in the router's thread
@@ -349,7 +348,7 @@ class Router:
                     self._recover_orphan(orphan)
 
     def _recover_orphan(self, orphan: _Orphan) -> None:
-        """Places an orphan on a living unit, or keeps it until a unit is restarted."""
+        """Places an orphan on a living unit, or queues it until a unit is restarted."""
         routed = orphan.routed
         if routed.cancel_requested:
             routed.cancelled()
@@ -361,8 +360,8 @@ class Router:
             routed.fail(error)
             return
         units = [unit for unit in self._units if routed.request.model in unit.model_names]
-        may_live = [self._revive(unit) for unit in units]
-        if any(may_live):
+        recoverable = [self._revive(unit) for unit in units]
+        if any(recoverable):
             self._waiting.append(orphan)
         else:
             routed.fail(orphan.error)
@@ -377,7 +376,7 @@ class Router:
         return True
 
     def _revive(self, unit: UnitSupervisor) -> bool:
-        """Restarts a unit if it is dead; returns whether it lives or may live again."""
+        """Restarts a unit if it is dead; returns whether it is alive or being restarted."""
         if unit.alive:
             self._events.put(_Event.RETRY)
             return True

@@ -2,7 +2,7 @@
 
 The engine's thread only queues the updates of its steps. The reader turns them into text, in its
 own thread, so that the engine does not wait for detokenization. Only a request with stop strings is
-detokenized in the engine's thread, as its text may end it.
+detokenized in the engine's thread, because its text may end the request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StreamSink:
       detokenizer: of the request; used here only if stop strings may end the request.
 
     Attributes:
-      queue: updates and deltas that were not read yet. The reader may pop from it without the lock.
+      queue: unread updates and deltas. The reader may pop from it without the lock.
       ended: whether the last delta or an error has been queued.
     """
 
@@ -52,7 +52,7 @@ class StreamSink:
             self.failed(update.request.error)
             return True
         if not self._may_stop:
-            with self._lock:  # `put` written out: this runs for every sequence of every step
+            with self._lock:  # `put`, inlined: this runs for every sequence of every step
                 if self.ended:
                     return self._abandoned
                 self.queue.append(update)
@@ -91,7 +91,7 @@ class StreamSink:
                 self._notify()
 
     def abandon(self) -> None:
-        """Ends the request at its next update, as nothing reads it any more.
+        """Ends the request at its next update, because it has no reader.
 
         Takes no lock: the garbage collector may call it in any thread.
         """
@@ -116,7 +116,8 @@ class StreamSink:
         """Removes the next item; None if there is none yet.
 
         Args:
-          wake: called once, in the engine's thread, when an item or an error arrives after None.
+          wake: if None is returned, called once, in the engine's thread, when an item or an error
+            arrives.
 
         Raises:
           BaseException: the error that the request has ended with.
@@ -132,7 +133,7 @@ class StreamSink:
             return self.queue.popleft()
         assert self._error is not None, "the caller has waited for an item or an error"
         if isinstance(self._error, EngineDead):
-            # One error ends many requests: each reader raises its own, with its own traceback.
+            # One error ends many requests: each reader raises a copy with a separate traceback.
             raise EngineDead(str(self._error)) from self._error
         raise self._error
 
@@ -148,14 +149,14 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
     """Iterator over the deltas of one request, for `for` and for `async for`.
 
     `cancel`, `close` and the end of a `with` block end the request at once. A stream that is
-    dropped before its end (a loop that was left, a local variable that is gone) ends its request at
-    the next token.
+    garbage-collected before its end, for example after a `break`, ends its request at the next
+    token.
 
     Args:
       request_id: of the request.
       prompt_token_ids: of the request.
       detokenizer: of the request.
-      cancel: tells the engine to end the request.
+      cancel: called with the request's id to end the request.
 
     Attributes:
       request_id: of the request.
@@ -185,7 +186,7 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens of the prompt found in the prefix cache; 0 until the first delta was read."""
+        """Prompt tokens read from the prefix cache; 0 until the first delta was read."""
         return self._detokenizer.cached_tokens
 
     def cancel(self) -> None:
@@ -203,7 +204,7 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
             has the finish reason 'abort'.
         """
         has_ended = self.sink.ended
-        # Before the request is canceled: the engine's answer to that would come first otherwise.
+        # Before `_cancel`: the engine may report the cancellation before this method returns.
         if error is None:
             self.sink.put(Delta("", [], None, "abort"))
         else:

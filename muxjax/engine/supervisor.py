@@ -23,7 +23,7 @@ class UnitEngine(Protocol):
 
     @property
     def error(self) -> BaseException | None:
-        """What ended it, other than `close`."""
+        """The error that ended it, or None; `close` is not an error."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class UnitEngine(Protocol):
         ...
 
     def observe(self, observer: Observer | None) -> None:
-        """Passes every step from now on to a function; None stops that."""
+        """Calls `observer` for every later step; None removes the observer."""
         ...
 
     def abandon(self, reason: str) -> None:
@@ -57,14 +57,14 @@ class UnitEngine(Protocol):
 
 
 class UnitSupervisor[E: UnitEngine]:
-    """A unit as the router sees it: its engine, which can be restarted.
+    """The engine of a unit, which can be restarted; used by the router.
 
     Args:
       name: unique in the fleet.
       models: names of the models on the unit.
       start: starts an engine with an empty pool and queue; None for a unit that does not run
         (`warm_up=False`).
-      seconds: by model: expected seconds per token of a request, from its start to its end.
+      seconds: by model name, expected seconds per token of a request, prompt and output.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class UnitSupervisor[E: UnitEngine]:
 
     @property
     def engine(self) -> E:
-        """Its engine, which may have ended.
+        """The unit's engine, which may have ended.
 
         Raises:
-          EngineDead: it was never started.
+          EngineDead: the engine was never started.
         """
         if self._engine is None:
             raise EngineDead("the fleet was loaded with warm_up=False: it cannot generate")
@@ -98,7 +98,7 @@ class UnitSupervisor[E: UnitEngine]:
 
     @property
     def alive(self) -> bool:
-        """Whether its engine accepts requests."""
+        """Whether the engine accepts requests."""
         return self._engine is not None and self._engine.alive
 
     def seconds(self, model: str, num_tokens: int) -> float:
@@ -114,16 +114,16 @@ class UnitSupervisor[E: UnitEngine]:
         with self._changing:
             if not self.alive:
                 self._check_open()
-                self.engine.close()  # waits for its thread and frees its pool
+                self.engine.close()  # waits for the thread and frees the pool
                 self._begin()
 
     def restart(self, reason: str) -> None:
-        """Replaces the engine, even one that runs or hangs; a hanging thread is left behind.
+        """Replaces the engine, even one that runs or hangs; a hanging thread is not waited for.
 
         Does nothing if another thread has replaced it meanwhile.
 
         Args:
-          reason: message of the error that the requests of the old engine get.
+          reason: message of the error for the old engine's requests.
 
         Raises:
           EngineDead: the unit is closed.
@@ -136,7 +136,7 @@ class UnitSupervisor[E: UnitEngine]:
                 self._begin()
 
     def observe(self, observer: Observer | None) -> None:
-        """Passes every step from now on to a function, also after a restart; None stops that.
+        """Calls `observer` for every later step, also after a restart; None removes it.
 
         Raises:
           EngineDead: the engine was never started.
@@ -146,7 +146,7 @@ class UnitSupervisor[E: UnitEngine]:
             self._observer = observer
 
     def health(self) -> UnitHealth:
-        """The unit's health; does not ask the engine, so it answers when the engine hangs."""
+        """Returns the unit's health without calling the engine, which may hang."""
         engine = self._engine
         return UnitHealth(
             unit=self.name,

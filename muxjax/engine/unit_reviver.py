@@ -1,7 +1,7 @@
 """Restarts units whose engine has died, each in a separate thread.
 
-A restart may take as long as reading the unit's weights, when its process or machine is gone. A
-unit that dies `MAX_DEATHS` times within `DEATH_WINDOW_SECONDS` is not restarted again.
+If the unit's process or machine is gone, a restart reads the weights again. A unit that dies more
+than `MAX_DEATHS` times within `DEATH_WINDOW_SECONDS` is not restarted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from muxjax.errors import EngineDead, MuxError
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 5
-"""Deaths of a unit within the window that it is still restarted after."""
+"""Maximum number of restarts of a unit within the window."""
 DEATH_WINDOW_SECONDS = 60.0
 
 
 class UnitReviver:
-    """Restarts dead units. `revive` is called by one thread; the rest by any.
+    """Restarts dead units. `revive` is called by one thread; the other methods by any.
 
     Args:
       on_settled: called when a restart has succeeded or failed, in that restart's thread.
@@ -36,14 +36,14 @@ class UnitReviver:
         self._restarts: dict[str, threading.Thread] = {}
 
     def failure(self, unit: str) -> BaseException | None:
-        """The error with which a unit has failed for good, or None."""
+        """The error of a unit that has failed permanently, or None."""
         return self._failed.get(unit)
 
     def revive(self, unit: UnitSupervisor) -> bool:
-        """Begins to restart a dead unit, if that is not under way.
+        """Starts to restart a dead unit, unless a restart is in progress.
 
         Returns:
-          Whether the unit is alive or being restarted; False if it has failed for good.
+          Whether the unit is alive or being restarted; False if it has failed permanently.
         """
         if unit.name in self._restarts or unit.alive:
             return True
@@ -69,7 +69,7 @@ class UnitReviver:
         return True
 
     def join(self) -> None:
-        """Waits for the restarts under way."""
+        """Waits for the restarts in progress."""
         for restart in list(self._restarts.values()):
             restart.join()
 

@@ -1,1 +1,1 @@
-"""Units: a mesh and the models it serves. Building, sleep and wake, reload, placement plans."""
+"""Units, each a mesh and its models: building, sleep and wake, reload, placement plans."""

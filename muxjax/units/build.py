@@ -1,8 +1,8 @@
 """Builds a unit from its spec: programs, weights, executor, scheduler and engine.
 
-The start-up recipe of a unit is `build_unit_spec`, then `build_unit`. What needs only a part of it
-calls the steps: `build_programs` (compile check), `load_programs` and `UnitSpec.build_executor`
-(the other hosts of a mesh, benchmarks of steps).
+A unit is started with `build_unit_spec`, then `build_unit`. The single steps are also public:
+`build_programs` for the compile check, `load_programs` and `UnitSpec.build_executor` for the other
+hosts of a mesh and for benchmarks of steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
 from muxjax.units.weights import build_decoder, layer_stacks, load_weights
 
 _WORKERS = 2
-"""Threads that load and compile. Tracing holds Python's lock; compiling and reading do not."""
+"""Threads that load and compile. Tracing needs Python's lock; compiling and reading do not."""
 
 
 def enable_compilation_cache() -> None:
@@ -89,11 +89,11 @@ def load_programs(
     Args:
       spec: of the unit.
       progress: from `load_progress`; None shows nothing.
-      include_sleeping: also load models that are `sleeping`; by default their programs are neither
-        compiled nor have weights.
+      include_sleeping: also load models that are `sleeping`; by default they are neither loaded nor
+        compiled.
 
     Raises:
-      CheckpointError: a weight cannot be read; the work in progress is waited for.
+      CheckpointError: a weight cannot be read; raised after the work in progress has ended.
     """
     programs, initial = build_programs(spec), _initial_specs(spec, include_sleeping)
 
@@ -119,12 +119,12 @@ def _initial_specs(spec: UnitSpec, include_sleeping: bool) -> dict[str, ModelBui
 
 
 def build_programs(spec: UnitSpec) -> dict[str, ModelPrograms]:
-    """Returns the programs of a unit's models, to be compiled; their parameters are shapes only."""
+    """Returns the uncompiled programs of a unit's models; their parameters are shapes only."""
     return {name: build_model_programs(model, spec.kv) for name, model in spec.model_specs.items()}
 
 
 def build_model_programs(spec: ModelBuildSpec, kv: jax.ShapeDtypeStruct) -> ModelPrograms:
-    """Returns the programs of one model, to be compiled; its parameters are shapes only.
+    """Returns the uncompiled programs of one model; its parameters are shapes only.
 
     Args:
       spec: of the model.
@@ -163,34 +163,34 @@ def load_and_compile(
     on_loaded: Callable[[str, int], None] = lambda name, size: None,
     on_compiled: Callable[[Program], None] = lambda program: None,
 ) -> None:
-    """Compiles all programs, and loads the weights of all models at the same time.
+    """Compiles all programs and loads the weights of all models, in parallel.
 
     Args:
-      specs: of the models; the source of their weights.
-      programs: of the same models; they are compiled and get their parameters.
+      specs: of the models, with the source of their weights.
+      programs: of the same models; compiled here, and given their parameters.
       on_loaded: called with the model and the bytes of each parameter, when it has arrived.
       on_compiled: called with each program, when it is compiled.
 
     Raises:
-      CheckpointError: a weight cannot be read; the work in progress is waited for.
+      CheckpointError: a weight cannot be read; raised after the work in progress has ended.
     """
 
     def load(name: str) -> None:
         programs[name].set_parameters(load_weights(specs[name], partial(on_loaded, name)))
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="muxjax-load") as pool:
-        # Weights first: they take less time than compiling, and then free their worker for it.
-        work: list[Future[Any]] = [pool.submit(load, name) for name in programs]
-        work += [
+        # Weights first: they take less time, and their worker then compiles.
+        futures: list[Future[Any]] = [pool.submit(load, name) for name in programs]
+        futures += [
             pool.submit(model.compile, kind, size)
             for model in programs.values()
             for kind, size in model.buckets.program_keys
         ]
         try:
-            for future in as_completed(work):
+            for future in as_completed(futures):
                 program = future.result()
                 if program is not None:
                     on_compiled(program)
         finally:
-            for future in work:
+            for future in futures:
                 future.cancel()

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muxjax.config.fleet_file import EngineConfig, ModelEntry
+from muxjax.config.fleet_file import EngineConfig
+from muxjax.config.model_entry import ModelEntry
 from muxjax.engine.loaded_model import LoadedModel
 from muxjax.executor.mesh import ModelMesh
 from muxjax.executor.programs import Buckets
@@ -89,9 +90,8 @@ def build_model_spec(
 def resolve_dtype(entry: ModelEntry) -> Dtype:
     """Returns the type that a model is served in.
 
-    `auto` is float32 for an unquantized model on a CPU, which is as exact as the reference and as
-    fast at small batches, and bfloat16 otherwise. An int8 model has this type only for its keys,
-    values and vectors.
+    `auto` is float32 for an unquantized model on a CPU, and bfloat16 otherwise. On a CPU, float32
+    is not slower at small batches. An int8 model uses this type only for keys, values and vectors.
     """
     if entry.dtype != "auto":
         return entry.dtype
@@ -100,9 +100,9 @@ def resolve_dtype(entry: ModelEntry) -> Dtype:
 
 
 def pool_dtype(dtypes: Sequence[str]) -> jnp.dtype:
-    """Returns the pool's type: the widest of the models'.
+    """Returns the pool's type: the widest type of the models.
 
-    On a CPU whose kernels cannot read a bfloat16 pool it is float32.
+    It is float32 on a CPU whose kernels cannot read a bfloat16 pool.
     """
     if "float32" in dtypes or (
         current_target().platform == "cpu" and not native.prefers_bfloat16_pool()
@@ -112,10 +112,10 @@ def pool_dtype(dtypes: Sequence[str]) -> jnp.dtype:
 
 
 def _default_prefill_tokens() -> int:
-    """Returns a number of tokens at which a prefill is bound by compute.
+    """Returns a number of tokens at which a prefill is compute-bound.
 
-    A larger prefill would delay decoding and need more memory for activations, and not be faster
-    per token.
+    A larger prefill is not faster per token. It delays decoding and needs more memory for
+    activations.
     """
     return 128 if current_target().platform == "cpu" else 1024
 
@@ -140,9 +140,8 @@ def _scheduler_spec(entry: ModelEntry, model: LoadedModel, engine: EngineConfig)
 def _choose_buckets(spec: ModelSpec, replicas: int) -> Buckets:
     """Returns the buckets of one replica: few, because each takes seconds to compile.
 
-    There is a decode bucket for one sequence, which is the usual batch of a quiet server, and then
-    from 8 sequences on by factors of 4. Short prompts have a prefill bucket, because a prefill
-    computes its padding too.
+    The decode buckets are 1 (the usual batch at low load), 8, 32, ... up to the maximum. Short
+    prompts have a separate prefill bucket, because padding costs as much as tokens.
     """
     limits = spec.limits
     max_seqs = limits.max_seqs // replicas

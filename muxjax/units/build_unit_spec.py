@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from muxjax.config.fleet_file import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.config.model_entry import ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.executor.mesh import ModelMesh
 from muxjax.models.checkpoints.loading import open_checkpoint
@@ -27,7 +28,7 @@ log = logging.getLogger("muxjax")
 
 _CPU_POOL_BYTES = 1 << 30
 _ACCELERATOR_POOL_FRACTION = 0.9
-"""Fraction of the memory left beside the weights that the pool gets on an accelerator."""
+"""Pool size on an accelerator, as a fraction of the memory that the weights leave free."""
 
 
 def build_unit_spec(
@@ -39,13 +40,13 @@ def build_unit_spec(
     devices: Sequence[jax.Device] | None = None,
     demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
 ) -> UnitSpec:
-    """Opens the checkpoints of a fleet that is one unit, and lays out its pool.
+    """Opens the checkpoints of a single-unit fleet, and lays out its pool.
 
     Args:
       config: the fleet file.
       progress: show progress bars while files are downloaded.
       poison: test mode, see `Fleet.load`.
-      memory_bytes: free memory of a device; by default the first device is asked.
+      memory_bytes: free memory of a device; by default read from the first device.
       devices: of the unit; by default the first `tensor_parallel` devices of JAX.
       demand: expected demand of a model.
 
@@ -122,7 +123,7 @@ def build_added_model_spec(
     Raises:
       CheckpointError, DownloadError: the checkpoint cannot be opened.
       FleetConfigError: the model does not fit the pool's layout.
-      PoolTooSmall: the pool cannot hold a request of it beside the other models.
+      PoolTooSmall: the pool has no room for a request of the new model.
     """
     checkpoint = open_checkpoint(entry.source, config_mapping=entry.config, progress=progress)
     mesh = _model_mesh(entry, unit.devices)
@@ -154,7 +155,7 @@ def build_added_model_spec(
 
 
 def unit_devices(config: FleetConfig) -> tuple[jax.Device, ...]:
-    """Returns the devices of a fleet that is one unit: the first `tensor_parallel` of JAX.
+    """Returns the devices of a single-unit fleet: the first `tensor_parallel` of JAX.
 
     Raises:
       FleetConfigError: JAX has fewer devices.
@@ -192,7 +193,7 @@ def _model_mesh(entry: ModelEntry, devices: tuple[jax.Device, ...]) -> ModelMesh
 def _default_pool_bytes(
     weights: int, memory_bytes: int | None, devices: Sequence[jax.Device]
 ) -> int:
-    """Returns the pool's bytes on each device, beside weights of `weights` bytes."""
+    """Returns the pool's bytes on each device, next to `weights` bytes of weights."""
     if current_target().platform == "cpu":
         return _CPU_POOL_BYTES // len(devices)
     if memory_bytes is None:

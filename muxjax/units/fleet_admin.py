@@ -1,7 +1,7 @@
 """Changes to a running fleet: sleep, wake, load, unload and reload.
 
-Requests are never dropped: those of a model that sleeps, wakes or is replaced wait in the router.
-Operations on one model run one after the other; those on different models may overlap.
+No request is dropped: while a model sleeps, wakes or is replaced, its requests wait in the router.
+Operations on one model are serialized; operations on different models may overlap.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from muxjax.config.fleet_file import FleetConfig, ModelEntry, load_fleet_config, load_model_entry
+from muxjax.config.fleet_file import FleetConfig, load_fleet_config, load_model_entry
+from muxjax.config.model_entry import ModelEntry
 from muxjax.engine.health import ModelHealth
 from muxjax.engine.router import Router
-from muxjax.errors import FleetConfigError, ModelUnavailable, MuxError, UnknownModel, WrongState
-from muxjax.units.build import build_model_programs, load_model_programs
-from muxjax.units.build_unit_spec import build_added_model_spec
+from muxjax.errors import MuxError, UnknownModel, WrongState
 from muxjax.units.local_unit import LocalUnit
-from muxjax.units.registry import ManagedModel, ModelRegistry
+from muxjax.units.model_loader import ModelLoader
+from muxjax.units.registry import ModelRegistry
 from muxjax.units.reload import FleetChanges, check_changes, diff_fleet
 from muxjax.units.sleep_wake import SleepController
 from muxjax.units.unit_spec import ModelBuildSpec
@@ -28,7 +28,7 @@ from muxjax.units.unit_spec import ModelBuildSpec
 log = logging.getLogger("muxjax")
 
 IDLE_CHECK_SECONDS = 1.0
-"""Interval between two checks for idle models."""
+"""Interval between two checks for idle models, in seconds."""
 
 
 class FleetAdmin:
@@ -43,8 +43,7 @@ class FleetAdmin:
       on_change: called when models were added, removed, replaced or changed.
 
     Attributes:
-      idle_timeout: seconds after which idle models sleep that set no timeout; None: never.
-      drain_seconds: time for the running requests of a model that sleeps or is unloaded.
+      idle_timeout: idle seconds after which a model without a timeout is put to sleep; None: never.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class FleetAdmin:
         self._on_change = on_change
         self._registry = ModelRegistry(units)
         self._controller = SleepController(self._registry, router)
-        self._adding = threading.RLock()
+        self._loader = ModelLoader(self._registry, self._controller, router, on_change=on_change)
         self._reloading = threading.Lock()
         self._waking: set[str] = set()
         self._waking_lock = threading.Lock()
@@ -75,7 +74,7 @@ class FleetAdmin:
 
     @property
     def drain_seconds(self) -> float:
-        """Seconds for running requests to end before they are withdrawn."""
+        """Seconds that running requests have to end before they are withdrawn; may be set."""
         return self._controller.drain_seconds
 
     @drain_seconds.setter
@@ -95,13 +94,13 @@ class FleetAdmin:
     def sleep(self, model: str) -> None:
         """Puts a model to sleep; does nothing if it sleeps already.
 
-        Its running requests have `drain_seconds` to end; those that still run then wait with the
-        tokens they have emitted. Requests that wait wake the model again.
+        Its running requests have `drain_seconds` to end. Requests that still run then are
+        withdrawn; they keep their emitted tokens and wake the model again.
 
         Raises:
           UnknownModel: there is no model of this name.
           WrongState: it is pinned, or has failed.
-          RuntimeError: the host has no room for its weights; it is awake, as before.
+          RuntimeError: the host has no room for its weights; the model stays awake.
         """
         with self._registry.locked(model) as managed:
             if managed.status == "sleeping":
@@ -126,7 +125,7 @@ class FleetAdmin:
             self._controller.bring_up(managed)
 
     def sleep_idle(self) -> list[str]:
-        """Puts models to sleep that were idle for longer than their timeout.
+        """Puts the models to sleep that were idle longer than their timeout.
 
         Returns:
           Their names.
@@ -178,7 +177,7 @@ class FleetAdmin:
     def load(self, entry: ModelEntry | Mapping[str, Any] | str, unit: str | None = None) -> None:
         """Adds a model to a unit: reads its weights and compiles its programs.
 
-        Its requests are accepted, and wait, as soon as its checkpoint has been checked.
+        Its requests are accepted once its checkpoint is checked, and wait until it is loaded.
 
         Args:
           entry: as in a fleet file; or the name of a model of the fleet file that was unloaded or
@@ -187,8 +186,7 @@ class FleetAdmin:
 
         Raises:
           UnknownModel: the fleet file has no model of this name.
-          WrongState: there is a model of this name, and it has not failed; or there is no such
-            unit.
+          WrongState: a model of this name exists and has not failed, or there is no such unit.
           CheckpointError, DownloadError, FleetConfigError, PoolTooSmall: its checkpoint cannot be
             opened, or the unit cannot hold it; nothing has changed.
           ModelUnavailable: loading it failed; its status is failed.
@@ -198,59 +196,24 @@ class FleetAdmin:
             if state is not None and state.status == "sleeping":
                 self.wake(entry)
                 return
-            entry = self._known_entry(entry)
+            entry = self._lookup_entry(entry)
         elif not isinstance(entry, ModelEntry):
             entry = load_model_entry(entry)
-        with self._adding:
-            known = self._registry.get(entry.name)
-            if known is not None and known.status != "failed":
-                raise WrongState(f"{entry.name} is {known.status} already")
-            local_unit = self._registry.unit_for(entry, unit)
-            spec = build_added_model_spec(local_unit.spec, entry)
-            if known is not None:
-                self._replace(spec)
-                return
-            managed = self._add(local_unit, spec)
-        try:
-            self._on_change()
-            if managed.status == "loading":
-                self._controller.bring_up(managed)
-        finally:
-            managed.lock.release()
+        self._loader.load(entry, unit)
 
     def unload(self, model: str) -> None:
         """Removes a model and frees its memory.
 
-        Its running requests have `drain_seconds` to end. Those that still run then, and those that
-        arrive meanwhile, end with `ModelUnavailable`.
+        Its running requests have `drain_seconds` to end. Requests that still run then, and new
+        requests, end with `ModelUnavailable`.
 
         Raises:
           UnknownModel: there is no model of this name.
           WrongState: it is the last model of its unit.
         """
-        with self._registry.locked(model) as managed:
-            last = [unit.name for unit in managed.units if len(unit.spec.model_specs) == 1]
-            if last:
-                raise WrongState(
-                    f"{model} is the last model of unit {last[0]}: put it to sleep instead"
-                )
-            error = ModelUnavailable(f"{model} is being unloaded")
-            self._router.refuse(model, error)
-            try:
-                self._controller.drain(managed, hold=False)
-            except ModelUnavailable:
-                self._router.release(model)
-                raise
-            self._router.refuse(model, error)
-            self._registry.remove(model)
-            for unit in managed.units:
-                unit.deactivate(model)
-                unit.unregister(model).free()
-            self._on_change()
-            self._router.forget_model(model)
-        log.info("%s is unloaded", model)
+        self._loader.unload(model)
 
-    def _known_entry(self, name: str) -> ModelEntry:
+    def _lookup_entry(self, name: str) -> ModelEntry:
         entries = {entry.name: entry for entry in self._config.models} | self._registry.entries()
         if name not in entries:
             raise UnknownModel(
@@ -258,66 +221,6 @@ class FleetAdmin:
                 field="model",
             )
         return entries[name]
-
-    def _add(self, unit: LocalUnit, spec: ModelBuildSpec) -> ManagedModel:
-        """Adds a model to the registry and to a unit, and returns it locked."""
-        try:
-            unit.check_fits(spec)
-        except ValueError as error:
-            raise FleetConfigError(
-                f"{error}: add it to the fleet file, with `sleeping: true` if needed, and restart"
-            ) from error
-        managed = ManagedModel(
-            spec.entry, (unit,), "sleeping" if spec.entry.sleeping else "loading"
-        )
-        managed.lock.acquire()
-        self._router.hold(managed.name)
-        unit.register(spec, build_model_programs(spec, unit.spec.kv))
-        self._registry.add(managed)
-        return managed
-
-    def _replace(self, spec: ModelBuildSpec) -> None:
-        """Loads a new model of an existing name. The old model serves until the new one is ready.
-
-        Args:
-          spec: from `build_added_model_spec` on the model's unit.
-
-        Raises:
-          UnknownModel: there is no model of this name.
-          WrongState: it is on several units.
-          ModelUnavailable: the new model cannot be loaded; the old one stays.
-        """
-        name = spec.model.name
-        with self._registry.locked(name) as managed:
-            unit = self._registry.unit_for(spec.entry)
-            old_spec, old_programs = unit.spec.model_specs[name], unit.programs[name]
-            programs = build_model_programs(spec, unit.spec.kv)
-            if managed.status == "loaded":
-                try:
-                    load_model_programs(spec, programs)
-                except (MuxError, RuntimeError) as error:
-                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
-            self._controller.drain(managed)
-            unit.deactivate(name)
-            unit.register(spec, programs)
-            if managed.status == "loaded":
-                try:
-                    unit.activate(name)
-                except (MuxError, ValueError) as error:
-                    unit.register(old_spec, old_programs)
-                    programs.free()
-                    unit.activate(name)
-                    self._router.release(name)
-                    raise ModelUnavailable(f"{name} cannot be replaced: {error}") from error
-            old_programs.free()
-            managed.entry = spec.entry
-            self._on_change()
-            if managed.status == "loaded":
-                self._router.release(name)
-            elif managed.status == "failed":
-                self._controller.bring_up(managed)
-            self._controller.wake_if_requested(managed)
-        log.info("%s is replaced", name)
 
     # Reload
 
@@ -333,8 +236,8 @@ class FleetAdmin:
           source: path of the file, or its content as a dict.
 
         Returns:
-          `added`, `removed`, `replaced`, `changed`: names of models; `failed`: for each model that
-          is not as in the file, the reason.
+          `added`, `removed`, `replaced`, `changed`: names of models; `failed`: by model, the reason
+          why a change was not made.
 
         Raises:
           FleetConfigError: the file is not valid, or needs a restart; nothing was changed.
@@ -375,7 +278,7 @@ class FleetAdmin:
             for name in changes.added:
                 attempt(partial(self.load, wanted[name]), name)
 
-        # A unit always has a model: if all of the present ones go, the new ones are added first.
+        # A unit always has a model: if all present models are removed, new models are added first.
         all_removed = not set(self._registry.entries()) - set(changes.removed)
         if all_removed:
             add_all()
@@ -385,7 +288,7 @@ class FleetAdmin:
             entries = {name: wanted[name] for name in changes.changed}
             attempt(partial(self._update_entries, entries), *changes.changed)
         for name in changes.replaced:
-            attempt(partial(self._replace, replacements[name]), name)
+            attempt(partial(self._loader.replace, replacements[name]), name)
         if not all_removed:
             add_all()
         return failed

@@ -15,9 +15,9 @@ def merge_stats(units: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
       units: `ServedUnit.stats` of each unit, by name.
 
     Returns:
-      `units` unchanged; sums of requests and pages; for each model its counters and the names of
-      its units. For a model with replicas the counters are sums. Values that cannot be added, such
-      as shares of a unit's time, are in `units` only.
+      `units` unchanged, sums of requests and pages, and for each model its counters and the names
+      of its units. The counters of a model on several units are sums. Values that cannot be added,
+      such as shares of a unit's time, are in `units` only.
     """
     models: dict[str, dict[str, Any]] = {}
     for unit, stats in units.items():

@@ -1,11 +1,11 @@
 """A unit in this process: its models, their compiled programs, and its engine.
 
-Weights and programs outlive the engine: a unit whose engine has ended restarts with a new pool and
-queue, and loads nothing.
+Weights and programs outlive the engine: after its engine has ended, a unit restarts with a new pool
+and queue, without loading.
 
 Models are added and removed while the engine runs. The new state (`spec`, which models sleep) is
 recorded first and then applied in the engine's thread, between two steps. If the engine ends before
-that, the next one is started from the recorded state.
+that, the next engine is started from the recorded state.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
 _LAST_STEP_TIMEOUT = 60.0
 """Seconds to wait for the last step of a model that has no requests."""
 _RETRY_SECONDS = 0.002
+"""Wait between two attempts to change a model whose last step has not ended."""
 
 ExecutorFactory = Callable[[Mapping[str, ModelPrograms]], Executor]
 """Creates a unit's executor from the programs of its awake models."""
@@ -37,15 +38,15 @@ class LocalUnit(UnitSupervisor[Engine]):
 
     Args:
       name: in the plan; "0" in a fleet without one.
-      spec: what it holds.
-      programs: of its models, compiled and with weights unless the model sleeps. Without any, and
+      spec: its models, devices and pool.
+      programs: of its models, compiled and with weights unless the model sleeps. If empty, and
         without `executor_factory`, no engine is started.
       token_seconds: for each model, planned seconds per token of a request.
-      executor_factory: creates the executor, for every start of the engine. The models of such a
-        unit are fixed. By default `spec.build_executor`, and models can be added and removed.
+      executor_factory: creates the executor at every start of the engine; the unit's models are
+        then fixed. By default `spec.build_executor`, and models can be added and removed.
 
     Attributes:
-      spec: what it holds.
+      spec: its models, devices and pool.
       programs: of its models by name; those of a sleeping model may not be compiled yet.
     """
 
@@ -64,8 +65,10 @@ class LocalUnit(UnitSupervisor[Engine]):
         self._executor: Executor | None = None
         self._sleeping = {n for n in self.programs if not self.programs[n].ready}
         self._scheduler = spec.build_scheduler()
-        runs = bool(programs) or executor_factory is not None
-        super().__init__(name, spec.models, self._start_engine if runs else None, token_seconds)
+        has_engine = bool(programs) or executor_factory is not None
+        super().__init__(
+            name, spec.models, self._start_engine if has_engine else None, token_seconds
+        )
 
     def _start_engine(self) -> Engine:
         awake = {n: p for n, p in self.programs.items() if n not in self._sleeping}
@@ -105,7 +108,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         """Checks that the pool, with its present layout, can hold a new model.
 
         Raises:
-          ValueError, PoolTooSmall: it cannot.
+          ValueError, PoolTooSmall: the model does not fit.
           EngineDead: the engine has ended.
         """
 
@@ -134,7 +137,7 @@ class LocalUnit(UnitSupervisor[Engine]):
             return self.programs.pop(name)
 
     def activate(self, name: str) -> None:
-        """Gives a sleeping model, whose programs are ready, its pool quota and slots.
+        """Allocates the pool quota and slots of a sleeping model whose programs are ready.
 
         Raises:
           ValueError, PoolTooSmall: there is no room beside the other awake models.
@@ -143,7 +146,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         spec = self.spec.model_specs[name].spec
 
         def change(scheduler: Scheduler, executor: Executor) -> bool:
-            if name not in scheduler.models:  # an engine that was just started may have it
+            if name not in scheduler.models:  # a restarted engine may already have it
                 scheduler.add_model(spec)
                 executor.add_model(name, slots)
             return True
@@ -223,7 +226,7 @@ class LocalUnit(UnitSupervisor[Engine]):
     # Statistics
 
     def state(self) -> dict[str, Any]:
-        """Returns the counters without asking the engine, which may be changing them."""
+        """Returns the counters without calling the engine; they may be inconsistent."""
         return self._scheduler.stats()
 
     def stats(self) -> dict[str, Any]:
@@ -236,8 +239,8 @@ class LocalUnit(UnitSupervisor[Engine]):
         stats = self.state() if engine is None else engine.stats()
         stats["pool_address"] = None
         if engine is not None and isinstance(executor, HasPoolAddress):
-            # In the engine's thread: each step donates the pool's array and returns another one
-            # for the same memory.
+            # In the engine's thread: each step donates the pool's array and returns a new array
+            # in the same memory.
             stats["pool_address"] = engine.call(lambda scheduler: executor.pool_address)
         stats["devices"] = [device.id for device in self.spec.devices]
         stats["pool_bytes"] = self.spec.pool_bytes

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from muxjax.pallas_kernels.layout import LANES, KVLayout
 
 _ROW_STEP = 16
-"""Rows of a tile in a TPU's memory, for bfloat16 (float32: 8); a page is a multiple of them."""
+"""Rows of a tile in a TPU's memory, for bfloat16 (float32: 8); a page is a multiple."""
 _MIN_TOKENS = 8
-"""Minimum tokens per page: smaller pages cost more in tables and page copies than they save."""
+"""Minimum tokens per page: with fewer, tables and page copies cost more than the pages save."""
 GPU_TOKEN_GROUP = 8
-"""Tokens that a GPU's copy engine moves as one piece into the tiles that its tensor cores read."""
+"""Tokens that a GPU's copy engine moves at once into the tiles of its tensor cores."""
 _UNGROUPED_COST = 0.25
 """Cost of a page that is not a multiple of `GPU_TOKEN_GROUP`, as a fraction of the pool: the kernel
 must rewrite every tile. An estimate."""
 DEFAULT_MAX_MODEL_LEN = 8192
-"""Upper limit of `max_model_len` for a model that the fleet file gives none."""
+"""Upper limit of the default `max_model_len`."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class KVShape:
 
 
 def choose_page_rows(models: Sequence[KVShape], *, token_group: int = 1) -> int:
-    """Returns the rows per page that waste least of the pool, over all models.
+    """Returns the rows per page that waste the smallest fraction of the pool.
 
-    Each model wastes the rows of a page that are too few for a token, and on average half a page of
-    every sequence's last block; and pages of few tokens make block tables long. The cost of a size
-    is that of its worst model.
+    The waste of a model has three parts: rows of a page that are too few for a token, on average
+    half of each sequence's last block, and longer block tables if a page has few tokens. The cost
+    of a page size is the maximum over the models.
 
     Args:
       models: of the unit.
@@ -68,25 +68,25 @@ def choose_page_rows(models: Sequence[KVShape], *, token_group: int = 1) -> int:
 
 
 def page_count(memory: int, rows: int, itemsize: int) -> int:
-    """Returns how many pages of `rows` rows fit into `memory` bytes."""
+    """Returns the number of pages of `rows` rows that fit into `memory` bytes."""
     return memory // (rows * LANES * itemsize)
 
 
 def default_max_model_len(
     max_position: int, layout: KVLayout, num_layers: int, num_pages: int, available: float
 ) -> int:
-    """Returns `max_model_len` for a model that the fleet file gives none.
+    """Returns the default `max_model_len` of a model.
 
     Args:
       max_position: context length of the model.
       layout: geometry of its keys and values.
-      num_layers: its depth, which is the number of pages in a block.
+      num_layers: number of layers, and of pages in a block.
       num_pages: of the pool, without the dummy block.
       available: the fraction of the pool, 0 to 1, that is not guaranteed to other models.
 
     Returns:
-      The minimum of the context length, `DEFAULT_MAX_MODEL_LEN`, and the tokens that half of the
-      pool holds (or nearly all that is available to the model, if that is less).
+      The minimum of the context length, `DEFAULT_MAX_MODEL_LEN`, and the tokens in half of the
+      pool, or in 0.9 of the part available to the model if that is less.
     """
     pages = int(num_pages * min(0.5, 0.9 * available))
     tokens = pages // num_layers * layout.tokens_per_page

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxjax.config.fleet_file import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.config.model_entry import ModelEntry
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.models.checkpoints.config_only import read_shape
 from muxjax.models.nn.config import ModelConfig
@@ -21,7 +22,7 @@ from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.plan import Execution
 
 DEFAULT_CLUSTER = "1x1:cpu"
-"""This machine: the cluster if neither the fleet file nor the command line gives one."""
+"""This machine, used if neither the fleet file nor the command line names a cluster."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PlanInputs:
       loads: the models and their expected load.
       cluster: nodes and devices.
       costs: for each group of its nodes.
-      profile: path of the profile that the costs are from; None for calculated costs.
+      profile: path of the profile with the costs; None for calculated costs.
       execution: concurrent for a profile with shares of compute, else time-sliced.
     """
 
@@ -114,16 +115,16 @@ def _model_load(entry: ModelEntry, kind: str, max_batch: int | None) -> ModelLoa
         slo=entry.slo.latency_slo,
         kv_floor=entry.kv_floor,
         max_batch=max_batch,
-        # The engine refuses a pool that cannot hold this length. If none is given, it chooses one
-        # that the pool holds (`page_geometry.default_max_model_len`).
+        # The engine refuses a pool that cannot hold this length. Without one, it chooses a length
+        # that fits the pool (`page_geometry.default_max_model_len`).
         longest=entry.max_model_len,
     )
 
 
 def _shape(entry: ModelEntry, on_cpu: bool) -> ModelShape:
-    """Returns a model's shape in the types that the engine will serve it in.
+    """Returns a model's shape with the types that the engine will use.
 
-    They are those of `build_model_spec.resolve_dtype` and `pool_dtype`, without importing JAX.
+    The rules are the same as in `build_model_spec.resolve_dtype` and `pool_dtype`, without JAX.
     """
     shape = read_shape(entry.source, entry.config)
     wide = entry.dtype == "float32" or (entry.dtype == "auto" and on_cpu)

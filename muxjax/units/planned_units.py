@@ -22,9 +22,9 @@ class PlannedUnitConfig:
 
     Attributes:
       name: in the plan.
-      config: a fleet file of its models only, with their shares of the load and their floors.
-      devices: where it runs.
-      demand: planned demand of a model; the quotas start from it.
+      config: a fleet file with only its models, their share of the load, and their floors.
+      devices: of the unit.
+      demand: planned demand of a model, for the initial quotas.
       token_seconds: for each model, planned seconds per token of a request.
     """
 
@@ -51,8 +51,7 @@ def split_by_plan(
 
     Args:
       config: the fleet file; without `tensor_parallel` keys, which the plan contains.
-      plan: its nodes' devices are numbered in order, and device `i` of the cluster is
-        `devices[i]`.
+      plan: the devices of its nodes are numbered in order; device `i` is `devices[i]`.
       devices: all devices.
 
     Raises:
@@ -76,8 +75,8 @@ def check_plan(config: FleetConfig, plan: PlacementPlan) -> None:
     """
     if config.tensor_parallel > 1 or any(entry.tensor_parallel for entry in config.models):
         raise FleetConfigError(
-            "tensor_parallel: a plan says on how many devices each model runs: remove the key, or "
-            "serve without the plan"
+            "tensor_parallel: a plan sets the number of devices of each model: remove the key, "
+            "or serve without the plan"
         )
     names = {entry.name for entry in config.models}
     planned = {model.name for unit in plan.units for model in unit.models}
@@ -101,11 +100,11 @@ def planned_unit_config(
       config: of the fleet.
       plan: checked with `check_plan`.
       unit: of the plan.
-      devices: as many as the unit has.
+      devices: of the unit.
     """
     return PlannedUnitConfig(
         name=unit.name,
-        config=_unit_fleet_config(config, unit, sum(each.size for each in plan.units)),
+        config=_unit_fleet_config(config, unit, sum(other.size for other in plan.units)),
         devices=devices,
         demand=_planned_demand(unit),
         token_seconds=unit.token_seconds,
@@ -160,7 +159,7 @@ def _unit_fleet_config(config: FleetConfig, unit: PlannedUnit, num_devices: int)
 
 
 def _planned_demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
-    """Returns the planned demand; what the plan does not contain is estimated from the load."""
+    """Returns the planned demand; values missing from the plan are estimated from the load."""
     models = {model.name: model for model in unit.models}
     with_kv = any(model.kv_quota for model in unit.models)
     with_time = any(model.prefill_time or model.decode_time for model in unit.models)

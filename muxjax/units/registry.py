@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from muxjax.config.fleet_file import ModelEntry
+from muxjax.config.model_entry import ModelEntry
 from muxjax.engine.health import ModelHealth, ModelStatus
 from muxjax.errors import UnknownModel, WrongState
 from muxjax.units.local_unit import LocalUnit
@@ -19,9 +19,9 @@ class ManagedModel:
 
     Attributes:
       entry: its entry of the fleet file.
-      units: where it is; several for replicas on several units.
+      units: that serve it; several for replicas on several units.
       status: sleeping <-> loading <-> loaded; failed if it could not be loaded or woken.
-      error: why it failed.
+      error: reason of the failure.
       lock: held by the thread that changes the model.
     """
 
@@ -40,7 +40,7 @@ class ManagedModel:
         """Checks its status.
 
         Raises:
-          WrongState: it has another one; the message says what it cannot be.
+          WrongState: it has another status; the message contains `operation`.
         """
         if self.status != status:
             reason = "" if self.error is None else f" ({self.error})"
@@ -58,17 +58,17 @@ class ModelRegistry:
         self._units = tuple(units)
         self._models: dict[str, ManagedModel] = {}
         for name in dict.fromkeys(name for unit in units for name in unit.models):
-            places = tuple(unit for unit in units if name in unit.models)
-            awake = all(unit.is_awake(name) for unit in places)
-            entry = places[0].spec.model_specs[name].entry
-            self._models[name] = ManagedModel(entry, places, "loaded" if awake else "sleeping")
+            model_units = tuple(unit for unit in units if name in unit.models)
+            awake = all(unit.is_awake(name) for unit in model_units)
+            entry = model_units[0].spec.model_specs[name].entry
+            self._models[name] = ManagedModel(entry, model_units, "loaded" if awake else "sleeping")
 
     def models(self) -> list[ManagedModel]:
         """Returns all models."""
         return list(self._models.values())
 
     def get(self, name: str) -> ManagedModel | None:
-        """Returns a model; None if there is none of this name."""
+        """Returns the model of this name, or None."""
         return self._models.get(name)
 
     def add(self, model: ManagedModel) -> None:
@@ -92,10 +92,10 @@ class ModelRegistry:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[ManagedModel]:
-        """Holds the lock of a model: changes of one model run one after the other.
+        """Holds the lock of a model, which serializes its changes.
 
         Raises:
-          UnknownModel: there is none of this name.
+          UnknownModel: there is no model of this name.
         """
         model = self._models.get(name)
         if model is None:
@@ -115,7 +115,7 @@ class ModelRegistry:
             fewest bytes of weights.
 
         Raises:
-          WrongState: there is no such unit, or the model is on several.
+          WrongState: there is no such unit, or the model is on several units.
         """
         model = self._models.get(entry.name)
         if model is not None and unit is None:
@@ -124,8 +124,8 @@ class ModelRegistry:
                     f"{entry.name} is on several units of a plan: change the plan, and restart"
                 )
             return model.units[0]
-        candidates = [each for each in self._units if unit in (None, each.name)]
+        candidates = [local for local in self._units if unit in (None, local.name)]
         if not candidates:
-            known = ", ".join(each.name for each in self._units)
+            known = ", ".join(local.name for local in self._units)
             raise WrongState(f"no unit {unit!r}; there are {known}")
-        return min(candidates, key=lambda each: each.weight_bytes)
+        return min(candidates, key=lambda local: local.weight_bytes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from muxjax.config.fleet_file import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.config.model_entry import ModelEntry
 from muxjax.errors import FleetConfigError
 from muxjax.units.build_unit_spec import build_added_model_spec
 from muxjax.units.local_unit import LocalUnit
@@ -24,9 +25,9 @@ _CHANGEABLE = frozenset(
         "sleeping",
     }
 )
-"""Keys of a model that can change while it is served; for other keys it is loaded again."""
+"""Keys of a model that can change while it is served; any other key reloads the model."""
 _RELOADABLE = frozenset({"models", "idle_timeout", "cluster"})
-"""Keys of the file that can change without a restart."""
+"""Top-level keys that can change without a restart."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class FleetChanges:
     Attributes:
       added: new models.
       removed: models that are not in the new file.
-      replaced: models with another source or shape, which are loaded again.
+      replaced: models with another source or shape, which are reloaded.
       changed: models with another expected load, floor, SLO, pin or timeout.
     """
 
@@ -57,7 +58,7 @@ def diff_fleet(
       after: the new file.
 
     Raises:
-      FleetConfigError: keys differ that need a restart; the message names all of them.
+      FleetConfigError: keys differ that need a restart; the message lists them.
     """
     fixed = [
         key
@@ -67,13 +68,13 @@ def diff_fleet(
     if fixed:
         raise FleetConfigError("\n".join(f"{key}: restart to change it" for key in fixed))
     wanted = {entry.name: entry for entry in after.models}
-    kept = [name for name in wanted if name in entries]
-    differing = {name: _differing_keys(entries[name], wanted[name]) for name in kept}
+    common = [name for name in wanted if name in entries]
+    differing = {name: _differing_keys(entries[name], wanted[name]) for name in common}
     return FleetChanges(
         added=tuple(name for name in wanted if name not in entries),
         removed=tuple(name for name in entries if name not in wanted),
-        replaced=tuple(name for name in kept if differing[name] - _CHANGEABLE),
-        changed=tuple(n for n in kept if differing[n] and not differing[n] - _CHANGEABLE),
+        replaced=tuple(name for name in common if differing[name] - _CHANGEABLE),
+        changed=tuple(n for n in common if differing[n] and not differing[n] - _CHANGEABLE),
     )
 
 
@@ -91,8 +92,8 @@ def check_changes(
       The specs of the replaced models, by name.
 
     Raises:
-      FleetConfigError: the fleet has several units, and models would be added or removed; or a new
-        model does not fit the pool's layout.
+      FleetConfigError: a new model does not fit the pool's layout, or models of a fleet with
+        several units would be added, removed or replaced.
       PoolTooSmall: a pool cannot hold a request of each model.
       CheckpointError, DownloadError: a new checkpoint cannot be opened.
     """

@@ -1,4 +1,4 @@
-"""What a fleet needs of a unit, in this process or in another one."""
+"""The interface of a unit for its fleet, in this process or in another one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ServedUnit(Protocol):
 
     @property
     def supervisor(self) -> UnitSupervisor:
-        """Its engine, as the router sees it."""
+        """Its engine, for the router."""
         ...
 
     @property
@@ -31,11 +31,11 @@ class ServedUnit(Protocol):
         ...
 
     def health(self) -> UnitHealth:
-        """Returns whether it works; asks no engine, so it answers while one hangs."""
+        """Returns its health without calling the engine, which may hang."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns the counters without asking the engine; they may not agree with each other."""
+        """Returns the counters without calling the engine; they may be inconsistent."""
         ...
 
     def stats(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class ServedUnit(Protocol):
         """Starts a new engine with an empty pool, even if the present one runs or hangs.
 
         Args:
-          reason: for the requests that end with the present engine.
+          reason: message of the error for the present engine's requests.
 
         Raises:
           EngineDead: the unit is closed.
@@ -58,7 +58,7 @@ class ServedUnit(Protocol):
         ...
 
     def observe(self, observer: Observer | None) -> None:
-        """Passes every later step to a function, also after a restart; None ends that.
+        """Calls `observer` for every later step, also after a restart; None removes it.
 
         Raises:
           EngineDead: no engine was ever started.

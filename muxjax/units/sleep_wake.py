@@ -1,8 +1,8 @@
 """Moves models between awake and asleep while other models are served.
 
-A sleeping model has no pages and no slots, and its weights are in host memory (`weight_offload`);
-its programs stay compiled. Its requests wait in the router, and the first of them wakes it. Slow
-work runs in the caller's thread; the engine only adds or removes the model, between two steps.
+A sleeping model has no pages and no slots, and its weights are in host memory (`weight_offload`).
+Its programs stay compiled. Its requests wait in the router, and the first one wakes it. Slow work
+runs in the caller's thread; the engine only adds or removes the model, between two steps.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from muxjax.units.registry import ManagedModel, ModelRegistry
 log = logging.getLogger("muxjax")
 
 DRAIN_SECONDS = 30.0
-"""Time for the running requests of a model that is put to sleep or unloaded."""
+"""Time that running requests have to end before their model sleeps or is unloaded."""
 _WITHDRAW_TRIES = 100
+"""Maximum number of attempts to withdraw the requests of a model."""
 _WITHDRAW_SECONDS = 0.05
 """Time to wait after each try for the last step to end."""
 
 
 class SleepController:
-    """The transitions of models. The caller holds the model's lock (`ModelRegistry.locked`).
+    """Puts models to sleep, and loads or wakes them.
+
+    The caller holds the model's lock (`ModelRegistry.locked`).
 
     Args:
       registry: of the fleet.
       router: holds the requests of models that are not loaded.
 
     Attributes:
-      drain_seconds: time for running requests to end before they are withdrawn; may be changed.
+      drain_seconds: time after which running requests are withdrawn; may be set.
     """
 
     def __init__(self, registry: ModelRegistry, router: Router) -> None:
@@ -44,12 +47,12 @@ class SleepController:
     def put_to_sleep(self, model: ManagedModel) -> None:
         """Drains a loaded model and offloads its weights.
 
-        Requests that still run after `drain_seconds` are withdrawn, with the tokens they have
-        emitted, and wait in the router. Requests that wait then wake the model.
+        Requests that still run after `drain_seconds` are withdrawn with their emitted tokens and
+        wait in the router. Waiting requests then wake the model.
 
         Raises:
           ModelUnavailable, RuntimeError: it cannot be drained, or the host has no room for its
-            weights; the model is loaded, as before.
+            weights; the model stays loaded.
         """
         name, began = model.name, time.perf_counter()
         try:
@@ -68,16 +71,16 @@ class SleepController:
         self.wake_if_requested(model)
 
     def wake_if_requested(self, model: ManagedModel) -> None:
-        """Tells the router's `on_held` if requests wait for a sleeping model."""
+        """Calls the router's `on_held` if requests wait for a sleeping model."""
         if model.status == "sleeping" and self._router.num_held(model.name):
             self._router.on_held(model.name)
 
     def drain(self, model: ManagedModel, *, hold: bool = True) -> None:
-        """Waits until no unit has a request of a model; withdraws those that run too long.
+        """Waits until no unit has a request of a model; withdraws requests that run too long.
 
         Args:
           model: its requests are held in the router afterwards.
-          hold: hold new requests from the start; False holds them only when requests are withdrawn.
+          hold: hold new requests from the start; if False, hold them only while withdrawing.
 
         Raises:
           ModelUnavailable: a unit does not release a withdrawn request.
@@ -98,7 +101,7 @@ class SleepController:
         """Loads or wakes a model, and releases its requests.
 
         Raises:
-          ModelUnavailable: it cannot be loaded; its status is now failed, and it has no memory.
+          ModelUnavailable: it cannot be loaded; its status is now failed, and its memory is freed.
         """
         name, began = model.name, time.perf_counter()
         model.status = "loading"
@@ -116,7 +119,7 @@ class SleepController:
         self._router.release(name)
 
     def _load_weights(self, model: ManagedModel, unit: LocalUnit) -> None:
-        """Brings weights to the devices; puts idle models to sleep while there is no room."""
+        """Loads or restores weights; puts idle models to sleep while device memory is too small."""
         programs, spec = unit.programs[model.name], unit.spec.model_specs[model.name]
         while True:
             try:
@@ -125,15 +128,15 @@ class SleepController:
                 else:
                     load_model_programs(spec, programs)
                 return
-            except RuntimeError as error:  # JaxRuntimeError is one
-                if "RESOURCE_EXHAUSTED" not in str(error) or not self._make_room(model):
+            except RuntimeError as error:  # includes JaxRuntimeError
+                if "RESOURCE_EXHAUSTED" not in str(error) or not self._sleep_longest_idle(model):
                     raise
 
-    def _make_room(self, model: ManagedModel) -> bool:
-        """Puts the model that was idle longest on the same units to sleep.
+    def _sleep_longest_idle(self, model: ManagedModel) -> bool:
+        """Puts the longest-idle model of the same units to sleep.
 
         Returns:
-          Whether there was one.
+          Whether there was an idle model.
         """
         idle_seconds = {
             other.name: self._router.idle_seconds(other.name)
@@ -145,7 +148,7 @@ class SleepController:
         }
         for name in sorted(idle_seconds, key=lambda other: -idle_seconds[other]):
             other = self._registry.get(name)
-            # A locked model is skipped: the thread that changes it may wait for this one.
+            # Skip a locked model: its thread may wait for this thread.
             if other is None or not idle_seconds[name] or not other.lock.acquire(blocking=False):
                 continue
             try:

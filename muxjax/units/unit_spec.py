@@ -1,4 +1,4 @@
-"""What a unit holds: models, devices and pool, worked out without weights or compilation."""
+"""The spec of a unit: models, devices and pool, without weights or compiled programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from muxjax.config.fleet_file import FleetConfig, ModelEntry
+from muxjax.config.fleet_file import FleetConfig
+from muxjax.config.model_entry import ModelEntry
 from muxjax.engine.loaded_model import LoadedModel
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.mesh import ModelMesh
@@ -26,17 +27,17 @@ from muxjax.scheduling.specs import Demand, ModelSpec
 
 @dataclass(frozen=True)
 class ModelBuildSpec:
-    """One model of a unit.
+    """The spec of one model of a unit.
 
     Attributes:
       entry: its entry of the fleet file.
-      model: as it will be served.
+      model: description of the loaded model.
       checkpoint: source of its weights.
-      buckets: what is compiled for it.
-      functions: its steps, as one device runs them.
-      shards: how its parameters are sharded.
-      mesh: the unit's devices, as it uses them.
-      spec: the model as the scheduler sees it.
+      buckets: sizes of its compiled steps.
+      functions: its steps on one device.
+      shards: sharding of its parameters.
+      mesh: the unit's devices, divided into its replicas.
+      spec: the model's spec for the scheduler.
     """
 
     entry: ModelEntry
@@ -65,14 +66,14 @@ def expectations(entry: ModelEntry) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """What a unit will hold.
+    """The spec of a unit.
 
     Attributes:
-      config: the fleet file, for what all models share.
+      config: the fleet file; used for settings that all models share.
       devices: of the unit.
       kv: shape `[P, rows, 128]` and type of the pool on one device.
       model_specs: its models by name, in the fleet file's order.
-      demand: expected demand of a model; the quotas start from it.
+      demand: expected demand of a model, for the initial quotas.
       poison: test mode, see `Fleet.load`.
     """
 
@@ -104,16 +105,16 @@ class UnitSpec:
         return max(spec.spec.num_layers for spec in self.model_specs.values())
 
     def add_model(self, spec: ModelBuildSpec) -> Self:
-        """Returns a copy with one more model; a model of the same name is replaced."""
+        """Returns a copy with an added model; a model of the same name is replaced."""
         return dataclasses.replace(self, model_specs={**self.model_specs, spec.model.name: spec})
 
     def remove_model(self, name: str) -> Self:
-        """Returns a copy that does not hold a model."""
-        rest = {other: spec for other, spec in self.model_specs.items() if other != name}
-        return dataclasses.replace(self, model_specs=rest)
+        """Returns a copy without a model."""
+        others = {other: spec for other, spec in self.model_specs.items() if other != name}
+        return dataclasses.replace(self, model_specs=others)
 
     def build_executor(self, programs: Mapping[str, ModelPrograms]) -> JaxExecutor:
-        """Returns an executor with a pool, and slots for these models.
+        """Returns an executor with a pool, and with slots for these models.
 
         Args:
           programs: compiled and with weights, by model name.
@@ -126,10 +127,10 @@ class UnitSpec:
         """Returns a scheduler with an empty pool and no requests.
 
         Args:
-          sleeping: models that the pool is laid out for and that have no quota for now.
+          sleeping: models without a quota for now; the pool is laid out for them too.
 
         Raises:
-          PoolTooSmall: the pool cannot hold one request of full length of each model.
+          PoolTooSmall: the pool cannot hold one full-length request of each model.
         """
         policy = get_policy(self.config.policy)
         scheduler = Scheduler(

@@ -1,7 +1,7 @@
 """Loads weights from a checkpoint to the devices; each device reads its shards from the file.
 
-Of a format that can be read in parts (safetensors, Orbax), a host holds one part of one parameter
-and `1 / READ_AHEAD` of a device's bytes at a time; of any other, one parameter.
+The host memory in use is limited. For formats that are read in parts (safetensors, Orbax), it is
+one part of one parameter and `1 / READ_AHEAD` of a device's bytes; otherwise one parameter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from muxjax.pallas_kernels.target import current_target
 from muxjax.units.unit_spec import ModelBuildSpec
 
 READ_AHEAD = 8
-"""The divisor of a device's bytes that are read ahead, of formats that are read in background."""
+"""A device's bytes divided by the bytes read ahead, for formats read in the background."""
 
 
 def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list[Decoder]:
@@ -34,7 +34,7 @@ def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list
       on_loaded: called with the bytes of each parameter, on one device, when it has arrived.
 
     Returns:
-      For each of the unit's devices that this process drives, its part of the model.
+      The part of the model for each device of the unit that belongs to this process.
 
     Raises:
       CheckpointError: a weight cannot be read.
@@ -46,7 +46,7 @@ def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list
         for index, device in devices.items():
             if index % shards.tp_size in users:
                 size = device.put(parameter, part)
-        del part  # freed before the next one is waited for
+        del part  # freed before waiting for the next part
         if shard_indices[-1] in users:
             on_loaded(size)
     return [build_decoder(spec, device.weights) for device in devices.values()]
@@ -55,7 +55,7 @@ def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list
 def _read_parts(
     spec: ModelBuildSpec, shard_indices: list[int]
 ) -> Iterator[tuple[str, list[int], np.ndarray]]:
-    """Yields (parameter, shards that store this part, part), and reads the next ones meanwhile."""
+    """Yields (parameter, shards that store this part, part) while it reads the next parts."""
     shards = spec.shards
     pending = deque(
         (parameter, users)
@@ -97,12 +97,12 @@ def build_decoder(spec: ModelBuildSpec, weights: Mapping[str, Weight]) -> Decode
 
 
 def layer_stacks(config: ModelConfig) -> Stacks | None:
-    """Returns how a model's layers are stacked on the current target; None for no stacks."""
+    """Returns the stacking of a model's layers on the current target; None without stacks."""
     return Stacks.from_config(config) if current_target().platform == "tpu" else None
 
 
 class _DeviceWeights:
-    """One device's weights, as its parameters arrive.
+    """Collects one device's weights while its parameters arrive.
 
     Args:
       spec: of the model.
@@ -120,10 +120,10 @@ class _DeviceWeights:
         self.weights: dict[str, jax.Array] = {}
 
     def put(self, parameter: str, part: np.ndarray) -> int:
-        """Copies the device's part of a parameter there, in its storage format.
+        """Copies a part of a parameter to the device, in its storage format.
 
         Returns:
-          Its bytes on the device.
+          The bytes of the part on the device.
         """
         size = 0
         for name, array in put_on_device(

@@ -123,8 +123,8 @@ def test_the_length_limit_ends_a_request(loaded):
     [
         ("nobody", "a", "no model 'nobody'; there are llama, qwen3, gemma3"),
         ("llama", "", "the prompt is empty"),
-        ("llama", [5] * 256, "takes at most 255"),
-        ("llama", [5, 300], "300 is not a token id of llama: they are 0 to 299"),
+        ("llama", [5] * 256, "accepts at most 255"),
+        ("llama", [5, 300], "300 is not a token id of llama: valid ids are 0 to 299"),
         ("llama", [5, -1], "-1 is not a token id"),
     ],
 )
@@ -307,7 +307,7 @@ def test_pools_that_are_too_small_are_refused():
 def test_lengths_beyond_the_model_are_refused():
     config = fleet("llama")
     config["models"][0]["max_model_len"] = 257
-    with pytest.raises(FleetConfigError, match="own context length is 256"):
+    with pytest.raises(FleetConfigError, match="model's context length is 256"):
         Fleet.load(config)
 
 

@@ -1,4 +1,4 @@
-"""Whole steps, compiled by the real compilers for devices that are not here."""
+"""Steps compiled by the real compilers for devices that are not present."""
 
 import json
 import subprocess
@@ -83,26 +83,26 @@ def run_check(fleet: Path, target: str) -> subprocess.CompletedProcess[str]:
 def check_steps(folder: Path, target: str, llama_layers: int, pool: str = "4GB") -> None:
     done = run_check(fleet_file(folder, llama_layers, pool), target)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = json.loads(done.stdout)
-    assert found["pool_bytes"] > 3.9e9
-    assert {(p["model"], p["kind"]) for p in found["programs"]} == {
+    report = json.loads(done.stdout)
+    assert report["pool_bytes"] > 3.9e9
+    assert {(p["model"], p["kind"]) for p in report["programs"]} == {
         (model, kind) for model in MODELS for kind in ("prefill", "decode")
     }
-    for program in found["programs"]:
+    for program in report["programs"]:
         print(target, program["name"], program["kernels"], f"{program['compile_seconds']:.0f} s")
         assert program["error"] is None
         assert program["fits"] is True
         assert program["pool_copies"] == 0, program
-        assert program["temp_bytes"] < 0.02 * found["pool_bytes"], program
-        assert program["kernels"], "a step that does not go through the Pallas kernel"
+        assert program["temp_bytes"] < 0.02 * report["pool_bytes"], program
+        assert program["kernels"], "the step does not use a Pallas kernel"
 
 
 @pytest.mark.aot_tpu
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs muxjax[tpu]")
 @pytest.mark.parametrize(
     ("target", "llama_layers", "pool"),
-    # Sixteen gigabytes hold half of an 8B model's layers, beside the others and the pool. A TPU7x
-    # has half the VMEM of a v6e: 1024 tokens of Llama 3 8B take 116 MB of its 96 GiB.
+    # Sixteen gigabytes hold half of the layers of Llama 3 8B, the other models and the pool. A
+    # TPU7x has half the VMEM of a v6e and needs more temporary memory: below 2% of this pool.
     [("v5e:2x2", 16, "4GB"), ("v6e:2x2", 32, "4GB"), ("tpu7x:2x2x1", 32, "16GB")],
 )
 def test_steps_compile_for_tpus(tmp_path, target, llama_layers, pool):
@@ -111,7 +111,7 @@ def test_steps_compile_for_tpus(tmp_path, target, llama_layers, pool):
 
 @pytest.mark.aot_tpu
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs muxjax[tpu]")
-def test_a_fleet_that_does_not_fit_is_told_so(tmp_path):
+def test_fleet_that_does_not_fit_is_reported(tmp_path):
     fleet = yaml.safe_load(fleet_file(tmp_path, 32).read_text())
     fleet["models"] = fleet["models"][:1]
     fleet["engine"] = {"max_seqs": 1, "prefill_tokens": 16}
@@ -126,22 +126,22 @@ def test_a_fleet_that_does_not_fit_is_told_so(tmp_path):
 @pytest.mark.aot_cuda
 @pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs muxjax[aot-cuda]")
 def test_steps_compile_for_hopper(tmp_path):
-    # A fifth of the memory. XLA's GPU backend takes 139 MB for 1024 tokens of Llama 3 8B.
+    # XLA's GPU backend needs more temporary memory; it is below 2% of this pool.
     check_steps(tmp_path, "h100", 32, "16GB")
 
 
-def test_an_unknown_target_is_refused(tmp_path):
+def test_unknown_target_is_rejected(tmp_path):
     done = run_check(fleet_file(tmp_path, 1), "abacus")
     assert done.returncode == 2
     assert "no target 'abacus': a TPU slice such as v5e:2x2" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def program(**found) -> CheckedProgram:
-    return CheckedProgram(name="chat decode 8", model="chat", kind="decode", size=8, **found)
+def program(**fields) -> CheckedProgram:
+    return CheckedProgram(name="chat decode 8", model="chat", kind="decode", size=8, **fields)
 
 
-def test_the_table_says_what_is_wrong(capsys):
+def test_table_and_faults_of_a_failed_program(capsys):
     good = program(
         compile_seconds=3.2,
         argument_bytes=5 * 10**9,
@@ -186,16 +186,16 @@ LLAMA_1B = llama_shape(
 LLAMA_70B = llama_shape(
     num_hidden_layers=80, hidden_size=8192, intermediate_size=28672, num_attention_heads=64
 )
-# The 1B model is not cut: eight copies of it, without collectives.
+# The 1B model is not sharded: it has eight replicas, and no collectives.
 FOUR = {"a": (LLAMA, None), "b": (LLAMA, None), "c": (LLAMA_3B, None), "d": (LLAMA_1B, 1)}
 
 
 def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> None:
-    """Compiles for eight devices; a decode and a prefill of each model."""
+    """Checks a decode and a prefill of each model, compiled for eight devices."""
     entries = []
     for name, (config, tp_size) in models.items():
-        own = {} if tp_size is None else {"tensor_parallel": tp_size}
-        entries.append({"name": name, "source": "config:llama", "config": config, **own})
+        settings = {} if tp_size is None else {"tensor_parallel": tp_size}
+        entries.append({"name": name, "source": "config:llama", "config": config, **settings})
     fleet = {
         "models": entries,
         "tensor_parallel": 8,
@@ -205,15 +205,15 @@ def check_over_a_mesh(folder: Path, target: str, models: dict, pool: str) -> Non
     (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
     done = run_check(folder / "fleet.yaml", target)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = json.loads(done.stdout)
-    assert found["devices"] == 8
-    for program in found["programs"]:
+    report = json.loads(done.stdout)
+    assert report["devices"] == 8
+    for program in report["programs"]:
         print(target, program["name"], program["collectives"], program["peak_bytes"])
         assert program["fits"] is True
         assert program["pool_copies"] == 0
         config, tp_size = models[program["model"]]
-        # Two sums a layer, one for the embedding, and the logits, which may be gathered by a sum;
-        # a prefill gathers those of prompts too, where a request asks for them.
+        # Two all-reduces per layer, one for the embedding, and a gather of the logits, which may
+        # be an all-reduce too. A prefill also gathers the logits for prompt log-probabilities.
         gathers = 2 if "prefill" in program["name"] else 1
         sums = 2 * config["num_hidden_layers"] + 1
         wanted = 0 if tp_size == 1 else sums + gathers
@@ -235,11 +235,11 @@ def test_steps_compile_for_several_tpus(tmp_path, target, models, pool):
 @pytest.mark.aot_cuda
 @pytest.mark.skipif(find_spec("jax_cuda13_plugin") is None, reason="needs muxjax[aot-cuda]")
 def test_70b_compiles_for_eight_hoppers(tmp_path):
-    # Two minutes of one core.
+    # Takes minutes on one core.
     check_over_a_mesh(tmp_path, "8xh100", {"large": (LLAMA_70B, None)}, "40GB")
 
 
-def test_a_target_with_too_few_devices_is_told_so():
+def test_target_with_too_few_devices_is_rejected():
     described = DescribedDevices("v5e:2x2", (None,) * 4, None)
     with pytest.raises(TargetUnavailable, match="tensor_parallel is 8, and v5e:2x2 has 4 devices"):
         described.first(8)

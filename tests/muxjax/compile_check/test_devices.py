@@ -1,10 +1,10 @@
-"""Devices that are described, not present."""
+"""Descriptions of devices that are not present."""
 
 import subprocess
 import sys
 
 
-def test_missing_compiler_is_named():
+def test_error_names_the_missing_compiler():
     program = """
 import sys
 sys.modules["libtpu"] = None

@@ -6,7 +6,7 @@ from muxjax.compile_check.hlo import count_collectives, find_copies, find_kernel
 POOL = jax.ShapeDtypeStruct((100, 16, 128), jnp.bfloat16)
 
 
-def test_copies_of_the_pool_are_found_in_any_shape():
+def test_find_copies_of_the_pool_in_any_shape():
     hlo = """
   %copy.1 = bf16[100,16,128]{2,1,0} copy(%kv)
   ROOT %copy-start.2 = (bf16[1600,128]{1,0}, bf16[1600,128]{1,0}, u32[]) copy-start(%kv)
@@ -17,7 +17,7 @@ def test_copies_of_the_pool_are_found_in_any_shape():
     assert find_copies(hlo, POOL) == ["%copy.1", "%copy-start.2"]
 
 
-def test_kernels_are_listed_with_their_memory():
+def test_find_kernels_with_their_vmem():
     hlo = """
   %paged_decode_9_3_64.10 = f32[16,16,128]{2,1,0} custom-call(%a), custom_call_target=\
 "tpu_custom_call", backend_config={"scoped_memory_configs":[{"memory_space":"1","offset":"0",\
@@ -29,7 +29,7 @@ def test_kernels_are_listed_with_their_memory():
     assert find_kernels(hlo) == {"paged_decode_9_3_64": 1359}
 
 
-def test_collectives_are_counted_as_often_as_they_run():
+def test_collectives_in_loops_count_once_per_trip():
     hlo = """
 HloModule jit_prefill, is_scheduled=true
 

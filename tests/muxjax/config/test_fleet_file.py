@@ -1,4 +1,4 @@
-"""The fleet file: what it accepts, and the messages for invalid files."""
+"""The fleet file: defaults, keys, paths, and the messages for invalid files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from muxjax.errors import FleetConfigError
 CHAT = {"name": "chat", "source": "demo:smollm2-135m"}
 
 
-def faults(source) -> str:
+def errors_of(source) -> str:
     with pytest.raises(FleetConfigError) as caught:
         load_fleet_config(source)
     return str(caught.value)
@@ -23,7 +23,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_a_fleet_needs_no_more_than_names_and_sources():
+def test_only_names_and_sources_are_required():
     fleet = load_fleet_config({"models": [CHAT]})
     (model,) = fleet.models
     assert (model.name, model.source) == ("chat", "demo:smollm2-135m")
@@ -117,8 +117,8 @@ def test_every_key_is_read(tmp_path):
         ({"source": "config:llama", "config": 3}, "models[0].config: must be a mapping; got 3"),
     ],
 )
-def test_a_bad_model_entry_is_named_by_its_key(change, message):
-    text = faults({"models": [{**CHAT, **change}]})
+def test_error_of_a_model_entry_names_the_key(change, message):
+    text = errors_of({"models": [{**CHAT, **change}]})
     assert text.startswith(message)
     assert "\n" not in text
 
@@ -154,8 +154,8 @@ def test_a_bad_model_entry_is_named_by_its_key(change, message):
         ({"models": [CHAT], 1: 2}, "[1]: a key must be text; got 1"),
     ],
 )
-def test_a_bad_fleet_is_named_by_its_key(fleet, message):
-    text = faults(fleet)
+def test_error_of_a_fleet_names_the_key(fleet, message):
+    text = errors_of(fleet)
     assert text.startswith(message)
     assert "\n" not in text
 
@@ -165,7 +165,7 @@ def test_floors_that_fill_the_pool_exactly_are_allowed():
     assert len(load_fleet_config({"models": models}).models) == 10
 
 
-def test_every_fault_has_its_line_in_the_file(tmp_path):
+def test_every_error_has_its_line_in_the_file(tmp_path):
     path = write(
         tmp_path,
         "models:\n"
@@ -178,7 +178,7 @@ def test_every_fault_has_its_line_in_the_file(tmp_path):
         "engin: {}\n",
     )
     size = "pool.memory: must be a size such as 1GB, 512MiB or a number of bytes"
-    assert faults(path).splitlines() == [
+    assert errors_of(path).splitlines() == [
         f"{path}:4: models[0].dtype: unknown value; got 'fp8', choose auto, float32 or bfloat16",
         f"{path}:5: models[1].source: missing",
         f"{path}:7: {size}; got 'lots'",
@@ -200,31 +200,31 @@ def test_every_fault_has_its_line_in_the_file(tmp_path):
         ("models: !!python/object/apply:os.getcwd []", ":1: not valid YAML: "),
     ],
 )
-def test_what_is_not_a_fleet_file_is_refused(tmp_path, text, message):
+def test_invalid_yaml_is_rejected(tmp_path, text, message):
     path = write(tmp_path, text)
-    assert faults(path).startswith(f"{path}{message}")
+    assert errors_of(path).startswith(f"{path}{message}")
 
 
 def test_unreadable_files_are_reported(tmp_path):
-    assert faults(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: No such file or directory"
-    assert faults(tmp_path) == f"{tmp_path}: Is a directory"
+    assert errors_of(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: No such file or directory"
+    assert errors_of(tmp_path) == f"{tmp_path}: Is a directory"
     (tmp_path / "latin.yaml").write_bytes(b"models: \xe9")
-    assert faults(tmp_path / "latin.yaml") == f"{tmp_path}/latin.yaml: not UTF-8 text (byte 8)"
+    assert errors_of(tmp_path / "latin.yaml") == f"{tmp_path}/latin.yaml: not UTF-8 text (byte 8)"
 
 
-def test_an_empty_section_means_its_defaults(tmp_path):
+def test_empty_section_has_the_defaults(tmp_path):
     path = write(tmp_path, "models: [{name: a, source: org/a}]\npool:\n# memory: 1GB\nengine:\n")
     assert load_fleet_config(path).pool.memory is None
 
 
-def test_relative_sources_are_found_from_the_file(tmp_path, monkeypatch):
+def test_relative_sources_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "folder" / "here").mkdir(parents=True)
     sources = ["here", "org/name", "x/y.gguf", "./z", "../up", "/abs/q", "demo:d"]
     path = tmp_path / "folder" / "fleet.yaml"
     models = [{"name": f"m{i}", "source": source} for i, source in enumerate(sources)]
     path.write_text(json.dumps({"models": models}))
     folder = tmp_path / "folder"
-    want = [
+    expected = [
         f"{folder}/here",
         "org/name",
         f"{folder}/x/y.gguf",
@@ -234,13 +234,13 @@ def test_relative_sources_are_found_from_the_file(tmp_path, monkeypatch):
         "demo:d",
     ]
     monkeypatch.chdir("/")
-    assert [model.source for model in load_fleet_config(path).models] == want
+    assert [model.source for model in load_fleet_config(path).models] == expected
     monkeypatch.chdir(folder)
-    assert [model.source for model in load_fleet_config("fleet.yaml").models] == want
-    assert [model.source for model in load_fleet_config({"models": models}).models] == want
+    assert [model.source for model in load_fleet_config("fleet.yaml").models] == expected
+    assert [model.source for model in load_fleet_config({"models": models}).models] == expected
 
 
-def test_the_schema_names_every_key():
+def test_schema_describes_every_key():
     schema = fleet_json_schema()
     json.dumps(schema)
     assert set(schema["properties"]) == set(FleetConfig.model_fields)
@@ -251,10 +251,10 @@ def test_the_schema_names_every_key():
     assert all("description" in key for key in server["properties"].values())
 
 
-def test_the_server_section():
+def test_server_section_is_validated():
     fleet = load_fleet_config({"models": [CHAT], "server": {"max_queue": 2, "max_body": "1MiB"}})
     assert (fleet.server.max_queue, fleet.server.max_body) == (2, 2**20)
     assert load_fleet_config({"models": [CHAT], "server": None}).server.max_queue == 256
-    found = faults({"models": [CHAT], "server": {"max_queu": 2, "drain_timeout": 0}})
-    assert "server.max_queu: unknown key; did you mean max_queue?" in found
-    assert "server.drain_timeout: must be above 0; got 0" in found
+    message = errors_of({"models": [CHAT], "server": {"max_queu": 2, "drain_timeout": 0}})
+    assert "server.max_queu: unknown key; did you mean max_queue?" in message
+    assert "server.drain_timeout: must be above 0; got 0" in message

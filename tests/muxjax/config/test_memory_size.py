@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Memory sizes in common notations."""
 
 import pytest
 from hypothesis import assume, given
@@ -20,12 +20,12 @@ from muxjax.config.memory_size import parse_memory
         (" 2 TiB ", 2 * 2**40),
     ],
 )
-def test_sizes(text, size):
+def test_size_is_parsed_to_bytes(text, size):
     assert parse_memory(text) == size
 
 
 @given(st.one_of(st.text(max_size=12), st.integers(max_value=0), st.booleans(), st.floats()))
-def test_what_is_no_size_is_refused(value):
+def test_invalid_size_is_rejected(value):
     assume(not (isinstance(value, str) and value[:1].isspace() | value[:1].isdigit()))
     with pytest.raises(ValueError, match="must be a size such as 1GB"):
         parse_memory(value)

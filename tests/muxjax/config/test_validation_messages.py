@@ -25,7 +25,7 @@ def test_every_problem_has_its_line():
     ]
 
 
-def test_a_key_that_is_not_in_the_file_has_no_line():
+def test_missing_key_has_no_line():
     assert messages({}, {}) == ["a.yaml: size: missing"]
 
 
@@ -39,5 +39,5 @@ def test_a_key_that_is_not_in_the_file_has_no_line():
         ("x" * 80, "'" + "x" * 56 + "..."),
     ],
 )
-def test_values_are_short(value: object, text: str):
+def test_values_are_shortened(value: object, text: str):
     assert format_value(value) == text

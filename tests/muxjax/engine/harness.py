@@ -43,5 +43,5 @@ class Collector:
 
 
 def make_engine(executor: type[MockExecutor] = MockExecutor, pages: int = 60) -> Engine:
-    unit = Scheduler(SPECS, pages, create_policy("adbs"), record_freed=True)
-    return Engine(unit, executor(SPECS, pages), poison=True)
+    scheduler = Scheduler(SPECS, pages, create_policy("adbs"), record_freed=True)
+    return Engine(scheduler, executor(SPECS, pages), poison=True)

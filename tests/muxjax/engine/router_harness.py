@@ -29,8 +29,8 @@ class Dying(MockExecutor):
 
 def ask(router: Router, requests: list[Request]) -> list[Collector]:
     collectors = [Collector() for _ in requests]
-    for one, collector in zip(requests, collectors, strict=True):
-        router.submit(one, collector)
+    for pending, collector in zip(requests, collectors, strict=True):
+        router.submit(pending, collector)
     for collector in collectors:
         assert collector.done.wait(WAIT)
     return collectors

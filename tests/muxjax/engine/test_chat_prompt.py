@@ -48,7 +48,7 @@ def test_tools_are_rendered_by_the_template_or_described() -> None:
         assert prompt.params.seed == 1
 
 
-def test_calls_are_read_from_the_output() -> None:
+def test_tool_calls_are_parsed_from_the_output() -> None:
     call = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
     completion = Completion(f"Let me see. {call}", [1], "stop", None, [2])
     parsed = render(NATIVE, TOOL).parse_calls(completion)
@@ -57,10 +57,10 @@ def test_calls_are_read_from_the_output() -> None:
     assert render(NATIVE).parse_calls(completion) is completion
 
 
-def test_what_cannot_be_rendered_is_refused() -> None:
+def test_conversation_that_cannot_be_rendered_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="no tokenizer"):
         ChatPrompt.render(None, MESSAGES, PARAMS, [])
     with pytest.raises(InvalidRequest, match="no chat template"):
         ChatPrompt.render(byte_tokenizer(257), MESSAGES, PARAMS, [])
-    with pytest.raises(InvalidRequest, match="a grammar of their own"):
+    with pytest.raises(InvalidRequest, match="cannot be combined"):
         render(NATIVE, TOOL, params=SamplingParams(grammar=Grammar.json_object()))

@@ -32,7 +32,7 @@ def test_text_follows_the_tokens():
     assert deltas[1].finish_reason == "length"
 
 
-def test_half_characters_wait():
+def test_incomplete_characters_are_held_back():
     output = Detokenizer(TOKENIZER, [])
     assert output.push(update([0xC3])).text == ""
     assert output.push(update([0xA9], "length")).text == "é"
@@ -40,7 +40,7 @@ def test_half_characters_wait():
     assert output.push(update([0xC3], "length")).text == "�"
 
 
-def test_a_stop_tokens_text_is_left_out():
+def test_text_of_a_stop_token_is_omitted():
     delta = Detokenizer(TOKENIZER, []).push(update("abX", "stop", stop_ids=(88,)))
     assert (delta.text, delta.token_ids, delta.finish_reason) == ("ab", [97, 98, 88], "stop")
 
@@ -50,7 +50,7 @@ def test_the_last_token_of_a_complete_grammar_is_text():
     assert (delta.text, delta.finish_reason) == ("{}", "stop")
 
 
-def test_stop_strings_wait_for_min_tokens():
+def test_stop_strings_are_ignored_before_min_tokens():
     output = Detokenizer(TOKENIZER, ["b"], 4)
     deltas = [output.push(update(text)) for text in "abab"]
     assert [delta.text for delta in deltas] == ["a", "b", "a", ""]
@@ -58,45 +58,45 @@ def test_stop_strings_wait_for_min_tokens():
 
 
 def test_prompt_logprobs_come_with_the_first_delta():
-    asked = Request(0, "m", [1, 2], SamplingParams(prompt_logprobs=0))
-    asked.prompt_logprobs = [TokenLogprobs(-1.0, [])]
+    request = Request(0, "m", [1, 2], SamplingParams(prompt_logprobs=0))
+    request.prompt_logprobs = [TokenLogprobs(-1.0, [])]
     output = Detokenizer(TOKENIZER, [])
-    first, second = (output.push(RequestUpdate(asked, [97], None, None)) for _ in range(2))
-    assert (first.prompt_logprobs, second.prompt_logprobs) == (asked.prompt_logprobs, None)
+    first, second = (output.push(RequestUpdate(request, [97], None, None)) for _ in range(2))
+    assert (first.prompt_logprobs, second.prompt_logprobs) == (request.prompt_logprobs, None)
 
 
 @pytest.mark.parametrize(
     "texts", [("hello END and more",), ("hel", "lo E", "ND and more"), tuple("hello END and more")]
 )
-def test_stop_strings_end_the_output_wherever_they_are_cut(texts):
+def test_stop_strings_end_the_output_across_any_split(texts):
     deltas = run(["END", "never"], *texts)
     assert "".join(delta.text for delta in deltas) == "hello "
     assert deltas[-1].finish_reason == "stop"
     assert [t for delta in deltas for t in delta.token_ids] == list(b"hello END")
 
 
-def test_what_may_begin_a_stop_string_waits_and_comes_after_all():
+def test_possible_start_of_a_stop_string_is_held_back_then_emitted():
     deltas = run(["abcd"], "xxab", "c", "yy")
     assert [delta.text for delta in deltas] == ["xx", "", "abcyy"]
     assert "".join(d.text for d in run(["abcd"], "xxabc")) == "xxabc"
 
 
-def test_the_first_stop_string_counts():
+def test_earliest_stop_string_ends_the_output():
     assert run(["d", "b"], "abcd")[0].text == "a"
 
 
-def test_logprobs_are_cut_with_the_tokens():
+def test_logprobs_are_truncated_with_the_tokens():
     logprobs = [TokenLogprobs(-float(i), []) for i in range(4)]
     delta = Detokenizer(TOKENIZER, ["b"]).push(update("abcd", None, logprobs))
     assert delta.logprobs == logprobs[:2]
 
 
-def test_without_a_tokenizer_there_is_no_text():
+def test_text_is_empty_without_a_tokenizer():
     delta = Detokenizer(None, []).push(update([5, 6], "stop"))
     assert (delta.text, delta.token_ids) == ("", [5, 6])
 
 
-def test_updates_are_not_changed():
+def test_updates_are_not_modified():
     tokens = list(b"abEND")
     Detokenizer(TOKENIZER, ["END"]).push(update(tokens))
     assert tokens == list(b"abEND")

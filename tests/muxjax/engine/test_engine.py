@@ -26,8 +26,8 @@ class Breaking(MockExecutor):
 
 def ask(engine: Engine, *requests: Request) -> list[Collector]:
     collectors = [Collector() for _ in requests]
-    for one, collector in zip(requests, collectors, strict=True):
-        engine.submit(one, collector)
+    for pending, collector in zip(requests, collectors, strict=True):
+        engine.submit(pending, collector)
     for collector in collectors:
         assert collector.done.wait(WAIT)
     return collectors
@@ -36,10 +36,10 @@ def ask(engine: Engine, *requests: Request) -> list[Collector]:
 def test_every_request_gets_its_tokens():
     engine = make_engine()
     requests = [request(i, "ab"[i % 2], 3 + i, 9) for i in range(12)]
-    found = ask(engine, *requests)
-    unit = Scheduler(SPECS, 60, create_policy("adbs"))
-    for one, collector in zip(requests, found, strict=True):
-        assert collector.tokens == isolated_tokens(unit, one)
+    collectors = ask(engine, *requests)
+    scheduler = Scheduler(SPECS, 60, create_policy("adbs"))
+    for submitted, collector in zip(requests, collectors, strict=True):
+        assert collector.tokens == isolated_tokens(scheduler, submitted)
         assert collector.reason == "length"
     stats = engine.stats()
     assert stats["requests"] == 0
@@ -52,12 +52,12 @@ def test_a_sink_may_end_its_request():
     collector = Collector(stop_after=5)
     engine.submit(request(0, "a", 5, 40), collector)
     assert collector.done.wait(WAIT)
-    assert engine.call(lambda unit: unit.num_requests) == 0
-    assert engine.call(lambda unit: unit.check_invariants()) is None
+    assert engine.call(lambda scheduler: scheduler.num_requests) == 0
+    assert engine.call(lambda scheduler: scheduler.check_invariants()) is None
     engine.close()
 
 
-def test_cancelling():
+def test_cancel_frees_pages_and_may_be_repeated():
     engine = make_engine()
     collector = Collector()
     engine.submit(request(0, "a", 5, 50), collector)
@@ -71,7 +71,7 @@ def test_cancelling():
     engine.cancel(0)
 
 
-def test_a_request_that_the_unit_refuses_fails_alone():
+def test_request_that_the_scheduler_refuses_fails_without_affecting_others():
     engine = make_engine()
     bad, good = ask(engine, request(0, "a", 64, 5), request(1, "a", 5, 5))
     assert isinstance(bad.error, InvalidRequest)
@@ -79,7 +79,7 @@ def test_a_request_that_the_unit_refuses_fails_alone():
     engine.close()
 
 
-def test_an_error_of_the_device_ends_every_request():
+def test_device_error_ends_every_request():
     engine = make_engine(Breaking)
     collectors = ask(engine, *(request(i, "a", 5, 40) for i in range(3)))
     for collector in collectors:
@@ -93,7 +93,7 @@ def test_an_error_of_the_device_ends_every_request():
     engine.close()
 
 
-def test_closing_fails_what_runs():
+def test_close_fails_running_requests():
     engine = make_engine()
     collectors = [Collector() for _ in range(5)]
     for number, collector in enumerate(collectors):
@@ -103,33 +103,33 @@ def test_closing_fails_what_runs():
         assert collector.done.wait(WAIT)
         assert collector.reason == "length" or isinstance(collector.error, EngineDead)
     with pytest.raises(EngineDead, match="closed"):
-        engine.call(lambda unit: unit)
+        engine.call(lambda scheduler: scheduler)
 
 
-def test_errors_of_called_functions_are_the_callers():
+def test_error_of_a_called_function_is_raised_to_the_caller():
     engine = make_engine()
     with pytest.raises(ZeroDivisionError):
-        engine.call(lambda unit: 1 / 0)
+        engine.call(lambda scheduler: 1 / 0)
     assert engine.alive
     engine.close()
 
 
 class Hanging(MockExecutor):
-    """Blocks at its second result until `go_on` is set."""
+    """Blocks at its second result until `resume` is set."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
-        self.reached, self.go_on, self.results = threading.Event(), threading.Event(), 0
+        self.reached, self.resume, self.results = threading.Event(), threading.Event(), 0
 
     def result(self, handle: object) -> object:
         self.results += 1
         if self.results == 2:
             self.reached.set()
-            assert self.go_on.wait(WAIT)
+            assert self.resume.wait(WAIT)
         return super().result(handle)
 
 
-def test_a_loop_that_hangs_is_seen_and_given_up():
+def test_hanging_loop_is_detected_and_abandoned():
     executor = Hanging(SPECS, 60)
     engine = Engine(
         Scheduler(SPECS, 60, create_policy("adbs"), record_freed=True), executor, poison=True
@@ -139,37 +139,37 @@ def test_a_loop_that_hangs_is_seen_and_given_up():
     engine.submit(request(0, "a", 5, 40), collectors[0])
     assert executor.reached.wait(WAIT)
     first = engine.stalled_seconds
-    engine.submit(request(1, "b", 5, 40), collectors[1])  # no step: the time goes on
+    engine.submit(request(1, "b", 5, 40), collectors[1])  # no step: the stall clock continues
     assert engine.stalled_seconds >= first > 0.0
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def ask_stats() -> None:
+    def read_stats() -> None:
         try:
             engine.stats()
         except EngineDead as error:
-            told.append(error)
+            errors.append(error)
 
-    asking = threading.Thread(target=ask_stats)
-    asking.start()
+    reader = threading.Thread(target=read_stats)
+    reader.start()
     engine.abandon("no step for a while")
     for collector in collectors:
         assert collector.done.is_set()
         assert "no step for a while" in str(collector.error)
-    asking.join(WAIT)
-    assert len(told) == 1
+    reader.join(WAIT)
+    assert len(errors) == 1
     assert not engine.alive
     assert engine.stalled_seconds == 0.0
     # Updates of the abandoned loop are dropped.
     before = [list(collector.tokens) for collector in collectors]
-    executor.go_on.set()
+    executor.resume.set()
     engine.close()
     assert [collector.tokens for collector in collectors] == before
 
 
-def test_an_idle_time_is_no_stall():
+def test_idle_time_is_not_a_stall():
     engine = make_engine()
     ask(engine, request(0, "a", 3, 3))
-    engine._last_progress -= 1000.0  # as if it had been idle for long
+    engine._last_progress -= 1000.0  # as after a long idle time
     assert engine.stalled_seconds == 0.0
     engine.stats()
     ask(engine, request(1, "a", 3, 3))

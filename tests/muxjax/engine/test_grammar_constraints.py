@@ -1,4 +1,4 @@
-"""Grammars against a byte vocabulary: what is allowed next, what is refused, and where it ends."""
+"""Grammars with a byte vocabulary: allowed tokens, rejected grammars, end of output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def allowed(constraint: GrammarConstraint) -> set[int]:
 
 
 def follow(grammar: Grammar, text: str) -> tuple[int, bool]:
-    """How many bytes of a text the grammar takes, and whether the output may end there."""
+    """Returns the number of accepted bytes, and whether the output may end there."""
     constraint = start(grammar)
     for at, byte in enumerate(text.encode()):
         if byte not in allowed(constraint):
@@ -39,7 +39,7 @@ def follow(grammar: Grammar, text: str) -> tuple[int, bool]:
 
 
 @pytest.mark.parametrize(
-    ("grammar", "text", "taken", "ends"),
+    ("grammar", "text", "accepted", "ends"),
     [
         (Grammar.regex("[0-9]{2,3}"), "12", 2, True),
         (Grammar.regex("[0-9]{2,3}"), "1", 1, False),
@@ -57,11 +57,13 @@ def follow(grammar: Grammar, text: str) -> tuple[int, bool]:
         (Grammar.lark('start: "a" | "b" start'), "bba", 3, True),
     ],
 )
-def test_texts(grammar: Grammar, text: str, taken: int, ends: bool) -> None:
-    assert follow(grammar, text) == (taken, ends)
+def test_grammar_accepts_the_expected_prefix(
+    grammar: Grammar, text: str, accepted: int, ends: bool
+) -> None:
+    assert follow(grammar, text) == (accepted, ends)
 
 
-def test_tokens_without_text_and_ends_are_never_text() -> None:
+def test_tokens_without_text_and_end_tokens_are_not_allowed_as_text() -> None:
     constraint = start(Grammar.regex("(.|\n)*"))
     assert allowed(constraint) == {*range(0x80), *range(0xC2, 0xF5), EOS}
     newline = start(Grammar.regex("a\nb"), (ord("\n"),))
@@ -73,7 +75,7 @@ def test_tokens_without_text_and_ends_are_never_text() -> None:
         newline.advance(ord("a"))
 
 
-def test_without_an_end_token_only_a_complete_grammar_ends() -> None:
+def test_output_without_end_tokens_ends_when_the_grammar_is_complete() -> None:
     constraint = start(Grammar.regex("ab?"), ())
     assert not constraint.advance(ord("a"))
     assert allowed(constraint) == {ord("b")}
@@ -102,14 +104,14 @@ def test_a_token_that_is_not_allowed_is_an_error() -> None:
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "required"),
     ],
 )
-def test_schemas_that_cannot_be_honoured_are_refused(schema: dict[str, Any], message: str) -> None:
+def test_schemas_that_cannot_be_enforced_are_rejected(schema: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
         start(Grammar.json_schema(schema))
     assert caught.value.field == "grammar"
     assert "\n" not in str(caught.value)
 
 
-def test_broken_and_endless_grammars_are_refused() -> None:
+def test_invalid_and_oversized_grammars_are_rejected() -> None:
     with pytest.raises(InvalidRequest):
         start(Grammar.lark("start"))
     with pytest.raises(InvalidRequest, match="at most"):
@@ -118,32 +120,32 @@ def test_broken_and_endless_grammars_are_refused() -> None:
         start(Grammar("json_schema", '{"anyOf":' * 300 + "{}" + "}" * 300))
 
 
-def test_a_vocabulary_that_cannot_write_it() -> None:
-    few = ConstraintCompiler(byte_tokenizer(64), 64)  # digits, but no braces
+def test_grammar_that_the_vocabulary_cannot_express_is_rejected() -> None:
+    digits = ConstraintCompiler(byte_tokenizer(64), 64)  # no braces
 
     def write() -> None:
-        constraint = few.compile(Grammar.json_object(), ())
+        constraint = digits.compile(Grammar.json_object(), ())
         constraint.advance(min(allowed(constraint)))
 
     with pytest.raises(InvalidRequest, match="grammar"):
         write()
-    assert few.compile(Grammar.json_schema({"type": "integer"}), ()).mask.any()
+    assert digits.compile(Grammar.json_schema({"type": "integer"}), ()).mask.any()
 
 
 def test_masks_are_not_changed_by_advancing() -> None:
     constraint = start(Grammar.json_schema({"const": "ab"}))
     before = constraint.mask
-    kept = before.copy()
+    copy = before.copy()
     constraint.advance(ord('"'))
-    np.testing.assert_array_equal(before, kept)
+    np.testing.assert_array_equal(before, copy)
     assert json.loads('"ab"') == "ab"
 
 
-def test_a_constraint_made_anew_goes_on_after_the_tokens():
+def test_replayed_constraint_continues_after_the_tokens():
     first = start(Grammar.regex("[0-9]{2,3}x"))
     first.advance(ord("1"))
-    again = first.replay([ord("4"), ord("5"), ord("6")])
-    assert allowed(again) == {ord("x")}
+    replayed = first.replay([ord("4"), ord("5"), ord("6")])
+    assert allowed(replayed) == {ord("x")}
     assert allowed(first) == {*b"0123456789"}
     with pytest.raises(InvalidRequest):
         first.replay([ord("x")])

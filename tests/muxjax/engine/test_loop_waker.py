@@ -6,7 +6,7 @@ import threading
 from muxjax.engine.loop_waker import LoopWaker
 
 
-def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None:
+def test_one_call_wakes_all_events_of_one_loop_iteration() -> None:
     async def main() -> int:
         loop = asyncio.get_running_loop()
         waker = LoopWaker.for_loop(loop)
@@ -31,7 +31,7 @@ def test_one_call_wakes_all_that_were_woken_before_the_loop_came_to_it() -> None
     assert asyncio.run(main()) == 2
 
 
-def test_a_closed_loop_is_left_alone() -> None:
+def test_wake_on_a_closed_loop_does_nothing() -> None:
     async def main() -> tuple[LoopWaker, asyncio.Event]:
         return LoopWaker.for_loop(asyncio.get_running_loop()), asyncio.Event()
 

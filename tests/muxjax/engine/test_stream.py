@@ -18,7 +18,7 @@ TOKENIZER = byte_tokenizer(260)
 WAIT = 20.0
 
 
-def make(*stop: str) -> tuple[Stream, list[int]]:
+def make_stream(*stop: str) -> tuple[Stream, list[int]]:
     cancelled: list[int] = []
     return Stream(7, [1, 2, 3], Detokenizer(TOKENIZER, stop), cancelled.append), cancelled
 
@@ -27,23 +27,23 @@ def update(text: str, reason: FinishReason | None = None) -> RequestUpdate:
     return RequestUpdate(Request(7, "m", [1]), list(text.encode()), None, reason)
 
 
-def in_thread(stream: Stream) -> tuple[threading.Thread, list[Delta], list[BaseException]]:
-    found: list[Delta] = []
+def read_in_thread(stream: Stream) -> tuple[threading.Thread, list[Delta], list[BaseException]]:
+    deltas: list[Delta] = []
     errors: list[BaseException] = []
 
     def read() -> None:
         try:
-            found.extend(stream)
+            deltas.extend(stream)
         except EngineDead as error:
             errors.append(error)
 
     thread = threading.Thread(target=read)
     thread.start()
-    return thread, found, errors
+    return thread, deltas, errors
 
 
-def test_a_reader_that_comes_late_gets_everything_in_order() -> None:
-    stream, cancelled = make()
+def test_late_reader_receives_all_deltas_in_order() -> None:
+    stream, cancelled = make_stream()
     assert not stream.sink.update(update("ab"))
     assert not stream.sink.update(update("c", "length"))
     assert [(delta.text, delta.finish_reason) for delta in stream] == [
@@ -54,58 +54,58 @@ def test_a_reader_that_comes_late_gets_everything_in_order() -> None:
     assert cancelled == []
 
 
-def test_a_reader_that_waits_is_woken() -> None:
-    stream, _ = make()
-    thread, found, _ = in_thread(stream)
+def test_waiting_reader_is_woken() -> None:
+    stream, _ = make_stream()
+    thread, deltas, _ = read_in_thread(stream)
     stream.sink.update(update("a"))
     stream.sink.update(update("b", "length"))
     thread.join(WAIT)
-    assert [delta.text for delta in found] == ["a", "b"]
+    assert [delta.text for delta in deltas] == ["a", "b"]
 
 
-def test_a_stop_string_is_seen_at_once_and_by_the_engine() -> None:
-    stream, _ = make("END")
+def test_stop_string_ends_the_request_in_the_engine() -> None:
+    stream, _ = make_stream("END")
     assert not stream.sink.update(update("one EN"))
     assert stream.sink.update(update("D two"))
     assert "".join(delta.text for delta in stream) == "one "
 
 
-def test_text_is_left_to_the_reader_unless_a_stop_string_may_end_it() -> None:
-    made: list[str] = []
+def test_reader_detokenizes_unless_there_are_stop_strings() -> None:
+    threads: list[str] = []
 
     class Noting(Detokenizer):
         def push(self, update: RequestUpdate) -> Delta:
-            made.append(threading.current_thread().name)
+            threads.append(threading.current_thread().name)
             return super().push(update)
 
     for stop in ((), ("END",)):
-        made.clear()
+        threads.clear()
         stream = Stream(0, [1], Noting(TOKENIZER, stop), lambda _: None)
         stream.sink.update(update("a", "length"))
-        assert len(made) == len(stop)
+        assert len(threads) == len(stop)
         assert [delta.text for delta in stream] == ["a"]
-        assert len(made) == 1
+        assert len(threads) == 1
 
 
 def test_cancelled_and_failed_reach_readers() -> None:
-    stream, cancelled = make()
+    stream, cancelled = make_stream()
     with stream:
         stream.sink.update(update("a"))
     assert cancelled == [7]
     stream.sink.cancelled()
     assert [delta.finish_reason for delta in stream] == [None, "cancelled"]
 
-    stream, _ = make()
-    thread, found, errors = in_thread(stream)
+    stream, _ = make_stream()
+    thread, deltas, errors = read_in_thread(stream)
     stream.sink.update(update("a"))
     stream.sink.failed(EngineDead("it is gone"))
     thread.join(WAIT)
-    assert [delta.text for delta in found] == ["a"]
+    assert [delta.text for delta in deltas] == ["a"]
     assert [str(error) for error in errors] == ["it is gone"]
 
 
 def test_tasks_of_one_loop_are_woken_from_another_thread() -> None:
-    streams = [make()[0] for _ in range(20)]
+    streams = [make_stream()[0] for _ in range(20)]
 
     def engine() -> None:
         for step in range(5):
@@ -125,8 +125,8 @@ def test_tasks_of_one_loop_are_woken_from_another_thread() -> None:
     thread.join(WAIT)
 
 
-def test_a_task_gets_the_engine_s_error() -> None:
-    stream, _ = make()
+def test_engine_error_is_raised_in_a_task() -> None:
+    stream, _ = make_stream()
 
     async def read() -> None:
         async for _ in stream:
@@ -138,7 +138,7 @@ def test_a_task_gets_the_engine_s_error() -> None:
 
 
 def test_a_stream_ends_after_its_last_delta() -> None:
-    stream, _ = make()
+    stream, _ = make_stream()
     stream.sink.update(update("a", "length"))
     assert next(stream).text == "a"
     assert list(stream) == []
@@ -149,8 +149,8 @@ def test_a_stream_ends_after_its_last_delta() -> None:
     assert asyncio.run(read()) == []
 
 
-def test_a_stream_may_be_read_by_a_thread_and_then_by_tasks_of_two_loops() -> None:
-    stream, _ = make()
+def test_stream_is_read_by_a_thread_and_then_by_two_loops() -> None:
+    stream, _ = make_stream()
     for text in "abc":
         stream.sink.update(update(text))
 
@@ -162,8 +162,8 @@ def test_a_stream_may_be_read_by_a_thread_and_then_by_tasks_of_two_loops() -> No
     assert asyncio.run(read_one()) == "d"
 
 
-def test_a_task_that_is_cancelled_while_it_waits_loses_no_delta() -> None:
-    stream, _ = make()
+def test_cancelled_task_loses_no_delta() -> None:
+    stream, _ = make_stream()
 
     async def read() -> str:
         with pytest.raises(TimeoutError):
@@ -175,8 +175,8 @@ def test_a_task_that_is_cancelled_while_it_waits_loses_no_delta() -> None:
 
 
 @pytest.mark.parametrize("stop", [(), ("END",)])
-def test_a_stream_that_is_dropped_ends_its_request(stop: tuple[str, ...]) -> None:
-    stream, cancelled = make(*stop)
+def test_garbage_collected_stream_ends_its_request(stop: tuple[str, ...]) -> None:
+    stream, cancelled = make_stream(*stop)
     sink = stream.sink
     assert not sink.update(update("a"))
     for _ in stream:
@@ -188,7 +188,7 @@ def test_a_stream_that_is_dropped_ends_its_request(stop: tuple[str, ...]) -> Non
     assert cancelled == []
 
 
-def test_the_error_of_an_ended_stream_is_not_lost_to_the_cancellation() -> None:
+def test_end_raises_its_error_despite_the_cancellation() -> None:
     """The engine may answer the cancellation before `end` returns."""
     stream = Stream(7, [1], Detokenizer(TOKENIZER, ()), lambda _: stream.sink.cancelled())
     stream.end(TimeoutError("too long"))

@@ -1,4 +1,4 @@
-"""Restarts of dead units, with units that fail when told to."""
+"""Restarts of dead units, with units that fail on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.muxjax.engine.harness import WAIT, make_engine
 
 
 class Unit(UnitSupervisor[Engine]):
-    """A unit whose restarts raise `fault` while there is one."""
+    """A unit whose starts raise `fault` if it is set."""
 
     def __init__(self) -> None:
         self.fault: Exception | None = None
@@ -49,7 +49,7 @@ def test_a_dead_unit_is_restarted(reviver: UnitReviver, settled: threading.Semap
     unit.close()
 
 
-def test_a_unit_that_cannot_be_restarted_has_failed(
+def test_unit_that_cannot_be_restarted_fails_permanently(
     reviver: UnitReviver, settled: threading.Semaphore
 ) -> None:
     unit = Unit()
@@ -63,7 +63,7 @@ def test_a_unit_that_cannot_be_restarted_has_failed(
     unit.close()
 
 
-def test_a_unit_that_dies_too_often_has_failed(
+def test_unit_that_dies_too_often_fails_permanently(
     reviver: UnitReviver, settled: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unit_reviver, "MAX_DEATHS", 1)

@@ -12,9 +12,9 @@ FILE = fleet("llama", "qwen3", max_seqs=2, prefill_tokens=16)
 
 
 def changed(**models: dict[str, Any] | None) -> dict[str, Any]:
-    """The file with other models: None removes one."""
+    """Returns the file with these models added or replaced; None removes a model."""
     file = copy.deepcopy(FILE)
     entries = {model["name"]: model for model in file["models"]}
-    entries.update({name: made for name, made in models.items() if made})
-    file["models"] = [made for name, made in entries.items() if models.get(name, made)]
+    entries.update({name: model for name, model in models.items() if model})
+    file["models"] = [model for name, model in entries.items() if models.get(name, model)]
     return file

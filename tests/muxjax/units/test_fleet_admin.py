@@ -1,4 +1,4 @@
-"""Models that come to a running fleet, leave it and are replaced; whole files applied to it."""
+"""Loading, unloading and replacing models of a running fleet; reloading its file."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from muxjax.errors import (
     UnknownModel,
     WrongState,
 )
-from muxjax.units import fleet_admin
+from muxjax.units import model_loader
 from tests.muxjax.tiny_fleets import entry
 from tests.muxjax.units.harness import EXTRA, FILE, changed
 
-A_STEP = 10_000
-"""Bytes, more than what the last step gave; the weights of a model are more."""
+STEP_BYTES = 10_000
+"""More than the results of the last step, and less than the weights of a model."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
 
 
-def other_weights(made: dict[str, Any]) -> dict[str, Any]:
-    return {**made, "config": {**made["config"], "seed": 7}}
+def other_weights(model: dict[str, Any]) -> dict[str, Any]:
+    return {**model, "config": {**model["config"], "seed": 7}}
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Fleet]:
-    with Fleet.load(FILE) as found:
-        yield found
-        found.units[0].engine.call(lambda unit: unit.check_invariants())
+    with Fleet.load(FILE) as fleet:
+        yield fleet
+        fleet.units[0].engine.call(lambda scheduler: scheduler.check_invariants())
 
 
 @pytest.fixture
 def loaded(shared: Fleet) -> Iterator[Fleet]:
-    """The fleet as its file says, whatever the test before has made of it."""
-    gc.collect()  # what other tests left is not to go while this one looks at `memory`
+    """The shared fleet, restored to its file after each test."""
+    gc.collect()  # so that arrays of other tests do not change `memory` during this test
     yield shared
     assert shared.admin.reload(FILE)["failed"] == {}
     for model in shared.models:
@@ -58,25 +58,27 @@ def memory() -> int:
     return sum(array.nbytes for array in jax.live_arrays())
 
 
-class Asking:
-    """Threads that ask models over and over; `with` it, nothing may go wrong."""
+class Traffic:
+    """Threads that send requests to models in a `with` block, and fail the test on an error."""
 
     def __init__(self, fleet: Fleet, *models: str) -> None:
         self._fleet = fleet
         self._done = threading.Event()
         self.answers: dict[str, list[list[int]]] = {model: [] for model in models}
         self.errors: list[Exception] = []
-        self._threads = [threading.Thread(target=self._ask, args=(model,)) for model in models * 2]
+        self._threads = [
+            threading.Thread(target=self._generate, args=(model,)) for model in models * 2
+        ]
 
-    def _ask(self, model: str) -> None:
+    def _generate(self, model: str) -> None:
         while not self._done.is_set():
             try:
                 self.answers[model].append(tokens(self._fleet, model, LONG))
-            except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
+            except Exception as error:  # noqa: BLE001  checked in `__exit__`
                 self.errors.append(error)
                 return
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> Traffic:
         for thread in self._threads:
             thread.start()
         return self
@@ -90,35 +92,35 @@ class Asking:
 
 
 def test_load_and_unload_under_load(loaded: Fleet) -> None:
-    right = {model: tokens(loaded, model, LONG) for model in loaded.models}
+    expected = {model: tokens(loaded, model, LONG) for model in loaded.models}
     before = memory()
-    with Asking(loaded, *loaded.models) as asking:
+    with Traffic(loaded, *loaded.models) as traffic:
         loaded.admin.load(EXTRA)
         assert list(loaded.models) == ["llama", "qwen3", "extra"]
-        assert tokens(loaded, "extra") == right["qwen3"][:12]  # the same weights
+        assert tokens(loaded, "extra") == expected["qwen3"][:12]  # the same weights
         stats = loaded.stats()["models"]
         assert stats["extra"]["kv_pages_quota"] > 0
         with pytest.raises(WrongState, match="extra is loaded already"):
             loaded.admin.load(EXTRA)
         loaded.admin.unload("extra")
-    for model, answers in asking.answers.items():
+    for model, answers in traffic.answers.items():
         assert answers
-        assert all(answer == right[model] for answer in answers)
+        assert all(answer == expected[model] for answer in answers)
     assert "extra" not in loaded.models
     with pytest.raises(UnknownModel, match="no model 'extra'"):
         tokens(loaded, "extra")
-    assert abs(memory() - before) < A_STEP
+    assert abs(memory() - before) < STEP_BYTES
 
 
 def test_model_of_the_file_is_loaded_by_name(loaded: Fleet) -> None:
-    right = tokens(loaded, "qwen3")
+    expected = tokens(loaded, "qwen3")
     stream = loaded.stream("qwen3", "hello", LONG)
-    loaded.admin.unload("qwen3")  # lets it end
+    loaded.admin.unload("qwen3")  # waits for the request
     assert len([t for delta in stream for t in delta.token_ids]) == 60
     loaded.admin.load("qwen3")
-    assert tokens(loaded, "qwen3") == right
+    assert tokens(loaded, "qwen3") == expected
     with pytest.raises(UnknownModel, match="with a complete entry"):
-        loaded.admin.load("nobody")
+        loaded.admin.load("unknown")
 
 
 def test_unload_ends_requests_after_the_drain_time(
@@ -148,16 +150,16 @@ def test_model_that_does_not_fit_changes_nothing(loaded: Fleet) -> None:
     with pytest.raises(WrongState, match="no unit '7'; there are 0"):
         loaded.admin.load(EXTRA, "7")
     assert loaded.model_states() == states
-    assert abs(memory() - before) < A_STEP
+    assert abs(memory() - before) < STEP_BYTES
 
 
 def test_reload_under_load(loaded: Fleet) -> None:
     old = tokens(loaded, "llama", LONG)
-    with Asking(loaded, *loaded.models) as asking:
+    with Traffic(loaded, *loaded.models) as traffic:
         llama = other_weights(entry("llama", rate=2.0))
         qwen3 = entry("qwen3", rate=3.0, slo={"ttft": 0.5})
-        done = loaded.admin.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
-        assert done == {
+        result = loaded.admin.reload(changed(llama=llama, qwen3=qwen3, extra=EXTRA))
+        assert result == {
             "added": ["extra"],
             "removed": [],
             "replaced": ["llama"],
@@ -166,16 +168,16 @@ def test_reload_under_load(loaded: Fleet) -> None:
         }
         new = tokens(loaded, "llama", LONG)
     assert new != old
-    assert {tuple(answer) for answer in asking.answers["llama"]} <= {tuple(old), tuple(new)}
-    spec = loaded.units[0].engine.call(lambda unit: unit.models["qwen3"].spec)
+    assert {tuple(answer) for answer in traffic.answers["llama"]} <= {tuple(old), tuple(new)}
+    spec = loaded.units[0].engine.call(lambda scheduler: scheduler.models["qwen3"].spec)
     assert (spec.load.rate, spec.targets.ttft) == (3.0, 0.5)
     assert loaded.admin.reload(FILE)["removed"] == ["extra"]
     assert tokens(loaded, "llama", LONG) == old
 
 
 def test_invalid_file_changes_nothing(loaded: Fleet) -> None:
-    states, right = loaded.model_states(), tokens(loaded, "llama")
-    bad: list[tuple[dict[str, Any], type[Exception], str]] = [
+    states, expected = loaded.model_states(), tokens(loaded, "llama")
+    invalid: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({**FILE, "policy": "fcfs"}, FleetConfigError, "policy: restart to change it"),
         ({**FILE, "pool": {"memory": "9MB"}}, FleetConfigError, "pool: restart to change it"),
         ({"models": []}, FleetConfigError, "models: must not be empty"),
@@ -186,26 +188,26 @@ def test_invalid_file_changes_nothing(loaded: Fleet) -> None:
             "none.gguf",
         ),
     ]
-    for file, error, message in bad:
+    for file, error, message in invalid:
         with pytest.raises(error, match=message):
             loaded.admin.reload(file)
         assert loaded.model_states() == states
-    assert tokens(loaded, "llama") == right
+    assert tokens(loaded, "llama") == expected
 
 
 def test_failed_replacement_keeps_the_old_model(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, before = tokens(loaded, "llama"), memory()
+    expected, before = tokens(loaded, "llama"), memory()
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("bad weights")
 
-    monkeypatch.setattr(fleet_admin, "load_model_programs", broken)
-    done = loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
-    assert done["failed"] == {"llama": "llama cannot be replaced: bad weights"}
-    assert tokens(loaded, "llama") == right
-    assert abs(memory() - before) < A_STEP
+    monkeypatch.setattr(model_loader, "load_model_programs", broken)
+    result = loaded.admin.reload(changed(llama=other_weights(entry("llama"))))
+    assert result["failed"] == {"llama": "llama cannot be replaced: bad weights"}
+    assert tokens(loaded, "llama") == expected
+    assert abs(memory() - before) < STEP_BYTES
 
 
 def test_sleeping_model_is_replaced_and_pinned(loaded: Fleet) -> None:

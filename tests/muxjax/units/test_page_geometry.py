@@ -11,7 +11,7 @@ from muxjax.units.page_geometry import (
 )
 
 
-def test_the_demo_models_waste_no_row():
+def test_pages_of_the_demo_models_have_no_unused_rows():
     shapes = [
         KVShape("smollm2", 30, 3, 64, 499),
         KVShape("gemma3", 18, 1, 256, 499),
@@ -25,18 +25,18 @@ def test_the_demo_models_waste_no_row():
 
 
 @pytest.mark.parametrize("widest", [1, 4, 16, 64])
-def test_every_model_gets_a_few_tokens_a_page(widest):
+def test_page_holds_at_least_eight_tokens_of_each_model(widest):
     rows = choose_page_rows([KVShape("a", 2, widest, 128, 500), KVShape("b", 2, 1, 64, 500)])
     assert rows % 16 == 0
     assert KVLayout(rows, widest, 128).tokens_per_page >= 8
 
 
-def test_short_requests_get_short_pages():
+def test_short_requests_have_short_pages():
     long, short = (choose_page_rows([KVShape("a", 2, 1, 64, mean)]) for mean in (5000, 40))
     assert short < long
 
 
-def test_on_a_gpu_pages_are_whole_groups_of_tokens():
+def test_gpu_pages_are_multiples_of_the_token_group():
     # Llama 3 8B, SmolLM2 135M, Gemma 3 4B.
     geometries = [(32, 8, 128), (30, 3, 64), (34, 4, 256)]
     shapes = [KVShape(str(g), *g, 256) for g in geometries]
@@ -52,7 +52,7 @@ def test_page_count():
 
 
 def test_default_max_model_len():
-    layout = KVLayout(96, 3, 64)  # 32 tokens a page
+    layout = KVLayout(96, 3, 64)  # 32 tokens per page
     assert default_max_model_len(2048, layout, 30, 20_000, 1.0) == 2048
     assert default_max_model_len(10**6, layout, 30, 10**6, 1.0) == DEFAULT_MAX_MODEL_LEN
     assert default_max_model_len(2048, layout, 30, 600, 1.0) == 10 * 32

@@ -1,4 +1,4 @@
-"""What a fleet file asks of a plan."""
+"""Inputs of planning from a fleet file."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from muxjax.units.plan_inputs import plan_inputs
 CONTEXT = 131_072
 
 
-def fleet(**more: Any) -> FleetConfig:
-    """A 7B with half a megabyte of cache a token: 64 GiB for a request of full length."""
+def fleet(**settings: Any) -> FleetConfig:
+    """A 7B model with 512 KiB of KV cache per token: 64 GiB for a full-length request."""
     model = {
         "name": "long",
         "source": "config:llama",
         "config": {"max_position_embeddings": CONTEXT},
-        **more,
+        **settings,
     }
     return FleetConfig(cluster="1x1:h100", models=[model])
 
 
-def test_the_longest_request_is_what_the_file_says() -> None:
+def test_longest_request_is_max_model_len() -> None:
     assert plan_inputs(fleet(max_model_len=4096)).loads[0].longest == 4096
-    # Where it says nothing, the engine chooses what the pool holds.
+    # Without max_model_len the engine chooses a length that fits the pool.
     assert plan_inputs(fleet()).loads[0].longest is None
 
 
-def test_no_plan_has_a_pool_that_the_engine_would_refuse() -> None:
+def test_plan_has_a_pool_for_the_longest_request() -> None:
     for length, fits in ((None, True), (CONTEXT // 4, True), (CONTEXT, False)):
         inputs = plan_inputs(fleet(max_model_len=length))
         if fits:
@@ -41,6 +41,6 @@ def test_no_plan_has_a_pool_that_the_engine_would_refuse() -> None:
                 plan_placement(inputs.loads, inputs.cluster, inputs.costs)
 
 
-def test_a_length_beyond_the_context_is_refused() -> None:
+def test_length_beyond_the_context_is_rejected() -> None:
     with pytest.raises(FleetConfigError, match=r"max_model_len of long is 131073;.*is 131072"):
         plan_inputs(fleet(max_model_len=CONTEXT + 1))

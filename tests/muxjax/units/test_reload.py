@@ -14,12 +14,12 @@ from tests.muxjax.tiny_fleets import entry
 from tests.muxjax.units.harness import EXTRA, FILE, changed
 
 
-def test_changes_by_kind() -> None:
+def test_changes_are_grouped_by_kind() -> None:
     def diff(file: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
         config = load_fleet_config(FILE)
         entries = {model.name: model for model in config.models}
-        found = diff_fleet(config, entries, load_fleet_config(file))
-        return lambda kind: getattr(found, kind)
+        changes = diff_fleet(config, entries, load_fleet_config(file))
+        return lambda kind: getattr(changes, kind)
 
     same = diff({**FILE, "idle_timeout": 60.0, "cluster": "1x1:h100"})
     assert [same(kind) for kind in ("added", "removed", "replaced", "changed")] == [()] * 4

@@ -21,26 +21,26 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
 
 
-def two(**more: Any) -> dict[str, Any]:
-    """A fleet file of two models; `more` is of the first."""
+def two_models(**settings: Any) -> dict[str, Any]:
+    """Returns a fleet file of two models; `settings` are for the first."""
     file = fleet("llama", "qwen3", max_seqs=2, prefill_tokens=16)
-    file["models"][0] |= more
+    file["models"][0] |= settings
     return file
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    with Fleet.load(two(), poison=True) as found:
-        yield found
-        found.admin.wake("llama")
-        found.units[0].engine.call(lambda unit: unit.check_invariants())
-        stats = found.stats()
+    with Fleet.load(two_models(), poison=True) as fleet:
+        yield fleet
+        fleet.admin.wake("llama")
+        fleet.units[0].engine.call(lambda scheduler: scheduler.check_invariants())
+        stats = fleet.stats()
         assert all(model["kv_pages_used"] == 0 for model in stats["models"].values())
 
 
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sleeping moves weights, as it does where a device has memory of its own."""
+    """Sleeping moves weights, as on a device with separate memory."""
     monkeypatch.setattr(weight_offload, "offload_memory_kind", lambda device: "pinned_host")
 
 
@@ -60,41 +60,41 @@ def memory() -> int:
 
 def test_sleep_releases_pages_and_wake_restores_them(loaded: Fleet) -> None:
     before = loaded.stats()["models"]
-    right = loaded.generate("llama", "hello", GREEDY)
+    expected = loaded.generate("llama", "hello", GREEDY)
     loaded.admin.sleep("llama")
-    loaded.admin.sleep("llama")  # nothing
+    loaded.admin.sleep("llama")  # does nothing
     states = loaded.model_states()
     assert (states["llama"].status, states["qwen3"].status) == ("sleeping", "loaded")
     asleep = loaded.stats()["models"]
     assert "llama" not in asleep
     assert asleep["qwen3"]["kv_pages_quota"] > before["qwen3"]["kv_pages_quota"]
     loaded.admin.wake("llama")
-    loaded.admin.wake("llama")  # nothing
+    loaded.admin.wake("llama")  # does nothing
     after = loaded.stats()["models"]
     assert after["llama"]["kv_pages_quota"] == before["llama"]["kv_pages_quota"]
-    assert loaded.generate("llama", "hello", GREEDY) == right
+    assert loaded.generate("llama", "hello", GREEDY) == expected
 
 
 @pytest.mark.usefixtures("on_host")
 def test_a_hundred_sleeps_keep_weights_and_memory(loaded: Fleet) -> None:
-    right, memories = bytes_of(loaded, "llama"), []
-    for turn in range(100):
+    expected, memories = bytes_of(loaded, "llama"), []
+    for cycle in range(100):
         loaded.admin.sleep("llama")
-        if turn in (0, 99):
+        if cycle in (0, 99):
             assert kinds_of(loaded, "llama") == {"pinned_host"}
         loaded.admin.wake("llama")
         memories.append(memory())
     assert kinds_of(loaded, "llama") == {"device"}
-    assert bytes_of(loaded, "llama") == right
+    assert bytes_of(loaded, "llama") == expected
     assert len(set(memories[1:])) == 1
 
 
 def test_requests_wake_a_sleeping_model_and_keep_their_order(loaded: Fleet) -> None:
     prompts = ["a", "bc", "def", "gh", "hello"]
-    right = [loaded.generate("llama", prompt, GREEDY)[0] for prompt in prompts]
+    expected = [loaded.generate("llama", prompt, GREEDY)[0] for prompt in prompts]
     loaded.admin.sleep("llama")
     streams = [loaded.stream("llama", prompt, GREEDY) for prompt in prompts]
-    for stream, answer in zip(streams, right, strict=True):
+    for stream, answer in zip(streams, expected, strict=True):
         assert [t for delta in stream for t in delta.token_ids] == answer.token_ids
     assert loaded.model_states()["llama"].status == "loaded"
 
@@ -102,12 +102,12 @@ def test_requests_wake_a_sleeping_model_and_keep_their_order(loaded: Fleet) -> N
 def test_requests_that_run_too_long_are_withdrawn_and_resumed(
     loaded: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = loaded.generate("llama", ["one", "two", "three"], LONG)
+    expected = loaded.generate("llama", ["one", "two", "three"], LONG)
     monkeypatch.setattr(loaded.admin, "drain_seconds", 0.0)
     streams = [loaded.stream("llama", prompt, LONG) for prompt in ("one", "two", "three")]
     first = next(iter(streams[0]))
-    loaded.admin.sleep("llama")  # and they wake it
-    for stream, answer in zip(streams, right, strict=True):
+    loaded.admin.sleep("llama")  # the withdrawn requests wake it
+    for stream, answer in zip(streams, expected, strict=True):
         begun = first.token_ids if stream is streams[0] else []
         rest = [t for delta in stream for t in delta.token_ids]
         assert begun + rest == answer.token_ids
@@ -124,23 +124,23 @@ def test_held_request_is_cancelled(loaded: Fleet, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_models_are_served_during_sleep_and_wake(loaded: Fleet) -> None:
-    right = loaded.generate("qwen3", "hello", LONG)
-    wrong, done = [], threading.Event()
+    expected = loaded.generate("qwen3", "hello", LONG)
+    errors, done = [], threading.Event()
 
-    def ask() -> None:
+    def generate() -> None:
         while not done.is_set():
-            if loaded.generate("qwen3", "hello", LONG) != right:
-                wrong.append(1)
+            if loaded.generate("qwen3", "hello", LONG) != expected:
+                errors.append(1)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    traffic = threading.Thread(target=generate)
+    traffic.start()
     for _ in range(10):
         loaded.admin.sleep("llama")
         loaded.admin.wake("llama")
     done.set()
-    asking.join(30)
-    assert not wrong
-    assert not asking.is_alive()
+    traffic.join(30)
+    assert not errors
+    assert not traffic.is_alive()
 
 
 def test_idle_models_sleep(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +161,13 @@ def test_idle_models_sleep(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_restarted_unit_keeps_models_asleep(loaded: Fleet) -> None:
-    right = loaded.generate("llama", "hello", GREEDY)
+    expected = loaded.generate("llama", "hello", GREEDY)
     loaded.admin.sleep("llama")
     loaded.restart("0", "a test")
     assert "llama" not in loaded.stats()["models"]
-    assert loaded.generate("llama", "hello", GREEDY) == right
+    assert loaded.generate("llama", "hello", GREEDY) == expected
     loaded.restart("0", "a test")
-    assert loaded.generate("llama", "hello", GREEDY) == right
+    assert loaded.generate("llama", "hello", GREEDY) == expected
 
 
 def test_idle_model_sleeps_to_make_room(loaded: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,43 +190,43 @@ def test_idle_model_sleeps_to_make_room(loaded: Fleet, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("on_host")
 def test_failed_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Fleet.load(two()) as one:
-        right = one.generate("llama", "hello", GREEDY)
-        one.admin.sleep("llama")
+    with Fleet.load(two_models()) as fleet_of_two:
+        expected = fleet_of_two.generate("llama", "hello", GREEDY)
+        fleet_of_two.admin.sleep("llama")
         full = memory()
 
         def broken(programs: ModelPrograms) -> None:
             raise RuntimeError("the link is down")
 
         monkeypatch.setattr(ModelPrograms, "restore", broken)
-        stream = one.stream("llama", "hello", GREEDY)
+        stream = fleet_of_two.stream("llama", "hello", GREEDY)
         with pytest.raises(ModelUnavailable, match="llama could not be loaded: the link is down"):
             list(stream)
         monkeypatch.undo()
-        state = one.model_states()["llama"]
+        state = fleet_of_two.model_states()["llama"]
         assert (state.status, state.error) == ("failed", "the link is down")
         assert memory() < full  # its weights are freed
         with pytest.raises(ModelUnavailable, match="the link is down"):
-            one.stream("llama", "hello", GREEDY)
-        for refused in (one.admin.sleep, one.admin.wake):
+            fleet_of_two.stream("llama", "hello", GREEDY)
+        for refused in (fleet_of_two.admin.sleep, fleet_of_two.admin.wake):
             with pytest.raises(WrongState, match=r"it is failed \(the link is down\)"):
                 refused("llama")
-        assert len(one.generate("qwen3", "hello", GREEDY)[0].token_ids) == 12
-        one.admin.load("llama")
-        assert one.generate("llama", "hello", GREEDY) == right
+        assert len(fleet_of_two.generate("qwen3", "hello", GREEDY)[0].token_ids) == 12
+        fleet_of_two.admin.load("llama")
+        assert fleet_of_two.generate("llama", "hello", GREEDY) == expected
 
 
 def test_first_request_loads_a_model_that_starts_asleep() -> None:
-    with Fleet.load(two(sleeping=True)) as one:
-        assert one.model_states()["llama"].status == "sleeping"
-        assert not one.units[0].programs["llama"].programs()
-        assert len(one.generate("llama", "hello", GREEDY)[0].token_ids) == 12
-        assert one.model_states()["llama"].status == "loaded"
+    with Fleet.load(two_models(sleeping=True)) as fleet_of_two:
+        assert fleet_of_two.model_states()["llama"].status == "sleeping"
+        assert not fleet_of_two.units[0].programs["llama"].programs()
+        assert len(fleet_of_two.generate("llama", "hello", GREEDY)[0].token_ids) == 12
+        assert fleet_of_two.model_states()["llama"].status == "loaded"
 
 
 def test_failed_first_load_frees_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Fleet.load(two(sleeping=True)) as one:
-        gc.collect()  # what other tests left is not to go meanwhile
+    with Fleet.load(two_models(sleeping=True)) as fleet_of_two:
+        gc.collect()  # so that arrays of other tests do not change `memory`
         before = memory()
 
         def broken(programs: ModelPrograms, kind: str, size: int) -> None:
@@ -234,27 +234,27 @@ def test_failed_first_load_frees_all_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(ModelPrograms, "compile", broken)
         with pytest.raises(ModelUnavailable, match="no compiler"):
-            one.admin.wake("llama")
+            fleet_of_two.admin.wake("llama")
         assert memory() == before
 
 
 def test_pinned_models_never_sleep() -> None:
-    with Fleet.load(two(pinned=True)) as one:
+    with Fleet.load(two_models(pinned=True)) as fleet_of_two:
         with pytest.raises(WrongState, match="llama is pinned"):
-            one.admin.sleep("llama")
-        with pytest.raises(UnknownModel, match="no model 'nobody'"):
-            one.admin.sleep("nobody")
-        one.admin.idle_timeout = 1e-9
-        assert one.admin.sleep_idle() == ["qwen3"]
-        assert one.model_states()["llama"].pinned
+            fleet_of_two.admin.sleep("llama")
+        with pytest.raises(UnknownModel, match="no model 'unknown'"):
+            fleet_of_two.admin.sleep("unknown")
+        fleet_of_two.admin.idle_timeout = 1e-9
+        assert fleet_of_two.admin.sleep_idle() == ["qwen3"]
+        assert fleet_of_two.model_states()["llama"].pinned
     for key in ({"sleeping": True}, {"idle_timeout": 3.0}):
         with pytest.raises(FleetConfigError, match="pinned models never sleep"):
             Fleet.load({"models": [entry("llama", pinned=True, **key)]}, warm_up=False)
 
 
 def test_states_without_an_engine() -> None:
-    with Fleet.load(two(), warm_up=False) as one:
-        assert one.model_states() == {}
+    with Fleet.load(two_models(), warm_up=False) as fleet_of_two:
+        assert fleet_of_two.model_states() == {}
 
 
 def test_weights_that_do_not_fit_the_host_stay_on_the_device(
