@@ -41,7 +41,7 @@ class JaxExecutor:
       models: compiled programs by model name, with their parameters.
       kv: shape `[P, rows, 128]` and type of the pool on one device.
       dummy_pages: number of pages at the start of the pool that padding is written to.
-      poison: test mode: all other pages hold NaN until a step writes them, and `poison` works.
+      poison: test mode: all other pages are NaN until a step writes them. Enables `poison`.
     """
 
     def __init__(

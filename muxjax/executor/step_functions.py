@@ -1,7 +1,7 @@
 """The two functions that are compiled for each model: prefill and decode.
 
-Both take the pool and the model's slot state as donated arguments and return them. For what a step
-does with slots and pages see `muxjax.scheduling.steps`.
+Both take the pool and the model's slot state as donated arguments and return them.
+`muxjax.scheduling.steps` specifies how a step uses slots and pages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StepOutput:
     """The output of a step of `k` rounds and `S` rows.
 
     Attributes:
-      tokens: the token of each round and row; -1 where there is none.
+      tokens: the token of each round and row; -1 for none.
       logprobs: of the tokens.
       prompt: log-probabilities of a prefill's `targets`; a decode has none.
     """
