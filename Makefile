@@ -1,11 +1,11 @@
-# make serve    two small real models on http://127.0.0.1:8000, from nothing but python3 and make
-# make test     the test suite                       make check    lint, format and types
-# make setup    only .venv, with what `test` and `check` need
-# make bench    tokens/s and GB/s of decoding        make format   let ruff rewrite the code
-# make docs     the documentation as a site, in build/site; docs-serve shows it on port 8001
-# make clean    remove what these made
-# make aot VENV=.venv-aot    kernels and whole steps compiled for TPUs and GPUs that are not here
-# make ray      the tests that start Ray on this machine, which this installs
+# make serve    serve two small models on http://127.0.0.1:8000; needs only python3 and make
+# make test     run the test suite                   make check    check lint, format and types
+# make setup    create .venv for `test` and `check`  make format   format the code with ruff
+# make bench    measure tokens/s and GB/s of decoding
+# make docs     build the documentation in build/site; docs-serve serves it on port 8001
+# make clean    remove generated files
+# make aot VENV=.venv-aot    compile kernels and steps for TPUs and GPUs that are not present
+# make ray      install Ray and run its tests on this machine
 #
 # PYTHON=python3.12 and VENV=.venv312 choose another Python and folder, PIP_ARGS="jax==0.11.1" pins
 # packages. HOST and PORT are for `serve`, PYTEST_ARGS for `test` (PYTEST_ARGS="tests/muxjax -k config").
@@ -19,8 +19,8 @@ PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
-# What an environment holds, by stamp file: the run-time dependencies alone, so that `make serve` is
-# quick on a new machine, and everything.
+# Stamp files of installed dependencies. `make serve` needs only those of the run time, so that it is
+# quick on a new machine.
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 AOT := $(VENV)/.installed-aot
@@ -36,30 +36,30 @@ help:
 setup: $(DEV)
 
 $(BIN)/python:
-	@python=$$(scripts/find-python $(PYTHON)) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
+	@python=$$(scripts/find-python $(PYTHON)) && echo "creating $(VENV) with $$python" && "$$python" -m venv $(VENV)
 
 $(RUN): pyproject.toml scripts/pip-install | $(BIN)/python
-	@echo "installing muxjax and what it needs to run"
+	@echo "installing muxjax and its run-time dependencies"
 	@scripts/pip-install $(VENV) -e . $(PIP_ARGS)
 	@touch $@
 
 $(DEV): pyproject.toml scripts/pip-install | $(BIN)/python
-	@echo "installing muxjax and what its tests and checks need"
+	@echo "installing muxjax and the dependencies of its tests and checks"
 	@scripts/pip-install $(VENV) -e '.[dev]' $(PIP_ARGS)
 	@touch $(RUN) $@
 
 $(AOT): pyproject.toml scripts/pip-install | $(BIN)/python
-	@echo "installing muxjax, what its tests need, and the compilers for TPUs and GPUs"
+	@echo "installing muxjax, its test dependencies, and the compilers for TPUs and GPUs"
 	@scripts/pip-install $(VENV) -e '.[dev,tpu,aot-cuda]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
 
 $(RAY): pyproject.toml scripts/pip-install | $(BIN)/python
-	@echo "installing muxjax, what its tests need, and Ray"
+	@echo "installing muxjax, its test dependencies, and Ray"
 	@scripts/pip-install $(VENV) -e '.[dev,ray]' $(PIP_ARGS)
 	@touch $(RUN) $(DEV) $@
 
 $(DOCS): pyproject.toml scripts/pip-install | $(BIN)/python
-	@echo "installing muxjax and what builds its documentation"
+	@echo "installing muxjax and the dependencies of its documentation"
 	@scripts/pip-install $(VENV) -e '.[docs]'
 	@touch $(RUN) $@
 
@@ -70,7 +70,7 @@ serve: $(RUN)
 test: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# In an environment of its own (VENV=.venv-aot), since JAX looks for a TPU wherever libtpu is.
+# Use a separate environment (VENV=.venv-aot): JAX searches for a TPU if libtpu is installed.
 aot: $(AOT)
 	@$(BIN)/python -m pytest -s -m "aot_tpu or aot_cuda" $(PYTEST_ARGS) -n 0
 

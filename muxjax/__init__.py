@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the public names on first use, so that `import muxjax` alone stays cheap."""
+    """Imports a public name on first use, so that `import muxjax` is fast."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'muxjax' has no attribute {name!r}")

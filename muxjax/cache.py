@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$MUXJAX_CACHE`, or `muxjax` in the user's cache folder."""
+    """Returns `$MUXJAX_CACHE`, or `muxjax` in the user's cache folder."""
     chosen = os.environ.get("MUXJAX_CACHE")
     if chosen:
         return Path(chosen).expanduser()

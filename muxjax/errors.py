@@ -73,7 +73,7 @@ class TimedOut(MuxError):
 
 
 class WorkloadError(MuxError, ValueError):
-    """A trace or workload that is not valid; the message says where and what to do."""
+    """A trace or workload that is not valid; the message says where and how to correct it."""
 
 
 class ProfileError(MuxError, ValueError):
@@ -89,7 +89,7 @@ class ClusterError(MuxError):
 
 
 class BenchError(MuxError, ValueError):
-    """A benchmark that cannot run; the message says why and what to do."""
+    """A benchmark that cannot run; the message says why and how to correct it."""
 
 
 class KeyFileError(MuxError, ValueError):

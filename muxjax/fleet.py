@@ -39,7 +39,7 @@ class Fleet:
     Safe to use from any number of threads and event loops.
 
     Attributes:
-      models: by name; of a model with replicas, the length limit that all of them have.
+      models: by name. A model on several units has the smallest of their length limits.
       units: the units that serve them.
     """
 
@@ -74,7 +74,7 @@ class Fleet:
 
         Args:
           source: path of a fleet file, or its contents as a mapping.
-          plan: placement of the models on devices, from `muxjax plan`; without one all models form
+          plan: placement of the models on devices, from `muxjax plan`; None serves all models as
             one unit.
           progress: show progress on standard error if that is a terminal.
           warm_up: False opens the checkpoints and divides the pool, but loads no weights and
@@ -89,34 +89,36 @@ class Fleet:
         """
         config = load_fleet_config(source)
         enable_compilation_cache()
-        parts = _parts(config, plan)
+        planned = _split_units(config, plan)
         specs = [
             build_unit_spec(
-                part.config,
+                unit.config,
                 progress=progress,
                 poison=poison,
-                devices=part.devices,
-                demand=part.demand,
+                devices=unit.devices,
+                demand=unit.demand,
             )
-            for part in parts
+            for unit in planned
         ]
         if not warm_up:
-            units = [LocalUnit(p.name, spec, {}) for p, spec in zip(parts, specs, strict=True)]
+            units = [
+                LocalUnit(unit.name, spec, {}) for unit, spec in zip(planned, specs, strict=True)
+            ]
             return cls(units, running=False)
         units = []
         try:
             with load_progress(specs, show=progress) as bars:
-                for part, spec in zip(parts, specs, strict=True):
-                    seconds = part.token_seconds
-                    units.append(build_unit(spec, part.name, progress=bars, token_seconds=seconds))
+                for unit, spec in zip(planned, specs, strict=True):
+                    seconds = unit.token_seconds
+                    units.append(build_unit(spec, unit.name, progress=bars, token_seconds=seconds))
         except BaseException:
-            for unit in units:
-                unit.close()
+            for local_unit in units:
+                local_unit.close()
             raise
         return cls(units, config=config)
 
     def model(self, name: str) -> ModelHandle:
-        """A handle of one model, with the methods of vLLM's `LLM`.
+        """Returns a handle of one model, with the methods of vLLM's `LLM`.
 
         Raises:
           UnknownModel: the fleet has no such model.
@@ -127,7 +129,7 @@ class Fleet:
     def generate(
         self, model: str, prompts: Prompt | Sequence[Prompt], params: ParamsArgument = None
     ) -> list[Completion]:
-        """Completes prompts, all at once, and waits for them.
+        """Completes prompts concurrently and waits for all of them.
 
         Args:
           model: name of the model in the fleet file.
@@ -147,7 +149,7 @@ class Fleet:
         return await self.model(model).agenerate(prompts, params)
 
     def stream(self, model: str, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """Completes one prompt, token by token; for `for` and for `async for`.
+        """Streams the completion of one prompt, for use with `for` or `async for`.
 
         Raises:
           UnknownModel, InvalidRequest: the request cannot be served; nothing was queued.
@@ -163,15 +165,15 @@ class Fleet:
         *,
         tools: Sequence[Tool] = (),
     ) -> list[Completion]:
-        """Answers conversations, all at once, and waits for the answers.
+        """Answers conversations concurrently and waits for all answers.
 
         Args:
           model: name of the model in the fleet file; it must have a chat template.
           messages: one conversation or several; each a list of messages in the form of OpenAI's API
             (`role`, `content`, `tool_calls`, `tool_call_id`).
           params: for all conversations, or one for each.
-          tools: functions that the model may call, in the form of OpenAI's API. A grammar holds
-            the calls to the schemas; they are in `Completion.tool_calls`.
+          tools: functions that the model may call, in the form of OpenAI's API. A grammar makes
+            the calls match their schemas; they are returned in `Completion.tool_calls`.
 
         Raises:
           UnknownModel, InvalidRequest: a request cannot be served; none was queued.
@@ -198,9 +200,9 @@ class Fleet:
         *,
         tools: Sequence[Tool] = (),
     ) -> Stream:
-        """Answers one conversation, token by token; for `for` and for `async for`.
+        """Streams the answer to one conversation, for use with `for` or `async for`.
 
-        With tools, the text of the deltas has the calls as the model writes them.
+        With tools, the text of the deltas includes the calls in the model's format.
 
         Raises:
           UnknownModel, InvalidRequest: the request cannot be served; nothing was queued.
@@ -210,7 +212,7 @@ class Fleet:
 
     @property
     def admin(self) -> FleetAdmin:
-        """Loads, unloads, puts to sleep and wakes models while other models are served.
+        """The operations that load, unload, sleep and wake models while others are served.
 
         Raises:
           WrongState: the fleet has units in other processes or on several machines.
@@ -225,18 +227,19 @@ class Fleet:
         return self._admin
 
     def model_states(self) -> dict[str, ModelHealth]:
-        """The state of each model by name; does not ask the engines."""
+        """Returns the state of each model by name, without waiting for the engines."""
         return {} if self._admin is None else self._admin.states()
 
     def stats(self, *, block: bool = True) -> FleetStats:
-        """Counters and gauges: pool, quotas, queues, and the compiled programs.
+        """Returns counters and gauges: pool, quotas, queues, and the compiled programs.
 
-        Those of a fleet's only unit; of several units their sums, and `units` with each by name.
+        A fleet of one unit returns the values of that unit. A fleet of several units returns sums,
+        and `units` has the values of each unit by name.
 
         Args:
-          block: wait for the engines, which answer between two steps. False reads the scheduler's
-            counters while the engines may be changing them, so that it returns even when an engine
-            hangs; they may disagree with each other, and several units are not summed.
+          block: wait for the engines, which answer between two steps. False reads the counters
+            while the engines may change them, so that it returns even if an engine hangs. The
+            values may then be inconsistent, and those of several units are not summed.
 
         Raises:
           EngineDead: the fleet is closed, or an engine has ended (only if `block`).
@@ -251,29 +254,29 @@ class Fleet:
         return cast(FleetStats, merge_stats({unit.name: unit.stats() for unit in self.units}))
 
     def health(self) -> list[UnitHealth]:
-        """The health of each unit; does not ask the engines, so it returns when one hangs."""
+        """Returns the health of each unit, without waiting for the engines."""
         return [unit.health() for unit in self.units]
 
     def restart(self, unit: str, reason: str) -> None:
-        """Restarts the engine of a unit: a new pool and queue, the same weights and programs.
+        """Restarts the engine of a unit with a new pool and queue, the same weights and programs.
 
-        Its requests continue on a replica or on the unit. A hanging engine is left behind; the
-        memory of its pool is freed when it returns.
+        Its requests continue on a replica or on the restarted unit. A hanging engine is abandoned;
+        the memory of its pool is freed when it returns.
 
         Args:
           unit: name of the unit.
-          reason: message of the error that ends requests which cannot continue.
+          reason: message of the error for requests that cannot continue.
 
         Raises:
           EngineDead: there is no such unit, or the fleet is closed or was never started.
         """
-        by_name = {supervised.name: supervised for supervised in self.units}
+        by_name = {served.name: served for served in self.units}
         if unit not in by_name:
             raise EngineDead(f"unit {unit} cannot be restarted: it does not exist")
         by_name[unit].restart(reason)
 
     def record(self, timeline: Timeline) -> None:
-        """Records every step of every unit from now on in a timeline.
+        """Records all subsequent steps of all units in a timeline.
 
         Raises:
           EngineDead: the fleet was loaded with `warm_up=False`.
@@ -300,16 +303,16 @@ class Fleet:
         return self._router
 
     def _update_models(self) -> None:
-        """Follows a change of the units' models."""
+        """Updates `models` after the models of a unit have changed."""
         before, self.models = self.models, _merge_replicas(self.units)
         for name in before.keys() - self.models.keys():
             self._inputs.forget(name)
 
 
-def _parts(
+def _split_units(
     config: FleetConfig, plan: placement.PlacementPlan | str | os.PathLike[str] | None
 ) -> list[PlannedUnitConfig]:
-    """The units of a fleet: those of the plan, or one."""
+    """Returns the units of the plan, or one unit if there is no plan."""
     if plan is None:
         return [single_unit_config(config)]
     if not isinstance(plan, placement.PlacementPlan):
@@ -318,11 +321,11 @@ def _parts(
 
 
 def _merge_replicas(units: Sequence[ServedUnit]) -> dict[str, LoadedModel]:
-    """The models by name; of replicas the first, with the length limit that all of them have."""
+    """Returns the models by name; of replicas the first, with the smallest length limit."""
     models: dict[str, LoadedModel] = {}
     for unit in units:
         for name, model in unit.models.items():
-            known = models.setdefault(name, model)
-            if model.max_model_len < known.max_model_len:
-                models[name] = dataclasses.replace(known, max_model_len=model.max_model_len)
+            first = models.setdefault(name, model)
+            if model.max_model_len < first.max_model_len:
+                models[name] = dataclasses.replace(first, max_model_len=model.max_model_len)
     return models

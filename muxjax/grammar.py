@@ -22,7 +22,7 @@ class Grammar:
     """The form that an output must have.
 
     Attributes:
-      kind: what `text` is.
+      kind: the format of `text`.
       text: a JSON Schema as JSON, a regular expression, or a grammar in llguidance's Lark syntax.
 
     Raises:
@@ -53,10 +53,10 @@ class Grammar:
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
-        """Text that a regular expression (Rust's syntax, no look-around) matches as a whole."""
+        """Text that fully matches a regular expression (Rust's syntax, no look-around)."""
         return Grammar("regex", pattern)
 
     @staticmethod
     def lark(text: str) -> Grammar:
-        """Text of a context-free grammar in llguidance's Lark syntax."""
+        """Text that matches a context-free grammar in llguidance's Lark syntax."""
         return Grammar("lark", text)

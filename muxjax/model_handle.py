@@ -1,4 +1,4 @@
-"""One model of a fleet: prompts in, completions or streams of deltas out."""
+"""The handle of one model of a fleet: completes prompts and conversations."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ class ModelHandle:
         """See `Fleet.chat`."""
         chats = self._render(messages, params, tools)
         completions = _complete(self._open([(chat.token_ids, chat.params) for chat in chats]))
-        return [chat.parse_calls(done) for chat, done in zip(chats, completions, strict=True)]
+        return [
+            chat.parse_calls(completion)
+            for chat, completion in zip(chats, completions, strict=True)
+        ]
 
     async def achat(
         self,
@@ -85,7 +88,10 @@ class ModelHandle:
         chats = self._render(messages, params, tools)
         streams = self._open([(chat.token_ids, chat.params) for chat in chats])
         completions = await _acomplete(streams)
-        return [chat.parse_calls(done) for chat, done in zip(chats, completions, strict=True)]
+        return [
+            chat.parse_calls(completion)
+            for chat, completion in zip(chats, completions, strict=True)
+        ]
 
     def chat_stream(
         self,
@@ -141,12 +147,16 @@ def _pair_prompts(
     is_single = isinstance(prompts, str) or (
         len(prompts) > 0 and all(isinstance(token, int) for token in prompts)
     )
-    several: Sequence[Any] = [prompts] if is_single else prompts
-    return _pair(several, params)
+    prompt_list: Sequence[Any] = [prompts] if is_single else prompts
+    return _pair(prompt_list, params)
 
 
 def _pair[T](items: Sequence[T], params: ParamsArgument) -> list[tuple[T, SamplingParams]]:
-    """Each item with its parameters, which are shared or as many as the items."""
+    """Pairs each item with its parameters; single parameters apply to all items.
+
+    Raises:
+      InvalidRequest: `params` is a list of another length.
+    """
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(items)
     if len(params) != len(items):

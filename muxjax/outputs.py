@@ -1,4 +1,4 @@
-"""What a fleet returns: the deltas and completions of requests, and its statistics."""
+"""The results of a fleet: deltas and completions of requests, and statistics."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Delta:
 
     Attributes:
       text: may lag behind the tokens: incomplete characters, and text that may begin a stop string,
-        are held back.
+        are withheld.
       token_ids: new tokens; a stop token that ended the request is the last, and has no text.
       logprobs: one entry for each of `token_ids`, or None if not requested.
       finish_reason: 'stop', 'length', 'cancelled' or 'abort' in the last delta, None before.
       prompt_logprobs: in the first delta, if requested: of the prompt's tokens from the second on.
-      stop_reason: in the last delta: see `Completion.stop_reason`.
+      stop_reason: in the last delta; see `Completion.stop_reason`.
     """
 
     text: str
@@ -57,10 +57,10 @@ class Completion:
       logprobs: one entry for each of `token_ids`, or None if not requested.
       prompt_token_ids: tokens of the prompt, after the chat template.
       stop_reason: the stop string, or the id of `SamplingParams.stop_token_ids`, that ended the
-        output. None for every other end, the model's own end token included (as in vLLM).
+        output. None otherwise, also for the model's end token (as in vLLM).
       prompt_logprobs: one entry for each token of the prompt from the second on, or None.
       tool_calls: calls of the tools that were given to `Fleet.chat`.
-      num_cached_tokens: tokens of the prompt that were found in the prefix cache.
+      num_cached_tokens: number of prompt tokens found in the prefix cache.
     """
 
     text: str
@@ -104,7 +104,7 @@ class Completion:
 class ModelStats(TypedDict, total=False):
     """Counters and gauges of one model, in tokens, pages and seconds; see `scheduling.stats`.
 
-    Of a model with replicas: sums, without the values that cannot be added, and `units`.
+    For a model with replicas: sums, without values that cannot be added, and `units`.
     """
 
     waiting: int
@@ -146,8 +146,8 @@ class ProgramStats(TypedDict):
 class UnitStats(TypedDict, total=False):
     """Counters and gauges of one unit.
 
-    The keys from `steps` on are missing where the engine was not asked (`block=False`) or does not
-    run. `node` and `pid` are those of a unit in another process.
+    The keys from `steps` on are missing with `block=False`, and if the engine does not run. Only
+    a unit in another process has `node` and `pid`.
     """
 
     policy: str
@@ -177,7 +177,7 @@ class FleetStats(UnitStats, total=False):
     """Counters and gauges of a fleet: those of its only unit, or sums over several units.
 
     Attributes:
-      units: the statistics of each unit by name, where there are several.
+      units: the statistics of each unit by name, if there are several.
     """
 
     units: dict[str, UnitStats]

@@ -34,7 +34,7 @@ class Bars:
         }
 
     def advance(self, title: str, amount: int, last: str) -> None:
-        """Adds `amount` to a bar; `last` is shown beside it, such as the item that was done."""
+        """Adds `amount` to a bar, and shows `last`, such as the completed item, beside it."""
         self._progress.update(self._tasks[title], advance=amount, last=last)
 
     def __enter__(self) -> Self:

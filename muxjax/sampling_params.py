@@ -1,4 +1,4 @@
-"""Sampling parameters: how the tokens of a request are chosen, and when the output ends."""
+"""Sampling parameters: how the tokens of a request are selected, and when its output ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muxjax.grammar import Grammar
 MAX_LOGPROBS = 20
 """Maximum of `SamplingParams.logprobs` (OpenAI's limit for chat)."""
 MAX_STOP_TOKEN_IDS = 8
-"""Maximum number of stop token ids of a request, the model's own included (device state)."""
+"""Maximum number of stop token ids of a request, including the model's end tokens."""
 MAX_LOGIT_BIAS = 300
 """Maximum number of tokens in `SamplingParams.logit_bias`."""
 MAX_STOP_STRINGS = 16
@@ -22,7 +22,7 @@ MAX_PRIORITY = 100
 MAX_SALT = 256
 """Maximum length of `SamplingParams.cache_salt`, in characters."""
 HEAD_START = 1000
-"""Queue positions that one step of priority is worth."""
+"""Queue positions by which a request advances for each step of priority."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SamplingParams:
       temperature: logits are divided by it; 0 selects the most likely token (greedy).
       top_k: keep the k most likely tokens; 0 and -1 keep all (-1 is stored as 0).
       top_p: keep the most likely tokens whose probabilities add up to this (nucleus sampling).
-      min_p: drop tokens whose probability is below this times that of the most likely token.
+      min_p: minimum probability of a token, as a fraction of the most likely token's.
       repetition_penalty: divides positive logits, and multiplies negative ones, of every token
         seen in prompt or output (CTRL, Keskar et al. 2019).
       presence_penalty: subtracted from the logits of tokens already in the output.
@@ -42,18 +42,18 @@ class SamplingParams:
       seed: the same seed gives the same tokens, whatever the request is batched with. None draws
         a random seed.
       stop: a string, or strings, that end the output; not included in the text.
-      stop_token_ids: tokens that end the output, in addition to the model's own.
-      ignore_eos: continue after the model's own end tokens.
+      stop_token_ids: tokens that end the output, in addition to the model's end tokens.
+      ignore_eos: continue after the model's end tokens.
       min_tokens: minimum number of tokens before a stop token or stop string ends the output.
       logit_bias: added to the logits of these tokens, by id, before penalties; from -100 to 100.
       logprobs: number of alternatives to report for each token, from the raw logits, before
-        temperature and penalties. 0: only the chosen token's log-probability. None: nothing.
+        temperature and penalties. 0: only the selected token's log-probability. None: nothing.
       prompt_logprobs: the same for the tokens of the prompt from the second on.
       grammar: the form that the output must have; see `muxjax.grammar`.
-      priority: a request of higher priority is queued ahead: each step is worth `HEAD_START` queue
-        positions, so that no request waits forever. None is 0, or the priority of the API key.
-      cache_salt: partition of the prefix cache, 1 to 256 characters: a request finds only what
-        requests with the same salt have left there. None is a partition as well.
+      priority: a request of higher priority is queued ahead, by `HEAD_START` queue positions for
+        each step, so that no request waits forever. None is 0, or the priority of the API key.
+      cache_salt: partition of the prefix cache, 1 to 256 characters. A request uses only prefixes
+        of requests with the same salt; those without a salt form one partition.
 
     Raises:
       InvalidRequest: a value is out of its range; `field` names it.
@@ -115,12 +115,13 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise InvalidRequest(
-                    f"stop must hold non-empty strings, not {text!r}", field="stop"
+                    f"stop must contain non-empty strings, not {text!r}", field="stop"
                 )
         for token in self.stop_token_ids:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < 2**31:
                 raise InvalidRequest(
-                    f"stop_token_ids must hold token ids, not {token!r}", field="stop_token_ids"
+                    f"stop_token_ids must contain token ids, not {token!r}",
+                    field="stop_token_ids",
                 )
         if self.min_tokens > self.max_tokens:
             raise InvalidRequest(
@@ -181,7 +182,7 @@ class SamplingParams:
                 )
             if not _is_number(value) or not -100.0 <= value <= 100.0:
                 raise InvalidRequest(
-                    f"logit_bias must hold numbers from -100 to 100, not {value!r}",
+                    f"logit_bias must contain numbers from -100 to 100, not {value!r}",
                     field="logit_bias",
                 )
         object.__setattr__(self, "logit_bias", dict(bias))
@@ -190,7 +191,7 @@ class SamplingParams:
         salt = self.cache_salt
         if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= MAX_SALT):
             raise InvalidRequest(
-                f"cache_salt must be a text of 1 to {MAX_SALT} characters", field="cache_salt"
+                f"cache_salt must be a string of 1 to {MAX_SALT} characters", field="cache_salt"
             )
 
     def _check_grammar(self, grammar: Grammar) -> None:
@@ -200,7 +201,7 @@ class SamplingParams:
             )
         if self.min_tokens:
             raise InvalidRequest(
-                "min_tokens cannot be combined with a grammar, which decides when the output ends",
+                "min_tokens cannot be combined with a grammar, which determines the output's end",
                 field="min_tokens",
             )
 

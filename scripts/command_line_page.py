@@ -1,4 +1,4 @@
-"""Writes the options of every `muxjax` command as Markdown, for docs/reference/command-line.md."""
+"""Prints the options of every `muxjax` command as Markdown, for docs/reference/command-line.md."""
 
 from __future__ import annotations
 

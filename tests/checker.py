@@ -1,4 +1,4 @@
-"""The run-time type checker that tests/conftest.py puts on every function of `muxjax`."""
+"""The run-time type checker that tests/conftest.py applies to every function of `muxjax`."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,10 +11,10 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def checked[F: Callable[..., object]](function: F) -> F:
-    """`beartype`, with two exceptions.
+    """Applies `beartype`, with two exceptions.
 
-    Methods that return `Self`: it checks those only on whole classes. And the `__init__` that a
-    dataclass gets: JAX rebuilds pytrees with leaves of its own that are no arrays.
+    It supports methods that return `Self` only if a class is decorated, not a method. In the
+    generated `__init__` of a dataclass, JAX passes pytree leaves that are not arrays.
     """
     if function.__name__ == "__init__" and function.__code__.co_filename == "<string>":
         return function

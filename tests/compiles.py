@@ -1,4 +1,4 @@
-"""Counting what XLA compiles, to show that nothing is compiled after warm-up."""
+"""Counts compilations by XLA, to show that nothing is compiled after warm-up."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 @contextmanager
 def counted_compiles() -> Iterator[list[float]]:
-    """A list that gets the seconds of every compilation inside the block, cached ones included."""
-    found: list[float] = []
+    """Yields a list of the seconds of each compilation in the block, including cached ones."""
+    seconds: list[float] = []
 
     def listen(event: str, duration: float, **_: object) -> None:
         if event == _EVENT:
-            found.append(duration)
+            seconds.append(duration)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield seconds
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

@@ -7,18 +7,17 @@ from jaxtyping import install_import_hook
 
 from tests import checker
 
-# Tests are made for the CPU, whatever else is installed. Before anything imports JAX.
+# Tests run on the CPU by default. This must be set before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Before anything imports muxjax: modules that are already loaded are not checked.
+# The hook must be installed before muxjax is imported: loaded modules are not checked.
 install_import_hook("muxjax", f"{checker.__name__}.{checker.checked.__name__}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes, a browser or Ray is done where its marker asks for it only."""
-    asked = config.option.markexpr
+    """Deselects tests that are slow or need a browser or Ray, unless `-m` names their marker."""
     markers = ("aot_tpu", "aot_cuda", "browser", "fuzz", "ray", "soak")
-    unasked = {marker for marker in markers if marker not in asked}
-    left_out = [item for item in items if unasked & set(item.keywords)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    not_requested = {marker for marker in markers if marker not in config.option.markexpr}
+    deselected = [item for item in items if not_requested & set(item.keywords)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]

@@ -1,6 +1,6 @@
-"""Runs test functions in a process that sees one CPU as eight devices.
+"""Runs test functions in a process in which one CPU has eight devices.
 
-XLA decides how many devices a CPU is when JAX starts, so that a test cannot choose it for itself.
+XLA sets the number of CPU devices when JAX starts, so that a running test cannot change it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ getattr(importlib.import_module(sys.argv[1]), sys.argv[2])()
 
 
 def run(module: str, function: str) -> str:
-    """Calls a function without arguments; returns what it printed, fails with what it raised."""
-    # Compiling is most of the time: what is compiled runs for milliseconds.
+    """Calls a function without arguments and returns its standard output; fails if it raises."""
+    # Most of the time is compilation; the compiled programs run for milliseconds.
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", _RUN, module, function],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
@@ -31,5 +31,5 @@ def run(module: str, function: str) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    return done.stdout
+    assert completed.returncode == 0, f"{completed.stdout[-2000:]}\n{completed.stderr[-6000:]}"
+    return completed.stdout

@@ -19,16 +19,16 @@ PACKAGES = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
-    found = {}
+    """The path of every module of the package, by its dotted name."""
+    paths = {}
     for folder, package in PACKAGES.items():
         # `rglob` does not follow the symbolic links muxjax/models, muxjax/serve, ...
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = [package, *path.relative_to(ROOT / folder).with_suffix("").parts]
             if parts[-1] == "__init__":
                 parts.pop()
-            found[".".join(parts)] = path
-    return found
+            paths[".".join(parts)] = path
+    return paths
 
 
 @cache
@@ -38,7 +38,7 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imports() -> dict[str, frozenset[str]]:
-    """The modules of the package that each module imports, anywhere in it."""
+    """The modules of the package that each module imports, including inside functions."""
     known = modules()
     graph = {}
     for name, path in known.items():

@@ -1,4 +1,4 @@
-"""The counter of compilations counts."""
+"""The counter of compilations."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from tests.compiles import counted_compiles
 
 
-def test_compilations_are_counted_inside_the_block_only():
+def test_only_compilations_in_the_block_are_counted():
     x = jnp.arange(3)
     jitted = jax.jit(lambda x: x * 3 + 1)
     ahead = jax.jit(lambda x: x * 5 + 1).lower(x)

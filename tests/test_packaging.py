@@ -1,4 +1,4 @@
-"""Every way to install MuxJAX imports every sub-package, from any working folder.
+"""All kinds of installation import all sub-packages, from any working folder.
 
 The folders `models`, `pallas_kernels`, `placement` and `serve` are sub-packages of `muxjax` through
 relative symbolic links.
@@ -32,7 +32,7 @@ GENERIC = ("models", "serve", "placement", "pallas_kernels")
 
 
 def source_modules() -> set[str]:
-    """Every module of the checkout by the path it has when installed."""
+    """The installed paths of all modules of the checkout."""
     modules = set()
     for folder, package in PACKAGES.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -55,23 +55,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        # The checkout's own folders must not be found by what pip runs.
+        # Build processes of pip must not import from the checkout.
         cwd="/",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def imported(folder: Path, *search: Path) -> list[Path]:
-    """Where `muxjax` and `muxjax.serve.body` come from in a Python started in `folder`."""
+    """The paths of `muxjax` and `muxjax.serve.body` in a Python that is started in `folder`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search))}
-    # -P would hide what is tested: that Python finds the checkout's `muxjax` first.
+    # Python must search the working folder first, which PYTHONSAFEPATH would prevent.
     environment.pop("PYTHONSAFEPATH", None)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", IMPORTS],
         cwd=folder,
         env=environment,
@@ -79,8 +79,8 @@ def imported(folder: Path, *search: Path) -> list[Path]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [Path(line) for line in done.stdout.split()]
+    assert completed.returncode == 0, completed.stderr
+    return [Path(line) for line in completed.stdout.split()]
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +91,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_modules(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {name for name in names if name.endswith(".py")}
     assert modules == source_modules()
     assert "muxjax/py.typed" in names
-    page = {
+    page_files = {
         f"muxjax/serve/live/{path.name}"
         for path in (ROOT / "serve" / "live").iterdir()
         if path.is_file()
     }
-    assert page <= names
+    assert page_files <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"muxjax"}
@@ -119,20 +119,20 @@ def test_a_wheel_imports_from_any_folder(installed: Path, tmp_path: Path) -> Non
     assert paths == [installed / "muxjax/__init__.py", installed / "muxjax/serve/body.py"]
 
 
-def test_a_users_folders_of_the_same_names_are_not_in_the_way(
+def test_folders_of_a_user_with_the_same_names_are_not_imported(
     installed: Path, tmp_path: Path
 ) -> None:
     for name in GENERIC:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise AssertionError('not this one')")
+        (tmp_path / name / "__init__.py").write_text("raise AssertionError('must not be imported')")
     assert imported(tmp_path, installed)[1] == installed / "muxjax/serve/body.py"
 
 
-def test_python_started_in_the_checkout_uses_the_checkout(installed: Path) -> None:
+def test_python_in_the_checkout_imports_the_checkout(installed: Path) -> None:
     assert imported(ROOT, installed) == [ROOT / "muxjax/__init__.py", ROOT / "muxjax/serve/body.py"]
 
 
-def test_the_checkout_on_the_path_is_enough(tmp_path: Path) -> None:
+def test_the_checkout_can_be_imported_from_pythonpath(tmp_path: Path) -> None:
     assert imported(tmp_path, ROOT) == [ROOT / "muxjax/__init__.py", ROOT / "muxjax/serve/body.py"]
 
 
@@ -144,10 +144,10 @@ def test_an_editable_install_imports_from_any_folder(tmp_path: Path) -> None:
         (copy / name).symlink_to(ROOT / name)
     options = ("--no-deps", "--no-index", "--no-build-isolation", "--target", str(target))
     pip("install", *options, "--editable", str(copy))
-    # A `.pth` file counts only in a folder that is known as a site folder.
+    # Python reads `.pth` files only in site folders.
     program = f"import site; site.addsitedir({str(target)!r}); {IMPORTS}"
     for folder in (tmp_path, ROOT):
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", program],
             cwd=folder,
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
@@ -155,6 +155,6 @@ def test_an_editable_install_imports_from_any_folder(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        paths = [Path(line).resolve() for line in done.stdout.split()]
+        assert completed.returncode == 0, completed.stderr
+        paths = [Path(line).resolve() for line in completed.stdout.split()]
         assert paths == [ROOT / "muxjax/__init__.py", ROOT / "serve/body.py"]

@@ -1,7 +1,7 @@
-"""Three tiny trained models for tests, made by `examples/train_tiny.py`, kept in the user's cache.
+"""Three tiny models for tests, trained by `examples/train_tiny.py` and kept in the user's cache.
 
-Training takes half a minute on two cores. It is done again only when something that the models
-depend on has changed: the script, its text, the code of `models/`, or the version of JAX.
+Training takes half a minute on two cores. It is repeated only if the script, its text, the code of
+`models/`, or the version of JAX or its libraries has changed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _DAY = 86400.0
 
 
 def learned() -> str:
-    """The text that the models know by heart: the first sonnet."""
+    """The text that the models have memorized: the first sonnet."""
     text = TEXT.read_text("utf-8")
     return text[: text.index("SONNET 29")]
 
 
 @functools.cache
 def trained() -> Path:
-    """The folder of the models; they are trained if the cache does not have them."""
+    """The folder of the models, which are trained if they are not in the cache."""
     cache = cache_folder() / "tests"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"tiny-{_digest()}"
-    # One trains, also where pytest-xdist runs several processes; the others wait for it.
+    # With pytest-xdist, one process trains, and the others wait for it.
     with FileLock(cache / "tiny.lock"):
         if not folder.exists():
             for old in cache.glob("tiny-*"):
-                if time.time() - old.stat().st_mtime > _DAY:  # not those of another run
+                if time.time() - old.stat().st_mtime > _DAY:  # newer ones may be in use
                     shutil.rmtree(old)
             _train(folder)
         os.utime(folder)
@@ -55,24 +55,24 @@ def trained() -> Path:
 def _train(folder: Path) -> None:
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, SCRIPT, "--quick", "--output", unfinished],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     unfinished.rename(folder)
 
 
 def _digest() -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in ("jax", "flax", "optax", "orbax-checkpoint"):
-        found.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+        digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
     for path in _sources():
-        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _sources() -> Iterator[Path]:

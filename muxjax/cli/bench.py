@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def register(parent: typer.Typer) -> None:
-    """Adds the group of commands."""
+    """Adds the `bench` group of commands."""
     parent.add_typer(app, rich_help_panel="Plan and measure")
 
 

@@ -20,7 +20,7 @@ from muxjax.cli.options import AsJson, GroupedCommand, register_command
 
 
 class _VllmCommand(GroupedCommand):
-    """Accepts options with several values, and refuses options of vLLM's that are unsupported."""
+    """Accepts options with several values, and rejects unsupported options of vLLM."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from muxjax.bench.http.vllm_flags import expand_arguments
@@ -50,8 +50,8 @@ def http(
 ) -> None:
     """Load an OpenAI-compatible server as `vllm bench serve` does, with several models at once.
 
-    Options and JSON keys are vLLM's. The result also has a block for each model, the SLO attainment
-    and Jain's fairness index. Ctrl-C keeps finished requests.
+    Options and JSON keys are those of vLLM. The result also has a section for each model, the SLO
+    attainment and Jain's fairness index. Ctrl-C keeps finished requests.
     """
     from muxjax.bench.http.run import HttpBench, parse_backend
     from muxjax.bench.http.vllm_flags import pairs, tokenizer_path

@@ -168,7 +168,7 @@ class HttpSamplingOptions:
     ] = None
 
     def body(self, *, chat: bool, synthetic: bool) -> dict[str, Any]:
-        """The fields to add to every request's JSON."""
+        """Returns the fields to add to the JSON of every request."""
         names = ("temperature", "top_p", "top_k", "min_p")
         penalties = ("frequency_penalty", "presence_penalty", "repetition_penalty")
         fields: dict[str, Any] = {
@@ -207,7 +207,7 @@ class MetricOptions:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What is printed and saved."""
+    """The output of a run, and the files to write."""
 
     disable_tqdm: Annotated[bool, _option(RESULT, "Do not show a progress bar.")] = False
     label: Annotated[
@@ -227,7 +227,7 @@ class ResultOptions:
         Path | None, _option(RESULT, "Folder of the file. [default: the current folder]")
     ] = None
     result_filename: Annotated[
-        str | None, _option(RESULT, "Name of the file. By default as vLLM names it.")
+        str | None, _option(RESULT, "Name of the file. By default a name in vLLM's format.")
     ] = None
 
     @property
@@ -235,7 +235,7 @@ class ResultOptions:
         """Whether a file is written.
 
         Raises:
-          BenchError: options of the file without an option that writes it.
+          BenchError: an option of the file is given without an option that writes it.
         """
         saves = self.save_result or self.append_result
         if (self.save_detailed or self.result_dir or self.result_filename) and not saves:

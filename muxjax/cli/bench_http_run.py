@@ -22,7 +22,11 @@ from muxjax.errors import BenchError
 
 
 def build_server(options: ServerOptions, url: str | None, body: dict[str, Any]) -> Server:
-    """The server, which `url` or these options name."""
+    """Returns the server that `url` or the options specify.
+
+    Raises:
+      BenchError: more than one of them specifies a server.
+    """
     by_host = options.host is not None or options.port is not None
     if sum([url is not None, options.base_url is not None, by_host]) > 1:
         raise BenchError("give the server once: as URL, as --base-url, or as --host and --port")
@@ -40,7 +44,7 @@ def build_server(options: ServerOptions, url: str | None, body: dict[str, Any]) 
 
 
 def build_prompts(options: DatasetOptions) -> Prompts:
-    """The data set."""
+    """Returns the data set."""
     return Prompts(
         name=options.dataset_name,  # type: ignore[arg-type]  # checked there
         path=options.dataset_path,
@@ -57,7 +61,7 @@ def build_prompts(options: DatasetOptions) -> Prompts:
 
 
 def _fixed_output(options: DatasetOptions) -> int | None:
-    """Output tokens in place of the data set's."""
+    """Returns the output tokens of every request; None for those of the data set."""
     fixed = options.output_len
     for option, value, owner in (
         ("--sharegpt-output-len", options.sharegpt_output_len, "sharegpt"),
@@ -72,7 +76,7 @@ def _fixed_output(options: DatasetOptions) -> int | None:
 
 
 def build_arrivals(options: LoadOptions) -> ArrivalPattern:
-    """The arrival pattern."""
+    """Returns the arrival pattern."""
     if options.ramp_up_strategy not in (None, "linear", "exponential"):
         raise BenchError(
             f"--ramp-up-strategy is linear or exponential, not {options.ramp_up_strategy!r}"
@@ -87,12 +91,12 @@ def build_arrivals(options: LoadOptions) -> ArrivalPattern:
 
 
 def build_measures(options: MetricOptions) -> Measures:
-    """The metrics."""
+    """Returns the metrics to report."""
     try:
         percentiles = tuple(float(part) for part in options.metric_percentiles.split(","))
     except ValueError as error:
         raise BenchError(
-            f"--metric-percentiles takes numbers with commas between, not "
+            f"--metric-percentiles takes comma-separated numbers, not "
             f"{options.metric_percentiles!r}"
         ) from error
     return Measures(
@@ -101,7 +105,7 @@ def build_measures(options: MetricOptions) -> Measures:
 
 
 def write_results(options: ResultOptions, result: dict[str, Any], load: LoadResult) -> None:
-    """Writes the file."""
+    """Writes the result file that the options specify."""
     path = result_path(result, options.result_dir, options.result_filename)
     details = load if options.save_detailed else None
     write_result(result, details, path, append=options.append_result)
@@ -113,7 +117,7 @@ def _first_given(*values: int | None) -> int:
 
 
 def report_failures(load: LoadResult) -> None:
-    """Prints the first errors.
+    """Prints the first errors on standard error.
 
     Raises:
       BenchError: all requests failed.

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class GridOptions:
-    """The grid of `bench policies`."""
+    """Options of the grid of `bench policies`."""
 
     policies: Annotated[
         str, typer.Option(help="Policies to compare, separated by commas.", rich_help_panel=RUN)
@@ -48,7 +48,7 @@ class GridOptions:
         str,
         typer.Option(help="Policy that measures the saturating rate.", rich_help_panel=RUN),
     ] = "adbs"
-    rounds: Annotated[int, typer.Option(help="Runs of the whole grid.", rich_help_panel=RUN)] = 5
+    rounds: Annotated[int, typer.Option(help="Runs of the grid.", rich_help_panel=RUN)] = 5
     simulated: Annotated[
         bool,
         typer.Option(help="Measure steps once and simulate the rest.", rich_help_panel=RUN),
@@ -153,7 +153,7 @@ def policies(
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The runs of `bench predict`."""
+    """Options of the runs of `bench predict`."""
 
     policy: Annotated[str, typer.Option(help="The scheduling policy.", rich_help_panel=RUN)] = (
         "adbs"

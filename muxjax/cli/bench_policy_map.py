@@ -1,4 +1,4 @@
-"""`muxjax bench policy-map`: `slo` against every baseline, simulated over a grid."""
+"""`muxjax bench policy-map`: compares `slo` with every baseline, simulated over a grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The grid of `bench policy-map`."""
+    """Options of the grid of `bench policy-map`."""
 
     hardware: Annotated[
         str,
@@ -74,7 +74,8 @@ class MapOptions:
     ahead: Annotated[
         bool,
         typer.Option(
-            help="Choose placements on other requests than the scored ones.", rich_help_panel=RUN
+            help="Choose placements with separate requests, not the scored ones.",
+            rich_help_panel=RUN,
         ),
     ] = False
     profile: Annotated[
@@ -98,7 +99,7 @@ def policy_map(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write cells to this file (JSON). Cells that it already has are not run again.",
+            help="Write cells to this file (JSON). Cells that are already in it are not run again.",
             rich_help_panel=OUTPUT_PANEL,
         ),
     ] = None,

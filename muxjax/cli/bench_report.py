@@ -58,9 +58,9 @@ def picture(
 
     if seconds is not None and not seconds > 0:
         raise BenchError(f"--seconds must be above 0, not {seconds}")
-    drawn = trace_picture(trace, start=start, seconds=seconds, title=title)
+    svg = trace_picture(trace, start=start, seconds=seconds, title=title)
     try:
-        output.write_text(drawn, encoding="utf-8")
+        output.write_text(svg, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"{output}: cannot be written: {error.strerror or error}") from error
     print(f"written to {output}")

@@ -72,7 +72,9 @@ def serve(
     slo: SloOptions,
     policy: Annotated[
         str | None,
-        typer.Option(help="Policies, separated by commas. By default the fleet file's policy."),
+        typer.Option(
+            help="Policies, separated by commas. By default the policy of the fleet file."
+        ),
     ] = None,
     rounds: Annotated[
         int, typer.Option(help="Runs of each policy; policies take turns: A B A B.")
@@ -152,7 +154,7 @@ def serve(
 
 
 def _parse_policies(text: str | None, default: str) -> list[str]:
-    """The policies of `--policy`, or the default."""
+    """Returns the policies of `--policy`, or the default."""
     from muxjax.scheduling.policies.registry import policy_names
 
     if text is None:

@@ -33,8 +33,8 @@ def steps(
     context: Annotated[
         list[int] | None,
         typer.Option(
-            help="Tokens of a sequence to measure at. May be repeated. By default eight values for "
-            "each model, up to its longest sequence."
+            help="Context length to measure, in tokens. May be repeated. By default eight values "
+            "for each model, up to its longest sequence."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -66,12 +66,12 @@ def steps(
         report = {"kind": "steps", **describe_machine(), "steps": rows, "profile": profile}
         print(json.dumps(report, indent=2))
         return
-    _show(rows, measured)
+    _show(rows)
     if output is not None:
         print(f"written to {output}")
 
 
-def _show(rows: list[dict[str, Any]], in_service: Any) -> None:
+def _show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`muxjax convert`: writes a checkpoint in the format that loads fastest."""
+"""`muxjax convert`: writes a checkpoint in MuxJAX's format."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def convert(
         Dtype, typer.Option(help="Type of the matrices; keep is the type of the source.")
     ] = Dtype.keep,
 ) -> None:
-    """Convert a checkpoint to MuxJAX's format (Orbax), of which each device loads only its shards.
+    """Convert a checkpoint to MuxJAX's format (Orbax), so that each device loads only its shards.
 
     DEST is created when the conversion is complete.
     """
-    from muxjax.models.checkpoints.convert import convert as write
+    from muxjax.models.checkpoints.convert import convert as convert_checkpoint
     from muxjax.models.checkpoints.loading import open_checkpoint
 
-    size = write(open_checkpoint(source), dest.expanduser().absolute(), dtype.value)
+    target = dest.expanduser().absolute()
+    size = convert_checkpoint(open_checkpoint(source), target, dtype.value)
     print(f"{dest}: {size / 1e6:,.0f} MB of parameters")

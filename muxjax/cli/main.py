@@ -1,7 +1,7 @@
 """The command line: `muxjax serve | generate | models | plan | simulate | bench | ...`.
 
-Heavy modules are imported when a command needs them, so that help and argument errors are printed
-at once. A fleet file is checked before JAX is imported.
+Heavy modules are imported when a command needs them, so that help and argument errors appear
+without delay. A fleet file is checked before JAX is imported.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
 
     config = load_fleet_config(fleet_file)
 
-    from muxjax.cli.models_table import describe_models, table_of
+    from muxjax.cli.models_table import build_table, describe_models
     from muxjax.fleet import Fleet
 
     with Fleet.load(config, warm_up=False) as fleet:
@@ -175,7 +175,7 @@ def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
 
     from rich.console import Console
 
-    Console().print(table_of(rows))
+    Console().print(build_table(rows))
 
 
 def compile_check(
@@ -189,7 +189,7 @@ def compile_check(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Check that a fleet compiles for devices that this machine does not have, and fits them.
+    """Check that a fleet compiles for devices that are not present, and fits in their memory.
 
     The fleet is sharded over `tensor_parallel` devices of the target. The exit status is 1 if a
     program does not compile or does not fit.
@@ -210,13 +210,13 @@ def compile_check(
     with ExitStack() as stack:
         bars: list[Bars] = []
 
-        def started(total: int) -> None:
+        def on_start(total: int) -> None:
             bars.append(stack.enter_context(Bars({"compiling": total}, show=True)))
 
-        def compiled(program: CheckedProgram) -> None:
+        def on_compiled(program: CheckedProgram) -> None:
             bars[0].advance("compiling", 1, program.name)
 
-        check = check_fleet(config, devices, on_start=started, on_compiled=compiled)
+        check = check_fleet(config, devices, on_start=on_start, on_compiled=on_compiled)
     if as_json:
         print(json.dumps(check.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -234,7 +234,7 @@ def fetch(
         list[str] | None, typer.Argument(metavar="NAME", help="Demo models. By default all.")
     ] = None,
 ) -> None:
-    """Download demo models and their licenses into the cache, unless they are there already."""
+    """Download demo models and their licenses into the cache, unless they are already there."""
     from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
@@ -246,7 +246,7 @@ def fetch(
 
 
 def schema() -> None:
-    """Print the JSON Schema of the fleet file, for completion and checks in editors."""
+    """Print the JSON Schema of the fleet file, for completion and validation in editors."""
     from muxjax.config.fleet_file import fleet_json_schema
 
     print(json.dumps(fleet_json_schema(), indent=2))
@@ -265,7 +265,7 @@ cli_bench.register(app)
 
 
 def _choose_model(names: list[str], model: str | None) -> str:
-    """The name of the model to use; the only one by default."""
+    """Returns the name of the model to use; by default the fleet's only model."""
     if model is None and len(names) == 1:
         return names[0]
     if model is None:

@@ -24,7 +24,7 @@ _COLUMNS = {
     "kv_pages_quota": "KV quota",
     "origin": "from",
 }
-"""Keys of a row and their headings. A quota is in pages; all models' pages are of one size."""
+"""Keys of a row and their headings. A quota is in pages, of the same size for all models."""
 _TEXT = ("name", "family", "dtype", "origin")
 
 
@@ -54,7 +54,7 @@ def describe_models(fleet: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
+def build_table(rows: list[dict[str, Any]]) -> Table:
     """Builds the table of the rows, with large numbers shortened."""
     table = Table(box=None, pad_edge=False)
     for key, heading in _COLUMNS.items():

@@ -2,8 +2,8 @@
 
 A group of options is a frozen dataclass whose fields are annotated with `typer.Option`. A command
 takes groups as parameters; `register_command` presents each field to Typer as a separate option
-and builds the dataclasses before the command runs. The parameters of a command are listed in its
-help in this order, under the heading of their `rich_help_panel`.
+and builds the dataclasses before the command runs. The help of a command lists its parameters in
+order of declaration, under the heading of their `rich_help_panel`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class ArrivalOptions:
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="Distribute the total rate by a power law with this exponent, to the models in "
-            "order of their rates.",
+            help="Distribute the total rate over the models, in order of their rates, by a power "
+            "law with this exponent.",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = None
@@ -112,7 +112,7 @@ class ArrivalOptions:
     ] = None
 
     def parsed_on_off(self) -> tuple[float, float] | None:
-        """The two numbers of `--on-off`.
+        """Parses the two numbers of `--on-off`.
 
         Raises:
           WorkloadError: it is not two numbers.
@@ -170,7 +170,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise WorkloadError(f"{option} takes numbers with commas between, not {text!r}") from error
+        raise WorkloadError(f"{option} takes comma-separated numbers, not {text!r}") from error
 
 
 def parse_model_map(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -183,23 +183,23 @@ def parse_model_map(pairs: Sequence[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         source, _, target = pair.partition("=")
         if not (source and target):
-            raise WorkloadError(f"--map is written TRACE=MODEL, not {pair!r}")
+            raise WorkloadError(f"--map takes TRACE=MODEL, not {pair!r}")
         model_map[source] = target
     return model_map
 
 
 def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, ...]:
-    """Parses comma-separated names, each one of the choices and given once.
+    """Parses comma-separated names from a set of choices.
 
     Raises:
-      BenchError: an unknown or repeated name, or none.
+      BenchError: an unknown or repeated name, or no name.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
         if name not in choices:
             raise BenchError(f"{option}: no {name!r}; there are {', '.join(choices)}")
     if not names or len(set(names)) < len(names):
-        raise BenchError(f"{option} must name at least one of its values, each once, not {text!r}")
+        raise BenchError(f"{option} must list at least one value, each once, not {text!r}")
     return names
 
 
@@ -264,7 +264,7 @@ def register_command(
 
 
 def expand_option_groups(function: Callable[..., None]) -> Callable[..., None]:
-    """A function whose parameters are the fields of the option groups that `function` takes."""
+    """Returns a function whose parameters are the fields of the option groups of `function`."""
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[type[Any], Sequence[str]]] = {}
@@ -305,7 +305,7 @@ def expand_option_groups(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _named_option(hint: Any, field: str) -> Any:
-    """The annotation with an explicit option name, as the parameter's name has a prefix."""
+    """Returns the annotation with an explicit option name: the parameter's name has a prefix."""
     metadata: Mapping[str, Any] = vars(hint)
     (info,) = metadata["__metadata__"]
     if isinstance(info, typer.models.OptionInfo) and info.default is ...:

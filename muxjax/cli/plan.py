@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a placement is searched for."""
+    """Options of the search for a placement."""
 
     objective: Annotated[
         Literal["throughput", "weighted", "slo"],
@@ -75,7 +75,7 @@ class SearchOptions:
     ] = None
     upstream_compatible: Annotated[
         bool,
-        typer.Option(help="Use MuxServe's own search, for comparison.", rich_help_panel=PLAN_PANEL),
+        typer.Option(help="Use MuxServe's search, for comparison.", rich_help_panel=PLAN_PANEL),
     ] = False
     effort: Annotated[
         float,

@@ -29,10 +29,10 @@ def search_plan(
     with Bars({"planning": 1000}, show=True) as bars:
         shown = 0
 
-        def report(done: float, value: float) -> None:
+        def report(fraction: float, score: float) -> None:
             nonlocal shown
-            bars.advance("planning", round(1000 * done) - shown, f"{value:.5g}")
-            shown = round(1000 * done)
+            bars.advance("planning", round(1000 * fraction) - shown, f"{score:.5g}")
+            shown = round(1000 * fraction)
 
         return plan_placement(
             inputs.loads,
@@ -61,5 +61,5 @@ def read_fleet(fleet_file: Path | None, muxserve: Path | None) -> FleetConfig:
         return load_fleet_config(read_muxserve(muxserve))
     except FleetConfigError as error:
         text = str(error)
-        known = text.startswith(str(muxserve))
-        raise FleetConfigError(text if known else f"{muxserve}: {text}") from error
+        has_path = text.startswith(str(muxserve))
+        raise FleetConfigError(text if has_path else f"{muxserve}: {text}") from error

@@ -13,12 +13,12 @@ from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedUn
 _COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BAR = 40
-_MOST_UNITS = 64
+_MAX_UNITS = 64
 
 
 def show_plan(plan: PlacementPlan, console: Console) -> None:
     """Prints the table, the memory picture and the totals."""
-    console.print(Group(_table(plan), Text(), _picture(plan), Text(), _sums(plan)))
+    console.print(Group(_table(plan), Text(), _picture(plan), Text(), _totals(plan)))
 
 
 def _table(plan: PlacementPlan) -> Table:
@@ -31,7 +31,7 @@ def _table(plan: PlacementPlan) -> Table:
         table.add_column(heading, justify="right")
     for heading in ("KV quota", "TTFT", "TPOT"):
         table.add_column(heading, justify="right")
-    for unit in plan.units[:_MOST_UNITS]:
+    for unit in plan.units[:_MAX_UNITS]:
         for index, model in enumerate(unit.models):
             table.add_row(
                 unit.name if index == 0 else "",
@@ -62,27 +62,27 @@ def _seconds(value: float | None) -> str:
 
 
 def _picture(plan: PlacementPlan) -> RenderableType:
-    """One line for each unit: its devices, and a bar of the memory of each device."""
+    """Returns a line for each unit: its devices, and a bar of the memory of each device."""
     memory = {device.name: device.memory for device in plan.devices}
     lines: list[RenderableType] = [
         Text("memory of each device: letters are weights, ░ KV pool, · reserved")
     ]
-    shown = plan.units[:_MOST_UNITS]
+    shown = plan.units[:_MAX_UNITS]
     by_node = sorted(shown, key=lambda unit: (unit.node, unit.devices))
     for node, units in groupby(by_node, key=lambda unit: unit.node):
         for index, unit in enumerate(units):
             head = f"node {node} {unit.device}" if index == 0 else ""
             lines.append(_line(head, unit, memory[unit.device], plan))
-    left = len(plan.units) - len(shown)
-    if left:
-        lines.append(Text(f"... and {left} more units: see --output or --json"))
+    omitted = len(plan.units) - len(shown)
+    if omitted:
+        lines.append(Text(f"... and {omitted} more units: see --output or --json"))
     return Group(*lines)
 
 
 def _line(head: str, unit: PlannedUnit, memory: float, plan: PlacementPlan) -> Text:
     first, last = unit.devices[0], unit.devices[-1]
-    places = str(first) if first == last else f"{first}-{last}"
-    line = Text(f"{head:<18} {unit.name:<8} {places:>5} |")
+    devices = str(first) if first == last else f"{first}-{last}"
+    line = Text(f"{head:<18} {unit.name:<8} {devices:>5} |")
     weights = [plan.shapes[model.kind].weight_bytes(model.tp) for model in unit.models]
     scale = unit.weight_bytes / sum(weights) if sum(weights) else 1.0
     names = []
@@ -91,9 +91,9 @@ def _line(head: str, unit: PlannedUnit, memory: float, plan: PlacementPlan) -> T
     for index, (model, size) in enumerate(zip(unit.models, weights, strict=True)):
         letter, color = _LETTERS[index % len(_LETTERS)], _COLORS[index % len(_COLORS)]
         end += size * scale
-        upto = max(drawn + 1, round(_BAR * end / memory))
-        line.append(letter * (upto - drawn), style=color)
-        drawn = upto
+        right = max(drawn + 1, round(_BAR * end / memory))
+        line.append(letter * (right - drawn), style=color)
+        drawn = right
         names.append((f"{letter} {model.name}", color))
     pool = max(0, round(_BAR * (end + unit.kv_bytes) / memory) - drawn)
     line.append("░" * pool)
@@ -104,19 +104,19 @@ def _line(head: str, unit: PlannedUnit, memory: float, plan: PlacementPlan) -> T
     return line
 
 
-def _sums(plan: PlacementPlan) -> Text:
+def _totals(plan: PlacementPlan) -> Text:
     used = sum(unit.size for unit in plan.units)
-    there = sum(nodes.nodes * nodes.devices for nodes in plan.cluster)
+    available = sum(nodes.nodes * nodes.devices for nodes in plan.cluster)
     served = f"serves {plan.throughput:.4g} of {plan.rate:.4g} requests/s"
-    full = f"within targets and in full: {plan.slo_attainment:.1%} of requests"
+    attainment = f"within targets and in full: {plan.slo_attainment:.1%} of requests"
     score = f"score {plan.score:.6g} ({plan.objective}), bound {plan.bound:.6g}, gap {plan.gap:.2%}"
     lines = [
-        f"{served} on {used} of {there} devices, {plan.execution.replace('_', ' ')}",
-        f"{full}; weighted by rate {plan.weighted_throughput:.4g} requests/s",
+        f"{served} on {used} of {available} devices, {plan.execution.replace('_', ' ')}",
+        f"{attainment}; weighted by rate {plan.weighted_throughput:.4g} requests/s",
         f"{score}, found in {plan.seconds:.2f} s",
     ]
     if plan.upstream_score is not None:
-        lines.append(f"by MuxServe's own estimator: {plan.upstream_score:.4f}")
+        lines.append(f"by MuxServe's estimator: {plan.upstream_score:.4f}")
     if plan.throughput < 0.999 * plan.rate:
-        lines.append("red: models that get more than they are served; their queues grow")
+        lines.append("red: models with more requests than are served; their queues grow")
     return Text("\n".join(lines))

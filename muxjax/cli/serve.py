@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where the units of the fleet run."""
+    """The processes and devices on which the units run."""
 
     plan: Annotated[
         Path | None,
@@ -45,8 +45,8 @@ class ClusterOptions:
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Serve one mesh that spans the devices of several processes. The address of the "
-            "first process; all processes are given the same address.",
+            help="Serve one mesh that spans the devices of several processes. Give every process "
+            "this address, which is that of the first.",
             rich_help_panel=CLUSTER,
         ),
     ] = None
@@ -68,7 +68,7 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """The address, and access to it."""
+    """The address to listen on, and access control."""
 
     host: Annotated[
         str,
@@ -187,10 +187,10 @@ def serve(
 def _check_options(
     access: AccessOptions, cluster: ClusterOptions, trace: Path | None
 ) -> Hosts | None:
-    """Refuses options that exclude each other.
+    """Checks that no options exclude each other.
 
     Returns:
-      The processes of a mesh that spans several; None for one process.
+      The processes of a mesh over several processes; None for one process.
     """
     if (access.tls_cert is None) != (access.tls_key is None):
         raise typer.BadParameter("--tls-cert and --tls-key must be given together")

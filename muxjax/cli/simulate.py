@@ -52,7 +52,7 @@ def simulate(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of the workload, and of the plan if one is made.")
+        int, typer.Option(help="Seed of the workload, and of the search for a plan.")
     ] = 0,
     rename: ModelMap = None,
     trace: Trace = None,
@@ -63,10 +63,10 @@ def simulate(
     from muxjax.cli.simulate_run import (
         build_workload,
         check_limits,
-        load_or_make_plan,
+        load_or_search_plan,
         parse_scales,
         parse_systems,
-        run_all,
+        run_policies,
         write_report,
     )
     from muxjax.placement.simulator.metrics import AttainmentCriterion
@@ -79,7 +79,7 @@ def simulate(
     execution = plan_options.execution
     if execution is not None:
         parse_systems(policy, execution)  # checked before a long search
-    plan, slos = load_or_make_plan(file, plan_options, seed)
+    plan, slos = load_or_search_plan(file, plan_options, seed)
     systems = parse_systems(policy, execution or plan.execution)
     costs = plan_costs(plan)
     if not slo.is_default:
@@ -89,7 +89,7 @@ def simulate(
         plan, costs, AttainmentCriterion.from_targets(slo.ttft, slo.tpot, scale), slos
     )
     check_limits(workload, lengths, max_waiting)
-    described: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "workload": workload.workload,
         "seconds": lengths.seconds,
         "requests": workload.requests,
@@ -102,27 +102,29 @@ def simulate(
         "map": rename,
     }
     source, trace_file = build_workload(plan, workload, lengths, rename, seed)
-    last: float | None = None
+    last_arrival: float | None = None
     for request in source:  # reports a trace that is out of order before the first run
-        last = request.arrival
-    if last is None:
+        last_arrival = request.arrival
+    if last_arrival is None:
         raise WorkloadError("the workload has no requests: make it longer, or raise its rate")
     if trace_file is not None and trace_file.left_out:
-        described["left_out"] = trace_file.left_out
+        settings["left_out"] = trace_file.left_out
         print(
             f"muxjax: {trace_file.left_out} failed requests of {workload.workload} left out",
             file=sys.stderr,
         )
-    setup = SimulationSetup(plan, costs, targets, max_waiting, seed, described)
+    setup = SimulationSetup(plan, costs, targets, max_waiting, seed, settings)
     # Without a limit on requests, a synthetic workload has the same length at any rate.
-    fixed = trace_file is None and workload.requests is None
+    fixed_length = trace_file is None and workload.requests is None
     with recorded_timeline(trace) as timeline:
-        policies = run_all(setup, systems, source, last, fixed, scales, output, timeline)
+        policies = run_policies(
+            setup, systems, source, last_arrival, fixed_length, scales, output, timeline
+        )
     report = {
         "seed": seed,
         "config_hash": policies[0]["config_hash"],
         "version": policies[0]["version"],
-        "workload": described,
+        "workload": settings,
         "targets": {name: target.to_json() for name, target in targets.items()},
         "policies": policies,
     }
@@ -146,13 +148,13 @@ def _show(policies: Sequence[Mapping[str, Any]]) -> None:
         for run in policy["runs"]:
             table.add_row(
                 policy["policy"],
-                _shown(run["offered_rate"]),
-                _shown(run["total_throughput"]),
-                _shown(run["rate_weighted_throughput"]),
-                _shown(run["request_goodput"]),
+                _format(run["offered_rate"]),
+                _format(run["total_throughput"]),
+                _format(run["rate_weighted_throughput"]),
+                _format(run["request_goodput"]),
                 f"{run['slo_attainment']:.1%}",
-                _shown(run["ttft_s"]["p99"]),
-                _shown(run["tpot_s"]["p99"]),
+                _format(run["ttft_s"]["p99"]),
+                _format(run["tpot_s"]["p99"]),
                 str(run["rejected"] + run["failed"]),
             )
         table.add_section()
@@ -164,5 +166,5 @@ def _show(policies: Sequence[Mapping[str, Any]]) -> None:
         console.print(f"{policy['policy']}: highest rate with an SLO attainment of 99 %: {rate}")
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"

@@ -17,7 +17,7 @@ KINDS = ("poisson", "gamma", "bursts", "drift")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How `simulate` makes a plan when it is given a fleet."""
+    """Options of the plan that `simulate` searches for if it is given a fleet."""
 
     muxserve: MuxServe = None
     cluster: Cluster = None
@@ -25,7 +25,7 @@ class PlanOptions:
     execution: Annotated[
         str | None,
         typer.Option(
-            help="time_sliced or concurrent. By default what the plan was made for.",
+            help="time_sliced or concurrent. By default the execution of the plan.",
             rich_help_panel=PLAN_PANEL,
         ),
     ] = None

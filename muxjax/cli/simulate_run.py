@@ -1,4 +1,4 @@
-"""What `muxjax simulate` does: plan, workload and runs. Imports no JAX."""
+"""The plan, workload and runs of `muxjax simulate`. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from muxjax.units.plan_inputs import plan_inputs
 def check_limits(
     workload: ArrivalOptions, lengths: SimulateLengthOptions, max_waiting: int | None
 ) -> None:
-    """Checks limits of the workload.
+    """Checks the limits of the workload.
 
     Raises:
       WorkloadError: a limit is not above 0.
@@ -56,7 +56,11 @@ def build_workload(
     rename: Sequence[str] | None,
     seed: int,
 ) -> tuple[Workload, TraceFile | None]:
-    """The workload, and the trace file that it was read from."""
+    """Returns the workload, and the trace file that it is read from, if any.
+
+    Raises:
+      WorkloadError: an option that does not apply, or a file that is not a trace.
+    """
     kind = workload.workload
     if kind in KINDS:
         if rename:
@@ -82,10 +86,14 @@ def build_workload(
     return TruncatedWorkload(assigned, workload.requests, lengths.seconds), trace_file
 
 
-def load_or_make_plan(
+def load_or_search_plan(
     file: Path | None, options: PlanOptions, seed: int
 ) -> tuple[PlacementPlan, dict[str, LatencySlo]]:
-    """The plan, and the latency targets of the fleet file that it is made from."""
+    """Returns the plan, and the latency targets of the fleet file that it is planned for.
+
+    Raises:
+      PlanError: the plan is not valid, or no placement fits.
+    """
     if file is not None and file.suffix.lower() == ".json":
         for option, value in (
             ("--muxserve", options.muxserve),
@@ -93,13 +101,13 @@ def load_or_make_plan(
             ("--profile", options.profile),
         ):
             if value is not None:
-                raise PlanError(f"{option} is for making a plan; {file} is one already")
+                raise PlanError(f"{option} is for planning a fleet; {file} is already a plan")
         return load_plan(file), {}
 
     fleet = read_fleet(file, options.muxserve)
     inputs = plan_inputs(fleet, cluster=options.cluster, profile=options.profile)
-    chosen: Execution = inputs.execution if options.execution is None else options.execution  # type: ignore[assignment]  # checked
-    plan = search_plan(inputs, PlannerOptions(execution=chosen, seed=seed))
+    execution: Execution = inputs.execution if options.execution is None else options.execution  # type: ignore[assignment]  # checked
+    plan = search_plan(inputs, PlannerOptions(execution=execution, seed=seed))
     slos = {
         load.name: load.slo
         for load in inputs.loads
@@ -122,7 +130,7 @@ def parse_systems(policies: str, execution: str) -> list[SystemConfig]:
         if name not in known:
             raise PlanError(f"no policy {name!r}; there are {', '.join(known)}")
     if not names or len(set(names)) < len(names):
-        raise PlanError(f"--policy must name policies, each once, not {policies!r}")
+        raise PlanError(f"--policy must list policies, each once, not {policies!r}")
     return [SystemConfig(name, execution) for name in names]  # type: ignore[arg-type]  # checked
 
 
@@ -153,7 +161,7 @@ def _synthetic(
 
 
 def _arrivals(workload: ArrivalOptions, seconds: float | None) -> ArrivalProcess:
-    """The arrival process of a synthetic workload."""
+    """Returns the arrival process of a synthetic workload."""
     kind = workload.workload
     if kind == "gamma":
         return ArrivalProcess(cv=4.0 if workload.cv is None else workload.cv)
@@ -188,12 +196,12 @@ def _assigned(plan: PlacementPlan, trace: TraceFile, rename: Sequence[str], seed
     return AssignedWorkload(trace, planned_rates(plan), parse_model_map(rename), seed)
 
 
-def run_all(
+def run_policies(
     setup: SimulationSetup,
     systems: Sequence[SystemConfig],
     workload: Workload,
-    last: float,
-    fixed: bool,
+    last_arrival: float,
+    fixed_length: bool,
     scales: Sequence[float],
     output: Path | None,
     timeline: Timeline | None,
@@ -201,11 +209,11 @@ def run_all(
     """Runs all policies at all rates, with a progress bar for each policy.
 
     Args:
-      setup: what all runs share.
+      setup: settings of all runs.
       systems: policies to compare.
       workload: the workload at scale 1.
-      last: its last arrival, for the progress bars.
-      fixed: whether its length is the same at any rate.
+      last_arrival: its last arrival in seconds, for the progress bars.
+      fixed_length: whether its length in seconds is the same at any rate.
       scales: multiples of the rate.
       output: folder for the records of each run; None writes none.
       timeline: records the steps of all runs.
@@ -216,15 +224,15 @@ def run_all(
     totals: dict[str, int] = {system.policy: steps * len(scales) for system in systems}
     with Bars(totals, show=True) as bars:
 
-        def run_one(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
-            done = 0
-            end = last if fixed else last / scale
+        def run_policy(system: SystemConfig, scale: float, scaled: Workload) -> dict[str, Any]:
+            shown = 0
+            end = last_arrival if fixed_length else last_arrival / scale
 
             def progress(arrival: float) -> None:
-                nonlocal done
-                now = int(steps * min(1.0, arrival / end)) if end else steps
-                bars.advance(system.policy, now - done, f"rate x {scale:.3g}")
-                done = now
+                nonlocal shown
+                position = int(steps * min(1.0, arrival / end)) if end else steps
+                bars.advance(system.policy, position - shown, f"rate x {scale:.3g}")
+                shown = position
 
             with ExitStack() as stack:
                 record = None
@@ -242,7 +250,7 @@ def run_all(
             progress(end)
             return result
 
-        return sweep_rates(setup, systems, workload, scales, run=run_one)
+        return sweep_rates(setup, systems, workload, scales, run=run_policy)
 
 
 def write_report(report: Mapping[str, Any], output: Path) -> None:
@@ -256,5 +264,5 @@ def write_report(report: Mapping[str, Any], output: Path) -> None:
 
 
 def parse_scales(text: str, option: str) -> list[float]:
-    """Returns the numbers of an option, which are separated by commas."""
+    """Parses the comma-separated numbers of an option."""
     return list(parse_numbers(text, option) or ())

@@ -7,10 +7,10 @@ from muxjax.errors import FleetConfigError
 
 
 def check_models_stay_awake(config: FleetConfig) -> None:
-    """Checks that no model of a fleet is to sleep: units in other processes do not support it.
+    """Checks that no model of a fleet sleeps, which units in other processes do not support.
 
     Raises:
-      FleetConfigError: a model starts asleep, or sleeps when idle; the message names all keys.
+      FleetConfigError: a model starts asleep or sleeps when idle; the message names the keys.
     """
     keys = ["idle_timeout"] if config.idle_timeout is not None else []
     for entry in config.models:

@@ -20,19 +20,19 @@ log = logging.getLogger("muxjax")
 
 
 def follow(hosts: Hosts) -> None:
-    """Runs the programs of a leader until the leader ends.
+    """Runs the programs of the leader until it ends.
 
     Exits the process with status 1 when the connection to the leader is lost.
 
     Raises:
-      MuxError: the fleet cannot be loaded here; the leader has been told.
+      MuxError: the fleet cannot be loaded on this host; the leader is informed.
     """
     join(hosts)
     (link,) = connect_hosts(hosts)
     try:
         executor = _load_executor(link, hosts)
     except MuxError as error:
-        link.send(WireMessage("failed", {"why": str(error)}).encode())
+        link.send(WireMessage("failed", {"reason": str(error)}).encode())
         raise
     link.send(WireMessage("ready").encode())
     log.info("process %d of %d is ready", hosts.process, hosts.count)
@@ -56,9 +56,9 @@ def _load_executor(link: Link, hosts: Hosts) -> JaxExecutor:
 
 
 def _receive(link: Link) -> WireMessage:
-    """Waits for the leader's next message; exits the process if the leader is gone.
+    """Waits for the leader's next message; exits the process if the connection is lost.
 
-    An ordinary exit would wait in JAX for the leader.
+    Raising an error would not end the process: at exit, JAX would wait for the leader.
     """
     try:
         return link.receive()

@@ -1,4 +1,4 @@
-"""Connects the hosts of one mesh: `jax.distributed`, and a connection of each to the leader.
+"""Connects the hosts of a mesh through `jax.distributed`, and each follower to the leader.
 
 Every host runs one process, and all processes must run the same programs in the same order. Process
 0, the leader, schedules and serves. It sends each program with its inputs to the other processes,
@@ -43,7 +43,7 @@ def join(hosts: Hosts) -> None:
             f"a mesh over several processes needs JAX 0.12 or later, this is {jax.__version__}: "
             "earlier versions hang when steps with collectives are queued; upgrade JAX"
         )
-    # The service would handle SIGTERM, which the server handles itself.
+    # The service would replace the server's handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -60,10 +60,10 @@ def join(hosts: Hosts) -> None:
 def connect_hosts(hosts: Hosts) -> list[Link]:
     """Connects the followers to the leader.
 
-    The leader broadcasts its port, and a secret that a follower must present, through the devices.
+    Through the devices, the leader broadcasts its port and a secret that followers must present.
 
     Returns:
-      In the leader the links to all followers, in order; in a follower its link to the leader.
+      In the leader, the links to all followers, in order; in a follower, its link to the leader.
 
     Raises:
       ClusterError: a process did not connect in time.
@@ -105,7 +105,7 @@ def connect_hosts(hosts: Hosts) -> list[Link]:
 
 
 def build_shared_unit_spec(config: FleetConfig, hosts: Hosts) -> UnitSpec:
-    """Returns the spec of the unit over all hosts; every host must build the same.
+    """Returns the spec of the unit over all hosts; it must be the same on every host.
 
     Raises:
       ClusterError: a model is not sharded over all devices.
@@ -128,13 +128,13 @@ def build_shared_unit_spec(config: FleetConfig, hosts: Hosts) -> UnitSpec:
 
 
 def exit_process(reason: str) -> NoReturn:
-    """Ends the process with status 1: the device may wait forever for a host that is gone."""
+    """Ends the process with status 1, without cleanup: that may wait forever for a lost host."""
     print(f"muxjax: the mesh has failed: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     os._exit(1)
 
 
 def _broadcast(array: np.ndarray) -> np.ndarray:
-    """Returns process 0's array in all processes."""
+    """Returns the array of process 0, in all processes."""
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.broadcast_one_to_all(array)).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""The leader: the host of a mesh that schedules. It sends each program to the other hosts first.
+"""The leader: the host of a mesh that schedules, and sends each program to the followers.
 
-A mesh that has lost a host cannot continue, and its other hosts cannot restart it: all processes
+A mesh that has lost a host cannot continue, and the other hosts cannot restart it. All processes
 exit, and the service manager must start them again.
 """
 
@@ -32,7 +32,7 @@ from muxjax.units.unit_spec import UnitSpec
 
 
 class LeadingExecutor(JaxExecutor):
-    """A `JaxExecutor` that sends every launch to the followers first. Its models are fixed.
+    """A `JaxExecutor` that first sends every launch to the followers. Its models are fixed.
 
     Args:
       spec: of the unit.
@@ -76,7 +76,7 @@ class LeadingExecutor(JaxExecutor):
 
 
 @contextmanager
-def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iterator[Fleet]:
+def lead_fleet(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iterator[Fleet]:
     """Loads a fleet on the devices of all hosts; ends the followers on exit.
 
     Args:
@@ -94,7 +94,7 @@ def leading(source: FleetConfig | Mapping[str, Any] | str, hosts: Hosts) -> Iter
     links = connect_hosts(hosts)
     enable_compilation_cache()
     spec = build_shared_unit_spec(config, hosts)
-    # The size of the pool depends on the memory of this host's devices: the followers are told it.
+    # The pool's size depends on the memory of this host's devices, so it is sent to the followers.
     pool = config.pool.model_copy(update={"memory": spec.pool_bytes * len(spec.devices)})
     shared = config.model_copy(update={"pool": pool}).model_dump_json()
     for link in links:
@@ -117,7 +117,7 @@ def _build_leading_unit(
     def build_executor(programs: Mapping[str, ModelPrograms]) -> LeadingExecutor:
         nonlocal started
         if started:
-            exit_process("its engine has ended")
+            exit_process("the leader's engine has ended")
         started = True
         for process, link in enumerate(links, start=1):
             _await_ready(process, link)
@@ -135,11 +135,11 @@ def _build_leading_unit(
 def _await_ready(process: int, link: Link) -> None:
     message = link.receive()
     if message.kind != "ready":
-        raise ClusterError(f"process {process}: {message.fields.get('why', message.kind)}")
+        raise ClusterError(f"process {process}: {message.fields.get('reason', message.kind)}")
 
 
 def _watch(process: int, link: Link, ending: threading.Event) -> None:
-    """Exits this process when a follower ends: followers send nothing while they serve."""
+    """Exits this process when a follower ends. While it runs, a follower sends no messages."""
     with contextlib.suppress(ClusterError):
         link.receive()
     if not ending.is_set():

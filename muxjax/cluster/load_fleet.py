@@ -17,14 +17,15 @@ def load_fleet(
 
     Args:
       config: the fleet file.
-      plan: a placement plan (JSON), which says which unit has which models.
+      plan: a placement plan (JSON); None serves all models as one unit.
       ray_address: address of a Ray cluster that runs the units; None runs them in this process.
-      hosts: the processes of a mesh that spans several hosts, of which this is the first.
+      hosts: the processes of a mesh over several hosts; this process must be the first. None for
+        any other fleet.
     """
     if hosts is not None:
-        from muxjax.cluster.leader import leading
+        from muxjax.cluster.leader import lead_fleet
 
-        return leading(config, hosts)
+        return lead_fleet(config, hosts)
     if ray_address is not None:
         # Ray is an optional dependency.
         from muxjax.cluster.ray_fleet import ray_fleet

@@ -16,7 +16,7 @@ class AddRequest:
     """A request for the unit; the other fields are those of `Request`.
 
     Attributes:
-      waited: seconds since its arrival, because the clocks of two machines differ.
+      waited: seconds since its arrival. A duration, because the clocks of two machines differ.
       output: tokens that it emitted on a unit that has failed.
     """
 
@@ -43,14 +43,14 @@ class AddRequest:
 
 
 class RequestEvent(NamedTuple):
-    """The result of a step for one request. A tuple, because there are many.
+    """The result of a step for one request. A tuple, which is created faster than a dataclass.
 
     Attributes:
       id: of the request.
       tokens, logprobs, finish_reason: as in `RequestUpdate`.
       prompt_logprobs: if requested, with the first tokens.
-      cached_tokens: prompt tokens that the prefix cache had; with the first tokens.
-      error: if set, the request has failed, and nothing follows.
+      cached_tokens: prompt tokens found in the prefix cache; with the first tokens.
+      error: if set, the request has failed, and this is its last event.
     """
 
     id: int
@@ -63,7 +63,7 @@ class RequestEvent(NamedTuple):
 
 
 class PollResult(NamedTuple):
-    """Everything since the last poll.
+    """The events since the last poll, and the state of the engine.
 
     Attributes:
       events: of requests, in order.

@@ -51,7 +51,7 @@ def ray_fleet(
     Args:
       source: the fleet file, as for `Fleet.load`. Every machine must have MuxJAX and be able to
         read the models' sources.
-      plan: the units, from `muxjax plan`; without one, all models are one unit.
+      plan: the units, from `muxjax plan`; None serves all models as one unit.
       address: `HOST:PORT` of the cluster, `auto` for the cluster of this machine, or `local` to
         start Ray on this machine for the lifetime of the fleet.
 
@@ -89,7 +89,7 @@ def ray_fleet(
 
 
 def _join(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # on by default
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage data by default
     options: dict[str, Any] = {"address": address}
     if address == "local":
         options["include_dashboard"] = False
@@ -125,7 +125,7 @@ def _reserve_devices(
         free = ray.available_resources().get(resource, 0)
         raise ClusterError(
             f"the plan needs machines with {', '.join(map(str, counts))} devices ({resource}); "
-            f"Ray's cluster has {resources.get(resource, 0):g}, of which {free:g} are free"
+            f"Ray's cluster has {resources.get(resource, 0):g}; {free:g} are free"
         )
     placements = {
         name: ActorPlacement(platform, size, group, nodes.index(node))

@@ -1,6 +1,6 @@
 """A unit's process as a Ray actor. Only this module and `ray_fleet` import Ray.
 
-Ray does not restart actors (`max_restarts=0`): the router does, because it knows the requests.
+The router restarts lost processes and resumes their requests. Ray must not (`max_restarts=0`).
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def connect(
 ) -> tuple[RayPeer, dict[str, LoadedModel]]:
     """Starts the process of a unit and waits until it serves; see `remote_unit.Connect`.
 
-    A process that ends before that is started again, until `START_TIMEOUT`: Ray may try to start it
-    on a machine whose loss it has not noticed yet.
+    A process that ends earlier is started again, until `START_TIMEOUT`: Ray may have selected a
+    machine whose loss it has not yet detected.
 
     Args:
       placement: of the process.
@@ -207,7 +207,7 @@ def _get(ref: Any, seconds: float | None = None) -> Any:
 
     Raises:
       MuxError: raised by the call.
-      EngineDead: the process is gone, or does not answer in time.
+      EngineDead: the process has ended, or does not answer in time.
     """
     try:
         return ray.get(ref, timeout=seconds)

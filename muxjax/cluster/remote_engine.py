@@ -1,8 +1,8 @@
-"""The engine of a unit in another process, as the router sees it.
+"""The router's interface to the engine of a unit in another process.
 
-One thread polls the other process and delivers the events to their requests. It touches no device.
-When the other process is gone, every request of the unit fails with `EngineDead`, and the router
-resumes them from the tokens that their streams have received.
+One thread polls the other process and delivers the events to their requests. It uses no device.
+When the other process ends, every request of the unit fails with `EngineDead`. The router resumes
+each from the tokens that its stream has received.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLL_SECONDS = 1.0
 class Peer(Protocol):
     """A connection to a `UnitHost` in another process. Safe to use from any thread.
 
-    All methods but `end` raise `EngineDead` when the other process is gone.
+    All methods except `end` raise `EngineDead` if the other process has ended.
     """
 
     def submit(self, message: AddRequest) -> None:
@@ -61,7 +61,7 @@ class RemoteEngine:
 
     def __init__(self, name: str, peer: Peer) -> None:
         self.peer = peer
-        # Held while an event is delivered: a sink gets nothing after its request has ended.
+        # Held while an event is delivered, so that a sink receives nothing after its request's end.
         self._lock = threading.RLock()
         self._running: dict[int, tuple[Request, Sink]] = {}
         self._closing = False
@@ -83,7 +83,7 @@ class RemoteEngine:
 
     @property
     def stalled_seconds(self) -> float:
-        """See `UnitEngine`. A process that does not answer polls counts as stalled, too."""
+        """See `UnitEngine`. A process that does not answer polls is stalled as well."""
         if not self._running:
             return 0.0
         silent = time.monotonic() - self._last_poll
@@ -111,7 +111,7 @@ class RemoteEngine:
         """See `UnitEngine`.
 
         Raises:
-          MuxError: `observer` is not None: steps of other processes cannot be observed.
+          MuxError: `observer` is not None; steps of other processes cannot be observed.
         """
         if observer is not None:
             raise MuxError("the steps of units in other processes cannot be recorded")
@@ -127,7 +127,7 @@ class RemoteEngine:
         return self.peer.stats()
 
     def abandon(self, reason: str) -> None:
-        """See `UnitEngine`. The other process is ended."""
+        """See `UnitEngine`. Ends the other process."""
         self._end(EngineDead(reason))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Serves a unit to a router in another process.
 
-Updates are not sent separately: each poll returns all events since the last one. With hundreds of
-streams that is one message per step.
+Updates are not sent separately: each poll returns all events since the last one, so that a step
+needs one message for any number of streams.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class UnitHost:
             request = self._build_request(message)
             self._unit.engine.submit(request, _EventSink(self, request))
         except EngineDead:
-            pass  # the next poll tells it
+            pass  # the next poll reports it
         except MuxError as error:
             self.add_event(RequestEvent(message.id, [], error=error))
 
@@ -127,6 +127,6 @@ class _EventSink:
         """See `engine.Sink`. No event: the router has cancelled the request itself."""
 
     def failed(self, error: BaseException) -> None:
-        """See `engine.Sink`. The end of the engine is told by the poll, once for all requests."""
+        """See `engine.Sink`. A poll reports the end of the engine, once for all requests."""
         if isinstance(error, Exception) and not isinstance(error, EngineDead):
             self._host.add_event(RequestEvent(self._id, [], error=error))

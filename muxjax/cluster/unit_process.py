@@ -27,7 +27,7 @@ def configure_devices(platform: str, count: int) -> None:
     if platform == "cpu":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
-        # JAX reads JAX_PLATFORMS when it is imported, which it has been.
+        # Setting JAX_PLATFORMS would be too late: JAX reads it when it is imported.
         jax.config.update("jax_platforms", "cpu")
 
 
@@ -44,10 +44,12 @@ def load_unit_host(config: FleetConfig, plan: PlacementPlan | None, name: str) -
     """
     enable_compilation_cache()
     if plan is None:
-        part = single_unit_config(config)
+        planned = single_unit_config(config)
     else:
         unit = next(unit for unit in plan.units if unit.name == name)
-        part = planned_unit_config(config, plan, unit, tuple(jax.devices()[: unit.size]))
-    spec = build_unit_spec(part.config, progress=False, devices=part.devices, demand=part.demand)
+        planned = planned_unit_config(config, plan, unit, tuple(jax.devices()[: unit.size]))
+    spec = build_unit_spec(
+        planned.config, progress=False, devices=planned.devices, demand=planned.demand
+    )
     local = build_unit(spec, name)
     return UnitHost(local, local.models, local.stats)

@@ -71,7 +71,7 @@ class Link:
         """Waits for a message.
 
         Raises:
-          ClusterError: the connection is lost, or the data is no message.
+          ClusterError: the connection is lost, or the data is not a valid message.
         """
         try:
             kind, fields, shapes = json.loads(self._read(_LENGTH.unpack(self._read(4))[0]))
@@ -79,7 +79,7 @@ class Link:
         except OSError as error:
             raise ClusterError(f"the other host cannot be reached: {error}") from error
         except (ValueError, TypeError) as error:
-            raise ClusterError(f"the other host sent no message: {error}") from error
+            raise ClusterError(f"the other host sent an invalid message: {error}") from error
         return WireMessage(kind, fields, arrays)
 
     def close(self) -> None:
@@ -90,13 +90,13 @@ class Link:
 
     def _array(self, dtype: str, shape: Sequence[int]) -> np.ndarray:
         if dtype not in _DTYPES:
-            raise ValueError(f"arrays of {dtype}")
+            raise ValueError(f"unsupported array type {dtype}")
         parsed = np.dtype(dtype)
         return np.frombuffer(self._read(math.prod(shape) * parsed.itemsize), parsed).reshape(shape)
 
     def _read(self, size: int) -> bytearray:
         if not 0 <= size <= _MAX_BYTES:
-            raise ValueError(f"{size} bytes")
+            raise ValueError(f"unsupported length of {size} bytes")
         data = bytearray(size)
         view = memoryview(data)
         while view:

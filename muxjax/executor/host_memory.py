@@ -1,4 +1,4 @@
-"""How the C library treats memory that the process frees."""
+"""Makes the C library keep freed memory for later allocations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _MAX_RETAINED = 256 << 20
 """Bytes of freed memory that the process keeps."""
-_MMAP_FROM = 64 << 20
-"""Bytes from which an allocation is mapped alone, and unmapped when it is freed."""
+_MIN_MMAP = 64 << 20
+"""Minimum bytes of an allocation that is mapped separately, and unmapped when it is freed."""
 _HEAP_GROWTH = 16 << 20
 """Bytes by which the heap grows at a time."""
 
@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
     settings = {
         _TRIM_THRESHOLD: _MAX_RETAINED,
         _TOP_PAD: _HEAP_GROWTH,
-        _MMAP_THRESHOLD: _MMAP_FROM,
+        _MMAP_THRESHOLD: _MIN_MMAP,
     }
     accepted = [mallopt(option, value) == 1 for option, value in settings.items()]
     return all(accepted)

@@ -41,7 +41,7 @@ class JaxExecutor:
       models: compiled programs by model name, with their parameters.
       kv: shape `[P, rows, 128]` and type of the pool on one device.
       dummy_pages: number of pages at the start of the pool that padding is written to.
-      poison: test mode: all other pages hold NaN until a step writes them, and `poison` works.
+      poison: test mode: all other pages are NaN until a step writes them. Enables `poison`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class JaxExecutor:
     def launch(
         self, name: str, kind: str, size: int, inputs: Sequence[np.ndarray | None]
     ) -> StepOutput:
-        """Dispatches a program of a model. Every host of a mesh does so in the same order.
+        """Dispatches a program of a model. All hosts of a mesh must use the same order.
 
         Args:
           name: of the model.
@@ -120,11 +120,11 @@ class JaxExecutor:
 
     def result(self, handle: JaxStepHandle) -> StepResult:
         """Waits for a step; see `Executor.result`."""
-        arrived = np.asarray(handle.output.tokens)  # k S
+        tokens_array = np.asarray(handle.output.tokens)  # k S
         ended = time.perf_counter()
         started = max(handle.submitted, self._last_ended)
         self._last_ended = ended
-        tokens = read_tokens(handle, arrived)
+        tokens = read_tokens(handle, tokens_array)
         logprobs = read_logprobs(handle, tokens)
         return StepResult(tokens, logprobs, started, ended - started, read_prompt_logprobs(handle))
 
@@ -152,7 +152,7 @@ class JaxExecutor:
 
 
 def _compile_poison(mesh: ModelMesh, kv: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
-    """Compiles `(kv, pages [_POISON_BATCH]) -> kv` with NaN in these pages of every device.
+    """Compiles `(kv, pages [_POISON_BATCH]) -> kv`, which fills pages with NaN on every device.
 
     Donates kv.
     """

@@ -1,10 +1,10 @@
-"""The devices of a unit as its programs see them.
+"""The devices of a unit, arranged as a grid for each model.
 
 A model on `n` devices is sharded over `tp_size` of them and has `replicas = n / tp_size` replicas:
 a grid of `replicas` by `tp_size`. Steps run inside `shard_map` over the grid, so each device runs
-the step of an ordinary, smaller model, and the collectives are those that `Decoder` names. Arrays
-are sharded over their first axis (the tokens of a step over their second), so that one device holds
-what a unit of one device would hold:
+the step of an ordinary, smaller model; `Decoder` contains the collectives. Arrays are sharded over
+their first axis (output tokens over their second). On each device, an array has the shape that it
+would have in a unit of one device:
 
 | array | one device | global | sharded over |
 |---|---|---|---|
@@ -80,7 +80,7 @@ class ModelMesh:
         return Mesh(np.array(self.devices).reshape(self.replicas, self.tp_size), (REPLICA, SHARD))
 
     def sharding(self, spec: PartitionSpec) -> Sharding:
-        """Returns the sharding of an array; on one device, that device."""
+        """Returns the sharding of arrays with this spec; on one device, that device."""
         if len(self.devices) == 1:
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, spec)
@@ -103,7 +103,7 @@ class ModelMesh:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     def num_shards(self, spec: PartitionSpec) -> int:
-        """Returns how many devices' shards the first axis of an array with this spec has."""
+        """Returns the number of shards of the first axis of an array with this spec."""
         return {
             PARAMETERS: self.tp_size,
             POOL: len(self.devices),
@@ -123,7 +123,7 @@ class ModelMesh:
         return jax.tree.map(global_shape, local)
 
     def assemble(self, shards: Sequence[jax.Array], spec: PartitionSpec) -> jax.Array:
-        """Returns the global array of the shards on this process's devices; copies nothing.
+        """Assembles a global array from the shards on this process's devices, without copying.
 
         Args:
           shards: one for each of `local_indices`, in that order, already on its device.
@@ -151,6 +151,6 @@ class ModelMesh:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """Traces for these devices, whether they are present or only described."""
+        """Context in which functions are traced for these devices, which may be absent."""
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             yield

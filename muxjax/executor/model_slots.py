@@ -68,15 +68,15 @@ class DefaultInputs:
 
 @dataclass
 class ModelSlots:
-    """One model's device state, and what the host knows of its slots.
+    """One model's slots, on the devices and on the host.
 
     Attributes:
       programs: of the model.
       state: slot state on the devices; donated to, and returned by, every step.
       tables: int32 `[slots + 1, 1 + blocks]`: local slot number and block table of each slot; the
         last row is the dummy slot.
-      num_blocks: int64 `[slots]`: how many entries of each block table are filled.
-      logprobs: for each slot, how many alternatives its request asks for; None for no logprobs.
+      num_blocks: int64 `[slots]`: number of filled entries of each block table.
+      logprobs: for each slot, the alternatives per token to report; None for no logprobs.
       default_inputs: inputs of steps that need no mask, bias or prompt log-probabilities.
     """
 
@@ -94,18 +94,18 @@ class ModelSlots:
 
     @property
     def dummy_slot(self) -> int:
-        """The local slot, of each replica, that padding rows name."""
+        """Local slot number of padding rows, the same on each replica."""
         return self.programs.buckets.max_seqs
 
     def fill_table(self, slot: int, blocks: Sequence[int], count: int, num_pages: int) -> None:
-        """Extends a slot's block table to `count` blocks; entries beyond may be any page.
+        """Extends a slot's block table to `count` blocks; later entries are undefined.
 
         Args:
           slot: its number over all replicas.
           blocks: first page of each block.
           count: number of blocks.
-          num_pages: of the pool on one device. Blocks of a replica other than the first are
-            numbered beyond it (`scheduling.kv_cache.allocator`).
+          num_pages: of the pool on one device. Page numbers of replica `r` start at
+            `r * num_pages` (`scheduling.kv_cache.allocator`).
         """
         filled = int(self.num_blocks[slot])
         self.tables[slot, 1 + filled : 1 + count] = np.array(blocks[filled:count]) % num_pages
@@ -114,11 +114,11 @@ class ModelSlots:
 
 def allocate_slots(programs: ModelPrograms) -> ModelSlots:
     """Allocates a model's slots, all free. May be called from any thread while steps run."""
-    mesh, slots_each = programs.mesh, programs.buckets.max_seqs
-    slots = mesh.replicas * slots_each
+    mesh, slots_per_replica = programs.mesh, programs.buckets.max_seqs
+    slots = mesh.replicas * slots_per_replica
     tables = np.zeros((slots + 1, 1 + programs.buckets.blocks), np.int32)
     tables[:, 0] = np.arange(slots + 1) // mesh.replicas
-    state = SlotState.create(slots_each, programs.vocab_size)
+    state = SlotState.create(slots_per_replica, programs.vocab_size)
     if mesh.replicas > 1:
         state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * mesh.replicas), state)
     return ModelSlots(

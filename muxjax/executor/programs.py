@@ -1,7 +1,7 @@
 """The compiled programs of a model: buckets, compilation, and the arrays they are called with.
 
-Everything is compiled ahead of time, at warm-up. Serving only looks programs up, so nothing can be
-compiled later. JAX's persistent cache shortens the next start.
+All programs are compiled ahead of time, at warm-up. Serving only looks them up and compiles
+nothing. JAX's persistent cache shortens the next start.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Buckets:
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds `size`.
+    """Returns the smallest bucket of at least `size`.
 
     Raises:
       ValueError: `size` is larger than the largest bucket.
@@ -74,7 +74,7 @@ def bucket(size: int, buckets: Sequence[int]) -> int:
     for candidate in buckets:
         if size <= candidate:
             return candidate
-    raise ValueError(f"{size} is beyond the largest bucket, {buckets[-1]}")
+    raise ValueError(f"{size} exceeds the largest bucket, {buckets[-1]}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Program:
       size: its bucket: tokens of a prefill, sequences of a decode.
       compiled: the executable.
       compile_seconds: time to trace and compile it, or to read it from the cache.
-      temp_bytes: memory beside its arguments and results.
+      temp_bytes: memory in addition to its arguments and results.
       argument_bytes: memory of its arguments, parameters and pool included.
       peak_bytes: maximum memory while it runs, arguments included.
     """
@@ -161,7 +161,9 @@ class ModelPrograms:
             leaves, tree = jax.tree.flatten(nnx.split(decoder)[1])
             shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
             if tree != self._tree or shapes != self._shapes:  # type: ignore[operator]
-                raise ValueError(f"{self.name}: these parameters are not those of its programs")
+                raise ValueError(
+                    f"{self.name}: the parameters do not have the shapes of its programs"
+                )
             shards.append(leaves)
         arrays = [self.mesh.assemble(leaf, meshes.PARAMETERS) for leaf in zip(*shards, strict=True)]
         self.parameters = tuple([self._set_format(leaf) for leaf in arrays])
@@ -170,7 +172,7 @@ class ModelPrograms:
         """Moves the parameters to host memory; the programs stay compiled.
 
         Raises:
-          JaxRuntimeError: the host has no room; the parameters are still on the devices.
+          JaxRuntimeError: the host has too little memory; the parameters stay on the devices.
         """
         self.parameters = weight_offload.offload(
             self.parameters, weight_offload.offload_memory_kind(self.mesh.devices[0])
@@ -180,7 +182,7 @@ class ModelPrograms:
         """Moves the parameters back to the devices.
 
         Raises:
-          JaxRuntimeError: the devices have no room; the parameters are still on the host.
+          JaxRuntimeError: the devices have too little memory; the parameters stay on the host.
         """
         self.parameters = weight_offload.restore(self.parameters, self._copy_to_device)
 
@@ -237,7 +239,7 @@ class ModelPrograms:
 
         `(parameters, kv, state, tokens [size], packed [seqs, ...], targets [size],
         bias [seqs, 2, 300], mask [seqs, W]) -> (kv, state, StepOutput)`; donates kv and state.
-        The rows of all replicas, one replica after the other.
+        Tokens and rows are grouped by replica.
         """
         return self._programs["prefill", size].compiled
 
@@ -245,8 +247,7 @@ class ModelPrograms:
         """Returns the decode for `size` sequences.
 
         `(parameters, kv, state, packed [size, 1 + blocks], mask [size, W], num_tokens) ->
-        (kv, state, StepOutput)`; donates kv and state. The rows of all replicas, one replica after
-        the other.
+        (kv, state, StepOutput)`; donates kv and state. Rows are grouped by replica.
         """
         return self._programs["decode", size].compiled
 
@@ -314,11 +315,11 @@ class ModelPrograms:
         return (int32(size, 1 + blocks), rows), (mask(size), rows), (int32(), meshes.REPLICATED)
 
     def _format(self, array: jax.ShapeDtypeStruct | jax.Array) -> Format:
-        """Returns a row-major layout, as embedding lookups and matrix products read it.
+        """Returns the row-major layout that embedding lookups and matrix products read.
 
-        By default a TPU stores a matrix whose rows are no multiple of 128 by columns, and every
-        step would copy it. A TPU7x reads bfloat16 in tiles of 16 rows, but receives arguments in
-        tiles of 8 unless told otherwise, and every step would copy all stacked weights.
+        By default a TPU stores a matrix by columns if its row length is not a multiple of 128.
+        Every step would copy it. A TPU7x reads bfloat16 in tiles of 16 rows, but its default for
+        arguments is tiles of 8. Every step would copy all stacked weights.
         """
         sharding = self.mesh.sharding(meshes.PARAMETERS)
         axes = tuple(range(len(array.shape)))

@@ -1,4 +1,4 @@
-"""Computes tokens and log-probabilities from logits, and only what the step's requests need."""
+"""Computes the tokens and log-probabilities of a step from its logits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sample_step(
       adjust: settings, biases and exclusions of the rows.
       state: slots of the model; tokens seen so far, for the penalties.
       slots: of the rows.
-      positions: in its sequence of each row's next token.
+      positions: of each row's next token in its sequence.
       live: rows whose token is used.
     """
     settings = adjust.settings
@@ -57,42 +57,45 @@ def sample_step(
     penalized = (settings.has_penalty & live).any()
     early = (positions < settings.stop_from) & live
 
-    def change() -> Float[Array, "S V"]:
-        def when(
+    def adjust_logits() -> Float[Array, "S V"]:
+        def apply_if(
             needed: Bool[Array, ""],
             logits: Float[Array, "S V"],
             function: Callable[[Float[Array, "S V"]], Float[Array, "S V"]],
         ) -> Float[Array, "S V"]:
-            return lax.cond(needed, function, lambda same: same, logits)
+            return lax.cond(needed, function, lambda unchanged: unchanged, logits)
 
-        x = when(biased, logits, lambda x: sampler.add_bias(x, adjust.bias_ids, adjust.bias))
-        x = when(
+        x = apply_if(biased, logits, lambda x: sampler.add_bias(x, adjust.bias_ids, adjust.bias))
+        x = apply_if(
             penalized,
             x,
             lambda x: sampler.penalize(x, settings, state.in_prompt[slots], state.counts[slots]),
         )
-        x = when(early.any(), x, lambda x: sampler.forbid(x, adjust.stop_ids, early))
-        return when(adjust.masked, x, lambda x: sampler.allow(x, adjust.mask))
+        x = apply_if(early.any(), x, lambda x: sampler.forbid(x, adjust.stop_ids, early))
+        return apply_if(adjust.masked, x, lambda x: sampler.allow(x, adjust.mask))
 
-    # One condition around all of them: if none is needed, the logits pass through once.
+    # The outer condition skips all four inner ones for a step that needs no adjustment.
     needed = biased | penalized | early.any() | adjust.masked
-    changed = lax.cond(needed, change, lambda: logits)
-    token = sampler.sample(changed, settings, positions, live)
-    wanted = ((settings.logprobs >= 0) & live).any()
-    return token, sampler.logprobs(logits, token, wanted)
+    adjusted = lax.cond(needed, adjust_logits, lambda: logits)
+    token = sampler.sample(adjusted, settings, positions, live)
+    needs_logprobs = ((settings.logprobs >= 0) & live).any()
+    return token, sampler.logprobs(logits, token, needs_logprobs)
 
 
 def prompt_logprobs(
     decoder: Decoder, hidden: Float[Array, "T D"], targets: Int[Array, " T"]
 ) -> Logprobs:
-    """Computes log-probabilities of prompt tokens; zeros, without any work, if none is needed.
+    """Computes log-probabilities of prompt tokens; skips the work if none is needed.
 
-    In tiles, because the logits of a full prefill would need more memory than anything else.
+    Works in tiles, because the logits of a full prefill would be the largest array of the step.
 
     Args:
       decoder: the model.
       hidden: final hidden states of a prefill.
-      targets: the prompt token after each; -1 where its log-probability is not needed.
+      targets: the next prompt token of each position; -1 where its log-probability is not needed.
+
+    Returns:
+      The log-probabilities of `targets`; zeros if none is needed.
     """
     size = targets.shape[0]
 

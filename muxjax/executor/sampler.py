@@ -1,10 +1,10 @@
 """Samples tokens on the device; every setting is an array.
 
-A new combination of settings compiles nothing. A row's token depends only on its logits, settings
+New combinations of settings need no compilation. A row's token depends only on its logits, settings
 and position, so a seeded request yields the same tokens in any batch. Nothing is sorted, because
-sorting large vocabularies is slow on XLA:CPU: top-k and top-p are thresholds, found by bisection
-over the bits of the probabilities, and the token is found by inverting the cumulative distribution
-at one uniform number per row.
+sorting large vocabularies is slow on XLA:CPU. Top-k and top-p are thresholds, found by bisection
+over the bits of the probabilities. The token is found by inverting the cumulative distribution at
+one uniform number per row.
 
 Order of operations: bias, penalties, forbidden tokens (stop tokens before `min_tokens`, tokens that
 a grammar excludes), temperature, top-k, top-p (of the tokens that top-k keeps), min-p.
@@ -143,9 +143,9 @@ def sample(
 
 
 def logprobs(
-    logits: Float[Array, "S V"], tokens: Int[Array, " S"], wanted: Bool[Array, ""]
+    logits: Float[Array, "S V"], tokens: Int[Array, " S"], needed: Bool[Array, ""]
 ) -> Logprobs:
-    """Computes log-probabilities from raw logits; zeros, without any work, unless `wanted`."""
+    """Computes log-probabilities from raw logits; returns zeros unless `needed`."""
 
     def compute() -> Logprobs:
         values = jax.nn.log_softmax(logits, axis=-1)
@@ -159,7 +159,7 @@ def logprobs(
             jnp.pad(top, pad, constant_values=-jnp.inf),
         )
 
-    return lax.cond(wanted, compute, lambda: Logprobs.zeros(logits.shape[0]))
+    return lax.cond(needed, compute, lambda: Logprobs.zeros(logits.shape[0]))
 
 
 def _argmax(logits: Float[Array, "S V"]) -> Int[Array, " S"]:
@@ -176,7 +176,7 @@ def _sample_random(
     positions: Int[Array, " S"],
     random: Bool[Array, " S"],
 ) -> Int[Array, " S"]:
-    """Samples one token per row at its temperature; the rows that are not `random` are unused."""
+    """Samples one token per row at its temperature; only tokens of `random` rows are used."""
     temperature = jnp.where(random, settings.temperature, 1.0)[:, None]
     logits = logits / temperature
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))  # the most likely token has 1
@@ -191,9 +191,9 @@ def _sample_random(
     top_p = jnp.where(random, settings.top_p, 1.0)
 
     def nucleus() -> Float[Array, "S V"]:
-        enough = top_p * weights.sum(axis=1)
+        min_weight = top_p * weights.sum(axis=1)
         kept = _apply_threshold(
-            weights, lambda kept: jnp.where(kept, weights, 0.0).sum(axis=1) >= enough
+            weights, lambda kept: jnp.where(kept, weights, 0.0).sum(axis=1) >= min_weight
         )
         return jnp.where(top_p[:, None] < 1.0, kept, weights)
 
@@ -204,24 +204,24 @@ def _sample_random(
 
 def _apply_threshold(
     weights: Float[Array, "S V"],
-    enough: Callable[[Bool[Array, "S V"]], Bool[Array, " S"]],
+    is_sufficient: Callable[[Bool[Array, "S V"]], Bool[Array, " S"]],
 ) -> Float[Array, "S V"]:
-    """Zeroes the weights below the highest threshold at which the rest is still `enough`.
+    """Zeroes the weights below the highest threshold that keeps sufficient weights.
 
     Args:
       weights: from 0 to 1, so that their bits as integers have the same order.
-      enough: given a mask `[S, V]` of kept weights, whether each row's suffice. It must hold at
-        threshold 0.
+      is_sufficient: maps a mask `[S, V]` of kept weights to whether those of each row are
+        sufficient. It must return True for a mask that keeps all.
     """
 
     def threshold(bits: Int[Array, " S"]) -> Float[Array, "S 1"]:
         return lax.bitcast_convert_type(bits, jnp.float32)[:, None]
 
     def body(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # `low` suffices; `high` is the first that may not
+        low, high = bounds  # `low` is sufficient; `high` is the lowest known not to be
         middle = low + (high - low) // 2
-        holds = enough(weights >= threshold(middle))
-        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+        sufficient = is_sufficient(weights >= threshold(middle))
+        return jnp.where(sufficient, middle, low), jnp.where(sufficient, high, middle)
 
     zero = jnp.zeros(weights.shape[0], jnp.int32)
     low, _ = lax.fori_loop(0, 31, body, (zero, zero + (_ONE_BITS + 1)))
@@ -229,7 +229,7 @@ def _apply_threshold(
 
 
 def _uniform(seeds: UInt[Array, "S 2"], positions: Int[Array, " S"]) -> Float[Array, " S"]:
-    """Returns a number in [0, 1) for each row, which depends on its seed and position only."""
+    """Returns a number in [0, 1) for each row that depends only on its seed and position."""
 
     def draw(seed: UInt[Array, " 2"], position: Int[Array, ""]) -> Float[Array, ""]:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
@@ -250,13 +250,13 @@ def _invert(weights: Float[Array, "S V"], uniform: Float[Array, " S"]) -> Int[Ar
     # Strictly below the total, so that the selected chunk has weight.
     target = jnp.minimum(uniform * ends[:, -1], jnp.nextafter(ends[:, -1], 0.0))[:, None]
     chunk = (ends <= target).sum(axis=1)
-    inside = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]  # S _CHUNK
+    selected = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]  # S _CHUNK
     before = jnp.where(
         chunk > 0, jnp.take_along_axis(ends, jnp.maximum(chunk - 1, 0)[:, None], axis=1)[:, 0], 0.0
     )
-    passed = before[:, None] + jnp.cumsum(inside, axis=1) > target
-    at = jnp.arange(_CHUNK)
+    past_target = before[:, None] + jnp.cumsum(selected, axis=1) > target
+    index = jnp.arange(_CHUNK)
     # If rounding leaves no token past the target, the chunk's last token with weight is selected.
-    last = jnp.where(inside > 0, at, 0).max(axis=1)
-    first = jnp.where(passed & (inside > 0), at, _CHUNK).min(axis=1)
+    last = jnp.where(selected > 0, index, 0).max(axis=1)
+    first = jnp.where(past_target & (selected > 0), index, _CHUNK).min(axis=1)
     return (chunk * _CHUNK + jnp.minimum(first, last)).astype(jnp.int32)

@@ -1,6 +1,6 @@
-"""State of each running sequence on the device, so that the host sends only what changed.
+"""State of the running sequences on the device, so that the host sends only changes.
 
-Each model has `max_seqs` slots and a dummy slot, which padding rows name. It is never live.
+Each model has `max_seqs` slots, and a dummy slot for padding rows, which is never live.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SlotState:
 
     Attributes:
       token: the last token, not yet in the pool.
-      position: of that token, which is also the number of tokens in the pool.
+      position: of that token; equals the number of tokens in the pool.
       remaining: number of tokens still to generate; 0 when the slot is done.
       stop_ids: tokens that end the sequence; -1 for padding.
       settings: sampling settings.

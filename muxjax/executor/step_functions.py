@@ -1,7 +1,7 @@
 """The two functions that are compiled for each model: prefill and decode.
 
-Both take the pool and the model's slot state as donated arguments and return them. For what a step
-does with slots and pages see `muxjax.scheduling.steps`.
+Both take the pool and the model's slot state as donated arguments and return them.
+`muxjax.scheduling.steps` specifies how a step uses slots and pages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StepOutput:
     """The output of a step of `k` rounds and `S` rows.
 
     Attributes:
-      tokens: the token of each round and row; -1 where there is none.
+      tokens: the token of each round and row; -1 for none.
       logprobs: of the tokens.
       prompt: log-probabilities of a prefill's `targets`; a decode has none.
     """
@@ -72,7 +72,7 @@ class StepFunctions:
           state: the model's slots; donated.
           tokens: of all chunks, packed, then padding.
           packed: one row per chunk (`step_inputs`); padding rows have length 0 and the dummy slot.
-          targets: the token after each of `tokens` whose log-probability is needed; else -1.
+          targets: for each of `tokens`, the next token if its log-probability is needed, or -1.
           bias: one row per chunk, for its slot; read for a request's last chunk only.
           mask: a bit for each token that may be sampled after a chunk.
         """
@@ -140,8 +140,8 @@ class StepFunctions:
           kv: the pool; donated.
           state: the model's slots; donated.
           packed: one row per sequence: its slot (the dummy slot for padding), then its block table.
-          mask: a bit for each token that may be sampled, the same in every round; so a step with a
-            masked sequence has one round.
+          mask: a bit for each token that may be sampled. It is the same in every round, so a step
+            with a masked sequence must have one round.
           num_tokens: at most `max_decode_tokens`.
         """
         slots, tables = packed[:, 0], packed[:, 1:]
@@ -234,7 +234,7 @@ class StepFunctions:
 
 @struct.dataclass
 class _DecodeCarry:
-    """The carry of a decode's rounds; all but `kv` and `counts` are rows of the step."""
+    """The carry of a decode's loop; each iteration is a round, which generates a token per row."""
 
     round: Int[Array, ""]
     kv: Float[Array, "P rows 128"]
@@ -253,7 +253,7 @@ def _count_prefix(
     positions: Int[Array, " T"],
     valid: Bool[Array, " T"],
 ) -> SlotState:
-    """Counts the tokens of the chunks in their slots, which a request's first chunk resets.
+    """Counts the tokens of the chunks in their slots; a request's first chunk resets its slot.
 
     Args:
       state: slots of the model.

@@ -78,7 +78,7 @@ def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
 
     Args:
       row: int32, at least `Column.BLOCKS` wide; changed in place.
-      chunk: what to prefill.
+      chunk: the chunk to pack.
     """
     row[Column.SLOT] = chunk.slot
     row[Column.LENGTH] = len(chunk.tokens)
@@ -92,7 +92,7 @@ def pack_chunk(row: np.ndarray, chunk: PrefillChunk) -> None:
     row[Column.REMAINING] = chunk.remaining_tokens
     row[Column.TOP_K] = params.top_k
     row[Column.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
-    row[Column.MIN_TOKENS] = min(params.min_tokens, 2**30)  # added to a position later
+    row[Column.MIN_TOKENS] = min(params.min_tokens, 2**30)  # a position is added: no overflow
     words = np.array(seed_words(params.seed), np.uint32)
     row[Column.SEED : Column.FLOATS] = words.view(np.int32)
     floats = np.array([getattr(params, name) for name in _FLOATS], np.float32)

@@ -1,7 +1,6 @@
-"""Packs a scheduled step into the arrays that its program takes.
+"""Packs a scheduled step into the input arrays of its program.
 
-Rows are grouped by replica: first those of the slots of replica 0, then those of replica 1, and so
-on, each group padded to the bucket (`model_slots`).
+Rows are grouped by replica, in order, and each group is padded to the bucket (`model_slots`).
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ class PackedStep(NamedTuple):
       size: the program's bucket.
       inputs: as `ModelPrograms.prefill` or `decode` takes them; None for a default input.
       rows: for each chunk or sequence of the step, its row of the output.
-      logprobs: for each chunk or sequence, how many alternatives to report; None for no logprobs.
-      starts: for each chunk of a prefill, where its tokens begin; empty for a decode.
+      logprobs: for each chunk or sequence, the alternatives per token to report; None for no
+        logprobs.
+      starts: for each chunk of a prefill, the index of its first token; empty for a decode.
     """
 
     kind: str
@@ -42,7 +42,7 @@ def pack_prefill(model: ModelSlots, step: Prefill, num_pages: int) -> PackedStep
 
     Args:
       model: the step's model.
-      step: what to prefill.
+      step: the prefill.
       num_pages: of the pool on one device.
     """
     buckets, replicas = model.programs.buckets, model.replicas
@@ -91,7 +91,7 @@ def pack_decode(model: ModelSlots, step: Decode, num_pages: int) -> PackedStep:
 
     Args:
       model: the step's model.
-      step: what to decode.
+      step: the decode.
       num_pages: of the pool on one device.
     """
     replicas = model.replicas
@@ -101,7 +101,7 @@ def pack_decode(model: ModelSlots, step: Decode, num_pages: int) -> PackedStep:
     for index in (missing > 1).nonzero()[0].tolist():
         blocks, count = batch.blocks[index], int(batch.num_blocks[index])
         model.fill_table(int(slots[index]), blocks, count, num_pages)
-    # Nearly all sequences that grow do so by one block: those are filled at once.
+    # Sequences that grow by one block, which is the usual case, are filled in one operation.
     grown = (missing == 1).nonzero()[0]
     if grown.size:
         grown_slots, counts = slots[grown], batch.num_blocks[grown]
@@ -123,7 +123,7 @@ def pack_decode(model: ModelSlots, step: Decode, num_pages: int) -> PackedStep:
 
 
 def _ranks(slots: np.ndarray, replicas: int) -> np.ndarray:
-    """Returns, for each slot, how many slots before it are of the same replica."""
+    """Returns, for each slot, the number of earlier slots of the same replica."""
     if replicas == 1:
         return np.arange(len(slots))
     ranks = np.zeros(len(slots), np.int64)
@@ -162,7 +162,7 @@ def _pack_biases(
 def _pack_targets(
     chunks: Sequence[PrefillChunk], starts: Sequence[int], size: int
 ) -> np.ndarray | None:
-    """Returns the prompt token after each token; None if no prompt log-probability is needed."""
+    """Returns the next prompt token of each token; None if no prompt log-probability is needed."""
     if not any(chunk.following for chunk in chunks):
         return None
     packed = np.full(size, -1, np.int32)

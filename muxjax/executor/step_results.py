@@ -21,7 +21,7 @@ class JaxStepHandle:
       step: as scheduled.
       packed: its inputs and where its outputs are.
       output: on the devices.
-      submitted: when, on `time.perf_counter`.
+      submitted: time of submission, on `time.perf_counter`.
     """
 
     step: Step
@@ -35,7 +35,8 @@ def read_tokens(handle: JaxStepHandle, tokens: np.ndarray) -> list[list[int]]:
 
     Args:
       handle: the step.
-      tokens: of its output, int32 `[k, S]`; -1 where a sequence was done or a chunk not its last.
+      tokens: of its output, int32 `[k, S]`; -1 for sequences that were done, and for chunks that
+        are not their request's last.
     """
     rounds = handle.step.num_tokens if isinstance(handle.step, Decode) else 1
     emitted = tokens[:rounds, handle.packed.rows]
@@ -51,7 +52,7 @@ def read_logprobs(
 ) -> list[list[TokenLogprobs] | None]:
     """Returns the log-probabilities of each chunk's or sequence's tokens.
 
-    The arrays are copied from the devices only if some request needs them.
+    The arrays are copied from the devices only if a request needs them.
     """
     packed = handle.packed
     logprobs: list[list[TokenLogprobs] | None] = [None] * len(tokens)
@@ -61,13 +62,13 @@ def read_logprobs(
     for index, (row, count) in enumerate(zip(packed.rows.tolist(), packed.logprobs, strict=True)):
         if count is not None:
             logprobs[index] = [
-                _token_logprobs(arrays, step, row, count) for step in range(len(tokens[index]))
+                _token_logprobs(arrays, number, row, count) for number in range(len(tokens[index]))
             ]
     return logprobs
 
 
 def read_prompt_logprobs(handle: JaxStepHandle) -> list[list[TokenLogprobs]]:
-    """Returns the log-probabilities of each chunk's `following` tokens; empty if none has any."""
+    """Returns the log-probabilities of each chunk's `following` tokens; empty if there are none."""
     if not isinstance(handle.step, Prefill):
         return []
     chunks = handle.step.chunks
@@ -83,11 +84,12 @@ def read_prompt_logprobs(handle: JaxStepHandle) -> list[list[TokenLogprobs]]:
     ]
 
 
-def _token_logprobs(arrays: Logprobs, step: int, row: int, count: int) -> TokenLogprobs:
-    ids, values = arrays.top_ids[step, row, :count], arrays.top[step, row, :count]
+def _token_logprobs(arrays: Logprobs, number: int, row: int, count: int) -> TokenLogprobs:
+    """Returns the log-probabilities of a row's token in round `number`."""
+    ids, values = arrays.top_ids[number, row, :count], arrays.top[number, row, :count]
     top = [
         (int(token), float(value))
         for token, value in zip(ids, values, strict=True)
         if np.isfinite(value)  # a vocabulary may be smaller than the list
     ]
-    return TokenLogprobs(float(arrays.chosen[step, row]), top)
+    return TokenLogprobs(float(arrays.chosen[number, row]), top)

@@ -1,6 +1,6 @@
 """Offloads the weights of a sleeping model to host memory, and restores them.
 
-There is always exactly one copy of the weights. On a CPU, device memory is host memory: the weights
+A model has one copy of its weights at any time. On a CPU, device memory is host memory: the weights
 stay in place, and sleep releases only the model's part of the pool and its slots.
 """
 
@@ -14,7 +14,7 @@ import jax
 def offload_memory_kind(device: jax.Device) -> str | None:
     """Returns the kind of host memory for offloaded weights; None if they stay on the device.
 
-    Pinned pages are copied by the device itself, at the full speed of its link.
+    The device copies pinned pages by DMA, at the full speed of its link.
     """
     if device.platform == "cpu":
         return None
@@ -30,7 +30,7 @@ def offload(leaves: Sequence[jax.Array], kind: str | None) -> tuple[jax.Array, .
       kind: from `offload_memory_kind`; None leaves the arrays in place.
 
     Raises:
-      JaxRuntimeError: the host has no room; the arrays are unchanged.
+      JaxRuntimeError: the host has too little memory; the arrays are unchanged.
     """
     if kind is None:
         return tuple(leaves)
@@ -49,7 +49,7 @@ def restore(
       copy_to_device: copies one array to the devices, in the layout that the programs expect.
 
     Raises:
-      JaxRuntimeError: the devices have no room; the arrays are unchanged.
+      JaxRuntimeError: the devices have too little memory; the arrays are unchanged.
     """
     if all(leaf.sharding.memory_kind == "device" for leaf in leaves):
         return tuple(leaves)

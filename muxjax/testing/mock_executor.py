@@ -1,4 +1,4 @@
-"""An executor whose model is arithmetic that can be computed by hand.
+"""A mock executor whose tokens follow from simple arithmetic.
 
 The next token of a sequence is
 
@@ -6,12 +6,12 @@ The next token of a sequence is
 
 where `salt` is the sum of the bytes of the model's name. `extra` is the seed of a request that is
 not greedy, plus the number of its output tokens if it has a penalty. With a mask, the token is the
-next one that the mask allows, modulo `vocab`. `mock_tokens` computes the tokens of a request
-without other load.
+first from there on that the mask allows, modulo `vocab`. `mock_tokens` computes the tokens of a
+request without other load.
 
 Tokens are written to a simulated pool through the block tables of the step, in all layers, and read
-back through the block tables for each sampled token. So a wrong, overlapping or poisoned page
-raises `MockPoolError` or changes the tokens. Slots hold state as on the device
+back through the block tables for each sampled token. A wrong, overlapping or poisoned page
+therefore raises `MockPoolError` or changes the tokens. Slots have the same state as on the device
 (`scheduling.steps`).
 """
 
@@ -39,7 +39,7 @@ VOCAB = 1009
 
 
 class MockPoolError(AssertionError):
-    """A step used pages or slots that belong to another request, or broke a limit."""
+    """A step used pages or slots of another request, or exceeded a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class MockLatency:
     Attributes:
       prefill: of any prefill step.
       prefill_token: additional, per token of a prefill step.
-      decode: per token of a decode step, for any batch.
-      decode_sequence: additional, per token and sequence of a decode step.
+      decode: per round of a decode step, for any number of sequences.
+      decode_sequence: additional, per round and sequence of a decode step.
     """
 
     prefill: float = 2e-3
@@ -61,7 +61,7 @@ class MockLatency:
 
 @dataclass(slots=True)
 class _Page:
-    """The tokens of a page. `owner` is (model, request, layer, index of its block)."""
+    """The tokens of a page. `owner` is (model, request, layer, index of the block)."""
 
     owner: tuple[str, int, int, int]
     tokens: list[int] = field(default_factory=list)
@@ -72,7 +72,7 @@ class _Slot:
     """The device state of a slot."""
 
     request_id: int
-    found: int = 0
+    num_cached: int = 0
     written: int = 0
     last_token: int = -1
     remaining: int = 0
@@ -102,7 +102,7 @@ def mock_tokens(
     while len(output) < max_new_tokens:
         token = _next_token(model, total, len(prompt) + len(output), len(output), params, vocab)
         if constraint is not None:
-            token = _allowed(token, constraint.mask, vocab)
+            token = _next_allowed(token, constraint.mask, vocab)
         output.append(token)
         total += token
         if token in stop_ids or (constraint is not None and constraint.advance(token)):
@@ -119,7 +119,7 @@ def _next_token(
     return (31 * total + 7 * length + sum(model.encode()) + extra) % vocab
 
 
-def _allowed(token: int, mask: np.ndarray | None, vocab: int) -> int:
+def _next_allowed(token: int, mask: np.ndarray | None, vocab: int) -> int:
     while mask is not None and not mask[token // 32] >> (token % 32) & 1:
         token = (token + 1) % vocab
     return token
@@ -164,7 +164,7 @@ class MockExecutor:
         """Runs the step; `result` returns its tokens.
 
         Raises:
-          MockPoolError: it uses pages or slots of another request, or breaks a limit.
+          MockPoolError: it uses pages or slots of another request, or exceeds a limit.
         """
         self.steps += 1
         tokens: list[list[int]] = []
@@ -182,8 +182,8 @@ class MockExecutor:
             for sequence in step.sequences:
                 tokens.append(self._run_sequence(step.model, sequence, step.num_tokens))
                 logprobs.append(self._logprobs(step.model, sequence.slot, tokens[-1]))
-            each = self.latency.decode + self.latency.decode_sequence * len(step.sequences)
-            seconds = each * max(1, max(map(len, tokens)))
+            round_seconds = self.latency.decode + self.latency.decode_sequence * len(step.sequences)
+            seconds = round_seconds * max(1, max(map(len, tokens)))
         started = max(self.now, self._busy_until)
         self._busy_until = started + seconds
         return _MockStepHandle(StepResult(tokens, logprobs, started, seconds, prompt))
@@ -222,7 +222,7 @@ class MockExecutor:
         _require(0 < len(step.chunks) <= limits.max_prefill_seqs, f"too many chunks: {step}")
         _require(step.num_tokens <= limits.max_prefill_tokens, f"too many tokens: {step}")
         _require(all(chunk.tokens for chunk in step.chunks), f"an empty chunk: {step}")
-        self._check_apart(step.model, step.chunks)
+        self._check_disjoint(step.model, step.chunks)
 
     def _check_decode(self, step: Decode) -> None:
         limits = self._specs[step.model].limits
@@ -230,13 +230,13 @@ class MockExecutor:
         _require(0 < step.num_tokens <= limits.max_decode_tokens, f"too many tokens: {step}")
         masked = any(sequence.mask is not None for sequence in step.sequences)
         _require(not masked or step.num_tokens == 1, f"a mask for more than one token: {step}")
-        self._check_apart(step.model, step.sequences)
+        self._check_disjoint(step.model, step.sequences)
 
-    def _check_apart(
+    def _check_disjoint(
         self, model: str, entries: Sequence[PrefillChunk] | Sequence[DecodeSequence]
     ) -> None:
-        """Checks that no two entries of a step share a slot, that no entry has a page to which
-        another one writes, and that all pages are in the pool.
+        """Checks that the entries of a step have different slots and pages inside the pool, and
+        share no page that one of them writes.
         """
         spec = self._specs[model]
         slots = {entry.slot for entry in entries}
@@ -276,7 +276,7 @@ class MockExecutor:
         _require(slot.written == chunk.start, f"chunk out of order: {chunk}")
         blocks = chunk.blocks[: chunk.num_blocks]
         for token in chunk.tokens:
-            # As on the device, which counts only the tokens it computes, not a cached prefix.
+            # As on the device, which counts computed tokens but not those of a cached prefix.
             slot.num_output += slot.written >= chunk.num_prompt_tokens
             self._write(model, slot, blocks, token)
         if chunk.sampling is None:
@@ -303,7 +303,7 @@ class MockExecutor:
     ) -> int:
         total = self._read(model, slot, blocks)
         token = _next_token(model, total, slot.written, slot.num_output, slot.sampling, self._vocab)
-        token = _allowed(token, mask, self._vocab)
+        token = _next_allowed(token, mask, self._vocab)
         slot.last_token = token
         slot.num_output += 1
         slot.remaining = 0 if token in slot.stop_ids else slot.remaining - 1
@@ -321,7 +321,7 @@ class MockExecutor:
         slot.written += 1
 
     def _read(self, model: str, slot: _Slot, blocks: Sequence[int]) -> int:
-        """Returns the sum of the sequence's tokens as read from the pool, in the last layer."""
+        """Returns the sum of the sequence's tokens, read from the last layer in the pool."""
         spec = self._specs[model]
         per_page = spec.tokens_per_page
         total = 0
@@ -329,13 +329,13 @@ class MockExecutor:
             total = 0
             for index in range(spec.blocks_for(slot.written)):
                 num_tokens = min(per_page, slot.written - index * per_page)
-                cached = index * per_page < slot.found
+                cached = index * per_page < slot.num_cached
                 owner = (model, -1 if cached else slot.request_id, layer, index)
                 total += sum(self._page(blocks[index] + layer, owner, num_tokens).tokens)
         return total
 
     def _page(self, number: int, owner: tuple[str, int, int, int], num_tokens: int) -> _Page:
-        """Returns a page after a check of its owner; request -1 is any: the prefix was cached."""
+        """Returns a page after a check of its owner; request -1 is any request (cached prefix)."""
         page = self._pages.get(number)
         model, request_id, layer, index = owner
         expected = owner
@@ -348,17 +348,18 @@ class MockExecutor:
         return page
 
     def _logprobs(self, model: str, slot: int, tokens: Sequence[int]) -> list[TokenLogprobs] | None:
-        """Returns -(token % 10) for each token, and one less for each alternative than before."""
-        wanted = self._slots[model, slot].sampling.logprobs
-        if wanted is None or not tokens:
+        """Returns the log-probabilities of a slot's tokens; None if not requested."""
+        num_top = self._slots[model, slot].sampling.logprobs
+        if num_top is None or not tokens:
             return None
-        return self._token_logprobs(tokens, wanted)
+        return self._token_logprobs(tokens, num_top)
 
-    def _token_logprobs(self, tokens: Sequence[int], wanted: int) -> list[TokenLogprobs]:
+    def _token_logprobs(self, tokens: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+        """Returns -(token % 10) for each token; alternatives decrease from there by 1."""
         return [
             TokenLogprobs(
                 -float(token % 10),
-                [((token + i) % self._vocab, -float(token % 10 + i)) for i in range(wanted)],
+                [((token + i) % self._vocab, -float(token % 10 + i)) for i in range(num_top)],
             )
             for token in tokens
         ]

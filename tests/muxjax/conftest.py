@@ -1,4 +1,4 @@
-"""One session of tiny models for all benchmark tests, since its compilation is slow."""
+"""A session of tiny models that all benchmark tests share, because its compilation is slow."""
 
 from __future__ import annotations
 

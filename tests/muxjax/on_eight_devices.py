@@ -1,4 +1,4 @@
-"""What tests do in a process with eight devices (`tests.eight_devices`)."""
+"""The part of tests that runs in a process with eight devices (`tests.eight_devices`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muxjax.errors import EngineDead
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.planner.plan import PlacementPlan, PlannedModel, PlannedNodes, PlannedUnit
 
-# Query and KV heads of SmolLM2, Gemma 3 270M and Llama 3 8B. None of the other sizes divides by 8.
+# Query and KV heads of SmolLM2, Gemma 3 270M and Llama 3 8B. No other size is a multiple of 8.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2": (
         "llama",
@@ -30,7 +30,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=12, temperature=1.0, top_p=0.9, seed=11, logprobs=2)
 
 
-def entry(name: str, **more: Any) -> dict[str, Any]:
+def entry(name: str, **keys: Any) -> dict[str, Any]:
     family, shape = SHAPES[name]
     config = {
         "vocab_size": 301,
@@ -42,20 +42,24 @@ def entry(name: str, **more: Any) -> dict[str, Any]:
         "eos_token_id": 256,
         **shape,
     }
-    return {"name": name, "source": f"config:{family}", "config": config, **more}
+    return {"name": name, "source": f"config:{family}", "config": config, **keys}
 
 
-def fleet(tp_size: int, own: dict[str, int] | None = None, max_seqs: int = 1) -> dict[str, Any]:
-    models = own or dict.fromkeys(SHAPES, tp_size)
+def fleet(
+    tp_size: int, tp_sizes: dict[str, int] | None = None, max_seqs: int = 1
+) -> dict[str, Any]:
+    """A fleet file for `tp_size` devices; `tp_sizes` has the models and the size of each."""
+    models = tp_sizes or dict.fromkeys(SHAPES, tp_size)
     return {
-        "models": [entry(name, tensor_parallel=ways) for name, ways in models.items()],
+        "models": [entry(name, tensor_parallel=size) for name, size in models.items()],
         "tensor_parallel": tp_size,
         "pool": {"memory": POOL},
         "engine": {"max_seqs": max_seqs, "prefill_tokens": 16, "decode_tokens": 4},
     }
 
 
-def answers(loaded: Fleet) -> dict[str, Any]:
+def generate_all(loaded: Fleet) -> dict[str, Any]:
+    """The tokens of all prompts, greedy and sampled, by model."""
     return {
         name: [
             [completion.token_ids for completion in loaded.generate(name, PROMPTS, params)]
@@ -66,23 +70,23 @@ def answers(loaded: Fleet) -> dict[str, Any]:
 
 
 def tensor_parallel() -> None:
-    """Prints, for each degree, tokens and bytes as JSON."""
-    found = []
+    """Prints the tokens and sizes of fleets with different degrees of parallelism, as JSON."""
+    reports = []
     cases: list[tuple[int, dict[str, int] | None, int]] = [
         (1, None, 1),
         (2, None, 1),
         (4, None, 1),
         (8, None, 1),
-        # Copies side by side: three requests at once are on three of them.
+        # Four replicas: three concurrent requests run on three of them.
         (4, {"smollm2": 1}, 4),
     ]
-    for tp_size, own, max_seqs in cases:
-        with Fleet.load(fleet(tp_size, own, max_seqs), progress=False, poison=True) as loaded:
+    for tp_size, tp_sizes, max_seqs in cases:
+        with Fleet.load(fleet(tp_size, tp_sizes, max_seqs), progress=False, poison=True) as loaded:
             stats = loaded.stats()
-            found.append(
+            reports.append(
                 {
                     "tp_size": tp_size,
-                    "answers": answers(loaded),
+                    "tokens": generate_all(loaded),
                     "param_bytes": {n: m.param_bytes for n, m in loaded.models.items()},
                     "layouts": {n: m.layout.num_kv_heads for n, m in loaded.models.items()},
                     "replicas": {n: m.replicas for n, m in loaded.models.items()},
@@ -91,11 +95,11 @@ def tensor_parallel() -> None:
             )
             after = loaded.stats()
             assert after["pool_address"] == stats["pool_address"]
-    print(json.dumps(found))
+    print(json.dumps(reports))
 
 
 UNITS = {
-    # name: devices, and for each model its degree and copies
+    # name: devices, and for each model its tp_size and replicas
     "wide": ((0, 1), {"one": (2, 1), "two": (1, 2)}),
     "left": ((2,), {"three": (1, 1), "four": (1, 1)}),
     "right": ((3,), {"five": (1, 1), "four": (1, 1)}),
@@ -117,7 +121,7 @@ def planned_fleet(**config: int) -> dict[str, Any]:
 
 
 def make_plan() -> PlacementPlan:
-    """A plan such as `muxjax plan` writes, for one node of four devices."""
+    """A plan as `muxjax plan` writes it, for one node of four devices."""
     units = []
     for name, (devices, models) in UNITS.items():
         share = 1 / len(models)
@@ -181,17 +185,19 @@ def make_plan() -> PlacementPlan:
 
 
 def _kill(unit: Any) -> None:
-    """What ends an engine's thread from inside: no error that the loop would hand to its caller."""
+    """Ends the thread of the engine that calls it: the loop does not catch `SystemExit`."""
     raise SystemExit("killed by the test")
 
 
-def plan_with_deaths() -> None:
-    """Serves a plan's units, kills each of them under load, and compares with a quiet run."""
-    long = {
+def plan_with_failures() -> None:
+    """Serves a plan's units, kills each under load, and compares the tokens with a normal run."""
+    settings = {
         "greedy": SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True),
         "seeded": SamplingParams(max_tokens=60, temperature=1.0, seed=5, ignore_eos=True),
     }
-    asks = [(name, prompt, kind) for name in KINDS for prompt in PROMPTS[:2] for kind in long]
+    requests = [
+        (name, prompt, kind) for name in KINDS for prompt in PROMPTS[:2] for kind in settings
+    ]
     with Fleet.load(planned_fleet(), plan=make_plan(), progress=False, poison=True) as loaded:
         placed = {
             name: [unit.unit for unit in loaded.health() if name in unit.models]
@@ -205,24 +211,24 @@ def plan_with_deaths() -> None:
             if model in ("one", "three")
         }
 
-        def ask(question: tuple[str, list[int], str]) -> list[int]:
-            name, prompt, kind = question
-            return loaded.generate(name, [prompt], long[kind])[0].token_ids
+        def generate(request: tuple[str, list[int], str]) -> list[int]:
+            name, prompt, kind = request
+            return loaded.generate(name, [prompt], settings[kind])[0].token_ids
 
-        with ThreadPoolExecutor(len(asks)) as clients:
-            quiet = list(clients.map(ask, asks))
-            began, after = {}, []
+        with ThreadPoolExecutor(len(requests)) as clients:
+            expected = list(clients.map(generate, requests))
+            running, outputs = {}, []
             for unit in loaded.units:
-                disturbed = [clients.submit(ask, question) for question in asks]
+                futures = [clients.submit(generate, request) for request in requests]
                 while not unit.engine.stats()["requests"]:
-                    if all(future.done() for future in disturbed):
+                    if all(future.done() for future in futures):
                         break
-                began[unit.name] = unit.engine.stats()["requests"]
+                running[unit.name] = unit.engine.stats()["requests"]
                 with contextlib.suppress(EngineDead):
                     unit.engine.call(_kill)
-                after.append([future.result(timeout=120) for future in disturbed])
-                if not unit.restarts:  # it was idle by then: its next request starts it again
-                    ask(next(question for question in asks if question[0] in unit.model_names))
+                outputs.append([future.result(timeout=120) for future in futures])
+                if not unit.restarts:  # it was idle when it was killed: a request restarts it
+                    generate(next(r for r in requests if r[0] in unit.model_names))
         stats = loaded.stats()
         print(
             json.dumps(
@@ -230,19 +236,19 @@ def plan_with_deaths() -> None:
                     "placed": placed,
                     "devices": devices,
                     "quotas": quotas,
-                    "same": all(quiet == answers for answers in after),
-                    "lengths": sorted({len(tokens) for answers in after for tokens in answers}),
-                    "killed with": began,
+                    "same": all(expected == output for output in outputs),
+                    "lengths": sorted({len(tokens) for output in outputs for tokens in output}),
+                    "running when killed": running,
                     "restarts": {name: unit["restarts"] for name, unit in stats["units"].items()},
-                    "left": stats["requests"],
+                    "running at the end": stats["requests"],
                 }
             ),
             flush=True,
         )
-    # What is cut, in copies and on two units, all on one device.
+    # The sharded model, and those with replicas or on two units, on one device.
     single = planned_fleet()
     single["models"] = [m for m in single["models"] if m["name"] in ("one", "two", "four")]
     with Fleet.load(single, progress=False) as loaded:
-        for (name, prompt, kind), tokens in zip(asks, quiet, strict=True):
+        for (name, prompt, kind), tokens in zip(requests, expected, strict=True):
             if name in loaded.models:
-                assert loaded.generate(name, [prompt], long[kind])[0].token_ids == tokens, name
+                assert loaded.generate(name, [prompt], settings[kind])[0].token_ids == tokens, name

@@ -1,4 +1,4 @@
-"""The demo models, all served at once from one pool, against the outputs of `transformers`.
+"""The demo models, served concurrently from one pool, against the outputs of `transformers`.
 
 The models are downloaded unless they are in the user's cache.
 """
@@ -36,46 +36,48 @@ def fleet():
         yield loaded
 
 
-async def all_at_once(fleet: Fleet, cases: list[tuple[str, golden.Greedy]]) -> list[list[int]]:
-    answers = await asyncio.gather(
+async def generate_concurrently(
+    fleet: Fleet, cases: list[tuple[str, golden.Greedy]]
+) -> list[list[int]]:
+    completions = await asyncio.gather(
         *(fleet.agenerate(name, case.prompt_ids, GREEDY) for name, case in cases)
     )
-    return [answer[0].token_ids for answer in answers]
+    return [completion.token_ids for (completion,) in completions]
 
 
-def test_prompts_are_encoded_as_the_goldens_are(fleet):
+def test_prompts_are_encoded_as_by_transformers(fleet):
     for name in ("smollm2-135m", "gemma3-270m"):
         for case in golden.greedy(name):
             assert fleet.models[name].tokenizer.encode(case.text) == case.prompt_ids
 
 
-def test_every_prompt_alone(fleet):
+def test_isolated_outputs_match_transformers(fleet):
     for name in golden.DEMO_NAMES:
         for case in golden.greedy(name)[:2]:
             assert fleet.generate(name, case.prompt_ids, GREEDY)[0].token_ids == case.output_ids
 
 
-def test_all_models_and_prompts_interleaved(fleet):
+def test_concurrent_outputs_match_transformers(fleet):
     cases = [(name, case) for name in golden.DEMO_NAMES for case in golden.greedy(name)]
     for seed in range(2):
         random.Random(seed).shuffle(cases)
-        found = asyncio.run(all_at_once(fleet, cases))
-        for (name, case), tokens in zip(cases, found, strict=True):
+        outputs = asyncio.run(generate_concurrently(fleet, cases))
+        for (name, case), tokens in zip(cases, outputs, strict=True):
             assert tokens == case.output_ids, f"{name}: {case.text!r}"
     stats = fleet.stats()
     assert all(model["kv_pages_used"] == 0 for model in stats["models"].values())
 
 
 def test_no_step_copies_the_pool(fleet):
-    """Temporary memory of every program is under 5 % of a pool of 1 GB."""
+    """The temporary memory of every program is below 5 % of a pool of 1 GB."""
     stats = fleet.stats()
     assert stats["pool_bytes"] > 0.99e9
     for program in stats["programs"]:
         assert program["temp_bytes"] < 0.05 * stats["pool_bytes"], program
 
 
-def test_nothing_compiles_and_the_pool_stays(fleet):
-    """Under any mix of lengths, parameters and batch sizes."""
+def test_no_request_compiles_or_moves_the_pool(fleet):
+    """Requests have random lengths and parameters, in batches of varying size."""
     compiled: list[str] = []
 
     def listen(event: str, duration: float, **kwargs: object) -> None:
@@ -109,7 +111,7 @@ def test_nothing_compiles_and_the_pool_stays(fleet):
     assert fleet.stats()["pool_address"] == address
 
 
-def test_a_seed_gives_the_same_alone_and_in_any_batch(fleet):
+def test_seeded_outputs_do_not_depend_on_the_batch(fleet):
     rng = random.Random(1)
     for name in golden.DEMO_NAMES:
         prompts = [case.prompt_ids for case in golden.greedy(name)]
@@ -120,19 +122,19 @@ def test_a_seed_gives_the_same_alone_and_in_any_batch(fleet):
             )
             for seed in range(len(prompts))
         ]  # fmt: skip
-        together = fleet.generate(name, prompts, params)
-        for prompt, settings, answer in zip(prompts, params, together, strict=True):
-            assert fleet.generate(name, prompt, settings)[0].token_ids == answer.token_ids
+        batched = fleet.generate(name, prompts, params)
+        for prompt, settings, completion in zip(prompts, params, batched, strict=True):
+            assert fleet.generate(name, prompt, settings)[0].token_ids == completion.token_ids
 
 
-def test_a_pool_so_small_that_requests_are_preempted():
-    """Three models preempt each other's requests; emitted tokens stay."""
+def test_preemption_changes_no_tokens():
+    """Three models preempt each other's requests on a small pool."""
     with Fleet.load(fleet_config("26MB", max_seqs=4, decode_tokens=4)) as small:
         cases = [(name, case) for name in golden.DEMO_NAMES for case in golden.greedy(name)]
         for seed in range(2):
             random.Random(seed).shuffle(cases)
-            found = asyncio.run(all_at_once(small, cases))
-            for (name, case), tokens in zip(cases, found, strict=True):
+            outputs = asyncio.run(generate_concurrently(small, cases))
+            for (name, case), tokens in zip(cases, outputs, strict=True):
                 assert tokens == case.output_ids, f"{name}: {case.text!r}"
         models = small.stats()["models"].values()
         assert sum(model["preemptions"] for model in models) > 0

@@ -1,4 +1,4 @@
-"""Outputs under a grammar, of tiny random models, which follow it by the mask only."""
+"""Outputs of tiny random models under a grammar, which only the mask enforces."""
 
 from __future__ import annotations
 
@@ -56,59 +56,60 @@ LONG = SamplingParams(max_tokens=200)
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    with Fleet.load(fleet("llama"), poison=True) as found:
-        yield found
-        stats = found.stats()["models"]
+    with Fleet.load(fleet("llama"), poison=True) as llama:
+        yield llama
+        stats = llama.stats()["models"]
         assert all(model["kv_pages_used"] == 0 for model in stats.values())
 
 
-def of_schema(schema: Any, **more: Any) -> SamplingParams:
-    return dataclasses.replace(LONG, grammar=Grammar.json_schema(schema), **more)
+def schema_params(schema: Any, **fields: Any) -> SamplingParams:
+    return dataclasses.replace(LONG, grammar=Grammar.json_schema(schema), **fields)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_outputs_are_valid_under_their_schemas(loaded: Fleet, temperature: float) -> None:
-    """All schemas at once, twice each, among requests without a grammar."""
+    """Two concurrent requests for each schema, and some without a grammar."""
     names = [name for name in SCHEMAS for _ in range(2)]
-    each = [
-        of_schema(SCHEMAS[name], temperature=temperature, seed=index)
+    constrained = [
+        schema_params(SCHEMAS[name], temperature=temperature, seed=index)
         for index, name in enumerate(names)
     ]
     free = [dataclasses.replace(LONG, max_tokens=30, seed=7, ignore_eos=True)] * 3
-    alone = loaded.generate("llama", "free", free[:1])[0]
-    answers = loaded.generate("llama", ["x"] * len(each) + ["free"] * 3, each + free)
+    isolated = loaded.generate("llama", "free", free[:1])[0]
+    prompts = ["x"] * len(constrained) + ["free"] * 3
+    answers = loaded.generate("llama", prompts, constrained + free)
     for name, answer in zip(names, answers, strict=False):
         assert answer.finish_reason == "stop", (name, answer.text)
         jsonschema.validate(json.loads(answer.text), SCHEMAS[name])
-    assert [answer.token_ids for answer in answers[-3:]] == [alone.token_ids] * 3
+    assert [answer.token_ids for answer in answers[-3:]] == [isolated.token_ids] * 3
 
 
-def test_a_seed_gives_the_same_alone_and_among_others(loaded: Fleet) -> None:
-    params = [of_schema(SCHEMAS["object"], seed=seed) for seed in range(4)]
-    together = loaded.generate("llama", ["abc"] * 4, params)
-    assert [loaded.generate("llama", "abc", one)[0] for one in params] == together
-    assert len({answer.text for answer in together}) == 4
+def test_seeded_outputs_do_not_depend_on_the_batch(loaded: Fleet) -> None:
+    params = [schema_params(SCHEMAS["object"], seed=seed) for seed in range(4)]
+    batched = loaded.generate("llama", ["abc"] * 4, params)
+    assert [loaded.generate("llama", "abc", single)[0] for single in params] == batched
+    assert len({answer.text for answer in batched}) == 4
 
 
-def test_greedy_is_the_likeliest_allowed_token(loaded: Fleet) -> None:
-    params = of_schema({"enum": ["aaaa", "bbbb", "cccc"]}, temperature=0.0, logprobs=20)
+def test_greedy_selects_the_most_likely_allowed_token(loaded: Fleet) -> None:
+    params = schema_params({"enum": ["aaaa", "bbbb", "cccc"]}, temperature=0.0, logprobs=20)
     answer = loaded.generate("llama", "abc", params)[0]
     assert json.loads(answer.text) in ("aaaa", "bbbb", "cccc")
     assert answer.logprobs is not None
     letter = answer.logprobs[1]
-    likely = dict(letter.top)
+    top = dict(letter.top)
     for other in b"abc":
-        assert likely.get(other, -99.0) <= letter.logprob + 1e-6
+        assert top.get(other, -99.0) <= letter.logprob + 1e-6
 
 
-def test_preemption_changes_nothing() -> None:
-    """Six requests in a pool for two: greedy and sampled outputs are as isolated ones."""
+def test_preemption_does_not_change_outputs() -> None:
+    """Six concurrent requests in a pool for two have the same outputs as isolated ones."""
     config = entry("llama")
     config["max_model_len"] = 96
     small = {**fleet("llama", memory="320KB"), "models": [config]}
     with Fleet.load(small, poison=True) as loaded:
         params = [
-            of_schema(
+            schema_params(
                 SCHEMAS["object"],
                 seed=index,
                 temperature=float(index % 2),
@@ -118,34 +119,34 @@ def test_preemption_changes_nothing() -> None:
             for index in range(4)
         ]
         free = SamplingParams(max_tokens=90, temperature=0.0, ignore_eos=True)
-        alone = [loaded.generate("llama", "ab", one)[0] for one in [*params, free]]
-        together = loaded.generate("llama", ["ab"] * 6, [*params, free, free])
+        isolated = [loaded.generate("llama", "ab", single)[0] for single in [*params, free]]
+        concurrent = loaded.generate("llama", ["ab"] * 6, [*params, free, free])
         stats = loaded.stats()["models"]["llama"]
     assert stats["preemptions"] > 0
-    assert together == [*alone, alone[-1]]
-    for answer in together[:4]:
+    assert concurrent == [*isolated, isolated[-1]]
+    for answer in concurrent[:4]:
         assert answer.finish_reason == "stop"
         jsonschema.validate(json.loads(answer.text), SCHEMAS["object"])
 
 
-def test_an_end_token_ends_what_may_end(loaded: Fleet) -> None:
-    biased = of_schema({"type": "integer"}, logit_bias={256: 100.0}, temperature=0.0)
+def test_an_end_token_ends_a_complete_output(loaded: Fleet) -> None:
+    biased = schema_params({"type": "integer"}, logit_bias={256: 100.0}, temperature=0.0)
     answer = loaded.generate("llama", "a", biased)[0]
     assert (len(answer.text), answer.token_ids[-1], answer.finish_reason) == (1, 256, "stop")
-    unending = dataclasses.replace(biased, ignore_eos=True, max_tokens=9)
-    answer = loaded.generate("llama", "a", unending)[0]
+    without_eos = dataclasses.replace(biased, ignore_eos=True, max_tokens=9)
+    answer = loaded.generate("llama", "a", without_eos)[0]
     assert (len(answer.text), answer.finish_reason) == (9, "length")
     assert answer.text.isdigit()
 
 
-def test_streams_and_stop_strings(loaded: Fleet) -> None:
-    params = of_schema({"type": "array", "items": {"const": 7}, "minItems": 5}, stop=[","])
+def test_stop_strings_end_constrained_streams(loaded: Fleet) -> None:
+    params = schema_params({"type": "array", "items": {"const": 7}, "minItems": 5}, stop=[","])
     text = "".join(delta.text for delta in loaded.stream("llama", "a", params))
     assert text.split() == ["[", "7"] or text.strip() == "[7"
 
 
-def test_refusals(loaded: Fleet) -> None:
+def test_unsupported_schemas_and_parameters_are_rejected(loaded: Fleet) -> None:
     with pytest.raises(InvalidRequest, match="uniqueItems"):
-        loaded.generate("llama", "a", of_schema({"type": "array", "uniqueItems": True}))
+        loaded.generate("llama", "a", schema_params({"type": "array", "uniqueItems": True}))
     with pytest.raises(InvalidRequest, match="min_tokens cannot"):
-        of_schema(True, min_tokens=3)
+        schema_params(True, min_tokens=3)

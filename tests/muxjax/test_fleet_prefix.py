@@ -1,8 +1,8 @@
-"""Answers with the prefix cache on and off: the same, token for token, on trained models.
+"""Trained models generate the same tokens with and without the prefix cache.
 
-The requests share beginnings, as conversations and system prompts do. They arrive at once, on a
-pool so small that requests are preempted and cached blocks are evicted all the time. Freed pages
-hold NaN, so that a hit in a block that was reused shows.
+The requests share prefixes, as conversations and system prompts do. They are concurrent, on a pool
+so small that requests are preempted and cached blocks are evicted. Freed pages are filled with NaN,
+so that a hit in a freed block changes the output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import pytest
 
 from muxjax import Fleet, SamplingParams
 from tests import tiny
-from tests.muxjax.trained_fleets import LONGEST, Answer, Ask, ask, fleet, random_params
+from tests.muxjax.trained_fleets import (
+    MAX_MODEL_LEN,
+    ClientRequest,
+    ReceivedOutput,
+    fleet,
+    random_params,
+    stream_output,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -24,49 +31,50 @@ NUM_REQUESTS = 40
 CLIENTS = 12
 
 
-def alike_asks(seed: int) -> list[Ask]:
-    """Requests with few different beginnings and all kinds of sampling parameters."""
+def requests_with_shared_prefixes(seed: int) -> list[ClientRequest]:
+    """Requests with a few different prefixes and random sampling parameters."""
     rng = random.Random(seed)
     text = tiny.learned()
-    beginnings = [text[: rng.randrange(60, 130)], text[40:150], "thou " * 24]
-    asks = []
+    prefixes = [text[: rng.randrange(60, 130)], text[40:150], "thou " * 24]
+    requests = []
     for _ in range(NUM_REQUESTS):
-        begin = rng.choice(beginnings)
-        prompt = begin[: rng.choice([len(begin), 64, 96])] + text[: rng.randrange(0, 30)]
+        prefix = rng.choice(prefixes)
+        prompt = prefix[: rng.choice([len(prefix), 64, 96])] + text[: rng.randrange(0, 30)]
         params = random_params(rng)
-        if rng.random() < 0.5:  # as most requests are; a repetition penalty finds nothing
+        if rng.random() < 0.5:  # requests with a repetition penalty do not use the cache
             params = SamplingParams(
                 max_tokens=params.max_tokens, temperature=0.0, logprobs=params.logprobs
             )
-        asks.append(Ask(rng.choice(tiny.FAMILIES), prompt[: LONGEST - 2], params, None))
-    return asks
+        model = rng.choice(tiny.FAMILIES)
+        requests.append(ClientRequest(model, prompt[: MAX_MODEL_LEN - 2], params, None))
+    return requests
 
 
-def ask_all(loaded: Fleet, asks: list[Ask], clients: int) -> list[Answer]:
+def stream_all(loaded: Fleet, requests: list[ClientRequest], clients: int) -> list[ReceivedOutput]:
     with ThreadPoolExecutor(clients) as threads:
-        return list(threads.map(lambda question: ask(loaded, question), asks))
+        return list(threads.map(lambda request: stream_output(loaded, request), requests))
 
 
 @pytest.fixture(scope="module")
-def asks() -> list[Ask]:
-    return alike_asks(seed=3)
+def requests() -> list[ClientRequest]:
+    return requests_with_shared_prefixes(seed=3)
 
 
 def config(prefix_cache: bool) -> dict:
     sizes = {"max_seqs": 8, "prefill_tokens": 64, "decode_tokens": 4}
-    found = fleet(*tiny.FAMILIES, memory="2500kB", **sizes)
-    found["pool"]["prefix_cache"] = prefix_cache
-    return found
+    keys = fleet(*tiny.FAMILIES, memory="2500kB", **sizes)
+    keys["pool"]["prefix_cache"] = prefix_cache
+    return keys
 
 
 @pytest.fixture(scope="module")
-def computed(asks: list[Ask]) -> list[Answer]:
-    """Without a cache, one after the other."""
+def expected_outputs(requests: list[ClientRequest]) -> list[ReceivedOutput]:
+    """The outputs without a cache, of one request at a time."""
     with Fleet.load(config(False)) as loaded:
-        answers = ask_all(loaded, asks, 1)
+        outputs = stream_all(loaded, requests, 1)
         models = loaded.stats()["models"].values()
         assert sum(model["prefix_queries"] + model["kv_pages_cached"] for model in models) == 0
-    return answers
+    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +83,19 @@ def small() -> Iterator[Fleet]:
         yield loaded
 
 
-def test_a_crowd_on_a_small_pool_gets_what_is_computed_without_a_cache(
-    small: Fleet, asks: list[Ask], computed: list[Answer]
+def test_outputs_on_a_small_pool_match_those_without_a_cache(
+    small: Fleet, requests: list[ClientRequest], expected_outputs: list[ReceivedOutput]
 ) -> None:
     for clients in (CLIENTS, 1):
-        found = ask_all(small, asks, clients)
-        for question, mine, other in zip(asks, found, computed, strict=True):
-            assert (mine.tokens, mine.text, mine.reason) == (
-                other.tokens,
-                other.text,
-                other.reason,
-            ), question
-            for own, wanted in zip(mine.logprobs, other.logprobs, strict=True):
-                np.testing.assert_allclose(own.logprob, wanted.logprob, atol=1e-3)
+        outputs = stream_all(small, requests, clients)
+        for request, output, expected in zip(requests, outputs, expected_outputs, strict=True):
+            assert (output.tokens, output.text, output.reason) == (
+                expected.tokens,
+                expected.text,
+                expected.reason,
+            ), request
+            for logprobs, right in zip(output.logprobs, expected.logprobs, strict=True):
+                np.testing.assert_allclose(logprobs.logprob, right.logprob, atol=1e-3)
         small.units[0].engine.call(lambda unit: unit.check_invariants())
     after = small.stats()
     models = after["models"]
@@ -98,21 +106,20 @@ def test_a_crowd_on_a_small_pool_gets_what_is_computed_without_a_cache(
     assert sum(model["preemptions"] for model in models.values()) > 0
 
 
-def test_a_restart_forgets_what_the_pool_held(small: Fleet) -> None:
+def test_a_restart_clears_the_prefix_cache(small: Fleet) -> None:
     greedy = SamplingParams(max_tokens=8, temperature=0.0)
     prompt = tiny.learned()[:100]
-    (wanted,) = small.generate("gemma3", prompt, greedy)
-    (again,) = small.generate("gemma3", prompt, greedy)
-    assert again.num_cached_tokens > 0
+    (first,) = small.generate("gemma3", prompt, greedy)
+    (cached,) = small.generate("gemma3", prompt, greedy)
+    assert cached.num_cached_tokens > 0
     small.restart("0", "for the test")
     assert small.stats()["models"]["gemma3"]["kv_pages_cached"] == 0
-    (fresh,) = small.generate("gemma3", prompt, greedy)
-    assert fresh.num_cached_tokens == 0
-    assert fresh.token_ids == again.token_ids == wanted.token_ids
+    (restarted,) = small.generate("gemma3", prompt, greedy)
+    assert restarted.num_cached_tokens == 0
+    assert restarted.token_ids == cached.token_ids == first.token_ids
 
 
-def test_a_repetition_penalty_and_logprobs_of_the_prompt_see_all_of_it(small: Fleet) -> None:
-    """Such requests do not use the prefix cache, though it has their prompt."""
+def test_repetition_penalties_and_prompt_logprobs_bypass_the_prefix_cache(small: Fleet) -> None:
     prompt = tiny.learned()[:100]
     small.generate("llama", prompt, SamplingParams(max_tokens=1))
     for params in (

@@ -1,7 +1,7 @@
-"""Three trained models of different L, K and H on one small pool, against each of them isolated.
+"""Three trained models of different L, K and H on a small pool, against the same models isolated.
 
-Pages change owners all the time, and freed pages hold NaN: a page read by a request that does not
-own it, or a token written to the wrong row, changes the output.
+Pages change owners often, and freed pages are filled with NaN: a page read by a request that does
+not own it, or a token written to the wrong row, changes the output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import pytest
 from muxjax import Fleet
 from tests import tiny
 from tests.compiles import counted_compiles
-from tests.muxjax.trained_fleets import LONGEST, Answer, Ask, ask, fleet, random_params
+from tests.muxjax.trained_fleets import (
+    MAX_MODEL_LEN,
+    ClientRequest,
+    ReceivedOutput,
+    fleet,
+    random_params,
+    stream_output,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -23,81 +30,82 @@ NUM_REQUESTS = 90
 CLIENTS = 24
 
 
-def random_asks(seed: int) -> list[Ask]:
+def random_requests(seed: int) -> list[ClientRequest]:
     rng = random.Random(seed)
     text = tiny.TEXT.read_text("utf-8")
     lines = tiny.learned().splitlines(keepends=True)
-    asks = []
+    requests = []
     for _ in range(NUM_REQUESTS):
         kind = rng.randrange(3)
-        if kind == 0:  # known by heart
+        if kind == 0:  # memorized by the models
             prompt: str | list[int] = "".join(lines[rng.randrange(len(lines) - 4) :])[
                 : rng.randrange(12, 100)
             ]
-        elif kind == 1:  # not known, of any length
-            start = rng.randrange(len(text) - LONGEST)
-            prompt = text[start : start + rng.randrange(1, LONGEST)]
+        elif kind == 1:  # not memorized, of any length
+            start = rng.randrange(len(text) - MAX_MODEL_LEN)
+            prompt = text[start : start + rng.randrange(1, MAX_MODEL_LEN)]
         else:
             prompt = [rng.randrange(256) for _ in range(rng.choice([1, 3, 30, 150]))]
-        leaves = rng.choice([0, 1, 5, 30]) if rng.random() < 0.2 else None
-        asks.append(Ask(rng.choice(tiny.FAMILIES), prompt, random_params(rng), leaves))
-    return asks
+        cancel_after = rng.choice([0, 1, 5, 30]) if rng.random() < 0.2 else None
+        model = rng.choice(tiny.FAMILIES)
+        requests.append(ClientRequest(model, prompt, random_params(rng), cancel_after))
+    return requests
 
 
-def assert_same(question: Ask, found: Answer, alone: Answer) -> None:
-    if found.reason == "cancelled":
-        assert question.leaves_after is not None
-        assert found.tokens == alone.tokens[: len(found.tokens)], question
-        assert alone.text.startswith(found.text), question
+def assert_same(request: ClientRequest, output: ReceivedOutput, isolated: ReceivedOutput) -> None:
+    if output.reason == "cancelled":
+        assert request.cancel_after is not None
+        assert output.tokens == isolated.tokens[: len(output.tokens)], request
+        assert isolated.text.startswith(output.text), request
     else:
-        assert (found.tokens, found.text, found.reason) == (
-            alone.tokens,
-            alone.text,
-            alone.reason,
-        ), question
-    for mine, other in zip(found.logprobs, alone.logprobs, strict=False):
-        np.testing.assert_allclose(mine.logprob, other.logprob, atol=1e-3)
-        assert len(mine.top) == question.params.logprobs
+        assert (output.tokens, output.text, output.reason) == (
+            isolated.tokens,
+            isolated.text,
+            isolated.reason,
+        ), request
+    for logprobs, expected in zip(output.logprobs, isolated.logprobs, strict=False):
+        np.testing.assert_allclose(logprobs.logprob, expected.logprob, atol=1e-3)
+        assert len(logprobs.top) == request.params.logprobs
 
 
 @pytest.fixture(scope="module")
-def asks() -> list[Ask]:
-    return random_asks(seed=0)
+def requests() -> list[ClientRequest]:
+    return random_requests(seed=0)
 
 
 @pytest.fixture(scope="module")
-def alone(asks: list[Ask]) -> list[Answer]:
-    """Each request isolated, in a fleet with only its model and more pages than it needs."""
-    answers = {}
+def isolated_outputs(requests: list[ClientRequest]) -> list[ReceivedOutput]:
+    """The outputs of one request at a time, in a fleet with only its model and a large pool."""
+    outputs = {}
     for name in tiny.FAMILIES:
-        # Other buckets than in the fleet under test, so that no result is equal by accident.
+        # Different buckets from the fleet under test, so that no result is equal by accident.
         with Fleet.load(fleet(name, memory="16MB", max_seqs=1, prefill_tokens=16)) as loaded:
-            for index, question in enumerate(asks):
-                if question.model == name:
-                    answers[index] = ask(loaded, question, stays=True)
-    return [answers[index] for index in range(len(asks))]
+            for index, request in enumerate(requests):
+                if request.model == name:
+                    outputs[index] = stream_output(loaded, request, cancel=False)
+    return [outputs[index] for index in range(len(requests))]
 
 
-def test_the_run_has_everything(asks: list[Ask], alone: list[Answer]) -> None:
-    """The requests cover all kinds of ends and models."""
-    reasons = [answer.reason for answer in alone]
-    assert {"stop", "length"} == set(reasons)
-    assert sum(len(answer.tokens) for answer in alone) > 20 * NUM_REQUESTS
-    assert sum(question.leaves_after is not None for question in asks) > NUM_REQUESTS / 10
-    assert {question.model for question in asks} == set(tiny.FAMILIES)
+def test_requests_cover_all_models_and_finish_reasons(
+    requests: list[ClientRequest], isolated_outputs: list[ReceivedOutput]
+) -> None:
+    assert {output.reason for output in isolated_outputs} == {"stop", "length"}
+    assert sum(len(output.tokens) for output in isolated_outputs) > 20 * NUM_REQUESTS
+    assert sum(request.cancel_after is not None for request in requests) > NUM_REQUESTS / 10
+    assert {request.model for request in requests} == set(tiny.FAMILIES)
     sonnet = tiny.learned() * 2
-    by_heart = [
-        answer
-        for question, answer in zip(asks, alone, strict=True)
-        if question.params.greedy and not question.params.penalized
-        if isinstance(question.prompt, str) and question.prompt in sonnet
+    texts = [
+        output.text
+        for request, output in zip(requests, isolated_outputs, strict=True)
+        if request.params.greedy and not request.params.penalized
+        if isinstance(request.prompt, str) and request.prompt in sonnet
     ]
-    assert any(len(answer.text) > 20 and answer.text in sonnet for answer in by_heart)
+    assert any(len(text) > 20 and text in sonnet for text in texts)
 
 
 @pytest.mark.parametrize("policy", ["adbs", "fcfs", "round_robin"])
-def test_any_mix_on_one_small_pool_is_as_alone(
-    policy: str, asks: list[Ask], alone: list[Answer]
+def test_concurrent_outputs_on_a_small_pool_match_isolated_ones(
+    policy: str, requests: list[ClientRequest], isolated_outputs: list[ReceivedOutput]
 ) -> None:
     config = fleet(
         *tiny.FAMILIES,
@@ -110,10 +118,10 @@ def test_any_mix_on_one_small_pool_is_as_alone(
     with Fleet.load(config, poison=True) as loaded:
         before = loaded.stats()
         with counted_compiles() as compiled, ThreadPoolExecutor(CLIENTS) as clients:
-            found = list(clients.map(lambda question: ask(loaded, question), asks))
+            outputs = list(clients.map(lambda request: stream_output(loaded, request), requests))
         after = loaded.stats()
-    for question, mine, other in zip(asks, found, alone, strict=True):
-        assert_same(question, mine, other)
+    for request, output, isolated in zip(requests, outputs, isolated_outputs, strict=True):
+        assert_same(request, output, isolated)
     assert compiled == []
     assert after["pool_address"] == before["pool_address"]
     assert after["requests"] == 0
@@ -121,4 +129,4 @@ def test_any_mix_on_one_small_pool_is_as_alone(
     models = after["models"].values()
     assert all(model["kv_pages_used"] == 0 for model in models)
     assert sum(model["preemptions"] for model in models) > 0
-    assert any(answer.reason == "cancelled" for answer in found)
+    assert any(output.reason == "cancelled" for output in outputs)

@@ -1,7 +1,7 @@
 from muxjax.outputs import Completion, Delta, TokenLogprobs
 
 
-def test_a_completion_joins_its_deltas():
+def test_deltas_are_joined_to_a_completion():
     logprobs = [TokenLogprobs(-float(i), []) for i in range(3)]
     prompt_logprobs = [TokenLogprobs(-1.0, [])]
     deltas = [
@@ -21,7 +21,7 @@ def test_a_completion_joins_its_deltas():
     assert (completion.num_prompt_tokens, completion.num_cached_tokens) == (2, 1)
 
 
-def test_a_completion_without_logprobs_has_none():
+def test_logprobs_are_none_if_no_delta_has_them():
     completion = Completion.from_deltas([Delta("", [], None, "cancelled")], [1], 0)
     assert (completion.logprobs, completion.prompt_logprobs, completion.stop_reason) == (
         None,

@@ -1,4 +1,4 @@
-"""A plan's units served by one process, in one that has eight devices."""
+"""A plan's units served by one process that has eight devices."""
 
 import json
 
@@ -11,22 +11,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found():
-    printed = eight_devices.run("tests.muxjax.on_eight_devices", "plan_with_deaths")
+def report():
+    printed = eight_devices.run("tests.muxjax.on_eight_devices", "plan_with_failures")
     return json.loads(printed.splitlines()[-1])
 
 
-def test_models_are_where_the_plan_puts_them(found):
-    assert found["devices"] == {name: list(devices) for name, (devices, _) in UNITS.items()}
-    assert found["placed"] == {
+def test_models_are_placed_as_planned(report):
+    assert report["devices"] == {name: list(devices) for name, (devices, _) in UNITS.items()}
+    assert report["placed"] == {
         model: [name for name, (_, models) in UNITS.items() if model in models] for model in KINDS
     }
-    assert all(abs(quota - 0.5) < 0.2 for quota in found["quotas"].values())
+    assert all(abs(quota - 0.5) < 0.2 for quota in report["quotas"].values())
 
 
-def test_no_request_is_lost_when_units_die_and_no_token_changes(found):
-    assert found["restarts"] == dict.fromkeys(UNITS, 1)
-    assert found["same"] is True
-    assert found["lengths"] == [60]
-    assert found["left"] == 0
-    assert sum(found["killed with"].values()) > 0
+def test_requests_are_complete_and_unchanged_after_units_fail(report):
+    assert report["restarts"] == dict.fromkeys(UNITS, 1)
+    assert report["same"] is True
+    assert report["lengths"] == [60]
+    assert report["running at the end"] == 0
+    assert sum(report["running when killed"].values()) > 0

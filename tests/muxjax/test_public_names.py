@@ -47,19 +47,19 @@ FLEET_METHODS = {
 HANDLE_METHODS = {"achat", "agenerate", "chat", "chat_stream", "generate", "stream"}
 
 
-def test_the_exported_names_are_these():
+def test_exported_names():
     assert set(muxjax.__all__) == NAMES
     for name in NAMES:
         assert getattr(muxjax, name) is not None
     assert muxjax.errors is importlib.import_module("muxjax.errors")
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_raise_attribute_error():
     with pytest.raises(AttributeError, match="Flet"):
         _ = muxjax.Flet
 
 
-def test_the_methods_of_a_fleet_and_of_a_model_are_these():
+def test_public_methods_of_fleets_and_model_handles():
     assert {name for name in vars(muxjax.Fleet) if not name.startswith("_")} == FLEET_METHODS
     assert {name for name in vars(muxjax.ModelHandle) if not name.startswith("_")} == HANDLE_METHODS
 

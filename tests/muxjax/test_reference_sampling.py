@@ -1,6 +1,6 @@
-"""A whole fleet against a numpy computation of its sampling, from the dense model's logits.
+"""Sampling of a fleet against numpy, from the logits of the dense model.
 
-A model of 20 tokens can report its whole distribution, so log-probabilities are compared in full.
+A model with 20 tokens can report all log-probabilities, so that they are compared completely.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def small_model() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Fleet]:
-    with Fleet.load({**fleet(), "models": [small_model()]}) as found:
-        yield found
+    with Fleet.load({**fleet(), "models": [small_model()]}) as small_fleet:
+        yield small_fleet
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,14 @@ def dense() -> Callable[[list[int]], np.ndarray]:
 
 
 def reference(raw: np.ndarray, output: list[int], position: int, params: SamplingParams) -> int:
-    """The token that `params` take from raw logits, after this output."""
+    """The token that `params` select from raw logits, after this output."""
     logits = raw.astype(np.float64)
     for token, bias in params.logit_bias.items():
         logits[token] += bias
     counts = np.bincount(output, minlength=VOCAB)
     seen = (counts > 0) | (np.bincount(PROMPT, minlength=VOCAB) > 0)
-    by = params.repetition_penalty
-    logits = np.where(seen, np.where(logits > 0, logits / by, logits * by), logits)
+    factor = params.repetition_penalty
+    logits = np.where(seen, np.where(logits > 0, logits / factor, logits * factor), logits)
     logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
     if len(output) < params.min_tokens:
         logits[EOS] = -np.inf
@@ -101,7 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tokens_are_those_of_the_reference(
+def test_tokens_and_logprobs_match_the_reference(
     loaded: Fleet, dense: Callable[[list[int]], np.ndarray], case: str
 ) -> None:
     values = {"max_tokens": 24, "seed": 2**40 + 5, **CASES[case]}
@@ -109,13 +109,13 @@ def test_tokens_are_those_of_the_reference(
     answer = loaded.generate("llama", PROMPT, params)[0]
     assert answer.logprobs is not None
     logits = dense(PROMPT + answer.token_ids)[len(PROMPT) - 1 :]
-    for index, found in enumerate(answer.logprobs):
+    for index, logprobs in enumerate(answer.logprobs):
         position = len(PROMPT) + index
-        wanted = reference(logits[index], answer.token_ids[:index], position, params)
-        assert answer.token_ids[index] == wanted
-        likely = logits[index] - np.logaddexp.reduce(logits[index])
-        assert found.logprob == pytest.approx(likely[wanted], abs=1e-4)
-        assert dict(found.top) == pytest.approx(dict(enumerate(likely)), abs=1e-4)
+        expected = reference(logits[index], answer.token_ids[:index], position, params)
+        assert answer.token_ids[index] == expected
+        values = logits[index] - np.logaddexp.reduce(logits[index])
+        assert logprobs.logprob == pytest.approx(values[expected], abs=1e-4)
+        assert dict(logprobs.top) == pytest.approx(dict(enumerate(values)), abs=1e-4)
     if case == "min_tokens":
         assert answer.finish_reason == "stop"
         assert len(answer.token_ids) >= 21
@@ -124,33 +124,34 @@ def test_tokens_are_those_of_the_reference(
         assert len(answer.token_ids) == 24
 
 
-def test_settings_of_one_request_leave_others_alone(loaded: Fleet) -> None:
-    """Every case at once gives each what it gets alone: slots are reused, and nothing is left."""
-    each = [
+def test_requests_do_not_affect_each_other(loaded: Fleet) -> None:
+    """Concurrent requests, in reused slots, have the same tokens as isolated ones."""
+    params = [
         SamplingParams(max_tokens=12, seed=index, ignore_eos="min_tokens" not in case, **case)
         for index, case in enumerate(CASES.values())
         if "min_tokens" not in case
     ]
-    alone = [loaded.generate("llama", PROMPT, one)[0].token_ids for one in each]
-    together = loaded.generate("llama", [PROMPT] * len(each), each)
-    assert [answer.token_ids for answer in together] == alone
+    isolated = [loaded.generate("llama", PROMPT, single)[0].token_ids for single in params]
+    concurrent = loaded.generate("llama", [PROMPT] * len(params), params)
+    assert [answer.token_ids for answer in concurrent] == isolated
 
 
 @pytest.mark.parametrize("length", [2, 31, 70])
 def test_prompt_logprobs(loaded: Fleet, length: int) -> None:
-    """Of every token of a prompt, of one chunk or several, as if it had been generated."""
+    """Prompts of one or several chunks have the log-probabilities of generated tokens."""
     prompt = np.random.default_rng(length).integers(0, VOCAB, length).tolist()
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=3)
     plain = SamplingParams(max_tokens=1, temperature=0.0, logprobs=VOCAB)
     answers = loaded.generate("llama", [prompt, prompt[:1], prompt], [params, params, plain])
-    found = answers[0].prompt_logprobs
-    assert found is not None
-    assert len(found) == length - 1
+    prompt_logprobs = answers[0].prompt_logprobs
+    assert prompt_logprobs is not None
+    assert len(prompt_logprobs) == length - 1
     assert answers[0].token_ids == answers[2].token_ids
     assert (answers[1].prompt_logprobs, answers[2].prompt_logprobs) == ([], None)
     for at in sorted({1, length // 2, length - 1}):
-        wanted = loaded.generate("llama", prompt[:at], plain)[0].logprobs
-        assert wanted is not None
-        likely = dict(wanted[0].top)
-        assert found[at - 1].logprob == pytest.approx(likely[prompt[at]], abs=2e-5)
-        assert [token for token, _ in found[at - 1].top] == [t for t, _ in wanted[0].top[:3]]
+        generated = loaded.generate("llama", prompt[:at], plain)[0].logprobs
+        assert generated is not None
+        expected = dict(generated[0].top)
+        logprobs = prompt_logprobs[at - 1]
+        assert logprobs.logprob == pytest.approx(expected[prompt[at]], abs=2e-5)
+        assert [token for token, _ in logprobs.top] == [t for t, _ in generated[0].top[:3]]

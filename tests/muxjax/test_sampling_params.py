@@ -36,7 +36,7 @@ from muxjax.errors import InvalidRequest
         ("ignore_eos", 1),
     ],
 )
-def test_bad_values_are_refused_by_name(field, value):
+def test_invalid_values_are_rejected_with_their_field(field, value):
     with pytest.raises(InvalidRequest, match=field) as error:
         SamplingParams(**{field: value})
     assert error.value.field == field
@@ -48,12 +48,12 @@ def test_lists_and_single_strings_become_tuples():
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 
 
-def test_what_is_greedy_and_what_penalized():
+def test_greedy_and_penalized():
     assert SamplingParams(temperature=0).greedy
     assert not SamplingParams().greedy
     assert not SamplingParams().penalized
     assert SamplingParams(presence_penalty=0.1).penalized
 
 
-def test_a_top_k_of_minus_one_is_off():
+def test_top_k_of_minus_one_equals_zero():
     assert SamplingParams(top_k=-1) == SamplingParams(top_k=0) == SamplingParams()

@@ -9,34 +9,36 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found():
+def reports():
     return json.loads(eight_devices.run("tests.muxjax.on_eight_devices", "tensor_parallel"))
 
 
-def test_any_degree_gives_the_same_tokens(found):
-    one = found[0]
-    for other in found[1:]:
-        for name, tokens in other["answers"].items():
-            assert tokens == one["answers"][name], (name, other["tp_size"])
-    for greedy, seeded in one["answers"].values():
+def test_tokens_do_not_depend_on_the_degree(reports):
+    unsharded = reports[0]
+    for sharded in reports[1:]:
+        for name, tokens in sharded["tokens"].items():
+            assert tokens == unsharded["tokens"][name], (name, sharded["tp_size"])
+    for greedy, seeded in unsharded["tokens"].values():
         assert greedy != seeded
         assert len({tuple(tokens) for tokens in greedy}) == 3
         assert all(len(set(tokens)) > 3 for tokens in seeded)
 
 
-def test_what_a_device_holds_falls_with_the_degree(found):
-    one, *cut = found[:4]
-    for other in cut:
-        tp_size = other["tp_size"]
-        assert 0.95 * POOL / tp_size < other["pool_bytes"] <= POOL / tp_size
-        for name, whole in one["param_bytes"].items():
-            # Filled up to whole heads: SmolLM2's 15 take the room of 32 on eight devices, and
-            # Gemma's only KV head is on all of them.
-            assert other["param_bytes"][name] < 2 * whole / tp_size, (name, tp_size)
-    kv_heads = {name: [case["layouts"][name] for case in found[:4]] for name in one["layouts"]}
+def test_memory_per_device_is_divided_by_the_degree(reports):
+    unsharded, *others = reports[:4]
+    for sharded in others:
+        tp_size = sharded["tp_size"]
+        assert 0.95 * POOL / tp_size < sharded["pool_bytes"] <= POOL / tp_size
+        for name, param_bytes in unsharded["param_bytes"].items():
+            # Heads are padded: on eight devices, SmolLM2's 15 occupy the space of 32, and Gemma's
+            # only KV head is on each device.
+            assert sharded["param_bytes"][name] < 2 * param_bytes / tp_size, (name, tp_size)
+    kv_heads = {
+        name: [report["layouts"][name] for report in reports[:4]] for name in unsharded["layouts"]
+    }
     assert kv_heads == {"smollm2": [3, 2, 1, 1], "gemma": [1, 1, 1, 1], "llama3": [8, 4, 2, 1]}
 
 
-def test_a_model_may_use_fewer_ways_than_its_unit_has_devices(found):
-    assert found[4]["replicas"] == {"smollm2": 4}
-    assert found[4]["param_bytes"]["smollm2"] == found[0]["param_bytes"]["smollm2"]
+def test_an_unsharded_model_has_a_replica_on_each_device(reports):
+    assert reports[4]["replicas"] == {"smollm2": 4}
+    assert reports[4]["param_bytes"]["smollm2"] == reports[0]["param_bytes"]["smollm2"]

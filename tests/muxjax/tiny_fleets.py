@@ -1,4 +1,4 @@
-"""Fleets of tiny random models: quick to compile, with different L, K and H."""
+"""Fleets of tiny random models, which compile fast, with different L, K and H."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def entry(family: str, **more: Any) -> dict[str, Any]:
-    """One model of a fleet file: its name is its family's."""
+def entry(family: str, **keys: Any) -> dict[str, Any]:
+    """A model of a fleet file, with the name of its family."""
     config = {
         "vocab_size": 300,
         "hidden_size": 32,
@@ -27,7 +27,7 @@ def entry(family: str, **more: Any) -> dict[str, Any]:
         "eos_token_id": 256,
         **SHAPES[family],
     }
-    return {"name": family, "source": f"config:{family}", "config": config, **more}
+    return {"name": family, "source": f"config:{family}", "config": config, **keys}
 
 
 def fleet(*families: str, memory: str = "8MB", policy: str = "adbs", **engine: int) -> dict:

@@ -9,22 +9,22 @@ from muxjax import Fleet, SamplingParams
 from muxjax.scheduling.steps import TokenLogprobs
 from tests import tiny
 
-LONGEST = 192
-"""`max_model_len` of all three. One such request of the Gemma takes most of the pool."""
+MAX_MODEL_LEN = 192
+"""`max_model_len` of all three. One such request of the Gemma uses most of the pool."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class ClientRequest:
     """A request, and the number of tokens after which its client cancels it."""
 
     model: str
     prompt: str | list[int]
     params: SamplingParams
-    leaves_after: int | None
+    cancel_after: int | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReceivedOutput:
     text: str
     tokens: list[int]
     logprobs: list[TokenLogprobs]
@@ -37,7 +37,7 @@ def fleet(*models: str, memory: str, policy: str = "adbs", **engine: int) -> dic
             {
                 "name": name,
                 "source": str(tiny.trained() / name / "orbax"),
-                "max_model_len": LONGEST,
+                "max_model_len": MAX_MODEL_LEN,
                 "prompt_tokens": 48,
                 "output_tokens": 32,
             }
@@ -50,7 +50,7 @@ def fleet(*models: str, memory: str, policy: str = "adbs", **engine: int) -> dic
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    """Half are greedy; every other parameter is set in at least a third of them."""
+    """Random parameters: half are greedy, and at least a third set each other parameter."""
 
     def sometimes(low: float, high: float, otherwise: float) -> float:
         return rng.uniform(low, high) if rng.random() < 1 / 3 else otherwise
@@ -71,19 +71,19 @@ def random_params(rng: random.Random) -> SamplingParams:
     )
 
 
-def ask(loaded: Fleet, question: Ask, *, stays: bool = False) -> Answer:
-    """The output that a client gets; with `stays` it does not cancel early."""
-    leaves = None if stays else question.leaves_after
+def stream_output(loaded: Fleet, request: ClientRequest, *, cancel: bool = True) -> ReceivedOutput:
+    """The output that a client receives; with `cancel=False` it does not cancel its request."""
+    cancel_after = request.cancel_after if cancel else None
     text, tokens, logprobs, reason = "", [], [], None
-    with loaded.stream(question.model, question.prompt, question.params) as stream:
-        if leaves == 0:
+    with loaded.stream(request.model, request.prompt, request.params) as stream:
+        if cancel_after == 0:
             stream.cancel()
         for delta in stream:
             text += delta.text
             tokens += delta.token_ids
             logprobs += delta.logprobs or []
             reason = delta.finish_reason
-            if leaves is not None and len(tokens) >= leaves:
+            if cancel_after is not None and len(tokens) >= cancel_after:
                 stream.cancel()
     assert reason is not None
-    return Answer(text, tokens, logprobs, reason)
+    return ReceivedOutput(text, tokens, logprobs, reason)

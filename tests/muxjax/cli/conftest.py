@@ -1,14 +1,21 @@
-"""The fake fleet and its fleet files."""
+"""The fake fleet with its fleet files, and the command line on a fleet of tiny models."""
 
 from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from muxjax.bench.session import BenchSession
+from muxjax.config.fleet_file import load_fleet_config
+from tests.muxjax.cli.bench_cli import BenchCli
 from tests.muxjax.cli.harness import CliFleet
+from tests.muxjax.conftest import TINY_FLEET
 
 
 @pytest.fixture
@@ -22,14 +29,29 @@ def fake_fleet(monkeypatch: pytest.MonkeyPatch) -> type[CliFleet]:
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> str:
-    path = tmp_path / "one.yaml"
+def single_model(tmp_path: Path) -> str:
+    path = tmp_path / "single.yaml"
     path.write_text("models: [{name: chat, source: org/chat}]")
     return str(path)
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> str:
+def two_models(tmp_path: Path) -> str:
     path = tmp_path / "two.yaml"
     path.write_text("models: [{name: chat, source: org/a}, {name: base, source: org/b}]")
     return str(path)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, session: BenchSession
+) -> BenchCli:
+    """The command line; the fleet of tiny models is loaded once for all tests."""
+
+    @contextmanager
+    def load(config: object) -> Iterator[BenchSession]:
+        assert config == load_fleet_config(TINY_FLEET)
+        yield session
+
+    monkeypatch.setattr(BenchSession, "load", load)
+    return BenchCli(tmp_path, monkeypatch, capsys)

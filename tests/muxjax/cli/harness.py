@@ -27,7 +27,7 @@ SHAPE = {
 
 
 @dataclass
-class Answer:
+class FakeCompletion:
     text: str
     token_ids: list[int]
     finish_reason: str | None
@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass
-class LoadedFake:
+class FakeLoadedModel:
     config: ModelConfig
     tokenizer: Any
     layout: KVLayout
@@ -46,16 +46,16 @@ class LoadedFake:
 
 
 class CliFleet:
-    """Echoes the prompt; records how it was loaded and asked."""
+    """A fleet with fixed outputs that records its calls."""
 
-    calls: list[tuple[Any, ...]] = []  # noqa: RUF012 (the tests' own record)
+    calls: list[tuple[Any, ...]] = []  # noqa: RUF012 (each test replaces it)
     fault: Exception | None = None
 
     def __init__(self, names: list[str]) -> None:
         layout = KVLayout(rows=16, num_kv_heads=2, head_dim=16)
         tokenizer = fake_tokenizer(TEMPLATE)
         config = from_family("llama", SHAPE)
-        self.models = {name: LoadedFake(config, tokenizer, layout) for name in names}
+        self.models = {name: FakeLoadedModel(config, tokenizer, layout) for name in names}
 
     @classmethod
     def load(cls, config: Any, **options: Any) -> CliFleet:
@@ -71,24 +71,24 @@ class CliFleet:
     def __exit__(self, *error: object) -> None:
         self.calls.append(("close",))
 
-    def generate(self, model: str, prompts: list[Any], params: Any) -> list[Answer]:
+    def generate(self, model: str, prompts: list[Any], params: Any) -> list[FakeCompletion]:
         self.calls.append(("generate", model, prompts, params))
-        return [Answer("né", [1, 2], "stop", 7) for _ in prompts]
+        return [FakeCompletion("né", [1, 2], "stop", 7) for _ in prompts]
 
-    def stream(self, model: str, prompt: Any, params: Any) -> Iterator[Answer]:
+    def stream(self, model: str, prompt: Any, params: Any) -> Iterator[FakeCompletion]:
         self.calls.append(("stream", model, prompt, params))
-        for part in ("Once ", "upon"):
-            yield Answer(part, [1], None)
+        for text in ("Once ", "upon"):
+            yield FakeCompletion(text, [1], None)
 
     def stats(self) -> dict[str, Any]:
         return {"models": {name: {"kv_pages_quota": 40} for name in self.models}}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of `muxjax ARGUMENTS`."""
+    """Returns the exit status of `muxjax ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["muxjax", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
-    code = ended.value.code
+    code = exit_info.value.code
     assert code is None or isinstance(code, int)
     return code or 0

@@ -1,4 +1,4 @@
-"""The command line, with a fake fleet in place of the engine."""
+"""The command line, with a fake fleet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ pytestmark = pytest.mark.usefixtures("fake_fleet")
 ROOT = Path(__file__).parents[3]
 
 
-def test_generate_streams_the_text(monkeypatch, capsys, one, fake_fleet):
-    assert run(monkeypatch, "generate", one, "--prompt", "hi", "--seed", "3", "--stop", "x") == 0
+def test_generate_streams_the_text(monkeypatch, capsys, single_model, fake_fleet):
+    assert (
+        run(monkeypatch, "generate", single_model, "--prompt", "hi", "--seed", "3", "--stop", "x")
+        == 0
+    )
     assert capsys.readouterr().out == "Once upon\n"
     load, (_, model, prompt, params), close = fake_fleet.calls
     assert load[1] == ["chat"]
@@ -29,8 +32,8 @@ def test_generate_streams_the_text(monkeypatch, capsys, one, fake_fleet):
     assert close == ("close",)
 
 
-def test_generate_prints_json(monkeypatch, capsys, one):
-    assert run(monkeypatch, "generate", one, "-p", "hi", "--json") == 0
+def test_generate_prints_json(monkeypatch, capsys, single_model):
+    assert run(monkeypatch, "generate", single_model, "-p", "hi", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "model": "chat",
         "text": "né",
@@ -40,13 +43,13 @@ def test_generate_prints_json(monkeypatch, capsys, one):
     }
 
 
-def test_generate_uses_the_chat_template(monkeypatch, one, fake_fleet):
-    assert run(monkeypatch, "generate", one, "-p", "hi", "--chat") == 0
+def test_generate_uses_the_chat_template(monkeypatch, single_model, fake_fleet):
+    assert run(monkeypatch, "generate", single_model, "-p", "hi", "--chat") == 0
     assert bytes(fake_fleet.calls[1][2]) == b"<user>hi\n<assistant>"
 
 
-def test_generate_loads_only_the_model_it_needs(monkeypatch, two, fake_fleet):
-    assert run(monkeypatch, "generate", two, "-p", "hi", "-m", "base") == 0
+def test_generate_loads_only_the_selected_model(monkeypatch, two_models, fake_fleet):
+    assert run(monkeypatch, "generate", two_models, "-p", "hi", "-m", "base") == 0
     assert fake_fleet.calls[0][1] == ["base"]
 
 
@@ -59,8 +62,10 @@ def test_generate_loads_only_the_model_it_needs(monkeypatch, two, fake_fleet):
         (("--model", "chat", "--max-tokens", "0"), "max_tokens must be a whole number from 1 to"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, capsys, two, fake_fleet, arguments, message):
-    assert run(monkeypatch, "generate", two, "-p", "hi", *arguments) == 2
+def test_argument_errors_are_one_line(
+    monkeypatch, capsys, two_models, fake_fleet, arguments, message
+):
+    assert run(monkeypatch, "generate", two_models, "-p", "hi", *arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith(f"muxjax: {message}")
@@ -68,7 +73,7 @@ def test_mistakes_are_one_line(monkeypatch, capsys, two, fake_fleet, arguments, 
     assert not fake_fleet.calls
 
 
-def test_faults_of_the_fleet_file_are_a_line_each(monkeypatch, capsys, tmp_path):
+def test_errors_of_the_fleet_file_are_printed_one_per_line(monkeypatch, capsys, tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("models:\n- {name: a, source: org/a, dtype: fp8}\npolcy: adbs\n")
     for command in (("generate", "-p", "x"), ("serve",), ("models",)):
@@ -80,14 +85,14 @@ def test_faults_of_the_fleet_file_are_a_line_each(monkeypatch, capsys, tmp_path)
         ]
 
 
-def test_errors_of_loading_have_no_traceback(monkeypatch, capsys, one, fake_fleet):
+def test_load_errors_have_no_traceback(monkeypatch, capsys, single_model, fake_fleet):
     monkeypatch.setattr(fake_fleet, "fault", CheckpointError("model.gguf: truncated"))
-    assert run(monkeypatch, "models", one) == 2
+    assert run(monkeypatch, "models", single_model) == 2
     assert capsys.readouterr().err == "muxjax: model.gguf: truncated\n"
 
 
-def test_models_says_what_is_loaded(monkeypatch, capsys, two, fake_fleet):
-    assert run(monkeypatch, "models", two, "--json") == 0
+def test_models_prints_the_loaded_models(monkeypatch, capsys, two_models, fake_fleet):
+    assert run(monkeypatch, "models", two_models, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert fake_fleet.calls[0][2] == {"warm_up": False}
     assert [row["name"] for row in rows] == ["chat", "base"]
@@ -110,21 +115,21 @@ def test_models_says_what_is_loaded(monkeypatch, capsys, two, fake_fleet):
     }
 
 
-def test_models_prints_a_table(monkeypatch, capsys, two):
+def test_models_prints_a_table(monkeypatch, capsys, two_models):
     monkeypatch.setenv("COLUMNS", "200")
-    assert run(monkeypatch, "models", two) == 0
+    assert run(monkeypatch, "models", two_models) == 0
     heading, chat, base = capsys.readouterr().out.splitlines()
     assert heading.split()[0] == "model"
     assert re.search(r"^chat +llama +2 +4 +2 +16 .*1\.2 MB +float32 +512", chat)
     assert base.endswith("/somewhere/model.gguf")
 
 
-def test_fetch_refuses_unknown_names(monkeypatch, capsys):
+def test_fetch_rejects_unknown_names(monkeypatch, capsys):
     assert run(monkeypatch, "fetch", "gpt-4") == 2
     assert re.match(r"muxjax: no demo model 'gpt-4'; there are \w+", capsys.readouterr().err)
 
 
-def test_fetch_prints_where_the_models_are(monkeypatch, capsys):
+def test_fetch_prints_the_folders_of_the_models(monkeypatch, capsys):
     from muxjax.models.download import demo
 
     monkeypatch.setattr(demo, "fetch_demo", lambda name: Path("/cache") / name)
@@ -142,18 +147,18 @@ def test_version(monkeypatch, capsys):
     assert re.fullmatch(r"muxjax \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_serve_needs_a_free_port_before_it_loads(monkeypatch, capsys, one, fake_fleet):
+def test_serve_checks_the_port_before_it_loads(monkeypatch, capsys, single_model, fake_fleet):
     from muxjax.serve.server import bind
 
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert run(monkeypatch, "serve", one, "--port", str(port)) == 2
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        assert run(monkeypatch, "serve", single_model, "--port", str(port)) == 2
     assert "Address already in use" in capsys.readouterr().err
     assert not fake_fleet.calls
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_no_heavy_modules():
     heavy = ("rich", "jax", "numpy", "fastapi", "uvicorn", "pydantic", "yaml", "tokenizers", "flax")
     program = (
         "import sys; sys.argv = ['muxjax', '--help']\n"
@@ -169,6 +174,6 @@ def test_help_imports_nothing_heavy():
 
 def test_python_dash_m():
     command = [sys.executable, "-m", "muxjax", "generate", "/nowhere.yaml", "-p", "x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "muxjax: /nowhere.yaml: No such file or directory\n"
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 2
+    assert completed.stderr == "muxjax: /nowhere.yaml: No such file or directory\n"

@@ -24,13 +24,13 @@ from muxjax.errors import BenchError, WorkloadError
 
 @dataclass(frozen=True)
 class Fruit:
-    """A group."""
+    """An option group."""
 
-    apples: Annotated[int, typer.Option(help="How many.", rich_help_panel="Fruit")] = 1
+    apples: Annotated[int, typer.Option(help="A number.", rich_help_panel="Fruit")] = 1
     sort_by: Annotated[str | None, typer.Option(help="A key.", rich_help_panel="Fruit")] = None
 
 
-def test_groups_become_options_and_are_rebuilt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_groups_become_options_and_are_rebuilt(capsys: pytest.CaptureFixture[str]) -> None:
     app = typer.Typer(rich_markup_mode=None)
 
     def buy(fruit: Fruit, fast: Annotated[bool, typer.Option("--fast")] = False) -> None:

@@ -1,4 +1,4 @@
-"""`muxjax plan` and `muxjax import-muxserve`, on configs alone."""
+"""`muxjax plan` and `muxjax import-muxserve`, on model configs without weights."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ avg_output_len: 200
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     sys.argv = ["muxjax", *map(str, arguments)]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
-    code = ended.value.code
+    code = exit_info.value.code
     out, err = capsys.readouterr()
     return (code if isinstance(code, int) else 0), out, err
 
@@ -63,7 +63,7 @@ def muxserve(tmp_path: Path) -> Path:
     return path
 
 
-def test_prints_a_table_and_a_picture(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_a_table_and_a_picture(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "plan", fleet)
     assert code == 0
     assert "serves 4 of 4 requests/s" in out
@@ -72,21 +72,23 @@ def test_prints_a_table_and_a_picture(fleet: Path, capsys: pytest.CaptureFixture
     assert "KV quota" in out
 
 
-def test_json_and_file(fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_json_and_writes_a_file(
+    fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "plan.json"
     code, out, _ = run(capsys, "plan", fleet, "--json", "--seed", 3, "-o", target)
     assert code == 0
-    found = json.loads(out)
-    assert found["seed"] == 3
-    assert found["score"] <= found["bound"]
-    assert found["upstream_score"] is None
-    assert found["slo_attainment"] == 1.0
-    assert load_plan(target).to_json() == found
-    names = [model["name"] for unit in found["units"] for model in unit["models"]]
+    plan = json.loads(out)
+    assert plan["seed"] == 3
+    assert plan["score"] <= plan["bound"]
+    assert plan["upstream_score"] is None
+    assert plan["slo_attainment"] == 1.0
+    assert load_plan(target).to_json() == plan
+    names = [model["name"] for unit in plan["units"] for model in unit["models"]]
     assert set(names) == {"small", "large"}
 
 
-def test_the_command_line_s_cluster_comes_first(
+def test_the_cluster_option_overrides_the_fleet_file(
     fleet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out, _ = run(capsys, "plan", fleet, "--cluster", "2x4:v5e", "--json")
@@ -96,9 +98,9 @@ def test_the_command_line_s_cluster_comes_first(
 def test_the_demo_fleet_is_planned_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "plan", ROOT / "examples" / "demo.yaml", "--json")
     assert code == 0
-    found = json.loads(out)
-    assert found["devices"][0]["name"] == "cpu"
-    assert {model["name"] for model in found["units"][0]["models"]} == {"chat", "base"}
+    plan = json.loads(out)
+    assert plan["devices"][0]["name"] == "cpu"
+    assert {model["name"] for model in plan["units"][0]["models"]} == {"chat", "base"}
 
 
 def test_planning_imports_no_jax(fleet: Path) -> None:
@@ -108,10 +110,10 @@ def test_planning_imports_no_jax(fleet: Path) -> None:
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert 'jax' not in sys.modules, 'jax'\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, str(fleet)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -126,42 +128,44 @@ def test_planning_imports_no_jax(fleet: Path) -> None:
         (("none.yaml",), "none.yaml: No such file"),
     ],
 )
-def test_faults_are_one_line(
+def test_errors_are_one_line(
     fleet: Path,
     arguments: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [str(fleet) if argument == "FLEET" else argument for argument in arguments]
-    code, _, err = run(capsys, "plan", *given)
+    filled = [str(fleet) if argument == "FLEET" else argument for argument in arguments]
+    code, _, err = run(capsys, "plan", *filled)
     assert code == 2
     assert message in err
     assert len(err.splitlines()) == 1
 
 
-def test_muxserve_s_file(muxserve: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reads_the_models_file_of_muxserve(
+    muxserve: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = run(capsys, "plan", "--muxserve", muxserve, "--json")
     assert code == 0
-    found = json.loads(out)
-    assert found["cluster"] == [{"nodes": 1, "devices": 4, "device": "a100-80gb"}]
-    model = found["units"][0]["models"][0]
+    plan = json.loads(out)
+    assert plan["cluster"] == [{"nodes": 1, "devices": 4, "device": "a100-80gb"}]
+    model = plan["units"][0]["models"][0]
     assert (model["prompt_tokens"], model["output_tokens"]) == (100.0, 200.0)
 
 
-def test_muxserve_s_file_and_profile(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reads_the_profile_of_muxserve(capsys: pytest.CaptureFixture[str]) -> None:
     file = shared_data() / "chatlmsys" / "condense500.yaml"
     arguments = ("plan", "--muxserve", file, "--profile", a100_profile(), "--json")
     _, out, _ = run(capsys, *arguments)
-    ours = json.loads(out)
-    assert ours["execution"] == "concurrent"
-    assert ours["upstream_score"] >= 5.2096
+    plan = json.loads(out)
+    assert plan["execution"] == "concurrent"
+    assert plan["upstream_score"] >= 5.2096
     _, out, _ = run(capsys, *arguments, "--upstream-compatible")
-    theirs = json.loads(out)
-    assert round(theirs["upstream_score"], 4) == 5.2096
-    assert ours["score"] > theirs["score"]
+    upstream = json.loads(out)
+    assert round(upstream["upstream_score"], 4) == 5.2096
+    assert plan["score"] > upstream["score"]
 
 
-def test_import_makes_a_valid_fleet_file(
+def test_import_muxserve_writes_a_valid_fleet_file(
     muxserve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "import-muxserve", muxserve)
@@ -201,7 +205,7 @@ def edited(change: dict[str, Any]) -> str:
         ),
     ],
 )
-def test_faults_of_muxserve_s_file(
+def test_errors_of_the_models_file_of_muxserve(
     tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "models.yaml"

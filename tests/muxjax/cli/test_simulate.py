@@ -1,4 +1,4 @@
-"""`muxjax simulate`, through the command line."""
+"""`muxjax simulate`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ cluster: 1x2:a100-80gb
 """
 
 
-class Cli:
-    """Runs the command and keeps what it printed."""
+class SimulateCli:
+    """Runs `muxjax simulate` in a folder with a plan for two models."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.folder = folder
         self._monkeypatch = monkeypatch
         self._capsys = capsys
         self.plan = self.write("plan.json", "")
-        made = plan(unit(planned("a"), planned("b")))
-        made.save(self.plan)
+        plan(unit(planned("a"), planned("b"))).save(self.plan)
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -45,50 +44,50 @@ class Cli:
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["muxjax", "simulate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         printed = self._capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+        return int(exit_info.value.code or 0), printed.out, printed.err
 
     def json(self, *arguments: object) -> dict[str, Any]:
         status, out, err = self(*arguments, "--json")
         assert status == 0, err
-        found: dict[str, Any] = json.loads(out)
-        return found
+        report: dict[str, Any] = json.loads(out)
+        return report
 
-    def fails(self, *arguments: object) -> str:
+    def fail(self, *arguments: object) -> str:
         status, _, err = self(*arguments)
         assert status == 2
         return err
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Cli:
-    return Cli(tmp_path, monkeypatch, capsys)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> SimulateCli:
+    return SimulateCli(tmp_path, monkeypatch, capsys)
 
 
 QUICK = ("--requests", 20, "--rate-scales", "1,2")
 
 
-def test_a_plan_under_several_policies(run: Cli) -> None:
+def test_several_policies_are_simulated(run: SimulateCli) -> None:
     out = run.folder / "out" / "here"
     policies = "slo,adbs,fcfs,round_robin,static,temporal,spatial,mutex"
-    found = run.json(run.plan, "--policy", policies, *QUICK, "--output", out)
-    assert [policy["policy"] for policy in found["policies"]] == policies.split(",")
-    for policy in found["policies"]:
-        assert [one["rate_scale"] for one in policy["runs"]] == [1.0, 2.0]
-        assert all(one["finished"] == 20 for one in policy["runs"])
+    report = run.json(run.plan, "--policy", policies, *QUICK, "--output", out)
+    assert [policy["policy"] for policy in report["policies"]] == policies.split(",")
+    for policy in report["policies"]:
+        assert [result["rate_scale"] for result in policy["runs"]] == [1.0, 2.0]
+        assert all(result["finished"] == 20 for result in policy["runs"])
         assert "max_rate_at_99" in policy
-    assert {"seed", "config_hash", "version"} <= found.keys()
-    assert found["targets"]["a"]["scale"] == 8.0
-    assert json.loads((out / "simulation.json").read_text()) == found
+    assert {"seed", "config_hash", "version"} <= report.keys()
+    assert report["targets"]["a"]["scale"] == 8.0
+    assert json.loads((out / "simulation.json").read_text()) == report
     names = {path.name for path in out.iterdir()}
     assert {"summary.csv", "models.csv", "simulation.png", "simulation.svg"} <= names
     with (out / "requests-spatial-x2.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 20
 
 
-def test_the_seed_decides(run: Cli) -> None:
+def test_results_depend_only_on_the_seed(run: SimulateCli) -> None:
     first = run.json(run.plan, *QUICK, "--seed", 3)
     assert first == run.json(run.plan, *QUICK, "--seed", 3)
     other = run.json(run.plan, *QUICK, "--seed", 4)
@@ -96,28 +95,28 @@ def test_the_seed_decides(run: Cli) -> None:
     assert first["config_hash"] != other["config_hash"]
 
 
-def test_the_table_has_a_row_for_each_run(run: Cli) -> None:
+def test_the_table_has_a_row_for_each_run(run: SimulateCli) -> None:
     status, out, _ = run(run.plan, *QUICK)
     assert status == 0
     assert out.count("adbs") == 3
     assert "highest rate with an SLO attainment of 99 %" in out
 
 
-def test_a_fleet_is_planned_first(run: Cli) -> None:
+def test_a_fleet_is_planned_first(run: SimulateCli) -> None:
     fleet = run.write("fleet.yaml", FLEET)
-    found = run.json(fleet, *QUICK)
-    assert found["policies"][0]["execution"] == "time_sliced"
-    assert found["targets"]["small"] == {
+    report = run.json(fleet, *QUICK)
+    assert report["policies"][0]["execution"] == "time_sliced"
+    assert report["targets"]["small"] == {
         "ttft": 1.0,
         "tpot": 0.5,
         "scale": None,
         "kind": "small",
         "tp": 1,
     }
-    asked = run.json(fleet, *QUICK, "--slo-ttft", 2, "--execution", "concurrent")
-    assert asked["targets"]["small"]["ttft"] == 2.0
-    assert asked["targets"]["small"]["tpot"] is None
-    assert asked["policies"][0]["execution"] == "concurrent"
+    report = run.json(fleet, *QUICK, "--slo-ttft", 2, "--execution", "concurrent")
+    assert report["targets"]["small"]["ttft"] == 2.0
+    assert report["targets"]["small"]["tpot"] is None
+    assert report["policies"][0]["execution"] == "concurrent"
 
 
 @pytest.mark.parametrize(
@@ -129,42 +128,42 @@ def test_a_fleet_is_planned_first(run: Cli) -> None:
         ("poisson", "--alpha", 0.9, "--rate", 4),
     ],
 )
-def test_synthetic_workloads(run: Cli, workload: tuple[object, ...]) -> None:
-    found = run.json(run.plan, "--workload", *workload, "--seconds", 10, "--rate-scales", 1)
-    assert found["policies"][0]["runs"][0]["finished"] > 0
+def test_synthetic_workloads(run: SimulateCli, workload: tuple[object, ...]) -> None:
+    report = run.json(run.plan, "--workload", *workload, "--seconds", 10, "--rate-scales", 1)
+    assert report["policies"][0]["runs"][0]["finished"] > 0
 
 
-def test_traces(run: Cli) -> None:
+def test_traces(run: SimulateCli) -> None:
     text = "Timestamp,Model,Request tokens,Response tokens\n5,GPT-4,20,5\n6,a,20,0\n7,a,20,3\n"
     trace = run.write("trace.csv", text)
     status, out, err = run(run.plan, "--workload", trace, "--map", "GPT-4=b", "--json")
     assert status == 0
     assert "1 failed requests" in err
-    found = json.loads(out)
-    assert found["workload"]["left_out"] == 1
-    models = found["policies"][0]["runs"][0]["models"]
+    report = json.loads(out)
+    assert report["workload"]["left_out"] == 1
+    models = report["policies"][0]["runs"][0]["models"]
     assert (models["a"]["finished"], models["b"]["finished"]) == (1, 1)
-    assert "has requests for GPT-4" in run.fails(run.plan, "--workload", trace)
+    assert "has requests for GPT-4" in run.fail(run.plan, "--workload", trace)
 
 
-def test_lengths_from_sharegpt(run: Cli) -> None:
+def test_lengths_from_sharegpt(run: SimulateCli) -> None:
     turns = [{"from": "human", "value": "x" * 80}, {"from": "gpt", "value": "y" * 40}]
     path = run.write("sharegpt.json", json.dumps([{"conversations": turns}]))
-    found = run.json(run.plan, "--lengths", path, *QUICK)
-    run_ = found["policies"][0]["runs"][0]
+    report = run.json(run.plan, "--lengths", path, *QUICK)
+    run_ = report["policies"][0]["runs"][0]
     assert run_["output_tokens_per_s"] * run_["seconds"] == pytest.approx(20 * 10)
-    assert "which is missing" in run.fails(run.plan, "--tokenizer", path)
+    assert "which is missing" in run.fail(run.plan, "--tokenizer", path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ((), "give either a fleet file or --muxserve"),
         (("{plan}", "--policy", "best"), "no policy 'best'; there are slo, adbs"),
         (("{plan}", "--policy", "adbs,adbs"), "each once"),
         (("{plan}", "--execution", "threads"), "no execution 'threads'"),
-        (("{plan}", "--cluster", "1x1:h100"), "--cluster is for making a plan"),
-        (("{plan}", "--rate-scales", "1,x"), "takes numbers with commas"),
+        (("{plan}", "--cluster", "1x1:h100"), "--cluster is for planning a fleet"),
+        (("{plan}", "--rate-scales", "1,x"), "takes comma-separated numbers"),
         (("{plan}", "--rate-scales", "0"), "rate scale must be above 0"),
         (("{plan}", "--rate", "-1"), "rate must be 0 or more"),
         (("{plan}", "--alpha", "-1"), "alpha must be 0 or more"),
@@ -183,10 +182,10 @@ def test_lengths_from_sharegpt(run: Cli) -> None:
         (("missing.json",), "missing.json: No such file"),
     ],
 )
-def test_mistakes_are_one_clear_line(run: Cli, arguments: tuple[str, ...], says: str) -> None:
+def test_errors_are_one_line(run: SimulateCli, arguments: tuple[str, ...], message: str) -> None:
     lines = [{"timestamp": time, "input_length": 3, "output_length": 3} for time in (1000, 500)]
     trace = run.write("trace.jsonl", "\n".join(json.dumps(line) for line in lines))
     filled = [part.format(plan=run.plan, trace=trace) for part in arguments]
-    err = run.fails(*filled)
-    assert says in err
+    err = run.fail(*filled)
+    assert message in err
     assert err.count("\n") == 1

@@ -15,10 +15,10 @@ from muxjax.errors import ClusterError
 from tests.muxjax.cluster.two_hosts import fleet_file, serving
 from tests.muxjax.on_eight_devices import PROMPTS, fleet
 
-ENOUGH = jax.__version_info__ >= (0, 12)
+SUPPORTED_JAX = jax.__version_info__ >= (0, 12)
 
 
-def test_jax_before_0_12_is_refused(monkeypatch):
+def test_jax_before_0_12_is_rejected(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
     with pytest.raises(ClusterError, match=r"needs JAX 0\.12 or later"):
         join(Hosts("127.0.0.1:1", 0, 2))
@@ -32,12 +32,12 @@ def test_jax_before_0_12_is_refused(monkeypatch):
         (("host:1", 2, 2), "is 2 of 2"),
     ],
 )
-def test_what_is_no_list_of_hosts(hosts, message):
+def test_invalid_hosts_are_rejected(hosts, message):
     with pytest.raises(ClusterError, match=message):
         Hosts(*hosts)
 
 
-ASKS = [
+REQUESTS = [
     (prompt, settings)
     for prompt in PROMPTS
     for settings in (
@@ -48,20 +48,20 @@ ASKS = [
 ]
 
 
-def ask(url: str, prompt: list[int], settings: dict) -> str:
+def complete(url: str, prompt: list[int], settings: dict) -> str:
     body = {"model": "llama3", "prompt": prompt, **settings}
-    found = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
-    assert found.status_code == 200, found.text
-    return found.json()["choices"][0]["text"]
+    response = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["text"]
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[str]:
-    """What one process with one device says."""
+def expected_texts() -> list[str]:
+    """The output of one process with one device."""
     with Fleet.load(fleet(1, {"llama3": 1}), progress=False) as loaded:
         return [
             loaded.generate("llama3", [prompt], SamplingParams(**settings))[0].text
-            for prompt, settings in ASKS
+            for prompt, settings in REQUESTS
         ]
 
 
@@ -71,32 +71,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ENOUGH, reason="refused, see above")
+@pytest.mark.skipif(not SUPPORTED_JAX, reason="needs JAX 0.12")
 def test_two_processes_serve_one_model_and_end_together(
-    tmp_path: Path, cache: Path, alone: list[str]
+    tmp_path: Path, cache: Path, expected_texts: list[str]
 ):
     with serving(fleet_file(tmp_path), tmp_path, cache) as (processes, url):
-        with ThreadPoolExecutor(len(ASKS)) as clients:
-            found = list(clients.map(lambda asked: ask(url, *asked), ASKS))
-        assert found == alone
+        with ThreadPoolExecutor(len(REQUESTS)) as clients:
+            texts = list(clients.map(lambda request: complete(url, *request), REQUESTS))
+        assert texts == expected_texts
         processes[0].send_signal(signal.SIGTERM)
         assert [process.wait(60) for process in processes] == [0, 0]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ENOUGH, reason="refused, see above")
-@pytest.mark.parametrize(("killed", "told"), [(1, "process 1 has ended"), (0, "process 0")])
-def test_the_death_of_one_ends_the_other(tmp_path: Path, cache: Path, killed: int, told: str):
+@pytest.mark.skipif(not SUPPORTED_JAX, reason="needs JAX 0.12")
+@pytest.mark.parametrize(("killed", "message"), [(1, "process 1 has ended"), (0, "process 0")])
+def test_a_killed_process_ends_the_other(tmp_path: Path, cache: Path, killed: int, message: str):
     with serving(fleet_file(tmp_path), tmp_path, cache) as (processes, url):
-        assert len(ask(url, *ASKS[0])) > 0
+        assert len(complete(url, *REQUESTS[0])) > 0
         processes[killed].kill()
         assert processes[1 - killed].wait(60) not in (0, None)
-        assert told in (tmp_path / f"stderr-{1 - killed}").read_text()
+        assert message in (tmp_path / f"stderr-{1 - killed}").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ENOUGH, reason="refused, see above")
-def test_a_fleet_that_is_not_cut_for_all_devices_is_refused(tmp_path: Path, cache: Path):
+@pytest.mark.skipif(not SUPPORTED_JAX, reason="needs JAX 0.12")
+def test_a_fleet_that_is_not_sharded_over_all_devices_is_rejected(tmp_path: Path, cache: Path):
     path = fleet_file(tmp_path)
     path.write_text(path.read_text().replace("tensor_parallel: 4", "tensor_parallel: 2"))
     with pytest.raises(AssertionError, match="set it to 4"), serving(path, tmp_path, cache):

@@ -1,4 +1,4 @@
-"""Units as Ray's actors, on one machine that plays two."""
+"""Units as Ray actors, on one machine with two simulated nodes."""
 
 import importlib.util
 import json
@@ -18,16 +18,16 @@ SECONDS = 300
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs muxjax[ray]")
-def test_no_stream_is_lost_or_changed_when_a_process_or_a_node_goes(
+def test_streams_are_complete_and_unchanged_after_the_loss_of_a_process_or_node(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "tests.muxjax.cluster.on_ray"],
         cwd=ROOT,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            # Compiling is most of the time, and processes that are started anew do it again.
+            # Restarted processes compile again, so compilation must be fast.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -38,19 +38,19 @@ def test_no_stream_is_lost_or_changed_when_a_process_or_a_node_goes(
         timeout=SECONDS,
         check=False,
     )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, f"{completed.stdout[-2000:]}\n{completed.stderr[-6000:]}"
+    report = json.loads(completed.stdout.splitlines()[-1])
     with capsys.disabled():
-        print(f"\nRay: {json.dumps(found)}")
-    assert found["devices"] == {"wide": 2, "left": 1, "right": 1}
-    assert found["apart"]
-    assert found["moved"]
-    for blow in (found["process"], found["node"]):
-        assert blow["failed"] == blow["cut short"] == 0
-        assert blow["same"]
-        assert blow["made before"] < blow["of"]
-    assert found["left over"] == 0
-    restarts = dict(found["restarts"])
+        print(f"\nRay: {json.dumps(report)}")
+    assert report["devices"] == {"wide": 2, "left": 1, "right": 1}
+    assert report["on separate nodes"]
+    assert report["moved"]
+    for failure in (report["process"], report["node"]):
+        assert failure["failed"] == failure["incomplete"] == 0
+        assert failure["same"]
+        assert failure["tokens before"] < failure["tokens"]
+    assert report["running requests"] == 0
+    restarts = dict(report["restarts"])
     assert restarts.pop("left") >= 1
     assert sum(restarts.values()) >= 1
 
@@ -61,7 +61,7 @@ def test_without_ray_the_error_names_the_extra():
         "from muxjax.cli.main import main; main()"
     )
     fleet = ROOT / "examples" / "demo.yaml"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program, "serve", fleet, "--ray", "local", "--port", "0"],
         cwd=ROOT,
         capture_output=True,
@@ -69,10 +69,10 @@ def test_without_ray_the_error_names_the_extra():
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2
-    assert re.search(r"Ray is not installed: pip install 'muxjax\[ray\]'", done.stderr)
+    assert completed.returncode == 2
+    assert re.search(r"Ray is not installed: pip install 'muxjax\[ray\]'", completed.stderr)
 
 
-def test_nothing_of_ray_is_imported_without_the_flag():
+def test_ray_is_not_imported_without_its_option():
     program = "import sys, muxjax.fleet, muxjax.cli.serve; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=True)

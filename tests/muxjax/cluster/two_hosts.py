@@ -1,4 +1,4 @@
-"""Processes that serve one model together, each with two of its four devices."""
+"""Two processes that serve one model, each with two of its four devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_SECONDS = 150
 
 
 def fleet_file(folder: Path) -> Path:
-    """A model cut for the devices of both processes; its tokens follow from its configuration."""
+    """Writes a fleet file with a model that is sharded over the devices of both processes."""
     path = folder / "fleet.yaml"
     path.write_text(yaml.safe_dump(fleet(2 * DEVICES, {"llama3": 2 * DEVICES})))
     return path
@@ -31,17 +31,17 @@ def fleet_file(folder: Path) -> Path:
 def serving(
     file: Path, logs: Path, cache: Path
 ) -> Iterator[tuple[list[subprocess.Popen[str]], str]]:
-    """The two processes, and the leader's address once it serves.
+    """Starts the two processes; yields them and the leader's address.
 
     Args:
-      file: the fleet.
-      logs: a folder for what they write to standard error.
-      cache: a folder for what is compiled: the second start is quicker.
+      file: the fleet file.
+      logs: a folder for their standard error.
+      cache: a folder for compiled programs, which speeds up the next start.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     files = contextlib.ExitStack()
-    started = [
+    processes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "muxjax", "serve", str(file), "--port", "0"),
@@ -65,19 +65,19 @@ def serving(
     ]
 
     def kill() -> None:
-        for process in started:
+        for process in processes:
             process.kill()  # JAX may trap SIGTERM
 
-    slow = threading.Timer(START_SECONDS, kill)
-    slow.start()
+    timer = threading.Timer(START_SECONDS, kill)
+    timer.start()
     try:
-        address = _address(started[0], logs)
-        slow.cancel()
-        yield started, address
+        address = _address(processes[0], logs)
+        timer.cancel()
+        yield processes, address
     finally:
-        slow.cancel()
+        timer.cancel()
         kill()
-        for process in started:
+        for process in processes:
             process.communicate(timeout=30)
         files.close()
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept, so that what is allocated next brings no page faults."""
+"""Retention of freed memory by the C library."""
 
 import subprocess
 import sys
@@ -27,16 +27,16 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-def test_a_block_that_was_freed_is_taken_again() -> None:
-    ended = subprocess.run(
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_blocks_are_reused() -> None:
+    completed = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
     )
     pages = (24 << 20) // 4096
-    assert int(ended.stdout) < 2 * pages, "ten blocks bring as many faults as two at most"
+    assert int(completed.stdout) < 2 * pages, "ten blocks cause at most the faults of two"
 
 
-def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     from muxjax.executor import host_memory
 
     monkeypatch.setattr(host_memory.sys, "platform", "darwin")

@@ -1,4 +1,4 @@
-"""The device's sampler against plain numpy, and its promises."""
+"""The device's sampler against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -34,22 +34,22 @@ def settings(rows: int, **values) -> SamplingArrays:
 
 
 def logits(rows: int = 1, seed: int = 0, scale: float = 3.0) -> jax.Array:
-    found = scale * np.random.default_rng(seed).standard_normal((rows, VOCAB))
-    return jnp.asarray(found, jnp.float32)
+    values = scale * np.random.default_rng(seed).standard_normal((rows, VOCAB))
+    return jnp.asarray(values, jnp.float32)
 
 
 sample = jax.jit(sampler.sample)
 
 
 def draw(row: jax.Array, count: int, **values) -> np.ndarray:
-    """Tokens of `count` rows with the same logits and seeds of their own."""
-    many = jnp.broadcast_to(row, (count, VOCAB))
+    """Tokens of `count` rows with the same logits and different seeds."""
+    rows = jnp.broadcast_to(row, (count, VOCAB))
     return np.asarray(
-        sample(many, settings(count, **values), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
+        sample(rows, settings(count, **values), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
     )
 
 
-def test_temperature_zero_takes_the_first_of_the_highest():
+def test_temperature_zero_selects_the_first_maximum():
     rows = logits(3).at[1, 7].set(99.0).at[1, 900].set(99.0)
     out = sample(rows, settings(3, temperature=0.0), jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
     np.testing.assert_array_equal(out, np.asarray(rows).argmax(axis=1))
@@ -58,21 +58,21 @@ def test_temperature_zero_takes_the_first_of_the_highest():
 
 def test_draws_follow_the_distribution():
     row = logits()[0]
-    found = draw(row, 4000, temperature=1.5)
-    wanted = np.asarray(jax.nn.softmax(row / 1.5), np.float64)
-    top = np.argsort(-wanted)[:20]
-    share = np.array([(found == token).mean() for token in top])
-    assert np.abs(share - wanted[top]).max() < 4 * np.sqrt(wanted[top].max() / 4000)
+    tokens = draw(row, 4000, temperature=1.5)
+    expected = np.asarray(jax.nn.softmax(row / 1.5), np.float64)
+    top = np.argsort(-expected)[:20]
+    share = np.array([(tokens == token).mean() for token in top])
+    assert np.abs(share - expected[top]).max() < 4 * np.sqrt(expected[top].max() / 4000)
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, VOCAB, 5 * VOCAB])
 def test_top_k_keeps_the_k_most_likely(k):
     row = logits()[0]
     best = set(np.argsort(-np.asarray(row))[:k].tolist())
-    found = set(draw(row, 500, temperature=3.0, top_k=k).tolist())
-    assert found <= best
+    tokens = set(draw(row, 500, temperature=3.0, top_k=k).tolist())
+    assert tokens <= best
     if k <= 2:
-        assert found == best
+        assert tokens == best
 
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.9])
@@ -81,15 +81,15 @@ def test_top_p_keeps_the_nucleus(p):
     weights = np.asarray(jax.nn.softmax(row), np.float64)
     order = np.argsort(-weights)
     size = int(np.searchsorted(np.cumsum(weights[order]), p)) + 1
-    found = set(draw(row, 2000, top_p=p).tolist())
-    assert found <= set(order[:size].tolist())
+    tokens = set(draw(row, 2000, top_p=p).tolist())
+    assert tokens <= set(order[:size].tolist())
     if p < 0.1:
-        assert len(found) > size // 2
+        assert len(tokens) > size // 2
 
 
-def test_top_p_counts_what_top_k_left():
+def test_top_p_applies_to_the_tokens_that_top_k_keeps():
     row = jnp.full(VOCAB, -20.0).at[:4].set(jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])))
-    # Of 0.4, 0.3: 4/7 alone reaches one half.
+    # Of 0.4 and 0.3, the first has 4/7, which is above one half.
     assert set(draw(row, 200, top_k=2, top_p=0.5).tolist()) == {0}
     assert set(draw(row, 200, top_p=0.5).tolist()) == {0, 1}
 
@@ -99,30 +99,32 @@ def test_min_p_is_relative_to_the_most_likely():
     assert set(draw(row, 500, min_p=0.2).tolist()) == {0, 1, 2}
 
 
-def test_a_row_depends_on_itself_only():
+def test_a_row_does_not_depend_on_other_rows():
     rows = logits(6, seed=3)
     seeds = settings(6, temperature=1.2, top_p=[1, 0.9, 1, 0.5, 1, 1], top_k=[0, 0, 9, 0, 0, 0])
     positions = jnp.arange(6, dtype=jnp.int32)
-    together = sample(rows, seeds, positions, jnp.ones(6, bool))
+    batched = sample(rows, seeds, positions, jnp.ones(6, bool))
     for row in range(6):
-        one = jax.tree.map(lambda x, row=row: x[row : row + 1], seeds)
-        alone = sample(rows[row : row + 1], one, positions[row : row + 1], jnp.ones(1, bool))
-        assert int(alone[0]) == int(together[row])
+        row_settings = jax.tree.map(lambda x, row=row: x[row : row + 1], seeds)
+        isolated = sample(
+            rows[row : row + 1], row_settings, positions[row : row + 1], jnp.ones(1, bool)
+        )
+        assert int(isolated[0]) == int(batched[row])
 
 
-def test_positions_and_seeds_change_the_draw():
-    many = jnp.zeros((64, VOCAB))
+def test_tokens_depend_on_positions_and_seeds():
+    rows = jnp.zeros((64, VOCAB))
     live = jnp.ones(64, bool)
-    one = sample(many, settings(64), jnp.zeros(64, jnp.int32), live)
-    other = sample(many, settings(64), jnp.ones(64, jnp.int32), live)
-    assert len(set(np.asarray(one).tolist())) > 50
-    assert (one != other).sum() > 50
+    first = sample(rows, settings(64), jnp.zeros(64, jnp.int32), live)
+    second = sample(rows, settings(64), jnp.ones(64, jnp.int32), live)
+    assert len(set(np.asarray(first).tolist())) > 50
+    assert (first != second).sum() > 50
 
 
 def test_extreme_logits_stay_in_the_vocabulary():
     for row in (jnp.full(VOCAB, -jnp.inf).at[1199].set(0.0), jnp.zeros(VOCAB).at[3].set(1e30)):
-        found = draw(row, 50, temperature=0.01, top_p=0.99, top_k=50)
-        assert set(found.tolist()) == {int(row.argmax())}
+        tokens = draw(row, 50, temperature=0.01, top_p=0.99, top_k=50)
+        assert set(tokens.tolist()) == {int(row.argmax())}
 
 
 def test_penalties():
@@ -141,12 +143,12 @@ def test_penalties():
 @pytest.mark.parametrize("vocab", [VOCAB, 7])
 def test_logprobs(vocab):
     rows = logits(2)[:, :vocab]
-    found = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(True))
-    wanted = np.asarray(jax.nn.log_softmax(rows))
-    np.testing.assert_allclose(found.chosen, wanted[[0, 1], [3, 4]], rtol=1e-5)
+    logprobs = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(True))
+    expected = np.asarray(jax.nn.log_softmax(rows))
+    np.testing.assert_allclose(logprobs.chosen, expected[[0, 1], [3, 4]], rtol=1e-5)
     size = min(20, vocab)
-    order = np.argsort(-wanted, axis=1)[:, :size]
-    np.testing.assert_array_equal(found.top_ids[:, :size], order)
-    assert np.isneginf(found.top[:, size:]).all()
-    nothing = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(False))
-    assert (nothing.top == 0).all()
+    order = np.argsort(-expected, axis=1)[:, :size]
+    np.testing.assert_array_equal(logprobs.top_ids[:, :size], order)
+    assert np.isneginf(logprobs.top[:, size:]).all()
+    skipped = sampler.logprobs(rows, jnp.array([3, 4]), jnp.array(False))
+    assert (skipped.top == 0).all()

@@ -6,7 +6,7 @@ from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.steps import PrefillChunk
 
 
-def test_what_is_packed_is_unpacked():
+def test_packed_rows_are_unpacked_unchanged():
     params = SamplingParams(
         temperature=0.7,
         top_k=5,
@@ -24,23 +24,23 @@ def test_what_is_packed_is_unpacked():
     pack_chunk(rows[0], first)
     pack_chunk(rows[1], last)
     rows[:, Column.BLOCKS :] = [[30, 0, 0], [90, 1, 2]]
-    found = jax.jit(unpack_prefill)(rows)
-    assert found.slot.tolist() == [3, 0]
-    assert found.length.tolist() == [3, 1]
-    assert found.start.tolist() == [4, 9]
-    assert found.num_prompt.tolist() == [5, 8]
-    assert found.last.tolist() == [False, True]
-    assert found.remaining[1] == 6 - (10 - 8)
-    assert found.stop_ids[1].tolist() == [2, 11, -1, -1, -1, -1, -1, -1]
-    assert found.block_tables.tolist() == [[30, 0, 0], [90, 1, 2]]
-    settings = jax.tree.map(lambda x: x[1], found.settings)
+    unpacked = jax.jit(unpack_prefill)(rows)
+    assert unpacked.slot.tolist() == [3, 0]
+    assert unpacked.length.tolist() == [3, 1]
+    assert unpacked.start.tolist() == [4, 9]
+    assert unpacked.num_prompt.tolist() == [5, 8]
+    assert unpacked.last.tolist() == [False, True]
+    assert unpacked.remaining[1] == 6 - (10 - 8)
+    assert unpacked.stop_ids[1].tolist() == [2, 11, -1, -1, -1, -1, -1, -1]
+    assert unpacked.block_tables.tolist() == [[30, 0, 0], [90, 1, 2]]
+    settings = jax.tree.map(lambda x: x[1], unpacked.settings)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
         assert np.isclose(getattr(settings, name), getattr(params, name))
     assert (settings.top_k, settings.logprobs) == (5, 4)
     assert settings.seed.tolist() == [2**31, 12345]
 
 
-def test_seeds_of_any_sign_have_words():
+def test_seed_words_accepts_any_seed():
     assert seed_words(None) == (0, 0)
     assert seed_words(-1) == (2**32 - 1, 2**32 - 1)
     assert seed_words(2**32 + 5) == (1, 5)

@@ -1,4 +1,4 @@
-"""Weights that move to the host's memory and back."""
+"""Offload of weights to host memory, and their restore."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ def on_device(leaf: jax.Array) -> jax.Array:
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
 
 
-def test_there_and_back_are_the_same_bytes_and_one_copy() -> None:
-    here = leaves()
-    right = [np.asarray(leaf).tobytes() for leaf in here]
+def test_restored_weights_are_unchanged_and_stored_once() -> None:
+    weights = leaves()
+    expected = [np.asarray(leaf).tobytes() for leaf in weights]
     for _ in range(3):
-        there = weight_offload.offload(here, "pinned_host")
-        assert {leaf.sharding.memory_kind for leaf in there} == {"pinned_host"}
-        assert all(leaf.is_deleted() for leaf in here)
-        here = list(weight_offload.restore(there, on_device))
-        assert all(leaf.is_deleted() for leaf in there)
-    assert [np.asarray(leaf).tobytes() for leaf in here] == right
-    assert {leaf.sharding.memory_kind for leaf in here} == {"device"}
+        offloaded = weight_offload.offload(weights, "pinned_host")
+        assert {leaf.sharding.memory_kind for leaf in offloaded} == {"pinned_host"}
+        assert all(leaf.is_deleted() for leaf in weights)
+        weights = list(weight_offload.restore(offloaded, on_device))
+        assert all(leaf.is_deleted() for leaf in offloaded)
+    assert [np.asarray(leaf).tobytes() for leaf in weights] == expected
+    assert {leaf.sharding.memory_kind for leaf in weights} == {"device"}
 
 
-def test_a_cpu_has_one_memory() -> None:
+def test_weights_stay_in_place_on_a_cpu() -> None:
     assert weight_offload.offload_memory_kind(jax.devices("cpu")[0]) is None
-    here = leaves()
-    assert weight_offload.offload(here, None) == tuple(here)
-    assert weight_offload.restore(here, on_device) == tuple(here)
-    assert not any(leaf.is_deleted() for leaf in here)
+    weights = leaves()
+    assert weight_offload.offload(weights, None) == tuple(weights)
+    assert weight_offload.restore(weights, on_device) == tuple(weights)
+    assert not any(leaf.is_deleted() for leaf in weights)
 
 
-def test_a_move_that_fails_changes_nothing() -> None:
-    there = weight_offload.offload(leaves(), "pinned_host")
+def test_a_failed_restore_keeps_the_offloaded_weights() -> None:
+    offloaded = weight_offload.offload(leaves(), "pinned_host")
     moved: list[jax.Array] = []
 
-    def breaks(leaf: jax.Array) -> jax.Array:
+    def fail_at_second(leaf: jax.Array) -> jax.Array:
         if moved:
             raise RuntimeError("RESOURCE_EXHAUSTED")
         moved.append(on_device(leaf))
         return moved[0]
 
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-        weight_offload.restore(there, breaks)
+        weight_offload.restore(offloaded, fail_at_second)
     assert moved[0].is_deleted()
-    assert not any(leaf.is_deleted() for leaf in there)
-    weight_offload.delete(there)
-    weight_offload.delete(there)
-    assert all(leaf.is_deleted() for leaf in there)
+    assert not any(leaf.is_deleted() for leaf in offloaded)
+    weight_offload.delete(offloaded)
+    weight_offload.delete(offloaded)
+    assert all(leaf.is_deleted() for leaf in offloaded)

@@ -35,7 +35,7 @@ def chunk(
     stop_ids: tuple[int, ...] = (),
     params: SamplingParams | None = GREEDY,
 ) -> PrefillChunk:
-    """A request's only chunk, unless told otherwise."""
+    """A chunk; by default its request's only one."""
     return PrefillChunk(
         number, number, tokens, start, 3, blocks, len(blocks), params, max_new_tokens, stop_ids
     )
@@ -56,7 +56,7 @@ def test_it_is_an_executor() -> None:
     assert isinstance(executor(), Executor)
 
 
-def test_the_tokens_can_be_done_on_paper() -> None:
+def test_tokens_follow_the_documented_formula() -> None:
     mock = executor()
     # 31 * (1 + 2 + 3) + 7 * 3 + 97 = 304, and so on.
     assert prefill(mock, chunk()) == [[4]]
@@ -65,7 +65,7 @@ def test_the_tokens_can_be_done_on_paper() -> None:
     assert mock_tokens("a", [1, 2, 3], GREEDY, max_new_tokens=4, vocab=100) == [4, 35, 27, 71]
 
 
-def test_a_sampled_request_adds_its_seed_and_a_penalised_one_its_count() -> None:
+def test_sampling_adds_the_seed_and_penalties_add_the_output_length() -> None:
     seeded = SamplingParams(seed=5, presence_penalty=0.5)
     mock = executor()
     assert prefill(mock, chunk(params=seeded)) == [[9]]
@@ -73,14 +73,14 @@ def test_a_sampled_request_adds_its_seed_and_a_penalised_one_its_count() -> None
     assert mock_tokens("a", [1, 2, 3], seeded, max_new_tokens=2, vocab=100) == [9, 96]
 
 
-def test_a_slot_yields_no_more_than_its_count() -> None:
+def test_a_slot_ends_at_max_new_tokens() -> None:
     mock = executor()
     prefill(mock, chunk(max_new_tokens=3))
     assert len(decode(mock, 4)) == 2
     assert decode(mock, 4) == []
 
 
-def test_a_slot_is_done_at_a_stop_id() -> None:
+def test_a_slot_ends_at_a_stop_id() -> None:
     mock = executor()
     prefill(mock, chunk(stop_ids=(35,)))
     assert decode(mock, 3) == [35]
@@ -91,13 +91,13 @@ def test_a_slot_is_done_at_a_stop_id() -> None:
     ]
 
 
-def test_a_prompt_in_two_chunks_gives_the_same() -> None:
+def test_a_prompt_in_two_chunks_has_the_same_token() -> None:
     mock = executor()
     assert prefill(mock, chunk((1, 2), (2,), params=None)) == [[]]
     assert prefill(mock, chunk((3,), start=2)) == [[4]]
 
 
-def test_a_preempted_request_goes_on_where_it_was() -> None:
+def test_a_preempted_request_resumes() -> None:
     mock = executor()
     assert prefill(mock, chunk((1, 2, 3, 4, 35), (2, 4, 6))) == [[27]]
     assert decode(mock, 4) == [71]  # two of four were emitted before
@@ -105,15 +105,15 @@ def test_a_preempted_request_goes_on_where_it_was() -> None:
 
 def test_logprobs() -> None:
     mock = executor()
-    wanted = dataclasses.replace(GREEDY, logprobs=2)
-    result = mock.result(mock.submit(Prefill("a", [chunk(params=wanted)])))
+    params = dataclasses.replace(GREEDY, logprobs=2)
+    result = mock.result(mock.submit(Prefill("a", [chunk(params=params)])))
     (logprobs,) = result.logprobs
     assert logprobs is not None
     assert logprobs[0].logprob == -4.0
     assert logprobs[0].top == [(4, -4.0), (5, -5.0)]
 
 
-def test_steps_take_simulated_time_one_after_the_other() -> None:
+def test_steps_run_in_sequence_on_the_simulated_clock() -> None:
     mock = executor(prefill=1.0, prefill_token=0.1, decode=0.5, decode_sequence=0.25)
     first = mock.submit(Prefill("a", [chunk()]))
     second = mock.submit(Decode("a", [DecodeSequence(0, 0, (2, 4, 6), 3, 2)], 2))
@@ -127,14 +127,14 @@ def test_steps_take_simulated_time_one_after_the_other() -> None:
     assert mock.steps == 2
 
 
-def test_a_page_of_another_request_is_noticed() -> None:
+def test_reading_a_page_of_another_request_raises() -> None:
     mock = executor()
     prefill(mock, chunk(), chunk(number=1, blocks=(6, 8)))
     with pytest.raises(MockPoolError, match="page 4 should hold 1 tokens of"):
         decode(mock, 1, (2, 4), number=1)
 
 
-def test_an_overwritten_page_is_noticed() -> None:
+def test_reading_an_overwritten_page_raises() -> None:
     mock = executor()
     prefill(mock, chunk())
     prefill(mock, chunk(number=1, blocks=(6, 3)))  # overlaps the block at page 2 in one layer
@@ -142,14 +142,14 @@ def test_an_overwritten_page_is_noticed() -> None:
         decode(mock, 1)
 
 
-def test_swapped_blocks_are_noticed() -> None:
+def test_reading_swapped_blocks_raises() -> None:
     mock = executor()
     prefill(mock, chunk())
     with pytest.raises(MockPoolError, match="page 2 should hold"):
         decode(mock, 1, (4, 2))
 
 
-def test_a_poisoned_page_is_noticed_when_it_is_read() -> None:
+def test_reading_a_poisoned_page_raises() -> None:
     mock = executor()
     prefill(mock, chunk())
     mock.poison([8, 9])
@@ -182,40 +182,40 @@ def test_a_poisoned_page_can_be_written_by_its_next_owner() -> None:
         ([chunk((1, 2, 3, 4), max_new_tokens=1)], "no tokens left to generate"),
     ],
 )
-def test_bad_prefills_are_noticed(chunks: list[PrefillChunk], message: str) -> None:
+def test_invalid_prefills_raise(chunks: list[PrefillChunk], message: str) -> None:
     with pytest.raises(MockPoolError, match=message):
         prefill(executor(), *chunks)
 
 
-def test_chunks_out_of_order_are_noticed() -> None:
+def test_chunks_out_of_order_raise() -> None:
     mock = executor()
     prefill(mock, chunk((1,), (2,), params=None))
     with pytest.raises(MockPoolError, match="chunk out of order"):
         prefill(mock, chunk((3,), start=2))
 
 
-def test_a_slot_of_another_request_is_noticed() -> None:
+def test_a_slot_of_another_request_raises() -> None:
     mock = executor()
     prefill(mock, chunk())
     with pytest.raises(MockPoolError, match="slot of another request"):
         mock.submit(Decode("a", [DecodeSequence(1, 0, (2, 4), 2, 1)], 1))
 
 
-def test_more_tokens_than_the_host_expects_are_noticed() -> None:
+def test_more_tokens_than_the_sequence_allows_raise() -> None:
     mock = executor()
     prefill(mock, chunk())
     with pytest.raises(MockPoolError, match="too many tokens"):
         mock.submit(Decode("a", [DecodeSequence(0, 0, (2, 4, 6), 3, 1)], 2))
 
 
-def test_a_decode_beyond_its_limit_is_noticed() -> None:
+def test_a_decode_above_the_limit_raises() -> None:
     mock = executor()
     prefill(mock, chunk())
     with pytest.raises(MockPoolError, match="too many tokens"):
         decode(mock, 5)
 
 
-def test_nothing_is_left_after_close() -> None:
+def test_close_clears_the_slots() -> None:
     mock = executor()
     prefill(mock, chunk())
     mock.close()
