@@ -83,7 +83,7 @@ def test_a_trace_is_replayed(run: BenchCli) -> None:
         (["--map", "a=b"], "--map is for traces"),
         (["--map", "a"], "TRACE=MODEL"),
         (["--prompt-tokens", "0.5"], "at least 1 token"),
-        (["--prompt-tokens", "250", "--output-tokens", "2"], "llama, which holds 256 tokens"),
+        (["--prompt-tokens", "250", "--output-tokens", "2"], "llama, whose limit is 256 tokens"),
         (["--trace", "/nowhere/trace.json"], "a folder that exists"),
     ],
 )
