@@ -109,8 +109,10 @@ class Fleet:
         try:
             with load_progress(specs, show=progress) as bars:
                 for unit, spec in zip(planned, specs, strict=True):
-                    seconds = unit.token_seconds
-                    units.append(build_unit(spec, unit.name, progress=bars, token_seconds=seconds))
+                    seconds = unit.request_intervals
+                    units.append(
+                        build_unit(spec, unit.name, progress=bars, request_intervals=seconds)
+                    )
         except BaseException:
             for local_unit in units:
                 local_unit.close()

@@ -71,14 +71,16 @@ def ray_fleet(
             stack.callback(ray.shutdown)
         placements, group = _reserve_devices(config, plan)
         stack.callback(remove_placement_group, group)
-        token_seconds = {"0": {entry.name: 1.0 for entry in config.models}}
+        request_intervals = {"0": {entry.name: 1.0 for entry in config.models}}
         if plan is not None:
-            token_seconds = {unit.name: unit.token_seconds for unit in plan.units if unit.models}
+            request_intervals = {
+                unit.name: unit.request_intervals for unit in plan.units if unit.models
+            }
         with ThreadPoolExecutor(len(placements), thread_name_prefix="muxjax-start") as pool:
             units = pool.map(
                 lambda name: RemoteUnit(
                     name,
-                    token_seconds[name],
+                    request_intervals[name],
                     partial(connect, placements[name], config, plan, name),
                 ),
                 placements,

@@ -20,14 +20,14 @@ class RemoteUnit(UnitSupervisor[RemoteEngine]):
 
     Args:
       name: in the plan.
-      token_seconds: for each of its models, planned seconds per token of a request.
+      request_intervals: for each of its models, planned mean seconds between requests.
       connect: called by the constructor, and for every restart.
 
     Raises:
       MuxError: the process cannot be started, or cannot load the unit.
     """
 
-    def __init__(self, name: str, token_seconds: Mapping[str, float], connect: Connect) -> None:
+    def __init__(self, name: str, request_intervals: Mapping[str, float], connect: Connect) -> None:
         self.models: dict[str, LoadedModel] = {}
         self._closing = threading.Event()
         self._latest: dict[str, Any] = {"models": {}}
@@ -37,7 +37,7 @@ class RemoteUnit(UnitSupervisor[RemoteEngine]):
             self.models = self.models or models
             return RemoteEngine(name, peer)
 
-        super().__init__(name, token_seconds, start, token_seconds)
+        super().__init__(name, request_intervals, start, request_intervals)
 
     @property
     def supervisor(self) -> UnitSupervisor:

@@ -33,7 +33,7 @@ from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.engine.unit_reviver import UnitReviver
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import least_loaded
+from muxjax.scheduling.routing import RequestRouting
 
 MAX_MOVES = 3
 """Maximum number of unit deaths that a request survives."""
@@ -76,7 +76,7 @@ class Router:
         self._held: dict[str, list[RoutedRequest]] = {}  # by model; a held model has a key
         self._refused: dict[str, ModelUnavailable] = {}
         self._last_used: dict[str, float] = {}
-        self._load = {unit.name: 0.0 for unit in units}
+        self._routing = RequestRouting()
         self._closing = False
         self._waiting: list[_Orphan] = []  # used by the router's thread only
         self._events: queue.SimpleQueue[_Orphan | _Event] = queue.SimpleQueue()
@@ -216,10 +216,10 @@ class Router:
         """Names of the units that have a model."""
         return [unit.name for unit in self._units if model in unit.model_names]
 
-    def expected_load(self) -> dict[str, float]:
-        """By unit: the seconds that its outstanding requests are expected to take."""
+    def outstanding(self) -> dict[tuple[str, str], float]:
+        """Tokens of the outstanding requests, by unit and model."""
         with self._lock:
-            return dict(self._load)
+            return self._routing.outstanding()
 
     def failure(self, unit: str) -> BaseException | None:
         """The error of a unit that has failed permanently, or None."""
@@ -264,8 +264,9 @@ class Router:
     def _unload(self, routed: RoutedRequest) -> None:
         """Subtracts a request from the expected load of its unit."""
         if routed.unit is not None:
-            self._load[routed.unit.name] -= routed.expected_seconds
-            routed.expected_seconds = 0.0
+            unit, model = routed.unit.name, routed.request.model
+            self._routing.remove(unit, model, routed.counted_tokens)
+            routed.counted_tokens = 0
 
     def _check_open(self, model: str) -> None:
         if self._closing:
@@ -313,10 +314,11 @@ class Router:
         living = [unit for unit in self._units if request.model in unit.model_names and unit.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        unit = least_loaded(living, self._load, request.model, num_tokens)
+        now = self._clock()
+        unit = self._routing.choose(living, request.model, num_tokens, now)
         routed.unit = unit
-        routed.expected_seconds = unit.seconds(request.model, num_tokens)
-        self._load[unit.name] += routed.expected_seconds
+        routed.counted_tokens = num_tokens
+        self._routing.add(unit.name, request.model, num_tokens, now)
 
     def _submit(self, routed: RoutedRequest) -> None:
         unit, request = routed.unit, routed.request

@@ -64,7 +64,7 @@ class UnitSupervisor[E: UnitEngine]:
       models: names of the models on the unit.
       start: starts an engine with an empty pool and queue; None for a unit that does not run
         (`warm_up=False`).
-      seconds: by model name, expected seconds per token of a request, prompt and output.
+      request_intervals: by model name, planned mean seconds between requests.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class UnitSupervisor[E: UnitEngine]:
         name: str,
         models: Iterable[str],
         start: Callable[[], E] | None,
-        seconds: Mapping[str, float] | None = None,
+        request_intervals: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self.model_names = frozenset(models)
         self.restarts = 0
         self._start = start
-        self._seconds = dict(seconds or {})
+        self._request_intervals = dict(request_intervals or {})
         self._changing = threading.Lock()
         self._closed = False
         self._restarting = False
@@ -101,9 +101,9 @@ class UnitSupervisor[E: UnitEngine]:
         """Whether the engine accepts requests."""
         return self._engine is not None and self._engine.alive
 
-    def seconds(self, model: str, num_tokens: int) -> float:
-        """Expected seconds of a request with this many tokens, output included."""
-        return self._seconds.get(model, 1.0) * num_tokens
+    def request_interval(self, model: str) -> float:
+        """Planned mean seconds between requests of a model; 1 without a plan."""
+        return self._request_intervals.get(model, 1.0)
 
     def revive(self) -> None:
         """Restarts the engine if it has ended.

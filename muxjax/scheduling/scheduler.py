@@ -23,7 +23,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from muxjax.errors import UnknownModel
@@ -31,16 +31,17 @@ from muxjax.sampling_params import HEAD_START
 from muxjax.scheduling.admission import check_length, refuse_if_late
 from muxjax.scheduling.apply_results import apply_prompt_logprobs, apply_tokens
 from muxjax.scheduling.batch_builder import BatchBuilder
+from muxjax.scheduling.demand import DemandFunction, equal_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.fair_share import StepKey
 from muxjax.scheduling.kv_cache.manager import KVCacheManager
 from muxjax.scheduling.kv_cache.quotas import KVQuotas
 from muxjax.scheduling.policies.interface import Defer, Policy, StepProposal
 from muxjax.scheduling.requests import FinishReason, Request, RequestState, RequestUpdate
-from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.specs import ModelSpec
 from muxjax.scheduling.stats import model_stats, pool_stats
 from muxjax.scheduling.steps import Prefill, Step, StepResult
-from muxjax.scheduling.unit_models import UnitModels, equal_demand
+from muxjax.scheduling.unit_models import UnitModels
 
 
 class Scheduler(UnitModels):
@@ -50,7 +51,7 @@ class Scheduler(UnitModels):
       specs: the models.
       num_pages: number of pages in the pool.
       policy: chooses the steps; see `policies.registry.create_policy`.
-      demand: expected demand of a model; called again every few seconds with newer estimates.
+      demand: expected demand of the models; called again every few seconds with newer estimates.
       estimates: step durations; measured durations are added to it.
       kv_quotas: division of the pool; `pool_division.OpenPool` does not divide it.
       concurrent: steps may end in any order, as in simulations of chips that run several programs
@@ -74,7 +75,7 @@ class Scheduler(UnitModels):
         num_pages: int,
         policy: Policy,
         *,
-        demand: Callable[[ModelSpec, StepEstimates], Demand] = equal_demand,
+        demand: DemandFunction = equal_demand,
         estimates: StepEstimates | None = None,
         kv_quotas: type[KVQuotas] = KVQuotas,
         concurrent: bool = False,

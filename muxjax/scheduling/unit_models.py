@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from muxjax.errors import PoolTooSmall
+from muxjax.scheduling.demand import DemandFunction
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.fair_share import FairShare, StepKey
 from muxjax.scheduling.in_flight_steps import InFlightSteps
@@ -18,12 +19,6 @@ SHARES_PERIOD = 3.0
 """Seconds between computations of the time shares from newer step estimates."""
 
 
-def equal_demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:
-    """Returns the same demand for every model, whatever its rate and lengths."""
-    del spec, estimates
-    return Demand(1.0, 1.0, 1.0)
-
-
 class UnitModels:
     """The models of a unit with their KV quotas and time shares; base of `Scheduler`.
 
@@ -32,7 +27,7 @@ class UnitModels:
     Args:
       specs: the models.
       num_pages: number of pages in the pool.
-      demand: expected demand of a model; called again every few seconds with newer estimates.
+      demand: expected demand of the models; called again every few seconds with newer estimates.
       estimates: step durations; None: initial guesses.
       kv_quotas: division of the pool.
       concurrent: steps may end in any order.
@@ -57,7 +52,7 @@ class UnitModels:
         specs: Iterable[ModelSpec],
         num_pages: int,
         *,
-        demand: Callable[[ModelSpec, StepEstimates], Demand],
+        demand: DemandFunction,
         estimates: StepEstimates | None,
         kv_quotas: type[KVQuotas],
         concurrent: bool,
@@ -75,7 +70,7 @@ class UnitModels:
         self.allocator = _create_allocator(specs, num_pages, record_freed)
         self._in_flight = InFlightSteps(concurrent=concurrent)
         self._demand = demand
-        demands = {spec.name: demand(spec, self.estimates) for spec in specs}
+        demands = demand(specs, self.estimates)
         self.quotas = kv_quotas(specs, self.allocator, {name: demands[name].kv for name in names})
         self.fair_share = FairShare(names)
         self._set_shares(demands)
@@ -135,7 +130,7 @@ class UnitModels:
         return all(model != name for model, _ in self._in_flight.step_keys())
 
     def _divide(self, specs: list[ModelSpec]) -> None:
-        demands = {spec.name: self._demand(spec, self.estimates) for spec in specs}
+        demands = self._demand(specs, self.estimates)
         self.quotas.divide(specs, {name: demand.kv for name, demand in demands.items()})
         self.fair_share.set_models(demands)
         self._set_shares(demands)
@@ -156,8 +151,8 @@ class UnitModels:
             self._next_shares = now + SHARES_PERIOD
         elif now >= self._next_shares:
             self._next_shares = now + SHARES_PERIOD
-            demand, estimates = self._demand, self.estimates
-            self._set_shares({n: demand(state.spec, estimates) for n, state in self.models.items()})
+            specs = [state.spec for state in self.models.values()]
+            self._set_shares(self._demand(specs, self.estimates))
 
 
 def _create_allocator(specs: list[ModelSpec], num_pages: int, record_freed: bool) -> SlabAllocator:

@@ -42,7 +42,7 @@ def build_unit(
     name: str = "0",
     *,
     progress: Bars | None = None,
-    token_seconds: Mapping[str, float] | None = None,
+    request_intervals: Mapping[str, float] | None = None,
     executor_factory: ExecutorFactory | None = None,
 ) -> LocalUnit:
     """Loads the weights, compiles the programs, and starts the engine of a unit.
@@ -53,7 +53,7 @@ def build_unit(
       spec: from `build_unit_spec`.
       name: of the unit; "0" in a fleet without a plan.
       progress: from `load_progress`; None shows nothing.
-      token_seconds: for each model, planned seconds per token of a request.
+      request_intervals: for each model, planned mean seconds between requests.
       executor_factory: see `LocalUnit`.
 
     Raises:
@@ -61,7 +61,7 @@ def build_unit(
     """
     programs = load_programs(spec, progress=progress)
     return LocalUnit(
-        name, spec, programs, token_seconds=token_seconds, executor_factory=executor_factory
+        name, spec, programs, request_intervals=request_intervals, executor_factory=executor_factory
     )
 
 

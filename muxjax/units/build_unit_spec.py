@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 
@@ -17,9 +17,7 @@ from muxjax.models.nn.weight_format import stored_bytes
 from muxjax.pallas_kernels import KVLayout
 from muxjax.pallas_kernels.cpu import native
 from muxjax.pallas_kernels.target import current_target
-from muxjax.scheduling.demand import expected_demand
-from muxjax.scheduling.estimates import StepEstimates
-from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.demand import DemandFunction, expected_demand
 from muxjax.units.build_model_spec import build_model_spec, pool_dtype, resolve_dtype
 from muxjax.units.page_geometry import GPU_TOKEN_GROUP, KVShape, choose_page_rows, page_count
 from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
@@ -38,7 +36,7 @@ def build_unit_spec(
     poison: bool = False,
     memory_bytes: int | None = None,
     devices: Sequence[jax.Device] | None = None,
-    demand: Callable[[ModelSpec, StepEstimates], Demand] = expected_demand,
+    demand: DemandFunction = expected_demand,
 ) -> UnitSpec:
     """Opens the checkpoints of a single-unit fleet, and lays out its pool.
 
@@ -48,7 +46,7 @@ def build_unit_spec(
       poison: test mode, see `Fleet.load`.
       memory_bytes: free memory of a device; by default read from the first device.
       devices: of the unit; by default the first `tensor_parallel` devices of JAX.
-      demand: expected demand of a model.
+      demand: expected demand of the models.
 
     Raises:
       CheckpointError, DownloadError: a checkpoint cannot be opened.

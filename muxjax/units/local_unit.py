@@ -41,7 +41,7 @@ class LocalUnit(UnitSupervisor[Engine]):
       spec: its models, devices and pool.
       programs: of its models, compiled and with weights unless the model sleeps. If empty, and
         without `executor_factory`, no engine is started.
-      token_seconds: for each model, planned seconds per token of a request.
+      request_intervals: for each model, planned mean seconds between requests.
       executor_factory: creates the executor at every start of the engine; the unit's models are
         then fixed. By default `spec.build_executor`, and models can be added and removed.
 
@@ -56,7 +56,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         spec: UnitSpec,
         programs: Mapping[str, ModelPrograms],
         *,
-        token_seconds: Mapping[str, float] | None = None,
+        request_intervals: Mapping[str, float] | None = None,
         executor_factory: ExecutorFactory | None = None,
     ) -> None:
         self.spec = spec
@@ -67,7 +67,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         self._scheduler = spec.build_scheduler()
         has_engine = bool(programs) or executor_factory is not None
         super().__init__(
-            name, spec.models, self._start_engine if has_engine else None, token_seconds
+            name, spec.models, self._start_engine if has_engine else None, request_intervals
         )
 
     def _start_engine(self) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,7 +10,7 @@ import jax
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
-from muxjax.scheduling.demand import expected_demand
+from muxjax.scheduling.demand import DemandFunction, expected_demand
 from muxjax.scheduling.estimates import StepEstimates
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.units.build_unit_spec import unit_devices
@@ -24,15 +24,15 @@ class PlannedUnitConfig:
       name: in the plan.
       config: a fleet file with only its models, their share of the load, and their floors.
       devices: of the unit.
-      demand: planned demand of a model, for the initial quotas.
-      token_seconds: for each model, planned seconds per token of a request.
+      demand: planned demand of the models, for the initial quotas.
+      request_intervals: for each model, planned mean seconds between requests.
     """
 
     name: str
     config: FleetConfig
     devices: tuple[jax.Device, ...]
-    demand: Callable[[ModelSpec, StepEstimates], Demand]
-    token_seconds: dict[str, float]
+    demand: DemandFunction
+    request_intervals: dict[str, float]
 
 
 def single_unit_config(config: FleetConfig) -> PlannedUnitConfig:
@@ -107,7 +107,7 @@ def planned_unit_config(
         config=_unit_fleet_config(config, unit, sum(other.size for other in plan.units)),
         devices=devices,
         demand=_planned_demand(unit),
-        token_seconds=unit.token_seconds,
+        request_intervals=unit.request_intervals,
     )
 
 
@@ -158,18 +158,21 @@ def _unit_fleet_config(config: FleetConfig, unit: PlannedUnit, num_devices: int)
     )
 
 
-def _planned_demand(unit: PlannedUnit) -> Callable[[ModelSpec, StepEstimates], Demand]:
+def _planned_demand(unit: PlannedUnit) -> DemandFunction:
     """Returns the planned demand; values missing from the plan are estimated from the load."""
     models = {model.name: model for model in unit.models}
     with_kv = any(model.kv_quota for model in unit.models)
     with_time = any(model.prefill_time or model.decode_time for model in unit.models)
 
-    def demand(spec: ModelSpec, estimates: StepEstimates) -> Demand:
-        expected, planned = expected_demand(spec, estimates), models[spec.name]
-        return Demand(
-            kv=planned.kv_quota if with_kv else expected.kv,
-            prefill_seconds=planned.prefill_time if with_time else expected.prefill_seconds,
-            decode_seconds=planned.decode_time if with_time else expected.decode_seconds,
-        )
+    def demand(specs: Sequence[ModelSpec], estimates: StepEstimates) -> dict[str, Demand]:
+        demands = {}
+        for name, expected in expected_demand(specs, estimates).items():
+            planned = models[name]
+            demands[name] = Demand(
+                kv=planned.kv_quota if with_kv else expected.kv,
+                prefill_seconds=planned.prefill_time if with_time else expected.prefill_seconds,
+                decode_seconds=planned.decode_time if with_time else expected.decode_seconds,
+            )
+        return demands
 
     return demand

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,10 +19,10 @@ from muxjax.executor.programs import Buckets, ModelPrograms
 from muxjax.executor.step_functions import StepFunctions
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.nn.shards import Shards
-from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.demand import DemandFunction
 from muxjax.scheduling.policies.registry import get_policy
 from muxjax.scheduling.scheduler import Scheduler
-from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.specs import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class UnitSpec:
       devices: of the unit.
       kv: shape `[P, rows, 128]` and type of the pool on one device.
       model_specs: its models by name, in the fleet file's order.
-      demand: expected demand of a model, for the initial quotas.
+      demand: expected demand of the models, for the initial quotas.
       poison: test mode, see `Fleet.load`.
     """
 
@@ -81,7 +81,7 @@ class UnitSpec:
     devices: tuple[jax.Device, ...]
     kv: jax.ShapeDtypeStruct
     model_specs: dict[str, ModelBuildSpec]
-    demand: Callable[[ModelSpec, StepEstimates], Demand]
+    demand: DemandFunction
     poison: bool = False
 
     @property

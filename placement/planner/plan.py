@@ -83,14 +83,9 @@ class PlannedModel(_PlanSection):
         return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
 
     @property
-    def token_seconds(self) -> float:
-        """Planned seconds per token of a request, prompt and output; 1 without a planned batch.
-
-        The time from the first to the last token, by Little's law. It is also defined for replicas
-        that are not served in full.
-        """
-        tokens = self.throughput * self.expected_load.request_tokens
-        return self.batch / tokens if self.batch and tokens else 1.0
+    def request_interval(self) -> float:
+        """Planned mean seconds between requests; 1 without an expected rate."""
+        return 1.0 / self.rate if self.rate else 1.0
 
 
 class PlannedUnit(_PlanSection):
@@ -127,9 +122,9 @@ class PlannedUnit(_PlanSection):
         return len(self.devices)
 
     @property
-    def token_seconds(self) -> dict[str, float]:
-        """`PlannedModel.token_seconds` of each model."""
-        return {model.name: model.token_seconds for model in self.models}
+    def request_intervals(self) -> dict[str, float]:
+        """`PlannedModel.request_interval` of each model."""
+        return {model.name: model.request_interval for model in self.models}
 
 
 class PlannedDevice(_PlanSection):
@@ -152,6 +147,57 @@ class PlannedNodes(_PlanSection):
     device: str
 
 
+class PlannedTarget(_PlanSection):
+    """Latency target of a model: a request that misses one of the limits is late.
+
+    Attributes:
+      ttft: maximum seconds to the first token; None: not checked.
+      tpot: maximum seconds per output token after it; None: not checked.
+      scale: maximum latency of the whole request, as a multiple of its latency with no other load
+        on the fewest devices that hold the model; None: not checked.
+    """
+
+    ttft: Amount | None = None
+    tpot: Amount | None = None
+    scale: Amount | None = None
+
+
+class SimulatedService(_PlanSection):
+    """What a simulation of the plan measured, for one model or for all of them.
+
+    Attributes:
+      requests: number of simulated requests.
+      slo_attainment: fraction of them that met their target; None without requests.
+      throughput: finished requests per second.
+      ttft_p50, ttft_p99: quantiles of the seconds to the first token.
+      tpot_p50, tpot_p99: quantiles of the seconds per output token after it.
+    """
+
+    requests: Annotated[int, Field(ge=0)]
+    slo_attainment: Share | None
+    throughput: Amount
+    ttft_p50: Amount | None
+    ttft_p99: Amount | None
+    tpot_p50: Amount | None
+    tpot_p99: Amount | None
+
+
+class PlanSimulation(SimulatedService):
+    """The simulation behind a plan's promise: Poisson arrivals at the expected rates.
+
+    Attributes:
+      policy: the scheduling policy.
+      seconds: length of the workload.
+      seed: of the workload.
+      models: results by model.
+    """
+
+    policy: str
+    seconds: Amount
+    seed: int
+    models: dict[str, SimulatedService]
+
+
 class PlacementPlan(_PlanSection):
     """A placement of a fleet on a cluster.
 
@@ -170,12 +216,15 @@ class PlacementPlan(_PlanSection):
       weighted_throughput: the same, each model weighted by its fraction of the rate (MuxServe's
         measure).
       rate: offered requests per second.
-      slo_attainment: fraction of the requests whose model is served in full within its targets.
-      score: value of the objective, plus a bonus for unused capacity of at most 0.01 % of the load.
-        The bonus decides between plans that serve the same load.
+      slo_attainment: fraction of the requests that meet their target: simulated if the plan has a
+        simulation, else the requests whose model is served in full within its targets on average.
+      score: value of the objective, plus a bonus for unused capacity of at most 0.01 % of the load
+        that decides between plans that serve the same load.
       bound: upper bound of the score of any plan.
       gap: `1 - score / bound`.
       upstream_score: by MuxServe's own estimator, if the costs are from its profile.
+      targets: latency target of each model, by name.
+      simulation: the plan under its expected load; None: not simulated.
       seconds: duration of the planning.
     """
 
@@ -198,6 +247,8 @@ class PlacementPlan(_PlanSection):
     bound: Amount
     gap: Share
     upstream_score: Amount | None = None
+    targets: dict[str, PlannedTarget] = {}
+    simulation: PlanSimulation | None = None
     seconds: Amount
 
     @model_validator(mode="after")

@@ -140,10 +140,12 @@ def build_simulated_unit(
     estimates = _initial_estimates(specs, simulated, costs)
     quotas = {model.name: model.kv_quota for model in planned.models}
 
-    def demand(spec: ModelSpec, current: StepEstimates) -> Demand:
-        expected = expected_demand(spec, current)
-        # Unlike the expected demand, planned quotas include the floors.
-        return replace(expected, kv=quotas[spec.name]) if all(quotas.values()) else expected
+    def demand(specs: Sequence[ModelSpec], current: StepEstimates) -> dict[str, Demand]:
+        expected = expected_demand(specs, current)
+        if not all(quotas.values()):
+            return expected
+        # Planned quotas include the floors, which the rates alone do not.
+        return {name: replace(demand, kv=quotas[name]) for name, demand in expected.items()}
 
     try:
         scheduler = Scheduler(
@@ -161,7 +163,7 @@ def build_simulated_unit(
             f"{planned.kv_bytes / 1e9:.3g} GB each): {error}; or place fewer models on it, or use "
             f"more devices"
         ) from error
-    return UnitSimulation(planned.name, scheduler, executor, planned.token_seconds)
+    return UnitSimulation(planned.name, scheduler, executor, planned.request_intervals)
 
 
 def simulated_policy_names() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, Sim
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import least_loaded
+from muxjax.scheduling.routing import RequestRouting
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 
@@ -45,8 +45,8 @@ class UnitSimulation:
       name: name of the unit.
       scheduler: scheduler of the unit.
       executor: executes the steps on the simulated clock.
-      token_seconds: planned seconds per token of a request, for each model
-        (`PlannedModel.token_seconds`).
+      request_intervals: planned mean seconds between requests of each model
+        (`PlannedModel.request_interval`).
 
     Attributes:
       steps: number of submitted steps by phase.
@@ -58,7 +58,7 @@ class UnitSimulation:
         name: str,
         scheduler: Scheduler,
         executor: SimulatedExecutor,
-        token_seconds: Mapping[str, float] | None = None,
+        request_intervals: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self.scheduler = scheduler
@@ -67,12 +67,12 @@ class UnitSimulation:
         self._in_flight: deque[SimulatedJob] = deque()
         self._stalls = 0
         self.steps = {"prefill": 0, "decode": 0}
-        self._token_seconds = dict(token_seconds or {})
+        self._request_intervals = dict(request_intervals or {})
         self.observer: Observer | None = None
 
-    def seconds(self, model: str, num_tokens: int) -> float:
-        """Expected duration of a request of `num_tokens` tokens, output included."""
-        return self._token_seconds.get(model, 1.0) * num_tokens
+    def request_interval(self, model: str) -> float:
+        """Planned mean seconds between requests of a model; 1 without a plan."""
+        return self._request_intervals.get(model, 1.0)
 
     def add(self, request: Request) -> None:
         """Queues a request. The clock must have been advanced to its arrival.
@@ -180,12 +180,12 @@ class Simulation:
           WorkloadError: a request for a model that is on no unit.
         """
         outputs: dict[int, int] = {}
-        queued_seconds = dict.fromkeys([unit.name for unit in self.units], 0.0)
+        routing = RequestRouting()
 
         def on_finish(unit: UnitSimulation, request: Request) -> None:
             output_tokens = outputs.pop(request.id)
             tokens = len(request.prompt) + output_tokens
-            queued_seconds[unit.name] -= unit.seconds(request.model, tokens)
+            routing.remove(unit.name, request.model, tokens)
             on_record(_finished_record(unit.name, request, output_tokens))
 
         for number, traced in enumerate(workload):
@@ -198,7 +198,7 @@ class Simulation:
             for unit in units:
                 unit.advance(traced.arrival, on_finish)
             tokens = traced.prompt_tokens + traced.output_tokens
-            unit = least_loaded(units, queued_seconds, traced.model, tokens)
+            unit = routing.choose(units, traced.model, tokens, traced.arrival)
             request = Request(
                 number,
                 traced.model,
@@ -215,7 +215,7 @@ class Simulation:
                     del outputs[number]
                     reason = str(error)
                 else:
-                    queued_seconds[unit.name] += unit.seconds(traced.model, tokens)
+                    routing.add(unit.name, traced.model, tokens, traced.arrival)
             if reason is not None:
                 on_record(_rejected_record(number, traced, reason))
         for unit in self.units:

@@ -19,7 +19,7 @@ from tests.muxjax.scheduling.harness import request
 
 
 def make_supervisor(
-    name: str, models: str, *deaths: int, seconds: dict[str, float] | None = None
+    name: str, models: str, *deaths: int, intervals: dict[str, float] | None = None
 ) -> UnitSupervisor:
     """A unit whose engines die at these steps, one engine after the other."""
     specs, remaining = [SPECS[model] for model in models], list(deaths)
@@ -28,7 +28,7 @@ def make_supervisor(
         scheduler = Scheduler(specs, PAGES, create_policy("adbs"))
         return Engine(scheduler, Dying(specs, PAGES, remaining))
 
-    return UnitSupervisor(name, models, start, seconds)
+    return UnitSupervisor(name, models, start, intervals)
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_requests_of_a_dead_unit_continue_on_its_replica(create_router: Callable
         assert collector.tokens == alone(one)
 
 
-def test_unit_with_the_least_expected_load_is_chosen(create_router: Callable[..., Router]):
-    slow = make_supervisor("slow", "ab", seconds={"a": 3.0, "b": 3.0})
-    quick = make_supervisor("quick", "a", seconds={"a": 1.0})
+def test_requests_are_divided_by_planned_rates(create_router: Callable[..., Router]):
+    slow = make_supervisor("slow", "ab", intervals={"a": 3.0, "b": 3.0})
+    quick = make_supervisor("quick", "a", intervals={"a": 1.0})
     router = create_router(slow, quick)
     resume = threading.Event()
     for unit in (slow, quick):  # no request ends while others are submitted
@@ -75,11 +75,11 @@ def test_unit_with_the_least_expected_load_is_chosen(create_router: Callable[...
     collectors = [Collector() for _ in range(8)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
-    loads = dict(router.expected_load())
+    loads = dict(router.outstanding())
     resume.set()
     assert all(collector.done.wait(WAIT) for collector in collectors)
-    assert loads == {"slow": 2 * 75.0, "quick": 6 * 25.0}
-    assert dict(router.expected_load()) == {"slow": 0.0, "quick": 0.0}
+    assert loads == {("slow", "a"): 2 * 25, ("quick", "a"): 6 * 25}
+    assert dict(router.outstanding()) == {("slow", "a"): 0, ("quick", "a"): 0}
     assert router.unit_names("a") == ["slow", "quick"]
     assert router.unit_names("b") == ["slow"]
 
@@ -183,7 +183,7 @@ def test_running_requests_are_withdrawn_and_resumed(create_router: Callable[...,
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
         assert collector.tokens == alone(request(number, "a", 5, 40))
-    assert dict(router.expected_load()) == {"0": 0.0}
+    assert dict(router.outstanding()) == {("0", "a"): 0}
 
 
 def test_requests_of_a_dead_unit_are_held_with_their_model(create_router: Callable[..., Router]):

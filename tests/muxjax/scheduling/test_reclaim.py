@@ -99,7 +99,7 @@ def test_model_reaches_its_floor_or_runs_all_requests_within_twenty_steps(
 def test_a_first_request_larger_than_the_quota_is_admitted(policy: str) -> None:
     demand = {"a": Demand(99.0, 1.0, 1.0), "b": Demand(0.0, 1.0, 1.0)}
     specs = [model("a", 0.0, 100), model("b", 0.1, 120)]
-    loop = Loop.create(specs, 1 + 60, policy, demand=lambda model_spec, _: demand[model_spec.name])
+    loop = Loop.create(specs, 1 + 60, policy, demand=lambda models, _: demand)
     loop.check = False
     assert loop.scheduler.quotas.quotas == {"a": 54, "b": 6}
     for number in range(40):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -207,10 +208,12 @@ def test_stats_count_requests_pages_and_time() -> None:
 def test_shares_are_recomputed_from_newer_estimates() -> None:
     evaluated: list[str] = []
 
-    def demand(model: ModelSpec, estimates) -> Demand:
-        evaluated.append(model.name)
-        seconds = estimates.decode(model.name, 1)
-        return Demand(kv=model.load.rate, prefill_seconds=0.0, decode_seconds=seconds)
+    def demand(models: Sequence[ModelSpec], estimates) -> dict[str, Demand]:
+        evaluated.extend(model.name for model in models)
+        return {
+            model.name: Demand(model.load.rate, 0.0, estimates.decode(model.name, 1))
+            for model in models
+        }
 
     specs = [spec("a", rate=3.0), spec("b", rate=1.0)]
     scheduler = Scheduler(specs, 2 + 2 * 40, create_policy("adbs"), demand=demand)

@@ -25,9 +25,9 @@ def test_each_unit_has_a_fleet_config():
     assert {m.kv_floor for m in wide.models} == {0.125}
     # Six megabytes are divided among four devices.
     assert [part.config.pool.memory for part in parts.values()] == [3_000_000, 1_500_000, 1_500_000]
-    assert parts["left"].token_seconds == {
-        "three": pytest.approx(2.0 / 24),
-        "four": pytest.approx(2.0 / 24),
+    assert parts["left"].request_intervals == {
+        "three": 1.0,
+        "four": 1.0,
     }
 
 
@@ -39,7 +39,7 @@ def test_planned_pools_are_used_without_pool_memory():
 def test_demand_is_the_planned_demand():
     part = split_by_plan(config(), make_plan(), ONE_DEVICE * 4)[0]
     spec = ModelSpec("one", 2, 8, 64)
-    demand = part.demand(spec, StepEstimates(["one"]))
+    demand = part.demand([spec], StepEstimates(["one"]))["one"]
     assert (demand.kv, demand.prefill_seconds, demand.decode_seconds) == (0.5, 0.1, 0.1)
 
 
@@ -64,8 +64,8 @@ def test_demand_missing_from_the_plan_is_estimated():
         0
     ]
     spec, estimates = ModelSpec("one", 2, 8, 64), StepEstimates(["one"])
-    assert part.demand(spec, estimates) == expected_demand(spec, estimates)
-    assert part.token_seconds == {"one": 1.0, "two": 1.0}
+    assert part.demand([spec], estimates) == expected_demand([spec], estimates)
+    assert part.request_intervals == {"one": 1.0, "two": 1.0}
 
 
 def test_plan_for_other_models_is_rejected():

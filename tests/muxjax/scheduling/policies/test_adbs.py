@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.demand import DemandFunction
 from muxjax.scheduling.policies.adbs import PREFILL_OVERDRAFT
-from muxjax.scheduling.specs import Demand, ModelSpec
+from muxjax.scheduling.specs import Demand
 from muxjax.scheduling.steps import Decode, Prefill
 from muxjax.testing.mock_executor import MockLatency
 from tests.muxjax.scheduling.harness import Loop, request, shorthand, spec, two_models
@@ -18,9 +16,9 @@ def test_adbs_prefills_first() -> None:
     assert shorthand(loop)[3:].islower()
 
 
-def decode_needs(**seconds: float) -> Callable[[ModelSpec, StepEstimates], Demand]:
+def decode_needs(**seconds: float) -> DemandFunction:
     """Expected demand for decode time by model, and none for prefill."""
-    return lambda model, _: Demand(1.0, 0.0, seconds[model.name])
+    return lambda models, _: {name: Demand(1.0, 0.0, need) for name, need in seconds.items()}
 
 
 def test_adbs_keeps_the_share_of_decodes_during_a_flood_of_prefills() -> None:

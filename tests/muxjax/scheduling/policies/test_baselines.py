@@ -37,7 +37,7 @@ def test_temporal_runs_the_same_steps_as_fcfs() -> None:
 def test_static_uses_fixed_shares_of_time() -> None:
     specs = [spec(name, 1, 16, 4096, decode_tokens=4) for name in "ab"]
     needs = {"a": Demand(1.0, 1.0, 5.0), "b": Demand(1.0, 1.0, 1.0)}
-    loop = Loop.create(specs, 4000, "static", demand=lambda model, _: needs[model.name])
+    loop = Loop.create(specs, 4000, "static", demand=lambda models, _: needs)
     for i, name in enumerate("ab"):
         loop.scheduler.add(request(i, name, max_tokens=4000))
     for _ in range(400):
