@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,13 +56,14 @@ class SearchOptions:
     """Options of the search for a placement."""
 
     objective: Annotated[
-        Literal["throughput", "weighted", "slo"],
+        Literal["slo", "throughput", "weighted"],
         typer.Option(
-            help="Maximize requests per second: all served requests, the same weighted by the "
-            "models' rates, or only requests within the latency targets.",
+            help="Maximize requests per second: those within the latency targets (slo, by "
+            "simulation), all served requests, or the same weighted by the models' rates (both by "
+            "a steady-state estimate).",
             rich_help_panel=PLAN_PANEL,
         ),
-    ] = "throughput"
+    ] = "slo"
     execution: Annotated[
         Literal["concurrent", "time_sliced"] | None,
         typer.Option(
@@ -87,7 +87,12 @@ class SearchOptions:
         ),
     ] = 1.0
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the search.", rich_help_panel=PLAN_PANEL)
+        int,
+        typer.Option(
+            min=0,
+            help="Seed of the search and of the simulated requests.",
+            rich_help_panel=PLAN_PANEL,
+        ),
     ] = 0
 
 
@@ -107,14 +112,21 @@ def plan(
             rich_help_panel=OUTPUT_PANEL,
         ),
     ] = None,
+    wide: Annotated[
+        bool,
+        typer.Option(
+            "--wide",
+            help="Also show shares of time and of the KV pool, and batches.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plan which models share which devices, and estimate the throughput and latency."""
+    """Plan which models share which devices, and simulate the plan."""
     from muxjax.cli.plan_run import read_fleet, search_plan
     from muxjax.placement.planner.planner import PlannerOptions
     from muxjax.units.plan_inputs import plan_inputs
 
-    began = time.perf_counter()
     config = read_fleet(fleet_file, muxserve)
     inputs = plan_inputs(config, cluster=cluster, profile=profile)
     options = PlannerOptions(
@@ -124,7 +136,7 @@ def plan(
         seed=search.seed,
         as_upstream=search.upstream_compatible,
     )
-    result = search_plan(inputs, options, began=began)
+    result = search_plan(inputs, options, config.policy)
     if output is not None:
         try:
             result.save(output)
@@ -138,8 +150,8 @@ def plan(
 
     from muxjax.cli.plan_table import show_plan
 
-    console = Console()
-    show_plan(result, Console(width=120) if not sys.stdout.isatty() else console)
+    console = Console(width=160 if wide else None if sys.stdout.isatty() else 80)
+    show_plan(result, console, wide=wide)
     if output is not None:
         console.print(f"written to {output}", highlight=False)
 

@@ -8,20 +8,19 @@ from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.config.muxserve_yaml import read_muxserve
 from muxjax.errors import FleetConfigError
 from muxjax.placement.planner.plan import PlacementPlan
-from muxjax.placement.planner.planner import PlannerOptions, plan_placement
+from muxjax.placement.planner.planner import PlannerOptions
+from muxjax.placement.simulator.fleet_plan import plan_fleet
 from muxjax.progress import Bars
 from muxjax.units.plan_inputs import PlanInputs
 
 
-def search_plan(
-    inputs: PlanInputs, options: PlannerOptions, *, began: float | None = None
-) -> PlacementPlan:
-    """Searches for a plan, with a progress bar on standard error.
+def search_plan(inputs: PlanInputs, options: PlannerOptions, policy: str) -> PlacementPlan:
+    """Searches for a plan and simulates it, with a progress bar on standard error.
 
     Args:
       inputs: models, cluster and costs.
       options: options of the search.
-      began: start of the work on `time.perf_counter`'s clock; the plan records the duration.
+      policy: scheduling policy of the simulation.
 
     Raises:
       PlanError: no placement fits.
@@ -34,13 +33,13 @@ def search_plan(
             bars.advance("planning", round(1000 * fraction) - shown, f"{score:.5g}")
             shown = round(1000 * fraction)
 
-        return plan_placement(
+        return plan_fleet(
             inputs.loads,
             inputs.cluster,
             inputs.costs,
             options,
+            policy=policy,
             profile=inputs.profile,
-            began=began,
             report=report,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,9 @@ from muxjax.cli.options import (
 from muxjax.cli.simulate_options import PlanOptions, SimulateLengthOptions
 from muxjax.errors import WorkloadError
 
+DEFAULT_POLICY = "adbs"
+"""Policy of a plan that was not simulated."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -38,12 +40,12 @@ def simulate(
         typer.Argument(metavar="PLAN|FLEET", help="A plan (JSON), or a fleet to plan first."),
     ] = None,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Policies, separated by commas: slo, adbs, fcfs, round_robin, static, temporal, "
-            "spatial, mutex."
+            "spatial, mutex. By default the plan's policy."
         ),
-    ] = "adbs",
+    ] = None,
     max_waiting: Annotated[
         int | None,
         typer.Option(
@@ -52,14 +54,18 @@ def simulate(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of the workload, and of the search for a plan.")
-    ] = 0,
+        int | None,
+        typer.Option(help="Seed of the workload. By default the plan's, as in its promise."),
+    ] = None,
     rename: ModelMap = None,
     trace: Trace = None,
     output: OutputFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a plan with the real scheduler on a simulated clock."""
+    from rich.console import Console
+
+    from muxjax.cli.plan_table import show_runs
     from muxjax.cli.simulate_run import (
         build_workload,
         check_limits,
@@ -72,22 +78,21 @@ def simulate(
     from muxjax.placement.simulator.metrics import AttainmentCriterion
     from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
     from muxjax.placement.simulator.simulation import SimulationSetup, validate_scales
-    from muxjax.scheduling.specs import DEFAULT_SCALE
     from muxjax.scheduling.timeline import recorded_timeline
 
     scales = validate_scales(parse_scales(lengths.rate_scales, "--rate-scales"))
     execution = plan_options.execution
     if execution is not None:
-        parse_systems(policy, execution)  # checked before a long search
-    plan, slos = load_or_search_plan(file, plan_options, seed)
-    systems = parse_systems(policy, execution or plan.execution)
+        parse_systems(policy or DEFAULT_POLICY, execution)  # checked before a long search
+    plan = load_or_search_plan(file, plan_options, seed or 0)
+    seed = plan.seed if seed is None else seed
+    promised = DEFAULT_POLICY if plan.simulation is None else plan.simulation.policy
+    systems = parse_systems(policy or promised, execution or plan.execution)
     costs = plan_costs(plan)
+    criterion = None
     if not slo.is_default:
-        slos = {}
-    scale = DEFAULT_SCALE if slo.is_default else slo.scale
-    targets = plan_criteria(
-        plan, costs, AttainmentCriterion.from_targets(slo.ttft, slo.tpot, scale), slos
-    )
+        criterion = AttainmentCriterion.from_targets(slo.ttft, slo.tpot, slo.scale)
+    targets = plan_criteria(plan, costs, criterion)
     check_limits(workload, lengths, max_waiting)
     settings: dict[str, Any] = {
         "workload": workload.workload,
@@ -133,38 +138,4 @@ def simulate(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    _show(policies)
-
-
-def _show(policies: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="simulated", caption="rates and throughputs in requests/s, latencies in s")
-    columns = ("policy", "rate", "served", "weighted", "goodput", "attainment")
-    for column in (*columns, "TTFT p99", "TPOT p99", "rejected"):
-        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
-    for policy in policies:
-        for run in policy["runs"]:
-            table.add_row(
-                policy["policy"],
-                _format(run["offered_rate"]),
-                _format(run["total_throughput"]),
-                _format(run["rate_weighted_throughput"]),
-                _format(run["request_goodput"]),
-                f"{run['slo_attainment']:.1%}",
-                _format(run["ttft_s"]["p99"]),
-                _format(run["tpot_s"]["p99"]),
-                str(run["rejected"] + run["failed"]),
-            )
-        table.add_section()
-    console = Console(width=max(100, Console().width))
-    console.print(table)
-    for policy in policies:
-        highest = policy["max_rate_at_99"]
-        rate = "none of these" if highest is None else f"{highest:.3g} requests/s"
-        console.print(f"{policy['policy']}: highest rate with an SLO attainment of 99 %: {rate}")
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    show_runs(policies, Console(width=None if sys.stdout.isatty() else 80))

@@ -38,7 +38,7 @@ class SimulateLengthOptions:
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="Length of the workload in seconds; 120 if it has no other end.",
+            help="Length of the workload in seconds. By default 120, and longer at low rates.",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = None

@@ -14,6 +14,7 @@ from muxjax.cli.simulate_options import KINDS, PlanOptions, SimulateLengthOption
 from muxjax.errors import PlanError, WorkloadError
 from muxjax.placement.planner.plan import Execution, PlacementPlan, load_plan
 from muxjax.placement.planner.planner import PlannerOptions
+from muxjax.placement.simulator.fleet_plan import SECONDS, promise_seconds
 from muxjax.placement.simulator.output_files import (
     record_file,
     write_json,
@@ -28,7 +29,6 @@ from muxjax.placement.workload.synthetic import ArrivalProcess, AssignedWorkload
 from muxjax.placement.workload.trace import TruncatedWorkload, Workload
 from muxjax.placement.workload.trace_files import TraceFile, open_trace
 from muxjax.progress import Bars
-from muxjax.scheduling.specs import LatencySlo
 from muxjax.scheduling.timeline import Timeline
 from muxjax.units.plan_inputs import plan_inputs
 
@@ -86,10 +86,8 @@ def build_workload(
     return TruncatedWorkload(assigned, workload.requests, lengths.seconds), trace_file
 
 
-def load_or_search_plan(
-    file: Path | None, options: PlanOptions, seed: int
-) -> tuple[PlacementPlan, dict[str, LatencySlo]]:
-    """Returns the plan, and the latency targets of the fleet file that it is planned for.
+def load_or_search_plan(file: Path | None, options: PlanOptions, seed: int) -> PlacementPlan:
+    """Loads a plan, or plans a fleet.
 
     Raises:
       PlanError: the plan is not valid, or no placement fits.
@@ -102,18 +100,12 @@ def load_or_search_plan(
         ):
             if value is not None:
                 raise PlanError(f"{option} is for planning a fleet; {file} is already a plan")
-        return load_plan(file), {}
+        return load_plan(file)
 
     fleet = read_fleet(file, options.muxserve)
     inputs = plan_inputs(fleet, cluster=options.cluster, profile=options.profile)
     execution: Execution = inputs.execution if options.execution is None else options.execution  # type: ignore[assignment]  # checked
-    plan = search_plan(inputs, PlannerOptions(execution=execution, seed=seed))
-    slos = {
-        load.name: load.slo
-        for load in inputs.loads
-        if load.slo.ttft is not None or load.slo.tpot is not None
-    }
-    return plan, slos
+    return search_plan(inputs, PlannerOptions(execution, "slo", seed=seed), fleet.policy)
 
 
 def parse_systems(policies: str, execution: str) -> list[SystemConfig]:
@@ -148,7 +140,7 @@ def _synthetic(
     if lengths.tokenizer is not None and lengths.lengths is None:
         raise WorkloadError("--tokenizer counts the tokens of --lengths, which is missing")
     if seconds is None and workload.requests is None:
-        seconds = 120.0
+        seconds = promise_seconds(plan.rate) if plan.rate else SECONDS
     traffic = planned_traffic(
         plan,
         alpha=workload.alpha,

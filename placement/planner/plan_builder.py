@@ -78,7 +78,7 @@ def build_plan(
     """
     cluster, loads = scorer.cluster, scorer.loads
     planned = [
-        _planned_unit(scorer, unit, f"unit-{number}", node, first)
+        build_unit_plan(scorer, unit, f"unit-{number}", node, first)
         for number, (unit, node, first) in enumerate(_assign_to_nodes(cluster, units))
     ]
     throughput, weighted, attained = 0.0, 0.0, 0.0
@@ -157,9 +157,10 @@ def _assign_to_nodes(
     return placed
 
 
-def _planned_unit(
+def build_unit_plan(
     scorer: Scorer, unit: CandidateUnit, name: str, node: int, first: int
 ) -> PlannedUnit:
+    """Builds the plan of one feasible unit, on the devices of a node from the index `first` on."""
     group, size, items, _ = unit
     score = scorer.feasible_score(unit)
     curves = scorer.curves(group, size, items, score.tp_sizes, score.shares)

@@ -68,6 +68,22 @@ def plan_placement(
     """
     began = time.perf_counter() if began is None else began
     options = options or PlannerOptions()
+    scorer = create_scorer(loads, cluster, costs, options)
+    units = search_units(scorer, options, report)
+    return build_plan(scorer, units, options, profile, began)
+
+
+def create_scorer(
+    loads: Sequence[ModelLoad],
+    cluster: Cluster,
+    costs: Sequence[PlanningCosts],
+    options: PlannerOptions,
+) -> Scorer:
+    """Creates the scorer of a fleet that can be placed model by model.
+
+    Raises:
+      PlanError: a model that fits on no mesh, or a model without costs.
+    """
     validate_loads(loads)
     for load in loads:
         if not all(load.kind in cost.models for cost in costs):
@@ -75,8 +91,7 @@ def plan_placement(
     upstream = _upstream_estimator(loads, cluster, costs)
     scorer = Scorer(loads, cluster, costs, options.execution, options.objective, upstream)
     check_each_model_fits(scorer)
-    units = _search_units(scorer, options, report)
-    return build_plan(scorer, units, options, profile, began)
+    return scorer
 
 
 def _upstream_estimator(
@@ -93,9 +108,12 @@ def _upstream_estimator(
     return UpstreamEstimator(table.raw, models, cluster.num_devices)
 
 
-def _search_units(
-    scorer: Scorer, options: PlannerOptions, report: Callable[[float, float], None]
+def search_units(
+    scorer: Scorer,
+    options: PlannerOptions,
+    report: Callable[[float, float], None] = lambda progress, value: None,
 ) -> list[CandidateUnit]:
+    """Searches the units with the highest score; see `plan_placement`."""
     starts: list[Sequence[CandidateUnit]] = []
     floor = 0.0
     groups = scorer.cluster.groups

@@ -250,6 +250,11 @@ class SimulationMetrics:
         self._models[record.model].add(record, met)
         return met
 
+    def attainment(self, model: str) -> float:
+        """Fraction of a model's requests that met the criterion; 1 without requests."""
+        counts = self._models[model]
+        return counts.met / counts.requests if counts.requests else 1.0
+
     @property
     def slo_attainment(self) -> float:
         """Fraction of the requests that met their criterion; 1 without requests."""

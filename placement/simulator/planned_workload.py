@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.placement.planner.plan import PlacementPlan, PlannedModel
 from muxjax.placement.simulator.simulated_units import longest_request
 from muxjax.placement.workload.arrivals import power_law_rates
@@ -50,17 +51,21 @@ def planned_traffic(
         rates = {name: rate * part / total if total else 0.0 for name, part in rates.items()}
     models = {model.name: model for unit in plan.units for model in unit.models}
     return [
-        Traffic(name, rates[name], Sampled(pairs) if pairs else _lengths(plan, model))
+        Traffic(
+            name,
+            rates[name],
+            Sampled(pairs) if pairs else model_lengths(model, plan.shapes[model.kind]),
+        )
         for name, model in models.items()
     ]
 
 
-def _lengths(plan: PlacementPlan, model: PlannedModel) -> Lengths:
-    """Log-normal lengths with limits that add up to the model's longest request.
+def model_lengths(model: PlannedModel, shape: ModelShape) -> Lengths:
+    """Log-normal lengths whose limits add up to the model's longest request.
 
     Prompt and output have the same proportions in the longest request as in the mean request.
     """
-    longest = longest_request(model, plan.shapes[model.kind])
+    longest = longest_request(model, shape)
     prompt, output = max(1.0, model.prompt_tokens), max(1.0, model.output_tokens)
     prompt_part = prompt / (prompt + output)
     return LogNormal(

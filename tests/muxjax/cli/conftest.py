@@ -55,3 +55,18 @@ def run(
 
     monkeypatch.setattr(BenchSession, "load", load)
     return BenchCli(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture(autouse=True)
+def _short_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are simulated briefly: the type checks of the tests make simulations slow."""
+    simulator = "muxjax.placement.simulator"
+    monkeypatch.setattr(f"{simulator}.fleet_plan.SECONDS", 5.0)
+    monkeypatch.setattr(f"{simulator}.fleet_plan.MIN_SECONDS", 1.0)
+    monkeypatch.setattr(f"{simulator}.fleet_plan.MIN_REQUESTS", 20)
+    monkeypatch.setattr(f"{simulator}.fleet_plan.MAX_REQUESTS", 200)
+    monkeypatch.setattr(f"{simulator}.guided_search.SIMULATED_REQUESTS", 200)
+    monkeypatch.setattr(f"{simulator}.guided_search.MAX_STEPS", 20)
+    monkeypatch.setattr(f"{simulator}.unit_attainment.MIN_SECONDS", 2.0)
+    monkeypatch.setattr(f"{simulator}.unit_attainment.MAX_SECONDS", 5.0)
+    monkeypatch.setattr(f"{simulator}.unit_attainment.UNIT_REQUESTS", 20)

@@ -69,7 +69,10 @@ def test_plan_prints_a_table_and_a_picture(fleet: Path, capsys: pytest.CaptureFi
     assert "serves 4 of 4 requests/s" in out
     assert "A large" in out or "A small" in out
     assert "░" in out
-    assert "KV quota" in out
+    assert "in time" in out
+    assert max(map(len, out.splitlines())) <= 80
+    _, wide, _ = run(capsys, "plan", fleet, "--wide")
+    assert "KV quota" in wide
 
 
 def test_plan_prints_json_and_writes_a_file(
@@ -81,11 +84,26 @@ def test_plan_prints_json_and_writes_a_file(
     plan = json.loads(out)
     assert plan["seed"] == 3
     assert plan["score"] <= plan["bound"]
+    assert plan["simulation"]["slo_attainment"] == plan["slo_attainment"]
+    assert set(plan["targets"]) == {"small", "large"}
     assert plan["upstream_score"] is None
     assert plan["slo_attainment"] == 1.0
     assert load_plan(target).to_json() == plan
     names = [model["name"] for unit in plan["units"] for model in unit["models"]]
     assert set(names) == {"small", "large"}
+
+
+def test_simulating_a_plan_gives_its_promise(
+    fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "plan.json"
+    run(capsys, "plan", fleet, "-o", target, "--seed", 5)
+    _, out, _ = run(capsys, "simulate", target, "--rate-scales", 1, "--json")
+    (result,) = json.loads(out)["policies"][0]["runs"]
+    promise = load_plan(target).simulation
+    assert promise is not None
+    assert promise.slo_attainment == result["slo_attainment"]
+    assert promise.ttft_p99 == result["ttft_s"]["p99"]
 
 
 def test_the_cluster_option_overrides_the_fleet_file(

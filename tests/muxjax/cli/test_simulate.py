@@ -95,11 +95,13 @@ def test_results_depend_only_on_the_seed(run: SimulateCli) -> None:
     assert first["config_hash"] != other["config_hash"]
 
 
-def test_the_table_has_a_row_for_each_run(run: SimulateCli) -> None:
+def test_there_is_a_table_of_the_models_for_each_run(run: SimulateCli) -> None:
     status, out, _ = run(run.plan, *QUICK)
     assert status == 0
-    assert out.count("adbs") == 3
-    assert "highest rate with an SLO attainment of 99 %" in out
+    assert out.count("adbs, rates x") == 2
+    assert out.count("\nall ") == out.count("\na ") == 2
+    assert "adbs: highest rate with 99 % in time" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_a_fleet_is_planned_first(run: SimulateCli) -> None:

@@ -1,0 +1,158 @@
+"""Search for the placement with the highest simulated SLO attainment.
+
+The planner's steady-state estimate counts means. It does not see the queues of a unit at 97 %
+utilization, nor a short request that waits behind a long prefill. This search starts from
+placements that the planner finds with spare capacity, simulates their units, and then rebuilds the
+units that lose requests (ruin and recreate, as in `planner/search.py`). A step is accepted if its
+new units attain at least as much in simulation. Units are simulated separately, so a step costs the
+simulation of the new units only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from muxjax.placement.planner.placements import Placement
+from muxjax.placement.planner.planner import PlannerOptions, search_units
+from muxjax.placement.planner.rebuild import MIN_GAIN, Rebuilder
+from muxjax.placement.planner.scorer import CandidateUnit, Scorer
+from muxjax.placement.simulator.unit_attainment import UnitSimulator
+
+SPARE_CAPACITIES = (1.5, 2.2)
+"""Factors on the expected rates for which further starts are planned."""
+SIMULATED_REQUESTS = 30_000
+"""Requests that a search simulates at most, times `PlannerOptions.effort`."""
+TARGET_ATTAINMENT = 0.995
+"""Attainment at which the search ends."""
+MAX_STEPS = 600
+"""Maximum number of steps, times `PlannerOptions.effort`."""
+_MAX_DISSOLVED = 3
+_MIN_WEIGHT = 1e-3
+"""Lost requests per second that every unit counts as having, so that each can be chosen."""
+
+
+def search_by_simulation(
+    scorer: Scorer,
+    simulator: UnitSimulator,
+    options: PlannerOptions,
+    starts: Sequence[Sequence[CandidateUnit]],
+    report: Callable[[float, float], None] = lambda progress, attainment: None,
+) -> list[CandidateUnit]:
+    """Searches for the placement with the highest simulated attainment.
+
+    Args:
+      scorer: of the fleet at its expected rates; its objective is not used.
+      simulator: simulates units.
+      options: effort and seed.
+      starts: placements to start from, at least one; some with spare capacity are added.
+      report: called with the progress, 0 to 1, and the attainment so far.
+    """
+    scaled = [_with_spare_capacity(scorer, factor) for factor in SPARE_CAPACITIES]
+    scorers = [scorer, *scaled]
+    candidates = [*starts, *[search_units(other, options) for other in scaled]]
+    total = scorer.total_rate or 1.0
+    best, value = list(candidates[0]), -1.0
+    for index, units in enumerate(candidates):
+        results = [simulator.attainment(unit) for unit in units]
+        attained = sum([result.attained for result in results if result is not None])
+        if attained > value:
+            best, value = list(units), attained
+        report(0.2 * (index + 1) / len(candidates), value / total)
+    return _improve(scorer, scorers, simulator, options, best, report)
+
+
+def _improve(
+    scorer: Scorer,
+    scorers: Sequence[Scorer],
+    simulator: UnitSimulator,
+    options: PlannerOptions,
+    units: list[CandidateUnit],
+    report: Callable[[float, float], None],
+) -> list[CandidateUnit]:
+    rng = random.Random(options.seed)
+    rebuilders = [Rebuilder(scaled, rng) for scaled in scorers]
+    placement = Placement(scorer, units)
+    total = scorer.total_rate or 1.0
+    budget = simulator.requests + options.effort * SIMULATED_REQUESTS
+    first = simulator.requests
+    steps = round(options.effort * MAX_STEPS)
+    for step in range(steps):
+        lost = {unit: _lost(simulator, unit) for unit in placement.units}
+        attainment = 1 - sum([lost[unit] for unit in placement.units]) / total
+        done = max(step / steps, (simulator.requests - first) / max(1.0, budget - first))
+        report(0.2 + 0.8 * min(1.0, done), attainment)
+        if attainment >= TARGET_ATTAINMENT or simulator.requests >= budget:
+            break
+        chosen = _choose_units(placement.units, lost, rng)
+        old = [placement.remove(index) for index in sorted(chosen, reverse=True)]
+        new = rng.choice(rebuilders).rebuild(placement, old)
+        if new is None or not _is_better(scorer, simulator, lost, old, new):
+            new = old
+        for unit in new:
+            placement.add(unit)
+    report(1.0, attainment)
+    return placement.units
+
+
+def _is_better(
+    scorer: Scorer,
+    simulator: UnitSimulator,
+    lost: dict[CandidateUnit, float],
+    old: Sequence[CandidateUnit],
+    new: Sequence[CandidateUnit],
+) -> bool:
+    """Whether the new units lose at most as many requests in simulation as the old ones."""
+    allowed = sum([lost[unit] for unit in old]) + MIN_GAIN
+    # Load that is refused on average is lost in any simulation: most candidates end here.
+    refused = {unit: _refused(scorer, unit) for unit in new}
+    if any(scorer.score(*unit) is None for unit in new) or sum(refused.values()) > allowed:
+        return False
+    for unit in sorted(new, key=lambda unit: -refused[unit]):
+        result = simulator.attainment(unit, allowed)
+        if result is None:
+            return False
+        allowed -= result.lost
+    return allowed >= 0
+
+
+def _refused(scorer: Scorer, unit: CandidateUnit) -> float:
+    score = scorer.score(*unit)
+    if score is None:
+        return float("inf")
+    return sum(
+        [
+            scorer.rates[model] * part * (1 - served)
+            for (model, part), served in zip(unit.items, score.point.served, strict=True)
+        ]
+    )
+
+
+def _lost(simulator: UnitSimulator, unit: CandidateUnit) -> float:
+    result = simulator.attainment(unit)
+    assert result is not None
+    return result.lost
+
+
+def _choose_units(
+    units: Sequence[CandidateUnit], lost: dict[CandidateUnit, float], rng: random.Random
+) -> set[int]:
+    """Indices of units to dissolve: one that loses requests, and others at random."""
+    count = min(len(units), rng.randint(1, _MAX_DISSOLVED))
+    weights = [max(_MIN_WEIGHT, min(lost[unit], 1e9)) for unit in units]
+    chosen = set(rng.choices(range(len(units)), weights=weights))
+    while len(chosen) < count:
+        chosen.add(rng.randrange(len(units)))
+    return chosen
+
+
+def _with_spare_capacity(scorer: Scorer, factor: float) -> Scorer:
+    """A scorer of the same fleet with all rates multiplied, so that its plans have slack."""
+    loads = [
+        replace(load, expected=replace(load.expected, rate=load.expected.rate * factor))
+        for load in scorer.loads
+    ]
+    return Scorer(
+        loads, scorer.cluster, scorer.costs, scorer.execution, "throughput", scorer.upstream
+    )
