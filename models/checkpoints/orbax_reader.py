@@ -20,6 +20,7 @@ import tensorstore as ts
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import ModelConfig, config_from_dict
 from muxjax.models.nn.params import Shape, TensorPart, param_shapes
@@ -49,6 +50,9 @@ def open_orbax(folder: Path) -> Checkpoint:
     Raises:
       CheckpointError: another format version, an invalid config, or parameters that contradict it.
     """
+    files = SourceFiles.record(
+        [folder / CONFIG_FILE, *(p for p in (folder / PARAMS_FOLDER).rglob("*") if p.is_file())]
+    )
     contents = read_json(folder / CONFIG_FILE)
     if contents.get("format") != FORMAT:
         raise CheckpointError(
@@ -65,6 +69,7 @@ def open_orbax(folder: Path) -> Checkpoint:
         source=OrbaxTensors(folder / PARAMS_FOLDER),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
         build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        files=files,
     )
 
 
