@@ -48,7 +48,8 @@ def open_orbax(folder: Path) -> Checkpoint:
     """Opens a folder that `orbax.save` wrote.
 
     Raises:
-      CheckpointError: another format version, an invalid config, or parameters that contradict it.
+      CheckpointError: a file is missing or has another size, another format version, an invalid
+        config, or parameters that contradict it.
     """
     files = SourceFiles.record(
         [folder / CONFIG_FILE, *(p for p in (folder / PARAMS_FOLDER).rglob("*") if p.is_file())]
@@ -62,6 +63,7 @@ def open_orbax(folder: Path) -> Checkpoint:
         config = config_from_dict(contents["config"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a valid config: {error}") from error
+    _check_sizes(folder, contents.get("files"))
     shapes = param_shapes(config)
     return Checkpoint(
         config=config,
@@ -71,6 +73,22 @@ def open_orbax(folder: Path) -> Checkpoint:
         build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
         files=files,
     )
+
+
+def _check_sizes(folder: Path, sizes: object) -> None:
+    """Checks that all files are there; older folders do not list them.
+
+    Raises:
+      CheckpointError: a file is missing or has another size.
+    """
+    for name, expected in (sizes if isinstance(sizes, dict) else {}).items():
+        path = folder / str(name)
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected:
+            found = "is missing" if size is None else f"has {size} of {expected} bytes"
+            raise CheckpointError(
+                f"{folder}: incomplete: {name} {found}: copy or convert the model again"
+            )
 
 
 class OrbaxTensors:
