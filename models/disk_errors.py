@@ -1,9 +1,12 @@
-"""Reasons why a file could not be written, in one line."""
+"""Space on a disk, and reasons why a file could not be written, in one line."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
+from pathlib import Path
 
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 
@@ -20,3 +23,19 @@ def write_failure(error: BaseException) -> str:
         return os.strerror(int(code[1]))
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Checks that files fit on a disk, before minutes are spent on writing them.
+
+    Args:
+      folder: of the files.
+      needed: the least number of bytes that will be written.
+
+    Raises:
+      OSError: they do not fit.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        reason = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.0f} MB are needed"
+        raise OSError(errno.ENOSPC, f"{reason}, {free / 1e6:,.0f} MB are free")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import math
@@ -20,8 +19,9 @@ import numpy as np
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints import orbax
 from muxjax.models.checkpoints.checkpoint import Checkpoint
-from muxjax.models.disk_errors import write_failure
+from muxjax.models.disk_errors import check_space, write_failure
 from muxjax.models.nn.params import param_shapes
+from muxjax.termination import unfinished_folder
 
 _TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -52,8 +52,8 @@ def convert(
         raise CheckpointError(f"{folder} exists already: remove it, or choose another name")
     params = _ConvertedParams(checkpoint, dtype)
     try:
-        with _unfinished_folder(folder) as unfinished:
-            _check_space(unfinished, params.expected_bytes)
+        with _destination(folder) as unfinished:
+            check_space(unfinished, params.expected_bytes)
             orbax.save(unfinished, checkpoint.config, params, checkpoint.tokenizer)
             checkpoint.files.check_unchanged()
             unfinished.rename(folder)
@@ -63,7 +63,7 @@ def convert(
 
 
 @contextlib.contextmanager
-def _unfinished_folder(folder: Path) -> Iterator[Path]:
+def _destination(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, deleted at the end unless it was renamed.
 
     Also deletes those of conversions that were killed. A conversion that runs holds a lock on its
@@ -75,11 +75,8 @@ def _unfinished_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(other)
     unfinished = folder.with_name(f"{folder.name}.unfinished-{secrets.token_hex(4)}")
     unfinished.mkdir()
-    try:
-        with _locked(unfinished):
-            yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with unfinished_folder(unfinished), _locked(unfinished):
+        yield unfinished
 
 
 @contextlib.contextmanager
@@ -95,18 +92,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """Checks that the parameters fit on the disk, before minutes are spent on writing them.
-
-    Raises:
-      OSError: they do not fit.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        reason = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.0f} MB are needed"
-        raise OSError(errno.ENOSPC, f"{reason}, {free / 1e6:,.0f} MB are free")
 
 
 class _ConvertedParams(Mapping[str, np.ndarray]):

@@ -234,15 +234,19 @@ def fetch(
         list[str] | None, typer.Argument(metavar="NAME", help="Demo models. By default all.")
     ] = None,
 ) -> None:
-    """Download demo models and their licenses into the cache, unless they are already there."""
-    from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
+    """Download demo models and their licenses into the cache, unless they are already there.
+
+    Checks the digests of files that are there, and downloads damaged files again.
+    """
+    from muxjax.models.download.demo import fetch_demo
+    from muxjax.models.download.demo_models import DEMO_MODELS
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
     if unknown:
         known = ", ".join(DEMO_MODELS)
         raise UnknownModel(f"no demo model {unknown[0]!r}; there are {known}", field="name")
     for name in names or DEMO_MODELS:
-        print(f"{name}: {fetch_demo(name)}")
+        print(f"{name}: {fetch_demo(name, verify=True)}")
 
 
 def schema() -> None:

@@ -132,7 +132,7 @@ def test_fetch_rejects_unknown_names(monkeypatch, capsys):
 def test_fetch_prints_the_folders_of_the_models(monkeypatch, capsys):
     from muxjax.models.download import demo
 
-    monkeypatch.setattr(demo, "fetch_demo", lambda name: Path("/cache") / name)
+    monkeypatch.setattr(demo, "fetch_demo", lambda name, verify: Path("/cache") / name)
     assert run(monkeypatch, "fetch", "gemma3-270m") == 0
     assert capsys.readouterr().out == "gemma3-270m: /cache/gemma3-270m\n"
 
