@@ -158,11 +158,28 @@ def generate(
         print()
 
 
-def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
+def models(
+    fleet_file: FleetFile,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Instead, check the models' files against the digests stored for them. The exit "
+            "status is 1 if a file is damaged or missing.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Load a fleet without compiling it and print its models: shapes, sizes and sources."""
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
+    if verify:
+        from muxjax.cli.models_table import print_verified
+
+        if not print_verified({entry.name: entry.source for entry in config.models}, as_json):
+            raise typer.Exit(1)
+        return
 
     from muxjax.cli.models_table import build_table, describe_models
     from muxjax.fleet import Fleet
