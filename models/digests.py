@@ -85,4 +85,5 @@ def read_sums(folder: Path) -> dict[Path, Digest]:
         if match is None:
             raise CheckpointError(f"{path}:{number}: not a line of sha256sum")
         digests[folder / match["name"]] = Digest("sha256", match["value"].lower())
+    digests.pop(path, None)  # `sha256sum *` lists its own output
     return digests

@@ -21,8 +21,7 @@ def write_failure(error: BaseException) -> str:
     code = _OS_ERROR_CODE.search(str(error))
     if code is not None:
         return os.strerror(int(code[1]))
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -43,7 +43,7 @@ def test_other_formats_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64} *./file\nMD5 (x) = 1\n")
     with pytest.raises(CheckpointError, match=r"SHA256SUMS:2: not a line of sha256sum"):
         read_sums(tmp_path)
-    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64} *./file\n")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64} *./file\n{'0' * 64}  SHA256SUMS\n")
     assert list(read_sums(tmp_path)) == [tmp_path / "file"]
     (tmp_path / "SHA256SUMS").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="SHA256SUMS: cannot be read"):
