@@ -69,7 +69,7 @@ def serve(served: Served) -> Iterator[Served]:
             try:
                 if served.hold_after is not None:
                     self.wfile.write(sent[: served.hold_after])
-                    served.release.wait(60)
+                    served.release.wait(300)
                     sent = sent[served.hold_after :]
                 self.wfile.write(sent)
             except ConnectionError:

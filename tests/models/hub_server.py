@@ -92,7 +92,7 @@ def serve_hub(hub: HubRepository) -> Iterator[HubRepository]:
             try:
                 if hub.hold_after is not None and len(data) > hub.hold_after:
                     self.wfile.write(data[: hub.hold_after])
-                    hub.release.wait(60)
+                    hub.release.wait(300)
                     data = data[hub.hold_after :]
                 self.wfile.write(data)
             except ConnectionError:
