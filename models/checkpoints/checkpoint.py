@@ -11,6 +11,7 @@ import numpy as np
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.buffers import aligned_empty
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import (
     ParamMapping,
@@ -81,6 +82,7 @@ class Checkpoint:
       mapped: the stored tensors of each canonical parameter.
       build_tokenizer: builds the tokenizer; returns None where the checkpoint has none.
       ignored: whether a stored tensor that does not belong to the model may be present.
+      files: the files with the weights, as they were when the header was read.
 
     Raises:
       CheckpointError: a tensor is missing, has the wrong shape, or is unknown.
@@ -92,6 +94,7 @@ class Checkpoint:
     mapped: ParamMapping
     build_tokenizer: Callable[[], Tokenizer | None]
     ignored: Callable[[str], bool] = field(default=accept_no_extra)
+    files: SourceFiles = field(default_factory=SourceFiles)
 
     def __post_init__(self) -> None:
         expected = stored_shapes(self.config, self.mapped)

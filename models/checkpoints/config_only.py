@@ -13,6 +13,7 @@ from typing import Any
 from muxjax.errors import CheckpointError, DownloadError
 from muxjax.models.checkpoints.hf_config import from_family, from_hf
 from muxjax.models.checkpoints.sources import is_hub_id, read_inline_config
+from muxjax.models.disk_errors import write_failure
 from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import Family, ModelConfig, config_from_dict
 
@@ -169,6 +170,6 @@ def _fetch_config(source: str) -> Path:
         path = huggingface_hub.hf_hub_download(repository, "config.json", revision=revision or None)
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
         raise DownloadError(
-            f"{source}: neither a local path nor a config.json on the Hub: {error}"
+            f"{source}: neither a local path nor a config.json on the Hub: {write_failure(error)}"
         ) from error
     return Path(path)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
+import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +19,9 @@ import numpy as np
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints import orbax
 from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.disk_errors import check_space, write_failure
 from muxjax.models.nn.params import param_shapes
+from muxjax.termination import unfinished_folder
 
 _TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -24,8 +31,9 @@ def convert(
 ) -> int:
     """Writes a checkpoint in MuxJAX's format.
 
-    Writes to a temporary folder beside `folder` and renames it when complete. An interrupted
-    conversion therefore leaves no incomplete checkpoint. One parameter at a time is in host memory.
+    Writes to a temporary folder beside `folder` and renames it when it is complete and on the disk.
+    An interrupted conversion therefore leaves no incomplete checkpoint. One parameter at a time is
+    in host memory.
 
     Args:
       checkpoint: the source.
@@ -37,19 +45,53 @@ def convert(
       Bytes of the parameters.
 
     Raises:
-      CheckpointError: the folder exists, or a weight cannot be read.
+      CheckpointError: the folder exists or cannot be written, a weight cannot be read, or the
+        source changed meanwhile. What was written is deleted.
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists already: remove it, or choose another name")
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     params = _ConvertedParams(checkpoint, dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        orbax.save(unfinished, checkpoint.config, params, checkpoint.tokenizer)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with _destination(folder) as unfinished:
+            check_space(unfinished, params.expected_bytes)
+            orbax.save(unfinished, checkpoint.config, params, checkpoint.tokenizer)
+            checkpoint.files.check_unchanged()
+            unfinished.rename(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write {folder}: {write_failure(error)}") from error
     return params.nbytes
+
+
+@contextlib.contextmanager
+def _destination(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, deleted at the end unless it was renamed.
+
+    Also deletes those of conversions that were killed. A conversion that runs holds a lock on its
+    folder, which the system releases when the process ends.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.glob(f"{glob.escape(folder.name)}.unfinished-*"):
+        with contextlib.suppress(OSError), _locked(other):
+            shutil.rmtree(other)
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{secrets.token_hex(4)}")
+    unfinished.mkdir()
+    with unfinished_folder(unfinished), _locked(unfinished):
+        yield unfinished
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder.
+
+    Raises:
+      OSError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _ConvertedParams(Mapping[str, np.ndarray]):
@@ -71,6 +113,12 @@ class _ConvertedParams(Mapping[str, np.ndarray]):
             array = array.astype(_TYPES[self._dtype], copy=False)
         self.nbytes += array.nbytes
         return array
+
+    @property
+    def expected_bytes(self) -> int:
+        """The least number of bytes that will be written."""
+        itemsize = 4 if self._dtype == "float32" else 2
+        return itemsize * sum(math.prod(shape) for shape in self._shapes.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes  # does not read the parameter

@@ -17,6 +17,7 @@ import numpy as np
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.gguf_file import GGUFFile
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.nn.config import Family, ModelConfig, RopeConfig
 from muxjax.models.nn.params import ParamMapping, Shape, map_names
 from muxjax.models.tokenizers.gguf_tokenizer import end_token_ids, tokenizer_from_gguf
@@ -61,6 +62,7 @@ def open_gguf(path: Path) -> Checkpoint:
       CheckpointError: the file is not GGUF or is truncated, its architecture is unknown, an option
         is not supported, or its tensors do not match its metadata.
     """
+    files = SourceFiles.record([path])
     file = GGUFFile(path)
     divisors: tuple[float, ...] = ()
     if ROPE_DIVISORS in file.tensors:
@@ -76,6 +78,7 @@ def open_gguf(path: Path) -> Checkpoint:
         mapped=gguf_mapping(config),
         build_tokenizer=lambda: tokenizer_from_gguf(file.metadata, str(path)),
         ignored=lambda name: name == ROPE_DIVISORS,
+        files=files,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
 from muxjax.models.checkpoints.hf_config import from_hf, to_hf
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import ParamMapping, Shape, map_names, param_shapes, split_param
@@ -103,11 +104,15 @@ def open_hf(folder: Path) -> Checkpoint:
         mapped=hf_mapping(config, prefix, head),
         build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
         ignored=ignored,
+        files=source.files,
     )
 
 
 class Safetensors:
     """The tensors of a folder's safetensors file, or of the files that its index lists.
+
+    Attributes:
+      files: state of the files before they were opened.
 
     Raises:
       CheckpointError: there is no file, or a file is missing, truncated or unreadable.
@@ -118,7 +123,9 @@ class Safetensors:
         self._shapes: dict[str, Shape] = {}
         self._types: dict[str, str] = {}
         self._opened: dict[Path, Any] = {}
-        for path in _shards(folder):
+        paths = _shards(folder)
+        self.files = SourceFiles.record(paths)
+        for path in paths:
             try:
                 with safe_open(path, "numpy") as file:
                     for name in file.keys():  # noqa: SIM118 (not a mapping)

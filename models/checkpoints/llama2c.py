@@ -15,6 +15,7 @@ import numpy as np
 
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.nn.config import ModelConfig
 from muxjax.models.nn.params import Shape, map_names
 from muxjax.models.tokenizers import bpe
@@ -43,6 +44,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     Raises:
       CheckpointError: the file has another format, or its length does not match its header.
     """
+    files = SourceFiles.record([path])
     file = _Llama2cFile(path)
     tokenizer = path.with_name("tokenizer.bin")
     vocab_size = file.config.vocab_size
@@ -56,6 +58,7 @@ def open_llama2c(path: Path) -> Checkpoint:
         source=file,
         mapped=map_names(file.config, NAMES, "{}.", interleaved=True),
         build_tokenizer=build_tokenizer,
+        files=files,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,19 @@ def _open_path(path: Path) -> Checkpoint:
             from muxjax.models.checkpoints.hf import open_hf
 
             return open_hf(path)
+        if (path / "params").is_dir() or (path / "muxjax.json.unfinished").is_file():
+            raise CheckpointError(
+                f"{path}: incomplete, it has no muxjax.json: writing it has not finished; "
+                "delete the folder and convert the model again"
+            )
         raise CheckpointError(f"{path}: neither config.json nor muxjax.json in this folder")
     if not path.is_file():
+        unfinished = next(path.parent.glob(f"{glob.escape(path.name)}.unfinished-*"), None)
+        if unfinished is not None:
+            raise CheckpointError(
+                f"{path}: incomplete: its conversion runs or was stopped ({unfinished.name}): "
+                "wait for it, or convert the model again"
+            )
         raise CheckpointError(f"{path}: no such file or folder")
     if path.suffix == ".bin":
         from muxjax.models.checkpoints.llama2c import open_llama2c

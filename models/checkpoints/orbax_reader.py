@@ -20,6 +20,7 @@ import tensorstore as ts
 from muxjax.errors import CheckpointError
 from muxjax.models.checkpoints.buffers import aligned_empty
 from muxjax.models.checkpoints.checkpoint import Checkpoint, Wait
+from muxjax.models.checkpoints.source_files import SourceFiles
 from muxjax.models.json_files import read_json
 from muxjax.models.nn.config import ModelConfig, config_from_dict
 from muxjax.models.nn.params import Shape, TensorPart, param_shapes
@@ -47,8 +48,12 @@ def open_orbax(folder: Path) -> Checkpoint:
     """Opens a folder that `orbax.save` wrote.
 
     Raises:
-      CheckpointError: another format version, an invalid config, or parameters that contradict it.
+      CheckpointError: a file is missing or has another size, another format version, an invalid
+        config, or parameters that contradict it.
     """
+    files = SourceFiles.record(
+        [folder / CONFIG_FILE, *(p for p in (folder / PARAMS_FOLDER).rglob("*") if p.is_file())]
+    )
     contents = read_json(folder / CONFIG_FILE)
     if contents.get("format") != FORMAT:
         raise CheckpointError(
@@ -58,6 +63,7 @@ def open_orbax(folder: Path) -> Checkpoint:
         config = config_from_dict(contents["config"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a valid config: {error}") from error
+    _check_sizes(folder, contents.get("files"))
     shapes = param_shapes(config)
     return Checkpoint(
         config=config,
@@ -65,7 +71,24 @@ def open_orbax(folder: Path) -> Checkpoint:
         source=OrbaxTensors(folder / PARAMS_FOLDER),
         mapped={name: (TensorPart(name, shape[0]),) for name, shape in shapes.items()},
         build_tokenizer=lambda: read_tokenizer(folder, config.eos_token_ids),
+        files=files,
     )
+
+
+def _check_sizes(folder: Path, sizes: object) -> None:
+    """Checks that all files are there; older folders do not list them.
+
+    Raises:
+      CheckpointError: a file is missing or has another size.
+    """
+    for name, expected in (sizes if isinstance(sizes, dict) else {}).items():
+        path = folder / str(name)
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected:
+            found = "is missing" if size is None else f"has {size} of {expected} bytes"
+            raise CheckpointError(
+                f"{folder}: incomplete: {name} {found}: copy or convert the model again"
+            )
 
 
 class OrbaxTensors:

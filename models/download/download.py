@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import http.client
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from muxjax.errors import DownloadError
+from muxjax.models.digests import sha256_of
+from muxjax.models.disk_errors import check_space, write_failure
 
 _ATTEMPTS = 4
 _TIMEOUT_S = 60.0
@@ -40,12 +42,6 @@ class Location:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def download(location: Location, target: Path, sha256: str, report: Report) -> None:
     """Downloads a file to `target`, which appears only when it is complete and verified.
 
@@ -53,11 +49,33 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
     connection error, the download is resumed up to three times.
 
     Raises:
-      DownloadError: the download failed (its data is kept for the next call), or the checksum
-        differs (the file is deleted).
+      DownloadError: the download failed (its data is kept for the next call), the file cannot be
+        written, or the checksum differs (the data is deleted).
     """
     part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _download_all(location, part, sha256, report)
+        actual = sha256_of(part)
+        if actual != sha256:
+            part.unlink()
+            raise DownloadError(
+                f"{location.redacted_url}: SHA-256 is {actual}, expected {sha256}; deleted"
+            )
+        part.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise DownloadError(f"cannot write {target}: {write_failure(error)}") from error
+
+
+def _download_all(location: Location, part: Path, sha256: str, report: Report) -> None:
+    """Downloads to `part` in several attempts.
+
+    Raises:
+      DownloadError: all attempts failed.
+      OSError: `part` cannot be written.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             _download_part(location, part, report)
@@ -73,6 +91,8 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
                     break
                 part.unlink()
             failure: Exception = error
+        except _DiskError as error:
+            raise error.reason from error
         except (OSError, http.client.HTTPException) as error:
             failure = error
         if attempt == _ATTEMPTS - 1:
@@ -81,13 +101,14 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
                 "run again to resume"
             ) from failure
         time.sleep(2.0**attempt)
-    actual = sha256_of(part)
-    if actual != sha256:
-        part.unlink()
-        raise DownloadError(
-            f"{location.redacted_url}: SHA-256 is {actual}, expected {sha256}; deleted"
-        )
-    part.replace(target)
+
+
+class _DiskError(Exception):
+    """A local file that cannot be written; repeating the download would not help."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 def _size(path: Path) -> int:
@@ -102,14 +123,34 @@ def _download_part(location: Location, part: Path, report: Report) -> None:
         length = response.headers.get("Content-Length")
         done = size if resumed else 0
         total = done + int(length) if length is not None else None
-        with part.open("ab" if resumed else "wb") as file:
+        with _disk_errors():
+            file = part.open("ab" if resumed else "wb", buffering=0)
+        with file:
             report(done)
+            with _disk_errors():
+                check_space(part.parent, (total or done) - done)
             while chunk := response.read(_CHUNK):
-                file.write(chunk)
+                with _disk_errors():
+                    _write_all(file, chunk)
                 done += len(chunk)
                 report(done)
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Distinguishes errors of the disk from errors of the network, which are OSErrors too."""
+    try:
+        yield
+    except OSError as error:
+        raise _DiskError(error) from error
+
+
+def _write_all(file: RawIOBase, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
 
 
 def _range_start(response: http.client.HTTPResponse) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from muxjax.cli.options import register_command
+from muxjax.termination import exit_on_signals
 
 
 class Dtype(StrEnum):
@@ -42,5 +43,7 @@ def convert(
     from muxjax.models.checkpoints.loading import open_checkpoint
 
     target = dest.expanduser().absolute()
-    size = convert_checkpoint(open_checkpoint(source), target, dtype.value)
+    checkpoint = open_checkpoint(source)
+    with exit_on_signals():
+        size = convert_checkpoint(checkpoint, target, dtype.value)
     print(f"{dest}: {size / 1e6:,.0f} MB of parameters")

@@ -158,11 +158,28 @@ def generate(
         print()
 
 
-def models(fleet_file: FleetFile, as_json: AsJson = False) -> None:
+def models(
+    fleet_file: FleetFile,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Instead, check the models' files against the digests stored for them. The exit "
+            "status is 1 if a file is damaged or missing.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Load a fleet without compiling it and print its models: shapes, sizes and sources."""
     from muxjax.config.fleet_file import load_fleet_config
 
     config = load_fleet_config(fleet_file)
+    if verify:
+        from muxjax.cli.models_table import print_verified
+
+        if not print_verified({entry.name: entry.source for entry in config.models}, as_json):
+            raise typer.Exit(1)
+        return
 
     from muxjax.cli.models_table import build_table, describe_models
     from muxjax.fleet import Fleet
@@ -234,15 +251,19 @@ def fetch(
         list[str] | None, typer.Argument(metavar="NAME", help="Demo models. By default all.")
     ] = None,
 ) -> None:
-    """Download demo models and their licenses into the cache, unless they are already there."""
-    from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
+    """Download demo models and their licenses into the cache, unless they are already there.
+
+    Checks the digests of files that are there, and downloads damaged files again.
+    """
+    from muxjax.models.download.demo import fetch_demo
+    from muxjax.models.download.demo_models import DEMO_MODELS
 
     unknown = [name for name in names or () if name not in DEMO_MODELS]
     if unknown:
         known = ", ".join(DEMO_MODELS)
         raise UnknownModel(f"no demo model {unknown[0]!r}; there are {known}", field="name")
     for name in names or DEMO_MODELS:
-        print(f"{name}: {fetch_demo(name)}")
+        print(f"{name}: {fetch_demo(name, verify=True)}")
 
 
 def schema() -> None:

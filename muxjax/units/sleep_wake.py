@@ -11,7 +11,7 @@ import logging
 import time
 
 from muxjax.engine.router import Router
-from muxjax.errors import ModelUnavailable
+from muxjax.errors import ModelUnavailable, MuxError
 from muxjax.units.build import load_model_programs
 from muxjax.units.local_unit import LocalUnit
 from muxjax.units.registry import ManagedModel, ModelRegistry
@@ -111,7 +111,9 @@ class SleepController:
                 unit.activate(name)
         except Exception as error:
             reason = str(error) or type(error).__name__
-            log.exception("%s cannot be loaded: %s", name, reason)
+            # An error of the model's files needs no traceback.
+            unexpected = not isinstance(error, MuxError)
+            log.error("%s cannot be loaded: %s", name, reason, exc_info=unexpected)
             self._fail(model, reason)
             raise ModelUnavailable(f"{name} cannot be loaded: {reason}") from error
         model.status, model.error = "loaded", None

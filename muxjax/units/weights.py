@@ -37,8 +37,10 @@ def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list
       The part of the model for each device of the unit that belongs to this process.
 
     Raises:
-      CheckpointError: a weight cannot be read.
+      CheckpointError: a weight cannot be read, or a file has changed since the checkpoint was
+        opened.
     """
+    spec.checkpoint.files.check_unchanged()
     shards, mesh = spec.shards, spec.mesh
     devices = {index: _DeviceWeights(spec, mesh.devices[index]) for index in mesh.local_indices}
     shard_indices = sorted({index % shards.tp_size for index in devices})
@@ -49,6 +51,7 @@ def load_weights(spec: ModelBuildSpec, on_loaded: Callable[[int], None]) -> list
         del part  # freed before waiting for the next part
         if shard_indices[-1] in users:
             on_loaded(size)
+    spec.checkpoint.files.check_unchanged()  # not mixed with another model meanwhile
     return [build_decoder(spec, device.weights) for device in devices.values()]
 
 

@@ -11,7 +11,7 @@ import pytest
 from muxjax.cache import cache_folder
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.checkpoints.loading import open_checkpoint
-from muxjax.models.download.demo import DEMO_MODELS
+from muxjax.models.download.demo_models import DEMO_MODELS
 
 
 @functools.cache

@@ -18,6 +18,8 @@ class Served:
       ranges: whether it supports Range.
       break_after: for each future request, the bytes sent before the connection is closed.
       statuses: for each future request, an error status to respond with (0: none).
+      hold_after: bytes of each file after which the server waits for `release`; None: it does not.
+      release: set to let the server continue.
       requested_ranges: the Range header of each request so far ("" without one).
       authorizations: the Authorization header of each request so far.
       address: URL of the server, without a path.
@@ -27,6 +29,8 @@ class Served:
     ranges: bool = True
     break_after: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    hold_after: int | None = None
+    release: threading.Event = field(default_factory=threading.Event)
     requested_ranges: list[str] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     address: str = ""
@@ -61,7 +65,15 @@ def serve(served: Served) -> Iterator[Served]:
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
             count = served.break_after.pop(0) if served.break_after else len(data)
-            self.wfile.write(data[start : start + count])
+            sent = data[start : start + count]
+            try:
+                if served.hold_after is not None:
+                    self.wfile.write(sent[: served.hold_after])
+                    served.release.wait(300)
+                    sent = sent[served.hold_after :]
+                self.wfile.write(sent)
+            except ConnectionError:
+                pass  # the client was killed
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Logs nothing."""

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from muxjax import Fleet, SamplingParams
-from muxjax.models.download.demo import DEMO_MODELS
+from muxjax.models.download.demo_models import DEMO_MODELS
 from tests import golden
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 from muxjax.errors import CheckpointError, DownloadError, FleetConfigError
 from muxjax.models.checkpoints.config_only import DEMO_SHAPES, read_shape
 from muxjax.models.checkpoints.loading import open_checkpoint
-from muxjax.models.download.demo import DEMO_MODELS, fetch_demo
+from muxjax.models.download.demo import fetch_demo
+from muxjax.models.download.demo_models import DEMO_MODELS
 from tests import golden
 from tests.models.gguf_files import write_gguf
 

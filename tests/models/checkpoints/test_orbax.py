@@ -85,6 +85,11 @@ def test_mismatches_are_rejected(tmp_path: Path) -> None:
 def test_folder_without_parameters_is_rejected(tmp_path: Path) -> None:
     case = golden.tiny("llama")
     orbax.save(tmp_path, case.config, case.params)
+    path = tmp_path / orbax_reader.CONFIG_FILE
+    contents = json.loads(path.read_text())
+    del contents["files"]  # as older versions wrote it
+    path.write_text(json.dumps(contents))
+    assert orbax_reader.open_orbax(tmp_path).config == case.config
     (tmp_path / orbax_reader.PARAMS_FOLDER).rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="not an Orbax checkpoint"):
         orbax_reader.open_orbax(tmp_path)

@@ -16,7 +16,8 @@ from muxjax.cache import cache_folder
 from muxjax.errors import DownloadError
 from muxjax.models.checkpoints.checkpoint import Checkpoint
 from muxjax.models.download import demo, registries
-from muxjax.models.download.demo import Archive, DemoFile, DemoModel, Slice, fetch_demo
+from muxjax.models.download.demo import fetch_demo
+from muxjax.models.download.demo_models import DEMO_MODELS, Archive, DemoFile, DemoModel, Slice
 from muxjax.models.download.download import Location
 from tests.models.file_server import Served, serve
 from tests.models.packages import build_wheel
@@ -176,7 +177,7 @@ def test_cache_folder_depends_on_the_environment(
 
 
 def test_table_of_demo_models_is_consistent(demo_checkpoint: Callable[[str], Checkpoint]) -> None:
-    for name, model in demo.DEMO_MODELS.items():
+    for name, model in DEMO_MODELS.items():
         assert model.name == name
         assert model.license
         assert demo_checkpoint(name).origin.endswith(model.files[0].name)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from muxjax.errors import DownloadError
+from muxjax.models.digests import sha256_of
 from muxjax.models.download import download as module
-from muxjax.models.download.download import Location, download, sha256_of
+from muxjax.models.download.download import Location, download
 from tests.models.file_server import Served, serve
 
 DATA = random.Random(0).randbytes(100_000)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from muxjax.errors import CheckpointError
+from muxjax.models.digests import sha256_of, write_sums
 from tests.muxjax.cli.harness import run
 
 pytestmark = pytest.mark.usefixtures("fake_fleet")
@@ -124,6 +125,40 @@ def test_models_prints_a_table(monkeypatch, capsys, two_models):
     assert base.endswith("/somewhere/model.gguf")
 
 
+def test_models_verify_names_damaged_files(monkeypatch, capsys, tmp_path, fake_fleet):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.bin").write_text("the model")
+        write_sums(tmp_path / name, {"model.bin": sha256_of(tmp_path / name / "model.bin")})
+    (tmp_path / "bad" / "model.bin").write_text("The model")
+    fleet_file = tmp_path / "fleet.yaml"
+    entries = [f"{{name: {name}, source: {tmp_path / name}}}" for name in ("good", "bad", "none")]
+    fleet_file.write_text(f"models: [{', '.join(entries)}]\n")
+    assert run(monkeypatch, "models", str(fleet_file), "--verify") == 1
+    printed = capsys.readouterr()
+    table = [line.split() for line in printed.out.splitlines()]
+    assert table[1:] == [
+        ["good", "1", "ok"],
+        ["bad", "1", "1", "damaged"],
+        ["none", "1", "1", "missing"],
+    ]
+    damaged = f"{tmp_path / 'bad' / 'model.bin'}: damaged, its digest differs from the stored one"
+    missing = f"{tmp_path / 'none'}: missing: no such file or folder"
+    assert [line.removeprefix("muxjax: ") for line in printed.err.splitlines()] == [
+        "checking 18 B",
+        missing,
+        f"{damaged}: copy or download the file again",
+    ]
+    assert run(monkeypatch, "models", str(fleet_file), "--verify", "--json") == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["state"]) for row in rows] == [
+        ("good", "ok"),
+        ("bad", "damaged"),
+        ("none", "missing"),
+    ]
+    assert not fake_fleet.calls  # nothing was loaded
+
+
 def test_fetch_rejects_unknown_names(monkeypatch, capsys):
     assert run(monkeypatch, "fetch", "gpt-4") == 2
     assert re.match(r"muxjax: no demo model 'gpt-4'; there are \w+", capsys.readouterr().err)
@@ -132,7 +167,7 @@ def test_fetch_rejects_unknown_names(monkeypatch, capsys):
 def test_fetch_prints_the_folders_of_the_models(monkeypatch, capsys):
     from muxjax.models.download import demo
 
-    monkeypatch.setattr(demo, "fetch_demo", lambda name: Path("/cache") / name)
+    monkeypatch.setattr(demo, "fetch_demo", lambda name, verify: Path("/cache") / name)
     assert run(monkeypatch, "fetch", "gemma3-270m") == 0
     assert capsys.readouterr().out == "gemma3-270m: /cache/gemma3-270m\n"
 
