@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from muxjax.errors import DownloadError
+from muxjax.models.download import network
+from muxjax.models.download.network import NetworkDown
 
 _ATTEMPTS = 4
 _TIMEOUT_S = 60.0
@@ -76,10 +78,11 @@ def download(location: Location, target: Path, sha256: str, report: Report) -> N
         except (OSError, http.client.HTTPException) as error:
             failure = error
         if attempt == _ATTEMPTS - 1:
-            raise DownloadError(
-                f"{location.redacted_url}: {failure}; {_size(part)} bytes are kept, "
-                "run again to resume"
-            ) from failure
+            kept = f"; {_size(part)} bytes are kept, run again to resume"
+            reason = network.failure_of(failure)
+            if reason is not None:
+                raise NetworkDown(location.redacted_url, reason, note=kept) from failure
+            raise DownloadError(f"{location.redacted_url}: {failure}{kept}") from failure
         time.sleep(2.0**attempt)
     actual = sha256_of(part)
     if actual != sha256:
