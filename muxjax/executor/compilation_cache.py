@@ -103,7 +103,7 @@ def enable_compilation_cache() -> None:
     ):
         return
     # JAX has no public way to supply a cache.
-    jax_cache._cache = ProgramFiles(Path(str(configured)))
+    jax_cache._cache = ProgramFiles(Path(str(configured)))  # type: ignore[assignment]
 
 
 def _checked_entry(stored: bytes) -> bytes | None:
