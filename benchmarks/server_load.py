@@ -178,7 +178,7 @@ def serve(kind: str, streams: int, tokens: int, step: float, burst: int) -> None
     """Runs the server process: prints its port and serves until it is terminated."""
     import uvicorn
 
-    from muxjax.serve.server import bind
+    from muxjax.serve.address import bind
 
     with contextlib.ExitStack() as stack, bind("127.0.0.1", 0) as bound:
         if kind == "muxjax":

@@ -17,12 +17,13 @@ from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.router import Router
 from muxjax.engine.stream import Stream
 from muxjax.errors import EngineDead, WrongState
+from muxjax.executor.compilation_cache import enable_compilation_cache
 from muxjax.model_handle import Message, ModelHandle, ParamsArgument, Tool
 from muxjax.outputs import Completion, FleetStats, UnitStats
 from muxjax.placement.planner import plan as placement
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.timeline import Timeline
-from muxjax.units.build import build_unit, enable_compilation_cache, load_progress
+from muxjax.units.build import build_unit, load_progress
 from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.fleet_admin import FleetAdmin
 from muxjax.units.fleet_stats import merge_stats

@@ -1,10 +1,9 @@
-"""Runs the application with uvicorn: binds the address, reloads on SIGHUP, drains on SIGTERM."""
+"""Runs the application with uvicorn: reloads on SIGHUP, drains on SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import shlex
@@ -24,19 +23,17 @@ from muxjax.errors import MuxError
 from muxjax.serve import logs
 from muxjax.serve.access.admission import Admission
 from muxjax.serve.access.keys import ENVIRONMENT
+from muxjax.serve.address import is_local, listen, url_of
 from muxjax.serve.app import create_app
 from muxjax.serve.fleet_protocol import FleetLike, ManagedFleet
 from muxjax.serve.ops.model_control import ModelControl
 from muxjax.serve.settings import ServerSettings
+from muxjax.stop_signals import STOP_SIGNALS, end_at_next_signal
 
 _POLL_SECONDS = 0.05
 """Interval at which draining checks for running streams."""
 _SHUTDOWN_TIMEOUT = 5
 """Seconds for sending the last events of aborted streams."""
-
-
-class AddressInUse(MuxError):
-    """The address of the server is in use or not available."""
 
 
 class InsecureServer(MuxError):
@@ -75,39 +72,6 @@ class Tls:
             ) from error
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Binds a socket without listening, to report a port in use before the models are loaded.
-
-    Args:
-      host: address or host name.
-      port: 0 for any free port.
-
-    Raises:
-      AddressInUse: the address is in use or does not belong to this machine.
-    """
-    try:
-        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = candidates[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise AddressInUse(f"cannot serve on {host}:{port}: {error.strerror}") from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise AddressInUse(f"cannot serve on {host}:{port}: {error.strerror}") from error
-    return bound
-
-
-def url_of(bound: socket.socket) -> str:
-    """Returns the URL for clients on this machine."""
-    host, port = bound.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def check_exposure(bound: socket.socket, settings: ServerSettings, *, insecure: bool) -> None:
     """Refuses to serve other machines without API keys.
 
@@ -128,11 +92,6 @@ def check_exposure(bound: socket.socket, settings: ServerSettings, *, insecure: 
     )
 
 
-def is_local(bound: socket.socket) -> bool:
-    """Whether the socket is bound to a loopback address."""
-    return ipaddress.ip_address(bound.getsockname()[0].split("%")[0]).is_loopback
-
-
 def serve(
     fleet: ManagedFleet,
     bound: socket.socket,
@@ -144,16 +103,17 @@ def serve(
     """Serves requests until SIGINT or SIGTERM, then drains and returns.
 
     While the server drains, running requests continue and new ones get 503. Requests that still run
-    after `drain_timeout` are aborted. A second signal ends the server at once.
+    after `drain_timeout` are aborted. A second signal ends the process at once.
 
     Args:
       fleet: the models; the caller closes it.
-      bound: from `bind`; closed at the end.
+      bound: from `address.bind`; closed at the end.
       say: receives the URL and example `curl` commands when the server is ready.
       settings: API keys, limits and timeouts.
       tls: certificate and key for HTTPS; None for HTTP.
 
     Raises:
+      AddressInUse: another process listens on the address.
       TlsError: the certificate or its key cannot be used.
     """
     settings = settings or ServerSettings(local_only=is_local(bound))
@@ -176,30 +136,15 @@ def serve(
         say(welcome_text(fleet, url, with_key=len(settings.keys) > 0))
 
     server = _Server(config, app.state.admission, settings.server.drain_timeout, ready)
+    listen(bound)
     try:
         with sighup_reloads(app.state.control):
             server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        # uvicorn raises the signal again after it has shut down.
         if not server.started:
-            raise
+            raise KeyboardInterrupt
     finally:
         if settings.tracing is not None:
             settings.tracing.close()
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, so that open contexts are closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
@@ -254,6 +199,7 @@ class _Server(uvicorn.Server):
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Future[None] | None = None
+        self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to accept connections."""
@@ -262,11 +208,27 @@ class _Server(uvicorn.Server):
         if self.started:
             self._ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles SIGINT and SIGTERM while the server runs.
+
+        After the first signal, the default action stays: it also ends the process while the caller
+        closes the fleet.
+        """
+        previous = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            if not self._stopping:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drains at the first signal and exits at the second."""
-        if self._loop is None or self._admission.draining:
-            super().handle_exit(sig, frame)
-            self.force_exit = self._loop is not None
+        """Starts to drain; the next signal ends the process."""
+        end_at_next_signal()
+        self._stopping = True
+        if self._loop is None:
+            self.should_exit = True
             return
         self._admission.draining = True
         self._loop.call_soon_threadsafe(self._start_draining)

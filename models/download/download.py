@@ -19,6 +19,8 @@ from typing import Any
 from muxjax.errors import DownloadError
 from muxjax.models.digests import sha256_of
 from muxjax.models.disk_errors import check_space, write_failure
+from muxjax.models.download import network
+from muxjax.models.download.network import NetworkDown
 
 _ATTEMPTS = 4
 _TIMEOUT_S = 60.0
@@ -96,10 +98,11 @@ def _download_all(location: Location, part: Path, sha256: str, report: Report) -
         except (OSError, http.client.HTTPException) as error:
             failure = error
         if attempt == _ATTEMPTS - 1:
-            raise DownloadError(
-                f"{location.redacted_url}: {failure}; {_size(part)} bytes are kept, "
-                "run again to resume"
-            ) from failure
+            kept = f"; {_size(part)} bytes are kept, run again to resume"
+            reason = network.failure_of(failure)
+            if reason is not None:
+                raise NetworkDown(location.redacted_url, reason, note=kept) from failure
+            raise DownloadError(f"{location.redacted_url}: {failure}{kept}") from failure
         time.sleep(2.0**attempt)
 
 

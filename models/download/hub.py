@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 import huggingface_hub.errors
 from huggingface_hub.utils import logging as hub_logging
@@ -23,6 +24,8 @@ from muxjax.cache import cache_folder
 from muxjax.errors import DownloadError
 from muxjax.models.digests import Digest
 from muxjax.models.disk_errors import write_failure
+from muxjax.models.download import network
+from muxjax.models.download.network import NetworkDown
 
 _FILES = ("*.json", "*.safetensors", "*.jinja")
 _LOCAL_METADATA = Path(".cache") / "huggingface" / "download"
@@ -52,10 +55,19 @@ def fetch_from_hub(name: str, *, progress: bool = True, cached: bool = False) ->
                 allow_patterns=list(_FILES),
                 local_files_only=cached,
             )
-    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+    except (
+        huggingface_hub.errors.HfHubHTTPError,
+        httpx2.HTTPError,
+        httpx2.InvalidURL,
+        OSError,
+        ValueError,
+    ) as error:
+        reason = network.failure_of(error)
+        if reason is not None:
+            raise NetworkDown(f"{name} from the Hub (it is no local path)", reason) from error
+        text = " ".join(write_failure(error).split())
         raise DownloadError(
-            f"{name}: not a local path, and cannot be downloaded from the Hub: "
-            f"{write_failure(error)}"
+            f"{name}: not a local path, and cannot be downloaded from the Hub: {text}"
         ) from error
     if not cached:
         _check_new_files(name, Path(folder))

@@ -23,9 +23,16 @@ from http.client import HTTPException
 from pathlib import Path
 
 from muxjax.errors import DownloadError
+from muxjax.models.download import network
 from muxjax.models.download.download import Location, open_url
+from muxjax.models.download.network import NetworkDown
 
 _TIMEOUT_S = 120.0
+_PIP_DOWNLOAD_RETRIES = ("--retries", "5")
+"""pip's default. Without retries, pip does not print that the network failed."""
+_PIP_RETRIES = ("--retries", "2")
+_NPM_RETRIES = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000")
+"""Retries of questions, for some seconds; the defaults of npm wait for more than a minute."""
 _SIMPLE_API = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 
 
@@ -33,7 +40,7 @@ def locate_wheel(name: str, version: str) -> Location | None:
     """The location of a package's wheel; None if pip has to download it.
 
     Raises:
-      DownloadError: there is no pip.
+      DownloadError: there is no pip, or the network does not answer pip.
     """
     pip = _pip_command()
     settings = _pip_settings(pip)
@@ -56,10 +63,11 @@ def pip_download(name: str, version: str, folder: Path) -> Path:
     Raises:
       DownloadError: pip failed.
     """
-    command = [*_pip_command(), "download", "--no-deps", "--quiet"]
+    command = [*_pip_command(), "download", "--no-deps", "--quiet", *_PIP_DOWNLOAD_RETRIES]
     result = _run([*command, "--dest", str(folder), f"{name}=={version}"], timeout=None)
     files = list(folder.iterdir())
     if result.returncode != 0 or len(files) != 1:
+        _raise_if_unreachable(f"{name}=={version}", result)
         raise DownloadError(f"pip could not download {name}=={version}{_last_error(result)}")
     return files[0]
 
@@ -73,13 +81,15 @@ def locate_tarball(name: str, version: str) -> Location:
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(f"npm is needed to find {name}@{version}, and is not installed")
-    result = _run([npm, "view", f"{name}@{version}", "dist.tarball", "--json"])
+    wanted = f"{name}@{version}"
+    result = _run([npm, "view", wanted, "dist.tarball", "--json", *_NPM_RETRIES], wanted=wanted)
     try:
         url = json.loads(result.stdout)
     except ValueError:
         url = None
     if result.returncode != 0 or not isinstance(url, str):
-        raise DownloadError(f"npm cannot find {name}@{version}{_last_error(result)}")
+        _raise_if_unreachable(wanted, result)
+        raise DownloadError(f"npm cannot find {wanted}{_last_error(result)}")
     ca_file = _run([npm, "config", "get", "cafile"]).stdout.strip()
     return Location(url, ca_file if ca_file and Path(ca_file).is_file() else None)
 
@@ -166,23 +176,40 @@ def _location_from_report(
 ) -> Location | None:
     """The location in the report of `pip install --dry-run`; None without a report."""
     command = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
-    result = _run([*command, "--report", "-", f"{name}=={version}"])
+    command += _PIP_RETRIES
+    wanted = f"{name}=={version}"
+    result = _run([*command, "--report", "-", wanted], wanted=wanted)
     try:
         (package,) = json.loads(result.stdout)["install"]
         return Location(package["download_info"]["url"], ca_file)
     except (ValueError, KeyError, TypeError):
+        _raise_if_unreachable(wanted, result)
         return None
 
 
+def _raise_if_unreachable(wanted: str, result: subprocess.CompletedProcess[str]) -> None:
+    reason = network.failure_in(result.stdout + result.stderr)
+    if reason is not None:
+        raise NetworkDown(wanted, reason)
+
+
 def _run(
-    command: list[str], timeout: float | None = _TIMEOUT_S
+    command: list[str], *, timeout: float | None = _TIMEOUT_S, wanted: str | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Runs pip or npm.
+
+    Args:
+      command: with its arguments.
+      timeout: in seconds.
+      wanted: what the command asks the network for; None if it does not use the network.
+    """
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
-        raise DownloadError(
-            f"{Path(command[0]).name} did not answer within {timeout:.0f} s"
-        ) from error
+        reason = f"{Path(command[0]).name} had no answer within {timeout:.0f} s"
+        if wanted is not None:
+            raise NetworkDown(wanted, reason) from error
+        raise DownloadError(reason) from error
     except OSError as error:
         raise DownloadError(f"{command[0]} cannot be run: {error}") from error
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 from muxjax.config.fleet_file import FleetConfig
 from muxjax.engine.engine import Engine
 from muxjax.errors import BenchError
+from muxjax.executor.compilation_cache import enable_compilation_cache
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import Buckets
 from muxjax.placement.costs.model_shape import ModelShape
@@ -24,7 +25,7 @@ from muxjax.scheduling.policies.registry import policy_names
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.specs import LatencySlo, ModelSpec
 from muxjax.scheduling.steps import ExecutorModel, Handle, Step, StepResult
-from muxjax.units.build import enable_compilation_cache, load_programs, load_progress
+from muxjax.units.build import load_programs, load_progress
 from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.plan_inputs import model_shape
 from muxjax.units.unit_spec import UnitSpec

@@ -14,10 +14,11 @@ import numpy as np
 from muxjax import Fleet, SamplingParams
 from muxjax.config.fleet_file import load_fleet_config
 from muxjax.engine.loaded_model import LoadedModel
+from muxjax.executor.compilation_cache import enable_compilation_cache
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.programs import ModelPrograms
 from muxjax.models.nn.weight_format import Dtype, Quantization, stored_params
-from muxjax.units.build import enable_compilation_cache, load_programs, load_progress
+from muxjax.units.build import load_programs, load_progress
 from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.local_unit import LocalUnit
 from muxjax.units.unit_spec import UnitSpec

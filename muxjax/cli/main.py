@@ -22,6 +22,7 @@ from muxjax.cli import serve as cli_serve
 from muxjax.cli import simulate as cli_simulate
 from muxjax.cli.options import AsJson, FleetFile, GroupedGroup, register_command
 from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
+from muxjax.stop_signals import ends_by_sigint
 
 app = typer.Typer(
     cls=GroupedGroup,
@@ -38,7 +39,8 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line. A `MuxError` is printed on standard error, with exit status 2."""
     try:
-        app()
+        with ends_by_sigint():
+            app()
     except MuxError as error:
         for line in str(error).splitlines():
             print(f"muxjax: {line}", file=sys.stderr)

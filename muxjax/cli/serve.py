@@ -145,22 +145,27 @@ def serve(
         follow(hosts)
         return
 
-    from muxjax.cluster.load_fleet import load_fleet
-    from muxjax.scheduling.timeline import recorded_timeline
-    from muxjax.serve import logs
-    from muxjax.serve.access.keys import load_keys
-    from muxjax.serve.server import Tls, bind, check_exposure, is_local, sigterm_interrupts
-    from muxjax.serve.server import serve as serve_fleet
-    from muxjax.serve.settings import ServerSettings
-    from muxjax.serve.tracing import Tracing
+    # Bound before slow imports and loading, so that a second server on the port fails at once.
+    from muxjax.serve.address import bind
+    from muxjax.stop_signals import interrupted_by_stop_signals
 
-    api_keys = load_keys(access.keys, [model.name for model in config.models])
-    tracing = None if otlp_endpoint is None else Tracing.to_endpoint(otlp_endpoint)
-    tls = None
-    if access.tls_cert is not None and access.tls_key is not None:
-        tls = Tls(access.tls_cert, access.tls_key)
-        tls.check()
-    with sigterm_interrupts(), bind(access.host, access.port) as bound:
+    with interrupted_by_stop_signals(), bind(access.host, access.port) as bound:
+        from muxjax.cluster.load_fleet import load_fleet
+        from muxjax.scheduling.timeline import recorded_timeline
+        from muxjax.serve import logs
+        from muxjax.serve.access.keys import load_keys
+        from muxjax.serve.address import is_local
+        from muxjax.serve.server import Tls, check_exposure
+        from muxjax.serve.server import serve as serve_fleet
+        from muxjax.serve.settings import ServerSettings
+        from muxjax.serve.tracing import Tracing
+
+        api_keys = load_keys(access.keys, [model.name for model in config.models])
+        tracing = None if otlp_endpoint is None else Tracing.to_endpoint(otlp_endpoint)
+        tls = None
+        if access.tls_cert is not None and access.tls_key is not None:
+            tls = Tls(access.tls_cert, access.tls_key)
+            tls.check()
         settings = ServerSettings.from_config(
             config,
             keys=api_keys,

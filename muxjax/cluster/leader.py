@@ -21,12 +21,13 @@ from muxjax.cluster.hosts import build_shared_unit_spec, connect_hosts, exit_pro
 from muxjax.cluster.wire import Link, WireMessage
 from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError, WrongState
+from muxjax.executor.compilation_cache import enable_compilation_cache
 from muxjax.executor.jax_executor import JaxExecutor
 from muxjax.executor.model_slots import ModelSlots
 from muxjax.executor.programs import ModelPrograms
 from muxjax.executor.step_functions import StepOutput
 from muxjax.fleet import Fleet
-from muxjax.units.build import build_unit, enable_compilation_cache
+from muxjax.units.build import build_unit
 from muxjax.units.local_unit import LocalUnit
 from muxjax.units.unit_spec import UnitSpec
 

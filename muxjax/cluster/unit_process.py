@@ -8,8 +8,9 @@ import jax
 
 from muxjax.cluster.unit_host import UnitHost
 from muxjax.config.fleet_file import FleetConfig
+from muxjax.executor.compilation_cache import enable_compilation_cache
 from muxjax.placement.planner.plan import PlacementPlan
-from muxjax.units.build import build_unit, enable_compilation_cache
+from muxjax.units.build import build_unit
 from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.planned_units import planned_unit_config, single_unit_config
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from muxjax.cache import cache_folder
 from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.models.nn.weight_format import stored_params
 from muxjax.progress import Bars
@@ -24,17 +23,6 @@ from muxjax.units.weights import build_decoder, layer_stacks, load_weights
 
 _WORKERS = 2
 """Threads that load and compile. Tracing needs Python's lock; compiling and reading do not."""
-
-
-def enable_compilation_cache() -> None:
-    """Enables JAX's persistent compilation cache, in the user's cache folder.
-
-    A cache that the user has configured (`JAX_COMPILATION_CACHE_DIR`) is left unchanged.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = cache_folder() / "xla" / f"jax-{jax.__version__}-{jax.default_backend()}"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def build_unit(

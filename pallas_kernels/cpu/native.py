@@ -3,8 +3,8 @@
 XLA:CPU repacks bfloat16 weights in every product, and its attention gathers pages before it
 multiplies them. These kernels read both in place. They are called through XLA's foreign function
 interface (FFI) and run on XLA's threads. The sources are in this folder. The first process that
-needs the kernels compiles them with the machine's C++ compiler, which takes some seconds. The
-library is stored in the cache folder under a hash of the sources, flags, and versions.
+needs the kernels compiles them with the machine's C++ compiler, which takes some seconds
+(`library.py`).
 
 The kernels need AVX-512 with its bfloat16 and int8 products: AMD Zen 4, Intel Sapphire Rapids, and
 later. If these features or a compiler are missing, or `MUXJAX_NATIVE=off` is set,
@@ -13,18 +13,11 @@ later. If these features or a compiler are missing, or `MUXJAX_NATIVE=off` is se
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import logging
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import threading
-import time
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -32,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8
 
-from muxjax.cache import cache_folder
+from muxjax.pallas_kernels.cpu import library
 from muxjax.pallas_kernels.metadata import AttentionMetadata, AttentionOptions, AttentionRequest
 from muxjax.pallas_kernels.target import current_target
 
@@ -42,20 +35,6 @@ PANEL = 32
 """Outputs in a panel of a matrix."""
 KV_DTYPES = ("float32", "bfloat16")
 """Types of a pool that attention supports."""
-_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "fma")
-"""CPU features that the kernels need, by their names in /proc/cpuinfo."""
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
-_COMPILERS = ("c++", "g++", "clang++")
-_COMPILE_TIMEOUT_S = 300.0
-_HANDLERS = (
-    "product_f32",
-    "product_bf16",
-    "product_int8",
-    "rms_norm",
-    "heads",
-    "paged_attention",
-)
-_SOURCES = Path(__file__).parent
 _lock = threading.Lock()
 
 
@@ -80,20 +59,17 @@ def _load() -> str | None:
         return "MUXJAX_NATIVE is off"
     if missing := _missing_features():
         return f"this processor lacks {', '.join(missing)}"
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = library.find_compiler()
     if compiler is None:
-        return f"no C++ compiler found (tried {', '.join(_COMPILERS)})"
+        return f"no C++ compiler found (tried {', '.join(library.COMPILERS)})"
     try:
-        library = ctypes.CDLL(str(_build_library(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        log.warning("the CPU kernels could not be compiled with %s: %s", compiler, output)
-        lines = output.strip().splitlines() or ["no output"]
-        reason = next((line for line in lines if "error" in line), lines[0])
-        return f"{compiler} could not compile them: {reason}"
-    for name in _HANDLERS:
-        handler = jax.ffi.pycapsule(getattr(library, f"muxjax_{name}"))
-        jax.ffi.register_ffi_target(f"muxjax_{name}", handler, platform="cpu")
+        loaded = library.load_library(compiler)
+    except (library.KernelsNotCompiled, OSError) as error:
+        log.warning("XLA computes products and attention, without the CPU kernels: %s", error)
+        return str(error)
+    for symbol in library.SYMBOLS:
+        handler = jax.ffi.pycapsule(getattr(loaded, symbol))
+        jax.ffi.register_ffi_target(symbol, handler, platform="cpu")
     return None
 
 
@@ -105,44 +81,7 @@ def _missing_features() -> list[str]:
     except OSError:
         return ["a readable /proc/cpuinfo"]
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return [feature for feature in _FEATURES if feature not in flags]
-
-
-def _build_library(compiler: str) -> Path:
-    """Compiles the library, unless the cache folder has it; returns its path.
-
-    Raises:
-      OSError, subprocess.SubprocessError: the library cannot be compiled or written.
-    """
-    include = jax.ffi.include_dir()
-    features = [f"-m{feature.replace('_', '')}" for feature in _FEATURES]
-    sources = sorted(_SOURCES.glob("*.cc"))
-    command = [compiler, *_FLAGS, *features, f"-I{include}", *map(str, sources)]
-    compiler_version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    # Excludes the headers' folder, so that environments with the same jaxlib share the library.
-    parts = [compiler_version, version("jaxlib"), *_FLAGS, *features]
-    parts += [path.read_text("utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = cache_folder() / "native" / f"kernels-{digest}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    # Compiled in a temporary folder and moved when complete, since other processes may look for it.
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        output = Path(folder, library.name)
-        subprocess.run(
-            [*command, "-o", str(output)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=_COMPILE_TIMEOUT_S,
-        )
-        output.replace(library)
-    log.info("compiled the CPU kernels in %.1f s", time.perf_counter() - started)
-    return library
+    return [feature for feature in library.FEATURES if feature not in flags]
 
 
 # Products

@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 
 from muxjax import Fleet
+from muxjax.serve.address import bind, url_of
 from muxjax.serve.app import create_app
-from muxjax.serve.server import bind, url_of
 from muxjax.serve.settings import ServerSettings
 from tests.serve.fake_fleet import FakeFleet
 

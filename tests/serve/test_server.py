@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import signal
 import ssl
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -18,39 +14,18 @@ import pytest
 import trustme
 
 from muxjax.serve.access.keys import Key, Keys, digest_of
+from muxjax.serve.address import bind, is_local
 from muxjax.serve.server import (
-    AddressInUse,
     InsecureServer,
     Tls,
     TlsError,
-    bind,
     check_exposure,
-    is_local,
-    url_of,
     welcome_text,
 )
 from muxjax.serve.settings import ServerSettings
 from tests.serve.conftest import wait_until
 from tests.serve.fake_fleet import FakeFleet
-
-ROOT = Path(__file__).parents[2]
-
-
-@contextlib.contextmanager
-def serving(
-    delay: float, drain_timeout: float = 10.0, tls: tuple[Path, Path] | None = None
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Runs the server and yields the process and its URL when it is ready."""
-    command = [sys.executable, "-m", "tests.serve.serve_fake", str(delay), str(drain_timeout)]
-    command += [str(path) for path in tls or ()]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            line = process.stdout.readline()
-            assert line.startswith("serving chat, plain/base, ids on http")
-            yield process, line.split()[-1]
-        finally:
-            process.kill()
+from tests.serve.server_process import serving
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -77,21 +52,6 @@ def test_shutdown_finishes_running_streams() -> None:
         output, _ = process.communicate(timeout=20)
         assert output.endswith("closed\n")
         assert process.returncode == 0
-
-
-def test_binding_an_address_in_use_is_refused() -> None:
-    with bind("127.0.0.1", 0) as bound:
-        bound.listen()
-        port = bound.getsockname()[1]
-        with pytest.raises(AddressInUse, match=f":{port}: Address already in use"):
-            bind("127.0.0.1", port)
-    with pytest.raises(AddressInUse, match="cannot serve on nowhere"):
-        bind("nowhere.invalid", 0)
-
-
-def test_url_of_all_interfaces_is_local() -> None:
-    with bind("0.0.0.0", 0) as bound:
-        assert url_of(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 def test_the_curl_commands_are_valid_requests(server: str, fleet: FakeFleet) -> None:
@@ -152,23 +112,6 @@ def metrics(url: str) -> str:
 
 def busy(url: str) -> bool:
     return 'vllm:generation_tokens_total{model_name="chat"} 0.0' not in metrics(url)
-
-
-def test_a_second_signal_ends_the_server_at_once() -> None:
-    body = {"model": "chat", "prompt": "ab", "max_tokens": 200, "stream": True}
-    with (
-        serving(0.05, drain_timeout=60.0) as (process, url),
-        httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer,
-    ):
-        lines = answer.iter_lines()
-        next(lines)
-        process.send_signal(signal.SIGINT)
-        wait_until(lambda: httpx2.get(f"{url}/health/ready").status_code == 503)
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(httpx2.HTTPError):
-            list(lines)
-        process.communicate(timeout=20)
-        assert process.returncode == 0
 
 
 def test_serving_other_machines_requires_keys() -> None:

@@ -130,8 +130,6 @@ def test_file_url(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == DATA
 
 
-def test_unreachable_servers_and_unknown_schemes(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="0 bytes are kept"):
-        download(Location("http://127.0.0.1:1/f"), tmp_path / "f", SHA256, lambda done: None)
+def test_unknown_scheme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="cannot download from 'ftp' addresses"):
         download(Location("ftp://127.0.0.1/f"), tmp_path / "f", SHA256, lambda done: None)

@@ -117,7 +117,7 @@ def test_tarball_is_located(fake_npm: Callable[[str], None], tmp_path: Path) -> 
     fake_npm(
         "if arguments == ['config', 'get', 'cafile']:\n"
         f"    print({str(authority)!r})\n"
-        "elif arguments == ['view', 'pkg@1.0', 'dist.tarball', '--json']:\n"
+        "elif arguments[:4] == ['view', 'pkg@1.0', 'dist.tarball', '--json']:\n"
         "    print('\"http://127.0.0.1/pkg.tgz\"')\n"
         "else:\n"
         "    sys.exit(1)"

@@ -183,7 +183,7 @@ def test_version(monkeypatch, capsys):
 
 
 def test_serve_checks_the_port_before_it_loads(monkeypatch, capsys, single_model, fake_fleet):
-    from muxjax.serve.server import bind
+    from muxjax.serve.address import bind
 
     with bind("127.0.0.1", 0) as bound:
         bound.listen()

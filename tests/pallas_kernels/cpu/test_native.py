@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -154,60 +153,6 @@ def test_unavailable_reasons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(native, "_missing_features", list)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.unavailable_reason() == "no C++ compiler found (tried c++, g++, clang++)"
-
-
-@pytest.mark.usefixtures("unloaded")
-def test_compiler_error_is_the_unavailable_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'no room' >&2; exit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setattr(native, "_missing_features", list)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path / "cache"))
-    assert native.unavailable_reason() == f"{compiler} could not compile them: no room"
-    assert not list((tmp_path / "cache").rglob("*.so"))
-
-
-@needs_kernels
-def test_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MUXJAX_CACHE", str(tmp_path))
-    compiler = next(filter(None, map(native.shutil.which, native._COMPILERS)))
-    library = native._build_library(compiler)
-    modified = library.stat().st_mtime_ns
-    assert library.parent == tmp_path / "native"
-    assert native._build_library(compiler) == library
-    assert library.stat().st_mtime_ns == modified
-    assert [path.name for path in library.parent.iterdir()] == [library.name]
-    # Changed sources give another library.
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    for path in native._SOURCES.iterdir():
-        (sources / path.name).write_text(path.read_text() + "\n// another\n")
-    monkeypatch.setattr(native, "_SOURCES", sources)
-    assert native._build_library(compiler) != library
-
-
-def test_sources_compile_without_warnings() -> None:
-    """Ignores warnings in XLA's headers."""
-    compiler = next(filter(None, map(native.shutil.which, native._COMPILERS)), None)
-    if compiler is None or native._missing_features():
-        pytest.skip("no compiler or CPU features for the kernels")
-    features = [f"-m{feature.replace('_', '')}" for feature in native._FEATURES]
-    for path in native._SOURCES.glob("*.cc"):
-        result = subprocess.run(
-            [
-                *(compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", *features),
-                *("-isystem", jax.ffi.include_dir(), str(path)),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-        lines = [line for line in result.stderr.splitlines() if line.startswith(str(path.parent))]
-        assert not [line for line in lines if "warning" in line]
 
 
 @needs_kernels
