@@ -37,6 +37,10 @@ class PoolTooSmall(MuxError):
     """A pool or quota that cannot hold even one request of a model's full length."""
 
 
+class InsufficientMemory(MuxError):
+    """Models, with their pool, that need more memory than is free; the message says how much."""
+
+
 class Overloaded(MuxError):
     """A request that was refused because it would not be served in time.
 

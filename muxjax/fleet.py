@@ -28,6 +28,7 @@ from muxjax.units.build_unit_spec import build_unit_spec
 from muxjax.units.fleet_admin import FleetAdmin
 from muxjax.units.fleet_stats import merge_stats
 from muxjax.units.local_unit import LocalUnit
+from muxjax.units.memory_check import check_units_fit
 from muxjax.units.planned_units import PlannedUnitConfig, single_unit_config, split_by_plan
 from muxjax.units.served_unit import ServedUnit
 
@@ -86,6 +87,7 @@ class Fleet:
           FleetConfigError: the fleet file is not valid.
           CheckpointError, DownloadError: a model cannot be loaded or downloaded.
           PoolTooSmall: the pool cannot hold one request of each model.
+          InsufficientMemory: weights and pool need more memory than is free; nothing was loaded.
           PlanError: the plan is not valid, is for other models, or needs more devices.
         """
         config = load_fleet_config(source)
@@ -106,6 +108,7 @@ class Fleet:
                 LocalUnit(unit.name, spec, {}) for unit, spec in zip(planned, specs, strict=True)
             ]
             return cls(units, running=False)
+        check_units_fit(specs)
         units = []
         try:
             with load_progress(specs, show=progress) as bars:

@@ -21,7 +21,13 @@ from muxjax.cli import plan as cli_plan
 from muxjax.cli import serve as cli_serve
 from muxjax.cli import simulate as cli_simulate
 from muxjax.cli.options import AsJson, FleetFile, GroupedGroup, register_command
-from muxjax.errors import FleetConfigError, InvalidRequest, MuxError, UnknownModel
+from muxjax.errors import (
+    FleetConfigError,
+    InsufficientMemory,
+    InvalidRequest,
+    MuxError,
+    UnknownModel,
+)
 from muxjax.stop_signals import ends_by_sigint
 
 app = typer.Typer(
@@ -37,14 +43,17 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Runs the command line. A `MuxError` is printed on standard error, with exit status 2."""
+    """Runs the command line. A `MuxError` is printed on standard error, with exit status 2.
+
+    The exit status is 1 if the input is valid and this machine has too little memory for it.
+    """
     try:
         with ends_by_sigint():
             app()
     except MuxError as error:
         for line in str(error).splitlines():
             print(f"muxjax: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, InsufficientMemory) else 2)
 
 
 @app.callback(invoke_without_command=True)

@@ -18,6 +18,7 @@ from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.models.nn.weight_format import stored_params
 from muxjax.progress import Bars
 from muxjax.units.local_unit import ExecutorFactory, LocalUnit
+from muxjax.units.memory_check import check_model_fits, check_units_fit, explain_out_of_memory
 from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
 from muxjax.units.weights import build_decoder, layer_stacks, load_weights
 
@@ -46,11 +47,17 @@ def build_unit(
 
     Raises:
       CheckpointError: a weight cannot be read.
+      InsufficientMemory: the unit needs more memory than is free.
     """
     programs = load_programs(spec, progress=progress)
-    return LocalUnit(
-        name, spec, programs, request_intervals=request_intervals, executor_factory=executor_factory
-    )
+    with explain_out_of_memory():
+        return LocalUnit(
+            name,
+            spec,
+            programs,
+            request_intervals=request_intervals,
+            executor_factory=executor_factory,
+        )
 
 
 def load_progress(units: Iterable[UnitSpec], *, show: bool, include_sleeping: bool = False) -> Bars:
@@ -82,7 +89,9 @@ def load_programs(
 
     Raises:
       CheckpointError: a weight cannot be read; raised after the work in progress has ended.
+      InsufficientMemory: the unit needs more memory than is free.
     """
+    check_units_fit([spec], include_sleeping=include_sleeping)
     programs, initial = build_programs(spec), _initial_specs(spec, include_sleeping)
 
     def on_loaded(name: str, size: int) -> None:
@@ -93,12 +102,13 @@ def load_programs(
         if progress is not None:
             progress.advance("compiling", 1, program.title)
 
-    load_and_compile(
-        initial,
-        {name: programs[name] for name in initial},
-        on_loaded=on_loaded,
-        on_compiled=on_compiled,
-    )
+    with explain_out_of_memory():
+        load_and_compile(
+            initial,
+            {name: programs[name] for name in initial},
+            on_loaded=on_loaded,
+            on_compiled=on_compiled,
+        )
     return programs
 
 
@@ -135,7 +145,9 @@ def load_model_programs(spec: ModelBuildSpec, programs: ModelPrograms) -> None:
 
     Raises:
       CheckpointError, JaxRuntimeError: the model cannot be loaded; all its memory is freed.
+      InsufficientMemory: it needs more memory than is free; nothing was loaded.
     """
+    check_model_fits(spec)
     name = spec.model.name
     try:
         load_and_compile({name: spec}, {name: programs})

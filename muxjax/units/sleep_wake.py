@@ -11,9 +11,10 @@ import logging
 import time
 
 from muxjax.engine.router import Router
-from muxjax.errors import ModelUnavailable, MuxError
+from muxjax.errors import InsufficientMemory, ModelUnavailable, MuxError
 from muxjax.units.build import load_model_programs
 from muxjax.units.local_unit import LocalUnit
+from muxjax.units.memory_check import check_model_fits
 from muxjax.units.registry import ManagedModel, ModelRegistry
 
 log = logging.getLogger("muxjax")
@@ -123,13 +124,19 @@ class SleepController:
     def _load_weights(self, model: ManagedModel, unit: LocalUnit) -> None:
         """Loads or restores weights; puts idle models to sleep while device memory is too small."""
         programs, spec = unit.programs[model.name], unit.spec.model_specs[model.name]
+        # On a CPU the weights of a sleeping model stay where they are.
+        on_host = spec.mesh.devices[0].platform == "cpu"
         while True:
             try:
                 if programs.ready:
+                    check_model_fits(spec, weights=not on_host)
                     programs.restore()
                 else:
                     load_model_programs(spec, programs)
                 return
+            except InsufficientMemory:
+                if on_host or not self._sleep_longest_idle(model):
+                    raise
             except RuntimeError as error:  # includes JaxRuntimeError
                 if "RESOURCE_EXHAUSTED" not in str(error) or not self._sleep_longest_idle(model):
                     raise
