@@ -6,7 +6,7 @@ An HTML comment before a fenced block says what to do with it:
     <!-- docs: run timeout=120 -->        with more time than 60 seconds
     <!-- docs: run exact -->              compare the figures of the output too
     <!-- docs: server examples/small.yaml -->    run it while this fleet is served
-    <!-- docs: serve -->                  its last command is a server: start it, then stop it
+    <!-- docs: serve -->                  its last command is a server: start it, and stop it later
     <!-- docs: save fleet.yaml -->        write it to this file
     <!-- docs: output -->                 it is the output of the block that was run before
     <!-- docs: output of: COMMANDS -->    it is the output of these commands

@@ -73,9 +73,7 @@ class PageRunner:
             self._compare(block, block.text, self._last, write)
             return
         if block.verb == "serve":
-            command = re.sub(r"\s+#.*", "", block.text).strip()
-            self._server.start(f"{command} --port {self._workspace.port}")
-            self._server.stop()
+            self._serve(re.sub(r"\s+#.*", "", block.text).strip())
             return
         if block.verb == "server":
             self._server.serve_fleet(block.argument.split()[0])
@@ -87,6 +85,15 @@ class PageRunner:
             self._require_success(self._last)
             if shown:
                 self._compare(block, shown, self._last, write)
+
+    def _serve(self, command: str) -> None:
+        """Starts a server; one of a fleet file alone stays for the blocks that follow."""
+        plain = re.fullmatch(r"muxjax serve (\S+)", command)
+        if plain:
+            self._server.serve_fleet(plain[1])
+            return
+        self._server.start(f"{command} --port {self._workspace.port}")
+        self._server.stop()
 
     def _run_python(self, blocks: list[Block]) -> None:
         program = self._workspace.root / "page.py"
