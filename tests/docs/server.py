@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.docs.workspace import Workspace, kill_group
 
-START_SECONDS, STOP_SECONDS = 180.0, 40.0
+START_SECONDS, STOP_SECONDS = 400.0, 60.0
 
 
 class ServerFailed(Exception):
