@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -18,6 +19,8 @@ def main() -> int:
         "--write", action="store_true", help="Put the actual outputs into the pages."
     )
     arguments = parser.parse_args()
+    # So that a run that is ended also ends its server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     failures = run_pages(
         arguments.pages or documented_pages(), lambda line: print(line, flush=True), arguments.write
