@@ -3,6 +3,7 @@
 # make setup    create .venv for `test` and `check`  make format   format the code with ruff
 # make bench    measure tokens/s and GB/s of decoding
 # make docs     build the documentation in build/site; docs-serve serves it on port 8001
+# make docs-commands    run the commands of README and docs, compare the outputs that they show
 # make clean    remove generated files
 # make aot VENV=.venv-aot    compile kernels and steps for TPUs and GPUs that are not present
 # make ray      install Ray and run its tests on this machine
@@ -17,6 +18,7 @@ PORT ?= 8000
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+PAGES ?=
 
 BIN := $(VENV)/bin
 # Stamp files of installed dependencies. `make serve` needs only those of the run time, so that it is
@@ -28,12 +30,13 @@ RAY := $(VENV)/.installed-ray
 DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test aot ray check lint types format bench docs docs-serve clean FORCE
+.PHONY: help setup serve test aot ray check lint types format bench docs docs-commands docs-serve clean FORCE
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 setup: $(DEV)
+	@echo "muxjax is installed as $(BIN)/muxjax; to call it by its name: source $(BIN)/activate"
 
 $(BIN)/python:
 	@python=$$(scripts/find-python $(PYTHON)) && echo "creating $(VENV) with $$python" && "$$python" -m venv $(VENV)
@@ -102,6 +105,10 @@ build/command-line.md: $(DOCS) FORCE
 # The variable silences Material's notice about MkDocs 2, which pyproject.toml excludes.
 docs: build/command-line.md
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Pages are paths: make docs-commands PAGES="README.md docs/guides/serving.md". All take minutes.
+docs-commands: $(DEV)
+	@$(BIN)/python -m tests.docs $(PAGES)
 
 docs-serve: build/command-line.md
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

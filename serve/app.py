@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from muxjax._version import __version__
 from muxjax.serve.access.admission import Admission, FleetView
 from muxjax.serve.access.middleware import RequestMiddleware
+from muxjax.serve.api_page import add_api_page
 from muxjax.serve.body import read_json
 from muxjax.serve.errors import install_error_handlers
 from muxjax.serve.fleet_protocol import ManagedFleet
@@ -81,7 +82,7 @@ def create_app(fleet: ManagedFleet, settings: ServerSettings | None = None) -> F
         finally:
             watchdog.close()
 
-    # FastAPI's pages under /docs would load scripts from other servers.
+    # FastAPI's own page under /docs loads scripts from other servers; `add_api_page` does not.
     app = FastAPI(
         title="MuxJAX", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
@@ -109,7 +110,8 @@ def create_app(fleet: ManagedFleet, settings: ServerSettings | None = None) -> F
     _add_generation_routes(app, config.max_body)
     _add_admin_routes(app, control)
     add_page(app)
-    complete_document(app)
+    add_api_page(app)
+    complete_document(app, needs_key=len(settings.keys) > 0)
     return app
 
 

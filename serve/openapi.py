@@ -80,8 +80,13 @@ def add_route(
     )
 
 
-def complete_document(app: FastAPI) -> None:
-    """Adds the schemas of bodies and events, and removes FastAPI's validation errors."""
+def complete_document(app: FastAPI, needs_key: bool = False) -> None:
+    """Adds the schemas of bodies and events, and removes FastAPI's validation errors.
+
+    Args:
+      app: the application with all its routes.
+      needs_key: whether requests need an API key as bearer token.
+    """
     _, definitions = models_json_schema(
         [
             *((body, "validation") for body in _REQUESTS),
@@ -90,6 +95,10 @@ def complete_document(app: FastAPI) -> None:
         ref_template="#/components/schemas/{model}",
     )
     document = app.openapi()
+    if needs_key:
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):

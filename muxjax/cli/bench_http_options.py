@@ -29,13 +29,15 @@ class ServerOptions:
     port: Annotated[int | None, _option(SERVER, "The server's port. [default: 8000]")] = None
     backend: Annotated[
         str,
-        _option(SERVER, "openai (or vllm) for completions, openai-chat for chat completions."),
+        _option(
+            SERVER, "The API: openai (or vllm) for completions, openai-chat for chat completions."
+        ),
     ] = "openai"
     endpoint: Annotated[
         str | None, _option(SERVER, "The API's path. By default OpenAI's path for the backend.")
     ] = None
     header: Annotated[
-        list[str] | None, _option(SERVER, "KEY=VALUE ...: send these headers with every request.")
+        list[str] | None, _option(SERVER, "Send these headers, KEY=VALUE ..., with every request.")
     ] = None
     insecure: Annotated[bool, _option(SERVER, "Accept any TLS certificate.")] = False
     ready_check_timeout_sec: Annotated[
@@ -63,15 +65,15 @@ class ServerOptions:
 class DatasetOptions:
     """The prompts."""
 
-    dataset_name: Annotated[str, _option(DATA, "random, sharegpt, custom, burstgpt or trace.")] = (
-        "random"
-    )
+    dataset_name: Annotated[
+        str, _option(DATA, "The prompts: random, sharegpt, custom, burstgpt or trace.")
+    ] = "random"
     dataset_path: Annotated[Path | None, _option(DATA, "The file of the data set.")] = None
     map: Annotated[
         list[str] | None,
         _option(
             DATA,
-            "TRACE=MODEL: serve a model of the trace with this model. May be repeated.",
+            "Serve a model of the trace with this model, TRACE=MODEL. May be repeated.",
         ),
     ] = None
     num_prompts: Annotated[int, _option(DATA, "Total number of requests.")] = 1000
@@ -80,23 +82,25 @@ class DatasetOptions:
         int | None, _option(DATA, "Output tokens of every request, whatever the data set.")
     ] = None
     random_input_len: Annotated[
-        int | None, _option(DATA, "random: tokens of each prompt. [default: 1024]")
+        int | None, _option(DATA, "Tokens of each random prompt. [default: 1024]")
     ] = None
     random_output_len: Annotated[
-        int | None, _option(DATA, "random: output tokens of each request. [default: 128]")
+        int | None,
+        _option(DATA, "Output tokens of each request with a random prompt. [default: 128]"),
     ] = None
     random_range_ratio: Annotated[
-        float, _option(DATA, "random: lengths vary uniformly by this fraction.")
+        float,
+        _option(DATA, "Lengths of random prompts and outputs vary uniformly by this fraction."),
     ] = 0.0
     random_prefix_len: Annotated[
-        int, _option(DATA, "random: tokens of a prefix that all prompts of a model share.")
+        int, _option(DATA, "Tokens of a prefix that all random prompts of a model share.")
     ] = 0
     sharegpt_output_len: Annotated[
-        int | None, _option(DATA, "sharegpt: the same as --output-len.")
+        int | None, _option(DATA, "The same as --output-len, for sharegpt.")
     ] = None
-    custom_output_len: Annotated[int | None, _option(DATA, "custom: the same as --output-len.")] = (
-        None
-    )
+    custom_output_len: Annotated[
+        int | None, _option(DATA, "The same as --output-len, for custom.")
+    ] = None
     no_oversample: Annotated[
         bool, _option(DATA, "Send fewer requests if the file has too few, instead of repeating it.")
     ] = False
@@ -120,10 +124,12 @@ class LoadOptions:
     ] = math.inf
     burstiness: Annotated[
         float,
-        _option(LOAD, "1 is a Poisson process; lower values are burstier, higher more regular."),
+        _option(
+            LOAD, "Regularity of the arrivals: 1 is a Poisson process; lower values are burstier."
+        ),
     ] = 1.0
     ramp_up_strategy: Annotated[
-        str | None, _option(LOAD, "linear or exponential: replaces --request-rate.")
+        str | None, _option(LOAD, "Replace --request-rate by a ramp: linear or exponential.")
     ] = None
     ramp_up_start_rps: Annotated[
         float | None, _option(LOAD, "Requests per second at the start of the ramp.")
@@ -141,7 +147,9 @@ class LoadOptions:
 class HttpSamplingOptions:
     """Sampling parameters of every request."""
 
-    temperature: Annotated[float | None, _option(SAMPLING, "0 is greedy sampling.")] = None
+    temperature: Annotated[
+        float | None, _option(SAMPLING, "Temperature of sampling; 0 selects greedily.")
+    ] = None
     top_p: Annotated[float | None, _option(SAMPLING, "Nucleus sampling.")] = None
     top_k: Annotated[int | None, _option(SAMPLING, "Sample from the k most likely tokens.")] = None
     min_p: Annotated[
@@ -193,7 +201,7 @@ class MetricOptions:
         list[str] | None,
         _option(
             METRICS,
-            "METRIC:MS ...: latency limits (ttft, tpot, e2el) that a request must meet to count "
+            "Latency limits, METRIC:MS ... (ttft, tpot, e2el), that a request must meet to count "
             "as goodput.",
         ),
     ] = None
@@ -214,7 +222,7 @@ class ResultOptions:
         str | None, _option(RESULT, "Name of the run. By default the backend's name.")
     ] = None
     metadata: Annotated[
-        list[str] | None, _option(RESULT, "KEY=VALUE ...: store these values in the result.")
+        list[str] | None, _option(RESULT, "Store these values, KEY=VALUE ..., in the result.")
     ] = None
     save_result: Annotated[bool, _option(RESULT, "Write the result to a file (JSON).")] = False
     save_detailed: Annotated[

@@ -33,11 +33,14 @@ class MapOptions:
 
     hardware: Annotated[
         str,
-        typer.Option(help="a100, h200 or v6e, separated by commas.", rich_help_panel=GRID),
+        typer.Option(help="Devices: a100, h200 or v6e, separated by commas.", rich_help_panel=GRID),
     ] = "a100"
     execution: Annotated[
         str,
-        typer.Option(help="time_sliced or concurrent, separated by commas.", rich_help_panel=GRID),
+        typer.Option(
+            help="How programs share a device: time_sliced or concurrent, separated by commas.",
+            rich_help_panel=GRID,
+        ),
     ] = "time_sliced,concurrent"
     alpha: Annotated[
         str,

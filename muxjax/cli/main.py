@@ -74,7 +74,10 @@ class GenerateOptions:
         typer.Option(help="Maximum number of tokens to generate.", rich_help_panel="Sampling"),
     ] = 128
     temperature: Annotated[
-        float, typer.Option(help="0 is greedy sampling.", rich_help_panel="Sampling")
+        float,
+        typer.Option(
+            help="Temperature of sampling; 0 selects greedily.", rich_help_panel="Sampling"
+        ),
     ] = 0.0
     top_p: Annotated[
         float,
@@ -100,7 +103,7 @@ class GenerateOptions:
     ] = 0.0
     seed: Annotated[
         int | None,
-        typer.Option(help="Makes sampling repeatable.", rich_help_panel="Sampling"),
+        typer.Option(help="Seed that makes sampling repeatable.", rich_help_panel="Sampling"),
     ] = None
     stop: Annotated[
         list[str] | None,

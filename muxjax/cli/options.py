@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from muxjax.errors import BenchError, WorkloadError
 WORKLOAD_PANEL = "Workload"
 SLO_PANEL = "Latency targets"
 OUTPUT_PANEL = "Output"
+ARGUMENTS, OPTIONS, HELP = "Arguments", "Options", "Help"
+# `<list[str]>` and `<int range>` of Typer.
+_METAVAR = re.compile(r"<(?:list\[)?(\w+)(?:\]| range)>")
 
 FleetFile = Annotated[Path, typer.Argument(metavar="FLEET", help="The fleet file (YAML).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT_PANEL)]
@@ -63,8 +67,8 @@ class ArrivalOptions:
         str,
         typer.Option(
             metavar="KIND|FILE",
-            help="poisson, gamma, bursts or drift, or a trace file: .jsonl (Mooncake), .csv "
-            "(Azure, BurstGPT) or .json (MuxServe).",
+            help="Arrivals: poisson, gamma, bursts or drift, or a trace file: .jsonl (Mooncake), "
+            ".csv (Azure, BurstGPT) or .json (MuxServe).",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = "poisson"
@@ -90,7 +94,7 @@ class ArrivalOptions:
     cv: Annotated[
         float | None,
         typer.Option(
-            help="gamma: coefficient of variation of the gaps between requests. [default: 4]",
+            help="Coefficient of variation of the gaps between requests, for gamma. [default: 4]",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = None
@@ -98,7 +102,7 @@ class ArrivalOptions:
         str | None,
         typer.Option(
             metavar="ON,OFF",
-            help="bursts: mean seconds with and without requests. [default: 10,30]",
+            help="Mean seconds with and without requests, for bursts. [default: 10,30]",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = None
@@ -106,7 +110,8 @@ class ArrivalOptions:
         str | None,
         typer.Option(
             metavar="T1,T2,...",
-            help="drift: times in seconds at which the models swap rates. [default: each quarter]",
+            help="Times in seconds at which the models swap rates, for drift. "
+            "[default: each quarter]",
             rich_help_panel=WORKLOAD_PANEL,
         ),
     ] = None
@@ -206,22 +211,34 @@ def parse_choices(text: str, option: str, choices: Sequence[str]) -> tuple[str, 
 class GroupedCommand(TyperCommand):
     """A command whose help lists options under the headings of their `rich_help_panel`.
 
-    The help is plain text: importing rich would triple the time that `--help` takes.
+    Headings are in order of use: arguments, options without a heading, the other headings in order
+    of declaration, output, and `--help`. The help is plain text: importing rich would triple the
+    time that `--help` takes.
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
+        sections: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], OPTIONS: []}
+        # Within a section, what must be given comes first.
+        for parameter in sorted(self.get_params(ctx), key=lambda entry: not entry.required):
             record = parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            is_argument = parameter.param_type_name == "argument"
-            panel = getattr(parameter, "rich_help_panel", None)
-            heading = "Arguments" if is_argument else panel or "Options"
-            sections.setdefault(heading, []).append(record)
+            if record is not None:
+                names, text = record
+                names = _METAVAR.sub(r"<\1>", names)
+                sections.setdefault(_heading(parameter), []).append((names, text))
+        for last in (OUTPUT_PANEL, HELP):
+            sections[last] = sections.pop(last, [])
         for heading, records in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _heading(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return ARGUMENTS
+    if "--help" in parameter.opts:
+        return HELP
+    return getattr(parameter, "rich_help_panel", None) or OPTIONS
 
 
 class GroupedGroup(TyperGroup):

@@ -97,11 +97,12 @@ class SearchOptions:
 
 
 def plan(
-    search: SearchOptions,
+    *,
     fleet_file: Fleet = None,
-    muxserve: MuxServe = None,
     cluster: Cluster = None,
     profile: Profile = None,
+    muxserve: MuxServe = None,
+    search: SearchOptions,
     output: Annotated[
         Path | None,
         typer.Option(

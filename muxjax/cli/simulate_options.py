@@ -25,7 +25,8 @@ class PlanOptions:
     execution: Annotated[
         str | None,
         typer.Option(
-            help="time_sliced or concurrent. By default the execution of the plan.",
+            help="How programs share a device: time_sliced or concurrent. By default the "
+            "execution of the plan.",
             rich_help_panel=PLAN_PANEL,
         ),
     ] = None

@@ -10,8 +10,8 @@ from muxjax.serve.access.keys import Key, Keys, Right
 from muxjax.serve.access.limits import KeyLimits
 from muxjax.serve.errors import ApiError
 
-_PUBLIC = frozenset({"/", "/health", "/health/ready", "/openapi.json", "/favicon.ico"})
-_PUBLIC_PREFIXES = ("/page/",)
+_PUBLIC = frozenset({"/", "/docs", "/health", "/health/ready", "/openapi.json", "/favicon.ico"})
+_PUBLIC_PREFIXES = ("/page/", "/docs/")
 _ADMIN_PREFIXES = ("/models/", "/fleet/")
 
 

@@ -93,7 +93,7 @@ def test_calls_without_a_valid_key_get_401(url: str, path: str, header: str | No
 
 
 def test_public_paths_do_not_mention_models(url: str) -> None:
-    for path in ("/", "/health", "/health/ready", "/openapi.json"):
+    for path in ("/", "/docs", "/docs/start.js", "/health", "/health/ready", "/openapi.json"):
         answer = httpx2.get(f"{url}{path}")
         assert answer.status_code == 200
         assert "plain/base" not in answer.text
