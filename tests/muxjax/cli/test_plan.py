@@ -173,6 +173,7 @@ def test_plan_reads_the_models_file_of_muxserve(
 def test_plan_reads_the_profile_of_muxserve(capsys: pytest.CaptureFixture[str]) -> None:
     file = shared_data() / "chatlmsys" / "condense500.yaml"
     arguments = ("plan", "--muxserve", file, "--profile", a100_profile(), "--json")
+    arguments += ("--objective", "throughput")
     _, out, _ = run(capsys, *arguments)
     plan = json.loads(out)
     assert plan["execution"] == "concurrent"
