@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import resource
 import subprocess
 import sys
@@ -45,17 +45,32 @@ def serve(path: Path, text: str, *, limit: int | None = None) -> tuple[int, str,
 
     began = time.monotonic()
     command = [sys.executable, "-m", "muxjax", "serve", str(path), "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=set_limit
-    ) as process:
-        assert process.stderr is not None
+    log = path.with_suffix(".log")
+    peak = 0
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, cwd=ROOT, stderr=stderr, preexec_fn=set_limit) as process,
+    ):
         try:
-            stderr = process.stderr.read()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            while process.poll() is None and time.monotonic() < began + 300:
+                peak = max(peak, _resident_peak(process.pid))
+                time.sleep(0.05)
         finally:
             process.kill()
-    return process.returncode, stderr, time.monotonic() - began, usage.ru_maxrss * 1024
+    return process.returncode, log.read_text(), time.monotonic() - began, peak
+
+
+def _resident_peak(pid: int) -> int:
+    """Peak resident bytes of a process; 0 if it has ended.
+
+    `ru_maxrss` would count the pages of the test process before the new program was started.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(peak[1]) * 1024 if peak else 0
 
 
 @pytest.mark.faults
