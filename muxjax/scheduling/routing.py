@@ -37,7 +37,8 @@ class _Load:
 
     def recent(self, now: float) -> float:
         """The assigned tokens, of which a fraction is forgotten as time passes."""
-        return self.assigned * math.exp((self.updated_at - now) / MEMORY_SECONDS)
+        elapsed = max(0.0, now - self.updated_at)
+        return self.assigned * math.exp(-elapsed / MEMORY_SECONDS)
 
 
 class RequestRouting:

@@ -72,3 +72,10 @@ def test_ended_requests_are_forgotten() -> None:
     routing.remove("other", "a", 1)
     assert routing.choose([SMALL, other], "a", 10, later) is SMALL
     assert set(routing.outstanding().values()) == {0.0}
+
+
+def test_clock_that_goes_back_forgets_nothing() -> None:
+    routing = RequestRouting()
+    other = FakeUnit("other")
+    routing.add("small", "a", 50, 1e6)
+    assert routing.choose([SMALL, other], "a", 10, 0.0) is other
