@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _TRIES = 50
+_PAUSE = 0.02
+"""Seconds between removing a folder and checking that it is gone."""
 _unfinished: set[Path] = set()
 
 
@@ -47,5 +50,6 @@ def _remove(folder: Path) -> None:
     """Removes a folder to which other threads may still write."""
     for _ in range(_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_PAUSE)  # a writer may create it again
         if not folder.exists():
             return

@@ -12,11 +12,11 @@ FOLDER = Path(muxjax.serve.__file__).parent
 LAYERS = (
     {"server"},
     {"app"},
-    {"openapi", "settings"},
+    {"openapi", "settings", "api_page"},
     {"openai", "ops", "live"},
     {"access"},
     {"find_model", "body", "request_model"},
-    {"errors", "fleet_protocol", "logs", "schemas", "tracing"},
+    {"address", "errors", "fleet_protocol", "logs", "schemas", "tracing"},
 )
 """Layers from top to bottom. A package imports only from lower layers."""
 

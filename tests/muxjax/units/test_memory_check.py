@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -39,17 +38,15 @@ def serve(path: Path, text: str, *, limit: int | None = None) -> tuple[int, str,
     """Runs `muxjax serve`; returns its status, standard error, seconds and peak bytes."""
     path.write_text(text, encoding="utf-8")
 
-    def set_limit() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
     began = time.monotonic()
     command = [sys.executable, "-m", "muxjax", "serve", str(path), "--port", "0"]
+    if limit is not None:
+        command = ["sh", "-c", f'ulimit -v {limit // 1024}; exec "$@"', "sh", *command]
     log = path.with_suffix(".log")
     peak = 0
     with (
         log.open("w") as stderr,
-        subprocess.Popen(command, cwd=ROOT, stderr=stderr, preexec_fn=set_limit) as process,
+        subprocess.Popen(command, cwd=ROOT, stderr=stderr) as process,
     ):
         try:
             while process.poll() is None and time.monotonic() < began + 300:
