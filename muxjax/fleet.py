@@ -113,10 +113,8 @@ class Fleet:
         try:
             with load_progress(specs, show=progress) as bars:
                 for unit, spec in zip(planned, specs, strict=True):
-                    seconds = unit.request_intervals
-                    units.append(
-                        build_unit(spec, unit.name, progress=bars, request_intervals=seconds)
-                    )
+                    load = unit.planned_load
+                    units.append(build_unit(spec, unit.name, progress=bars, planned_load=load))
         except BaseException:
             for local_unit in units:
                 local_unit.close()

@@ -22,6 +22,7 @@ from muxjax.config.fleet_file import FleetConfig, load_fleet_config
 from muxjax.errors import ClusterError
 from muxjax.fleet import Fleet
 from muxjax.placement.planner.plan import PlacementPlan, load_plan
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.units.planned_units import check_plan
 
 try:
@@ -71,16 +72,18 @@ def ray_fleet(
             stack.callback(ray.shutdown)
         placements, group = _reserve_devices(config, plan)
         stack.callback(remove_placement_group, group)
-        request_intervals = {"0": {entry.name: 1.0 for entry in config.models}}
+        models = {"0": [entry.name for entry in config.models]}
+        loads = {"0": PlannedLoad()}
         if plan is not None:
-            request_intervals = {
-                unit.name: unit.request_intervals for unit in plan.units if unit.models
-            }
+            units_with_models = [unit for unit in plan.units if unit.models]
+            models = {unit.name: [m.name for m in unit.models] for unit in units_with_models}
+            loads = {unit.name: unit.planned_load for unit in units_with_models}
         with ThreadPoolExecutor(len(placements), thread_name_prefix="muxjax-start") as pool:
             units = pool.map(
                 lambda name: RemoteUnit(
                     name,
-                    request_intervals[name],
+                    models[name],
+                    loads[name],
                     partial(connect, placements[name], config, plan, name),
                 ),
                 placements,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from muxjax.cluster.remote_engine import Peer, RemoteEngine
 from muxjax.engine.loaded_model import LoadedModel
 from muxjax.engine.supervisor import UnitSupervisor
+from muxjax.scheduling.routing import PlannedLoad
 
 Connect = Callable[[threading.Event], tuple[Peer, dict[str, LoadedModel]]]
 """Starts a process with the unit and waits until it serves. Returns the connection to it and its
@@ -20,24 +21,27 @@ class RemoteUnit(UnitSupervisor[RemoteEngine]):
 
     Args:
       name: in the plan.
-      request_intervals: for each of its models, planned mean seconds between requests.
+      models: names of its models.
+      planned_load: what the plan expects of the unit.
       connect: called by the constructor, and for every restart.
 
     Raises:
       MuxError: the process cannot be started, or cannot load the unit.
     """
 
-    def __init__(self, name: str, request_intervals: Mapping[str, float], connect: Connect) -> None:
+    def __init__(
+        self, name: str, models: Iterable[str], planned_load: PlannedLoad, connect: Connect
+    ) -> None:
         self.models: dict[str, LoadedModel] = {}
         self._closing = threading.Event()
         self._latest: dict[str, Any] = {"models": {}}
 
         def start() -> RemoteEngine:
-            peer, models = connect(self._closing)
-            self.models = self.models or models
+            peer, loaded = connect(self._closing)
+            self.models = self.models or loaded
             return RemoteEngine(name, peer)
 
-        super().__init__(name, request_intervals, start, request_intervals)
+        super().__init__(name, models, start, planned_load)
 
     @property
     def supervisor(self) -> UnitSupervisor:

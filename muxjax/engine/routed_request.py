@@ -30,7 +30,7 @@ class RoutedRequest:
       request: as it was submitted.
       unit: the unit that it runs or waits on; None while the router holds it.
       was_placed: whether it was submitted to a unit before.
-      counted_tokens: its tokens in the load of its unit; 0 on none.
+      expected_seconds: what it adds to the expected load of its unit.
       moves: number of its units that have died.
       cancel_requested: whether its caller has cancelled it.
       tokens: delivered to its stream.
@@ -42,7 +42,7 @@ class RoutedRequest:
         self.request = request
         self.unit: UnitSupervisor | None = None
         self.was_placed = False
-        self.counted_tokens = 0
+        self.expected_seconds = 0.0
         self.moves = 0
         self.cancel_requested = False
         self.tokens: list[int] = []

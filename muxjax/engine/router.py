@@ -33,7 +33,7 @@ from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.engine.unit_reviver import UnitReviver
 from muxjax.errors import EngineDead, ModelUnavailable, MuxError, UnknownModel
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import RequestRouting
+from muxjax.scheduling.routing import fastest_unit
 
 MAX_MOVES = 3
 """Maximum number of unit deaths that a request survives."""
@@ -76,7 +76,7 @@ class Router:
         self._held: dict[str, list[RoutedRequest]] = {}  # by model; a held model has a key
         self._refused: dict[str, ModelUnavailable] = {}
         self._last_used: dict[str, float] = {}
-        self._routing = RequestRouting()
+        self._load = {unit.name: 0.0 for unit in units}
         self._closing = False
         self._waiting: list[_Orphan] = []  # used by the router's thread only
         self._events: queue.SimpleQueue[_Orphan | _Event] = queue.SimpleQueue()
@@ -216,10 +216,10 @@ class Router:
         """Names of the units that have a model."""
         return [unit.name for unit in self._units if model in unit.model_names]
 
-    def outstanding(self) -> dict[tuple[str, str], float]:
-        """Tokens of the outstanding requests, by unit and model."""
+    def expected_load(self) -> dict[str, float]:
+        """By unit: the seconds that its outstanding requests are expected to take."""
         with self._lock:
-            return self._routing.outstanding()
+            return dict(self._load)
 
     def failure(self, unit: str) -> BaseException | None:
         """The error of a unit that has failed permanently, or None."""
@@ -264,9 +264,8 @@ class Router:
     def _unload(self, routed: RoutedRequest) -> None:
         """Subtracts a request from the expected load of its unit."""
         if routed.unit is not None:
-            unit, model = routed.unit.name, routed.request.model
-            self._routing.remove(unit, model, routed.counted_tokens)
-            routed.counted_tokens = 0
+            self._load[routed.unit.name] -= routed.expected_seconds
+            routed.expected_seconds = 0.0
 
     def _check_open(self, model: str) -> None:
         if self._closing:
@@ -314,11 +313,10 @@ class Router:
         living = [unit for unit in self._units if request.model in unit.model_names and unit.alive]
         if not living:
             raise EngineDead(f"no unit with {request.model} is alive")
-        now = self._clock()
-        unit = self._routing.choose(living, request.model, num_tokens, now)
+        unit = fastest_unit(living, self._load, request.model, num_tokens)
         routed.unit = unit
-        routed.counted_tokens = num_tokens
-        self._routing.add(unit.name, request.model, num_tokens, now)
+        routed.expected_seconds = unit.planned_load.seconds(request.model, num_tokens)
+        self._load[unit.name] += routed.expected_seconds
 
     def _submit(self, routed: RoutedRequest) -> None:
         unit, request = routed.unit, routed.request

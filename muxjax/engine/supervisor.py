@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from muxjax.engine.engine import Observer, Sink
 from muxjax.engine.health import UnitHealth
 from muxjax.errors import EngineDead
 from muxjax.scheduling.requests import Request
+from muxjax.scheduling.routing import PlannedLoad
 
 
 @runtime_checkable
@@ -64,7 +65,7 @@ class UnitSupervisor[E: UnitEngine]:
       models: names of the models on the unit.
       start: starts an engine with an empty pool and queue; None for a unit that does not run
         (`warm_up=False`).
-      request_intervals: by model name, planned mean seconds between requests.
+      planned_load: what the plan expects of the unit; None: there is no plan.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class UnitSupervisor[E: UnitEngine]:
         name: str,
         models: Iterable[str],
         start: Callable[[], E] | None,
-        request_intervals: Mapping[str, float] | None = None,
+        planned_load: PlannedLoad | None = None,
     ) -> None:
         self.name = name
         self.model_names = frozenset(models)
         self.restarts = 0
         self._start = start
-        self._request_intervals = dict(request_intervals or {})
+        self.planned_load = planned_load or PlannedLoad()
         self._changing = threading.Lock()
         self._closed = False
         self._restarting = False
@@ -100,10 +101,6 @@ class UnitSupervisor[E: UnitEngine]:
     def alive(self) -> bool:
         """Whether the engine accepts requests."""
         return self._engine is not None and self._engine.alive
-
-    def request_interval(self, model: str) -> float:
-        """Planned mean seconds between requests of a model; 1 without a plan."""
-        return self._request_intervals.get(model, 1.0)
 
     def revive(self) -> None:
         """Restarts the engine if it has ended.

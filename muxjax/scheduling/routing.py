@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
-MEMORY_SECONDS = 30.0
-"""Time constant with which the router forgets requests that it has assigned."""
+
+@dataclass(frozen=True)
+class PlannedLoad:
+    """What a plan expects of a unit.
+
+    Attributes:
+      token_seconds: for each model, duration of a request in seconds per token, prompt and output;
+        1 for a model without a value.
+      outstanding: mean sum of the durations of all outstanding requests, in seconds. The default of
+        1 means that no plan exists: every outstanding request then counts.
+    """
+
+    token_seconds: Mapping[str, float] = field(default_factory=dict)
+    outstanding: float = 1.0
+
+    def seconds(self, model: str, num_tokens: int) -> float:
+        """Planned duration of a request of this many tokens (prompt and output), in seconds."""
+        return self.token_seconds.get(model, 1.0) * num_tokens
 
 
 @runtime_checkable
@@ -20,70 +34,33 @@ class Replica(Protocol):
     def name(self) -> str:
         """Unique in the fleet."""
 
-    def request_interval(self, model: str) -> float:
-        """Planned mean seconds between requests of a model; 1 without a plan."""
+    @property
+    def planned_load(self) -> PlannedLoad:
+        """What the plan expects of the unit."""
 
 
 R = TypeVar("R", bound=Replica)
 
 
-@dataclass(slots=True)
-class _Load:
-    """Tokens of a model on a unit: of outstanding requests, and recently assigned."""
+def fastest_unit[R: Replica](
+    units: Iterable[R], outstanding: Mapping[str, float], model: str, num_tokens: int
+) -> R:
+    """Returns the unit with the shortest expected duration of a request.
 
-    outstanding: float = 0.0
-    assigned: float = 0.0
-    updated_at: float = 0.0
+    Up to the planned load of a unit that is the planned duration. Beyond, it grows with the load:
+    sequences that decode together share the device. All models of the unit count.
 
-    def recent(self, now: float) -> float:
-        """The assigned tokens, of which a fraction is forgotten as time passes."""
-        elapsed = max(0.0, now - self.updated_at)
-        return self.assigned * math.exp(-elapsed / MEMORY_SECONDS)
-
-
-class RequestRouting:
-    """Chooses units so that each gets the planned part of a model's requests.
-
-    A request goes to the unit with the fewest tokens of the model relative to its planned rate.
-    Counted are the tokens of outstanding requests, and those assigned in the last
-    `MEMORY_SECONDS`. Recent requests keep to the planned division of the load, which considers the
-    other models of a unit. Outstanding requests are the mean latency (Little's law), so a unit that
-    is slower than planned gets fewer.
-
-    The tokens of a request are those of its prompt and output.
+    Args:
+      units: the units that have the model, at least one. The first of equals is chosen.
+      outstanding: sum of the planned durations of all outstanding requests in seconds, by unit.
+      model: the request's model.
+      num_tokens: tokens of the request's prompt and output.
     """
 
-    def __init__(self) -> None:
-        self._loads: defaultdict[tuple[str, str], _Load] = defaultdict(_Load)
+    def duration(unit: R) -> float:
+        planned = unit.planned_load
+        seconds = planned.seconds(model, num_tokens)
+        load = (outstanding[unit.name] + seconds) / planned.outstanding
+        return seconds * max(1.0, load)
 
-    def choose(self, units: Iterable[R], model: str, num_tokens: int, now: float) -> R:
-        """Returns the unit for a request, without assigning it.
-
-        Args:
-          units: the units that have the model, at least one. The first of equals is chosen.
-          model: the request's model.
-          num_tokens: tokens of the request.
-          now: time in seconds.
-        """
-
-        def weighted_tokens(unit: R) -> float:
-            load = self._loads[unit.name, model]
-            tokens = load.outstanding + load.recent(now) + num_tokens
-            return tokens * unit.request_interval(model)
-
-        return min(units, key=weighted_tokens)
-
-    def add(self, unit: str, model: str, num_tokens: int, now: float) -> None:
-        """Counts a request that is assigned to a unit."""
-        load = self._loads[unit, model]
-        load.assigned = load.recent(now) + num_tokens
-        load.updated_at = now
-        load.outstanding += num_tokens
-
-    def remove(self, unit: str, model: str, num_tokens: int) -> None:
-        """Counts a request that has ended or left the unit."""
-        self._loads[unit, model].outstanding -= num_tokens
-
-    def outstanding(self) -> dict[tuple[str, str], float]:
-        """Tokens of the outstanding requests, by unit and model."""
-        return {key: load.outstanding for key, load in self._loads.items()}
+    return min(units, key=duration)

@@ -17,6 +17,7 @@ import jax
 from muxjax.executor.programs import ModelPrograms, Program
 from muxjax.models.nn.weight_format import stored_params
 from muxjax.progress import Bars
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.units.local_unit import ExecutorFactory, LocalUnit
 from muxjax.units.memory_check import check_model_fits, check_units_fit, explain_out_of_memory
 from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
@@ -31,7 +32,7 @@ def build_unit(
     name: str = "0",
     *,
     progress: Bars | None = None,
-    request_intervals: Mapping[str, float] | None = None,
+    planned_load: PlannedLoad | None = None,
     executor_factory: ExecutorFactory | None = None,
 ) -> LocalUnit:
     """Loads the weights, compiles the programs, and starts the engine of a unit.
@@ -42,7 +43,7 @@ def build_unit(
       spec: from `build_unit_spec`.
       name: of the unit; "0" in a fleet without a plan.
       progress: from `load_progress`; None shows nothing.
-      request_intervals: for each model, planned mean seconds between requests.
+      planned_load: what the plan expects of the unit.
       executor_factory: see `LocalUnit`.
 
     Raises:
@@ -55,7 +56,7 @@ def build_unit(
             name,
             spec,
             programs,
-            request_intervals=request_intervals,
+            planned_load=planned_load,
             executor_factory=executor_factory,
         )
 

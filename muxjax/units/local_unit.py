@@ -20,6 +20,7 @@ from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead
 from muxjax.executor.model_slots import allocate_slots
 from muxjax.executor.programs import ModelPrograms
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import Executor, HasPoolAddress
 from muxjax.units.unit_spec import ModelBuildSpec, UnitSpec
@@ -41,7 +42,7 @@ class LocalUnit(UnitSupervisor[Engine]):
       spec: its models, devices and pool.
       programs: of its models, compiled and with weights unless the model sleeps. If empty, and
         without `executor_factory`, no engine is started.
-      request_intervals: for each model, planned mean seconds between requests.
+      planned_load: what the plan expects of the unit.
       executor_factory: creates the executor at every start of the engine; the unit's models are
         then fixed. By default `spec.build_executor`, and models can be added and removed.
 
@@ -56,7 +57,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         spec: UnitSpec,
         programs: Mapping[str, ModelPrograms],
         *,
-        request_intervals: Mapping[str, float] | None = None,
+        planned_load: PlannedLoad | None = None,
         executor_factory: ExecutorFactory | None = None,
     ) -> None:
         self.spec = spec
@@ -67,7 +68,7 @@ class LocalUnit(UnitSupervisor[Engine]):
         self._scheduler = spec.build_scheduler()
         has_engine = bool(programs) or executor_factory is not None
         super().__init__(
-            name, spec.models, self._start_engine if has_engine else None, request_intervals
+            name, spec.models, self._start_engine if has_engine else None, planned_load
         )
 
     def _start_engine(self) -> Engine:

@@ -12,6 +12,7 @@ from muxjax.errors import FleetConfigError, PlanError
 from muxjax.placement.planner.plan import PlacementPlan, PlannedUnit
 from muxjax.scheduling.demand import DemandFunction, expected_demand
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.scheduling.specs import Demand, ModelSpec
 from muxjax.units.build_unit_spec import unit_devices
 
@@ -25,14 +26,14 @@ class PlannedUnitConfig:
       config: a fleet file with only its models, their share of the load, and their floors.
       devices: of the unit.
       demand: planned demand of the models, for the initial quotas.
-      request_intervals: for each model, planned mean seconds between requests.
+      planned_load: what the plan expects of the unit.
     """
 
     name: str
     config: FleetConfig
     devices: tuple[jax.Device, ...]
     demand: DemandFunction
-    request_intervals: dict[str, float]
+    planned_load: PlannedLoad
 
 
 def single_unit_config(config: FleetConfig) -> PlannedUnitConfig:
@@ -41,7 +42,7 @@ def single_unit_config(config: FleetConfig) -> PlannedUnitConfig:
     Raises:
       FleetConfigError: JAX has fewer devices than `tensor_parallel`.
     """
-    return PlannedUnitConfig("0", config, unit_devices(config), expected_demand, {})
+    return PlannedUnitConfig("0", config, unit_devices(config), expected_demand, PlannedLoad())
 
 
 def split_by_plan(
@@ -107,7 +108,7 @@ def planned_unit_config(
         config=_unit_fleet_config(config, unit, sum(other.size for other in plan.units)),
         devices=devices,
         demand=_planned_demand(unit),
-        request_intervals=unit.request_intervals,
+        planned_load=unit.planned_load,
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from muxjax.errors import PlanError
 from muxjax.placement.costs.model_shape import ModelShape
 from muxjax.scheduling.expected_load import ExpectedLoad
+from muxjax.scheduling.routing import PlannedLoad
 
 Execution = Literal["concurrent", "time_sliced"]
 """How the programs of a unit share its devices. Concurrent execution: at the same time, each with a
@@ -83,9 +84,14 @@ class PlannedModel(_PlanSection):
         return ExpectedLoad(self.rate, self.prompt_tokens, self.output_tokens)
 
     @property
-    def request_interval(self) -> float:
-        """Planned mean seconds between requests; 1 without an expected rate."""
-        return 1.0 / self.rate if self.rate else 1.0
+    def token_seconds(self) -> float:
+        """Planned seconds per token of a request, prompt and output; 1 without a planned batch.
+
+        The time from the first to the last token, by Little's law. It is also defined for replicas
+        that are not served in full.
+        """
+        tokens = self.throughput * self.expected_load.request_tokens
+        return self.batch / tokens if self.batch and tokens else 1.0
 
 
 class PlannedUnit(_PlanSection):
@@ -122,9 +128,14 @@ class PlannedUnit(_PlanSection):
         return len(self.devices)
 
     @property
-    def request_intervals(self) -> dict[str, float]:
-        """`PlannedModel.request_interval` of each model."""
-        return {model.name: model.request_interval for model in self.models}
+    def planned_load(self) -> PlannedLoad:
+        """Durations and outstanding requests, for the router."""
+        seconds = {model.name: model.token_seconds for model in self.models}
+        outstanding = sum(
+            model.batch * model.token_seconds * model.expected_load.request_tokens
+            for model in self.models
+        )
+        return PlannedLoad(seconds, outstanding) if outstanding else PlannedLoad(seconds)
 
 
 class PlannedDevice(_PlanSection):

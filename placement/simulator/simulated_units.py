@@ -163,7 +163,7 @@ def build_simulated_unit(
             f"{planned.kv_bytes / 1e9:.3g} GB each): {error}; or place fewer models on it, or use "
             f"more devices"
         ) from error
-    return UnitSimulation(planned.name, scheduler, executor, planned.request_intervals)
+    return UnitSimulation(planned.name, scheduler, executor, planned.planned_load)
 
 
 def simulated_policy_names() -> tuple[str, ...]:

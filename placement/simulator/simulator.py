@@ -12,7 +12,7 @@ The simulator is deterministic: the workload and its seed determine the result.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from muxjax.errors import InvalidRequest, MuxError, WorkloadError
@@ -21,7 +21,7 @@ from muxjax.placement.simulator.simulated_executor import SimulatedExecutor, Sim
 from muxjax.placement.workload.trace import TraceRequest
 from muxjax.sampling_params import SamplingParams
 from muxjax.scheduling.requests import Request
-from muxjax.scheduling.routing import RequestRouting
+from muxjax.scheduling.routing import PlannedLoad, fastest_unit
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.scheduling.steps import STEPS_AHEAD, Prefill, Step, StepResult
 
@@ -45,8 +45,7 @@ class UnitSimulation:
       name: name of the unit.
       scheduler: scheduler of the unit.
       executor: executes the steps on the simulated clock.
-      request_intervals: planned mean seconds between requests of each model
-        (`PlannedModel.request_interval`).
+      planned_load: what the plan expects of the unit; None: nothing.
 
     Attributes:
       steps: number of submitted steps by phase.
@@ -58,7 +57,7 @@ class UnitSimulation:
         name: str,
         scheduler: Scheduler,
         executor: SimulatedExecutor,
-        request_intervals: Mapping[str, float] | None = None,
+        planned_load: PlannedLoad | None = None,
     ) -> None:
         self.name = name
         self.scheduler = scheduler
@@ -67,12 +66,8 @@ class UnitSimulation:
         self._in_flight: deque[SimulatedJob] = deque()
         self._stalls = 0
         self.steps = {"prefill": 0, "decode": 0}
-        self._request_intervals = dict(request_intervals or {})
+        self.planned_load = planned_load or PlannedLoad()
         self.observer: Observer | None = None
-
-    def request_interval(self, model: str) -> float:
-        """Planned mean seconds between requests of a model; 1 without a plan."""
-        return self._request_intervals.get(model, 1.0)
 
     def add(self, request: Request) -> None:
         """Queues a request. The clock must have been advanced to its arrival.
@@ -180,12 +175,12 @@ class Simulation:
           WorkloadError: a request for a model that is on no unit.
         """
         outputs: dict[int, int] = {}
-        routing = RequestRouting()
+        queued_seconds = dict.fromkeys([unit.name for unit in self.units], 0.0)
 
         def on_finish(unit: UnitSimulation, request: Request) -> None:
             output_tokens = outputs.pop(request.id)
             tokens = len(request.prompt) + output_tokens
-            routing.remove(unit.name, request.model, tokens)
+            queued_seconds[unit.name] -= unit.planned_load.seconds(request.model, tokens)
             on_record(_finished_record(unit.name, request, output_tokens))
 
         for number, traced in enumerate(workload):
@@ -198,7 +193,7 @@ class Simulation:
             for unit in units:
                 unit.advance(traced.arrival, on_finish)
             tokens = traced.prompt_tokens + traced.output_tokens
-            unit = routing.choose(units, traced.model, tokens, traced.arrival)
+            unit = fastest_unit(units, queued_seconds, traced.model, tokens)
             request = Request(
                 number,
                 traced.model,
@@ -215,7 +210,7 @@ class Simulation:
                     del outputs[number]
                     reason = str(error)
                 else:
-                    routing.add(unit.name, traced.model, tokens, traced.arrival)
+                    queued_seconds[unit.name] += unit.planned_load.seconds(traced.model, tokens)
             if reason is not None:
                 on_record(_rejected_record(number, traced, reason))
         for unit in self.units:

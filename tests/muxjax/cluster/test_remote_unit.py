@@ -16,6 +16,7 @@ from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, InvalidRequest, MuxError, Overloaded
 from muxjax.scheduling.policies.registry import create_policy
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.scheduling.scheduler import Scheduler
 from muxjax.units.served_unit import ServedUnit
 from tests.muxjax.engine.harness import WAIT, Collector
@@ -85,7 +86,7 @@ class Remote:
             self.peers.append(LocalPeer(host, supervisor.engine))
             return self.peers[-1], {}
 
-        self.unit = RemoteUnit(name, dict.fromkeys(models, 1.0), connect)
+        self.unit = RemoteUnit(name, models, PlannedLoad(), connect)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from muxjax.engine.router import Router
 from muxjax.engine.supervisor import UnitSupervisor
 from muxjax.errors import EngineDead, ModelUnavailable, UnknownModel
 from muxjax.scheduling.policies.registry import create_policy
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.scheduling.scheduler import Scheduler
 from tests.muxjax.engine.harness import WAIT, Collector
 from tests.muxjax.engine.router_harness import PAGES, SPECS, Dying, alone, ask, requests_of
@@ -19,7 +20,7 @@ from tests.muxjax.scheduling.harness import request
 
 
 def make_supervisor(
-    name: str, models: str, *deaths: int, intervals: dict[str, float] | None = None
+    name: str, models: str, *deaths: int, planned_load: PlannedLoad | None = None
 ) -> UnitSupervisor:
     """A unit whose engines die at these steps, one engine after the other."""
     specs, remaining = [SPECS[model] for model in models], list(deaths)
@@ -28,7 +29,7 @@ def make_supervisor(
         scheduler = Scheduler(specs, PAGES, create_policy("adbs"))
         return Engine(scheduler, Dying(specs, PAGES, remaining))
 
-    return UnitSupervisor(name, models, start, intervals)
+    return UnitSupervisor(name, models, start, planned_load)
 
 
 @pytest.fixture
@@ -65,9 +66,9 @@ def test_requests_of_a_dead_unit_continue_on_its_replica(create_router: Callable
         assert collector.tokens == alone(one)
 
 
-def test_requests_are_divided_by_planned_rates(create_router: Callable[..., Router]):
-    slow = make_supervisor("slow", "ab", intervals={"a": 3.0, "b": 3.0})
-    quick = make_supervisor("quick", "a", intervals={"a": 1.0})
+def test_unit_with_the_shortest_expected_duration_is_chosen(create_router: Callable[..., Router]):
+    slow = make_supervisor("slow", "ab", planned_load=PlannedLoad({"a": 3.0, "b": 3.0}, 225.0))
+    quick = make_supervisor("quick", "a", planned_load=PlannedLoad({"a": 1.0}, 50.0))
     router = create_router(slow, quick)
     resume = threading.Event()
     for unit in (slow, quick):  # no request ends while others are submitted
@@ -75,11 +76,11 @@ def test_requests_are_divided_by_planned_rates(create_router: Callable[..., Rout
     collectors = [Collector() for _ in range(8)]
     for number, collector in enumerate(collectors):
         router.submit(request(number, "a", 5, 20), collector)
-    loads = dict(router.outstanding())
+    loads = dict(router.expected_load())
     resume.set()
     assert all(collector.done.wait(WAIT) for collector in collectors)
-    assert loads == {("slow", "a"): 2 * 25, ("quick", "a"): 6 * 25}
-    assert dict(router.outstanding()) == {("slow", "a"): 0, ("quick", "a"): 0}
+    assert loads == {"slow": 3 * 75.0, "quick": 5 * 25.0}
+    assert dict(router.expected_load()) == {"slow": 0.0, "quick": 0.0}
     assert router.unit_names("a") == ["slow", "quick"]
     assert router.unit_names("b") == ["slow"]
 
@@ -183,7 +184,7 @@ def test_running_requests_are_withdrawn_and_resumed(create_router: Callable[...,
     for number, collector in enumerate(collectors):
         assert collector.done.wait(WAIT)
         assert collector.tokens == alone(request(number, "a", 5, 40))
-    assert dict(router.outstanding()) == {("0", "a"): 0}
+    assert dict(router.expected_load()) == {"0": 0.0}
 
 
 def test_requests_of_a_dead_unit_are_held_with_their_model(create_router: Callable[..., Router]):

@@ -1,81 +1,63 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-import pytest
-
-from muxjax.scheduling.routing import MEMORY_SECONDS, RequestRouting
+from muxjax.scheduling.routing import PlannedLoad, fastest_unit
 
 
 @dataclass(frozen=True)
 class FakeUnit:
     name: str
-    interval: float = 1.0
-
-    def request_interval(self, model: str) -> float:
-        return self.interval
+    planned_load: PlannedLoad
 
 
-SMALL, LARGE = FakeUnit("small", 1.0), FakeUnit("large", 1 / 3)
+def unit(name: str, token_seconds: float, outstanding: float = 1.0) -> FakeUnit:
+    return FakeUnit(name, PlannedLoad({"a": token_seconds}, outstanding))
 
 
-def test_idle_unit_with_the_highest_planned_rate_is_chosen() -> None:
-    assert RequestRouting().choose([SMALL, LARGE], "a", 10, 0.0) is LARGE
+def assign(units: list[FakeUnit], outstanding: dict[str, float], count: int) -> Counter[str]:
+    """Assigns requests of 10 tokens that do not end; returns the number on each unit."""
+    counts: Counter[str] = Counter()
+    for _ in range(count):
+        chosen = fastest_unit(units, outstanding, "a", 10)
+        outstanding[chosen.name] += chosen.planned_load.seconds("a", 10)
+        counts[chosen.name] += 1
+    return counts
+
+
+def test_faster_of_two_idle_units_is_chosen() -> None:
+    slow, fast = unit("slow", 3.0), unit("fast", 1.0)
+    assert fastest_unit([slow, fast], {"slow": 0.0, "fast": 0.0}, "a", 10) is fast
 
 
 def test_first_of_equal_units_is_chosen() -> None:
-    other = FakeUnit("other")
-    assert RequestRouting().choose([SMALL, other], "a", 10, 0.0) is SMALL
-    assert RequestRouting().choose([other], "a", 10, 0.0) is other
+    units = [unit("first", 1.0), unit("second", 1.0)]
+    assert fastest_unit(units, {"first": 5.0, "second": 5.0}, "a", 10) is units[0]
+    assert fastest_unit(units[1:], {"second": 5.0}, "a", 10) is units[1]
 
 
-@pytest.mark.parametrize("outstanding", [True, False], ids=["outstanding", "ended"])
-def test_requests_are_divided_as_planned(outstanding: bool) -> None:
-    routing = RequestRouting()
-    counts = {"small": 0, "large": 0}
-    for number in range(400):
-        unit = routing.choose([SMALL, LARGE], "a", 10, 0.01 * number)
-        routing.add(unit.name, "a", 10, 0.01 * number)
-        counts[unit.name] += 1
-        if not outstanding:
-            routing.remove(unit.name, "a", 10)
-    assert counts["large"] == pytest.approx(300, abs=3)
+def test_units_without_a_plan_get_equal_loads() -> None:
+    units = [FakeUnit("first", PlannedLoad()), FakeUnit("second", PlannedLoad())]
+    assert assign(units, {"first": 0.0, "second": 0.0}, 10) == {"first": 5, "second": 5}
 
 
-def test_unit_that_is_slower_than_planned_gets_fewer_requests() -> None:
-    routing = RequestRouting()
-    units = [FakeUnit("slow"), FakeUnit("fast")]
-    counts = {"slow": 0, "fast": 0}
-    for number in range(400):
-        unit = routing.choose(units, "a", 10, float(number))
-        routing.add(unit.name, "a", 10, float(number))
-        counts[unit.name] += 1
-        if unit.name == "fast":  # the requests of the other unit never end
-            routing.remove("fast", "a", 10)
-    assert counts["fast"] > 10 * counts["slow"] > 0
+def test_faster_unit_is_preferred_up_to_its_planned_load() -> None:
+    units = [unit("slow", 2.0, 1_000.0), unit("fast", 1.0, 100.0)]
+    outstanding = {"slow": 0.0, "fast": 0.0}
+    assert assign(units, outstanding, 10) == {"fast": 10}
+    # At twice its planned load the fast unit is as slow as the other one.
+    counts = assign(units, outstanding, 30)
+    assert 8 <= counts["fast"] <= 11
 
 
-def test_other_models_of_a_unit_do_not_count() -> None:
-    routing = RequestRouting()
-    routing.add("small", "b", 1_000, 0.0)
-    assert routing.choose([SMALL, FakeUnit("other")], "a", 10, 0.0) is SMALL
+def test_units_of_equal_speed_are_loaded_as_planned() -> None:
+    units = [unit("small", 1.0, 100.0), unit("large", 1.0, 300.0)]
+    outstanding = {"small": 0.0, "large": 0.0}
+    counts = assign(units, outstanding, 120)
+    assert 25 <= counts["small"] <= 35
 
 
-def test_ended_requests_are_forgotten() -> None:
-    routing = RequestRouting()
-    other = FakeUnit("other")
-    routing.add("small", "a", 50, 0.0)
-    routing.remove("small", "a", 50)
-    assert routing.choose([SMALL, other], "a", 10, 1.0) is other
-    later = 10 * MEMORY_SECONDS
-    routing.add("other", "a", 1, later)
-    routing.remove("other", "a", 1)
-    assert routing.choose([SMALL, other], "a", 10, later) is SMALL
-    assert set(routing.outstanding().values()) == {0.0}
-
-
-def test_clock_that_goes_back_forgets_nothing() -> None:
-    routing = RequestRouting()
-    other = FakeUnit("other")
-    routing.add("small", "a", 50, 1e6)
-    assert routing.choose([SMALL, other], "a", 10, 0.0) is other
+def test_load_of_other_models_counts() -> None:
+    units = [unit("busy", 1.0, 100.0), unit("free", 1.0, 100.0)]
+    assert fastest_unit(units, {"busy": 150.0, "free": 0.0}, "a", 10) is units[1]

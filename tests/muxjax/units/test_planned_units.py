@@ -5,6 +5,7 @@ from muxjax.config.fleet_file import load_fleet_config
 from muxjax.errors import FleetConfigError, PlanError
 from muxjax.scheduling.demand import expected_demand
 from muxjax.scheduling.estimates import StepEstimates
+from muxjax.scheduling.routing import PlannedLoad
 from muxjax.scheduling.specs import ModelSpec
 from muxjax.units.planned_units import split_by_plan
 from tests.muxjax.on_eight_devices import UNITS, make_plan, planned_fleet
@@ -25,10 +26,9 @@ def test_each_unit_has_a_fleet_config():
     assert {m.kv_floor for m in wide.models} == {0.125}
     # Six megabytes are divided among four devices.
     assert [part.config.pool.memory for part in parts.values()] == [3_000_000, 1_500_000, 1_500_000]
-    assert parts["left"].request_intervals == {
-        "three": 1.0,
-        "four": 1.0,
-    }
+    load = parts["left"].planned_load
+    assert load.token_seconds == {"three": pytest.approx(2.0 / 24), "four": pytest.approx(2.0 / 24)}
+    assert load.outstanding == pytest.approx(2 * 2.0 * 2.0)
 
 
 def test_planned_pools_are_used_without_pool_memory():
@@ -65,7 +65,7 @@ def test_demand_missing_from_the_plan_is_estimated():
     ]
     spec, estimates = ModelSpec("one", 2, 8, 64), StepEstimates(["one"])
     assert part.demand([spec], estimates) == expected_demand([spec], estimates)
-    assert part.request_intervals == {"one": 1.0, "two": 1.0}
+    assert part.planned_load == PlannedLoad({"one": 1.0, "two": 1.0})
 
 
 def test_plan_for_other_models_is_rejected():
