@@ -21,9 +21,6 @@ from muxjax.cli.options import (
 from muxjax.cli.simulate_options import PlanOptions, SimulateLengthOptions
 from muxjax.errors import WorkloadError
 
-DEFAULT_POLICY = "adbs"
-"""Policy of a plan that was not simulated."""
-
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -77,16 +74,17 @@ def simulate(
     )
     from muxjax.placement.simulator.metrics import AttainmentCriterion
     from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
+    from muxjax.placement.simulator.simulated_units import SystemConfig
     from muxjax.placement.simulator.simulation import SimulationSetup, validate_scales
     from muxjax.scheduling.timeline import recorded_timeline
 
     scales = validate_scales(parse_scales(lengths.rate_scales, "--rate-scales"))
     execution = plan_options.execution
     if execution is not None:
-        parse_systems(policy or DEFAULT_POLICY, execution)  # checked before a long search
+        parse_systems(policy or SystemConfig.policy, execution)  # checked before a long search
     plan = load_or_search_plan(file, plan_options, seed or 0)
     seed = plan.seed if seed is None else seed
-    promised = DEFAULT_POLICY if plan.simulation is None else plan.simulation.policy
+    promised = SystemConfig.policy if plan.simulation is None else plan.simulation.policy
     systems = parse_systems(policy or promised, execution or plan.execution)
     costs = plan_costs(plan)
     criterion = None

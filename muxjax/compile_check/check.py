@@ -15,11 +15,10 @@ from rich.table import Table
 from muxjax.compile_check.devices import DescribedDevices
 from muxjax.compile_check.hlo import count_collectives, find_copies, find_kernels
 from muxjax.config.fleet_file import FleetConfig
+from muxjax.config.memory_size import format_memory
 from muxjax.executor.programs import ModelPrograms
 from muxjax.units.build import build_programs
 from muxjax.units.build_unit_spec import build_unit_spec
-
-_MB = 10**6
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,5 @@ def _devices(check: CompileCheck) -> str:
     return "one device" if check.devices == 1 else f"each of {check.devices} devices"
 
 
-def _size(number: int | None) -> str:
-    if number is None:
-        return ""
-    return f"{number / 1e9:.1f} GB" if number >= 1000 * _MB else f"{number / _MB:.1f} MB"
+def _size(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else format_memory(num_bytes)

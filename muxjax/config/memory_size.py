@@ -39,6 +39,11 @@ def parse_memory(value: object) -> int:
     return size
 
 
+def format_memory(num_bytes: int) -> str:
+    """Formats a size, such as `1.5 GB` or `12.0 MB`."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
 def _memory(value: object) -> object:
     if value is None:
         return None

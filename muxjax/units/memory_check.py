@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 
+from muxjax.config.memory_size import format_memory
 from muxjax.errors import InsufficientMemory
 from muxjax.executor.free_memory import FreeMemory, host_free_memory
 from muxjax.executor.slot_state import SlotState
@@ -44,7 +45,7 @@ class MemoryNeed:
     def __str__(self) -> str:
         parts = [("weights", sum(self.weights.values())), ("pool", self.pool)]
         parts += [("slots", self.slots), ("steps", self.steps)]
-        return ", ".join(f"{_size(size)} for {name}" for name, size in parts if size)
+        return ", ".join(f"{format_memory(size)} for {name}" for name, size in parts if size)
 
 
 def check_units_fit(units: Sequence[UnitSpec], *, include_sleeping: bool = False) -> None:
@@ -94,7 +95,7 @@ def explain_out_of_memory() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
         free = host_free_memory()
-        left = "" if free is None else f"; {_size(free.num_bytes)} are free {free.place}"
+        left = "" if free is None else f"; {format_memory(free.num_bytes)} are free {free.place}"
         reason = str(error).splitlines()[0] if str(error) else "an allocation failed"
         raise InsufficientMemory(
             f"memory ran out while the fleet was loaded{left}: lower `pool.memory` or "
@@ -111,20 +112,21 @@ def insufficient_memory(subject: str, need: MemoryNeed, free: FreeMemory) -> Ins
       free: memory that is left for them.
     """
     text = (
-        f"{subject} does not fit: it needs {_size(need.total)} of memory ({need}), and "
-        f"{_size(free.num_bytes)} are free {free.place}"
+        f"{subject} does not fit: it needs {format_memory(need.total)} of memory ({need}), and "
+        f"{format_memory(free.num_bytes)} are free {free.place}"
     )
     others = need.total - need.pool
     if need.pool and others < free.num_bytes:
         return InsufficientMemory(
-            f"{text}; set `pool.memory` to at most {_size(free.num_bytes - others)} for each device"
+            f"{text}; set `pool.memory` to at most {format_memory(free.num_bytes - others)} "
+            "for each device"
         )
     factor = f"; {_round_up(need.total / free.num_bytes)} times the memory would do" * (
         free.num_bytes > 0
     )
     if len(need.weights) > 1:
         largest = max(need.weights, key=lambda name: need.weights[name])
-        factor += f" ({largest} is the largest model, {_size(need.weights[largest])})"
+        factor += f" ({largest} is the largest model, {format_memory(need.weights[largest])})"
     return InsufficientMemory(
         f"{text}{factor}: use fewer bits per weight (`quantization: int8`), fewer models, "
         "`sleeping: true` for models that are rarely used, or more devices"
@@ -202,7 +204,3 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _round_up(factor: float) -> str:
     return f"{math.ceil(factor * 10) / 10:.1f}"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -64,30 +64,25 @@ class Rebuilder:
                     break
         return smallest
 
-    def choose_units(self, placement: Placement) -> list[int]:
-        """Chooses the indices of units to dissolve: mostly one that refuses load, others random."""
+    def choose_units(self, placement: Placement, lost: Sequence[float] | None = None) -> list[int]:
+        """Chooses the indices of units to dissolve: mostly one that loses requests, others random.
+
+        Args:
+          placement: the placement.
+          lost: what each unit loses, as weights of the choice; None: the load that it refuses.
+        """
         units, rng = placement.units, self._rng
         count = min(len(units), rng.randint(1, _MAX_DISSOLVED))
-        refused = [self._refused_value(unit) for unit in units]
-        total = sum(refused)
-        if total > 0 and rng.random() < _UNDERSERVED_FIRST:
-            first = rng.choices(range(len(units)), weights=refused)[0]
+        if lost is None:
+            lost = [self._scorer.refused_value(unit) for unit in units]
+        if sum(lost) > 0 and rng.random() < _UNDERSERVED_FIRST:
+            first = rng.choices(range(len(units)), weights=lost)[0]
         else:
             first = rng.randrange(len(units))
         chosen = {first}
         while len(chosen) < count:
             chosen.add(rng.randrange(len(units)))
         return list(chosen)
-
-    def _refused_value(self, unit: CandidateUnit) -> float:
-        point = self._scorer.feasible_score(unit).point
-        rates, weights = self._scorer.rates, self._scorer.weights
-        return sum(
-            [
-                rates[model] * part * weights[model] * (1 - served)
-                for (model, part), served in zip(unit.items, point.served, strict=True)
-            ]
-        )
 
     def rebuild(
         self, placement: Placement, old: Sequence[CandidateUnit], extra: Item | None = None

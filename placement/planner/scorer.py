@@ -138,6 +138,16 @@ class Scorer:
         assert score is not None
         return score
 
+    def refused_value(self, unit: CandidateUnit) -> float:
+        """The part of a feasible unit's load that it refuses, in units of the objective."""
+        served = self.feasible_score(unit).point.served
+        return sum(
+            [
+                self.rates[model] * part * self.weights[model] * (1 - fraction)
+                for (model, part), fraction in zip(unit.items, served, strict=True)
+            ]
+        )
+
     def upstream_value(
         self, group: int, size: int, items: Items, as_upstream: bool = False
     ) -> float:

@@ -28,9 +28,8 @@ TARGET_ATTAINMENT = 0.995
 """Attainment at which the search ends."""
 MAX_STEPS = 600
 """Maximum number of steps, times `PlannerOptions.effort`."""
-_MAX_DISSOLVED = 3
-_MIN_WEIGHT = 1e-3
-"""Lost requests per second that every unit counts as having, so that each can be chosen."""
+_MAX_LOST = 1e9
+"""Weight of a unit that cannot be simulated, whose loss is infinite."""
 
 
 def search_by_simulation(
@@ -85,9 +84,11 @@ def _improve(
         report(0.2 + 0.8 * min(1.0, done), attainment)
         if attainment >= TARGET_ATTAINMENT or simulator.requests >= budget:
             break
-        chosen = _choose_units(placement.units, lost, rng)
+        rebuilder = rng.choice(rebuilders)
+        weights = [min(lost[unit], _MAX_LOST) for unit in placement.units]
+        chosen = rebuilder.choose_units(placement, weights)
         old = [placement.remove(index) for index in sorted(chosen, reverse=True)]
-        new = rng.choice(rebuilders).rebuild(placement, old)
+        new = rebuilder.rebuild(placement, old)
         if new is None or not _is_better(scorer, simulator, lost, old, new):
             new = old
         for unit in new:
@@ -105,9 +106,11 @@ def _is_better(
 ) -> bool:
     """Whether the new units lose at most as many requests in simulation as the old ones."""
     allowed = sum([lost[unit] for unit in old]) + MIN_GAIN
+    if any(scorer.score(*unit) is None for unit in new):
+        return False
     # Load that is refused on average is lost in any simulation: most candidates end here.
-    refused = {unit: _refused(scorer, unit) for unit in new}
-    if any(scorer.score(*unit) is None for unit in new) or sum(refused.values()) > allowed:
+    refused = {unit: scorer.refused_value(unit) for unit in new}
+    if sum(refused.values()) > allowed:
         return False
     for unit in sorted(new, key=lambda unit: -refused[unit]):
         result = simulator.attainment(unit, allowed)
@@ -117,34 +120,10 @@ def _is_better(
     return allowed >= 0
 
 
-def _refused(scorer: Scorer, unit: CandidateUnit) -> float:
-    score = scorer.score(*unit)
-    if score is None:
-        return float("inf")
-    return sum(
-        [
-            scorer.rates[model] * part * (1 - served)
-            for (model, part), served in zip(unit.items, score.point.served, strict=True)
-        ]
-    )
-
-
 def _lost(simulator: UnitSimulator, unit: CandidateUnit) -> float:
     result = simulator.attainment(unit)
     assert result is not None
     return result.lost
-
-
-def _choose_units(
-    units: Sequence[CandidateUnit], lost: dict[CandidateUnit, float], rng: random.Random
-) -> set[int]:
-    """Indices of units to dissolve: one that loses requests, and others at random."""
-    count = min(len(units), rng.randint(1, _MAX_DISSOLVED))
-    weights = [max(_MIN_WEIGHT, min(lost[unit], 1e9)) for unit in units]
-    chosen = set(rng.choices(range(len(units)), weights=weights))
-    while len(chosen) < count:
-        chosen.add(rng.randrange(len(units)))
-    return chosen
 
 
 def _with_spare_capacity(scorer: Scorer, factor: float) -> Scorer:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tests.models.http_server import QuietRequests, running
+
 
 @dataclass
 class Served:
@@ -40,7 +42,7 @@ class Served:
 def serve(served: Served) -> Iterator[Served]:
     """Serves on a free local port until the block ends."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietRequests, http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             requested = self.headers.get("Range", "")
             served.requested_ranges.append(requested)
@@ -75,16 +77,6 @@ def serve(served: Served) -> Iterator[Served]:
             except ConnectionError:
                 pass  # the client was killed
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Logs nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(Handler) as address:
+        served.address = address
         yield served
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

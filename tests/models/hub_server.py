@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from tests.models.http_server import QuietRequests, running
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -57,7 +59,7 @@ class HubRepository:
 def serve_hub(hub: HubRepository) -> Iterator[HubRepository]:
     """Serves a repository on a free local port until the block ends."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietRequests, http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path.startswith("/api/models/org/tiny/tree/"):
@@ -98,17 +100,9 @@ def serve_hub(hub: HubRepository) -> Iterator[HubRepository]:
             except ConnectionError:
                 pass  # the client was killed
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Logs nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.release.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(Handler) as address:
+        hub.address = address
+        try:
+            yield hub
+        finally:
+            hub.release.set()

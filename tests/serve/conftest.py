@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import httpx2
 import pytest
 import uvicorn
 
@@ -64,3 +65,10 @@ def fleet(shared: tuple[FakeFleet, str]) -> FakeFleet:
 def server(shared: tuple[FakeFleet, str], fleet: FakeFleet) -> str:
     """URL of the shared server."""
     return shared[1]
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx2.Client]:
+    """A client of the server."""
+    with httpx2.Client(base_url=server, timeout=20) as client:
+        yield client

@@ -1,8 +1,10 @@
-"""The server with a fake fleet as a process, for tests with signals."""
+"""Servers as processes, for tests with signals: with a fake fleet, and `muxjax serve`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,3 +33,22 @@ def serving(
             yield process, line.split()[-1]
         finally:
             process.kill()
+
+
+def start_muxjax(fleet_file: Path, port: int = 0) -> subprocess.Popen[str]:
+    """Starts `muxjax serve` on a port; by default on a free one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "muxjax", "serve", str(fleet_file), "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    """Returns a port that nothing listens on at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

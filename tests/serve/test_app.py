@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import jsonschema
 import pytest
 
 from muxjax.errors import Overloaded
-from tests.serve.conftest import wait_until
 from tests.serve.fake_fleet import TEMPLATE, FakeFleet, FakeModel, fake_tokenizer
-
-COMPLETION = {"model": "chat", "prompt": "ab"}
-CHAT = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+from tests.serve.request_bodies import CHAT, COMPLETION, error_of
 
 
 def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -27,22 +20,6 @@ def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def tool_call(arguments: str) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-
-
-@pytest.fixture
-def http(server: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server, timeout=20) as client:
-        yield client
-
-
-def error_of(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    """Returns the error of a response, checked for OpenAI's format."""
-    assert answer.status_code == status, answer.text
-    assert set(answer.json()) == {"error"}
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
-    return error
 
 
 @pytest.mark.parametrize(
@@ -332,73 +309,6 @@ def test_unknown_models_and_paths_are_refused(http: httpx2.Client) -> None:
     assert error_of(http.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     assert "POST /v1/embeddings" in error_of(http.post("/v1/embeddings", json={}), 404)["message"]
     error_of(http.get("/v1/completions"), 405)
-
-
-def test_a_large_body_is_refused_before_it_is_read(server: str, http: httpx2.Client) -> None:
-    large = {"model": "chat", "prompt": "x" * 10_000_000}
-    error = error_of(http.post("/v1/completions", json=large), 413)
-    assert error["code"] == "request_too_large"
-    # Only the header is sent: the response does not wait for the body.
-    with connected(server) as client:
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
-        )
-        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
-    # Without a Content-Length, reading ends at the limit.
-    parts = (b" " * 65536 for _ in range(200))
-    error_of(http.post("/v1/completions", content=parts), 413)
-    assert http.post("/v1/completions", json=COMPLETION).status_code == 200
-
-
-def test_a_body_below_the_limit_is_read(http: httpx2.Client) -> None:
-    error = error_of(http.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 4_000_000}))
-    assert "the prompt has 4000001 tokens" in error["message"]
-
-
-def connected(server: str) -> socket.socket:
-    address = urlsplit(server)
-    assert address.hostname
-    assert address.port
-    return socket.create_connection((address.hostname, address.port), timeout=20)
-
-
-def post_bytes(path: str, body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("abrupt", [True, False])
-def test_a_disconnect_cancels_the_requests(
-    server: str, fleet: FakeFleet, stream: bool, n: int, abrupt: bool
-) -> None:
-    fleet.delay = 0.05
-    body = {**CHAT, "stream": stream, "n": n, "max_tokens": 200}
-    with connected(server) as client:
-        client.sendall(post_bytes("/v1/chat/completions", body))
-        wait_until(lambda: len(fleet.active) == n)
-        if stream:
-            client.recv(100)
-        if abrupt:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: not fleet.active, seconds=5)
-    fleet.delay = 0.0
-    assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
-
-
-def test_a_disconnect_while_sending_the_body_queues_nothing(server: str, fleet: FakeFleet) -> None:
-    with connected(server) as client:
-        client.sendall(post_bytes("/v1/completions", COMPLETION)[:-5])
-    assert httpx2.post(f"{server}/v1/completions", json=COMPLETION).status_code == 200
-    assert len(fleet.requests) == 1
-
-
-def test_one_invalid_prompt_cancels_the_call(http: httpx2.Client, fleet: FakeFleet) -> None:
-    error_of(http.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "x" * 300]}))
-    assert len(fleet.requests) == 1
-    assert not fleet.active
 
 
 def test_an_overloaded_fleet_refuses_with_503(http: httpx2.Client, fleet: FakeFleet) -> None:

@@ -22,12 +22,6 @@ def client(server: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@pytest.fixture
-def http(server: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server, timeout=20) as client:
-        yield client
-
-
 def test_biases_and_min_tokens_reach_the_engine(client: openai.OpenAI, fleet: FakeFleet) -> None:
     client.completions.create(
         model="chat",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 from tests.muxjax.tiny_fleets import entry, fleet
 from tests.serve.conftest import wait_until
+from tests.serve.server_process import start_muxjax
 
 ROOT = Path(__file__).parents[2]
 FILE = fleet("llama", "qwen3", max_seqs=2, prefill_tokens=16)
@@ -48,16 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(file: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "muxjax", "serve", str(file), "--port", "0"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_muxjax(file) as process:
         try:
             assert process.stdout
             line = process.stdout.readline()

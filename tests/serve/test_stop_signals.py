@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import yaml
 
 from tests.muxjax.tiny_fleets import fleet
 from tests.serve.conftest import wait_until
-from tests.serve.server_process import ROOT, serving
+from tests.serve.server_process import ROOT, free_port, serving, start_muxjax
 
 pytestmark = pytest.mark.faults
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,6 +41,17 @@ def test_while_the_server_drains(first: signal.Signals, second: signal.Signals) 
         assert errors == ""
 
 
+def start_program(program: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a Python program that is given as text."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 SLOW_LOAD = """
 import sys, threading, time
 from muxjax.stop_signals import interrupted_by_stop_signals
@@ -61,13 +71,7 @@ with interrupted_by_stop_signals():
 @pytest.mark.parametrize("signals", [1, 2])
 def test_while_a_thread_loads(number: signal.Signals, signals: int) -> None:
     seconds = "600" if signals == 2 else "2"
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW_LOAD, seconds],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_program(SLOW_LOAD, seconds) as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == "loading\n"
@@ -89,19 +93,6 @@ def fleet_file(tmp_path: Path) -> Path:
     return path
 
 
-def start(fleet_file: Path, port: int, **options: object) -> subprocess.Popen[str]:
-    """Starts `muxjax serve` on a port."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "muxjax", "serve", str(fleet_file), "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def is_bound(port: int) -> bool:
     with socket.socket() as probe:
         try:
@@ -113,10 +104,8 @@ def is_bound(port: int) -> bool:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_one_signal_ends_a_server_that_loads(fleet_file: Path, number: signal.Signals) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with start(fleet_file, port) as process:
+    port = free_port()
+    with start_muxjax(fleet_file, port) as process:
         try:
             wait_until(lambda: is_bound(port), 60)
             process.send_signal(number)
@@ -128,13 +117,11 @@ def test_one_signal_ends_a_server_that_loads(fleet_file: Path, number: signal.Si
 
 
 def test_a_second_server_on_the_port_of_one_that_loads_fails_at_once(fleet_file: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with start(fleet_file, port) as first:
+    port = free_port()
+    with start_muxjax(fleet_file, port) as first:
         try:
             wait_until(lambda: is_bound(port), 60)
-            with start(fleet_file, port) as second:
+            with start_muxjax(fleet_file, port) as second:
                 output, errors = second.communicate(timeout=60)
             assert first.poll() is None
             assert second.returncode == 2
@@ -160,13 +147,7 @@ def test_sigint_ends_a_command_without_a_traceback() -> None:
         "main.app = app\n"
         "main.main()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_program(program) as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == "runs\n"

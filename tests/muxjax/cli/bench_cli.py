@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from muxjax.cli import main as cli
+from tests.muxjax.cli.harness import run_cli
 from tests.muxjax.conftest import TINY_FLEET
 
 
@@ -29,15 +29,7 @@ class BenchCli:
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         """Returns exit status, standard output and standard error of `muxjax ARGUMENTS`."""
-        self._monkeypatch.setattr("sys.argv", ["muxjax", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = ending.code or 0
-        else:
-            status = 0
-        out, err = self._capsys.readouterr()
-        return int(status), out, err
+        return run_cli(self._monkeypatch, self._capsys, *arguments)
 
     def succeed(self, *arguments: object) -> str:
         """Returns the output of a command that must succeed."""

@@ -26,6 +26,21 @@ SHAPE = {
 }
 
 
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: object
+) -> tuple[int, str, str]:
+    """Returns exit status, standard output and standard error of `muxjax ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["muxjax", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as ending:
+        status = int(ending.code or 0)
+    else:
+        status = 0
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
 @dataclass
 class FakeCompletion:
     text: str

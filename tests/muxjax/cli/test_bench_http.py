@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from muxjax.cli import main as cli
+from tests.muxjax.cli.harness import run_cli
 from tests.serve.conftest import running_server
 from tests.serve.fake_fleet import FakeFleet
 
@@ -28,16 +28,7 @@ class HttpBenchCli:
         self._capsys = capsys
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        command = ["muxjax", "bench", "http", *map(str, arguments)]
-        self._monkeypatch.setattr("sys.argv", command)
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = ending.code or 0
-        else:
-            status = 0
-        out, err = self._capsys.readouterr()
-        return int(status), out, err
+        return run_cli(self._monkeypatch, self._capsys, "bench", "http", *arguments)
 
 
 @pytest.fixture

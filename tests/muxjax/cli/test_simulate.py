@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from muxjax.cli import main as cli
+from tests.muxjax.cli.harness import run_cli
 from tests.placement.simple_costs import plan, planned, unit
 
 FLEET = """\
@@ -43,11 +42,7 @@ class SimulateCli:
         return path
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["muxjax", "simulate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        printed = self._capsys.readouterr()
-        return int(exit_info.value.code or 0), printed.out, printed.err
+        return run_cli(self._monkeypatch, self._capsys, "simulate", *arguments)
 
     def json(self, *arguments: object) -> dict[str, Any]:
         status, out, err = self(*arguments, "--json")
