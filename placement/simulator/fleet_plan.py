@@ -26,12 +26,12 @@ from muxjax.placement.planner.planner import (
 )
 from muxjax.placement.planner.scorer import CandidateUnit, Scorer
 from muxjax.placement.planner.spatial import spatial_units
+from muxjax.placement.simulator.group_attainment import GroupSimulator
 from muxjax.placement.simulator.guided_search import search_by_simulation
 from muxjax.placement.simulator.plan_costs import plan_costs, plan_criteria
 from muxjax.placement.simulator.planned_workload import planned_traffic
 from muxjax.placement.simulator.simulated_units import SystemConfig
 from muxjax.placement.simulator.simulation import SimulationSetup, run_simulation
-from muxjax.placement.simulator.unit_attainment import UnitSimulator
 from muxjax.placement.workload.synthetic import SyntheticWorkload
 
 SECONDS = 120.0
@@ -83,7 +83,7 @@ def plan_fleet(
     # Units are configured for throughput; simulation compares them by attainment.
     scorer = create_scorer(loads, cluster, costs, replace(options, objective="throughput"))
     system = SystemConfig(policy, options.execution)
-    simulator = UnitSimulator(scorer, targets, system, options.seed + _SEARCH_SEED)
+    simulator = GroupSimulator(scorer, targets, system, options.seed + _SEARCH_SEED)
     starts = [search_units(scorer, options)]
     spatial = _spatial_placement(scorer, build_plan(scorer, starts[0], options, profile, began))
     if spatial is not None:
@@ -94,7 +94,8 @@ def plan_fleet(
     candidates = [units]
     if (
         spatial is not None
-        and simulator.loss(spatial) <= simulator.loss(units) + _CLOSE * scorer.total_rate
+        and simulator.placement_loss(spatial)
+        <= simulator.placement_loss(units) + _CLOSE * scorer.total_rate
     ):
         candidates.append(spatial)
     plans = []

@@ -37,7 +37,7 @@ def _short_simulations() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("muxjax.placement.simulator.fleet_plan.SECONDS", 30.0)
         patch.setattr("muxjax.placement.simulator.fleet_plan.MIN_REQUESTS", 60)
-        patch.setattr("muxjax.placement.simulator.unit_attainment.MAX_SECONDS", 30.0)
+        patch.setattr("muxjax.placement.simulator.group_attainment.MAX_SECONDS", 30.0)
         yield
 
 

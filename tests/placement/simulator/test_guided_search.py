@@ -10,9 +10,9 @@ from muxjax.placement.planner.load import ModelLoad
 from muxjax.placement.planner.placements import Placement
 from muxjax.placement.planner.planner import PlannerOptions, create_scorer
 from muxjax.placement.planner.scorer import CandidateUnit, Scorer
+from muxjax.placement.simulator.group_attainment import GroupSimulator
 from muxjax.placement.simulator.guided_search import SIMULATED_REQUESTS, search_by_simulation
 from muxjax.placement.simulator.simulated_units import SystemConfig
-from muxjax.placement.simulator.unit_attainment import UnitSimulator
 from muxjax.scheduling.expected_load import ExpectedLoad
 from tests.placement.fleets import SHAPES
 
@@ -24,28 +24,23 @@ TOGETHER = [CandidateUnit(0, 1, ((0, 1.0), (1, 1.0)))]
 
 @pytest.fixture(autouse=True)
 def _short_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muxjax.placement.simulator.unit_attainment.MAX_SECONDS", 30.0)
+    monkeypatch.setattr("muxjax.placement.simulator.group_attainment.MAX_SECONDS", 30.0)
 
 
 def searcher(
     loads: Sequence[ModelLoad], cluster: str = "1x2:a100-80gb"
-) -> tuple[Scorer, UnitSimulator]:
+) -> tuple[Scorer, GroupSimulator]:
     parsed = parse_cluster(cluster)
     scorer = create_scorer(
         loads, parsed, [Roofline(SHAPES, parsed.groups[0].device)], PlannerOptions()
     )
-    return scorer, UnitSimulator(scorer, {}, SystemConfig(), seed=1)
-
-
-def lost(simulator: UnitSimulator, units: Sequence[CandidateUnit]) -> float:
-    results = [simulator.attainment(unit) for unit in units]
-    return sum(result.lost for result in results if result is not None)
+    return scorer, GroupSimulator(scorer, {}, SystemConfig(), seed=1)
 
 
 def test_search_improves_on_its_start() -> None:
     scorer, simulator = searcher([SHORT, LONG])
     units = search_by_simulation(scorer, simulator, PlannerOptions(effort=0.05), [TOGETHER])
-    assert lost(simulator, units) < 0.5 * lost(simulator, TOGETHER)
+    assert simulator.placement_loss(units) < 0.5 * simulator.placement_loss(TOGETHER)
     models = sorted(model for unit in units for model, _ in unit.items)
     assert models == [0, 1]
     assert all(Placement(scorer, units).budgets[0].counts[size] <= 2 for size in (1, 2))
